@@ -1,0 +1,46 @@
+"""What every data set says about itself. One file of this folder holds one data set: its settings and how its splits are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from reproduce.site import Site
+from reproduce.spec import Settings
+
+if TYPE_CHECKING:
+    from reproduce.data.images import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Settings):
+    """Base class: the geometry and normalisation that training views and test images share."""
+
+    size: int
+    """Side of a training view and of a test crop, in pixels."""
+    resize: int
+    """Shorter side of a test image before the centre crop, in pixels; bicubic."""
+    canvas: int
+    """Side of the square to which an image is decoded before its views are cropped from it, in pixels."""
+    mean: tuple[float, float, float]
+    """Of the RGB channels, for values from 0 to 1."""
+    std: tuple[float, float, float]
+    """Of the RGB channels, for values from 0 to 1."""
+
+    title: ClassVar[str]
+    """As printed in captions."""
+    pretrain_split: ClassVar[str] = "train"
+    """Pretraining reads these images; labels are not used."""
+    train_split: ClassVar[str] = "train"
+    """Labelled; classifiers and neighbours come from it."""
+    test_split: ClassVar[str] = "val"
+    """Labelled; only ever measured on."""
+
+    def load(self, split: str, site: Site) -> Images:
+        """The images of `split`.
+
+        Raises:
+            LookupError: the root is not set or not there, or there is no such split.
+            ValueError: a file is broken; the message names it.
+        """
+        raise NotImplementedError

@@ -1,0 +1,30 @@
+"""`torch`, imported when it is first used.
+
+A settings class and the maths that it parametrises belong in one file, yet building a table must not wait seconds for torch. Files that
+define settings therefore write `from reproduce.lazy import torch`; functions use it as usual, and the import happens at their first call.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+class _Lazy:
+    """Stands for a module until one of its names is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+if TYPE_CHECKING:
+    import torch as torch
+    import torch.nn.functional as F
+else:
+    torch = _Lazy("torch")
+    F = _Lazy("torch.nn.functional")
+
+__all__ = ["F", "torch"]

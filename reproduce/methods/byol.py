@@ -1,0 +1,81 @@
+"""BYOL, with the dispersive terms that the paper adds to it (paper, sections 3.1 and 4.4; google-deepmind/deepmind-research byol/).
+
+    L = L_byol + lambda_s L_s + lambda_b L_b + lambda_uniform L_uniform
+
+L_byol (Eq. 1) is one direction; training sums both. The rows of Tables 8, 11 and 12 with K = 2 are this method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reproduce.lazy import F
+from reproduce.methods.method import Method, Part
+from reproduce.nn import dispersion
+from reproduce.nn.heads import Heads
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class BYOL(Method, name="byol"):
+    """Settings of BYOL."""
+
+    num_views: int = 2
+    """Two, as in BYOL."""
+    lambda_s: float = 0.0
+    """Weight of the singular value loss; 0 in BYOL."""
+    lambda_b: float = 0.0
+    """Weight of the Brownian diffusive loss; 0 in BYOL."""
+    lambda_uniform: float = 0.0
+    """Weight of Wang and Isola's uniformity loss; 0 in BYOL (Table 12's second row adds it)."""
+    tau: float = 0.99
+    """The target's decay rate at the first step, 1 at the last (byol/configs/byol.py: .99 up to 300 epochs, .996 beyond)."""
+    heads: Heads = Heads()
+    """Projector and predictor."""
+
+    @property
+    def num_parts(self) -> int:
+        return self.num_views
+
+    def network(self, backbone: nn.Module) -> nn.Module:
+        from reproduce.nn.siamese import Siamese
+
+        return Siamese(backbone, self.heads)
+
+    def parts(self, network: Any, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
+        targets = [network.project(view) for view in views]
+        noise = dispersion.unit_noise(len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device)
+        for index, view in enumerate(views):
+            p = network.online(view).float()
+            terms = {"L_byol": 2 * pairwise_share(p, index, targets)}
+            loss = terms["L_byol"]
+            if self.lambda_b:
+                terms["L_b"] = dispersion.brownian_loss(p, noise) / self.num_views
+                loss = loss + self.lambda_b * terms["L_b"]
+            if self.lambda_s:
+                terms["L_s"] = dispersion.singular_value_loss(p) / self.num_views
+                loss = loss + self.lambda_s * terms["L_s"]
+            if self.lambda_uniform:
+                terms["L_uniform"] = dispersion.uniformity_loss(p) / self.num_views
+                loss = loss + self.lambda_uniform * terms["L_uniform"]
+            yield Part(loss, terms, p.detach())
+
+    def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
+        return network.follow(self.tau, step=step, num_steps=num_steps)
+
+
+def pairwise_share(p: Tensor, index: int, targets: list[Tensor]) -> Tensor:
+    """View `index`'s share of the mean over ordered pairs i != j of || p hat_i - z hat'_j ||^2 (section 4.4, divided by its pairs).
+
+    Summed over all views this is the multi-crop loss; for two views it is half of BYOL's, which sums both directions.
+
+    Args:
+        p: online predictions of view `index`, (n, d).
+        targets: the target network's projections z' of every view that has one, each (n, d).
+    """
+    others = [2 - 2 * F.cosine_similarity(p, z, dim=1).mean() for j, z in enumerate(targets) if j != index]
+    return sum(others[1:], others[0]) / (len(targets) * (len(targets) - 1))

@@ -1,0 +1,74 @@
+"""MSBReg: multiview centroid, singular value and Brownian diffusive losses (paper, section 3.2).
+
+    L = L_c + lambda_s L_s + lambda_b L_b                                              (Eq. 2)
+
+Given the target network's centroid, each term is a mean over the K views of something that depends on one online view only. The views
+therefore go forward and backward one at a time, and memory does not grow with K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reproduce.lazy import F, torch
+from reproduce.methods.method import Method, Part
+from reproduce.nn import dispersion
+from reproduce.nn.heads import Heads
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSBReg(Method, name="msbreg"):
+    """Settings of MSBReg."""
+
+    num_views: int = 4
+    """K (Tables 1 and 8 use 4 and 8)."""
+    lambda_s: float = 4e-3
+    """Weight of the singular value loss (section 4.5); 0 leaves the term out."""
+    lambda_b: float = 0.5
+    """Weight of the Brownian diffusive loss (section 4.5); 0 leaves the term out."""
+    tau: float = 0.99
+    """The target's decay rate at the first step, 1 at the last (not stated in the paper; BYOL's for up to 300 epochs)."""
+    heads: Heads = Heads()
+    """Projector and predictor."""
+
+    @property
+    def num_parts(self) -> int:
+        return self.num_views
+
+    def network(self, backbone: nn.Module) -> nn.Module:
+        from reproduce.nn.siamese import Siamese
+
+        return Siamese(backbone, self.heads)
+
+    def parts(self, network: Any, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
+        centre = centroid([network.project(view) for view in views])
+        noise = dispersion.unit_noise(len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device)
+        for view in views:
+            p = network.online(view).float()
+            terms = {"L_c": centroid_loss(p, centre) / self.num_views}
+            loss = terms["L_c"]
+            if self.lambda_b:
+                terms["L_b"] = dispersion.brownian_loss(p, noise) / self.num_views
+                loss = loss + self.lambda_b * terms["L_b"]
+            if self.lambda_s:
+                terms["L_s"] = dispersion.singular_value_loss(p) / self.num_views
+                loss = loss + self.lambda_s * terms["L_s"]
+            yield Part(loss, terms, p.detach())
+
+    def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
+        return network.follow(self.tau, step=step, num_steps=num_steps)
+
+
+def centroid(projections: list[Tensor]) -> Tensor:
+    """1/K sum_l z hat'_l: the mean of the normalised target projections of an image's K views, itself not re-normalised; (n, d)."""
+    return torch.stack([F.normalize(z, dim=1) for z in projections]).mean(dim=0)
+
+
+def centroid_loss(p: Tensor, centre: Tensor) -> Tensor:
+    """One view's term of L_c, Eq. 3, before the factor 1/K: the mean over images of || p hat - centroid ||^2."""
+    return (F.normalize(p, dim=1) - centre).square().sum(dim=1).mean()

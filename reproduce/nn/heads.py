@@ -1,0 +1,37 @@
+"""Projection and prediction heads: two fully connected layers with a normalisation and a ReLU between them (paper, section 7.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from reproduce.spec import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(Settings, name="heads"):
+    """The projector g and the predictor h, alike but for their input."""
+
+    hidden: int = 512
+    """Section 7.2, with a ResNet-18; 2048 with a ResNet-50."""
+    output: int = 128
+    """Dimensions d of z and p (section 7.2, with a ResNet-18); 256 with a ResNet-50."""
+    norm: Literal["batchnorm", "layernorm"] = "batchnorm"
+    """Between the two layers (section 7.2; Table 6 compares both). The backbone keeps its BatchNorm either way."""
+
+    def projector(self, features: int) -> nn.Module:
+        """g: (batch, features) -> (batch, output)."""
+        return self._mlp(features)
+
+    def predictor(self) -> nn.Module:
+        """h: (batch, output) -> (batch, output)."""
+        return self._mlp(self.output)
+
+    def _mlp(self, inputs: int) -> nn.Module:
+        from torch import nn
+
+        norm = nn.BatchNorm1d if self.norm == "batchnorm" else nn.LayerNorm
+        return nn.Sequential(nn.Linear(inputs, self.hidden), norm(self.hidden), nn.ReLU(inplace=True), nn.Linear(self.hidden, self.output))

@@ -1,0 +1,106 @@
+"""Where data, runs, reports and the tracking store are: everything about a place, nothing that can move a number.
+
+`load()` reads `configs/site.toml` (or the file that `MSBREG_SITE` names); every key has a default, so the file is needed only for real
+data. See `configs/site.example.toml`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from reproduce.spec import unknown
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One machine's places and habits."""
+
+    runs: Path = PROJECT / "runs"
+    """Checkpoints, logs, generated data and the default tracking store; safe to move, costly to delete."""
+    reports: Path = PROJECT / "reports"
+    """Rendered tables, one folder for each scale."""
+    tracking_uri: str = ""
+    """An MLflow server or database; empty: `sqlite:///<runs>/mlflow.db`. The variable MLFLOW_TRACKING_URI comes first."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, ...; `auto`: the GPU if there is one."""
+    launcher: str = "local"
+    """A module of `reproduce/launch`."""
+    jobs: int = 0
+    """Runs at once; 0: one for each GPU, or one for each core where there is none."""
+    workers: int = 0
+    """Processes that decode images for one run; 0: decode in the run's own process."""
+    cache_gb: float = 4.0
+    """A data set whose decoded images fit in this is kept in memory."""
+    data: Mapping[str, Path] = field(default_factory=dict)
+    """The root of each data set, by the name of its key under [data]."""
+
+    @property
+    def store(self) -> str:
+        """The tracking URI in force."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.tracking_uri or f"sqlite:///{self.runs / 'mlflow.db'}"
+
+    def root(self, key: str, layout: str, source: str) -> Path:
+        """The folder of the data set `key`.
+
+        Args:
+            layout: what the folder must hold, in words.
+            source: the command or page that gets it.
+
+        Raises:
+            LookupError: the key is not set, or the folder is not there; the message says what would work.
+        """
+        if key not in self.data:
+            problem = f'is not set: add `{key} = "/path"` under [data] in {site_file()}'
+        elif not self.data[key].is_dir():
+            problem = f"is {self.data[key]}, which is not a folder"
+        else:
+            return self.data[key]
+        raise LookupError(f"The data root '{key}' {problem}. Layout: {layout}. Get it: {source}.")
+
+
+def site_file() -> Path:
+    """The site file in force, whether or not it exists."""
+    return Path(os.environ.get("MSBREG_SITE") or PROJECT / "configs" / "site.toml")
+
+
+def load() -> Site:
+    """The site of this machine.
+
+    Raises:
+        ValueError: the file is not TOML, or a key is unknown or of a wrong type.
+    """
+    path = site_file()
+    if not path.exists():
+        if os.environ.get("MSBREG_SITE"):
+            raise ValueError(f"MSBREG_SITE names {path}, which does not exist.")
+        return Site()
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from None
+    return Site(**{key: _value(path, key, value) for key, value in content.items()})
+
+
+def _value(path: Path, key: str, value: Any) -> Any:
+    """One key of the site file as its field wants it; relative paths are taken from the project."""
+    kinds = {entry.name: entry.type for entry in fields(Site)}
+    if key not in kinds:
+        raise ValueError(f"{path}: {unknown('key', key, kinds)}")
+    if key == "data":
+        if not isinstance(value, dict) or not all(isinstance(root, str) for root in value.values()):
+            raise ValueError(f"{path}: [data] maps names to folders, each a string.")
+        return {name: PROJECT / Path(root).expanduser() for name, root in value.items()}
+    if kinds[key] == "Path" and isinstance(value, str):
+        return PROJECT / Path(value).expanduser()
+    wanted = {"str": str, "int": int, "float": (int, float), "Path": str}[str(kinds[key])]
+    if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
+        raise ValueError(f"{path}: {key} is {value!r}, a {kinds[key]} is expected.")
+    return value
