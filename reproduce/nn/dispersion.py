@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reproduce.lazy import F, torch
-from reproduce.nn import distributed
+from reproduce.nn import distributed, seeds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,7 @@ def unit_noise(n: int, d: int, *, seed: int, step: int, device: torch.device) ->
     Drawn for the whole batch on the CPU from (`seed`, `step`) alone and then cut to this process's images, so it depends neither on the
     device nor on the number of processes.
     """
-    generator = torch.Generator().manual_seed((seed << 32) + step)
-    noise = torch.randn(n * distributed.world_size(), d, generator=generator)
+    noise = torch.randn(n * distributed.world_size(), d, generator=seeds.generator("noise", seed, step))
     local = noise[distributed.rank() * n : (distributed.rank() + 1) * n]
     return F.normalize(local, dim=1).to(device)
 
@@ -42,9 +41,11 @@ def singular_value_loss(p: Tensor) -> Tensor:
     predictions of all processes are gathered with their gradients, since fewer images than dimensions make S rank-deficient.
     """
     p = distributed.gather(p.float())
-    centred = p - p.mean(dim=0)
-    covariance = centred.T @ centred / (len(p) - 1)
-    return (covariance - torch.eye(p.shape[1], device=p.device)).square().sum()
+    # Autocast would take the product of float32 matrices in bfloat16.
+    with torch.autocast(p.device.type, enabled=False):
+        centred = p - p.mean(dim=0)
+        covariance = centred.T @ centred / (len(p) - 1)
+        return (covariance - torch.eye(p.shape[1], device=p.device)).square().sum()
 
 
 def uniformity_loss(p: Tensor, t: float = 2.0) -> Tensor:

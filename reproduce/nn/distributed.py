@@ -1,13 +1,59 @@
-"""One step over several processes: who this process is, and gathering with gradients. In one process every function is the identity."""
+"""One run over several processes, started by torchrun: who this process is, what it shares. In one process every function does nothing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from reproduce.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+
+def device(name: str) -> torch.device:
+    """The device of this process: `cpu`, `cuda`, `cuda:1`, ..., or `auto`, the GPU if there is one. Torchrun's processes take one each.
+
+    Raises:
+        ValueError: a GPU is asked for where torch finds none, or torch knows no such device.
+    """
+    chosen = "cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name
+    try:
+        found = torch.device(chosen)
+    except RuntimeError:
+        raise ValueError(f"There is no device '{name}'. Known: auto, cpu, cuda, cuda:1, ...") from None
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise ValueError(f"The device is '{name}', but torch finds no GPU here. 'auto' or 'cpu' would work.")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if _started_by_torchrun() else found
+
+
+@contextmanager
+def processes(name: str) -> Iterator[None]:
+    """Inside, this process belongs to the group that torchrun started, if it did; gloo on a CPU, nccl on GPUs.
+
+    Args:
+        name: of the device, as `device` takes it.
+    """
+    if not _started_by_torchrun():
+        yield
+        return
+    chosen = device(name)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _started_by_torchrun() -> bool:
+    """Whether there are other processes to join."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def world_size() -> int:
@@ -20,10 +66,44 @@ def rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
+def main_process() -> bool:
+    """Whether this process is the one that writes files and logs."""
+    return rank() == 0
+
+
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes in the order of their ranks, (n, d) -> (world_size x n, d), with gradients to every process."""
+    """The rows of all processes in the order of their ranks, (n, ...) -> (world_size x n, ...), with gradients to every process.
+
+    n must be the same in all processes.
+    """
     if world_size() == 1:
         return x
-    from torch.distributed.nn.functional import all_gather
+    from reproduce.nn.collectives import Gather
 
-    return torch.cat(list(all_gather(x.contiguous())))
+    gathered: Tensor = Gather.apply(x)
+    return gathered
+
+
+def mean(x: Tensor) -> float:
+    """The mean over the processes of a scalar, for the log."""
+    total = x.detach().to(torch.float64, copy=True)
+    if world_size() > 1:
+        torch.distributed.all_reduce(total)
+    return total.item() / world_size()
+
+
+def sync_batchnorm(module: nn.Module) -> nn.Module:
+    """`module` with BatchNorm over the images of all processes; call it when `module` is on its device, before DistributedDataParallel."""
+    if world_size() == 1:
+        return module
+    if all(parameter.is_cuda for parameter in module.parameters()):
+        synced: nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return synced
+    from reproduce.nn.collectives import converted
+
+    return converted(module)
+
+
+def unwrapped(module: nn.Module) -> Any:
+    """`module` without the DistributedDataParallel around it, if there is one."""
+    return getattr(module, "module", module)

@@ -72,6 +72,11 @@ class Cell:
     ours: Measured | None = None
     why_not_ours: str = ""
     """Why this suite runs nothing for the cell, where it does not."""
+    setting: float | None = None
+    """A setting of ours that stands beside the paper's in place of a measurement (Table 9): printed as our number, with no runs."""
+
+    def __post_init__(self) -> None:
+        assert self.ours is None or self.setting is None, "a cell of ours is measured or a setting, not both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,9 @@ Values = Callable[[str, str], float]
 """(row label, column key) -> the number in that cell as printed (81.56), or raises MissingNumberError."""
 
 
+Verdict = Literal["holds", "fails", "open"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A sentence with which the paper reads its own table, as a predicate."""
@@ -112,7 +120,7 @@ class Claim:
     source: str = ""
     """Where the paper says it, such as `section 4.5`."""
 
-    def judge(self, values: Values) -> Literal["holds", "fails", "open"]:
+    def judge(self, values: Values) -> Verdict:
         """`open` where a number that the claim needs is missing."""
         try:
             return "holds" if self.holds(values) else "fails"
@@ -141,6 +149,10 @@ class Table:
     """`key=value` of every setting changed from the command line."""
     left_out: str = ""
     """What `--rows` and `--columns` cut away, in words."""
+    whole: Table | None = None
+    """The table before the cut: the claims on the paper's own numbers are judged on it."""
+    stand_in: str = ""
+    """What stands in for the paper's data or network at this scale, in a sentence for the caption."""
 
     def __post_init__(self) -> None:
         labels = [row.label for row in self.rows]
@@ -167,7 +179,8 @@ class Table:
         found: dict[str, Spec] = {}
         for _, _, ours in self.measured():
             for run in ours.runs(seeds):
-                found |= {spec.id: spec for spec in (*run.needs(), run) if spec.id not in found}
+                needed: tuple[Spec, ...] = (*run.needs(), run)
+                found |= {spec.id: spec for spec in needed if spec.id not in found}
         return tuple(found.values())
 
     def map(self, change: Callable[[Evaluate], Evaluate], **fields: object) -> Table:
@@ -195,8 +208,40 @@ class Table:
             return self
         keys = {column.key for column in kept_columns}
         trimmed = tuple(replace(row, cells={key: cell for key, cell in row.cells.items() if key in keys}) for row in kept_rows)
-        left_out = f"{len(kept_rows)} of {len(self.rows)} rows, {len(kept_columns)} of {len(self.columns)} columns"
-        return replace(self, rows=trimmed, columns=kept_columns, left_out=left_out)
+        whole = self.whole or self
+        cut = {"rows": (len(kept_rows), len(whole.rows)), "columns": (len(kept_columns), len(whole.columns))}
+        left_out = " and ".join(f"{total - kept} of {total} {kind}" for kind, (kept, total) in cut.items() if kept < total)
+        return replace(self, rows=trimmed, columns=kept_columns, left_out=left_out, whole=whole)
+
+    def values(self, number: Callable[[str, str], float | None]) -> Values:
+        """What a claim asks for its numbers; `number` gives the one of a cell that the table has, or None.
+
+        The result raises MissingNumberError for a number that is not there and for a row or column that was cut away, and LookupError for
+        one that the table never had.
+        """
+        whole = self.whole or self
+
+        def look_up(label: str, key: str) -> float:
+            for kind, asked, known in (("row", label, [r.label for r in whole.rows]), ("column", key, [c.key for c in whole.columns])):
+                if asked not in known:
+                    raise LookupError(f"A claim of {self.name}: {unknown(kind, asked, known)}")
+            here = label in {row.label for row in self.rows} and key in {column.key for column in self.columns}
+            found = number(label, key) if here else None
+            if found is None:
+                raise MissingNumberError(f"{self.name} has no number in row '{label}', column '{key}'.")
+            return found
+
+        return look_up
+
+    def judge_paper(self) -> tuple[Verdict, ...]:
+        """Every claim on the paper's own printed numbers, whatever was cut away; a doubtful number is not rested on."""
+        whole = self.whole or self
+
+        def printed(label: str, key: str) -> float | None:
+            paper = whole.cell(label, key).paper
+            return None if paper is None or paper.value is None or paper.doubtful else float(paper.value)
+
+        return tuple(claim.judge(whole.values(printed)) for claim in self.claims)
 
 
 def _matches(text: str, globs: str) -> bool:

@@ -1,0 +1,115 @@
+"""Milliseconds per step of LARS and of the target's moving average, ours against a plain loop over the parameters.
+
+    python bench/bench_optim.py          # about 30 s on a CPU; one JSON list
+
+The loop is what the common PyTorch implementations do: for one parameter after the other, decay, two norms, the trust ratio by
+`torch.where`, momentum, update; then the average. Both keep all numbers on the device. Rounds of the two alternate and each keeps its best,
+so that a busy moment of the machine hits neither alone. On a CPU both are bound by memory where the network is large, and by calls where it
+is small.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reproduce.nn import backbones
+from reproduce.nn.heads import Heads
+from reproduce.nn.lars import LARS, parameters_of
+from reproduce.nn.siamese import Siamese
+
+CASES = (("small", Heads()), ("resnet18", Heads()), ("resnet50", Heads(hidden=2048, output=256)))
+ROUNDS = 7
+SECONDS_PER_ROUND = 0.3
+DECAY, MOMENTUM, TRUST, RATE, TAU = 1e-5, 0.9, 1e-3, 1e-3, 0.99
+
+
+def measure() -> list[dict[str, Any]]:
+    """One record for each backbone: ms per step of both, and ours over the loop's (below 1: ours is faster)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return [_case(name, heads, device) for name, heads in CASES]
+
+
+def _case(name: str, heads: Heads, device: torch.device) -> dict[str, Any]:
+    lars, average = {}, {}
+    for kind in ("ours", "loop"):
+        network = Siamese(backbones.build(name, seed=0), heads).to(device)
+        for parameter in network.online.parameters():
+            parameter.grad = 1e-3 * torch.randn_like(parameter)
+        lars[kind] = _ours(network) if kind == "ours" else _loop(list(network.online.parameters()))
+        average[kind] = _follow(network) if kind == "ours" else _loop_average(network)
+    steps, averages = _best(lars, device), _best(average, device)
+    return {
+        "benchmark": "optim",
+        "backbone": name,
+        "device": device.type,
+        "lars_ms": {kind: round(1000 * seconds, 3) for kind, seconds in steps.items()},
+        "average_ms": {kind: round(1000 * seconds, 3) for kind, seconds in averages.items()},
+        "lars_ratio": round(steps["ours"] / steps["loop"], 2),
+        "average_ratio": round(averages["ours"] / averages["loop"], 2),
+        "ratio": round((steps["ours"] + averages["ours"]) / (steps["loop"] + averages["loop"]), 2),
+    }
+
+
+def _ours(network: Siamese) -> Callable[[], None]:
+    return LARS(parameters_of(network.online), lr=RATE, weight_decay=DECAY, momentum=MOMENTUM, trust_coefficient=TRUST).step
+
+
+def _follow(network: Siamese) -> Callable[[], Any]:
+    return lambda: network.follow(TAU, step=0, num_steps=100)
+
+
+def _loop(parameters: list[nn.Parameter]) -> Callable[[], None]:
+    momenta = [torch.zeros_like(parameter) for parameter in parameters]
+
+    @torch.no_grad()
+    def step() -> None:
+        for w, m in zip(parameters, momenta, strict=True):
+            update: Tensor = w.grad  # type: ignore[assignment]
+            if w.ndim > 1:
+                update = update.add(w, alpha=DECAY)
+                w_norm, u_norm = w.norm(), update.norm()
+                one = torch.ones_like(w_norm)
+                update = update.mul(torch.where(w_norm > 0, torch.where(u_norm > 0, TRUST * w_norm / u_norm, one), one))
+            m.mul_(MOMENTUM).add_(update)
+            w.add_(m, alpha=-RATE)
+
+    return step
+
+
+def _loop_average(network: Siamese) -> Callable[[], None]:
+    online: Any = network.online
+    pairs = list(zip(network.target.parameters(), [*online.backbone.parameters(), *online.projector.parameters()], strict=True))
+
+    @torch.no_grad()
+    def step() -> None:
+        for xi, theta in pairs:
+            xi.mul_(TAU).add_(theta, alpha=1 - TAU)
+
+    return step
+
+
+def _best(steps: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
+    """The fewest seconds per step of each over ROUNDS alternating rounds, after one round that does not count."""
+    rounds = [{kind: _seconds(step, device) for kind, step in steps.items()} for _ in range(ROUNDS + 1)]
+    return {kind: min(found[kind] for found in rounds[1:]) for kind in steps}
+
+
+def _seconds(step: Callable[[], Any], device: torch.device) -> float:
+    """Mean seconds of as many steps as fit in SECONDS_PER_ROUND, at least one."""
+    begin, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - begin < SECONDS_PER_ROUND:
+        step()
+        count += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / count
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=2))

@@ -1,0 +1,69 @@
+"""The three scales, as functions from an evaluation at paper scale to the same evaluation at another.
+
+smoke: embedded synthetic data in the real layouts, a small residual network at 32 px, minutes on two CPU cores.
+small: real public photographs on one GPU, hours; Imagenette stands in for ImageNet-100 and ImageNet.
+paper: as printed.
+
+The method's own settings (K, the lambdas, the normalisation of the heads) are the same at every scale; that is what the tables compare.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from reproduce.spec import Evaluate, Pretrain, Settings
+
+STAND_INS = {
+    "smoke": "Synthetic scenes stand in for every data set and a small network for the backbone.",
+    "small": "Imagenette (10 classes of ImageNet) stands in for ImageNet-100, at 64 px.",
+    "paper": "",
+}
+"""What a reader must know of a scale's numbers; part of every caption."""
+
+
+def paper(run: Evaluate) -> Evaluate:
+    """As printed."""
+    return run
+
+
+def small(run: Evaluate) -> Evaluate:
+    """Real photographs at 64 px with a ResNet-18: Imagenette for the ImageNet family, STL-10 as it is."""
+    return _moved(run, _small_pretrain(run.encoder), _small_dataset(run.dataset))
+
+
+def smoke(run: Evaluate) -> Evaluate:
+    """Synthetic data at 32 px, a small network, a few epochs."""
+    return _moved(run, _smoke_pretrain(run.encoder), _smoke_dataset(run.dataset))
+
+
+def _moved(run: Evaluate, encoder: Pretrain, dataset: Settings) -> Evaluate:
+    return replace(run, encoder=encoder, dataset=dataset)
+
+
+def _small_dataset(dataset: Settings) -> Settings:
+    from reproduce.data.imagenette import Imagenette
+
+    return dataset if dataset.name == "stl10" else Imagenette()
+
+
+def _small_pretrain(run: Pretrain) -> Pretrain:
+    return replace(run, dataset=_small_dataset(run.dataset), backbone="resnet18_3x3", precision="bfloat16")
+
+
+def _smoke_dataset(dataset: Settings) -> Settings:
+    from reproduce.data.synthetic import SyntheticFolder, SyntheticSTL10
+
+    return SyntheticSTL10() if dataset.name == "stl10" else SyntheticFolder()
+
+
+def _smoke_pretrain(run: Pretrain) -> Pretrain:
+    return replace(
+        run,
+        dataset=_smoke_dataset(run.dataset),
+        backbone="small",
+        epochs=math.ceil(min(run.epochs, 320) / 80),
+        batch_size=32,
+        precision="float32",
+        optimizer=replace(run.optimizer, warmup_epochs=1),
+    )

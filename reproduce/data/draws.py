@@ -1,0 +1,144 @@
+"""The random numbers behind augmented views: a hash instead of a generator with a state.
+
+Every uniform number is a hash of (seed, epoch, view, image index, slot), so an image's view is drawn alike in whatever batch, order, worker
+or process it is made. The hash is SplitMix64's output function (Steele, Lea and Flood, Fast splittable pseudorandom number generators,
+OOPSLA 2014), applied once for each part of the counter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from reproduce.data.views import Augmentation
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+CROP_TRIES = 10
+"""Of torchvision's RandomResizedCrop, before it falls back to a central crop."""
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+_ORDERS = np.array(list(permutations(range(4))))
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, SplitMix64's increment
+
+# The slot of each number. A new one takes a free slot: renumbering would change every view of every run.
+_FLIP, _TOP, _LEFT, _JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY, _BLUR, _SIGMA, _SOLARIZE = range(13)
+_AREAS, _RATIOS = slice(16, 16 + CROP_TRIES), slice(32, 32 + CROP_TRIES)
+_NUM_SLOTS = 48
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What was drawn for one view of n images."""
+
+    box: Ints
+    """The crop's top, left, height and width in pixels of the original image, (n, 4)."""
+    flip: Bools
+    jitter: Bools
+    order: Ints
+    """The order of the four parts of the jitter, a permutation of BRIGHTNESS ... HUE, (n, 4)."""
+    factors: Floats
+    """Of BRIGHTNESS, CONTRAST and SATURATION; 1 leaves the image as it is; (n, 3)."""
+    hue: Floats
+    """The turn of the hue in circles."""
+    grey: Bools
+    blur: Bools
+    sigma: Floats
+    """Of the blur, in pixels."""
+    solarize: Bools
+
+    def take(self, rows: Ints | slice) -> Draws:
+        """Those of the images `rows`, in that order."""
+        return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @property
+    def hue_place(self) -> Ints:
+        """How many other parts of the jitter come before the hue shift, (n,); -1 for images without jitter."""
+        return np.where(self.jitter, (self.order == HUE).argmax(axis=1), -1)
+
+    def blends(self) -> Floats:
+        """The three parts of the jitter other than hue, in their order, as factors of (image, its grey, its mean grey); (3, 3, n)."""
+        parts = self.order[self.order != HUE].reshape(-1, 3)
+        own = np.take_along_axis(self.factors, parts, axis=1)
+        return np.stack([own, (1 - own) * (parts == SATURATION), (1 - own) * (parts == CONTRAST)]).transpose(2, 0, 1)
+
+
+def draw(augmentation: Augmentation, sizes: Ints, indices: Ints, *, seed: int, epoch: int, view: int) -> Draws:
+    """The parameters of view number `view` of the images `indices`, (n,), whose original height and width are `sizes`, (n, 2)."""
+    u = uniforms(indices, seed=seed, epoch=epoch, view=view)
+
+    def between(slot: int, low: float, high: float) -> Floats:
+        return low + (high - low) * u[:, slot]
+
+    strengths = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    factors = [between(_BRIGHTNESS + part, max(0.0, 1 - strength), 1 + strength) for part, strength in enumerate(strengths)]
+    return Draws(
+        box=crop_boxes(sizes, u[:, _AREAS], u[:, _RATIOS], u[:, _TOP], u[:, _LEFT], augmentation.crop_scale, augmentation.crop_ratio),
+        flip=u[:, _FLIP] < augmentation.flip,
+        jitter=u[:, _JITTER] < augmentation.jitter,
+        order=_ORDERS[(u[:, _ORDER] * len(_ORDERS)).astype(np.int64)],
+        factors=np.stack(factors, axis=1),
+        hue=between(_HUE, -augmentation.hue, augmentation.hue),
+        grey=u[:, _GREY] < augmentation.grey,
+        blur=u[:, _BLUR] < augmentation.blur,
+        sigma=between(_SIGMA, *augmentation.blur_sigma),
+        solarize=u[:, _SOLARIZE] < augmentation.solarize,
+    )
+
+
+def crop_boxes(
+    sizes: Ints, areas: Floats, ratios: Floats, top: Floats, left: Floats, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Ints:
+    """torchvision's RandomResizedCrop.make_params for n images at once.
+
+    Args:
+        sizes: height and width, (n, 2).
+        areas, ratios: uniform in [0, 1), one for each try, (n, CROP_TRIES).
+        top, left: uniform in [0, 1), (n,).
+        scale: range of the crop's area over the image's.
+        ratio: range of the crop's width over its height, log-uniform.
+
+    Returns:
+        top, left, height and width of each crop, (n, 4).
+    """
+    height, width = sizes[:, :1], sizes[:, 1:]
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * areas)
+    aspect = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * ratios)
+    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    rows, first = np.arange(len(sizes)), fits.argmax(axis=1)
+    h, w = h[rows, first], w[rows, first]
+    boxes = np.stack([np.floor(top * (height[:, 0] - h + 1)), np.floor(left * (width[:, 0] - w + 1)), h, w], axis=1)
+    return np.where(fits.any(axis=1, keepdims=True), boxes, _central_boxes(sizes, ratio)).astype(np.int64)
+
+
+def _central_boxes(sizes: Ints, ratio: tuple[float, float]) -> Floats:
+    """The largest central crop whose ratio is in range, (n, 4)."""
+    height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
+    h = np.where(width / height < ratio[0], np.rint(width / ratio[0]), height)
+    w = np.where(width / height > ratio[1], np.rint(height * ratio[1]), width)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
+
+
+def uniforms(indices: Ints, *, seed: int, epoch: int, view: int) -> Floats:
+    """Independent numbers, uniform in [0, 1) with 53 bits, for the images `indices`, (n,): one for each slot, (n, 48)."""
+    key = np.zeros(1, dtype=np.uint64)
+    for part in (seed, epoch, view):
+        key = _hash(key, np.array([part % 2**64], dtype=np.uint64))
+    images = _hash(key, indices.astype(np.uint64))
+    bits = _hash(images[:, None], np.arange(_NUM_SLOTS, dtype=np.uint64))
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def _hash(key: NDArray[np.uint64], counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output number `counter` from the state `key`; arithmetic modulo 2^64."""
+    x = key + (counter + np.uint64(1)) * _GAMMA
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,40 @@
+"""ImageNet (ILSVRC 2012): 1 281 167 training and 50 000 validation photographs of 1000 classes.
+
+Not free to copy: an account at image-net.org is needed. Layout: `train/<wnid>/*.JPEG`, `val/<wnid>/*.JPEG`, the validation images sorted
+into class folders, as `torchvision.datasets.ImageNet` leaves them. The scan takes seconds, on a network file system longer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from reproduce.data.dataset import Dataset
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    from reproduce.data.images import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNet(Dataset, name="imagenet"):
+    """ImageNet at 224 px."""
+
+    size: int = 224
+    """google-deepmind/deepmind-research byol/utils/dataset.py."""
+    resize: int = 256
+    """Protocols of the paper's baselines (facebookresearch/moco main_lincls.py)."""
+    canvas: int = 448
+    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution; the median photograph is 500 x 375."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """pytorch/vision references/classification/presets.py."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The same file."""
+
+    title: ClassVar[str] = "ImageNet"
+
+    def load(self, split: str, site: Site) -> Images:
+        from reproduce.data import imagefolder
+
+        root = site.root("imagenet", "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)")
+        return imagefolder.load(root, split, num_classes=1000, cache_gb=site.cache_gb)

@@ -1,0 +1,67 @@
+"""ImageNet-100: 126 689 training and 5 000 validation photographs, ImageNet's images of 100 classes.
+
+The classes are those of HobbitLong/CMC `imagenet100.txt`, which htdt/self-supervised (W-MSE), ssnl/moco_align_uniform and solo-learn use
+too. Needs the ImageNet root and the list, there or in a folder of its own (`imagenet100_classes`); nothing is copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from reproduce.data.dataset import Dataset
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    from reproduce.data.images import Images
+
+LIST = "imagenet100.txt"
+SOURCE = "https://raw.githubusercontent.com/HobbitLong/CMC/master/imagenet100.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNet100(Dataset, name="imagenet100"):
+    """ImageNet-100 at 224 px."""
+
+    class_list_sha256: str = "79f3f1552ccc478ce24bd934b4573625db584ddc1f4643ae23c994a94cb11397"
+    """Of the bytes of `imagenet100.txt` (HobbitLong/CMC)."""
+    size: int = 224
+    """htdt/self-supervised datasets/imagenet.py."""
+    resize: int = 256
+    """The same file."""
+    canvas: int = 448
+    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution; the median photograph is 500 x 375."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """The same file as `size`."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The same file as `size`."""
+
+    title: ClassVar[str] = "ImageNet-100"
+
+    def load(self, split: str, site: Site) -> Images:
+        from reproduce.data import imagefolder
+
+        root = site.root("imagenet", "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)")
+        lists = site.root("imagenet100_classes", LIST, SOURCE) if "imagenet100_classes" in site.data else root
+        classes = read_classes(lists / LIST, self.class_list_sha256)
+        return imagefolder.load(root, split, classes=classes, cache_gb=site.cache_gb)
+
+
+def read_classes(path: Path, sha256: str) -> tuple[str, ...]:
+    """The classes (wnids) of a list, one a line, sorted.
+
+    Raises:
+        LookupError: the file is not there.
+        ValueError: its bytes are not those of `sha256`.
+    """
+    if not path.is_file():
+        raise LookupError(f"{path}, the list of ImageNet-100's classes, does not exist. Get it: {SOURCE}.")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        lines = b"".join(line + b"\n" for line in content.split())
+        hint = "Only its line ends differ" if hashlib.sha256(lines).hexdigest() == sha256 else "It is another list"
+        raise ValueError(f"{path} has the sha256 {found}, expected is {sha256}. {hint}: get it again, byte by byte, from {SOURCE}.")
+    return tuple(sorted(content.decode().split()))

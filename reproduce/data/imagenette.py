@@ -1,0 +1,63 @@
+"""Imagenette: 9 469 training and 3 925 validation photographs of 10 easily told ImageNet classes (github.com/fastai/imagenette).
+
+Stands in for ImageNet-100 where a run must take minutes. Any release will do, `train/<wnid>/` and `val/<wnid>/` in any image format and at
+any size of 96 px or more; which one it was shows in the digest that is logged with a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from reproduce.data.dataset import Dataset
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    from reproduce.data.images import Images
+
+KEY = "imagenette"
+LAYOUT = "train/<wnid>/* and val/<wnid>/*"
+SOURCE = "`invoke download --dataset imagenette` (99 MB), or https://github.com/fastai/imagenette"
+RELEASE = "imagenette2-160"
+"""The folder that torchvision unpacks: shorter sides of 160 px, enough for the canvas."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imagenette(Dataset, name="imagenette"):
+    """Imagenette at 64 px."""
+
+    size: int = 64
+    """Choice: STL-10's (htdt/self-supervised datasets/stl10.py), so that a run takes minutes."""
+    resize: int = 70
+    """Choice: STL-10's (the same file)."""
+    canvas: int = 96
+    """Choice: STL-10's image size; 1.5 x `size`, and the whole set takes 0.4 GB of memory."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """ImageNet's (pytorch/vision references/classification/presets.py)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The same file."""
+
+    title: ClassVar[str] = "Imagenette"
+
+    def load(self, split: str, site: Site) -> Images:
+        from reproduce.data import imagefolder
+
+        root = site.root(KEY, LAYOUT, SOURCE)
+        if (root / RELEASE).is_dir() and not (root / "train").is_dir():
+            root = root / RELEASE
+        return imagefolder.load(root, split, num_classes=10, cache_gb=site.cache_gb)
+
+
+def download(site: Site) -> Path:
+    """Fetches the 160 px release into the root of the site, checksum verified; does nothing where it is there already.
+
+    Raises:
+        LookupError: the root is not set.
+    """
+    from torchvision import datasets  # type: ignore[import-untyped]
+
+    root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
+    root.mkdir(parents=True, exist_ok=True)
+    datasets.Imagenette(root, size="160px", download=True)
+    return root

@@ -1,0 +1,130 @@
+"""STL-10: 5 000 training, 8 000 test and 100 000 unlabelled images of 96 x 96 pixels (cs.stanford.edu/~acoates/stl10).
+
+The binary release, as torchvision unpacks it: `stl10_binary/{train,test}_{X,y}.bin`, `unlabeled_X.bin`, `class_names.txt`. Images are
+mapped into memory, never read as a whole: loading takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from reproduce.data.dataset import Dataset
+from reproduce.site import Site
+from reproduce.spec import unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from reproduce.data.images import Images, Planes
+
+KEY = "stl10"
+FOLDER = "stl10_binary"
+LAYOUT = f"{FOLDER}/train_X.bin, train_y.bin, test_X.bin, test_y.bin, unlabeled_X.bin"
+SOURCE = "`invoke download --dataset stl10` (2.6 GB), or https://cs.stanford.edu/~acoates/stl10"
+SPLITS = {"train": ("train",), "test": ("test",), "unlabeled": ("unlabeled",), "train+unlabeled": ("train", "unlabeled")}
+"""The files of each split, one after the other."""
+CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+SIDE = 96
+"""Of an image, in pixels."""
+NUM_BYTES = 3 * SIDE**2
+"""Of an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class STL10(Dataset, name="stl10"):
+    """STL-10 at 64 px; pretraining reads the unlabelled images too."""
+
+    size: int = 64
+    """htdt/self-supervised datasets/stl10.py."""
+    resize: int = 70
+    """The same file."""
+    canvas: int = SIDE
+    """The size of its images: nothing is resized before the crops."""
+    mean: tuple[float, float, float] = (0.43, 0.42, 0.39)
+    """htdt/self-supervised datasets/stl10.py."""
+    std: tuple[float, float, float] = (0.27, 0.26, 0.27)
+    """The same file."""
+
+    title: ClassVar[str] = "STL-10"
+    pretrain_split: ClassVar[str] = "train+unlabeled"
+    test_split: ClassVar[str] = "test"
+
+    def load(self, split: str, site: Site) -> Images:
+        return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
+
+
+def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
+    """The images of a split of `root`, which holds the folder `stl10_binary` or is it; unlabelled images have the label -1.
+
+    Raises:
+        LookupError: there is no such split, or a file is not there.
+        ValueError: a file is truncated, a label is none of a class, or a class has no images; the message names the file.
+    """
+    import numpy as np
+
+    from reproduce.data.images import Planes
+
+    if split not in SPLITS:
+        raise LookupError(unknown("split", split, SPLITS))
+    folder = root / FOLDER if (root / FOLDER).is_dir() else root
+    classes = _classes(folder)
+    paths = [folder / f"{part}_X.bin" for part in SPLITS[split]]
+    labels = [_labels(folder, part, _num_images(path), classes) for part, path in zip(SPLITS[split], paths, strict=True)]
+    return Planes(paths, SIDE, np.concatenate(labels), classes, cache_gb)
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    """The names of the classes, from the release's own list where it is there."""
+    path = folder / "class_names.txt"
+    return tuple(path.read_text().split()) if path.is_file() else CLASSES
+
+
+def _num_images(path: Path) -> int:
+    """How many images the file holds."""
+    num_bytes = _existing(path).stat().st_size
+    if num_bytes == 0 or num_bytes % NUM_BYTES:
+        raise ValueError(f"{path} has {num_bytes} bytes, not a multiple of {NUM_BYTES} (one image): it is truncated. Get it: {SOURCE}.")
+    return num_bytes // NUM_BYTES
+
+
+def _labels(folder: Path, part: str, num_images: int, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """(num_images,), counted from 0; -1 for `unlabeled`."""
+    import numpy as np
+
+    if part == "unlabeled":
+        return np.full(num_images, -1, np.int64)
+    path = _existing(folder / f"{part}_y.bin")
+    labels = np.fromfile(path, np.uint8).astype(np.int64)
+    if len(labels) != num_images:
+        counts = f"{len(labels)} labels for the {num_images} images of {part}_X.bin"
+        raise ValueError(f"{path} has {counts}: one of the two is truncated. Get it: {SOURCE}.")
+    wrong = np.flatnonzero((labels < 1) | (labels > len(classes)))
+    if len(wrong):
+        raise ValueError(f"{path} has the label {labels[wrong[0]]} for image {wrong[0]}; labels are 1 to {len(classes)}. Get it: {SOURCE}.")
+    for number, name in enumerate(classes, start=1):
+        if number not in labels:
+            raise ValueError(f"{path} has no label {number}: the class '{name}' has no images.")
+    return labels - 1
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise LookupError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+    return path
+
+
+def download(site: Site) -> Path:
+    """Fetches the release into the root of the site, checksums verified; does nothing where it is there already.
+
+    Raises:
+        LookupError: the root is not set.
+    """
+    from torchvision import datasets  # type: ignore[import-untyped]
+
+    root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
+    root.mkdir(parents=True, exist_ok=True)
+    datasets.STL10(root, split="test", download=True)
+    return root

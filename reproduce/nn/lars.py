@@ -1,0 +1,82 @@
+"""LARS: SGD with momentum and a learning rate of its own for each layer (You et al., 2017).
+
+Order of operations and exclusions are those of google-deepmind/deepmind-research byol/utils/optimizers.py, for a weight w with gradient g:
+
+    u <- g + weight_decay w
+    u <- u trust_coefficient ||w|| / ||u||      (unchanged if either norm is 0, so that a zero weight still moves)
+    m <- momentum m + u
+    w <- w - lr m
+
+Biases and normalisation parameters skip the first two lines. All weights are updated together, and no norm is read back from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def parameters_of(module: nn.Module) -> list[dict[str, Any]]:
+    """The trained parameters of `module` in two groups: weights, and the exempt ones, biases and normalisation parameters (vectors)."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in trained if parameter.ndim > 1]
+    exempt = [parameter for parameter in trained if parameter.ndim <= 1]
+    return [{"params": weights, "exempt": False}, {"params": exempt, "exempt": True}]
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling; see the top of this file."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float = 0.0,
+        weight_decay: float,
+        momentum: float = 0.9,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
+        """`params` are those of `parameters_of`; whoever trains sets each group's `lr` before each step."""
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust_coefficient": trust_coefficient, "exempt": False}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; afterwards the gradients of weights have the decay in them."""
+        assert closure is None, "this optimiser evaluates no closure"
+        for group in self.param_groups:
+            weights = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not weights:
+                continue
+            updates = [parameter.grad for parameter in weights]
+            momenta = [self._momentum(parameter) for parameter in weights]
+            torch._foreach_mul_(momenta, group["momentum"])
+            if group["exempt"]:
+                torch._foreach_add_(momenta, updates)
+            else:
+                # In place, which saves a copy of the network for each step.
+                torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+                trust = trust_ratios(weights, updates, group["trust_coefficient"])
+                torch._foreach_addcmul_(momenta, updates, trust)
+            torch._foreach_add_(weights, momenta, alpha=-group["lr"])
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        """The running sum m of one parameter, zero before its first update."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum"]
+        return momentum
+
+
+def trust_ratios(weights: list[Tensor], updates: list[Tensor], trust_coefficient: float) -> list[Tensor]:
+    """trust_coefficient ||w|| / ||u|| for each weight and its update, a scalar tensor each; 1 where either norm is 0."""
+    weight_norms = torch.stack(torch._foreach_norm(weights))
+    update_norms = torch.stack(torch._foreach_norm(updates))
+    ratios = torch.where((weight_norms > 0) & (update_norms > 0), trust_coefficient * weight_norms / update_norms, 1.0)
+    return list(ratios.unbind())

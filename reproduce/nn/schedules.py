@@ -1,0 +1,29 @@
+"""Learning rate and target decay, step by step, as in google-deepmind/deepmind-research byol/utils/schedules.py.
+
+Steps count from 0: `step` optimiser steps are done before this one. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate(step: int, *, peak: float, warmup_steps: int, num_steps: int) -> float:
+    """The learning rate of step `step` of `num_steps`: linear from 0 to `peak`, then a cosine to 0.
+
+    The first step of a warm-up has the rate 0, step `warmup_steps` has `peak`, and step `num_steps`, the first after the end, would have 0.
+    A run that is shorter than its warm-up never reaches the peak.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * _cosine_decay(step - warmup_steps, num_steps - warmup_steps)
+
+
+def target_decay(step: int, *, base: float, num_steps: int) -> float:
+    """tau of step `step` of `num_steps`: 1 - (1 - base) (cos(pi step / num_steps) + 1) / 2, from `base` up to 1."""
+    return 1 - (1 - base) * _cosine_decay(step, num_steps)
+
+
+def _cosine_decay(step: int, num_steps: int) -> float:
+    """Half a cosine from 1 at step 0 to 0 at `num_steps`, and 0 after it."""
+    return (1 + math.cos(math.pi * step / num_steps)) / 2 if step < num_steps else 0.0

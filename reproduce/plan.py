@@ -1,0 +1,174 @@
+"""From what the user asked for to the runs that it takes: build the table, bring it to a scale, change settings, list its runs.
+
+A request is plain data, so that a worker on another machine can build the same table again and find its run by id.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from reproduce.report.table import Table
+from reproduce.spec import Evaluate, Spec, unknown
+
+SCALES = ("smoke", "small", "paper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One table as the command line asks for it."""
+
+    table: str
+    """A module of `tables/`."""
+    scale: str = "smoke"
+    seeds: int = 1
+    rows: str = "*"
+    columns: str = "*"
+    changes: tuple[str, ...] = ()
+    """`key=value`, each of which changes a setting of every run that has it."""
+
+    def build(self) -> Table:
+        """The table at its scale, cut and changed as asked.
+
+        Raises:
+            LookupError: an unknown table, scale, row, column or setting; the message names the nearest.
+            ValueError, TypeError: a setting does not take the value.
+        """
+        if self.table not in table_names():
+            raise LookupError(unknown("table", self.table, table_names()))
+        if self.scale not in SCALES:
+            raise LookupError(unknown("scale", self.scale, SCALES))
+        if self.seeds < 1:
+            raise ValueError(f"--seeds is {self.seeds}: at least one seed is needed.")
+        table: Table = importlib.import_module(f"tables.{self.table}").table()
+        scales = importlib.import_module("configs.scales")
+        table = table.map(getattr(scales, self.scale), scale=self.scale, stand_in=scales.STAND_INS[self.scale])
+        table = table.select(self.rows, self.columns)
+        for change in self.changes:
+            table = _changed(table, change)
+        return table
+
+    def specs(self) -> tuple[Spec, ...]:
+        """Every run that the table needs, upstream first."""
+        return self.build().specs(self.seeds)
+
+    def dumps(self) -> str:
+        """The request as one line of JSON, for a worker."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Request:
+        """The request that `dumps` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "changes": tuple(fields["changes"])})
+
+
+def table_names() -> list[str]:
+    """The modules of `tables/` in the order of their numbers."""
+    names = [module.name for module in pkgutil.iter_modules(importlib.import_module("tables").__path__)]
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def _changed(table: Table, change: str) -> Table:
+    """The table with one `key=value` applied wherever its runs have that setting."""
+    key, equals, text = change.partition("=")
+    key, text = key.strip(), text.strip()
+    if not equals or not key:
+        raise ValueError(f"--set takes key=value, such as epochs=5, not '{change}'.")
+    if key.split(".")[-1] == "seed":
+        raise ValueError("The seed is not set by --set: --seeds N runs seeds 0 to N - 1.")
+    runs = [ours.spec for _, _, ours in table.measured()]
+    if not any(settings_named(key, run) for run in runs):
+        known = sorted({path.removeprefix("encoder.") for run in runs for path, _ in run.leaves()})
+        raise LookupError(unknown("setting", key, known))
+
+    def apply(run: Evaluate) -> Evaluate:
+        for path in settings_named(key, run):
+            run = run.replace(path, parse(text, run.field_type(path), key))
+        return run
+
+    return table.map(apply, changes=(*table.changes, f"{key}={text}"))
+
+
+def settings_named(key: str, run: Evaluate) -> list[str]:
+    """The paths in `run` that `key` means: a setting of the pretraining first, else one of the evaluation.
+
+    A full path is itself; otherwise the shortest path that ends in `key` is meant. A setting of the data set is one of pretraining and of
+    evaluation alike where both use the same.
+
+    Raises:
+        ValueError: several settings of the same depth have that name.
+    """
+    paths = [path for path, _ in run.leaves()]
+    for part in ("encoder.", "protocol.", ""):
+        inside = [path for path in paths if path.startswith(part)]
+        exact = [path for path in inside if path in (key, part + key)]
+        ending = exact or [path for path in inside if path.endswith(f".{key}")]
+        if not ending:
+            continue
+        depth = min(path.count(".") for path in ending)
+        nearest = [path for path in ending if path.count(".") == depth]
+        if len(nearest) > 1:
+            raise ValueError(f"'{key}' may mean {' or '.join(path.removeprefix('encoder.') for path in nearest)}: give one of these.")
+        if nearest[0].startswith("encoder.dataset.") and run.dataset == run.encoder.dataset:
+            nearest.append(nearest[0].removeprefix("encoder."))
+        return nearest
+    return []
+
+
+def parse(text: str, hint: Any, key: str) -> Any:
+    """The value that `text` stands for in a setting of type `hint`: numbers, true/false, none, words, comma-separated tuples.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if text in kinds:
+            return text
+        raise ValueError(f"{key} is '{text}': choose one of {', '.join(map(str, kinds))}.")
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in kinds and text.lower() == "none":
+            return None
+        return parse(text, next(kind for kind in kinds if kind is not type(None)), key)
+    if origin is tuple:
+        items = [item for item in text.strip("()").split(",") if item.strip()]
+        each = [kinds[0]] * len(items) if kinds[-1] is Ellipsis else list(kinds)
+        if len(each) != len(items):
+            raise ValueError(f"{key} takes {len(each)} values separated by commas, not '{text}'.")
+        return tuple(parse(item.strip(), kind, key) for item, kind in zip(items, each, strict=True))
+    if hint is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise ValueError(f"{key} takes {'a whole number' if hint is int else 'a number'}, not '{text}'.") from None
+    if hint is str:
+        return text
+    raise ValueError(f"{key} cannot be set to '{text}' from the command line; set one of its own settings, such as {key}.NAME=VALUE.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do, and the request by which a worker finds it."""
+
+    spec: Spec
+    request: Request
+
+
+def jobs(requests: typing.Iterable[Request]) -> list[Job]:
+    """Every run of the requests, upstream first, each once."""
+    return list({job.spec.id: job for job in _all_jobs(requests)}.values())
+
+
+def _all_jobs(requests: typing.Iterable[Request]) -> Iterator[Job]:
+    for request in requests:
+        for spec in request.specs():
+            yield Job(spec, request)

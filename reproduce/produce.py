@@ -1,0 +1,175 @@
+"""Makes tables: finds what is finished, runs the rest, renders, and says what happened."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from reproduce.plan import Job, Request, jobs
+from reproduce.site import PROJECT, Site
+from reproduce.spec import Evaluate, Pretrain, Spec, unknown
+
+if TYPE_CHECKING:
+    from reproduce.results import Finished
+
+COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
+"""Exit codes: every cell that has a run is filled; a run failed; some cells are empty."""
+
+
+def produce(requests: list[Request], site: Site, *, render_only: bool = False) -> int:
+    """Runs what the tables need and is not finished, renders every table, prints a summary.
+
+    Args:
+        render_only: start nothing; cells without a finished run stay empty.
+
+    Returns:
+        The exit code.
+    """
+    from reproduce import tracking
+
+    started = time.monotonic()
+    wanted = jobs(requests)
+    launch = launcher(site)
+    store = tracking.Store(site)
+    finished = store.finished([job.spec.id for job in wanted])
+    todo = [job for job in wanted if job.spec.id not in finished]
+    reasons: dict[str, str] = {}
+    if todo and not render_only:
+        store.reap()
+        with _Console(todo, len(finished)) as console:
+            reasons = launch(todo, site, console.watch)
+        finished = store.finished([job.spec.id for job in wanted])
+    missing = {
+        job.spec.id: reasons.get(job.spec.id, "no finished run with these settings") for job in wanted if job.spec.id not in finished
+    }
+    paths = [_render(request, site, store, finished, missing) for request in requests]
+    ran = sum(job.spec.id in finished for job in todo)
+    print(_summary(len(wanted) - len(todo), ran, missing, reasons, wanted, time.monotonic() - started))
+    for path in paths:
+        print(f"report: {path}")
+    return FAILED if reasons else INCOMPLETE if missing else COMPLETE
+
+
+def show_plan(requests: list[Request], site: Site) -> int:
+    """Prints which runs the tables need and which of them are finished; starts nothing."""
+    from reproduce import tracking
+
+    wanted = jobs(requests)
+    finished = tracking.Store(site).finished([job.spec.id for job in wanted])
+    for job in wanted:
+        print(f"{'reuse' if job.spec.id in finished else 'run  '}  {job.spec.id}  {describe(job.spec)}")
+    print(f"{len(wanted)} runs: {len(finished)} finished, {len(wanted) - len(finished)} to do.")
+    return COMPLETE
+
+
+def describe(spec: Spec) -> str:
+    """A run in a few words: `pretrain msbreg K=4 ...` or `evaluate linear of 5f0c2a9d1e77`."""
+    if isinstance(spec, Evaluate):
+        return f"evaluate {spec.protocol.name} on {spec.dataset.name} of {spec.encoder.id}"
+    method: Any = spec.method
+    weights = [f"{key}={value:g}" for key, value in method.leaves() if key.startswith("lambda") and value]
+    words = [method.name, f"K={method.num_views}", *weights, f"{method.heads.norm}" if method.heads.norm != "batchnorm" else ""]
+    return (
+        f"pretrain {' '.join(filter(None, words))} on {spec.dataset.name}, {spec.epochs} epochs, batch {spec.batch_size}, seed {spec.seed}"
+    )
+
+
+def launcher(site: Site) -> Any:
+    """The `launch` function of the site's launcher.
+
+    Raises:
+        LookupError: there is no such launcher.
+    """
+    package = importlib.import_module("reproduce.launch")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    if site.launcher not in names:
+        raise LookupError(unknown("launcher", site.launcher, names))
+    return importlib.import_module(f"reproduce.launch.{site.launcher}").launch
+
+
+def _render(request: Request, site: Site, store: Any, finished: dict[str, Finished], missing: dict[str, str]) -> str:
+    """Writes one table's reports and its aggregates; returns the Markdown file's path as a user would type it."""
+    from reproduce.report import render
+    from reproduce.report.filled import fill
+
+    filled = fill(request.build(), request.seeds, finished, missing)
+    paths = render.write(filled, site.reports / request.scale)
+    render.write_index(site.reports / request.scale)
+    store.log_table(filled, paths)
+    shown = next(path for path in paths if path.suffix == ".md")
+    return str(shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown)
+
+
+def _summary(reused: int, ran: int, missing: dict[str, str], failed: dict[str, str], wanted: Iterable[Job], seconds: float) -> str:
+    """What happened, in a line, and a line for each run that failed."""
+    lines = [f"{ran} runs done, {reused} reused, {len(missing)} missing, in {clock(seconds)}."]
+    lines += [f"failed: {job.spec.id} {describe(job.spec)}: {failed[job.spec.id]}" for job in wanted if job.spec.id in failed]
+    return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    """A duration as `12 s`, `3:05` or `2:04:09`."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+class _Console:
+    """Shows how the runs go: a progress bar on a terminal, plain lines in a log."""
+
+    def __init__(self, todo: list[Job], reused: int) -> None:
+        self._specs = {job.spec.id: job.spec for job in todo}
+        self._work = {job.spec.id: _views(job.spec) for job in todo}
+        self._done: dict[str, float] = {}
+        self._ended = 0
+        self._lively = sys.stderr.isatty()
+        self._since: dict[str, float] = {}
+        self._rates: dict[str, float] = {}
+        print(f"{len(todo)} runs to do, {reused} reused.", flush=True)
+
+    def __enter__(self) -> _Console:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        layout = "{percentage:3.0f}%|{bar:24}| {postfix}, {elapsed} gone, {remaining} left"
+        self._bar = tqdm(total=sum(self._work.values()), bar_format=layout, disable=not self._lively, file=sys.stderr, dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def watch(self, event: dict[str, Any]) -> None:
+        """One event of a worker."""
+        spec_id, kind = event["id"], event["event"]
+        if kind == "started":
+            self._since[spec_id] = time.monotonic()
+        elif kind == "progress":
+            elapsed = max(time.monotonic() - self._since[spec_id], 1e-3)
+            self._rates[spec_id] = event["done"] / elapsed
+            self._advance(spec_id, event["done"] / event["total"])
+        else:
+            self._ended += 1
+            rate = self._rates.pop(spec_id, None)
+            self._advance(spec_id, 1.0)
+            took = clock(time.monotonic() - self._since.get(spec_id, time.monotonic()))
+            speed = f", {rate:,.0f} images/s" if rate else ""
+            how = took + speed if kind == "finished" else f"FAILED: {event['reason']}"
+            self._line(f"[{self._ended}/{len(self._specs)}] {describe(self._specs[spec_id])}: {how}")
+
+    def _advance(self, spec_id: str, fraction: float) -> None:
+        done = self._work[spec_id] * fraction
+        self._bar.set_postfix_str(f"run {self._ended}/{len(self._specs)}, {sum(self._rates.values()):,.0f} images/s", refresh=False)
+        self._bar.update(done - self._done.get(spec_id, 0.0))
+        self._done[spec_id] = done
+
+    def _line(self, text: str) -> None:
+        self._bar.write(text, file=sys.stdout) if self._lively else print(text, flush=True)
+
+
+def _views(spec: Spec) -> float:
+    """How much work a run is, in views per training image; an evaluation counts as a little."""
+    return float(spec.epochs * spec.method.num_views) if isinstance(spec, Pretrain) else 1.0  # type: ignore[attr-defined]

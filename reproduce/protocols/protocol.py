@@ -1,0 +1,39 @@
+"""What the evaluation loop asks of a protocol. One file of this folder holds one evaluation: its settings and how it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reproduce.data.dataset import Dataset
+from reproduce.site import Site
+from reproduce.spec import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from reproduce.nn.encoder import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Settings):
+    """Base class of the evaluations of a frozen encoder."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The keys of what `run` returns; most protocols set it as a class attribute."""
+        raise NotImplementedError
+
+    def run(self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int) -> dict[str, float]:
+        """Measures `encoder` on the labelled splits of `dataset`; accuracies are fractions.
+
+        Every process of a run calls it and gets the same numbers, which do not depend on how many processes there are. Nothing is ever
+        selected on the test split.
+
+        Args:
+            seed: decides the initialisation and the order of images of what the protocol trains, and its augmented views.
+
+        Raises:
+            ValueError: the data set and the settings do not fit together; raised before any work where it can be known.
+        """
+        raise NotImplementedError

@@ -1,0 +1,649 @@
+"""The MLflow store: which runs are finished, and the record that each run leaves.
+
+    store = Store(site)
+    store.finished([spec.id])                     # {spec id: Finished(run_id, metrics)}
+    with store.start(spec, scale="smoke") as run:
+        run.log(step, {"loss": 0.3})
+        run.finish({"top1": 0.81})
+
+MLflow's own status says FINISHED after an exception and RUNNING for ever after a kill. Here a run is finished when it carries the tag
+`complete`, the last thing that is written; `start` sets the status for every way in which a run can end, and `reap` for those whose process
+is gone. Names of tags are the constants below. The only module that imports mlflow, and only when the store is used: the import and the
+opening of the store take 3 CPU-seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+
+from reproduce import environment, identity
+from reproduce.results import Finished
+from reproduce.site import Site
+from reproduce.spec import Evaluate, Spec
+
+if TYPE_CHECKING:
+    from reproduce.report.filled import Filled
+
+SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = "spec_id", "complete", "owner", "reason", "group", "scale", "table", "digest"
+"""Tags. `complete` holds the spec's id again, so that one condition finds a finished run."""
+PARENT = "mlflow.parentRunId"
+FINAL = "final/"
+"""Prefix of final metrics: their histories are not mixed with those of training, whose steps a resumed run repeats."""
+EXPERIMENTS = "msbreg/"
+FLUSH_EVERY = 10.0
+"""Seconds for which measurements wait to be written together: one write takes 55 ms whatever is in it."""
+FLUSH_AT = 500
+"""Measurements that are written without waiting longer."""
+MAX_METRICS, MAX_PARAMS = 1000, 100
+"""MLflow's limits for one batch."""
+SHORT_NAMES = {
+    "K": "method.num_views",
+    "lambda_s": "method.lambda_s",
+    "lambda_b": "method.lambda_b",
+    "lambda_uniform": "method.lambda_uniform",
+    "norm": "method.heads.norm",
+    "method": "method",
+    "backbone": "backbone",
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+}
+"""Axes of the tables by the name that the MLflow UI shows, of the pretraining run."""
+
+logger = logging.getLogger(__name__)
+
+
+class BusyError(RuntimeError):
+    """Another process that is alive does this very run."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM, as an exception: the run ends as killed, the process with exit code 143."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """A line of `invoke status`."""
+
+    spec_id: str
+    run_id: str
+    name: str
+    scale: str
+    state: Literal["finished", "running", "interrupted", "failed"]
+    """What is true, not what MLflow's status says: a run whose process is gone is interrupted."""
+    reason: str
+    """Why it failed or was interrupted, or which process runs it."""
+    started: datetime
+    metrics: Mapping[str, float]
+    """Final values."""
+
+    def __str__(self) -> str:
+        values = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        line = f"{self.state:<11}  {self.spec_id}  {self.scale:<5}  {self.started:%Y-%m-%d %H:%M}  {self.name}  {self.reason or values}"
+        return line.rstrip()
+
+
+class Store:
+    """The tracking store of a site; opened when it is first asked for something that needs it."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.uri = site.store
+        scheme = self.uri.partition(":")[0] if ":" in self.uri else "file"
+        if scheme == "file":
+            raise ValueError(
+                f"The tracking store is '{self.uri}', a folder, which MLflow no longer writes. Set MLFLOW_TRACKING_URI or tracking_uri in "
+                "the site file to a database (sqlite:////path/mlflow.db) or a server (http://host:port), or leave both empty."
+            )
+        self._server = scheme in ("http", "https")
+        self._file = Path(self.uri.removeprefix("sqlite:///")).absolute() if scheme == "sqlite" else None
+
+    def finished(self, ids: Iterable[str]) -> dict[str, Finished]:
+        """The finished runs among the specs named by `ids`; the newest where a spec has several.
+
+        One indexed query for each id, about 6 ms: the time depends little on how many other runs there are.
+        """
+        experiments = self._experiments()
+        found: dict[str, Finished] = {}
+        for spec_id in sorted(set(ids)) if experiments else ():
+            runs = self._client.search_runs(
+                experiments, f"tags.{COMPLETE} = '{spec_id}'", max_results=1, order_by=["attributes.end_time DESC"]
+            )
+            for run in runs:
+                found[spec_id] = Finished(spec_id=spec_id, run_id=run.info.run_id, metrics=_final(run))
+        return found
+
+    def start(self, spec: Spec, *, scale: str, labels: Mapping[str, str] | None = None, parent_run_id: str | None = None) -> Run:
+        """Begins the record of `spec`, or goes on with the one that an earlier attempt left unfinished.
+
+        Args:
+            labels: further tags.
+            parent_run_id: the record under which this one is shown; of an evaluation, by default its finished pretraining run.
+
+        Raises:
+            BusyError: a process that is alive on this machine does this run.
+        """
+        if parent_run_id is None and isinstance(spec, Evaluate) and (parent := self.finished([spec.encoder.id])):
+            parent_run_id = parent[spec.encoder.id].run_id
+        tags = _tags(spec, scale) | dict(labels or {}) | ({PARENT: parent_run_id} if parent_run_id else {})
+        with self._lock():
+            experiment = self._experiment(scale)
+            earlier = self._resumable(spec.id, experiment)
+            if earlier is None:
+                run_id = self._client.create_run(experiment, run_name=title(spec), tags=tags).info.run_id
+            else:
+                run_id = earlier.info.run_id
+                self._log_batches(run_id, tags=tags)  # the owner first: until then `reap` would take the run for a dead one's
+                self._client.update_run(run_id, status="RUNNING")
+                if REASON in earlier.data.tags:
+                    self._client.delete_tag(run_id, REASON)
+        run = Run(self, spec, run_id)
+        run._describe(attempt=1 if earlier is None else self._attempts(run_id) + 1)
+        return run
+
+    def reap(self) -> list[str]:
+        """Marks the runs whose process is gone as killed, and returns their MLflow ids.
+
+        A process on another machine cannot be seen from here; its runs are left as they are.
+        """
+        dead: list[str] = []
+        experiments = self._experiments()
+        if not experiments:
+            return dead
+        with self._lock():
+            for status in ("RUNNING", "FINISHED"):  # FINISHED without its completion tag: killed between the two
+                for run in self._search(
+                    experiments, f"attributes.status = '{status}' and tags.{SPEC} IS NOT NULL and tags.{COMPLETE} IS NULL"
+                ):
+                    if _alive(run) is False:
+                        self._client.set_tag(run.info.run_id, REASON, _gone(run))
+                        self._client.set_terminated(run.info.run_id, status="KILLED")
+                        dead.append(run.info.run_id)
+        return dead
+
+    def status(self, limit: int = 200) -> list[RunState]:
+        """The newest `limit` runs and their true state, the newest first; changes nothing."""
+        runs = self._search(self._experiments(), f"tags.{SPEC} IS NOT NULL", limit=limit)
+        return [_state(run) for run in runs]
+
+    def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric in order of steps; where a resumed run repeated a step, the value that it logged last."""
+        latest: dict[int, Any] = {}
+        for metric in self._client.get_metric_history(run_id, key):
+            if metric.step not in latest or metric.timestamp >= latest[metric.step].timestamp:
+                latest[metric.step] = metric
+        return [(step, latest[step].value) for step in sorted(latest)]
+
+    def download(self, run_id: str, name: str, folder: Path) -> Path:
+        """Copies the artifact `name` of a run into `folder` and returns where it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(self._client.download_artifacts(run_id, name, str(folder)))
+
+    def log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
+        """Records a table's means and files as one run for each table, scale and set of changes, so that the UI can compare tables.
+
+        Writes nothing when nothing changed since the last time.
+
+        Args:
+            paths: the rendered files.
+
+        Returns:
+            The MLflow id of the run.
+        """
+        name = " ".join((filled.table, filled.scale, *filled.changes))
+        values = _cell_means(filled)
+        digest = _table_digest(values, paths)
+        experiment = self._experiment("tables")
+        runs = self._client.search_runs([experiment], f"tags.{TABLE} = {_quoted(name)}", max_results=1)
+        if runs and runs[0].data.tags.get(DIGEST) == digest:
+            return str(runs[0].info.run_id)
+        if runs:
+            run_id, known = runs[0].info.run_id, runs[0].data.metrics
+        else:
+            tags = {TABLE: name, SCALE: filled.scale, "title": filled.title}
+            run_id, known = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id, {}
+        # A cell that has become empty must not keep its old number, and MLflow cannot delete one.
+        self._log_batches(run_id, metrics=dict.fromkeys(known, math.nan) | values)
+        for path in paths:
+            self._client.log_artifact(run_id, str(path))
+        self._client.set_terminated(run_id)
+        self._client.set_tag(run_id, DIGEST, digest)
+        return str(run_id)
+
+    def ui_command(self, port: int = 5000) -> tuple[list[str], dict[str, str]]:
+        """The command that serves MLflow's UI over this store on 127.0.0.1, and what it needs in its environment.
+
+        Raises:
+            LookupError: the store is a server already; the message says where.
+        """
+        if self._server:
+            raise LookupError(f"The tracking store is a server: open {self.uri} in a browser.")
+        self._create()
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.uri]
+        command += ["--default-artifact-root", self._artifacts.as_uri(), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        # With job execution the server is ten processes and 1.85 GB instead of two and 0.5 GB.
+        return command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+    @property
+    def _artifacts(self) -> Path:
+        return self._site.runs.absolute() / "artifacts"
+
+    @cached_property
+    def _client(self) -> Any:
+        """MLflow's client, the store created if need be."""
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        self._create()
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(self.uri)
+
+    def _create(self) -> None:
+        """Creates the sqlite store, once however many processes ask for it: the file appears when its tables are complete."""
+        if self._file is None or self._file.exists():
+            return
+        import filelock
+
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{self._file}.lock"):
+            if self._file.exists():
+                return
+            os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            for talkative in ("alembic", "mlflow.store.db.utils"):
+                logging.getLogger(talkative).setLevel(logging.WARNING)
+            draft = self._file.with_name(f".{self._file.name}.draft")
+            draft.unlink(missing_ok=True)
+            SqlAlchemyStore(f"sqlite:///{draft}", self._artifacts.as_uri()).engine.dispose()  # type: ignore[no-untyped-call]
+            draft.replace(self._file)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Between looking for a run and claiming it, no other process of this machine may do the same."""
+        import filelock
+
+        self._site.runs.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self._site.runs / "tracking.lock"):
+            yield
+
+    def _experiment(self, name: str) -> str:
+        """The id of our experiment of that name, created if need be."""
+        from mlflow.exceptions import MlflowException
+
+        name = EXPERIMENTS + name
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            location = None if self._server else (self._artifacts / name).as_uri()
+            try:
+                return str(self._client.create_experiment(name, artifact_location=location))
+            except MlflowException:  # another process was faster
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def _experiments(self) -> list[str]:
+        """The ids of our experiments; none, and mlflow is not imported, where there is no store yet."""
+        if self._file is not None and not self._file.exists():
+            return []
+        return [found.experiment_id for found in self._client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")]
+
+    def _search(self, experiments: list[str], condition: str, limit: int | None = None) -> Iterator[Any]:
+        """Active runs that meet the condition, the newest first."""
+        token, left = None, limit
+        while experiments and (left is None or left > 0):
+            page = self._client.search_runs(
+                experiments, condition, max_results=min(left or 500, 500), order_by=["attributes.start_time DESC"], page_token=token
+            )
+            yield from page
+            left = None if left is None else left - len(page)
+            token = page.token
+            if not token:
+                return
+
+    def _resumable(self, spec_id: str, experiment: str) -> Any:
+        """The newest unfinished record of the spec that nobody owns, or None.
+
+        Raises:
+            BusyError: a process that is alive on this machine owns one.
+        """
+        free = []
+        for run in self._search([experiment], f"tags.{SPEC} = '{spec_id}' and tags.{COMPLETE} IS NULL"):
+            alive = _alive(run)
+            if run.info.status in ("RUNNING", "FINISHED") and alive and _owner(run)["pid"] != os.getpid():
+                raise BusyError(
+                    f"Run {spec_id} is being done by process {_owner(run)['pid']} of this machine: wait for it, or stop it first."
+                )
+            if run.info.status != "RUNNING" or alive is not None:
+                free.append(run)
+        return free[0] if free else None
+
+    def _attempts(self, run_id: str) -> int:
+        """How many attempts the run's artifacts tell of."""
+        return sum(entry.path.startswith("environment") for entry in self._client.list_artifacts(run_id))
+
+    def _log_batches(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | Sequence[Any] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes metrics (a mapping: final values, now), params and tags in as few batches as MLflow allows."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        if isinstance(metrics, Mapping):
+            metrics = [Metric(key, _storable(value), _now(), 0) for key, value in metrics.items()]
+        for batch in _chunks(metrics, MAX_METRICS):
+            self._client.log_batch(run_id, metrics=batch)
+        for items in _chunks(list((params or {}).items()), MAX_PARAMS):
+            self._client.log_batch(run_id, params=[Param(key, value) for key, value in items])
+        for items in _chunks(list((tags or {}).items()), MAX_PARAMS):
+            self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in items])
+
+
+class Run:
+    """The record of one run while it is written; made by `Store.start`, used in a `with`."""
+
+    def __init__(self, store: Store, spec: Spec, run_id: str) -> None:
+        self.spec = spec
+        self.run_id = run_id
+        self._store = store
+        self._waiting: list[Any] = []
+        self._flushed = time.monotonic()
+        self._complete = False
+        self._restore_sigterm = False
+        environment.load()  # the next reading of the processor's load is the mean since this one
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Measurements at a step; written together with others every few seconds, by `flush` and at the end."""
+        from mlflow.entities import Metric
+
+        now = _now()
+        self._waiting += [Metric(key, _storable(value), now, step) for key, value in metrics.items()]
+        if len(self._waiting) >= FLUSH_AT or time.monotonic() - self._flushed > FLUSH_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits, and the load of the machine now. Call it before a checkpoint, so that no step is missing after a kill."""
+        from mlflow.entities import Metric
+
+        if not self._waiting:
+            return
+        now, step = _now(), self._waiting[-1].step
+        load = [Metric(f"system/{key}", value, now, step) for key, value in environment.load().items()]
+        with _undisturbed():
+            self._store._log_batches(self.run_id, metrics=[*self._waiting, *load])
+            self._waiting.clear()
+        self._flushed = time.monotonic()
+
+    def artifact(self, path: Path, name: str = "") -> None:
+        """Adds a file to the run's artifacts, as `name` (`folder/file` at will; by default the file's own)."""
+        target = PurePosixPath(name or path.name)
+        parent = None if target.parent == PurePosixPath() else str(target.parent)
+        with tempfile.TemporaryDirectory() as folder, _undisturbed():
+            link = Path(folder) / target.name  # MLflow keeps a file's name, whatever it is wanted to be
+            link.symlink_to(path.resolve(strict=True))
+            self._store._client.log_artifact(self.run_id, str(link), parent)
+
+    def text(self, content: str, name: str) -> None:
+        """Adds a text to the run's artifacts."""
+        with _undisturbed():
+            self._store._client.log_text(self.run_id, content, name)
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Records the final values and that the run is finished; the completion tag comes last."""
+        with _undisturbed():
+            self.flush()
+            self._store._log_batches(self.run_id, metrics={FINAL + key: value for key, value in metrics.items()})
+            self._store._client.set_terminated(self.run_id)
+            self._store._client.set_tag(self.run_id, COMPLETE, self.spec.id)
+            self._complete = True
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _terminate)
+            self._restore_sigterm = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if not self._complete:
+                self._stop(error)
+        finally:
+            if self._restore_sigterm:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _stop(self, error: BaseException | None) -> None:
+        """Records that the run ended without having finished."""
+        killed = isinstance(error, (KeyboardInterrupt, Terminated))
+        reason = "ended without finish()" if error is None else _first_line(error)
+        try:
+            with _undisturbed():
+                self.flush()
+                self._store._client.set_tag(self.run_id, REASON, reason)
+                if error is not None and not killed:
+                    self._store._client.log_text(self.run_id, "".join(traceback.format_exception(error)), "error.txt")
+                self._store._client.set_terminated(self.run_id, status="KILLED" if killed else "FAILED")
+        except Exception as failure:
+            if error is None:
+                raise
+            # The first error matters more than that its record failed; `status` and `reap` see that the process is gone.
+            logger.warning("Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, _first_line(failure))
+
+    def _describe(self, attempt: int) -> None:
+        """Writes the settings, and the environment of this attempt."""
+        with _undisturbed():
+            self._store._log_batches(self.run_id, params=_settings(self.spec))
+            if attempt == 1:
+                self.text(json.dumps(identity.canonical(self.spec), indent=2) + "\n", "spec.json")
+            name = "environment.json" if attempt == 1 else f"environment-{attempt}.json"
+            self.text(json.dumps(environment.record(), indent=2) + "\n", name)
+
+
+def title(spec: Spec) -> str:
+    """A run's name in the UI, such as `msbreg K=4 λs=.004 λb=.5 stl10 seed 0`, or `linear: ` and that."""
+    if isinstance(spec, Evaluate):
+        k = dict(spec.protocol.leaves()).get("k")
+        return f"{spec.protocol.name}{'' if k is None else f' k={k}'}: {title(spec.encoder)}"
+    settings = dict(spec.method.leaves())
+    words = [spec.method.name]
+    for sign, key in {"K": "num_views", "λs": "lambda_s", "λb": "lambda_b", "λu": "lambda_uniform"}.items():
+        if settings.get(key):
+            words.append(f"{sign}={settings[key]:g}".replace("=0.", "=."))
+    if settings.get("heads.norm", "batchnorm") != "batchnorm":
+        words.append(settings["heads.norm"])
+    return " ".join((*words, spec.dataset.name, f"seed {spec.seed}"))
+
+
+def group(spec: Spec) -> str:
+    """What the seeds of one experiment share: the id of its seed 0."""
+    spec = spec.replace("seed", 0)
+    return (spec.replace("encoder.seed", 0) if isinstance(spec, Evaluate) else spec).id
+
+
+def _tags(spec: Spec, scale: str) -> dict[str, str]:
+    """Every tag that a run has from its start."""
+    commit, dirty = environment.code()
+    own = {SPEC: spec.id, GROUP: group(spec), SCALE: scale, OWNER: json.dumps(_me()), "commit": commit, "dirty": str(dirty)}
+    return _settings(spec) | own | {"kind": spec.name, "mlflow.source.git.commit": commit}
+
+
+def _settings(spec: Spec) -> dict[str, str]:
+    """Every setting by its dotted path and every axis of the tables by its short name, as text."""
+    values = dict(spec.leaves())
+    prefix = "encoder." if isinstance(spec, Evaluate) else ""
+    short = {name: values[prefix + path] for name, path in SHORT_NAMES.items() if prefix + path in values}
+    return {key: _text(value) for key, value in (short | values).items()}
+
+
+def _text(value: object) -> str:
+    """A setting as MLflow shows it; numbers stay numbers for its plots."""
+    if value is None:
+        return "none"
+    return json.dumps(identity.canonical(value)) if isinstance(value, tuple) else str(value)
+
+
+def _me() -> dict[str, Any]:
+    """This process, such that no later one can be taken for it."""
+    import psutil  # type: ignore[import-untyped]
+
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _owner(run: Any) -> dict[str, Any]:
+    owner: dict[str, Any] = json.loads(run.data.tags.get(OWNER, "{}"))
+    return owner
+
+
+def _alive(run: Any) -> bool | None:
+    """Whether the process that owns an MLflow run still is; None: on another machine, where it cannot be seen."""
+    import psutil
+
+    owner = _owner(run)
+    if owner.get("host") != socket.gethostname():
+        return None
+    try:
+        process = psutil.Process(owner["pid"])
+        # Two seconds, as start times follow from the clock, which may have been set meanwhile.
+        same = abs(process.create_time() - owner["started"]) < 2
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _gone(run: Any) -> str:
+    owner = _owner(run)
+    return f"its process {owner.get('pid')} on {owner.get('host')} is gone"
+
+
+def _state(run: Any) -> RunState:
+    """The truth about an MLflow run, from its tags and its process."""
+    tags, status, alive = run.data.tags, run.info.status, _alive(run)
+    state: Literal["finished", "running", "interrupted", "failed"]
+    reason = tags.get(REASON, "")
+    if COMPLETE in tags:
+        state = "finished"
+    elif status == "FAILED":
+        state = "failed"
+    elif status == "RUNNING" and alive is not False:
+        state, reason = "running", f"process {_owner(run).get('pid')} on {_owner(run).get('host')}"
+    else:
+        state, reason = "interrupted", reason or _gone(run)
+    return RunState(
+        spec_id=tags[SPEC],
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        scale=tags.get(SCALE, ""),
+        state=state,
+        reason=reason,
+        started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
+        metrics=_final(run) if state == "finished" else {},
+    )
+
+
+def _final(run: Any) -> dict[str, float]:
+    """The final metrics of an MLflow run, by their own names."""
+    metrics = run.data.metrics
+    return {key.removeprefix(FINAL): metrics[key] for key in sorted(metrics) if key.startswith(FINAL)}
+
+
+def _storable(value: float) -> float:
+    """A number as MLflow can keep it: an infinity, which it would turn into 1.8e308, becomes NaN."""
+    value = float(value)
+    return value if math.isfinite(value) else math.nan
+
+
+def _now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _quoted(text: str) -> str:
+    """A string in MLflow's filter language."""
+    return '"' + text.replace('"', "") + '"'
+
+
+def _first_line(error: BaseException) -> str:
+    """An exception in one line, short enough for a tag."""
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
+
+
+def _cell_means(filled: Filled) -> dict[str, float]:
+    """A table's numbers by `row/column`, the row's label in the characters that MLflow takes."""
+    values: dict[str, float] = {}
+    slugs: set[str] = set()
+    for row in filled.rows:
+        slug = re.sub(r"[^A-Za-z0-9_.]+", " ", row.label).strip()
+        while slug in slugs:  # two labels that differ in symbols alone
+            slug += " again"
+        slugs.add(slug)
+        values |= {f"{slug}/{key}": cell.value for key, cell in row.cells.items() if cell.value is not None}
+    return values
+
+
+def _table_digest(values: Mapping[str, float], paths: Sequence[Path]) -> str:
+    total = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for path in sorted(paths):
+        total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated(128 + signum)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Lets what is under way be written before Ctrl-C or SIGTERM takes effect; a second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        pending.append(signum)
+        if len(pending) > 1:
+            restore()
+            signal.raise_signal(signum)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.getsignal(number)
+        signal.signal(number, remember)
+    try:
+        yield
+    finally:
+        restore()
+        if pending:
+            signal.raise_signal(pending[0])

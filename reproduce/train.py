@@ -1,0 +1,206 @@
+"""Self-supervised pretraining, from the first batch to the encoder: the one training loop of every method.
+
+Everything random follows from the spec's seed and from counters (epoch, image, view, step), never from a generator's state, so a run that
+is resumed from its last epoch ends with the weights of one that was not interrupted, and any number of processes sees the same batches,
+views and noise.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from reproduce import checkpoint
+from reproduce.data import views
+from reproduce.data.dataset import Dataset
+from reproduce.data.images import Batch, Images, batches
+from reproduce.methods.method import Method, Part
+from reproduce.nn import collapse, distributed, schedules, seeds
+from reproduce.nn.encoder import Encoder, build_network
+from reproduce.nn.lars import LARS, parameters_of
+from reproduce.site import Site
+from reproduce.spec import Pretrain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOG_EVERY = 50
+"""Steps between two logged points; the last step of an epoch is always logged."""
+
+
+class Progress(NamedTuple):
+    """How far a run is, for whoever shows it."""
+
+    done: int
+    """Images seen."""
+    total: int
+    """Images to see."""
+    unit: str
+    """What is counted, such as `images`."""
+    note: str
+    """A few words, such as the loss."""
+
+
+def pretrain(
+    spec: Pretrain,
+    site: Site,
+    folder: Path,
+    device: torch.device,
+    log: Callable[[int, dict[str, float]], None],
+    report: Callable[[Progress], None],
+) -> dict[str, float]:
+    """Trains the encoder of `spec` and writes it to `folder`.
+
+    Args:
+        folder: holds the checkpoints; training goes on from the newest that is whole.
+        log: called with the step and its measurements.
+        report: called after every step.
+
+    Returns:
+        The measurements of the last epoch: loss, its terms, std and rank of the embeddings, images/s.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+        ValueError: a batch is larger than the data set, or a checkpoint does not fit.
+    """
+    method, dataset = cast(Method, spec.method), cast(Dataset, spec.dataset)
+    images = dataset.load(dataset.pretrain_split, site)
+    steps_per_epoch = len(images) // spec.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(f"batch_size is {spec.batch_size}, but {spec.dataset.name} has only {len(images)} images to pretrain on.")
+    if spec.batch_size % distributed.world_size():
+        raise ValueError(f"batch_size {spec.batch_size} does not divide into {distributed.world_size()} equal shares.")
+    num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
+    peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)
+
+    network: Any = build_network(spec).to(device=device, memory_format=torch.channels_last)
+    network = distributed.sync_batchnorm(network).train()
+    optimizer = LARS(
+        parameters_of(network.online),
+        weight_decay=spec.optimizer.weight_decay,
+        momentum=spec.optimizer.momentum,
+        trust_coefficient=spec.optimizer.trust_coefficient,
+    )
+    first_epoch, measured = 0, dict[str, float]()
+    saved = checkpoint.latest(folder)
+    if saved is not None:
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first_epoch, measured = saved["epoch"], saved["measured"]
+    if distributed.world_size() > 1:
+        network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
+
+    meter = Meter()
+    for epoch in range(first_epoch, spec.epochs):
+        for index, (canvas, sizes, which) in enumerate(_batches(spec, site, images, epoch, steps_per_epoch)):
+            step = epoch * steps_per_epoch + index
+            lr = schedules.learning_rate(step, peak=peak_lr, warmup_steps=warmup_steps, num_steps=num_steps)
+            batch = _views(spec, canvas.to(device, non_blocking=True), sizes, which, epoch)
+            parts = method.parts(network, batch, seed=spec.seed, step=step)
+            for part in _backward(network, parts, method.num_parts, device, spec.precision):
+                meter.add(part)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            followed = method.after_step(network, step=step, num_steps=num_steps)
+            meter.count(spec.batch_size)
+            if (step + 1) % LOG_EVERY == 0 or index + 1 == steps_per_epoch:
+                measured = meter.read(step) | {"lr": lr, **followed}
+                log(step + 1, measured)
+            report(Progress((step + 1) * spec.batch_size, num_steps * spec.batch_size, "images", f"epoch {epoch + 1}/{spec.epochs}"))
+        if distributed.rank() == 0:
+            checkpoint.save(folder, _state(network, optimizer, epoch + 1, measured), epoch + 1)
+    online = distributed.unwrapped(network.online)
+    if distributed.rank() == 0:
+        Encoder(spec, online.backbone, online.projector).save(folder)
+    return measured
+
+
+class Meter:
+    """Sums what the parts of the steps measured since it was last read; stays on the device until then."""
+
+    def __init__(self) -> None:
+        self._embeddings: Tensor | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = self._images = 0
+        self._since = time.perf_counter()
+
+    def add(self, part: Part) -> None:
+        """One part of one step."""
+        for name, value in {"loss": part.loss, **part.terms}.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._embeddings = part.embeddings
+
+    def count(self, images: int) -> None:
+        """The end of a step of `images` images."""
+        self._steps += 1
+        self._images += images
+
+    def read(self, step: int) -> dict[str, float]:
+        """Means over the steps since the last reading, the state of the newest embeddings, images/s; starts anew.
+
+        Raises:
+            FloatingPointError: the loss is no longer finite.
+        """
+        assert self._embeddings is not None
+        means = {name: distributed.mean(total / self._steps) for name, total in self._sums.items()}
+        if not math.isfinite(means["loss"]):
+            terms = ", ".join(f"{name} = {value:g}" for name, value in means.items())
+            raise FloatingPointError(
+                f"The loss is no longer finite at step {step + 1}: {terms}. A lower base_lr or a longer warm-up may help."
+            )
+        state = collapse.measure(distributed.gather(self._embeddings))
+        rate = self._images / (time.perf_counter() - self._since)
+        self._start()
+        return means | state | {"images_per_second": rate}
+
+
+def _batches(spec: Pretrain, site: Site, images: Images, epoch: int, steps: int) -> Iterator[Batch]:
+    """This process's share of each of the epoch's batches: canvases (uint8), original sizes and image indices.
+
+    A batch is cut into contiguous shares, in the order of the ranks, so that gathered rows are in the order of one process.
+    """
+    order = torch.randperm(len(images), generator=seeds.generator("order", spec.seed, epoch))[: steps * spec.batch_size]
+    share = spec.batch_size // distributed.world_size()
+    mine = order.view(steps, distributed.world_size(), share)[:, distributed.rank()].reshape(-1)
+    canvas = cast(Dataset, spec.dataset).canvas
+    yield from batches(images, mine, share, canvas=canvas, workers=site.workers)
+
+
+def _views(spec: Pretrain, canvas: Tensor, sizes: Tensor, which: Tensor, epoch: int) -> list[Tensor]:
+    """The K normalised views of a batch, each (images, 3, size, size)."""
+    method, dataset, augmentation = cast(Method, spec.method), cast(Dataset, spec.dataset), cast(views.Augmentation, spec.augmentation)
+    sampled = (
+        views.sample(canvas, sizes, which, augmentation=augmentation, size=dataset.size, seed=spec.seed, epoch=epoch, view=view)
+        for view in range(method.num_views)
+    )
+    return [views.normalise(view, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last) for view in sampled]
+
+
+def _backward(network: Any, parts: Iterator[Part], num_parts: int, device: torch.device, precision: str) -> Iterator[Part]:
+    """Forward and backward of one part after the other; only the last synchronises gradients between processes."""
+    for index in range(num_parts):
+        alone = distributed.world_size() > 1 and index + 1 < num_parts
+        with network.online.no_sync() if alone else nullcontext():
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                part = next(parts)
+            part.loss.backward()  # type: ignore[no-untyped-call]
+        yield part
+
+
+def _state(network: Any, optimizer: LARS, epoch: int, measured: dict[str, float]) -> dict[str, Any]:
+    """What a run needs to go on after `epoch` epochs."""
+    weights = {key.replace("online.module.", "online."): value for key, value in network.state_dict().items()}
+    return {"network": weights, "optimizer": optimizer.state_dict(), "epoch": epoch, "measured": measured}

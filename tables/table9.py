@@ -1,0 +1,46 @@
+"""Table 9: image augmentation parameters.
+
+Source: section 7.3, Table 9. Nothing is run: the paper's settings stand beside the defaults of this suite, read from
+`reproduce/data/views.py`. Expect the two to agree in every row.
+"""
+
+from __future__ import annotations
+
+from reproduce.data.views import Augmentation
+from reproduce.report.table import Cell, Column, Reported, Row, Table
+
+ALWAYS = 1.0
+"""Every view is a crop: its probability is not a setting."""
+MERGED = (
+    "BYOL draws its two views from two distributions T and T' (deepmind-research byol/); the paper's one column has T's blur (1.0; T' .1) "
+    "with the solarization of T' (.2; T 0)."
+)
+
+
+def table() -> Table:
+    """The ten parameters, with the names and in the order of the paper."""
+    ours = Augmentation()
+    return Table(
+        name="table9",
+        number="9",
+        title="Image augmentation parameters.",
+        columns=(Column(key="value", title="Values", unit="", digits=1, better=""),),
+        rows=(
+            _row("1. Random Crop Probability", "1.0", ALWAYS),
+            _row("2. Flip Probability", "0.5", ours.flip),
+            _row("3. Color Jittering Probability", "0.8", ours.jitter),
+            _row("4. Brightness Adjustment Max Intensity", "0.4", ours.brightness),
+            _row("5. Contrast Adjustment Max Intensity", "0.4", ours.contrast),
+            _row("6. Saturation Adjustment Max Intensity", "0.2", ours.saturation),
+            _row("7. Hue Adjustment Max Intensity", "0.1", ours.hue),
+            _row("8. Color Dropping Probability", "0.2", ours.grey),
+            _row("9. Gaussian Blurring Probability", "1.0", ours.blur, note=MERGED),
+            _row("10. Solarization Probability", "0.2", ours.solarize, note=MERGED),
+        ),
+        notes=("Our values are the defaults of the suite's settings, not measurements; all K views are drawn with them, alike.",),
+        row_title="Image augmentation parameter",
+    )
+
+
+def _row(label: str, printed: str, setting: float, note: str = "") -> Row:
+    return Row(label=label, cells={"value": Cell(paper=Reported(value=printed, note=note), setting=setting)})

@@ -1,0 +1,171 @@
+"""The command line: `invoke --list` shows every task, `invoke --help TASK` its options.
+
+One task for each table of the paper, found by listing `tables/`; nothing heavy is imported before a task runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import Task, task
+
+PROJECT = Path(__file__).resolve().parent
+sys.path.insert(0, str(PROJECT))
+
+WRONG_USE = 2
+"""Exit code of a command that cannot be understood."""
+
+SHARED = {
+    "scale": "smoke (synthetic data, CPU, minutes), small (real public data, one GPU, hours) or paper (as printed, 8 GPUs)",
+    "seeds": "how many seeds each cell averages: seeds 0 to N - 1",
+    "set": "change a setting of every run that has it, as key=value, such as epochs=5 or method.tau=0.996 (may be repeated)",
+    "dry-run": "print which runs are needed and which of them are finished; start nothing",
+    "render-only": "render from finished runs; start nothing",
+}
+CUT = {
+    "rows": "only the rows whose label matches this glob, such as 'Ours*' (commas separate several)",
+    "columns": "only the columns whose key matches this glob",
+}
+
+
+class Verbatim(str):
+    """An alias that keeps its underscores: invoke turns them into dashes in every name that is not empty, and this one says that it is."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def make(c: Context, tables: list[str], seeds: str, dry_run: bool, render_only: bool, **fields: Any) -> None:
+    """Runs and renders `tables`; a mistake in the options ends in one line and exit code 2."""
+    from reproduce import site as sites
+    from reproduce.plan import Request
+    from reproduce.produce import launcher, produce, show_plan
+
+    try:
+        if not (seeds.isascii() and seeds.isdigit()):
+            raise ValueError(f"--seeds takes a whole number, not '{seeds}'.")
+        requests = [Request(table=name, seeds=int(seeds), **fields) for name in tables]
+        for request in requests:
+            request.build()
+        site = sites.load()
+        launcher(site)
+    except (LookupError, ValueError, TypeError) as error:
+        raise Exit(str(error.args[0]), WRONG_USE) from None
+    plan_only = dry_run or c.config.run.dry
+    code = show_plan(requests, site) if plan_only else produce(requests, site, render_only=render_only)
+    if code:
+        raise Exit(None, code)
+
+
+def table_task(path: Path) -> Task[Any]:
+    """The task of one table; its help is the docstring of its file, which is read without being imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+    def run(
+        c: Context,
+        scale: str = "smoke",
+        seeds: str = "1",
+        rows: str = "*",
+        columns: str = "*",
+        set: list[str] = [],  # noqa: B006 (how invoke declares an option that may be repeated)
+        dry_run: bool = False,
+        render_only: bool = False,
+    ) -> None:
+        make(c, [path.stem], seeds, dry_run, render_only, scale=scale, rows=rows, columns=columns, changes=tuple(set))
+
+    run.__doc__ = ast.get_docstring(tree)
+    aliases = tuple(map(Verbatim, ast.literal_eval(named["ALIASES"]))) if "ALIASES" in named else ()
+    return Task(run, name=path.stem, aliases=aliases, iterable=["set"], auto_shortflags=False, help=SHARED | CUT)
+
+
+def table_files() -> list[Path]:
+    """The files of `tables/` in the order of the paper."""
+    files = [path for path in (PROJECT / "tables").glob("*.py") if path.stem != "__init__"]
+    return sorted(files, key=lambda path: (len(path.stem), path.stem))
+
+
+@task(iterable=["set"], auto_shortflags=False, help=SHARED)
+def tables(
+    c: Context,
+    scale: str = "smoke",
+    seeds: str = "1",
+    set: list[str] = [],  # noqa: B006
+    dry_run: bool = False,
+    render_only: bool = False,
+) -> None:
+    """Every table: run what is missing, render all."""
+    make(c, [path.stem for path in table_files()], seeds, dry_run, render_only, scale=scale, changes=tuple(set))
+
+
+@task(auto_shortflags=False, help={key: SHARED[key] for key in ("scale", "seeds")})
+def reports(c: Context, scale: str = "smoke", seeds: str = "1") -> None:
+    """Render every table from finished runs; start nothing."""
+    make(c, [path.stem for path in table_files()], seeds, dry_run=False, render_only=True, scale=scale)
+
+
+@task(auto_shortflags=False)
+def status(c: Context) -> None:
+    """Every run in the tracking store and its true state: running, finished, failed or interrupted."""
+    from reproduce import site as sites
+    from reproduce.tracking import Store
+
+    for row in Store(sites.load()).status():
+        print(row)
+
+
+@task(auto_shortflags=False, help={"port": "on 127.0.0.1"})
+def ui(c: Context, port: int = 5000) -> None:
+    """The MLflow UI over the project's store, on 127.0.0.1, until Ctrl-C."""
+    from reproduce import site as sites
+    from reproduce.tracking import Store
+
+    command, environment = Store(sites.load()).ui_command(port)
+    print(f"http://127.0.0.1:{port}", flush=True)
+    try:
+        subprocess.run(command, env={**os.environ, **environment}, check=False)
+    except KeyboardInterrupt:
+        print()
+
+
+@task(auto_shortflags=False, help={"dataset": "stl10 or imagenette; empty: say which data sets can be downloaded"})
+def download(c: Context, dataset: str = "") -> None:
+    """Fetch a public data set into its root from configs/site.toml."""
+    from reproduce import site as sites
+    from reproduce.data.download import download as fetch
+
+    try:
+        print(fetch(dataset, sites.load()))
+    except (LookupError, ValueError, OSError) as error:
+        raise Exit(str(error.args[0]), WRONG_USE) from None
+
+
+@task(auto_shortflags=False, help={"fast": "only the tests that take under a minute together"})
+def test(c: Context, fast: bool = False) -> None:
+    """The tests; everything that CI checks is in .ci/run."""
+    command = [sys.executable, "-m", "pytest", *(["-m", "not slow"] if fast else [])]
+    raise Exit(None, subprocess.run(command, cwd=PROJECT, check=False).returncode)
+
+
+@task(auto_shortflags=False, help={"only": "one of the files of bench/, such as views"})
+def bench(c: Context, only: str = "") -> None:
+    """Ratios that matter: training step over backbone, views/s, memory in K; writes reports/bench.json."""
+    raise Exit(None, subprocess.run([sys.executable, "-m", "bench", *([only] if only else [])], cwd=PROJECT, check=False).returncode)
+
+
+TASKS = (*map(table_task, table_files()), tables, reports, status, ui, download, test, bench)
+namespace = Collection(*TASKS)

@@ -1,0 +1,528 @@
+"""The report: numbers, marks and text of one small table in every format, against files under golden/report/ and against what it must say.
+
+python -m tests.test_report       # renews the golden files; read the difference before keeping it
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from reproduce.report import markup, render, stats
+from reproduce.report.filled import Filled, fill, from_json, printed, to_json
+from reproduce.report.table import Cell, Claim, Column, Measured, MissingNumberError, Reported, Row, Table
+from reproduce.results import Finished, frame
+from reproduce.spec import LARS, Evaluate, Pretrain, Settings
+
+PROJECT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden" / "report"
+SEEDS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Settings, name="part"):
+    """Stands in for a method, a data set or a protocol; the report reads titles only."""
+
+    label: str
+    title: ClassVar[str] = "STL-10 & friends"
+
+
+def run_of(label: str) -> Evaluate:
+    part = Part(label=label)
+    pretrain = Pretrain(method=part, dataset=part, backbone="small", augmentation=part, optimizer=LARS(base_lr=0.1), epochs=1)
+    return Evaluate(encoder=pretrain, protocol=part, dataset=part)
+
+
+def cell(paper: str | None, label: str, metric: str = "top1", note: str = "", doubtful: bool = False) -> Cell:
+    return Cell(paper=Reported(value=paper, note=note, doubtful=doubtful), ours=Measured(spec=run_of(label), metric=metric))
+
+
+SAME_NOTE = r"100 % quoted from [5] & \emph{not} $\lambda_b$ | a_b."
+
+TABLE = Table(
+    name="table99",
+    number="99",
+    title=r"Text that every format must escape: 50% of $\mathcal{L}_b$ & x_1 | y \ z",
+    columns=(
+        Column(key="acc", title="Top-1", group="STL-10"),
+        Column(key="loss", title="Loss (nats)", group="Embeddings", unit="", digits=1, better="lower"),
+        Column(key="rank", title="Rank", group="Embeddings", unit="", digits=0, better=""),
+    ),
+    rows=(
+        Row(
+            label="BYOL",
+            cells={"acc": cell("74.60", "byol", note=SAME_NOTE), "loss": cell("-1.52", "byol", "loss")},
+            facts={r"$\lambda_b$": "0", "Views × epochs": "2 × 320"},
+        ),
+        Row(
+            label="quoted",
+            shown="[5] <b>quoted</b>",
+            cells={
+                "acc": Cell(paper=Reported(value="80.38"), why_not_ours="Quoted from another paper."),
+                "loss": Cell(paper=Reported(value=None, note="Not legible in the scan.")),
+            },
+            facts={r"$\lambda_b$": "–", "Views × epochs": "not stated"},
+            note=SAME_NOTE,
+        ),
+        Row(
+            label="Ours (K=4)",
+            shown="Ours ($K = 4$)",
+            cells={"acc": cell("80.38", "ours4"), "loss": cell("-3.8", "ours4", "loss"), "rank": Cell(setting=0.0)},
+            facts={r"$\lambda_b$": r"$5 \times 10^{-4}$", "Views × epochs": "4 × 320"},
+            rule_before=True,
+        ),
+        Row(
+            label="Ours (K=8)",
+            cells={"acc": cell("79.9", "ours8", note="Tentative.", doubtful=True), "loss": cell("0", "ours8", "loss")},
+            facts={r"$\lambda_b$": "0.5", "Views × epochs": "8 × 320"},
+        ),
+        Row(
+            label="Extra",
+            cells={"acc": Cell(ours=Measured(spec=run_of("extra"), metric="top1"))},
+            facts={r"$\lambda_b$": "✗", "Views × epochs": "✓"},
+            added=True,
+        ),
+    ),
+    claims=(
+        Claim(text="Ours beats BYOL.", holds=lambda v: v("Ours (K=4)", "acc") > v("BYOL", "acc"), source="section 4.5"),
+        Claim(text="$K = 8$ beats $K = 4$.", holds=lambda v: v("Ours (K=8)", "acc") > v("Ours (K=4)", "acc")),
+        Claim(text="Ours is above the quoted one.", holds=lambda v: v("Ours (K=4)", "acc") > v("quoted", "acc")),
+    ),
+    notes=("Choice: $K$ is not stated.",),
+    scale="smoke",
+    changes=("epochs=5", "dir=$HOME/a_b"),
+    stand_in="Squares stand in for photographs.",
+)
+
+METRICS = {
+    ("byol", 0): {"top1": 0.8, "loss": -1.0},
+    ("byol", 1): {"top1": 0.82, "loss": -2.0},
+    ("ours4", 0): {"top1": 0.8156, "loss": -3.0},
+    ("ours4", 1): {"top1": 0.8156, "loss": -3.0},
+    ("ours8", 0): {"top1": 0.9, "loss": 0.0},
+    ("extra", 0): {"top1": 0.0, "loss": 1.0},
+    ("extra", 1): {"top1": 0.0, "loss": 1.0},
+}
+"""By run and seed; the second seed of ours8 has failed."""
+
+
+def finished(table: Table = TABLE, *, backwards: bool = False) -> dict[str, Finished]:
+    runs = {}
+    for _, _, ours in table.measured():
+        for seed, spec in enumerate(ours.runs(SEEDS)):
+            label = ours.spec.protocol.label  # type: ignore[attr-defined]
+            if (label, seed) in METRICS:
+                runs[spec.id] = Finished(spec_id=spec.id, run_id=f"run-{label}-{seed}", metrics=METRICS[label, seed])
+    return dict(reversed(runs.items())) if backwards else runs
+
+
+FAILED = "failed: NaN at 100% | see\n$LOG"
+REASONS = {run_of("ours8").replace("encoder.seed", 1).replace("seed", 1).id: FAILED}
+
+
+def filled(table: Table = TABLE, *, backwards: bool = False) -> Filled:
+    return fill(table, SEEDS, finished(backwards=backwards), REASONS)
+
+
+# Hand-written: what every format must show, as (label, facts, then paper and ours of each column); the marks are letters after the number.
+EXPECTED = [
+    ["BYOL", "0", "2 × 320", "74.60 a", "81.00 ± 1.41 (2)", "-1.52", "-1.5 ± 0.7 (2)", "–"],
+    ["[5] <b>quoted</b> a", "–", "not stated", "80.38", "–", "– b", "–", "–"],
+    ["Ours (K = 4)", "5 × 10−4", "4 × 320", "80.38", "81.56 ± 0.00 (2)", "-3.8", "-3.0 ± 0.0 (2)", "0"],
+    ["Ours (K=8)", "0.5", "8 × 320", "79.9 c", "–", "0", "–", "–"],
+    ["Extra *", "✗", "✓", "–", "0.00 ± 0.00 (2)", "–", "–", "–"],
+]
+BEST = {"80.38", "81.56", "-3.8", "-3.0"}
+SECOND = {"79.9", "81.00", "-1.52", "-1.5"}
+
+
+# Statistics and numbers ----------------------------------------------------------------------------------------------------------------
+
+
+def test_mean_and_sample_deviation_by_hand() -> None:
+    assert stats.mean([1.0, 2.0, 6.0]) == 3.0
+    assert stats.sample_std([1.0, 2.0, 6.0]) == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+    assert stats.sample_std([5.0]) is None
+
+
+def test_the_mean_of_nothing_is_an_error_and_its_order_does_not_matter() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        stats.mean([])
+    assert stats.mean([1e16, 1.0, -1e16]) == stats.mean([1.0, -1e16, 1e16]) == 1 / 3
+
+
+@pytest.mark.parametrize(
+    ("values", "better", "expected"),
+    [
+        ([3.0, 1.0, None, 2.0], "higher", ["best", "", "", "second"]),
+        ([3.0, 1.0, None, 2.0], "lower", ["", "best", "", "second"]),
+        ([2.0, 2.0, 1.0, 1.0, 0.0], "higher", ["best", "best", "second", "second", ""]),
+        ([3.0, 1.0], "", ["", ""]),
+        ([None, 0.0], "higher", ["", ""]),
+        ([0.0, -1.0], "higher", ["best", "second"]),
+    ],
+)
+def test_ranks_share_ties_and_skip_what_is_missing(values: list[float | None], better: str, expected: list[str]) -> None:
+    assert stats.ranks(values, better) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "text"), [(81.5, 2, "81.50"), (0.0, 2, "0.00"), (-0.001, 2, "0.00"), (-1.5, 0, "-2"), (12345.6, 1, "12345.6")]
+)
+def test_numbers_keep_their_decimals_and_a_rounded_zero_has_no_sign(number: float, digits: int, text: str) -> None:
+    assert printed(number, digits) == text
+
+
+# Filling -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_holds_per_cent_without_binary_noise() -> None:
+    rows = {row.label: row.cells for row in filled().rows}
+    noisy = run_of("byol")
+    assert 100 * 0.57 != 57  # the noise that must not reach a file
+    one = fill(TABLE, 1, {noisy.id: Finished(spec_id=noisy.id, run_id="r", metrics={"top1": 0.57})}, {})
+    assert one.rows[0].cells["acc"].value == 57
+    assert (rows["Ours (K=4)"]["acc"].value, rows["Ours (K=4)"]["acc"].std) == (81.56, 0.0)
+    assert rows["BYOL"]["acc"].value == 81.0
+    assert rows["BYOL"]["acc"].std == pytest.approx(100 * math.sqrt(2) * 0.01, abs=1e-9)
+    assert rows["BYOL"]["loss"].value == -1.5
+    assert rows["BYOL"]["acc"].runs == ("run-byol-0", "run-byol-1")
+
+
+def test_a_cell_with_a_missing_seed_is_empty_and_says_which() -> None:
+    missing = {row.label: row.cells for row in filled().rows}["Ours (K=8)"]["acc"]
+    assert (missing.value, missing.std, missing.seeds, missing.runs) == (None, None, (0,), ("run-ours8-0",))
+    assert missing.reason == f"seed 1 of 2: {FAILED}"
+
+
+def test_a_metric_that_is_absent_or_not_finite_is_missing() -> None:
+    table = replace(TABLE, rows=(Row(label="x", cells={"acc": cell("1", "byol", "top5"), "loss": cell("1", "nan", "loss")}),), claims=())
+    runs = finished()
+    for seed in range(SEEDS):
+        spec = run_of("nan").replace("encoder.seed", seed).replace("seed", seed)
+        runs[spec.id] = Finished(spec_id=spec.id, run_id="r", metrics={"loss": math.nan})
+    cells = fill(table, SEEDS, runs, {}).rows[0].cells
+    assert cells["acc"].reason == "the finished run has no metric 'top5', only loss, top1"
+    assert cells["loss"].reason == "the run's 'loss' is nan"
+    assert cells["loss"].value is None
+
+
+def test_claims_are_judged_on_both_sides_and_doubtful_numbers_decide_nothing() -> None:
+    assert [(claim.paper, claim.ours) for claim in filled().claims] == [("holds", "holds"), ("open", "open"), ("fails", "open")]
+
+
+def test_claims_on_our_numbers_see_them_as_printed() -> None:
+    """81.561 and 81.564 both print as 81.56, so neither beats the other."""
+    close = {"byol": 0.81561, "ours4": 0.81564}
+    runs = {
+        spec.id: Finished(spec_id=spec.id, run_id="r", metrics={"top1": value, "loss": 0.0})
+        for label, value in close.items()
+        for spec in [run_of(label)]
+    }
+    assert fill(TABLE, 1, runs, {}).claims[0].ours == "fails"
+
+
+def test_a_cut_table_still_judges_the_paper_on_all_its_rows() -> None:
+    cut = TABLE.select(rows="Ours (K=4)").map(lambda run: run.replace("encoder.epochs", 2), changes=("epochs=2",))
+    result = fill(cut, SEEDS, {}, {})
+    assert [(claim.paper, claim.ours) for claim in result.claims] == [("holds", "open"), ("open", "open"), ("fails", "open")]
+    assert "Left out: 4 of 5 rows." in result.caption
+    assert cut.select(columns="acc").left_out == "4 of 5 rows and 2 of 3 columns"
+
+
+def test_a_claim_about_a_row_that_never_was_is_an_error_of_ours() -> None:
+    wrong = replace(TABLE, claims=(Claim(text="x", holds=lambda v: v("Oursss", "acc") > 0),))
+    with pytest.raises(LookupError, match="no row 'Oursss'") as error:
+        filled(wrong)
+    assert not isinstance(error.value, MissingNumberError)
+
+
+def test_the_caption_names_the_conditions() -> None:
+    caption = filled().caption
+    for part in ("Table 99 of the paper.", "Scale: smoke.", "Data: STL-10 & friends.", "Seeds: 2.", r"epochs=5, dir=\$HOME/a_b",
+                 "Squares stand in for photographs.", "not comparable with the paper's"):  # fmt: skip
+        assert part in caption
+    assert "not comparable" not in filled(replace(TABLE, scale="paper")).caption
+    assert fill(replace(TABLE, number="6 and 13"), 1, {}, {}).caption.startswith("Tables 6 and 13 of the paper.")
+
+
+def test_the_frame_has_one_line_for_each_row_column_and_seed() -> None:
+    lines = frame(TABLE, SEEDS, finished(), REASONS)
+    assert len(lines) == len(list(TABLE.measured())) * SEEDS
+    means = lines.dropna(subset="value").groupby(["row", "column"])["value"].mean()
+    assert means["BYOL", "acc"] == pytest.approx(0.81)
+    failed = lines[(lines["row"] == "Ours (K=8)") & (lines["seed"] == 1) & (lines["column"] == "acc")].iloc[0]
+    assert math.isnan(failed["value"])
+    assert failed["reason"] == FAILED
+
+
+# Text ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "expected"),
+    [
+        (r"$\lambda_b$", markup.markdown, "λ<sub>b</sub>"),
+        (r"$\lambda_b$", markup.html, '<span class="math">λ<sub><i>b</i></sub></span>'),
+        (r"$5 \times 10^{-4}$", markup.plain, "5 × 10^−4"),
+        (r"BYOL + $\mathcal{L}_\text{uniform}$", markup.tex, r"BYOL + $\mathcal{L}_{\mathrm{uniform}}$"),
+        (r"BYOL + $\mathcal{L}_\text{uniform}$", markup.plain, "BYOL + ℒ_uniform"),
+        ("a|b_c*d", markup.markdown, r"a\|b\_c\*d"),
+        ("<a> & 'b'", markup.html, "&lt;a&gt; &amp; &#x27;b&#x27;"),
+        ("a\\b{c}#_%&~^", markup.tex, r"a\textbackslash{}b\{c\}\#\_\%\&\textasciitilde{}\textasciicircum{}"),
+        ("--set", markup.tex, "-{}-set"),
+        ("é ± ☃", markup.tex, "é $\\pm$ {[}U+2603{]}"),
+        (r"\$5", markup.plain, "$5"),
+        (markup.literal("a $b\n c_d \\$"), markup.plain, "a $b c_d \\$"),
+    ],
+)
+def test_text_in_each_format(text: str, form: object, expected: str) -> None:
+    assert form(text) == expected  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a $b", "do not pair"), (r"$\lamda$", "Did you mean 'lambda'"), ("${a$", "not closed"), ("$a_$", "missing")]
+)
+def test_text_that_is_not_markup_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        markup.html(text)
+
+
+# Formats, each read by something that did not write it -----------------------------------------------------------------------------------
+
+
+def golden(name: str) -> str:
+    return (GOLDEN / name).read_bytes().decode("utf-8")
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_markdown_table_says_what_it_must() -> None:
+    lines = [line for line in golden("table99.md").splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1, "the columns are not aligned"
+    cells = [[part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert cells[0] == [
+        "Method", "λ<sub>b</sub>", "Views × epochs", "STL-10 Top-1 (%), paper", "STL-10 Top-1 (%), ours",
+        "Embeddings Loss (nats), paper", "Embeddings Loss (nats), ours", "Embeddings Rank, ours",
+    ]  # fmt: skip
+    assert all(re.fullmatch("-+:?", rule) for rule in cells[1])
+    assert [[markdown_text(part) for part in row] for row in cells[2:]] == EXPECTED
+    body = " ".join(part for row in cells[2:] for part in row)
+    assert set(re.findall(r"\*\*(.*?)\*\*", body)) == BEST
+    assert set(re.findall("<u>(.*?)</u>", body)) == SECOND
+
+
+def markdown_text(cell: str) -> str:
+    """A cell as a reader sees it, footnote marks apart from the rest."""
+    cell = re.sub(r"(?<=10)<sup>(.*?)</sup>", r"\1", cell)
+    cell = re.sub(r"</?(u|sub)>|\*\*", "", re.sub("<sup>(.*?)</sup>", r" \1", cell))
+    return words(re.sub(r"\\(.)", r"\1", cell).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+
+class Page(HTMLParser):
+    """The tables of a page; fails on tags that do not pair."""
+
+    VOID: ClassVar[set[str]] = {"meta", "br", "link"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.rows: list[list[tuple[str, dict[str, str | None], str]]] = []
+        self.marked: dict[str, set[str]] = {"best": set(), "second": set()}
+        self.rank = ""
+        self.links: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append((tag, given, ""))
+        if tag == "a":
+            self.links.append(given["href"] or "")
+        self.rank = given.get("class") or "" if tag == "span" and given.get("class") in self.marked else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        self.rank = ""
+
+    def handle_data(self, data: str) -> None:
+        if not {"td", "th"} & set(self.open):
+            return
+        tag, given, text = self.rows[-1][-1]
+        space = " " if self.open[-1] == "sup" and "math" not in str(given) and not text.endswith("10") else ""
+        self.rows[-1][-1] = (tag, given, text + space + data.replace("−", "-" if "td" in self.open and "sup" not in self.open else "−"))
+        if self.rank:
+            self.marked[self.rank].add(data.replace("−", "-"))
+
+
+def test_the_html_table_says_what_it_must() -> None:
+    page = Page(golden("table99.html"))
+    body = [row for row in page.rows if row[0][0] == "th" and row[0][1].get("scope") == "row"]
+    assert [[words(text) for _, _, text in row] for row in body] == EXPECTED
+    assert page.marked == {"best": BEST, "second": SECOND}
+    for head in page.rows[:2]:
+        assert sum(int(given.get("colspan") or 1) for _, given, _ in head) == (8 if head is page.rows[0] else 5)
+    assert all(given.get("scope") for row in page.rows for tag, given, _ in row if tag == "th")
+    assert body[0][4][1]["title"] == "seed 0: run run-byol-0, seed 1: run run-byol-1"
+    assert body[3][4][1]["title"] == f"seed 1 of 2: {FAILED}"
+    assert page.links == ["index.html", "table99.md", "table99.tex", "table99.csv", "table99.json"]
+    assert "http" not in golden("table99.html"), "the page is not self-contained"
+
+
+def test_the_json_is_what_programs_expect() -> None:
+    data = json.loads(golden("table99.json"))
+    assert (data["table"], data["scale"]) == ("table99", "smoke")
+    first = {"key": "acc", "title": "Top-1", "unit": "%", "digits": 2, "better": "higher"}
+    assert {key: data["columns"][0][key] for key in first} == first
+    rows = {row["label"]: row["cells"] for row in data["rows"]}
+    assert all(list(cells) == ["acc", "loss", "rank"] for cells in rows.values())
+    wanted = {
+        "paper": 80.38,
+        "paper_note": None,
+        "value": 81.56,
+        "std": 0.0,
+        "seeds": [0, 1],
+        "runs": ["run-ours4-0", "run-ours4-1"],
+        "reason": None,
+    }
+    assert {key: rows["Ours (K=4)"]["acc"][key] for key in wanted} == wanted
+    assert rows["quoted"]["acc"]["reason"] == "Quoted from another paper."
+    assert (rows["quoted"]["loss"]["paper"], rows["quoted"]["loss"]["paper_note"]) == (None, "Not legible in the scan.")
+    assert rows["Extra"]["acc"]["value"] == 0.0
+    for cells in rows.values():
+        for entry in cells.values():
+            assert (entry["value"] is None) == (entry["reason"] is not None)
+            assert entry["paper"] is not None or entry["paper_note"]
+            assert len(entry["seeds"]) == len(entry["runs"])
+    assert [(claim["paper"], claim["ours"]) for claim in data["claims"]] == [("holds", "holds"), ("open", "open"), ("fails", "open")]
+    assert render.json(from_json(data)) == golden("table99.json")
+
+
+def test_the_csv_has_one_line_for_each_cell() -> None:
+    lines = list(csv.DictReader(golden("table99.csv").splitlines(keepends=True)))
+    assert len(lines) == 5 * 3
+    cells = {(line["row"], line["column"]): line for line in lines}
+    byol = cells["BYOL", "acc"]
+    assert (byol["paper"], byol["value"], byol["n"], byol["runs"]) == ("74.60", "81.0", "2", "run-byol-0 run-byol-1")
+    assert (cells["Ours (K=8)", "acc"]["value"], cells["Ours (K=8)", "acc"]["reason"]) == ("", f"seed 1 of 2: {FAILED}")
+    assert cells["Extra", "acc"]["value"] == "0.0"
+
+
+def typeset(folder: Path, names: list[str]) -> str:
+    """The text of a document that includes the tables; only packages of texlive-latex-base and -recommended."""
+    if not (shutil.which("pdflatex") and shutil.which("pdftotext")):
+        pytest.skip("pdflatex or pdftotext is not installed")
+    document = "\\documentclass{article}\n\\usepackage[margin=2cm]{geometry}\n\\usepackage{booktabs,amssymb,graphicx}\n\\begin{document}\n"
+    inputs = "".join(f"\\input{{{name}}}\\clearpage\n" for name in names)
+    (folder / "document.tex").write_text(document + inputs + "\\end{document}\n", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode("utf-8", "replace")[-2000:]
+    assert b"Overfull" not in done.stdout
+    return subprocess.run(["pdftotext", "-layout", "document.pdf", "-"], cwd=folder, capture_output=True, check=True).stdout.decode("utf-8")
+
+
+def test_the_latex_table_compiles_and_says_what_it_must(tmp_path: Path) -> None:
+    shutil.copy(GOLDEN / "table99.tex", tmp_path)
+    text = words(typeset(tmp_path, ["table99"])).replace("−", "-")
+    for part in (
+        "81.56 ± 0.00 (2)",
+        "0.00 ± 0.00 (2)",
+        "-1.5 ± 0.7 (2)",
+        "74.60",
+        "-3.8",
+        "dir=$HOME/a b",
+        "x 1 | y \\ z",
+        "\\emph{not}",
+        "[5] <b>quoted</b>",
+    ):
+        assert part in text.replace("_", " "), part
+    source = golden("table99.tex")
+    assert {number.replace("$-$", "-") for number in re.findall(r"\\textbf\{([-$\d.]+)\}", source)} == BEST
+    assert {number.replace("$-$", "-") for number in re.findall(r"\\underline\{([-$\d.]+)\}", source)} == SECOND
+    rows = [line for line in source.splitlines() if line.endswith(r"\\")]
+    widths = [sum(int(span) for span in re.findall(r"\\multicolumn\{(\d+)\}", line)) for line in rows]
+    counts = [
+        len(re.split(r"(?<!\\)&", line)) + width - len(re.findall("multicolumn", line)) for line, width in zip(rows, widths, strict=True)
+    ]
+    assert set(counts) == {8}
+
+
+def test_the_index_reads_the_tables_of_its_folder(tmp_path: Path) -> None:
+    render.write(filled(), tmp_path)
+    render.write(filled(replace(TABLE, name="table100", number="100")), tmp_path)
+    page = Page(render.write_index(tmp_path).read_text(encoding="utf-8"))
+    tables = [link for link in page.links if link.endswith(".html")]
+    assert list(dict.fromkeys(tables)) == ["table99.html", "table100.html"]
+    (tmp_path / "table7.json").write_text('{"table": "table7"}')
+    with pytest.raises(ValueError, match=r"table7\.json is not a report that this version wrote"):
+        render.write_index(tmp_path)
+
+
+# Bytes ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_golden_files_are_what_is_written(tmp_path: Path) -> None:
+    files = [*render.write(filled(), tmp_path), render.write_index(tmp_path)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files), "something else was left behind"
+    for path in files:
+        assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), f"{path.name} differs from its golden file"
+        assert b"\r" not in path.read_bytes()
+        assert str(PROJECT) not in path.read_text(encoding="utf-8")
+
+
+def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
+    """Another hash seed, another locale, runs finished in another order; and neither jinja2 nor pandas is imported before it is used."""
+    program = (
+        "import sys; from pathlib import Path; from reproduce.report import render; import reproduce.results\n"
+        "assert not {'jinja2', 'pandas', 'torch', 'numpy', 'mlflow'} & set(sys.modules)\n"
+        "from tests.test_report import filled\n"
+        "folder = Path(sys.argv[1]); render.write(filled(backwards=True), folder); render.write_index(folder)"
+    )
+    environment = os.environ | {
+        "PYTHONHASHSEED": "7",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": str(PROJECT),
+    }
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=tmp_path, env=environment, check=True)
+    for path in GOLDEN.glob("*99.*"):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+    assert (tmp_path / "index.html").read_bytes() == (GOLDEN / "index.html").read_bytes()
+
+
+def test_every_table_of_the_suite_prints_in_every_format(tmp_path: Path) -> None:
+    names = sorted(path.stem for path in (PROJECT / "tables").glob("table*.py"))
+    for name in names:
+        result = fill(importlib.import_module(f"tables.{name}").table(), 3, {}, {})
+        assert from_json(json.loads(json.dumps(to_json(result)))) == result
+        assert len(render.write(result, tmp_path)) == 5
+    Page(render.write_index(tmp_path).read_text(encoding="utf-8"))
+    typeset(tmp_path, names)
+
+
+if __name__ == "__main__":
+    render.write(filled(), GOLDEN)
+    render.write_index(GOLDEN)

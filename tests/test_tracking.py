@@ -1,0 +1,475 @@
+"""What MLflow says after every way in which a run can end, asked with real processes and a real store."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from reproduce import identity
+from reproduce.data.views import Augmentation
+from reproduce.methods.msbreg import MSBReg
+from reproduce.nn.heads import Heads
+from reproduce.report.filled import Filled, fill
+from reproduce.report.table import Cell, Column, Measured, Row, Table
+from reproduce.results import Finished
+from reproduce.site import PROJECT, Site
+from reproduce.spec import LARS, Evaluate, Pretrain, Settings
+from reproduce.tracking import BusyError, Run, Store, Terminated, group, title
+
+fork = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Settings, name="toy"):
+    """A data set and a protocol in one."""
+
+    title: ClassVar[str] = "Toy"
+
+    sizes: tuple[int, ...] = (32, 64)
+    k: int | None = None
+
+
+PRETRAIN = Pretrain(
+    method=MSBReg(), dataset=Toy(), backbone="small", augmentation=Augmentation(), optimizer=LARS(base_lr=0.5), epochs=3, batch_size=32
+)
+EVALUATE = Evaluate(encoder=PRETRAIN, protocol=Toy(k=5), dataset=Toy())
+
+
+def ended(target: Callable[..., None], *arguments: object) -> int | None:
+    """Runs `target` in a process of its own and returns its exit code, -n after signal n."""
+    process = fork.Process(target=target, args=arguments)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def open_new(site: Site, results: multiprocessing.Queue[tuple[int, int]]) -> None:
+    with Store(site).start(PRETRAIN.replace("seed", os.getpid()), scale="race") as run:
+        run.finish({})
+    stat = (site.runs / "mlflow.db").stat()
+    results.put((stat.st_ino, os.getpid()))
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, list[tuple[int, int]]]:
+    """A store that two processes created at once, and the (inode, seed) that each saw; creation takes seconds, so tests copy it."""
+    import mlflow.tracking  # noqa: F401, forked processes need not import it again
+
+    site, results = Site(runs=tmp_path_factory.mktemp("template")), fork.Queue()
+    processes = [fork.Process(target=open_new, args=(site, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    seen = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    return site, seen
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests run in an empty folder, without the caller's server, and leave no `mlruns` there."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.glob("mlruns"))
+    assert not list(tmp_path.glob("mlartifacts"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, race: tuple[Site, object]) -> Site:
+    runs = tmp_path / "runs of mine"
+    runs.mkdir()
+    shutil.copy(race[0].runs / "mlflow.db", runs)
+    return Site(runs=runs)
+
+
+def mlflow_status(site: Site, run_id: str) -> str:
+    return str(Store(site)._client.get_run(run_id).info.status)
+
+
+def test_two_processes_create_a_store_once(race: tuple[Site, list[tuple[int, int]]]) -> None:
+    site, seen = race
+    assert len({inode for inode, _ in seen}) == 1
+    assert {row.spec_id for row in Store(site).status()} == {PRETRAIN.replace("seed", seed).id for _, seed in seen}
+    assert not list(site.runs.glob("*.draft"))
+
+
+def test_a_finished_run_is_found_with_its_final_metrics(site: Site) -> None:
+    store = Store(site)
+    with store.start(PRETRAIN, scale="smoke") as run:
+        run.log(1, {"top1": 0.1})
+        assert store.finished([PRETRAIN.id]) == {}
+        run.finish({"top1": 0.123456789012345, "gone": math.nan})
+    found = Store(site).finished([PRETRAIN.id, EVALUATE.id, PRETRAIN.id])
+    assert list(found) == [PRETRAIN.id]
+    assert found[PRETRAIN.id].run_id == run.run_id
+    assert found[PRETRAIN.id].metrics["top1"] == 0.123456789012345
+    assert math.isnan(found[PRETRAIN.id].metrics["gone"])
+    assert mlflow_status(site, run.run_id) == "FINISHED"
+
+
+def test_the_record_has_settings_axes_and_environment(site: Site, tmp_path: Path) -> None:
+    file = tmp_path / "any.bin"
+    file.write_bytes(b"abc")
+    store = Store(site)
+    with store.start(PRETRAIN, scale="smoke", labels={"table": "table8"}) as run:
+        run.artifact(file)
+        run.artifact(file, "folder/renamed.bin")
+        run.text("hello", "note.txt")
+        run.finish({})
+    data = store._client.get_run(run.run_id).data
+    expected = {"K": "4", "lambda_b": "0.5", "lambda_s": "0.004", "norm": "batchnorm", "method": "msbreg", "method.heads.hidden": "512"}
+    expected |= {"epochs": "3", "batch_size": "32", "seed": "0", "backbone": "small", "dataset": "toy", "dataset.sizes": "[32, 64]"}
+    assert data.params.items() >= expected.items()
+    assert data.tags.items() >= (data.params | {"spec_id": PRETRAIN.id, "group": PRETRAIN.id, "table": "table8", "scale": "smoke"}).items()
+    owner = json.loads(data.tags["owner"])
+    assert (owner["pid"], owner["host"]) == (os.getpid(), socket.gethostname())
+    assert json.loads(store.download(run.run_id, "spec.json", tmp_path).read_text()) == identity.canonical(PRETRAIN)
+    environment = json.loads(store.download(run.run_id, "environment.json", tmp_path).read_text())
+    assert environment["packages"]["mlflow"].count(".") == 2
+    assert environment["commit"] == data.tags["commit"]
+    assert store.download(run.run_id, "folder/renamed.bin", tmp_path / "copy").read_bytes() == b"abc"
+    assert store.download(run.run_id, "any.bin", tmp_path / "copy").read_bytes() == b"abc"
+    assert (site.runs / "artifacts").is_dir()
+
+
+def test_an_evaluation_is_the_child_of_its_pretraining_run(site: Site) -> None:
+    store = Store(site)
+    with store.start(PRETRAIN, scale="smoke") as parent:
+        parent.finish({})
+    with store.start(EVALUATE, scale="smoke") as child:
+        child.finish({"top1": 0.5})
+    data = store._client.get_run(child.run_id).data
+    assert data.tags["mlflow.parentRunId"] == parent.run_id
+    assert data.params.items() >= {"K": "4", "epochs": "3", "protocol": "toy", "protocol.k": "5", "encoder.method.num_views": "4"}.items()
+
+
+def fail(run: Run) -> None:
+    raise ValueError("no luck\nsecond line")
+
+
+def leave(run: Run) -> None:
+    sys.exit(0)
+
+
+def forget(run: Run) -> None:
+    """The block ends without finish()."""
+
+
+def kill(signum: int) -> Callable[[Run], None]:
+    return lambda run: os.kill(os.getpid(), signum)
+
+
+def attempt(site: Site, how: Callable[[Run], None]) -> None:
+    with Store(site).start(PRETRAIN, scale="smoke") as run:
+        run.log(1, {"loss": 1.0})
+        run.flush()
+        run.log(2, {"loss": 0.5})
+        how(run)
+
+
+ENDS = {
+    "exception": (fail, 1, "FAILED", "failed", "ValueError: no luck"),
+    "sys.exit": (leave, 0, "FAILED", "failed", "SystemExit: 0"),
+    "no finish": (forget, 0, "FAILED", "failed", "ended without finish()"),
+    "Ctrl-C": (kill(signal.SIGINT), 1, "KILLED", "interrupted", "KeyboardInterrupt"),
+    "SIGTERM": (kill(signal.SIGTERM), 143, "KILLED", "interrupted", "Terminated: 143"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_status_is_true_after(end: str, site: Site) -> None:
+    how, code, status, state, reason = ENDS[end]
+    assert ended(attempt, site, how) == code
+    store = Store(site)
+    row = next(row for row in store.status() if row.spec_id == PRETRAIN.id)
+    assert (row.state, row.reason) == (state, reason)
+    assert mlflow_status(site, row.run_id) == status
+    assert store.finished([PRETRAIN.id]) == {}
+    assert store.history(row.run_id, "loss") == [(1, 1.0), (2, 0.5)]
+    assert store.reap() == []
+    names = {entry.path for entry in store._client.list_artifacts(row.run_id)}
+    assert ("error.txt" in names) == (end in ("exception", "sys.exit"))
+
+
+def test_a_run_killed_with_sigkill_is_interrupted_and_reaped(site: Site) -> None:
+    assert ended(attempt, site, kill(signal.SIGKILL)) == -signal.SIGKILL
+    store = Store(site)
+    row = store.status()[0]
+    assert (row.spec_id, row.state) == (PRETRAIN.id, "interrupted")
+    assert mlflow_status(site, row.run_id) == "RUNNING"
+    assert store.reap() == [row.run_id]
+    assert mlflow_status(site, row.run_id) == "KILLED"
+    assert "is gone" in store.status()[0].reason
+    assert store.history(row.run_id, "loss") == [(1, 1.0)]
+
+
+def terminate_just_before_the_tag(site: Site) -> None:
+    run = Store(site).start(PRETRAIN, scale="smoke")
+    run._store._client.set_terminated(run.run_id)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_finished_without_the_completion_tag_is_not_finished(site: Site) -> None:
+    ended(terminate_just_before_the_tag, site)
+    store = Store(site)
+    row = store.status()[0]
+    assert mlflow_status(site, row.run_id) == "FINISHED"
+    assert store.finished([PRETRAIN.id]) == {}
+    assert row.state == "interrupted"
+    assert store.reap() == [row.run_id]
+    assert mlflow_status(site, row.run_id) == "KILLED"
+
+
+class Impatient(dict[str, float]):
+    """Metrics that send SIGTERM while they are written."""
+
+    def items(self):  # type: ignore[no-untyped-def]
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().items()
+
+
+def test_a_signal_during_finish_waits_for_the_completion_tag(site: Site) -> None:
+    assert ended(attempt, site, lambda run: run.finish(Impatient(top1=0.5))) == 143
+    store = Store(site)
+    assert store.finished([PRETRAIN.id])[PRETRAIN.id].metrics == {"top1": 0.5}
+    assert store.status()[0].state == "finished"
+    assert mlflow_status(site, store.status()[0].run_id) == "FINISHED"
+
+
+def test_sigterm_is_what_it_was_after_the_run(site: Site) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Store(site).start(PRETRAIN, scale="smoke") as run:
+        with pytest.raises(Terminated, match="143"):
+            signal.raise_signal(signal.SIGTERM)
+        run.finish({})
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_killed_run_goes_on_in_the_same_record(site: Site, tmp_path: Path) -> None:
+    ended(attempt, site, fail)
+    store = Store(site)
+    first = store.status()[0]
+    with store.start(PRETRAIN, scale="smoke") as run:
+        assert run.run_id == first.run_id
+        assert store.finished([PRETRAIN.id]) == {}
+        assert [(row.state, row.reason.startswith("process")) for row in store.status() if row.spec_id == PRETRAIN.id] == [
+            ("running", True)
+        ]
+        run.log(2, {"loss": 0.25})
+        run.log(3, {"loss": 0.125})
+        run.finish({"loss": 0.125})
+    assert store.history(run.run_id, "loss") == [(1, 1.0), (2, 0.25), (3, 0.125)]
+    assert store.finished([PRETRAIN.id])[PRETRAIN.id].run_id == first.run_id
+    names = {entry.path for entry in store._client.list_artifacts(run.run_id)}
+    assert names == {"spec.json", "environment.json", "environment-2.json", "error.txt"}
+    assert "reason" not in store._client.get_run(run.run_id).data.tags
+
+
+def hold(site: Site, started: multiprocessing.Queue[str]) -> None:
+    with Store(site).start(PRETRAIN, scale="smoke") as run:
+        started.put(run.run_id)
+        signal.pause()
+
+
+def test_a_run_that_is_alive_is_neither_resumed_nor_reaped(site: Site) -> None:
+    started = fork.Queue()
+    process = fork.Process(target=hold, args=(site, started))
+    process.start()
+    run_id = started.get(timeout=60)
+    store = Store(site)
+    with pytest.raises(BusyError, match=f"process {process.pid} "):
+        store.start(PRETRAIN, scale="smoke")
+    assert store.reap() == []
+    assert store.status()[0].state == "running"
+    process.kill()
+    process.join()
+    assert store.start(PRETRAIN, scale="smoke").run_id == run_id
+
+
+def test_a_process_id_that_was_given_away_again_is_not_the_owner(site: Site) -> None:
+    store = Store(site)
+    run = store.start(PRETRAIN, scale="smoke")
+    owner = json.loads(store._client.get_run(run.run_id).data.tags["owner"])
+    store._client.set_tag(run.run_id, "owner", json.dumps(owner | {"started": owner["started"] - 60}))
+    assert store.reap() == [run.run_id]
+
+
+def test_a_run_on_another_machine_is_left_alone(site: Site) -> None:
+    store = Store(site)
+    run = store.start(PRETRAIN, scale="smoke")
+    owner = json.loads(store._client.get_run(run.run_id).data.tags["owner"])
+    store._client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another"}))
+    assert store.reap() == []
+    assert store.status()[0].state == "running"
+    with store.start(PRETRAIN, scale="smoke") as second:
+        assert second.run_id != run.run_id
+        second.finish({"top1": 0.5})
+    assert store.finished([PRETRAIN.id])[PRETRAIN.id].run_id == second.run_id
+
+
+def test_the_newest_finished_run_counts_and_deleted_ones_do_not(site: Site) -> None:
+    store = Store(site)
+    ids = []
+    for top1 in (0.1, 0.2):
+        with store.start(PRETRAIN, scale="smoke") as run:
+            run.finish({"top1": top1})
+        store._client.update_run(run.run_id, status="FINISHED")
+        ids.append(run.run_id)
+    assert ids[0] != ids[1]
+    assert store.finished([PRETRAIN.id])[PRETRAIN.id].metrics == {"top1": 0.2}
+    store._client.delete_run(ids[1])
+    assert store.finished([PRETRAIN.id])[PRETRAIN.id].metrics == {"top1": 0.1}
+
+
+def test_measurements_that_are_not_finite_are_kept_as_nan(site: Site) -> None:
+    store = Store(site)
+    with store.start(PRETRAIN, scale="smoke") as run:
+        run.log(1, {"loss": math.inf, "rank": math.nan, "lr": 0.5})
+        run.flush()
+        run.finish({"loss": -math.inf})
+    assert math.isnan(store.history(run.run_id, "loss")[0][1])
+    assert math.isnan(store.history(run.run_id, "rank")[0][1])
+    assert store.history(run.run_id, "lr") == [(1, 0.5)]
+    assert math.isnan(store.finished([PRETRAIN.id])[PRETRAIN.id].metrics["loss"])
+
+
+def test_a_long_history_and_the_load_of_the_machine_are_written(site: Site) -> None:
+    store = Store(site)
+    with store.start(PRETRAIN, scale="smoke") as run:
+        for step in range(700):
+            run.log(step, {"loss": 1 / (step + 1), "lr": 0.5})
+        assert len(store.history(run.run_id, "loss")) == 500  # two full buffers of 250 steps; the rest waits
+        run.finish({})
+    assert store.history(run.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(700)]
+    memory = store.history(run.run_id, "system/process_memory_usage_megabytes")
+    assert [step for step, _ in memory] == [249, 499, 699]
+    assert all(10 < value < 1e6 for _, value in memory)
+
+
+def filled(*values: float | None) -> Filled:
+    """Two rows whose labels differ in a symbol alone, with these fractions in their cells."""
+    labels, evaluations = ("Ours ($K$=4)*", "Ours ($K$=4)"), (EVALUATE, EVALUATE.replace("protocol.k", 20))
+    rows = [
+        Row(label=label, cells={"acc": Cell(ours=Measured(spec=spec, metric="top1"))})
+        for label, spec in zip(labels, evaluations, strict=True)
+    ]
+    columns = (Column(key="acc", title="top-1"),)
+    table = Table(name="table8", number="8", title="Terms", columns=columns, rows=tuple(rows), scale="smoke", changes=("epochs=5",))
+    finished = {
+        spec.id: Finished(spec_id=spec.id, run_id="r", metrics={"top1": value})
+        for spec, value in zip(evaluations, values, strict=True)
+        if value is not None
+    }
+    return fill(table, 1, finished, {})
+
+
+def test_a_table_is_recorded_once_and_again_only_when_it_changed(site: Site, tmp_path: Path) -> None:
+    store, report = Store(site), tmp_path / "table8.md"
+    report.write_text("| 80 | 81 |")
+    run_id = store.log_table(filled(0.8, 0.81), [report])
+    recorded = store._client.get_run(run_id)
+    assert recorded.data.metrics == {"Ours K 4/acc": 80.0, "Ours K 4 again/acc": 81.0}
+    assert recorded.info.run_name == "table8 smoke epochs=5"
+    assert store.log_table(filled(0.8, 0.81), [report]) == run_id
+    assert store._client.get_run(run_id).info.end_time == recorded.info.end_time
+    assert len(store._client.get_metric_history(run_id, "Ours K 4/acc")) == 1
+
+    report.write_text("| - | 82 |")
+    assert store.log_table(filled(None, 0.82), [report]) == run_id
+    metrics = store._client.get_run(run_id).data.metrics
+    assert math.isnan(metrics["Ours K 4/acc"])
+    assert metrics["Ours K 4 again/acc"] == 82.0
+    assert store.download(run_id, "table8.md", tmp_path / "copy").read_text() == "| - | 82 |"
+    assert store.status() == [row for row in store.status() if row.spec_id]
+
+
+def test_titles_and_groups() -> None:
+    assert title(PRETRAIN) == "msbreg K=4 λs=.004 λb=.5 toy seed 0"
+    assert title(EVALUATE) == "toy k=5: msbreg K=4 λs=.004 λb=.5 toy seed 0"
+    normed = replace(PRETRAIN, method=MSBReg(num_views=8, lambda_s=0.0, lambda_b=1.5, heads=Heads(norm="layernorm")), seed=2)
+    assert title(normed) == "msbreg K=8 λb=1.5 layernorm toy seed 2"
+    seeded = replace(EVALUATE, encoder=replace(PRETRAIN, seed=3), seed=3)
+    assert seeded.id != EVALUATE.id
+    assert group(seeded) == group(EVALUATE) == EVALUATE.id
+    assert group(normed) != group(PRETRAIN)
+
+
+def test_a_folder_as_tracking_store_is_refused_by_name(site: Site) -> None:
+    for uri in ("./mlruns", "file:///tmp/mlruns"):
+        with pytest.raises(ValueError, match=re.escape("sqlite:////path/mlflow.db")):
+            Store(replace(site, tracking_uri=uri))
+
+
+def test_asking_an_absent_store_creates_nothing_and_imports_nothing(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from reproduce.site import Site
+from reproduce.tracking import Store
+store = Store(Site(runs=Path(sys.argv[1])))
+assert store.finished(["0" * 12]) == {} and store.reap() == [] and store.status() == []
+print([name for name in ("mlflow", "torch", "pandas", "numpy") if name in sys.modules], list(Path(sys.argv[1]).parent.iterdir()))
+"""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    shown = subprocess.run([sys.executable, "-c", code, folder / "runs"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[] []"
+
+
+def answers(process: subprocess.Popen[bytes], url: str) -> bool:
+    """Waits until the server answers; False if it ends before."""
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            try:
+                process.wait(0.2)
+                return False
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def test_a_server_on_this_machine_keeps_runs_as_sqlite_does(site: Site, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command, extra = Store(site).ui_command(port)
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, env={**os.environ, **extra}, stdout=log, stderr=log, start_new_session=True)
+    try:
+        assert answers(server, f"http://127.0.0.1:{port}/health"), (tmp_path / "server.log").read_text()
+        remote = replace(site, tracking_uri=f"http://127.0.0.1:{port}")
+        assert ended(attempt, remote, kill(signal.SIGTERM)) == 143
+        store = Store(remote)
+        assert store.status()[0].state == "interrupted"
+        with store.start(PRETRAIN, scale="smoke") as run:
+            run.log(2, {"loss": math.nan, "lr": 1 / 3})
+            run.finish({"top1": 1 / 3, "lost": math.inf})
+        assert store.history(run.run_id, "lr") == [(2, 1 / 3)]
+        metrics = store.finished([PRETRAIN.id])[PRETRAIN.id].metrics
+        assert metrics["top1"] == 1 / 3
+        assert math.isnan(metrics["lost"])
+        with pytest.raises(LookupError, match=f"http://127.0.0.1:{port}"):
+            store.ui_command()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    assert Store(site).finished([PRETRAIN.id])[PRETRAIN.id].run_id == run.run_id
