@@ -85,11 +85,15 @@ class Settings:
         return getattr(self, key).field_type(rest) if rest else field_types(type(self))[key]
 
 
-@cache
-def field_types(cls: type[Settings]) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """The fields of a settings class and their resolved annotations, in order of declaration."""
+    return _field_types(cls)
+
+
+@cache
+def _field_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def unknown(kind: str, asked: str, known: typing.Iterable[str]) -> str:

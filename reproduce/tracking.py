@@ -120,7 +120,7 @@ class Store:
     def finished(self, ids: Iterable[str]) -> dict[str, Finished]:
         """The finished runs among the specs named by `ids`; the newest where a spec has several.
 
-        One indexed query for each id, about 6 ms: the time depends little on how many other runs there are.
+        One query for each id, as MLflow has no IN for tags: 24 ids take 0.35 s among 2 000 runs of ours, 0.9 s among 10 000.
         """
         experiments = self._experiments()
         found: dict[str, Finished] = {}
@@ -209,11 +209,11 @@ class Store:
         Returns:
             The MLflow id of the run.
         """
-        name = " ".join((filled.table, filled.scale, *filled.changes))
+        name = " ".join((filled.table, filled.scale, *filled.changes)).replace("'", "")  # it stands in a filter
         values = _cell_means(filled)
         digest = _table_digest(values, paths)
         experiment = self._experiment("tables")
-        runs = self._client.search_runs([experiment], f"tags.{TABLE} = {_quoted(name)}", max_results=1)
+        runs = self._client.search_runs([experiment], f"tags.{TABLE} = '{name}'", max_results=1)
         if runs and runs[0].data.tags.get(DIGEST) == digest:
             return str(runs[0].info.run_id)
         if runs:
@@ -582,11 +582,6 @@ def _now() -> int:
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _quoted(text: str) -> str:
-    """A string in MLflow's filter language."""
-    return '"' + text.replace('"', "") + '"'
 
 
 def _first_line(error: BaseException) -> str:

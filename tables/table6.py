@@ -69,7 +69,7 @@ def table() -> Table:
             "Ours",
             "LN",
             r"$5 \times 10^{-4}$",
-            Reported(value="82.3", note=TENTATIVE, doubtful=True),
+            Reported(value="82.3", note=TENTATIVE),
             msbreg(stl10, lambda_b=5e-4, heads=LN, batch_size=256),
         ),
         _row(

@@ -176,6 +176,13 @@ def test_a_close_neighbour_outvotes_two_far_ones() -> None:
     assert measure(10.0) == {"top1_3": 0.0, "majority_3": 0.0}
 
 
+def test_a_low_temperature_leaves_the_nearest_neighbour_its_vote() -> None:
+    """At T = .001 a cosine of 0 would vote e^-1000 of a perfect one: nothing, in any arithmetic, if votes were not relative."""
+    bank, query = torch.tensor([[0.0, 1.0], [-1.0, 0.5], [-1.0, 0.4]]), torch.tensor([[1.0, 0.0]])
+    measured = knn.WeightedNeighbours(ks=(3,), temperature=0.001).measure(query, torch.tensor([2]), bank, torch.tensor([2, 1, 1]), 3, CPU)
+    assert measured == {"top1_3": 1.0, "majority_3": 0.0}
+
+
 def test_weighted_neighbours_agree_with_a_reference_and_with_scikit_learn() -> None:
     from sklearn.neighbors import KNeighborsClassifier
 

@@ -21,9 +21,9 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from reproduce.lazy import torch
+from reproduce.lazy import F, torch
 from reproduce.spec import Settings
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def apply(canvas: Tensor, sizes: Ints, drawn: Draws, size: int) -> Tensor:
     for rows in _chunks(len(canvas), 3 * max(size, canvas.shape[-1]) ** 2, canvas.device.type):
         part = drawn.take(rows)
         x = x[: len(part.flip)] if len(x) else torch.empty_like(out[rows])
-        resample(canvas[where[rows]], *_positions(part, sizes[rows], size, canvas), x, scratch)
+        resample(canvas.index_select(0, where[rows]), _crops(part, sizes[rows], size, canvas), x, scratch)
         _jitter_(x, part, scratch)
         _replace(x, part.grey, lambda some, _: to_grey_(some, scratch), scratch)
         _replace(x, part.blur, lambda some, on, sigma=part.sigma: blur_(some, _like(some, sigma[on]), scratch), scratch)
@@ -160,20 +160,19 @@ class Scratch:
         return [part.view(shape) for part, shape in zip(self._memory[: sum(lengths)].split(lengths), shapes, strict=True)]
 
 
-def resample(canvas: Tensor, start: Tensor, step: Tensor, bounds: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
+def resample(canvas: Tensor, crops: Crops, out: Tensor, scratch: Scratch) -> Tensor:
     """out = Wy @ image @ Wx^T / 255 for each channel, with the weights of `bicubic_weights_`.
 
     Bicubic weights overshoot at edges; what leaves the range from 0 to 1 is clamped, as 8-bit pipelines do.
 
     Args:
         canvas: (n, 3, S, S) uint8.
-        start, step, bounds: of the rows and of the columns; (n, 2), (n, 2) and (n, 2, 2).
+        crops: what becomes of each image's rows and columns.
         out: (n, 3, size, size).
     """
     n, channels, size, side = len(canvas), canvas.shape[1], out.shape[-1], canvas.shape[-1]
-    weights, spare, more = scratch.tensors(*[(n, 2, size, side)] * 3)
-    bicubic_weights_(weights, start, step, bounds, spare, more)
-    _, pixels, rows = scratch.tensors(weights.shape, canvas.shape, (n, channels, side, size))
+    weights, pixels, rows = scratch.tensors((n, 2, size, side), canvas.shape, (n, channels, side, size))
+    bicubic_weights_(weights, crops)
     pixels.copy_(canvas)
     _both_sides(weights[:, 0], pixels, weights[:, 1], rows, out)
     return out.mul_(1 / 255).clamp_(0, 1)
@@ -186,39 +185,45 @@ def _both_sides(left: Tensor, x: Tensor, right: Tensor, rows: Tensor, out: Tenso
         torch.bmm(left, rows[:, channel], out=out[:, channel])
 
 
-def bicubic_weights_(out: Tensor, start: Tensor, step: Tensor, bounds: Tensor, g: Tensor, u: Tensor) -> Tensor:
-    """The matrices that resize intervals of `side` pixels to `size` pixels, antialiased, in both directions at once.
+class Crops(NamedTuple):
+    """Where crops lie on the canvas, in its pixels; index 0 of the second axis is vertical, 1 horizontal."""
+
+    start: Tensor
+    """Where the first output pixel begins, (n, 2)."""
+    step: Tensor
+    """From one output pixel to the next, (n, 2); below 0 the output is mirrored."""
+    low: Tensor
+    high: Tensor
+    """The ends of the crop, (n, 2)."""
+    reach: int
+    """How many canvas pixels the widest of the kernels covers."""
+
+
+def bicubic_weights_(out: Tensor, crops: Crops) -> Tensor:
+    """The matrices that resize a crop's `side` pixels to `size` pixels, antialiased, in both directions; out (n, 2, size, side).
 
     Keys's cubic with a = -1/2, widened by the shrinkage (Pillow, src/libImaging/Resample.c, which torchvision's antialias=True follows).
-    A pixel that the interval's border cuts counts for the part inside; pixels outside count for nothing, as if the crop were cut first.
-
-    Args:
-        out: (n, 2, size, side); g and u are memory of the same shape.
-        start: where the first output pixel begins, in input pixels, (n, 2).
-        step: from one output pixel to the next, in input pixels, (n, 2); below 0 the output is mirrored.
-        bounds: lower and upper end of the interval, (n, 2, 2).
+    A pixel that the crop's border cuts counts for the part inside; pixels outside count for nothing, as if the crop were cut out first.
     """
     size, side = out.shape[-2:]
-    widening = step.abs().clamp_(min=1).unsqueeze(2)
-    pixel = torch.arange(side, dtype=out.dtype, device=out.device)
-    centre = start.unsqueeze(2) + (torch.arange(size, dtype=out.dtype, device=out.device) + 0.5) * step.unsqueeze(2)
-    low, high = bounds.unbind(2)
-    inside = torch.minimum(pixel + 1, high.unsqueeze(2)) - torch.maximum(pixel, low.unsqueeze(2))
-    torch.sub(((pixel + 0.5) / widening).unsqueeze(2), (centre / widening).unsqueeze(3), out=g)
-    _keys(g.abs_(), u, out).mul_(inside.clamp_(0, 1).unsqueeze(2))
-    return out.div_(out.sum(dim=3, keepdim=True))
+    start, step, low, high = (values.view(-1, 2, 1, 1) for values in crops[:4])
+    widening, reach = step.abs().clamp_(min=1), min(crops.reach, side)
+    centre = start + (torch.arange(size, dtype=out.dtype, device=out.device).view(-1, 1) + 0.5) * step
+    first = (centre - 2 * widening + 0.5).floor_().clamp_(0, side - reach)
+    pixel = first + torch.arange(reach, dtype=out.dtype, device=out.device)  # (n, 2, size, reach)
+    inside = (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp_(0, 1)
+    weights = _keys((pixel + (0.5 - centre)).abs_().div_(widening)).mul_(inside)
+    weights.div_(weights.sum(dim=3, keepdim=True))
+    return out.zero_().scatter_(3, pixel.long(), weights)
 
 
-def _keys(t: Tensor, u: Tensor, out: Tensor) -> Tensor:
-    """Keys's cubic convolution kernel with a = -1/2 at the distances t >= 0, which are overwritten; u and out are of the same shape.
+def _keys(t: Tensor) -> Tensor:
+    """Keys's cubic convolution kernel with a = -1/2 at the distances t >= 0.
 
-    Written without branches: with g = max(1 - t, -1) and u = max(g, 0) it is g (g + 1)^2 / 2 + u^2 (1 - 2u).
+    Written without branches: with v = max(2 - t, 0) and u = max(1 - t, 0) it is v^2 (v - 1) / 2 + u^2 (1 - 2u).
     """
-    g = t.neg_().add_(1).clamp_(min=-1)
-    torch.clamp(g, min=0, out=u)
-    torch.add(g, 1, out=out).square_().mul_(g)
-    torch.mul(u, -2, out=g).add_(1).mul_(u).mul_(u)
-    return out.mul_(0.5).add_(g)
+    v, u = (2 - t).clamp_(min=0), (1 - t).clamp_(min=0)
+    return v.square().mul_(v - 1).mul_(0.5).add_(u.square().mul_(1 - 2 * u))
 
 
 def blend_(x: Tensor, own: Tensor, grey: Tensor, mean: Tensor, scratch: Scratch) -> Tensor:
@@ -291,6 +296,7 @@ def blur_(x: Tensor, sigma: Tensor, scratch: Scratch) -> Tensor:
     radius = blur_radius(size)
     distance = torch.arange(radius + 1, dtype=x.dtype, device=x.device)
     taps = (-0.5 * (distance / sigma.view(-1, 1)).square()).exp_()
+    taps = F.threshold_(taps, 1e-12, 0)  # below float32's normal range products take a hundred times as long
     taps /= 2 * taps.sum(dim=1, keepdim=True) - taps[:, :1]
     matrix, rows = scratch.tensors((n, size, size), x.shape)
     torch.mm(taps, _bands(size, radius, x.device), out=matrix.flatten(1))
@@ -315,15 +321,17 @@ def solarize_(x: Tensor) -> Tensor:
     return x.sub_(0.5).abs_().neg_().add_(0.5)
 
 
-def _positions(drawn: Draws, sizes: Ints, size: int, canvas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """start (n, 2), step (n, 2) and bounds (n, 2, 2) of each image's crop on the canvas, as `resample` takes them."""
+def _crops(drawn: Draws, sizes: Ints, size: int, canvas: Tensor) -> Crops:
+    """The crops that were drawn in the original images, on the canvas."""
     import numpy as np
 
     scale = canvas.shape[-1] / sizes
     low, extent = drawn.box[:, :2] * scale, drawn.box[:, 2:] * scale
+    high, step = low + extent, extent / size
+    reach = math.ceil(4 * max(1.0, step.max()))
     mirrored = np.stack([np.zeros_like(drawn.flip), drawn.flip], axis=1)
-    start, step = np.where(mirrored, low + extent, low), np.where(mirrored, -extent, extent) / size
-    return _like(canvas, start), _like(canvas, step), _like(canvas, np.stack([low, low + extent], axis=2))
+    start, step = np.where(mirrored, high, low), np.where(mirrored, -step, step)
+    return Crops(*_like(canvas, np.stack([start, step, low, high])), reach)
 
 
 def _jitter_(x: Tensor, drawn: Draws, scratch: Scratch) -> None:

@@ -37,7 +37,8 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
     """
     slots = _slots(site, len(jobs))
     events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
-    waiting, running, failed = list(jobs), {job.spec.id for job in jobs}, {}
+    waiting, running = list(jobs), {job.spec.id for job in jobs}
+    failed: dict[str, str] = {}
     workers = [_Worker(environment, events) for environment in slots]
     try:
         while waiting or any(worker.job for worker in workers):

@@ -65,7 +65,8 @@ class BYOL(Method, name="byol"):
             yield Part(loss, terms, p.detach())
 
     def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
-        return network.follow(self.tau, step=step, num_steps=num_steps)
+        followed: dict[str, float] = network.follow(self.tau, step=step, num_steps=num_steps)
+        return followed
 
 
 def pairwise_share(p: Tensor, index: int, targets: list[Tensor]) -> Tensor:

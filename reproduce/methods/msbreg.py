@@ -61,7 +61,8 @@ class MSBReg(Method, name="msbreg"):
             yield Part(loss, terms, p.detach())
 
     def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
-        return network.follow(self.tau, step=step, num_steps=num_steps)
+        followed: dict[str, float] = network.follow(self.tau, step=step, num_steps=num_steps)
+        return followed
 
 
 def centroid(projections: list[Tensor]) -> Tensor:

@@ -41,8 +41,6 @@ class Reported:
     """Digits as printed, such as `74.60`; None: no number stands there, and `note` says why."""
     note: str = ""
     """A dagger's text, a doubt (with its source), or the reason why there is no number. Printed as a footnote."""
-    doubtful: bool = False
-    """Whether `note` casts doubt on the number itself (a lost cell read tentatively); judged claims do not rest on it."""
 
     def __post_init__(self) -> None:
         if self.value is None:
@@ -234,12 +232,12 @@ class Table:
         return look_up
 
     def judge_paper(self) -> tuple[Verdict, ...]:
-        """Every claim on the paper's own printed numbers, whatever was cut away; a doubtful number is not rested on."""
+        """Every claim on the paper's own printed numbers, whatever was cut away."""
         whole = self.whole or self
 
         def printed(label: str, key: str) -> float | None:
             paper = whole.cell(label, key).paper
-            return None if paper is None or paper.value is None or paper.doubtful else float(paper.value)
+            return None if paper is None or paper.value is None else float(paper.value)
 
         return tuple(claim.judge(whole.values(printed)) for claim in self.claims)
 
