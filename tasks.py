@@ -9,13 +9,19 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invoke.collection import Collection
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task, task
+
+if TYPE_CHECKING:
+    from reproduce.site import Site
+    from reproduce.tracking import Store
 
 PROJECT = Path(__file__).resolve().parent
 sys.path.insert(0, str(PROJECT))
@@ -43,26 +49,39 @@ class Verbatim(str):
         return False
 
 
-def make(c: Context, tables: list[str], seeds: str, dry_run: bool, render_only: bool, **fields: Any) -> None:
+def make(c: Context, tables: list[str], *, seeds: str, dry_run: bool = False, render_only: bool = False, **fields: Any) -> None:
     """Runs and renders `tables`; a mistake in the options ends in one line and exit code 2."""
-    from reproduce import site as sites
-    from reproduce.plan import Request
+    from reproduce import plan
     from reproduce.produce import launcher, produce, show_plan
 
-    try:
+    with one_line():
         if not (seeds.isascii() and seeds.isdigit()):
             raise ValueError(f"--seeds takes a whole number, not '{seeds}'.")
-        requests = [Request(table=name, seeds=int(seeds), **fields) for name in tables]
-        for request in requests:
-            request.build()
-        site = sites.load()
+        requests = plan.requests(tables, seeds=int(seeds), **fields)
+        site, _ = store()
         launcher(site)
-    except (LookupError, ValueError, TypeError) as error:
-        raise Exit(str(error.args[0]), WRONG_USE) from None
     plan_only = dry_run or c.config.run.dry
     code = show_plan(requests, site) if plan_only else produce(requests, site, render_only=render_only)
     if code:
         raise Exit(None, code)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """A mistake of the user's in here ends in its one line and exit code 2."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, OSError) as error:
+        raise Exit(str(error) if isinstance(error, OSError) else str(error.args[0]), WRONG_USE) from None
+
+
+def store() -> tuple[Site, Store]:
+    """This machine's site and its tracking store, which is not opened yet."""
+    from reproduce import site as sites
+    from reproduce.tracking import Store
+
+    site = sites.load()
+    return site, Store(site)
 
 
 def table_task(path: Path) -> Task[Any]:
@@ -86,7 +105,8 @@ def table_task(path: Path) -> Task[Any]:
         dry_run: bool = False,
         render_only: bool = False,
     ) -> None:
-        make(c, [path.stem], seeds, dry_run, render_only, scale=scale, rows=rows, columns=columns, changes=tuple(set))
+        options = {"scale": scale, "rows": rows, "columns": columns}
+        make(c, [path.stem], seeds=seeds, changes=tuple(set), dry_run=dry_run, render_only=render_only, **options)
 
     run.__doc__ = ast.get_docstring(tree)
     aliases = tuple(map(Verbatim, ast.literal_eval(named["ALIASES"]))) if "ALIASES" in named else ()
@@ -109,32 +129,30 @@ def tables(
     render_only: bool = False,
 ) -> None:
     """Every table: run what is missing, render all."""
-    make(c, [path.stem for path in table_files()], seeds, dry_run, render_only, scale=scale, changes=tuple(set))
+    names = [path.stem for path in table_files()]
+    make(c, names, seeds=seeds, changes=tuple(set), dry_run=dry_run, render_only=render_only, scale=scale)
 
 
 @task(auto_shortflags=False, help={key: SHARED[key] for key in ("scale", "seeds")})
 def reports(c: Context, scale: str = "smoke", seeds: str = "1") -> None:
     """Render every table from finished runs; start nothing."""
-    make(c, [path.stem for path in table_files()], seeds, dry_run=False, render_only=True, scale=scale)
+    make(c, [path.stem for path in table_files()], seeds=seeds, render_only=True, scale=scale)
 
 
 @task(auto_shortflags=False)
 def status(c: Context) -> None:
     """Every run in the tracking store and its true state: running, finished, failed or interrupted."""
-    from reproduce import site as sites
-    from reproduce.tracking import Store
-
-    for row in Store(sites.load()).status():
+    with one_line():
+        _, opened = store()
+    for row in opened.status():
         print(row)
 
 
 @task(auto_shortflags=False, help={"port": "on 127.0.0.1"})
 def ui(c: Context, port: int = 5000) -> None:
     """The MLflow UI over the project's store, on 127.0.0.1, until Ctrl-C."""
-    from reproduce import site as sites
-    from reproduce.tracking import Store
-
-    command, environment = Store(sites.load()).ui_command(port)
+    with one_line():
+        command, environment = store()[1].ui_command(port)
     print(f"http://127.0.0.1:{port}", flush=True)
     try:
         subprocess.run(command, env={**os.environ, **environment}, check=False)
@@ -148,10 +166,8 @@ def download(c: Context, dataset: str = "") -> None:
     from reproduce import site as sites
     from reproduce.data.download import download as fetch
 
-    try:
+    with one_line():
         print(fetch(dataset, sites.load()))
-    except (LookupError, ValueError, OSError) as error:
-        raise Exit(str(error.args[0]), WRONG_USE) from None
 
 
 @task(auto_shortflags=False, help={"fast": "only the tests that take under a minute together"})

@@ -44,7 +44,10 @@ def canonical(value: object, where: str = "settings") -> Any:
     if isinstance(value, tuple):
         return [canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        fields = {"component": type(value).name}  # type: ignore[attr-defined]
+        name = getattr(type(value), "name", None)
+        if not isinstance(name, str):
+            raise TypeError(f'{where} is a {type(value).__name__}, which has no name: declare it as `class X(Settings, name="x")`.')
+        fields = {"component": name}
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
             if ADDED_LATER in field.metadata and item == field.default:

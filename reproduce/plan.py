@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import pkgutil
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from reproduce.nn import backbones
 from reproduce.report.table import Table
 from reproduce.spec import Evaluate, Spec, unknown
 
@@ -38,7 +40,7 @@ class Request:
 
         Raises:
             LookupError: an unknown table, scale, row, column or setting; the message names the nearest.
-            ValueError, TypeError: a setting does not take the value.
+            ValueError, TypeError: a setting does not take the value; a backbone that there is not is such a value.
         """
         if self.table not in table_names():
             raise LookupError(unknown("table", self.table, table_names()))
@@ -52,6 +54,10 @@ class Request:
         table = table.select(self.rows, self.columns)
         for change in self.changes:
             table = _changed(table, change)
+        known = backbones.names()
+        for _, _, ours in table.measured():
+            if ours.spec.encoder.backbone not in known:
+                raise ValueError(unknown("backbone", ours.spec.encoder.backbone, known))
         return table
 
     def specs(self) -> tuple[Spec, ...]:
@@ -67,6 +73,34 @@ class Request:
         """The request that `dumps` wrote."""
         fields = json.loads(text)
         return cls(**{**fields, "changes": tuple(fields["changes"])})
+
+
+def requests(tables: typing.Iterable[str], *, changes: tuple[str, ...] = (), **fields: Any) -> list[Request]:
+    """A request for each of the tables, each with those of the changes whose setting its runs have.
+
+    Args:
+        fields: of every request.
+
+    Raises:
+        LookupError: an unknown table, scale, row or column, or a setting that no table has; the message names the nearest.
+        ValueError, TypeError: a setting does not take the value.
+    """
+    made = [Request(table=table, **fields) for table in tables]
+    for request in made:
+        request.build()
+    for change in changes:
+        problems = []
+        for index, request in enumerate(made):
+            changed = replace(request, changes=(*request.changes, change))
+            try:
+                changed.build()
+            except LookupError as problem:
+                problems.append(problem)
+            else:
+                made[index] = changed
+        if len(problems) == len(made):
+            raise problems[0]
+    return made
 
 
 def table_names() -> list[str]:
@@ -85,8 +119,7 @@ def _changed(table: Table, change: str) -> Table:
         raise ValueError("The seed is not set by --set: --seeds N runs seeds 0 to N - 1.")
     runs = [ours.spec for _, _, ours in table.measured()]
     if not any(settings_named(key, run) for run in runs):
-        known = sorted({path.removeprefix("encoder.") for run in runs for path, _ in run.leaves()})
-        raise LookupError(unknown("setting", key, known))
+        raise LookupError(unknown("setting", key, sorted({path for run in runs for path in _settable(run)})))
 
     def apply(run: Evaluate) -> Evaluate:
         for path in settings_named(key, run):
@@ -94,6 +127,14 @@ def _changed(table: Table, change: str) -> Table:
         return run
 
     return table.map(apply, changes=(*table.changes, f"{key}={text}"))
+
+
+def _settable(run: Evaluate) -> Iterator[str]:
+    """The settings that have a value of their own and are not the seed, as one would write them."""
+    paths = [path for path, _ in run.leaves()]
+    for path in paths:
+        if path.split(".")[-1] != "seed" and not any(other.startswith(f"{path}.") for other in paths):
+            yield path.removeprefix("encoder.")
 
 
 def settings_named(key: str, run: Evaluate) -> list[str]:
@@ -147,9 +188,12 @@ def parse(text: str, hint: Any, key: str) -> Any:
         return text.lower() == "true"
     if hint in (int, float):
         try:
-            return hint(text)
+            number = hint(text)
         except ValueError:
-            raise ValueError(f"{key} takes {'a whole number' if hint is int else 'a number'}, not '{text}'.") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{key} takes {'a whole number' if hint is int else 'a number'}, not '{text}'.")
+        return number
     if hint is str:
         return text
     raise ValueError(f"{key} cannot be set to '{text}' from the command line; set one of its own settings, such as {key}.NAME=VALUE.")

@@ -54,6 +54,7 @@ def pretrain(
     folder: Path,
     device: torch.device,
     log: Callable[[int, dict[str, float]], None],
+    flush: Callable[[], None],
     report: Callable[[Progress], None],
 ) -> dict[str, float]:
     """Trains the encoder of `spec` and writes it to `folder`.
@@ -61,6 +62,7 @@ def pretrain(
     Args:
         folder: holds the checkpoints; training goes on from the newest that is whole.
         log: called with the step and its measurements.
+        flush: called before each checkpoint: a run that is resumed from it does not measure again what was logged before.
         report: called after every step.
 
     Returns:
@@ -80,14 +82,7 @@ def pretrain(
     num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
     peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)
 
-    network: Any = build_network(spec).to(device=device, memory_format=torch.channels_last)
-    network = distributed.sync_batchnorm(network).train()
-    optimizer = LARS(
-        parameters_of(network.online),
-        weight_decay=spec.optimizer.weight_decay,
-        momentum=spec.optimizer.momentum,
-        trust_coefficient=spec.optimizer.trust_coefficient,
-    )
+    network, optimizer = start(spec, device)
     first_epoch, measured = 0, dict[str, float]()
     saved = checkpoint.latest(folder)
     if saved is not None:
@@ -102,26 +97,55 @@ def pretrain(
         for index, (canvas, sizes, which) in enumerate(_batches(spec, site, images, epoch, steps_per_epoch)):
             step = epoch * steps_per_epoch + index
             lr = schedules.learning_rate(step, peak=peak_lr, warmup_steps=warmup_steps, num_steps=num_steps)
-            batch = _views(spec, canvas.to(device, non_blocking=True), sizes, which, epoch)
-            parts = method.parts(network, batch, seed=spec.seed, step=step)
-            for part in _backward(network, parts, method.num_parts, device, spec.precision):
-                meter.add(part)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            followed = method.after_step(network, step=step, num_steps=num_steps)
-            meter.count(spec.batch_size)
+            batch = draw_views(spec, canvas.to(device, non_blocking=True), sizes, which, epoch)
+            followed = train_step(spec, network, optimizer, meter, batch, step=step, num_steps=num_steps, lr=lr)
             if (step + 1) % LOG_EVERY == 0 or index + 1 == steps_per_epoch:
                 measured = meter.read(step) | {"lr": lr, **followed}
                 log(step + 1, measured)
             report(Progress((step + 1) * spec.batch_size, num_steps * spec.batch_size, "images", f"epoch {epoch + 1}/{spec.epochs}"))
         if distributed.rank() == 0:
+            flush()
             checkpoint.save(folder, _state(network, optimizer, epoch + 1, measured), epoch + 1)
     online = distributed.unwrapped(network.online)
     if distributed.rank() == 0:
         Encoder(spec, online.backbone, online.projector).save(folder)
     return measured
+
+
+def start(spec: Pretrain, device: torch.device) -> tuple[Any, LARS]:
+    """The network of `spec` with its initial weights, ready to train on `device`, and its optimiser."""
+    network: Any = build_network(spec).to(device=device, memory_format=torch.channels_last)
+    network = distributed.sync_batchnorm(network).train()
+    optimizer = LARS(
+        parameters_of(network.online),
+        weight_decay=spec.optimizer.weight_decay,
+        momentum=spec.optimizer.momentum,
+        trust_coefficient=spec.optimizer.trust_coefficient,
+    )
+    return network, optimizer
+
+
+def train_step(
+    spec: Pretrain, network: Any, optimizer: LARS, meter: Meter, batch: list[Tensor], *, step: int, num_steps: int, lr: float
+) -> dict[str, float]:
+    """Step `step` (from 0) of `num_steps`: the loss forward and backward, part by part, the optimiser's step, the target's update.
+
+    Args:
+        batch: the K views of this process's images, as `draw_views` makes them.
+
+    Returns:
+        What the method wants logged beside its loss.
+    """
+    method = cast(Method, spec.method)
+    parts = method.parts(network, batch, seed=spec.seed, step=step)
+    for part in _backward(network, parts, method.num_parts, batch[0].device, spec.precision):
+        meter.add(part)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    meter.count(spec.batch_size)
+    return method.after_step(network, step=step, num_steps=num_steps)
 
 
 class Meter:
@@ -179,12 +203,11 @@ def _batches(spec: Pretrain, site: Site, images: Images, epoch: int, steps: int)
     yield from batches(images, mine, share, canvas=canvas, workers=site.workers)
 
 
-def _views(spec: Pretrain, canvas: Tensor, sizes: Tensor, which: Tensor, epoch: int) -> list[Tensor]:
+def draw_views(spec: Pretrain, canvas: Tensor, sizes: Tensor, which: Tensor, epoch: int) -> list[Tensor]:
     """The K normalised views of a batch, each (images, 3, size, size)."""
     method, dataset, augmentation = cast(Method, spec.method), cast(Dataset, spec.dataset), cast(views.Augmentation, spec.augmentation)
-    sampled = (
-        views.sample(canvas, sizes, which, augmentation=augmentation, size=dataset.size, seed=spec.seed, epoch=epoch, view=view)
-        for view in range(method.num_views)
+    sampled = views.sample_all(
+        canvas, sizes, which, augmentation=augmentation, size=dataset.size, seed=spec.seed, epoch=epoch, num_views=method.num_views
     )
     return [views.normalise(view, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last) for view in sampled]
 

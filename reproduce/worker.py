@@ -47,8 +47,8 @@ def find(request: Request, spec_id: str) -> Spec:
         if spec.id == spec_id:
             return spec
     raise LookupError(
-        f"{request.table} at {request.scale} scale has no run {spec_id} with the code here: its settings differ from those of whoever asked. "
-        "Check that both are at the same commit."
+        f"{request.table} at {request.scale} scale has no run {spec_id} with the code here: its settings differ from those of "
+        "whoever asked. Check that both are at the same commit."
     )
 
 
@@ -68,7 +68,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
     main = distributed.rank() == 0
     with filelock.FileLock(folder / "lock") if main else _nothing():
         store = tracking.Store(site)
-        if store.finished([spec.id]):
+        if distributed.agreed(main and bool(store.finished([spec.id]))):
             return
         needed = store.finished([other.id for other in spec.needs()])
         for other in spec.needs():
@@ -81,7 +81,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
                 from reproduce.nn.encoder import FILE
                 from reproduce.train import pretrain
 
-                metrics = pretrain(spec, site, folder, device, run.log if main else _ignore, reporter)
+                metrics = pretrain(spec, site, folder, device, run.log if main else _ignore, run.flush if main else _ignore, reporter)
                 if main:
                     run.artifact(folder / FILE)
             else:
@@ -96,7 +96,7 @@ def _evaluate(spec: Evaluate, site: Site, device: Any) -> dict[str, float]:
     return evaluate(spec, site, site.runs / spec.encoder.id, device)
 
 
-def _ignore(step: int, metrics: dict[str, float]) -> None:
+def _ignore(*measured: object) -> None:
     """What processes other than the first do with measurements."""
 
 
@@ -119,9 +119,16 @@ class _Reporter:
 
 
 def send(events: TextIO, event: str, spec_id: str, **fields: Any) -> None:
-    """One event as a line of JSON."""
-    events.write(json.dumps({"event": event, "id": spec_id, **fields}) + "\n")
-    events.flush()
+    """One event as a line of JSON.
+
+    Raises:
+        Interrupted: nobody reads it any more, so whoever started this process is gone.
+    """
+    try:
+        events.write(json.dumps({"event": event, "id": spec_id, **fields}) + "\n")
+        events.flush()
+    except BrokenPipeError:
+        raise Interrupted("its parent process is gone") from None
 
 
 def serve(site: Site, events: TextIO) -> None:

@@ -7,6 +7,7 @@ OOPSLA 2014), applied once for each part of the counter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
 from typing import TYPE_CHECKING
@@ -56,6 +57,11 @@ class Draws:
     def take(self, rows: Ints | slice) -> Draws:
         """Those of the images `rows`, in that order."""
         return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @staticmethod
+    def joined(parts: Sequence[Draws]) -> Draws:
+        """Those of all parts, one after the other."""
+        return Draws(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Draws)})
 
     @property
     def hue_place(self) -> Ints:
@@ -133,12 +139,12 @@ def uniforms(indices: Ints, *, seed: int, epoch: int, view: int) -> Floats:
         key = _hash(key, np.array([part % 2**64], dtype=np.uint64))
     images = _hash(key, indices.astype(np.uint64))
     bits = _hash(images[:, None], np.arange(_NUM_SLOTS, dtype=np.uint64))
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _hash(key: NDArray[np.uint64], counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's output number `counter` from the state `key`; arithmetic modulo 2^64."""
-    x = key + (counter + np.uint64(1)) * _GAMMA
+    x: NDArray[np.uint64] = key + (counter + np.uint64(1)) * _GAMMA
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -12,13 +12,14 @@ defined as in torchvision (BYOL's own brightness is additive, its contrast has a
 in the PyTorch code that later papers share. Parameters come from `draws.py`: the same (seed, epoch, image index, view) gives the same view
 whatever the batch, the workers or the processes.
 
-On one core of a 2-core machine: about 20 000 views/s at 32 px from a 32 px canvas (`bench/bench_views.py`).
+Expect 10 000 to 18 000 views/s a core at 32 px from a canvas of 32, and 3 000 to 4 000 at 64 px from one of 96 (`bench/bench_views.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 
     from reproduce.data.draws import Bools, Draws, Floats, Ints
 
-import os
-CH=int(os.environ.get('CH','19'))
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey (torchvision's rgb_to_grayscale, and BYOL's)."""
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**27
+"""Values of the images that are worked on together: on a CPU few enough for its caches, on a GPU for its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +109,25 @@ def sample(
     Raises:
         ValueError: the canvas is not (n, 3, S, S) uint8, or the number of sizes or of indices is not n.
     """
-    from reproduce.data.draws import draw
+    return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, [view])[0]
+
+
+def sample_all(
+    canvas: Tensor, sizes: Tensor, indices: Tensor, *, augmentation: Augmentation, size: int, seed: int, epoch: int, num_views: int
+) -> list[Tensor]:
+    """Views 0 to `num_views` - 1 of each image, each as `sample` gives it, in one pass: a small batch takes half the time of K passes."""
+    return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, range(num_views))
+
+
+def _sample(
+    canvas: Tensor, sizes: Tensor, indices: Tensor, augmentation: Augmentation, size: int, seed: int, epoch: int, views: Sequence[int]
+) -> list[Tensor]:
+    from reproduce.data.draws import Draws, draw
 
     _check(canvas, sizes, indices)
-    drawn = draw(augmentation.of_view(view), _array(sizes), _array(indices), seed=seed, epoch=epoch, view=view)
-    return apply(canvas, _array(sizes), drawn, size)
+    shapes, which = _array(sizes), _array(indices)
+    drawn = [draw(augmentation.of_view(view), shapes, which, seed=seed, epoch=epoch, view=view) for view in views]
+    return list(apply(canvas, shapes, Draws.joined(drawn), size).chunk(len(views)))
 
 
 def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
@@ -122,25 +137,59 @@ def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, flo
 
 
 def apply(canvas: Tensor, sizes: Ints, drawn: Draws, size: int) -> Tensor:
-    """The views that `drawn` describes; arguments and result as `sample`'s.
+    """The views that `drawn` describes: one of each image, then a second of each, and so on; arguments and result as `sample`'s.
 
     Images are taken in the order of the place that hue has in their jitter. What happens before the hue shift, after it, or to an image
     without jitter is then a slice of the batch instead of a scattered subset, and the costly hue shift is one call.
     """
     order = drawn.hue_place.argsort(kind="stable")[::-1].copy()
-    drawn, sizes, where = drawn.take(order), sizes[order], torch.from_numpy(order).to(canvas.device)
-    out = torch.empty(len(canvas), 3, size, size, device=canvas.device)
-    x, scratch = torch.empty(0, device=canvas.device), Scratch(canvas.device)
-    for rows in _chunks(len(canvas), 3 * max(size, canvas.shape[-1]) ** 2, canvas.device.type):
-        part = drawn.take(rows)
-        x = x[: len(part.flip)] if len(x) else torch.empty_like(out[rows])
-        resample(canvas.index_select(0, where[rows]), _crops(part, sizes[rows], size, canvas), x, scratch)
-        _jitter_(x, part, scratch)
-        _replace(x, part.grey, lambda some, _: to_grey_(some, scratch), scratch)
-        _replace(x, part.blur, lambda some, on, sigma=part.sigma: blur_(some, _like(some, sigma[on]), scratch), scratch)
-        _replace(x, part.solarize, lambda some, _: solarize_(some), scratch)
-        out.index_copy_(0, where[rows], x.clamp_(0, 1))
+    drawn, sizes, where = drawn.take(order), sizes[order % max(1, len(canvas))], torch.from_numpy(order).to(canvas.device)
+    out = torch.empty(len(order), 3, size, size, device=canvas.device)
+
+    def work(chunks: list[slice]) -> None:
+        x, scratch = torch.empty(0, 3, size, size, device=canvas.device), Scratch(canvas.device)
+        for rows in chunks:
+            x = x[: rows.stop - rows.start] if len(x) else torch.empty_like(out[rows])
+            _views_(x, canvas.index_select(0, where[rows] % len(canvas)), sizes[rows], drawn.take(rows), scratch)
+            out.index_copy_(0, where[rows], x)
+
+    threads = torch.get_num_threads() if canvas.device.type == "cpu" else 1
+    limit = CPU_CHUNK if canvas.device.type == "cpu" else GPU_CHUNK
+    _in_threads(work, _chunks(len(order), limit // (3 * max(size, canvas.shape[-1]) ** 2), threads), threads)
     return out
+
+
+def _in_threads(work: Callable[[list[slice]], None], chunks: list[slice], threads: int) -> None:
+    """Shares the chunks among `threads` threads, each of which works alone.
+
+    Threads inside each operation, as torch starts them, would wait for each other a hundred times in a chunk, and for milliseconds whenever
+    another process has one of the cores.
+    """
+    if threads == 1 or len(chunks) < 2:
+        work(chunks)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(work, [chunks[i::threads] for i in range(threads)]))
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets for itself is also what threads begun later start with
+
+
+def _chunks(n: int, most: int, threads: int) -> list[slice]:
+    """0 ... n in pieces of at most `most` images (or one), as many for each thread."""
+    count = threads * math.ceil(n / (threads * max(1, most)))
+    step = math.ceil(n / max(1, count))
+    return [slice(start, min(n, start + step)) for start in range(0, n, max(1, step))]
+
+
+def _views_(x: Tensor, canvas: Tensor, sizes: Ints, drawn: Draws, scratch: Scratch) -> None:
+    """Fills x with the views of images that are sorted by `drawn.hue_place`, the last place first and those without jitter at the end."""
+    resample(canvas, _crops(drawn, sizes, x.shape[-1], canvas), x, scratch)
+    _jitter_(x, drawn, scratch)
+    _replace(x, drawn.grey, lambda some, _: to_grey_(some, scratch))
+    _replace(x, drawn.blur, lambda some, on: blur_(some, _like(some, drawn.sigma[on]), scratch))
+    _replace(x, drawn.solarize, lambda some, _: solarize_(some))
+    x.clamp_(0, 1)
 
 
 class Scratch:
@@ -157,7 +206,8 @@ class Scratch:
         lengths = [math.prod(shape) for shape in shapes]
         if len(self._memory) < sum(lengths):
             self._memory = torch.empty(sum(lengths), device=self._memory.device)
-        return [part.view(shape) for part, shape in zip(self._memory[: sum(lengths)].split(lengths), shapes, strict=True)]
+        parts = self._memory[: sum(lengths)].split_with_sizes(lengths)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def resample(canvas: Tensor, crops: Crops, out: Tensor, scratch: Scratch) -> Tensor:
@@ -181,8 +231,7 @@ def resample(canvas: Tensor, crops: Crops, out: Tensor, scratch: Scratch) -> Ten
 def _both_sides(left: Tensor, x: Tensor, right: Tensor, rows: Tensor, out: Tensor) -> None:
     """out = left @ x @ right^T for each image and channel: (n, p, q), (n, c, q, r), (n, s, r) -> (n, c, p, s); `rows` is (n, c, q, s)."""
     torch.bmm(x.flatten(1, 2), right.transpose(1, 2), out=rows.flatten(1, 2))
-    for channel in range(x.shape[1]):
-        torch.bmm(left, rows[:, channel], out=out[:, channel])
+    torch.matmul(left.unsqueeze(1), rows, out=out)
 
 
 class Crops(NamedTuple):
@@ -226,12 +275,12 @@ def _keys(t: Tensor) -> Tensor:
     return v.square().mul_(v - 1).mul_(0.5).add_(u.square().mul_(1 - 2 * u))
 
 
-def blend_(x: Tensor, own: Tensor, grey: Tensor, mean: Tensor, scratch: Scratch) -> Tensor:
-    """x <- own x + grey luma(x) + mean (mean of luma(x) over the image), clamped to [0, 1]; factors (n,), x (n, 3, height, width).
+def blend_(x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
+    """x <- own x + grey luma(x) + mean (mean of luma(x) over the image), clamped to [0, 1]; x (n, 3, height, width).
 
-    With a factor f, brightness is (f, 0, 0), contrast (f, 0, 1 - f) and saturation (f, 1 - f, 0).
+    The factors (own, grey, mean) are (3, n). Brightness of strength f is (f, 0, 0), contrast (f, 0, 1 - f), saturation (f, 1 - f, 0).
     """
-    own, grey, mean = (factor.view(-1, 1, 1, 1) for factor in (own, grey, mean))
+    own, grey, mean = factors[..., None, None, None].unbind(0)
     luma = luminance(x, scratch)
     constant = luma.mean(dim=(2, 3), keepdim=True).mul_(mean)
     return x.mul_(own).add_(luma.mul_(grey).add_(constant)).clamp_(0, 1)
@@ -239,7 +288,7 @@ def blend_(x: Tensor, own: Tensor, grey: Tensor, mean: Tensor, scratch: Scratch)
 
 def luminance(x: Tensor, scratch: Scratch) -> Tensor:
     """(n, 3, height, width) -> (n, 1, height, width)."""
-    red, green, blue = x.split(1, dim=1)
+    red, green, blue = x.split_with_sizes([1, 1, 1], dim=1)
     (luma,) = scratch.tensors(red.shape)
     return torch.mul(red, LUMA[0], out=luma).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -296,7 +345,7 @@ def blur_(x: Tensor, sigma: Tensor, scratch: Scratch) -> Tensor:
     radius = blur_radius(size)
     distance = torch.arange(radius + 1, dtype=x.dtype, device=x.device)
     taps = (-0.5 * (distance / sigma.view(-1, 1)).square()).exp_()
-    taps = F.threshold_(taps, 1e-12, 0)  # below float32's normal range products take a hundred times as long
+    taps = F.threshold(taps, 1e-12, 0)  # below float32's normal range products take a hundred times as long
     taps /= 2 * taps.sum(dim=1, keepdim=True) - taps[:, :1]
     matrix, rows = scratch.tensors((n, size, size), x.shape)
     torch.mm(taps, _bands(size, radius, x.device), out=matrix.flatten(1))
@@ -331,25 +380,26 @@ def _crops(drawn: Draws, sizes: Ints, size: int, canvas: Tensor) -> Crops:
     reach = math.ceil(4 * max(1.0, step.max()))
     mirrored = np.stack([np.zeros_like(drawn.flip), drawn.flip], axis=1)
     start, step = np.where(mirrored, high, low), np.where(mirrored, -step, step)
-    return Crops(*_like(canvas, np.stack([start, step, low, high])), reach)
+    first, stride, lower, upper = _like(canvas, np.stack([start, step, low, high])).unbind(0)
+    return Crops(first, stride, lower, upper, reach)
 
 
 def _jitter_(x: Tensor, drawn: Draws, scratch: Scratch) -> None:
-    """The colour jitter of images that are sorted by `drawn.hue_place`, the last place first and those without jitter at the end."""
+    """The colour jitter of images that are sorted as for `_views_`."""
     jittered = int(drawn.jitter.sum())
     before = [int((drawn.hue_place > i).sum()) for i in range(3)]  # images whose blend i comes before their hue shift
     blends = _like(x, drawn.blends())
     for i, count in enumerate(before):
         if count:
-            blend_(x[:count], *blends[i, :, :count], scratch)
+            blend_(x[:count], blends[i, :, :count], scratch)
     if jittered:
         shift_hue_(x[:jittered], _like(x, drawn.hue[:jittered]), scratch)
     for i, count in enumerate(before):
         if count < jittered:
-            blend_(x[count:jittered], *blends[i, :, count:jittered], scratch)
+            blend_(x[count:jittered], blends[i, :, count:jittered], scratch)
 
 
-def _replace(x: Tensor, mask: Bools, operation_: Callable[[Tensor, Ints], Tensor], scratch: Scratch) -> None:
+def _replace(x: Tensor, mask: Bools, operation_: Callable[[Tensor, Ints], Tensor]) -> None:
     """Runs operation_(images, their rows), which works in place, on the images under `mask`, (n,)."""
     on = mask.nonzero()[0]
     if len(on) == len(x):
@@ -357,12 +407,6 @@ def _replace(x: Tensor, mask: Bools, operation_: Callable[[Tensor, Ints], Tensor
     elif len(on):
         where = torch.from_numpy(on).to(x.device)
         x.index_copy_(0, where, operation_(x.index_select(0, where), on))
-
-
-def _chunks(n: int, values: int, device: str) -> Iterator[slice]:
-    """0 ... n in pieces: on a CPU small enough for its caches, on a GPU for its memory; `values` is an image's."""
-    step = max(1, (2**CH if device == "cpu" else 2**27) // values)
-    return (slice(start, min(n, start + step)) for start in range(0, n, step))
 
 
 def _like(x: Tensor, values: Floats) -> Tensor:

@@ -22,6 +22,9 @@ from reproduce.site import PROJECT, Site
 GRACE = 10.0
 """Seconds that a worker has to stop before it is killed."""
 
+MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
+"""Keeps freed memory in the process: fresh pages from the system cost a small CPU step a fifth of its time."""
+
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -84,7 +87,7 @@ def _slots(site: Site, num_jobs: int) -> list[dict[str, str]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = max(1, min(site.jobs or len(gpus) or cores, num_jobs))
     threads = str(max(1, cores // count))
-    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | (MEMORY if not gpus else {})
     return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}) for index in range(count)]
 
 
@@ -159,5 +162,3 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-

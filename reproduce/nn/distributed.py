@@ -92,6 +92,15 @@ def mean(x: Tensor) -> float:
     return total.item() / world_size()
 
 
+def agreed(decision: bool) -> bool:
+    """What the first process decided, on every process, which wait for it."""
+    if world_size() == 1:
+        return decision
+    decisions = [decision]
+    torch.distributed.broadcast_object_list(decisions, src=0)
+    return decisions[0]
+
+
 def sync_batchnorm(module: nn.Module) -> nn.Module:
     """`module` with BatchNorm over the images of all processes; call it when `module` is on its device, before DistributedDataParallel."""
     if world_size() == 1:

@@ -1,0 +1,115 @@
+"""Peak memory of training with K = 2, 4 and 8 views.
+
+    python -m bench memory          # about 2 minutes on two CPU cores; K = 8 at most 10 % above K = 2
+
+Each K trains a few steps in a fresh process: its views drawn and the full method's `train_step` of `reproduce/train.py` on a ResNet-18 at
+64 px. Counted is everything that training holds at its peak: weights, target, momentum, gradients, activations and the K views. On a GPU
+that is torch's peak of allocated memory; on a CPU it is the growth of the process's peak resident memory since torch was loaded.
+
+Views go through the network one at a time, so only the views themselves and their projections multiply with K.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.compare import machine, prepare, record
+from configs import pretrain
+from reproduce.spec import Pretrain
+from reproduce.train import Meter, draw_views, start, train_step
+
+PROJECT = Path(__file__).resolve().parent.parent
+BAR = 1.10
+NUM_VIEWS = (2, 4, 8)
+STEPS = 3
+"""From the second on the optimiser has its momentum, and the views of the step before are still there while new ones are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One backbone at STL-10's 64 px."""
+
+    backbone: str
+    batch_size: int
+    bar: float | None = None
+
+    def spec(self, num_views: int, device: torch.device) -> Pretrain:
+        """The full method on STL-10."""
+        run = pretrain.msbreg(pretrain.stl10, num_views=num_views, batch_size=self.batch_size)
+        return replace(run, backbone=self.backbone, precision="float32" if device.type == "cpu" else "bfloat16")
+
+
+ON_CPU = (Case(backbone="resnet18", batch_size=64, bar=BAR),)
+ON_GPU = (Case(backbone="resnet18_3x3", batch_size=512, bar=BAR), Case(backbone="resnet18", batch_size=512, bar=BAR))
+QUICK = (Case(backbone="small", batch_size=4),)
+
+
+def measure(quick: bool = False) -> list[dict[str, Any]]:
+    """For each backbone one record for K = 4 and one for K = 8, both over K = 2."""
+    device = prepare()
+    cases = QUICK if quick else ON_CPU if device.type == "cpu" else ON_GPU
+    return [each for case in cases for each in _records(case, device)]
+
+
+def _records(case: Case, device: torch.device) -> list[dict[str, Any]]:
+    peaks = {num_views: _in_fresh_process(case, num_views) for num_views in NUM_VIEWS}
+    return [
+        record(
+            "memory",
+            f"{case.backbone}, 64 px, batch {case.batch_size}: peak at K = {num_views} over K = 2",
+            peaks[num_views] / peaks[2],
+            unit="x",
+            detail=f"{peaks[num_views] / 2**20:.0f} MiB over {peaks[2] / 2**20:.0f} MiB; {machine(device)}",
+            at_most=case.bar if num_views == max(NUM_VIEWS) else None,
+        )
+        for num_views in NUM_VIEWS[1:]
+    ]
+
+
+def _in_fresh_process(case: Case, num_views: int) -> int:
+    """Peak bytes of training with `num_views` views."""
+    # glibc then gives every freed tensor back to the system, so that resident memory is what is in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "bench.bench_memory", "--peak", case.backbone, str(case.batch_size), str(num_views)]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, check=True)
+    return int(done.stdout)
+
+
+def peak(case: Case, num_views: int) -> int:
+    """Peak bytes that training with `num_views` views takes in this process."""
+    device = prepare()
+    spec = case.spec(num_views, device)
+    side: int = spec.dataset.canvas  # type: ignore[attr-defined]
+    canvas = torch.randint(256, (case.batch_size, 3, side, side), dtype=torch.uint8, device=device)
+    sizes, indices = torch.full((case.batch_size, 2), side), torch.arange(case.batch_size)
+    before = _resident_peak()
+    network, optimizer = start(spec, device)
+    meter = Meter()
+    for step in range(STEPS):
+        batch = draw_views(spec, canvas, sizes, indices, epoch=step)
+        train_step(spec, network, optimizer, meter, batch, step=step, num_steps=STEPS, lr=1e-3)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak() - before
+
+
+def _resident_peak() -> int:
+    """The most bytes of resident memory that this process has had."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    if "--peak" in sys.argv:
+        name, images, views = sys.argv[-3:]
+        print(peak(Case(backbone=name, batch_size=int(images)), int(views)))
+    else:
+        print(json.dumps(measure(quick="--quick" in sys.argv)))

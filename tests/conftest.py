@@ -1,0 +1,71 @@
+"""A place of its own for runs and reports, and the real command line there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+INVOKE = (sys.executable, "-m", "invoke")
+
+
+@dataclass
+class Home:
+    """Runs and reports in `folder`; two runs at once, so that each takes one thread on a machine with two cores."""
+
+    folder: Path
+    site: str = 'device = "cpu"\njobs = 2\n'
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.site_file = self.folder / "site.toml"
+        self.site_file.write_text(f'runs = "{self.runs}"\nreports = "{self.reports}"\n{self.site}')
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def reports(self) -> Path:
+        return self.folder / "reports"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Without what a developer's shell may have set and a test must not see."""
+        private = ("MLFLOW_", "MSBREG_", "OMP_", "MKL_", "INVOKE_")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(private)}
+        return kept | {"MSBREG_SITE": str(self.site_file), "OMP_NUM_THREADS": "1"}
+
+    def invoke(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs `invoke` to its end."""
+        return subprocess.run(
+            [*INVOKE, *arguments], cwd=ROOT, env=self.environment | environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts `invoke` in a process group of its own, as a shell does."""
+        return subprocess.Popen(
+            [*INVOKE, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Every file here with its size and time of writing."""
+        found = {path: path.stat() for path in self.folder.rglob("*") if path.is_file()}
+        return {str(path.relative_to(self.folder)): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """An empty home."""
+    return Home(tmp_path / "home")

@@ -1,0 +1,160 @@
+"""The command line as a user meets it: real processes, what they print, and how they end."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from reproduce.site import PROJECT
+
+if TYPE_CHECKING:
+    from conftest import Home
+
+HEAVY = {"torch", "torchvision", "mlflow", "pandas", "numpy", "sklearn", "PIL", "jinja2"}
+TABLES = ("table1", "table6", "table8", "table9", "table11", "table12")
+TASKS = (*TABLES, "tables", "reports", "status", "ui", "download", "test", "bench")
+ALIASES = ("table13", "ablation-grid", "ablation_grid")
+
+
+def imported(home: Home, *arguments: str) -> set[str]:
+    """The top-level packages that a command imports, as Python itself reports them."""
+    command = [sys.executable, "-X", "importtime", "-m", "invoke", *arguments]
+    done = subprocess.run(command, cwd=PROJECT, env=home.environment, capture_output=True, text=True, check=False)
+    names = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "invoke" in names
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--list",),
+        ("--help", "table8"),
+        ("--help", "tables"),
+        ("table8", "--scale", "smol", "--dry-run"),
+        ("table8", "--set", "epoch=5", "--dry-run"),
+        ("table8", "--rows", "nobody"),
+        ("table8", "--scale", "paper", "--dry-run"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_heavy_is_imported_to_list_help_plan_or_refuse(arguments: tuple[str, ...], home: Home) -> None:
+    assert not imported(home, *arguments) & HEAVY
+
+
+def test_every_task_is_listed_with_a_line_of_help(home: Home) -> None:
+    listed = json.loads(home.invoke("--list", "--list-format", "json").stdout)["tasks"]
+    assert {task["name"] for task in listed} == set(TASKS)
+    assert {alias for task in listed for alias in task["aliases"]} == set(ALIASES)
+    for task in listed:
+        assert task["help"], f"{task['name']} has no help"
+        assert re.search(r"[.:]", task["help"]), task["help"]
+
+
+@pytest.mark.parametrize("name", [*ALIASES, "table11", "tables", "bench"])
+def test_every_name_answers_with_its_help(name: str, home: Home) -> None:
+    done = home.invoke("--help", name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Usage: inv[oke] [--core-opts] {name} " in done.stdout
+
+
+def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> None:
+    text = home.invoke("--help", "table8").stdout
+    assert "Table 8: ablation of the three regularisations on ImageNet-100." in text
+    for option in ("--scale=STRING", "--seeds=STRING", "--rows=STRING", "--columns=STRING", "--set ", "--dry-run", "--render-only"):
+        assert option in text
+    assert not re.search(r"^\s+-[a-z]\b", text, re.MULTILINE), "short flags depend on the order of the arguments"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("table8", "--scale", "smok"), "There is no scale 'smok'. Did you mean 'smoke'? Known: smoke, small, paper."),
+        (("table8", "--seeds", "1,2"), "--seeds takes a whole number, not '1,2'."),
+        (("table8", "--seeds", "-1"), "--seeds takes a whole number, not '-1'."),
+        (("table8", "--seeds", "0"), "--seeds is 0: at least one seed is needed."),
+        (("table8", "--rows", "BYOL + L_x"), "There is no row 'BYOL + L_x'. Did you mean 'BYOL + L_s'? Known: "),
+        (("table8", "--columns", "top1"), "There is no column 'top1'. Known: acc."),
+        (("table8", "--set", "epochs"), "--set takes key=value, such as epochs=5, not 'epochs'."),
+        (("table8", "--set", "epochs=five"), "epochs takes a whole number, not 'five'."),
+        (("table8", "--set", "epoch=5"), "There is no setting 'epoch'. Did you mean 'epochs'? Known: "),
+        (("table8", "--set", "seed=5"), "The seed is not set by --set: --seeds N runs seeds 0 to N - 1."),
+        (("table8", "--set", "base_lr=nan"), "base_lr takes a number, not 'nan'."),
+        (("table8", "--set", "batch_size=1"), "pretrain takes epochs >= 0 and batch_size >= 2, not 4 and 1."),
+        (("table8", "--set", "protocol.epochs=0"), "linear takes epochs >= 1"),
+        (("table8", "--set", "crop_scale=1"), "crop_scale takes 2 values separated by commas, not '1'."),
+        (("table8", "--set", "num_views=1"), "byol needs at least 2 views of each image, not num_views=1."),
+        (("table8", "--set", "backbone=resnet19"), "There is no backbone 'resnet19'. Did you mean 'resnet18'? Known: "),
+        (("table8", "--set", "method=byol"), "method cannot be set to 'byol' from the command line"),
+        (("table9", "--set", "epochs=5"), "There is no setting 'epochs'. Known: none."),
+        (("tables", "--set", "epoch=5"), "There is no setting 'epoch'. Did you mean 'epochs'? Known: "),
+        (("reports", "--scale", "large"), "There is no scale 'large'. Known: smoke, small, paper."),
+        (("download", "--dataset", "stl11"), "There is no data set to fetch 'stl11'. Did you mean 'stl10'? Known: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_ends_in_one_line_and_code_2(arguments: tuple[str, ...], says: str, home: Home) -> None:
+    done = home.invoke(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith(says)
+    assert not home.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('devise = "cpu"', "There is no key 'devise'. Did you mean 'device'?"),
+        ('jobs = "two"', "jobs is 'two', a int is expected."),
+        ("jobs =", "is not valid TOML"),
+        ('launcher = "slrum"', "There is no launcher 'slrum'."),
+        ('tracking_uri = "mlruns"', "The tracking store is 'mlruns', a folder, which MLflow no longer writes."),
+        ('[data]\nstl10 = ["/data"]', "[data] maps names to folders, each a string."),
+    ],
+    ids=lambda value: value.splitlines()[0] if "=" in value else "",
+)
+@pytest.mark.parametrize("task", ["table8", "status"])
+def test_a_mistake_in_the_site_file_ends_in_one_line_and_code_2(task: str, content: str, says: str, home: Home) -> None:
+    if task == "status" and "launcher" in content:
+        pytest.skip("status launches nothing")
+    home.site_file.write_text(f'runs = "{home.runs}"\n{content}\n')
+    done = home.invoke(task)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert says in done.stderr
+    assert not home.runs.exists()
+
+
+def test_a_site_file_that_is_not_there_is_named(home: Home) -> None:
+    done = home.invoke("table8", MSBREG_SITE=str(home.folder / "sight.toml"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"MSBREG_SITE names {home.folder / 'sight.toml'}, which does not exist.\n"
+
+
+@pytest.mark.parametrize("arguments", [("table8", "--rows", "Ours (K=4)"), ("tables", "--set", "epochs=2")], ids=" ".join)
+def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(arguments: tuple[str, ...], home: Home) -> None:
+    before = home.files()
+    ours, invokes = home.invoke(*arguments, "--dry-run"), home.invoke("--dry", *arguments)
+    assert (ours.returncode, ours.stderr) == (invokes.returncode, invokes.stderr) == (0, "")
+    assert ours.stdout == invokes.stdout
+    *runs, total = ours.stdout.splitlines()
+    assert all(re.match(r"run    [0-9a-f]{12}  (pretrain|evaluate) ", line) for line in runs)
+    assert total == f"{len(runs)} runs: 0 finished, {len(runs)} to do."
+    assert home.files() == before
+
+
+def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
+    pretraining, evaluation, _ = home.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--dry-run").stdout.splitlines()
+    spec_id = pretraining.split()[1]
+    what = "pretrain msbreg K=4 lambda_s=0.004 lambda_b=0.5 on synthetic_folder, 4 epochs, batch 32, seed 0"
+    assert pretraining == f"run    {spec_id}  {what}"
+    assert evaluation.endswith(f"evaluate linear on synthetic_folder of {spec_id}")
+
+
+def test_status_of_an_empty_place_is_empty(home: Home) -> None:
+    done = home.invoke("status")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not home.runs.exists()

@@ -1,0 +1,316 @@
+"""Runs from the command line to the report, with real processes that are killed, interrupted and started twice.
+
+The runs are those of Table 8's first row, made tiny: 96 scenes, three steps an epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+import pytest
+from conftest import ROOT, Home
+
+from reproduce.plan import Request
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    from reproduce.spec import Evaluate, Pretrain
+
+T = TypeVar("T")
+
+EPOCHS, STEPS = 8, 3
+"""Epochs of the run that is interrupted, and steps of each."""
+TINY = ("dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
+KINDS = ("md", "tex", "html", "csv", "json")
+
+pytestmark = pytest.mark.slow
+
+
+def row(*changes: str, epochs: int = 1) -> tuple[str, ...]:
+    """The arguments of `invoke` for one tiny row of Table 8."""
+    changes = (f"epochs={epochs}", *TINY, *changes)
+    return ("table8", "--rows", "BYOL", *(word for change in changes for word in ("--set", change)))
+
+
+def specs(*changes: str, epochs: int = 1) -> tuple[Pretrain, Evaluate]:
+    """The two runs of that row."""
+    return Request(table="table8", rows="BYOL", changes=(f"epochs={epochs}", *TINY, *changes)).specs()  # type: ignore[return-value]
+
+
+def wait(found: Callable[[], T | None], what: str, process: subprocess.Popen[str] | None = None) -> T:
+    """Polls until there is something; the process must not end before."""
+    deadline = time.monotonic() + 120
+    while (value := found()) is None:
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"No {what}: the command ended with {process.returncode}: {process.communicate()}")
+        assert time.monotonic() < deadline, f"No {what} in two minutes."
+        time.sleep(0.005)
+    return value
+
+
+def newest_epoch(home: Home, spec_id: str) -> int:
+    """The epoch of the newest checkpoint of a run; 0: none."""
+    return max((int(path.stem.removeprefix("epoch-")) for path in (home.runs / spec_id).glob("epoch-*.pt")), default=0)
+
+
+def query(home: Home, sql: str, *values: str) -> list[tuple[Any, ...]]:
+    """Asks the store's database itself, without MLflow."""
+    with contextlib.closing(sqlite3.connect(home.runs / "mlflow.db")) as database:
+        return database.execute(sql, values).fetchall()
+
+
+def records(home: Home, spec_id: str) -> list[str]:
+    """MLflow's status of every record of a run."""
+    found = query(home, "SELECT status FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND value = ?", spec_id)
+    return [status for (status,) in found]
+
+
+def attempts(home: Home, spec_id: str) -> int:
+    """How often a run was begun, by the environments that its records hold."""
+    sql = "SELECT artifact_uri FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND value = ?"
+    return sum(len(list(Path(uri.removeprefix("file://")).glob("environment*.json"))) for (uri,) in query(home, sql, spec_id))
+
+
+def states(home: Home) -> dict[str, str]:
+    """What `invoke status` says of each run, by its id."""
+    lines = home.invoke("status").stdout.splitlines()
+    return {line.split()[1]: line.split()[0] for line in lines}
+
+
+def cell(home: Home) -> dict[str, Any]:
+    """The one cell of the one row in the report."""
+    (found,) = json.loads((home.reports / "smoke" / "table8.json").read_text())["rows"]
+    return found["cells"]["acc"]  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new tracking store, which takes seconds to create: tests copy it."""
+    home = Home(tmp_path_factory.mktemp("template"))
+    done = home.invoke("table9")  # a table that needs no runs
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("0 runs done, 0 reused, 0 missing")
+    return home.runs / "mlflow.db"
+
+
+@pytest.fixture
+def place(template: Path, home: Home) -> Home:
+    """A home with a store and no runs."""
+    home.runs.mkdir()
+    shutil.copy(template, home.runs)
+    return home
+
+
+@pytest.fixture(scope="module")
+def finished(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, str]:
+    """A home in which the row was done without interruption, and what was printed."""
+    home = Home(tmp_path_factory.mktemp("finished"))
+    home.runs.mkdir()
+    shutil.copy(template, home.runs)
+    done = home.invoke(*row(epochs=EPOCHS))
+    assert (done.returncode, done.stderr) == (0, "")
+    return home, done.stdout
+
+
+@contextlib.contextmanager
+def under_way(home: Home, arguments: tuple[str, ...], spec_id: str, epoch: int) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """`invoke` and its worker, which has just written the checkpoint of `epoch` or a later one; afterwards no process may be left."""
+    command = home.start(*arguments)
+    children: list[psutil.Process] = []
+    try:
+        wait(lambda: newest_epoch(home, spec_id) >= epoch or None, f"checkpoint {epoch}", command)
+        children = psutil.Process(command.pid).children(recursive=True)
+        worker = next(child for child in children if "reproduce.worker" in child.cmdline())
+        yield command, worker
+        command.wait(60)
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive, f"still alive: {alive}"
+    finally:
+        for process in (command, *children):
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                process.kill()
+        command.communicate()
+
+
+def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home, str]) -> None:
+    home, printed = finished
+    pretraining, evaluation = (spec.id for spec in specs(epochs=EPOCHS))
+    first, one, two, summary, report = printed.splitlines()
+    assert first == "2 runs to do, 0 reused."
+    assert re.fullmatch(rf"\[1/2\] pretrain byol K=2 on synthetic_folder, {EPOCHS} epochs, batch 32, seed 0: [\d:]+( s)?, [\d,]+ images/s", one)
+    assert re.fullmatch(rf"\[2/2\] evaluate linear on synthetic_folder of {pretraining}: [\d:]+( s)?", two)
+    assert re.fullmatch(r"2 runs done, 0 reused, 0 missing, in [\d:]+( s)?\.", summary)
+    assert report == f"report: {home.reports / 'smoke' / 'table8.md'}"
+    written = {path.name for path in (home.reports / "smoke").iterdir()}
+    assert written == {"index.html", *(f"table8.{kind}" for kind in KINDS)}
+    ours = cell(home)
+    assert 0 <= ours["value"] <= 100
+    assert ours["reason"] is None
+    assert records(home, pretraining) == records(home, evaluation) == ["FINISHED"]
+    assert states(home) == {pretraining: "finished", evaluation: "finished"}
+    assert ours["runs"] == [
+        run_id for (run_id,) in query(home, "SELECT run_uuid FROM tags WHERE key = 'complete' AND value = ?", evaluation)
+    ]
+
+
+def test_a_second_call_starts_nothing_and_writes_the_same_bytes(finished: tuple[Home, str]) -> None:
+    home, _ = finished
+    reports = {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()}
+    runs = {path: path.stat().st_mtime_ns for path in home.runs.glob("[0-9a-f]*/*")}
+    ours = cell(home)
+    for path in reports:
+        path.unlink()
+    done = home.invoke(*row(epochs=EPOCHS))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("0 runs done, 2 reused, 0 missing, in ")
+    assert {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()} == reports
+    assert {path: path.stat().st_mtime_ns for path in home.runs.glob("[0-9a-f]*/*")} == runs
+    assert home.invoke(*row(epochs=EPOCHS), "--render-only").returncode == 0
+    assert cell(home) == ours
+    planned = home.invoke(*row(epochs=EPOCHS), "--dry-run").stdout.splitlines()
+    assert [line.split()[0] for line in planned] == ["reuse", "reuse", "2"]
+
+
+def kill_worker(command: subprocess.Popen[str], worker: psutil.Process) -> None:
+    worker.send_signal(signal.SIGKILL)
+
+
+def kill_command(command: subprocess.Popen[str], worker: psutil.Process) -> None:
+    command.kill()
+
+
+def terminate(command: subprocess.Popen[str], worker: psutil.Process) -> None:
+    command.terminate()
+
+
+def press_ctrl_c(command: subprocess.Popen[str], worker: psutil.Process) -> None:
+    os.killpg(command.pid, signal.SIGINT)  # a terminal sends it to the whole group
+
+
+def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_is_not(place: Home, finished: tuple[Home, str]) -> None:
+    pretraining, evaluation = (spec.id for spec in specs(epochs=EPOCHS))
+    arguments = row(epochs=EPOCHS)
+    printed = {}
+    ways = {kill_worker: (1, "RUNNING"), kill_command: (-9, "KILLED"), press_ctrl_c: (1, "KILLED"), terminate: (-15, "KILLED")}
+    for strike, (code, recorded) in ways.items():
+        before = newest_epoch(place, pretraining)
+        with under_way(place, arguments, pretraining, before + 1) as (command, worker):
+            strike(command, worker)
+            printed[strike], errors = command.communicate(timeout=60)
+        assert (strike, command.returncode) == (strike, code)
+        assert "Traceback" not in errors
+        assert newest_epoch(place, pretraining) < EPOCHS, "the run was too fast to be interrupted"
+        assert not (place.runs / pretraining / "encoder.safetensors").exists()
+        assert records(place, pretraining) == [recorded]
+        assert states(place) == {pretraining: "interrupted"}
+    done = place.invoke(*arguments)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert states(place) == {pretraining: "finished", evaluation: "finished"}
+
+    died = f"its process ended with signal 9 (log: runs/{pretraining}/log.txt)"
+    lost = f"failed: {evaluation} evaluate linear on synthetic_folder of {pretraining}: needs run {pretraining}, which failed"
+    assert [line.endswith(died) for line in printed[kill_worker].splitlines() if line.startswith(f"failed: {pretraining} ")] == [True]
+    assert lost in printed[kill_worker].splitlines()
+
+    reference, _ = finished
+    for name in (f"runs/{pretraining}/encoder.safetensors", *(f"reports/smoke/table8.{kind}" for kind in ("md", "tex", "csv"))):
+        assert (place.folder / name).read_bytes() == (reference.folder / name).read_bytes(), name
+    # It was resumed, not begun anew: five beginnings would have measured more epochs than there are and those that were struck.
+    steps = [step for (step,) in query(place, "SELECT step FROM metrics WHERE key = 'loss'")]
+    assert set(steps) == {STEPS * epoch for epoch in range(1, EPOCHS + 1)}
+    assert len(steps) <= EPOCHS + len(ways)
+    assert attempts(place, pretraining) == 1 + len(ways)
+
+
+def test_a_broken_image_fails_its_run_and_the_others_go_on(place: Home) -> None:
+    changes = ("epochs=1", *TINY, "num_unlabeled=64", "num_test=40", "warmup_epochs=0")
+    columns = "imagenet100_top1,stl10_top1"
+    runs = Request(table="table1", rows="BYOL", columns=columns, changes=changes).specs()
+    broken, lost, *others = (spec.id for spec in runs)
+    dataset: Any = runs[0].dataset
+    dataset.load("train", Site(runs=place.runs))
+    image = next(dataset.folder(Site(runs=place.runs)).glob("train/*/*"))
+    image.write_bytes(image.read_bytes()[:100])
+
+    done = place.invoke("table1", "--rows", "BYOL", "--columns", columns, *(word for change in changes for word in ("--set", change)))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    (reason,) = [line for line in done.stdout.splitlines() if line.startswith(f"failed: {broken} ")]
+    assert image.name in reason
+    assert f"needs run {broken}, which failed" in done.stdout
+    assert records(place, broken) == ["FAILED"]
+    assert records(place, lost) == []
+    assert [records(place, spec_id) for spec_id in others] == [["FINISHED"]] * 2
+    assert states(place) == {broken: "failed", **dict.fromkeys(others, "finished")}
+    assert image.name in (place.runs / broken / "log.txt").read_text()
+    assert "Traceback" in (place.runs / broken / "log.txt").read_text()
+    (found,) = json.loads((place.reports / "smoke" / "table1.json").read_text())["rows"]
+    assert found["cells"]["imagenet100_top1"]["value"] is None
+    assert f"needs run {broken}, which failed" in found["cells"]["imagenet100_top1"]["reason"]
+    assert found["cells"]["stl10_top1"]["value"] is not None
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(place: Home) -> None:
+    huge = ("optimizer.base_lr=1e30", "warmup_epochs=0")
+    pretraining, _ = (spec.id for spec in specs(*huge, epochs=2))
+    done = place.invoke(*row(*huge, epochs=2))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"failed: {pretraining} ")]
+    assert re.search(r"FloatingPointError: The loss is no longer finite at step \d+: loss = (nan|inf), L_byol = (nan|inf)\. A lower", line)
+    assert records(place, pretraining) == ["FAILED"]
+    assert newest_epoch(place, pretraining) == 0, "a state that is not finite was saved"
+    (status,) = place.invoke("status").stdout.splitlines()
+    assert status.startswith(f"failed       {pretraining} ")
+    assert "The loss is no longer finite" in status
+
+
+def test_rendering_only_starts_nothing_and_says_why_cells_are_empty(place: Home) -> None:
+    done = place.invoke("reports")
+    assert (done.returncode, done.stderr) == (3, "")
+    assert re.search(r"^0 runs done, 0 reused, \d+ missing, in ", done.stdout)
+    assert not list(place.runs.glob("[0-9a-f]*/"))
+    tables = {path.stem for path in (place.reports / "smoke").glob("*.json")}
+    assert tables == {f"table{number}" for number in (1, 6, 8, 9, 11, 12)}
+    report = json.loads((place.reports / "smoke" / "table8.json").read_text())
+    for line in report["rows"]:
+        assert line["cells"]["acc"]["value"] is None
+        assert line["cells"]["acc"]["reason"] == "no finished run with these settings"
+    assert {claim["ours"] for claim in report["claims"]} == {"open"}
+    assert "–" in (place.reports / "smoke" / "table8.md").read_text()
+
+
+def test_two_commands_at_once_share_the_work(place: Home) -> None:
+    commands = [place.start(*row(epochs=2)) for _ in range(2)]
+    printed = [command.communicate(timeout=200) for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], printed
+    assert all("2 runs done" in out or "reused" in out for out, _ in printed)
+    for spec in specs(epochs=2):
+        assert records(place, spec.id) == ["FINISHED"]
+        assert attempts(place, spec.id) == 1
+
+
+def test_two_processes_of_torchrun_complete_a_run(place: Home) -> None:
+    pretraining, evaluation = specs(epochs=2)
+    request = Request(table="table8", rows="BYOL", changes=("epochs=2", *TINY)).dumps()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "reproduce.worker"]
+    for spec in (pretraining, evaluation):
+        subprocess.run([*launcher, request, spec.id], cwd=ROOT, env=place.environment, capture_output=True, timeout=200, check=True)
+        assert records(place, spec.id) == ["FINISHED"]
+        assert attempts(place, spec.id) == 1
+    done = place.invoke(*row(epochs=2))
+    assert done.stdout.startswith("0 runs done, 2 reused, 0 missing")
+    steps = [step for (step,) in query(place, "SELECT step FROM metrics WHERE key = 'loss' ORDER BY step")]
+    assert steps == [STEPS, 2 * STEPS]
