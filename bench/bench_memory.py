@@ -4,7 +4,7 @@
 
 Each K trains a few steps in a fresh process: its views drawn and the full method's `train_step` of `reproduce/train.py` on a ResNet-18 at
 64 px. Counted is everything that training holds at its peak: weights, target, momentum, gradients, activations and the K views. On a GPU
-that is torch's peak of allocated memory; on a CPU it is the growth of the process's peak resident memory since torch was loaded.
+that is torch's peak of allocated memory; on a CPU it is the process's peak of resident memory, less what it had before the network was built.
 
 Views go through the network one at a time, so only the views themselves and their projections multiply with K.
 """
@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from bench.compare import machine, prepare, record
 from configs import pretrain
+from reproduce.nn import backbones
 from reproduce.spec import Pretrain
 from reproduce.train import Meter, draw_views, start, train_step
 
@@ -90,12 +92,14 @@ def peak(case: Case, num_views: int) -> int:
     side: int = spec.dataset.canvas  # type: ignore[attr-defined]
     canvas = torch.randint(256, (case.batch_size, 3, side, side), dtype=torch.uint8, device=device)
     sizes, indices = torch.full((case.batch_size, 2), side), torch.arange(case.batch_size)
-    before = _resident_peak()
+    backbones.build(case.backbone)  # so that torchvision is loaded
+    before = psutil.Process().memory_info().rss
     network, optimizer = start(spec, device)
     meter = Meter()
     for step in range(STEPS):
-        batch = draw_views(spec, canvas, sizes, indices, epoch=step)
-        train_step(spec, network, optimizer, meter, batch, step=step, num_steps=STEPS, lr=1e-3)
+        train_step(
+            spec, network, optimizer, meter, draw_views(spec, canvas, sizes, indices, step), step=step, num_steps=STEPS, lr=1e-3
+        )
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak() - before
 
 

@@ -204,12 +204,16 @@ def _batches(spec: Pretrain, site: Site, images: Images, epoch: int, steps: int)
 
 
 def draw_views(spec: Pretrain, canvas: Tensor, sizes: Tensor, which: Tensor, epoch: int) -> list[Tensor]:
-    """The K normalised views of a batch, each (images, 3, size, size)."""
+    """The K normalised views of a batch, each (images, 3, size, size) in the run's precision.
+
+    Autocast would round a float32 view to bfloat16 in the first layer of both networks: the numbers are the same, the memory is half.
+    """
     method, dataset, augmentation = cast(Method, spec.method), cast(Dataset, spec.dataset), cast(views.Augmentation, spec.augmentation)
     sampled = views.sample_all(
         canvas, sizes, which, augmentation=augmentation, size=dataset.size, seed=spec.seed, epoch=epoch, num_views=method.num_views
     )
-    return [views.normalise(view, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last) for view in sampled]
+    dtype = torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
+    return [views.normalise(view, dataset.mean, dataset.std).to(dtype, memory_format=torch.channels_last) for view in sampled]
 
 
 def _backward(network: Any, parts: Iterator[Part], num_parts: int, device: torch.device, precision: str) -> Iterator[Part]:

@@ -25,6 +25,7 @@ from conftest import ROOT, Home
 
 from reproduce.plan import Request
 from reproduce.site import Site
+from reproduce.tracking import Store
 
 if TYPE_CHECKING:
     from reproduce.spec import Evaluate, Pretrain
@@ -85,9 +86,15 @@ def attempts(home: Home, spec_id: str) -> int:
 
 
 def states(home: Home) -> dict[str, str]:
-    """What `invoke status` says of each run, by its id."""
-    lines = home.invoke("status").stdout.splitlines()
-    return {line.split()[1]: line.split()[0] for line in lines}
+    """What `invoke status` prints of each run, by its id; without the seconds that a process takes to import MLflow."""
+    return {found.spec_id: found.state for found in Store(Site(runs=home.runs)).status()}
+
+
+def weights(home: Home, spec_id: str) -> tuple[dict[str, Any], bytes]:
+    """The header and the bytes of an encoder's file, read by its format; the order of the header's keys is not fixed."""
+    content = (home.runs / spec_id / "encoder.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def cell(home: Home) -> dict[str, Any]:
@@ -170,7 +177,6 @@ def test_a_second_call_starts_nothing_and_writes_the_same_bytes(finished: tuple[
     home, _ = finished
     reports = {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()}
     runs = {path: path.stat().st_mtime_ns for path in home.runs.glob("[0-9a-f]*/*")}
-    ours = cell(home)
     for path in reports:
         path.unlink()
     done = home.invoke(*row(epochs=EPOCHS))
@@ -178,8 +184,6 @@ def test_a_second_call_starts_nothing_and_writes_the_same_bytes(finished: tuple[
     assert done.stdout.startswith("0 runs done, 2 reused, 0 missing, in ")
     assert {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()} == reports
     assert {path: path.stat().st_mtime_ns for path in home.runs.glob("[0-9a-f]*/*")} == runs
-    assert home.invoke(*row(epochs=EPOCHS), "--render-only").returncode == 0
-    assert cell(home) == ours
     planned = home.invoke(*row(epochs=EPOCHS), "--dry-run").stdout.splitlines()
     assert [line.split()[0] for line in planned] == ["reuse", "reuse", "2"]
 
@@ -226,8 +230,9 @@ def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_
     assert lost in printed[kill_worker].splitlines()
 
     reference, _ = finished
-    for name in (f"runs/{pretraining}/encoder.safetensors", *(f"reports/smoke/table8.{kind}" for kind in ("md", "tex", "csv"))):
-        assert (place.folder / name).read_bytes() == (reference.folder / name).read_bytes(), name
+    assert weights(place, pretraining) == weights(reference, pretraining)
+    for name in ("table8.md", "table8.tex", "table8.html"):
+        assert (place.reports / "smoke" / name).read_bytes() == (reference.reports / "smoke" / name).read_bytes()
     # It was resumed, not begun anew: five beginnings would have measured more epochs than there are and those that were struck.
     steps = [step for (step,) in query(place, "SELECT step FROM metrics WHERE key = 'loss'")]
     assert set(steps) == {STEPS * epoch for epoch in range(1, EPOCHS + 1)}
@@ -303,14 +308,15 @@ def test_two_commands_at_once_share_the_work(place: Home) -> None:
 
 
 def test_two_processes_of_torchrun_complete_a_run(place: Home) -> None:
-    pretraining, evaluation = specs(epochs=2)
+    pretraining, _ = specs(epochs=2)
     request = Request(table="table8", rows="BYOL", changes=("epochs=2", *TINY)).dumps()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "reproduce.worker"]
-    for spec in (pretraining, evaluation):
-        subprocess.run([*launcher, request, spec.id], cwd=ROOT, env=place.environment, capture_output=True, timeout=200, check=True)
-        assert records(place, spec.id) == ["FINISHED"]
-        assert attempts(place, spec.id) == 1
-    done = place.invoke(*row(epochs=2))
-    assert done.stdout.startswith("0 runs done, 2 reused, 0 missing")
+    subprocess.run([*launcher, request, pretraining.id], cwd=ROOT, env=place.environment, capture_output=True, timeout=200, check=True)
+    assert records(place, pretraining.id) == ["FINISHED"]
+    assert states(place) == {pretraining.id: "finished"}
+    assert attempts(place, pretraining.id) == 1
+    header, _ = weights(place, pretraining.id)
+    assert header["__metadata__"]["spec_id"] == pretraining.id
+    assert not any("module." in name for name in header)  # DistributedDataParallel leaves no trace
     steps = [step for (step,) in query(place, "SELECT step FROM metrics WHERE key = 'loss' ORDER BY step")]
     assert steps == [STEPS, 2 * STEPS]

@@ -72,7 +72,7 @@ class _Synthetic(Dataset):
 class SyntheticFolder(_Synthetic, name="synthetic_folder"):
     """The scenes as an ImageFolder, `train/<class>/` and `val/<class>/`, in place of ImageNet and its subsets."""
 
-    num_train: int = 1500
+    num_train: int = 1200
     num_val: int = 1000
 
     title: ClassVar[str] = "synthetic scenes (ImageFolder)"
@@ -97,7 +97,7 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
 class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
     """The scenes, enlarged to 96 px, in STL-10's binary files: labelled train and test, and an unlabelled split with label -1."""
 
-    num_unlabeled: int = 1000
+    num_unlabeled: int = 700
     num_train: int = 500
     num_test: int = 1000
 

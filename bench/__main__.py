@@ -1,0 +1,80 @@
+"""Runs the benchmarks, prints their results and writes `reports/bench.json`: what `invoke bench` calls.
+
+    python -m bench                # every bench_*.py of this folder, each in a process of its own
+    python -m bench step memory    # only these
+    python -m bench step --quick   # tiny settings: shows that a benchmark runs, its numbers mean nothing
+
+Every benchmark compares two things in one run; a file takes part by printing a JSON list of `compare.record` as its last line. The exit code is
+1 if a benchmark fails and 2 if there is none of that name; a bar that does not hold is printed and written, not an error.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from reproduce import site as sites
+from reproduce.spec import unknown
+
+FOLDER = Path(__file__).resolve().parent
+FAILED, WRONG_USE = 1, 2
+
+
+def names() -> list[str]:
+    """The benchmarks there are: `step` for `bench_step.py`."""
+    return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+
+
+def run(name: str, options: list[str]) -> list[dict[str, Any]]:
+    """The records of one benchmark.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it wrote to standard error has been shown.
+    """
+    command = [sys.executable, "-m", f"bench.bench_{name}", *options]
+    done = subprocess.run(command, cwd=FOLDER.parent, stdout=subprocess.PIPE, text=True, check=True)
+    records: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return records
+
+
+def lines(records: list[dict[str, Any]]) -> list[str]:
+    """A table for people, one line for each record and one for what is behind it."""
+    width = max(len(record["case"]) for record in records)
+    return [line for record in records for line in (_line(record, width), f"{'':10}{record['detail']}")]
+
+
+def _line(record: dict[str, Any], width: int) -> str:
+    value = "-" if record["value"] is None else f"{record['value']:.2f} {record['unit']}"
+    verdict = {True: f"holds (bar {record['bar']})", False: f"FAILS (bar {record['bar']})", None: ""}[record["holds"]]
+    return f"{record['bench']:10}{record['case']:{width}}  {value:>8}  {verdict}".rstrip()
+
+
+def main(arguments: list[str]) -> int:
+    """The command line of this module; returns its exit code."""
+    options = [argument for argument in arguments if argument.startswith("--")]
+    asked = [argument for argument in arguments if not argument.startswith("--")] or names()
+    for wrong in set(asked) - set(names()):
+        print(unknown("benchmark", wrong, names()), file=sys.stderr)
+        return WRONG_USE
+    records, failed = list[dict[str, Any]](), list[str]()
+    for name in asked:
+        try:
+            found = run(name, options)
+        except subprocess.CalledProcessError as error:
+            print(f"{name:10}failed with exit code {error.returncode}", file=sys.stderr)
+            failed.append(name)
+        else:
+            records += found
+            print("\n".join(lines(found)), flush=True)
+    path = sites.load().reports / "bench.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records, indent=1) + "\n")
+    print(path)
+    return FAILED if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,412 @@
+"""The shape of the code: imports point down, importing does nothing, and every component keeps its contract.
+
+The contract tests find each method, protocol, data set, table, backbone and launcher by themselves: a new file is tested without a word
+here.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import math
+import pkgutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+from reproduce.data.dataset import Dataset
+from reproduce.data.synthetic import SyntheticFolder
+from reproduce.data.views import Augmentation
+from reproduce.methods.method import Method
+from reproduce.methods.msbreg import MSBReg
+from reproduce.nn import backbones
+from reproduce.nn.encoder import Encoder, build_network
+from reproduce.nn.heads import Heads
+from reproduce.plan import SCALES, Request, table_names
+from reproduce.protocols.protocol import Protocol
+from reproduce.site import Site
+from reproduce.spec import LARS, Evaluate, Pretrain, Settings
+
+ROOT = Path(__file__).parent.parent
+C = TypeVar("C")
+
+# Bottom first. A module may import from its own line and from those above it here; where a package is named, its modules are meant.
+LAYERS = (
+    ("reproduce.lazy", "reproduce.spec", "reproduce.identity", "reproduce.site"),
+    ("reproduce.nn", "reproduce.data", "reproduce.methods.method", "reproduce.checkpoint"),
+    ("reproduce.methods", "reproduce.protocols"),
+    ("reproduce.report", "reproduce.results", "reproduce.tracking", "reproduce.environment"),
+    ("reproduce.train", "reproduce.evaluate"),
+    ("reproduce.launch", "reproduce.worker", "reproduce.plan", "reproduce.produce"),
+    ("configs",),
+    ("tables",),
+    ("tasks",),
+)
+STANDARD_LIBRARY_ONLY = ("reproduce.lazy", "reproduce.spec", "reproduce.identity", "reproduce.site", "reproduce.report.table")
+ONLY_IN = {"mlflow": "reproduce.tracking", "pandas": "reproduce.results", "jinja2": "reproduce.report.render"}
+SIBLINGS = {"reproduce.methods": Method, "reproduce.protocols": Protocol, "reproduce.data": Dataset}
+READS_THE_REAL_LAYOUT = ("reproduce.data.synthetic", "reproduce.data.stl10")
+"""Synthetic data are read by the real loaders, so that the smoke scale tests these."""
+
+
+def name_of(path: Path) -> str:
+    """A file as the module that it is."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for folder in ("reproduce", "configs", "tables") for path in sorted((ROOT / folder).rglob("*.py"))}
+FILES["tasks"] = ROOT / "tasks.py"
+
+
+def imports(name: str, *, everywhere: bool = True) -> set[str]:
+    """The modules that a file imports, by its text; without `everywhere` only those that importing it imports.
+
+    What is imported for type checkers alone counts nowhere: it is not there when the code runs.
+    """
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not everywhere:
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            assert node.module is not None
+            ours = {f"{node.module}.{alias.name}" for alias in node.names}
+            found.update({module if module in FILES else str(node.module) for module in ours})
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(FILES[name].read_text()))
+    return found
+
+
+def layer(name: str) -> int:
+    """The number of a module's layer, from the bottom; the longest name that fits counts."""
+    fits = {prefix: number for number, names in enumerate(LAYERS) for prefix in names if name == prefix or name.startswith(f"{prefix}.")}
+    assert fits, f"{name} is in no layer: give it a place in LAYERS"
+    return fits[max(fits, key=len)]
+
+
+def packages_of(name: str) -> set[str]:
+    return {module.split(".")[0] for module in imports(name)}
+
+
+MODULES = [name for name, path in FILES.items() if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name: str) -> None:
+    for module in imports(name) & set(FILES):
+        assert FILES[module].name != "__init__.py", f"{name} imports the package {module}: import its modules" if module != "reproduce" else ""
+        assert layer(module) <= layer(name), f"{name} imports {module}, which is above it"
+
+
+@pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
+def test_the_bottom_needs_the_standard_library_only(name: str) -> None:
+    assert packages_of(name) <= set(sys.stdlib_module_names) | {"reproduce"}
+    assert {module for module in imports(name) if module.startswith("reproduce")} <= set(STANDARD_LIBRARY_ONLY)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_heavy_package_is_imported_by_one_module_and_not_when_that_is_imported(name: str) -> None:
+    for package, owner in ONLY_IN.items():
+        if package in packages_of(name):
+            assert name == owner
+            assert package not in {module.split(".")[0] for module in imports(name, everywhere=False)} or package == "jinja2"
+
+
+@pytest.mark.parametrize("package", SIBLINGS)
+def test_siblings_do_not_import_each_other(package: str) -> None:
+    siblings = {module.__name__ for module in modules(package) if classes(module, SIBLINGS[package])}
+    assert len(siblings) > 1
+    for name in siblings:
+        others = (imports(name) & siblings) - {name}
+        assert not others or (name, *others) == READS_THE_REAL_LAYOUT, f"{name} imports {others}: what they share belongs in nn/ or a base"
+
+
+def test_there_are_no_utils_and_no_import_cycles() -> None:
+    assert not [name for name in FILES if name.split(".")[-1] in ("utils", "util", "helpers", "misc", "common")]
+    graph = {name: imports(name, everywhere=False) & set(FILES) for name in FILES}
+    while free := [name for name, needs in graph.items() if not needs & set(graph)]:
+        for name in free:
+            del graph[name]
+    assert not graph, f"these import each other: {sorted(graph)}"
+
+
+IMPORT_ALL = """
+import logging, os, signal, sys, threading, warnings
+import filelock, jinja2, numpy, PIL.Image, psutil, torch, torchvision
+opened = []
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
+def hook(event, arguments):
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
+        opened.append(str(arguments[0]))
+    elif event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "socket.connect", "subprocess.Popen", "os.fork", "os.exec"):
+        opened.append(f"{event} {arguments}")
+def state():
+    return {
+        "handlers": len(logging.root.handlers), "level": logging.root.level, "signals": [signal.getsignal(n) for n in (2, 15)],
+        "threads": threading.active_count(), "environment": dict(os.environ), "warnings": list(warnings.filters),
+        "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.random.get_rng_state().sum().item(), torch.is_grad_enabled()),
+        "numpy": numpy.random.get_state()[1].sum(), "cuda": torch.cuda.is_initialized(), "path": list(sys.path), "folder": os.getcwd(),
+    }
+sys.path.insert(0, sys.argv[1])
+sys.addaudithook(hook)
+before = state()
+for name in sys.argv[2:]:
+    __import__(name)
+    after = state()
+    if name == "tasks":
+        after["path"] = before["path"]  # a command line may be started anywhere
+    assert after == before, (name, [key for key in before if before[key] != after[key]])
+assert not opened, opened
+assert "mlflow" not in sys.modules and "pandas" not in sys.modules
+print("quiet")
+"""
+
+
+def test_importing_a_module_does_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-B", "-c", IMPORT_ALL, str(ROOT), *MODULES]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("quiet\n", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_define_settings_import_without_torch() -> None:
+    """Found by their text: building every table must not wait for torch."""
+    with_settings = [name for name in MODULES if "(Settings, name=" in FILES[name].read_text() or layer(name) == layer("reproduce.methods")]
+    with_settings += [name for package in SIBLINGS for name in (module.__name__ for module in modules(package) if classes(module, Settings))]
+    assert len(with_settings) > 10
+    code = f"import sys, importlib; [importlib.import_module(n) for n in {with_settings!r}]; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "torchvision", "numpy", "PIL", "mlflow", "pandas", "sklearn"} & set(loaded)
+
+
+# Contracts
+
+
+def modules(package: str) -> list[ModuleType]:
+    """Every module of a package."""
+    found = importlib.import_module(package)
+    return [importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(found.__path__)]
+
+
+def classes(module: ModuleType, base: type[C]) -> list[type[C]]:
+    """The public classes that a module defines on top of `base`."""
+    own = (value for key, value in vars(module).items() if inspect.isclass(value) and not key.startswith("_"))
+    return [cls for cls in own if issubclass(cls, base) and cls is not base and cls.__module__ == module.__name__]
+
+
+def components(package: str, base: type[C]) -> list[type[C]]:
+    return [cls for module in modules(package) for cls in classes(module, base)]
+
+
+METHODS = components("reproduce.methods", Method)
+PROTOCOLS = components("reproduce.protocols", Protocol)
+DATASETS = components("reproduce.data", Dataset)
+EVERY_COMPONENT = sorted(
+    {cls for name in MODULES if name.startswith("reproduce") for cls in classes(importlib.import_module(name), Settings)},
+    key=lambda cls: cls.__qualname__,
+)
+
+
+def test_components_are_found() -> None:
+    assert {"BYOL", "MSBReg"} <= {cls.__name__ for cls in METHODS}
+    assert {"LinearEvaluation", "NearestNeighbours", "AlignmentUniformity"} <= {cls.__name__ for cls in PROTOCOLS}
+    assert {"SyntheticFolder", "SyntheticSTL10", "STL10", "ImageNet", "ImageNet100", "Imagenette"} <= {cls.__name__ for cls in DATASETS}
+
+
+def test_no_two_components_share_a_name_and_each_has_its_own() -> None:
+    named = [cls for cls in EVERY_COMPONENT if cls not in (Method, Protocol, Dataset)]
+    assert all("name" in vars(cls) for cls in named), "a component without a name of its own would take its parent's"
+    assert not {name: number for name, number in Counter(cls.name for cls in named).items() if number > 1}
+
+
+@pytest.mark.parametrize("cls", EVERY_COMPONENT)
+def test_a_component_is_frozen_and_each_of_its_settings_says_what_it_is(cls: type[Settings]) -> None:
+    assert is_dataclass(cls)
+    assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert cls.__doc__
+    assert all(field.kw_only for field in fields(cls))
+
+
+def documented(name: str) -> Iterator[tuple[str, bool]]:
+    """(Class.field, whether a docstring stands under it) for the settings that a file defines."""
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if not isinstance(node, ast.ClassDef) or "dataclass" not in "".join(map(ast.unparse, node.decorator_list)):
+            continue
+        following = [*node.body[1:], ast.Pass()]
+        for statement, after in zip(node.body, following, strict=True):
+            if isinstance(statement, ast.AnnAssign) and "ClassVar" not in ast.unparse(statement.annotation):
+                said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+                yield f"{name}.{node.name}.{ast.unparse(statement.target)}", said
+
+
+@pytest.mark.parametrize("package", ["reproduce.methods", "reproduce.protocols", "reproduce.nn"])
+def test_each_setting_has_a_line_with_its_source(package: str) -> None:
+    for module in modules(package):
+        if classes(module, Settings):
+            assert not [field for field, said in documented(module.__name__) if not said]
+
+
+def with_all_terms(method: Method, heads: Heads) -> Method:
+    """`method` with small heads and no term left out."""
+    weights = {field.name: 0.1 for field in fields(method) if field.name.startswith("lambda_")}
+    return replace(method, heads=heads, **weights)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("norm", ["batchnorm", "layernorm"])
+@pytest.mark.parametrize("cls", METHODS)
+def test_a_method_trains_every_parameter_of_its_network_part_by_part(cls: type[Method], norm: str) -> None:
+    method = with_all_terms(cls(), Heads(hidden=16, output=8, norm=norm))  # type: ignore[call-arg, arg-type]
+    network: Any = method.network(backbones.build("small", seed=0)).train()
+    draw = torch.Generator().manual_seed(0)
+    views = [torch.randn(8, 3, 32, 32, generator=draw) for _ in range(method.num_views)]
+    parts = []
+    for part in method.parts(network, views, seed=1, step=2):
+        part.loss.backward()
+        assert part.embeddings.shape[0] == 8
+        assert not part.embeddings.requires_grad
+        parts.append(part)
+    assert len(parts) == method.num_parts
+    assert all(math.isfinite(part.loss.item()) for part in parts)
+    assert all(value.shape == () for part in parts for value in part.terms.values())
+    assert len({tuple(part.terms) for part in parts}) == 1
+    for name, parameter in network.online.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert parameter.grad.isfinite().all()
+    trained = {id(parameter) for parameter in network.online.parameters()}
+    assert not [name for name, parameter in network.named_parameters() if id(parameter) not in trained and parameter.grad is not None]
+
+    again = [part.loss.item() for part in method.parts(network, views, seed=1, step=2)]
+    assert again == [part.loss.item() for part in parts]  # the noise follows from seed and step
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_what_follows_the_optimiser_says_how_and_moves(cls: type[Method]) -> None:
+    method = with_all_terms(cls(), Heads(hidden=16, output=8))  # type: ignore[call-arg]
+    network: Any = method.network(backbones.build("small", seed=0))
+    with torch.no_grad():
+        for parameter in network.online.parameters():
+            parameter.add_(1.0)
+    before = [parameter.clone() for parameter in network.target.parameters()] if getattr(network, "target", None) is not None else []
+    logged = method.after_step(network, step=0, num_steps=10)
+    assert all(isinstance(value, float) and math.isfinite(value) for value in logged.values())
+    assert bool(logged) == bool(before)
+    for old, new in zip(before, network.target.parameters() if before else (), strict=True):
+        assert not torch.equal(old, new)
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_a_method_of_one_view_is_refused(cls: type[Method]) -> None:
+    with pytest.raises(ValueError, match=r"needs at least 2 views of each image, not num_views=1"):
+        cls(num_views=1)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, SyntheticFolder, Site]:
+    """An untrained encoder and a little data set for it."""
+    dataset, site = SyntheticFolder(num_train=220, num_val=30), Site(runs=tmp_path_factory.mktemp("scenes"))
+    spec = Pretrain(
+        method=MSBReg(heads=Heads(hidden=16, output=8)),
+        dataset=dataset,
+        backbone="small",
+        augmentation=Augmentation(),
+        optimizer=LARS(base_lr=0.5),
+        epochs=0,
+        batch_size=32,
+    )
+    online = build_network(spec).online
+    return Encoder(spec, online.backbone, online.projector), dataset, site
+
+
+@pytest.mark.parametrize("cls", PROTOCOLS)
+def test_a_protocol_measures_what_it_says(cls: type[Protocol], scenes: tuple[Encoder, SyntheticFolder, Site]) -> None:
+    encoder, dataset, site = scenes
+    required = {field.name: 5 for field in fields(cls) if field.name == "k"}
+    protocol = cls(**required)
+    measured = protocol.run(encoder, dataset, site, torch.device("cpu"), 0)
+    assert set(measured) == set(protocol.metrics)
+    assert all(isinstance(value, float) and math.isfinite(value) for value in measured.values())
+    assert all(0 <= value <= 1 for key, value in measured.items() if key.startswith("top"))
+    assert protocol.run(encoder, dataset, site, torch.device("cpu"), 0) == measured
+
+
+@pytest.mark.parametrize("cls", DATASETS)
+def test_a_data_set_describes_itself(cls: type[Dataset]) -> None:
+    dataset = cls()  # type: ignore[call-arg]
+    assert dataset.title
+    assert dataset.size <= dataset.resize
+    assert dataset.size <= dataset.canvas
+    assert all(0 < value < 1 for value in (*dataset.mean, *dataset.std))
+    assert dataset.test_split not in (dataset.train_split, dataset.pretrain_split)
+
+
+@pytest.mark.parametrize("cls", DATASETS)
+def test_a_data_set_is_there_or_says_what_is_missing_and_where_to_get_it(cls: type[Dataset], tmp_path: Path) -> None:
+    small = {field.name: 30 for field in fields(cls) if field.name.startswith("num_")}
+    dataset, site = cls(**small), Site(runs=tmp_path)
+    if small:
+        for split in (dataset.pretrain_split, dataset.train_split, dataset.test_split):
+            assert len(dataset.load(split, site)) >= 30
+        return
+    for split in (dataset.pretrain_split, dataset.test_split):
+        with pytest.raises(LookupError, match=r"^The data root '(\w+)' is not set: add `\1 = .* under \[data\] in .*\. Layout: .*\. Get it: .*\.$"):
+            dataset.load(split, site)
+    with pytest.raises(LookupError) as caught:
+        dataset.load(dataset.train_split, site)
+    key = str(caught.value).split("'")[1]
+    with pytest.raises(LookupError, match=rf"^The data root '{key}' is .*nowhere, which is not a folder"):
+        dataset.load(dataset.train_split, Site(runs=tmp_path, data={key: tmp_path / "nowhere"}))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("table", table_names())
+def test_a_table_can_be_planned_at_every_scale(table: str, scale: str) -> None:
+    request = Request(table=table, scale=scale)
+    built = request.build()
+    assert (built.name, built.scale) == (table, scale)
+    specs = request.specs()
+    assert len({spec.id for spec in specs}) == len(specs)
+    for spec in specs:
+        json.dumps(dict(spec.leaves()), default=str)
+        assert isinstance(spec, (Pretrain, Evaluate))
+    for _, _, ours in built.measured():
+        assert ours.spec.encoder.backbone in backbones.names()
+        assert ours.metric in ours.spec.protocol.metrics  # type: ignore[attr-defined]
+        assert type(ours.spec.dataset) in DATASETS
+        assert type(ours.spec.encoder.method) in METHODS
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_a_backbone_pools_images_to_the_features_that_it_names(name: str) -> None:
+    backbone = backbones.build(name, seed=0).eval()
+    with torch.no_grad():
+        pooled = backbone(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    assert pooled.shape == (2, backbone.num_features)
+    assert pooled.isfinite().all()
+
+
+@pytest.mark.parametrize("module", modules("reproduce.launch"), ids=lambda module: module.__name__)
+def test_a_launcher_without_jobs_has_no_failures(module: ModuleType, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    assert module.launch([], Site(runs=tmp_path, device="cpu"), events.append) == {}
+    assert events == []
+    assert not list(tmp_path.iterdir())
