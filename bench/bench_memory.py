@@ -4,7 +4,7 @@
 
 Each K trains a few steps in a fresh process: its views drawn and the full method's `train_step` of `reproduce/train.py` on a ResNet-18 at
 64 px. Counted is everything that training holds at its peak: weights, target, momentum, gradients, activations and the K views. On a GPU
-that is torch's peak of allocated memory; on a CPU it is the process's peak of resident memory, less what it had before the network was built.
+that is torch's peak of allocated memory; on a CPU it is the process's peak of resident memory, less what it had before there was a network.
 
 Views go through the network one at a time, so only the views themselves and their projections multiply with K.
 """
@@ -97,9 +97,8 @@ def peak(case: Case, num_views: int) -> int:
     network, optimizer = start(spec, device)
     meter = Meter()
     for step in range(STEPS):
-        train_step(
-            spec, network, optimizer, meter, draw_views(spec, canvas, sizes, indices, step), step=step, num_steps=STEPS, lr=1e-3
-        )
+        batch = draw_views(spec, canvas, sizes, indices, epoch=step)
+        train_step(spec, network, optimizer, meter, batch, step=step, num_steps=STEPS, lr=1e-3)
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak() - before
 
 

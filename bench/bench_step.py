@@ -2,8 +2,8 @@
 
     python -m bench step          # about 2 minutes on two CPU cores; at most 1.10 on a ResNet-18 at 64 px
 
-Both sides take the same K views through the same modules in the same mode: K forward passes of the target's backbone, K forward and backward
-passes of the online one. The step is `train_step` of `reproduce/train.py`, all of it; drawing the views is not in either side, and
+Both sides take the same K views through the same modules in the same mode: K forward passes of the target's backbone, K forward and
+backward passes of the online one. The step is `train_step` of `reproduce/train.py`, all of it; drawing the views is not in either side, and
 `bench_views.py` measures it.
 """
 

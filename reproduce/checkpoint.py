@@ -71,6 +71,12 @@ def latest(folder: Path, device: str = "cpu") -> dict[str, Any] | None:
     return None
 
 
+def discard(folder: Path) -> None:
+    """Removes the checkpoints in `folder`: its run is finished and recorded."""
+    for path in _newest_first(folder):
+        path.unlink(missing_ok=True)
+
+
 def save_encoder(path: Path, tensors: Mapping[str, Tensor], *, spec_id: str) -> Path:
     """Writes an encoder's tensors as safetensors with the id of the run that trained it and a digest of their values.
 

@@ -118,7 +118,8 @@ def _changed(table: Table, change: str) -> Table:
     if key.split(".")[-1] == "seed":
         raise ValueError("The seed is not set by --set: --seeds N runs seeds 0 to N - 1.")
     runs = [ours.spec for _, _, ours in table.measured()]
-    if not any(settings_named(key, run) for run in runs):
+    paths = [path for run in runs for path in settings_named(key, run)[:1]]
+    if not paths:
         raise LookupError(unknown("setting", key, sorted({path for run in runs for path in _settable(run)})))
 
     def apply(run: Evaluate) -> Evaluate:
@@ -126,7 +127,7 @@ def _changed(table: Table, change: str) -> Table:
             run = run.replace(path, parse(text, run.field_type(path), key))
         return run
 
-    return table.map(apply, changes=(*table.changes, f"{key}={text}"))
+    return table.map(apply, changes=(*table.changes, f"{paths[0].removeprefix('encoder.')}={text}"))
 
 
 def _settable(run: Evaluate) -> Iterator[str]:

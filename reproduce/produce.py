@@ -96,10 +96,12 @@ def _render(request: Request, site: Site, store: Any, finished: dict[str, Finish
     from reproduce.report import render
     from reproduce.report.filled import fill
 
-    filled = fill(request.build(), request.seeds, finished, missing)
+    table = request.build()
+    filled = fill(table, request.seeds, finished, missing)
     paths = render.write(filled, site.reports / request.scale)
     render.write_index(site.reports / request.scale)
-    store.log_table(filled, paths)
+    if finished and not table.left_out:  # a cut table would empty the cells that it leaves out
+        store.log_table(filled, paths)
     shown = next(path for path in paths if path.suffix == ".md")
     return str(shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown)
 

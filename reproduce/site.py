@@ -23,7 +23,7 @@ class Site:
     """One machine's places and habits."""
 
     runs: Path = PROJECT / "runs"
-    """Checkpoints, logs, generated data and the default tracking store; safe to move, costly to delete."""
+    """Checkpoints, logs, generated data and the default tracking store; costly to delete."""
     reports: Path = PROJECT / "reports"
     """Rendered tables, one folder for each scale."""
     tracking_uri: str = ""

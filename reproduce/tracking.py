@@ -407,6 +407,11 @@ class Run:
             link.symlink_to(path.resolve(strict=True))
             self._store._client.log_artifact(self.run_id, str(link), parent)
 
+    def tag(self, name: str, value: str) -> None:
+        """Sets a tag of the run."""
+        with _undisturbed():
+            self._store._client.set_tag(self.run_id, name, value)
+
     def text(self, content: str, name: str) -> None:
         """Adds a text to the run's artifacts."""
         with _undisturbed():

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -48,21 +48,32 @@ class Progress(NamedTuple):
     """A few words, such as the loss."""
 
 
+class Record(Protocol):
+    """Where a run's measurements go, such as a `tracking.Run`."""
+
+    def log(self, step: int, metrics: Mapping[str, float], /) -> None:
+        """Measurements after `step` steps."""
+
+    def flush(self) -> None:
+        """Writes what still waits."""
+
+    def tag(self, name: str, value: str, /) -> None:
+        """A fact about the run."""
+
+
 def pretrain(
     spec: Pretrain,
     site: Site,
     folder: Path,
     device: torch.device,
-    log: Callable[[int, dict[str, float]], None],
-    flush: Callable[[], None],
+    record: Record,
     report: Callable[[Progress], None],
 ) -> dict[str, float]:
     """Trains the encoder of `spec` and writes it to `folder`.
 
     Args:
         folder: holds the checkpoints; training goes on from the newest that is whole.
-        log: called with the step and its measurements.
-        flush: called before each checkpoint: a run that is resumed from it does not measure again what was logged before.
+        record: takes what is measured.
         report: called after every step.
 
     Returns:
@@ -74,6 +85,7 @@ def pretrain(
     """
     method, dataset = cast(Method, spec.method), cast(Dataset, spec.dataset)
     images = dataset.load(dataset.pretrain_split, site)
+    record.tag("data_digest", images.digest)
     steps_per_epoch = len(images) // spec.batch_size
     if steps_per_epoch == 0:
         raise ValueError(f"batch_size is {spec.batch_size}, but {spec.dataset.name} has only {len(images)} images to pretrain on.")
@@ -90,7 +102,7 @@ def pretrain(
         optimizer.load_state_dict(saved["optimizer"])
         first_epoch, measured = saved["epoch"], saved["measured"]
     if distributed.world_size() > 1:
-        network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
+        network.online = DistributedDataParallel(network.online)
 
     meter = Meter()
     for epoch in range(first_epoch, spec.epochs):
@@ -101,10 +113,10 @@ def pretrain(
             followed = train_step(spec, network, optimizer, meter, batch, step=step, num_steps=num_steps, lr=lr)
             if (step + 1) % LOG_EVERY == 0 or index + 1 == steps_per_epoch:
                 measured = meter.read(step) | {"lr": lr, **followed}
-                log(step + 1, measured)
+                record.log(step + 1, measured)
             report(Progress((step + 1) * spec.batch_size, num_steps * spec.batch_size, "images", f"epoch {epoch + 1}/{spec.epochs}"))
         if distributed.rank() == 0:
-            flush()
+            record.flush()  # a run that is resumed from this checkpoint does not measure again what came before
             checkpoint.save(folder, _state(network, optimizer, epoch + 1, measured), epoch + 1)
     online = distributed.unwrapped(network.online)
     if distributed.rank() == 0:

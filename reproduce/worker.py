@@ -17,10 +17,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import filelock
 
@@ -28,6 +28,10 @@ from reproduce import site as sites
 from reproduce.plan import Request
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
+
+if TYPE_CHECKING:
+    from reproduce.results import Finished
+    from reproduce.tracking import Store
 
 REPORT_EVERY = 0.5
 """Seconds between two progress events."""
@@ -59,7 +63,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
         LookupError: a run that it needs is not finished.
         Exception: whatever went wrong in training or evaluation, after the run was marked as failed.
     """
-    from reproduce import tracking
+    from reproduce import checkpoint, tracking
     from reproduce.nn import distributed
 
     folder = site.runs / spec.id
@@ -81,23 +85,38 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
                 from reproduce.nn.encoder import FILE
                 from reproduce.train import pretrain
 
-                metrics = pretrain(spec, site, folder, device, run.log if main else _ignore, run.flush if main else _ignore, reporter)
+                metrics = pretrain(spec, site, folder, device, run if main else _Silent(), reporter)
                 if main:
                     run.artifact(folder / FILE)
             else:
-                metrics = _evaluate(spec, site, device)
+                from reproduce.evaluate import evaluate
+
+                metrics = evaluate(spec, site, _encoder_folder(spec, needed, store, site), device)
             if main:
                 run.finish(metrics)
+                checkpoint.discard(folder)
 
 
-def _evaluate(spec: Evaluate, site: Site, device: Any) -> dict[str, float]:
-    from reproduce.evaluate import evaluate
+def _encoder_folder(spec: Evaluate, needed: Mapping[str, Finished], store: Store, site: Site) -> Path:
+    """Where the encoder of `spec` is; fetched from the tracking store if it was trained elsewhere."""
+    from reproduce.nn import distributed
+    from reproduce.nn.encoder import FILE
 
-    return evaluate(spec, site, site.runs / spec.encoder.id, device)
+    folder = site.runs / spec.encoder.id
+    if distributed.rank() == 0 and not (folder / FILE).exists():
+        store.download(needed[spec.encoder.id].run_id, FILE, folder)
+    distributed.agreed(True)  # the others wait for the file
+    return folder
 
 
-def _ignore(*measured: object) -> None:
-    """What processes other than the first do with measurements."""
+class _Silent:
+    """The record of every process but the first."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def tag(self, name: str, value: str) -> None: ...
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: threads that wait for each other over tiny tensors take minutes where the cores are busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 INVOKE = (sys.executable, "-m", "invoke")
 

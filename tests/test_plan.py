@@ -95,7 +95,9 @@ def test_a_transfers_own_data_set_stays_when_that_of_pretraining_changes() -> No
 
 
 def test_a_name_that_several_settings_share_is_refused_with_both() -> None:
-    with pytest.raises(ValueError, match=r"^'momentum' may mean method\.momentum or augmentation\.momentum or optimizer\.momentum: give one"):
+    with pytest.raises(
+        ValueError, match=r"^'momentum' may mean method\.momentum or augmentation\.momentum or optimizer\.momentum: give one"
+    ):
         settings_named("momentum", RUN)
     assert settings_named("optimizer.momentum", RUN) == ["encoder.optimizer.momentum"]
 
@@ -196,7 +198,10 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"table": "tabel8"}, "There is no table 'tabel8'. Did you mean 'table8'? Known: table1, table6, table8, table9, table11, table12."),
+        (
+            {"table": "tabel8"},
+            "There is no table 'tabel8'. Did you mean 'table8'? Known: table1, table6, table8, table9, table11, table12.",
+        ),
         ({"scale": "smal"}, "There is no scale 'smal'. Did you mean 'small'? Known: smoke, small, paper."),
         ({"seeds": 0}, "--seeds is 0: at least one seed is needed."),
         ({"rows": "BYOL + L_x"}, "There is no row 'BYOL + L_x'. Did you mean 'BYOL + L_s'?"),

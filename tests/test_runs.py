@@ -157,7 +157,9 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
     pretraining, evaluation = (spec.id for spec in specs(epochs=EPOCHS))
     first, one, two, summary, report = printed.splitlines()
     assert first == "2 runs to do, 0 reused."
-    assert re.fullmatch(rf"\[1/2\] pretrain byol K=2 on synthetic_folder, {EPOCHS} epochs, batch 32, seed 0: [\d:]+( s)?, [\d,]+ images/s", one)
+    assert re.fullmatch(
+        rf"\[1/2\] pretrain byol K=2 on synthetic_folder, {EPOCHS} epochs, batch 32, seed 0: [\d:]+( s)?, [\d,]+ images/s", one
+    )
     assert re.fullmatch(rf"\[2/2\] evaluate linear on synthetic_folder of {pretraining}: [\d:]+( s)?", two)
     assert re.fullmatch(r"2 runs done, 0 reused, 0 missing, in [\d:]+( s)?\.", summary)
     assert report == f"report: {home.reports / 'smoke' / 'table8.md'}"
@@ -214,8 +216,7 @@ def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_
         with under_way(place, arguments, pretraining, before + 1) as (command, worker):
             strike(command, worker)
             printed[strike], errors = command.communicate(timeout=60)
-        assert (strike, command.returncode) == (strike, code)
-        assert "Traceback" not in errors
+        assert (strike, command.returncode, errors) == (strike, code, "")
         assert newest_epoch(place, pretraining) < EPOCHS, "the run was too fast to be interrupted"
         assert not (place.runs / pretraining / "encoder.safetensors").exists()
         assert records(place, pretraining) == [recorded]
@@ -231,7 +232,7 @@ def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_
 
     reference, _ = finished
     assert weights(place, pretraining) == weights(reference, pretraining)
-    for name in ("table8.md", "table8.tex", "table8.html"):
+    for name in ("table8.md", "table8.tex"):  # the others name the runs by the ids of the store
         assert (place.reports / "smoke" / name).read_bytes() == (reference.reports / "smoke" / name).read_bytes()
     # It was resumed, not begun anew: five beginnings would have measured more epochs than there are and those that were struck.
     steps = [step for (step,) in query(place, "SELECT step FROM metrics WHERE key = 'loss'")]

@@ -4,8 +4,8 @@ A scene shows one textured object on a shaded background. Its class is the pair 
 textures. Colours, position, size, rotation and the texture's phase are random and say nothing about the class: of ten classes, 5-NN gets a
 fifth right on raw pixels and less on colour histograms.
 
-The scenes are written in the layouts of the real data sets (ImageFolder, STL-10 binary with its unlabelled split), and the real loaders read
-them. Only +, -, x, / and square roots of IEEE doubles enter, so the bytes are the same on every machine.
+The scenes are written in the layouts of the real data sets (ImageFolder, STL-10 binary with its unlabelled split), and the real loaders
+read them. Only +, -, x, / and square roots of IEEE doubles enter, so the bytes are the same on every machine.
 """
 
 from __future__ import annotations

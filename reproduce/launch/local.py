@@ -6,11 +6,12 @@ ends, so no process outlives the command that started it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Queue
 from threading import Thread
@@ -153,10 +154,8 @@ class _Worker:
         if self.process is None:
             return
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self.process.wait(GRACE)
         except subprocess.TimeoutExpired:

@@ -1,0 +1,126 @@
+"""BYOL's training step and its views, ours and lightly's (lightly-ai/lightly, MIT), where lightly is installed.
+
+    pip install lightly           # not in requirements.txt: nothing else uses it
+    python -m bench lightly       # about 2 minutes on two CPU cores
+
+Both steps train the same backbone with heads of the same width on the same two views; lightly's is written as its BYOL example and its
+ImageNet benchmark write it (examples/pytorch/byol.py, benchmarks/imagenet/resnet50/byol.py), with its own LARS. Both pipelines draw views
+of BYOL's T and T' from images that are decoded already and end in normalised float32 tensors, on one core.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.bench_step import LEARNING_RATE, random_views
+from bench.compare import Comparison, in_turns, machine, prepare, record
+from configs import pretrain
+from reproduce.data.views import Augmentation
+from reproduce.methods.byol import BYOL
+from reproduce.nn import backbones
+from reproduce.nn.heads import Heads
+from reproduce.spec import Pretrain
+from reproduce.train import Meter, draw_views, start, train_step
+
+STEP, VIEWS = "BYOL step: ours over lightly's, {}, 64 px, batch {}", "BYOL views/s: ours over lightly's, 64 px from {} px"
+SIZE, CANVAS = 64, 96
+T = Augmentation(blur=1.0, solarize=0.0)
+T_AND_T_PRIME = replace(T, every_second=replace(T, blur=0.1, solarize=0.2))
+"""The defaults of lightly's BYOLTransform, which are BYOL's."""
+
+
+def measure(quick: bool = False) -> list[dict[str, Any]]:
+    """One record for the step and one for the views."""
+    device = prepare()
+    backbone, images, rounds = ("small", 4, 1) if quick else ("resnet18", 64, 7)
+    step, views = STEP.format(backbone, images), VIEWS.format(CANVAS)
+    if find_spec("lightly") is None:
+        return [record("lightly", case, None, unit="x", detail="lightly is not installed") for case in (step, views)]
+    spec = replace(pretrain.byol(pretrain.stl10, batch_size=images), backbone=backbone, precision="float32", augmentation=T_AND_T_PRIME)
+    steps, pipelines = _steps(spec, rounds, device), _pipelines(spec, rounds)
+    rates = [2 * images / seconds for seconds in (pipelines.first, pipelines.second)]
+    return [
+        record(
+            "lightly", step, steps.ratio, unit="x", detail=f"{1000 * steps.first:.1f} over {1000 * steps.second:.1f} ms; {machine(device)}"
+        ),
+        record("lightly", views, 1 / pipelines.ratio, unit="x", detail=f"{rates[0]:.0f} over {rates[1]:.0f} views/s; one CPU core"),
+    ]
+
+
+def _steps(spec: Pretrain, rounds: int, device: torch.device) -> Comparison:
+    """Our step and lightly's, in float32."""
+    network, optimizer = start(spec, device)
+    views = random_views(2, spec.batch_size, SIZE, device)
+    meter = Meter()
+
+    def ours() -> None:
+        train_step(spec, network, optimizer, meter, views, step=0, num_steps=100, lr=LEARNING_RATE)
+
+    assert isinstance(spec.method, BYOL)
+    backbone = backbones.build(spec.backbone, seed=0).to(device, memory_format=torch.channels_last)
+    return in_turns(ours, lightly_step(backbone, spec.method.heads, views), rounds=rounds, device=device)
+
+
+def lightly_step(backbone: Any, heads: Heads, views: list[Tensor]) -> Callable[[], None]:
+    """A step of lightly's BYOL on two views."""
+    from lightly.loss import NegativeCosineSimilarity
+    from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, get_weight_decay_parameters, update_momentum
+    from lightly.utils.lars import LARS
+    from lightly.utils.scheduler import cosine_schedule
+
+    device = views[0].device
+    projector = BYOLProjectionHead(backbone.num_features, heads.hidden, heads.output).to(device)
+    predictor = BYOLPredictionHead(heads.output, heads.hidden, heads.output).to(device)
+    online = nn.Sequential(backbone, projector)
+    target = copy.deepcopy(online)
+    deactivate_requires_grad(target)
+    weights, exempt = get_weight_decay_parameters([online, predictor])
+    groups = [{"params": weights}, {"params": exempt, "weight_decay": 0.0}]
+    optimizer = LARS(groups, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-5)
+    criterion = NegativeCosineSimilarity()
+
+    def step() -> None:
+        update_momentum(online, target, m=cosine_schedule(0, 100, 0.99, 1.0))
+        with torch.no_grad():
+            targets = [target(view) for view in views]
+        predictions = [predictor(online(view)) for view in views]
+        loss = 0.5 * (criterion(predictions[0], targets[1]) + criterion(predictions[1], targets[0]))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _pipelines(spec: Pretrain, rounds: int) -> Comparison:
+    """Our two views of each image of a batch and lightly's, on one core."""
+    from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+    from PIL import Image
+
+    n = spec.batch_size
+    coarse = torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    canvas = (255 * nn.functional.interpolate(coarse, size=CANVAS, mode="bilinear")).to(torch.uint8)
+    sizes, indices = torch.full((n, 2), CANVAS), torch.arange(n)
+    images = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in canvas]
+    transform = BYOLTransform(BYOLView1Transform(input_size=SIZE), BYOLView2Transform(input_size=SIZE))
+    return in_turns(
+        lambda: draw_views(spec, canvas, sizes, indices, epoch=0),
+        lambda: [transform(image) for image in images],
+        rounds=rounds,
+        device=torch.device("cpu"),
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(measure(quick="--quick" in sys.argv)))
