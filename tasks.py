@@ -52,7 +52,7 @@ class Verbatim(str):
 def make(c: Context, tables: list[str], *, seeds: str, dry_run: bool = False, render_only: bool = False, **fields: Any) -> None:
     """Runs and renders `tables`; a mistake in the options ends in one line and exit code 2."""
     from reproduce import plan
-    from reproduce.produce import launcher, produce, show_plan
+    from reproduce.produce import RefusedError, launcher, produce, show_plan
 
     with one_line():
         if not (seeds.isascii() and seeds.isdigit()):
@@ -61,17 +61,21 @@ def make(c: Context, tables: list[str], *, seeds: str, dry_run: bool = False, re
         site, _ = store()
         launcher(site)
     plan_only = dry_run or c.config.run.dry
-    code = show_plan(requests, site) if plan_only else produce(requests, site, render_only=render_only)
+    with one_line(RefusedError, ConnectionError):
+        code = show_plan(requests, site) if plan_only else produce(requests, site, render_only=render_only)
     if code:
         raise Exit(None, code)
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
-    """A mistake of the user's in here ends in its one line and exit code 2."""
+def one_line(*kinds: type[Exception]) -> Iterator[None]:
+    """A mistake of the user's in here, an error of these kinds, ends in its one line and exit code 2."""
+    kinds = kinds or (LookupError, ValueError, TypeError, OSError)
     try:
         yield
-    except (LookupError, ValueError, TypeError, OSError) as error:
+    except (KeyError, IndexError):
+        raise  # ours
+    except kinds as error:
         raise Exit(str(error) if isinstance(error, OSError) else str(error.args[0]), WRONG_USE) from None
 
 
@@ -144,20 +148,20 @@ def status(c: Context) -> None:
     """Every run in the tracking store and its true state: running, finished, failed or interrupted."""
     with one_line():
         _, opened = store()
-    for row in opened.status():
-        print(row)
+    with one_line(ConnectionError):
+        for row in opened.status():
+            print(row)
 
 
 @task(auto_shortflags=False, help={"port": "on 127.0.0.1"})
-def ui(c: Context, port: int = 5000) -> None:
+def ui(c: Context, port: str = "5000") -> None:
     """The MLflow UI over the project's store, on 127.0.0.1, until Ctrl-C."""
     with one_line():
-        command, environment = store()[1].ui_command(port)
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"--port takes a number from 1 to 65535, not '{port}'.")
+        command, environment = store()[1].ui_command(int(port))
     print(f"http://127.0.0.1:{port}", flush=True)
-    try:
-        subprocess.run(command, env={**os.environ, **environment}, check=False)
-    except KeyboardInterrupt:
-        print()
+    os.execvpe(command[0], command, {**os.environ, **environment})  # noqa: S606 (this process becomes the server: nothing is left behind)
 
 
 @task(auto_shortflags=False, help={"dataset": "stl10 or imagenette; empty: say which data sets can be downloaded"})

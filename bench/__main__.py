@@ -4,7 +4,7 @@
     python -m bench step memory    # only these
     python -m bench step --quick   # tiny settings: shows that a benchmark runs, its numbers mean nothing
 
-Every benchmark compares two things in one run. A file takes part by printing, as its last line, a JSON list of what `record` of `compare.py`
+Every benchmark compares two things in one run. A file takes part by printing, as its last line, a JSON list of what `compare.record`
 returns. The exit code is 1 if a benchmark fails and 2 if there is none of that name; a bar that does not hold is printed, not an error.
 """
 

@@ -1,6 +1,6 @@
 """Milliseconds per step of LARS and of the target's moving average, ours against a plain loop over the parameters.
 
-    python bench/bench_optim.py          # about 30 s on a CPU; one JSON list
+    python -m bench optim          # about 30 s on a CPU; below 1 ours is faster
 
 The loop is what the common PyTorch implementations do: for one parameter after the other, decay, two norms, the trust ratio by
 `torch.where`, momentum, update; then the average. Both keep all numbers on the device. Rounds of the two alternate and each keeps its best,
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.compare import machine, prepare, record
 from reproduce.nn import backbones
 from reproduce.nn.heads import Heads
 from reproduce.nn.lars import LARS, parameters_of
@@ -30,12 +31,12 @@ DECAY, MOMENTUM, TRUST, RATE, TAU = 1e-5, 0.9, 1e-3, 1e-3, 0.99
 
 
 def measure() -> list[dict[str, Any]]:
-    """One record for each backbone: ms per step of both, and ours over the loop's (below 1: ours is faster)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return [_case(name, heads, device) for name, heads in CASES]
+    """For each backbone one record of LARS and one of the moving average."""
+    device = prepare()
+    return [each for name, heads in CASES for each in _records(name, heads, device)]
 
 
-def _case(name: str, heads: Heads, device: torch.device) -> dict[str, Any]:
+def _records(name: str, heads: Heads, device: torch.device) -> list[dict[str, Any]]:
     lars, average = {}, {}
     for kind in ("ours", "loop"):
         network = Siamese(backbones.build(name, seed=0), heads).to(device)
@@ -43,17 +44,12 @@ def _case(name: str, heads: Heads, device: torch.device) -> dict[str, Any]:
             parameter.grad = 1e-3 * torch.randn_like(parameter)
         lars[kind] = _ours(network) if kind == "ours" else _loop(list(network.online.parameters()))
         average[kind] = _follow(network) if kind == "ours" else _loop_average(network)
-    steps, averages = _best(lars, device), _best(average, device)
-    return {
-        "benchmark": "optim",
-        "backbone": name,
-        "device": device.type,
-        "lars_ms": {kind: round(1000 * seconds, 3) for kind, seconds in steps.items()},
-        "average_ms": {kind: round(1000 * seconds, 3) for kind, seconds in averages.items()},
-        "lars_ratio": round(steps["ours"] / steps["loop"], 2),
-        "average_ratio": round(averages["ours"] / averages["loop"], 2),
-        "ratio": round((steps["ours"] + averages["ours"]) / (steps["loop"] + averages["loop"]), 2),
-    }
+    return [_record(f"{name}: {title} over a loop", _best(runs, device), device) for title, runs in (("LARS", lars), ("average", average))]
+
+
+def _record(case: str, seconds: dict[str, float], device: torch.device) -> dict[str, Any]:
+    detail = f"{1000 * seconds['ours']:.2f} over {1000 * seconds['loop']:.2f} ms; {machine(device)}"
+    return record("optim", case, seconds["ours"] / seconds["loop"], unit="x", detail=detail)
 
 
 def _ours(network: Siamese) -> Callable[[], None]:
@@ -112,4 +108,4 @@ def _seconds(step: Callable[[], Any], device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(), indent=2))
+    print(json.dumps(measure()))

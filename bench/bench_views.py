@@ -1,6 +1,6 @@
 """Views per second: our batched augmentation against torchvision v2 image by image, on tensors and on PIL images.
 
-    python -m bench.bench_views          # about 20 s on an idle machine; prints one JSON list
+    python -m bench views          # about 20 s on an idle machine; at least 3 at 32 and at 64 px
 
 All three apply the paper's Table 9 to the same images, already decoded and on their canvas, and end in float32 tensors from 0 to 1; none
 batches, normalises or moves its result. Ours runs with two threads. The other two run on one core and are credited with twice that rate, as
@@ -9,7 +9,7 @@ speed. The PIL pipeline is timed a second time with Pillow's own GaussianBlur, a
 than torchvision's blur, which goes by way of a tensor.
 
 Rounds alternate and each candidate keeps its best, so that a busy moment of the machine does not hit one alone. The ratios need an idle
-machine all the same; those of views per CPU-second (`cpu_ratio_...`), which leave out how well two threads share the cores, nearly do not.
+machine all the same; those of views per CPU-second, in the detail, which leave out how well two threads share the cores, nearly do not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import v2
 
+from bench.compare import record
 from reproduce.data.views import Augmentation, blur_radius, sample
 
 CASES = ((32, 32), (64, 96))
@@ -33,37 +34,35 @@ ROUNDS = 7
 IMAGES_PER_ROUND = 128
 """Of the pipelines that go image by image."""
 THREADS = 2
+BAR = 3
 VIEWS_PER_ROUND = 4
 """Of each image, ours."""
 
 
 def measure() -> list[dict[str, Any]]:
-    """One record for each case: views/s of the three, and ours over each of the others."""
-    return [_case(size, canvas) for size, canvas in CASES]
+    """For each case one record over each of the others."""
+    return [each for size, canvas in CASES for each in _records(size, canvas)]
 
 
-def _case(size: int, side: int) -> dict[str, Any]:
+def _records(size: int, side: int) -> list[dict[str, Any]]:
     images = _images(BATCH, side)
     pil = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images[:IMAGES_PER_ROUND]]
     some = list(images[:IMAGES_PER_ROUND])
-    candidates: dict[str, Callable[[], Rate]] = {
-        "ours_1_thread": lambda: _ours(images, size, threads=1),
-        "ours_2_threads": lambda: _ours(images, size, threads=THREADS),
-        "torchvision_tensor": lambda: _one_by_one(_torchvision_pipeline(size), some),
-        "torchvision_pil": lambda: _one_by_one(_torchvision_pipeline(size), pil),
-        "torchvision_pil_with_pillow_blur": lambda: _one_by_one(_pillow_blur_pipeline(size), pil),
+    others: dict[str, Callable[[], Rate]] = {
+        "torchvision v2 on tensors": lambda: _one_by_one(_torchvision_pipeline(size), some),
+        "torchvision v2 on PIL images": lambda: _one_by_one(_torchvision_pipeline(size), pil),
+        "the same with Pillow's blur": lambda: _one_by_one(_pillow_blur_pipeline(size), pil),
     }
-    rates = _best(candidates)
-    ours, others = rates["ours_2_threads"], [name for name in rates if not name.startswith("ours")]
-    return {
-        "benchmark": "views",
-        "size": size,
-        "canvas": side,
-        "views_per_s": {name: round(rate.wall) for name, rate in rates.items()},
-        "views_per_cpu_s": {name: round(rate.cpu) for name, rate in rates.items()},
-        **{f"ratio_to_{name}": round(ours.wall / (THREADS * rates[name].wall), 2) for name in others},
-        **{f"cpu_ratio_to_{name}": round(ours.cpu / rates[name].cpu, 2) for name in others},
-    }
+    one, two = "ours with one thread", "ours with two threads"
+    rates = _best({one: lambda: _ours(images, size, 1), two: lambda: _ours(images, size, THREADS), **others})
+    return [_record(f"{size} px from {side} px: views/s over {name}", rates[one], rates[two], rates[name]) for name in others]
+
+
+def _record(case: str, one: Rate, ours: Rate, other: Rate) -> dict[str, Any]:
+    detail = (
+        f"{ours.wall:.0f} over {THREADS} x {other.wall:.0f} views/s; {ours.cpu / other.cpu:.2f} x per CPU-second; one thread {one.wall:.0f}"
+    )
+    return record("views", case, ours.wall / (THREADS * other.wall), unit="x", detail=detail, at_least=BAR)
 
 
 class Rate(NamedTuple):
@@ -147,4 +146,4 @@ def _images(n: int, side: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(), indent=2))
+    print(json.dumps(measure()))

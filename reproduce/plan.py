@@ -1,6 +1,7 @@
 """From what the user asked for to the runs that it takes: build the table, bring it to a scale, change settings, list its runs.
 
-A request is plain data, so that a worker on another machine can build the same table again and find its run by id.
+A request is plain data, so that a worker on another machine can build the same table again and find its run by id. Here alone `reproduce`
+looks upward, to `tables` and `configs`, by the names in a request.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 from reproduce.nn import backbones
 from reproduce.report.table import Table
-from reproduce.spec import Evaluate, Spec, unknown
+from reproduce.spec import Evaluate, Pretrain, Spec, unknown
 
 SCALES = ("smoke", "small", "paper")
 
@@ -50,7 +51,9 @@ class Request:
             raise ValueError(f"--seeds is {self.seeds}: at least one seed is needed.")
         table: Table = importlib.import_module(f"tables.{self.table}").table()
         scales = importlib.import_module("configs.scales")
-        table = table.map(getattr(scales, self.scale), scale=self.scale, stand_in=scales.STAND_INS[self.scale])
+        paper, table = table, table.map(getattr(scales, self.scale), scale=self.scale)
+        replaced = [old.spec.dataset != new.spec.dataset for (*_, old), (*_, new) in zip(paper.measured(), table.measured(), strict=True)]
+        table = replace(table, stand_in=scales.STAND_INS[self.scale] if any(replaced) else "")
         table = table.select(self.rows, self.columns)
         for change in self.changes:
             table = _changed(table, change)
@@ -100,7 +103,15 @@ def requests(tables: typing.Iterable[str], *, changes: tuple[str, ...] = (), **f
                 made[index] = changed
         if len(problems) == len(made):
             raise problems[0]
+    for job in jobs(made):
+        _check_warmup(job.spec)
     return made
+
+
+def _check_warmup(spec: Spec) -> None:
+    """Raises ValueError where the learning rate would never reach its peak; here, as one change may need another to make sense."""
+    if isinstance(spec, Pretrain) and 0 < spec.epochs < spec.optimizer.warmup_epochs:
+        raise ValueError(f"epochs is {spec.epochs}, less than the warm-up's {spec.optimizer.warmup_epochs}: set warmup_epochs too.")
 
 
 def table_names() -> list[str]:

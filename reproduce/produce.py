@@ -7,17 +7,25 @@ import pkgutil
 import sys
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from reproduce.data.dataset import Dataset
 from reproduce.plan import Job, Request, jobs
 from reproduce.site import PROJECT, Site
-from reproduce.spec import Evaluate, Pretrain, Spec, unknown
+from reproduce.spec import Pretrain, Spec, unknown
+from reproduce.tracking import title
 
 if TYPE_CHECKING:
     from reproduce.results import Finished
 
+SPEAK_EVERY = 60.0
+"""Seconds between two lines about a run under way, where there is no terminal for a bar."""
 COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
 """Exit codes: every cell that has a run is filled; a run failed; some cells are empty."""
+
+
+class RefusedError(Exception):
+    """What was asked cannot be started on this machine; the message says what would work."""
 
 
 def produce(requests: list[Request], site: Site, *, render_only: bool = False) -> int:
@@ -28,6 +36,9 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False) -
 
     Returns:
         The exit code.
+
+    Raises:
+        RefusedError: a data set that a run needs has no root; nothing was started.
     """
     from reproduce import tracking
 
@@ -39,6 +50,7 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False) -
     todo = [job for job in wanted if job.spec.id not in finished]
     reasons: dict[str, str] = {}
     if todo and not render_only:
+        _check_roots(todo, site)
         store.reap()
         with _Console(todo, len(finished)) as console:
             reasons = launch(todo, site, console.watch)
@@ -46,11 +58,10 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False) -
     missing = {
         job.spec.id: reasons.get(job.spec.id, "no finished run with these settings") for job in wanted if job.spec.id not in finished
     }
-    paths = [_render(request, site, store, finished, missing) for request in requests]
+    reports = [_render(request, site, store, finished, missing) for request in requests]
     ran = sum(job.spec.id in finished for job in todo)
     print(_summary(len(wanted) - len(todo), ran, missing, reasons, wanted, time.monotonic() - started))
-    for path in paths:
-        print(f"report: {path}")
+    print("\n".join(reports))
     return FAILED if reasons else INCOMPLETE if missing else COMPLETE
 
 
@@ -61,21 +72,18 @@ def show_plan(requests: list[Request], site: Site) -> int:
     wanted = jobs(requests)
     finished = tracking.Store(site).finished([job.spec.id for job in wanted])
     for job in wanted:
-        print(f"{'reuse' if job.spec.id in finished else 'run  '}  {job.spec.id}  {describe(job.spec)}")
+        print(f"{'reuse' if job.spec.id in finished else 'run  '}  {job.spec.id}  {tracking.title(job.spec)}")
     print(f"{len(wanted)} runs: {len(finished)} finished, {len(wanted) - len(finished)} to do.")
     return COMPLETE
 
 
-def describe(spec: Spec) -> str:
-    """A run in a few words: `pretrain msbreg K=4 ...` or `evaluate linear of 5f0c2a9d1e77`."""
-    if isinstance(spec, Evaluate):
-        return f"evaluate {spec.protocol.name} on {spec.dataset.name} of {spec.encoder.id}"
-    method: Any = spec.method
-    weights = [f"{key}={value:g}" for key, value in method.leaves() if key.startswith("lambda") and value]
-    words = [method.name, f"K={method.num_views}", *weights, f"{method.heads.norm}" if method.heads.norm != "batchnorm" else ""]
-    return (
-        f"pretrain {' '.join(filter(None, words))} on {spec.dataset.name}, {spec.epochs} epochs, batch {spec.batch_size}, seed {spec.seed}"
-    )
+def _check_roots(todo: list[Job], site: Site) -> None:
+    """Asks each data set for its root before anything starts, not once in every run."""
+    for dataset in {dataset.id: dataset for job in todo for dataset in (job.spec.dataset,)}.values():
+        try:
+            cast(Dataset, dataset).check_root(site)
+        except (LookupError, ValueError) as error:
+            raise RefusedError(str(error)) from None
 
 
 def launcher(site: Site) -> Any:
@@ -92,7 +100,7 @@ def launcher(site: Site) -> Any:
 
 
 def _render(request: Request, site: Site, store: Any, finished: dict[str, Finished], missing: dict[str, str]) -> str:
-    """Writes one table's reports and its aggregates; returns the Markdown file's path as a user would type it."""
+    """Writes one table's reports and its aggregates; returns a line on what is in them and where they are."""
     from reproduce.report import render
     from reproduce.report.filled import fill
 
@@ -103,13 +111,13 @@ def _render(request: Request, site: Site, store: Any, finished: dict[str, Finish
     if finished and not table.left_out:  # a cut table would empty the cells that it leaves out
         store.log_table(filled, paths)
     shown = next(path for path in paths if path.suffix == ".md")
-    return str(shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown)
+    return f"{render.summary(filled)}: {shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown}"
 
 
 def _summary(reused: int, ran: int, missing: dict[str, str], failed: dict[str, str], wanted: Iterable[Job], seconds: float) -> str:
     """What happened, in a line, and a line for each run that failed."""
     lines = [f"{ran} runs done, {reused} reused, {len(missing)} missing, in {clock(seconds)}."]
-    lines += [f"failed: {job.spec.id} {describe(job.spec)}: {failed[job.spec.id]}" for job in wanted if job.spec.id in failed]
+    lines += [f"failed: {job.spec.id} {title(job.spec)}: {failed[job.spec.id]}" for job in wanted if job.spec.id in failed]
     return "\n".join(lines)
 
 
@@ -132,6 +140,8 @@ class _Console:
         self._lively = sys.stderr.isatty()
         self._since: dict[str, float] = {}
         self._rates: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}
+        self._spoken: dict[str, float] = {}
         print(f"{len(todo)} runs to do, {reused} reused.", flush=True)
 
     def __enter__(self) -> _Console:
@@ -150,9 +160,7 @@ class _Console:
         if kind == "started":
             self._since[spec_id] = time.monotonic()
         elif kind == "progress":
-            elapsed = max(time.monotonic() - self._since[spec_id], 1e-3)
-            self._rates[spec_id] = event["done"] / elapsed
-            self._advance(spec_id, event["done"] / event["total"])
+            self._progress(spec_id, event)
         else:
             self._ended += 1
             rate = self._rates.pop(spec_id, None)
@@ -160,7 +168,19 @@ class _Console:
             took = clock(time.monotonic() - self._since.get(spec_id, time.monotonic()))
             speed = f", {rate:,.0f} images/s" if rate else ""
             how = took + speed if kind == "finished" else f"FAILED: {event['reason']}"
-            self._line(f"[{self._ended}/{len(self._specs)}] {describe(self._specs[spec_id])}: {how}")
+            self._line(f"[{self._ended}/{len(self._specs)}] {title(self._specs[spec_id])}: {how}")
+
+    def _progress(self, spec_id: str, event: dict[str, Any]) -> None:
+        now = time.monotonic()
+        since, before = self._first.setdefault(spec_id, (now, event["done"]))  # a resumed run begins in the middle
+        if now > since:
+            self._rates[spec_id] = (event["done"] - before) / (now - since)
+        self._advance(spec_id, event["done"] / event["total"])
+        if not self._lively and now - self._spoken.get(spec_id, self._since[spec_id]) > SPEAK_EVERY:
+            self._spoken[spec_id] = now
+            rate = self._rates.get(spec_id, 0.0)
+            left = f", {clock((event['total'] - event['done']) / rate)} left" if rate else ""
+            self._line(f"{title(self._specs[spec_id])}: {event['note']}, {rate:,.0f} {event['unit']}/s{left}")
 
     def _advance(self, spec_id: str, fraction: float) -> None:
         done = self._work[spec_id] * fraction

@@ -43,8 +43,11 @@ class Site:
 
     @property
     def store(self) -> str:
-        """The tracking URI in force."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or self.tracking_uri or f"sqlite:///{self.runs / 'mlflow.db'}"
+        """The tracking URI in force. A relative sqlite file is taken from the project, or from here where the environment names it."""
+        from_environment = os.environ.get("MLFLOW_TRACKING_URI", "")
+        given = from_environment or self.tracking_uri or f"sqlite:///{self.runs / 'mlflow.db'}"
+        file = given.removeprefix("sqlite:///")
+        return given if file == given else f"sqlite:///{(Path.cwd() if from_environment else PROJECT) / file}"
 
     def root(self, key: str, layout: str, source: str) -> Path:
         """The folder of the data set `key`.

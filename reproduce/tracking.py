@@ -35,6 +35,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from urllib.parse import urlsplit
 
 from reproduce import environment, identity
 from reproduce.results import Finished
@@ -98,7 +99,8 @@ class RunState:
 
     def __str__(self) -> str:
         values = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        line = f"{self.state:<11}  {self.spec_id}  {self.scale:<5}  {self.started:%Y-%m-%d %H:%M}  {self.name}  {self.reason or values}"
+        started = f"{self.started.astimezone():%Y-%m-%d %H:%M}"
+        line = f"{self.state:<11}  {self.spec_id}  {self.scale:<5}  {started}  {self.name}  {self.reason or values}"
         return line.rstrip()
 
 
@@ -180,10 +182,9 @@ class Store:
                         dead.append(run.info.run_id)
         return dead
 
-    def status(self, limit: int = 200) -> list[RunState]:
-        """The newest `limit` runs and their true state, the newest first; changes nothing."""
-        runs = self._search(self._experiments(), f"tags.{SPEC} IS NOT NULL", limit=limit)
-        return [_state(run) for run in runs]
+    def status(self) -> list[RunState]:
+        """Every run and its true state, the newest first; changes nothing."""
+        return [_state(run) for run in self._search(self._experiments(), f"tags.{SPEC} IS NOT NULL")]
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric in order of steps; where a resumed run repeated a step, the value that it logged last."""
@@ -250,12 +251,25 @@ class Store:
     @cached_property
     def _client(self) -> Any:
         """MLflow's client, the store created if need be."""
+        if self._server:
+            self._knock()
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._create()
         from mlflow.tracking import MlflowClient
 
         return MlflowClient(self.uri)
+
+    def _knock(self) -> None:
+        """Raises ConnectionError where no server answers, at once: MLflow itself would go on trying for minutes."""
+        address = urlsplit(self.uri)
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname or "", port), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(
+                f"No tracking server answers at {self.uri} ({error}). Start it, or set another MLFLOW_TRACKING_URI."
+            ) from None
 
     def _create(self) -> None:
         """Creates the sqlite store, once however many processes ask for it: the file appears when its tables are complete."""

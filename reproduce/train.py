@@ -85,7 +85,8 @@ def pretrain(
     """
     method, dataset = cast(Method, spec.method), cast(Dataset, spec.dataset)
     images = dataset.load(dataset.pretrain_split, site)
-    record.tag("data_digest", images.digest)
+    if spec.precision == "bfloat16" and device.type == "cpu":
+        raise ValueError("precision is bfloat16, which is for GPUs: on a CPU, --set precision=float32.")
     steps_per_epoch = len(images) // spec.batch_size
     if steps_per_epoch == 0:
         raise ValueError(f"batch_size is {spec.batch_size}, but {spec.dataset.name} has only {len(images)} images to pretrain on.")
@@ -94,6 +95,8 @@ def pretrain(
     num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
     peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)
 
+    digest = images.digest if distributed.main_process() else ""
+    record.tag("data_digest", digest)
     network, optimizer = start(spec, device)
     first_epoch, measured = 0, dict[str, float]()
     saved = checkpoint.latest(folder)
@@ -101,6 +104,10 @@ def pretrain(
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
         first_epoch, measured = saved["epoch"], saved["measured"]
+        if distributed.main_process() and saved["data"] != digest:
+            raise ValueError(
+                f"The images of {dataset.name} are not those that the checkpoint in {folder} was trained on: remove it to start anew."
+            )
     if distributed.world_size() > 1:
         network.online = DistributedDataParallel(network.online)
 
@@ -117,7 +124,7 @@ def pretrain(
             report(Progress((step + 1) * spec.batch_size, num_steps * spec.batch_size, "images", f"epoch {epoch + 1}/{spec.epochs}"))
         if distributed.rank() == 0:
             record.flush()  # a run that is resumed from this checkpoint does not measure again what came before
-            checkpoint.save(folder, _state(network, optimizer, epoch + 1, measured), epoch + 1)
+            checkpoint.save(folder, _state(network, optimizer, epoch + 1, measured, digest), epoch + 1)
     online = distributed.unwrapped(network.online)
     if distributed.rank() == 0:
         Encoder(spec, online.backbone, online.projector).save(folder)
@@ -239,7 +246,7 @@ def _backward(network: Any, parts: Iterator[Part], num_parts: int, device: torch
         yield part
 
 
-def _state(network: Any, optimizer: LARS, epoch: int, measured: dict[str, float]) -> dict[str, Any]:
+def _state(network: Any, optimizer: LARS, epoch: int, measured: dict[str, float], digest: str) -> dict[str, Any]:
     """What a run needs to go on after `epoch` epochs."""
     weights = {key.replace("online.module.", "online."): value for key, value in network.state_dict().items()}
-    return {"network": weights, "optimizer": optimizer.state_dict(), "epoch": epoch, "measured": measured}
+    return {"network": weights, "optimizer": optimizer.state_dict(), "epoch": epoch, "measured": measured, "data": digest}

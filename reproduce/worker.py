@@ -103,8 +103,11 @@ def _encoder_folder(spec: Evaluate, needed: Mapping[str, Finished], store: Store
     from reproduce.nn.encoder import FILE
 
     folder = site.runs / spec.encoder.id
-    if distributed.rank() == 0 and not (folder / FILE).exists():
-        store.download(needed[spec.encoder.id].run_id, FILE, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if distributed.rank() == 0:
+        with filelock.FileLock(folder / "fetch.lock"):
+            if not (folder / FILE).exists():
+                store.download(needed[spec.encoder.id].run_id, FILE, folder / "fetched").replace(folder / FILE)
     distributed.agreed(True)  # the others wait for the file
     return folder
 

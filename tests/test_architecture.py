@@ -369,10 +369,9 @@ def test_a_data_set_is_there_or_says_what_is_missing_and_where_to_get_it(cls: ty
         for split in (dataset.pretrain_split, dataset.train_split, dataset.test_split):
             assert len(dataset.load(split, site)) >= 30
         return
+    unset = r"^The data root '(\w+)' is not set: add `\1 = .* under \[data\] in .*\. Layout: .*\. Get it: .*\.$"
     for split in (dataset.pretrain_split, dataset.test_split):
-        with pytest.raises(
-            LookupError, match=r"^The data root '(\w+)' is not set: add `\1 = .* under \[data\] in .*\. Layout: .*\. Get it: .*\.$"
-        ):
+        with pytest.raises(LookupError, match=unset):
             dataset.load(split, site)
     with pytest.raises(LookupError) as caught:
         dataset.load(dataset.train_split, site)

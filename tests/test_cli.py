@@ -154,6 +154,15 @@ def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
     assert evaluation.endswith(f"evaluate linear on synthetic_folder of {spec_id}")
 
 
+def test_a_table_that_needs_no_runs_is_printed_at_once(home: Home) -> None:
+    assert not imported(home, "table9") & (HEAVY - {"jinja2"})
+    done = home.invoke("table9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("0 runs done, 0 reused, 0 missing, in ")
+    assert done.stdout.endswith(f"report: {home.reports / 'smoke' / 'table9.md'}\n")
+    assert not home.runs.exists()
+
+
 def test_status_of_an_empty_place_is_empty(home: Home) -> None:
     done = home.invoke("status")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -109,7 +109,7 @@ def mutated(spec: Settings, path: str, value: Any, hint: Any) -> Settings:
 
 
 def has_one_value(path: str, hint: Any) -> bool:
-    """Whether a setting is a constant: the distance of a protocol that knows one; of two distributions that take turns, the second's own."""
+    """Whether a setting is a constant: a choice of one; an `every_second` inside another, since only two distributions take turns."""
     return (typing.get_origin(hint) is Literal and len(typing.get_args(hint)) == 1) or path.endswith("every_second.every_second")
 
 

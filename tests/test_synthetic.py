@@ -62,9 +62,9 @@ def test_another_process_draws_the_same_scenes() -> None:
 
 
 def test_drawing_touches_no_global_random_state() -> None:
-    before = np.random.get_state()[1].tobytes()  # type: ignore[union-attr, index]  # noqa: NPY002
+    before = np.random.get_state()[1].tobytes()  # type: ignore[union-attr, index]
     draw(10, seed=0, stream=0)
-    assert np.random.get_state()[1].tobytes() == before  # type: ignore[union-attr, index]  # noqa: NPY002
+    assert np.random.get_state()[1].tobytes() == before  # type: ignore[union-attr, index]
 
 
 def test_seeds_and_streams_give_other_scenes_and_no_scene_comes_twice() -> None:
@@ -82,7 +82,7 @@ def test_scenes_are_small_rgb_images_and_classes_are_equally_many() -> None:
 
 def test_classes_are_the_pairs_of_shape_and_texture() -> None:
     assert len(set(CLASSES)) == len(synthetic.SHAPES) * len(synthetic.TEXTURES) == 10
-    assert CLASSES == tuple(f"{shape}_{texture}" for shape in synthetic.SHAPES for texture in synthetic.TEXTURES)
+    assert tuple(f"{shape}_{texture}" for shape in synthetic.SHAPES for texture in synthetic.TEXTURES) == CLASSES
 
 
 # The layouts of the real data

@@ -27,14 +27,24 @@ class Dataset(Settings):
     std: tuple[float, float, float]
     """Of the RGB channels, for values from 0 to 1."""
 
+    pretrain_split: str = "train"
+    """Pretraining reads these images; labels are not used."""
+    train_split: str = "train"
+    """Labelled; classifiers and neighbours come from it."""
+    test_split: str = "val"
+    """Labelled; only ever measured on."""
+
     title: ClassVar[str]
     """As printed in captions."""
-    pretrain_split: ClassVar[str] = "train"
-    """Pretraining reads these images; labels are not used."""
-    train_split: ClassVar[str] = "train"
-    """Labelled; classifiers and neighbours come from it."""
-    test_split: ClassVar[str] = "val"
-    """Labelled; only ever measured on."""
+
+    def check(self) -> None:
+        if not 0 < self.size <= self.resize or self.canvas < 1:
+            raise ValueError(
+                f"{self.name} takes 0 < size <= resize and canvas >= 1, not size={self.size}, resize={self.resize}, canvas={self.canvas}."
+            )
+
+    def check_root(self, site: Site) -> None:
+        """Raises LookupError where `site` does not say where the files are; data that are generated need no root."""
 
     def load(self, split: str, site: Site) -> Images:
         """The images of `split`.

@@ -7,6 +7,7 @@ into class folders, as `torchvision.datasets.ImageNet` leaves them. The scan tak
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data.dataset import Dataset
@@ -33,8 +34,13 @@ class ImageNet(Dataset, name="imagenet"):
 
     title: ClassVar[str] = "ImageNet"
 
+    def check_root(self, site: Site) -> None:
+        self._root(site)
+
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import imagefolder
 
-        root = site.root("imagenet", "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)")
-        return imagefolder.load(root, split, num_classes=1000, cache_gb=site.cache_gb)
+        return imagefolder.load(self._root(site), split, num_classes=1000, cache_gb=site.cache_gb)
+
+    def _root(self, site: Site) -> Path:
+        return site.root("imagenet", "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)")

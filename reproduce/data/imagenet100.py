@@ -40,13 +40,21 @@ class ImageNet100(Dataset, name="imagenet100"):
 
     title: ClassVar[str] = "ImageNet-100"
 
+    def check_root(self, site: Site) -> None:
+        self._classes(site)
+
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import imagefolder
 
-        root = site.root("imagenet", "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)")
+        return imagefolder.load(self._root(site), split, classes=self._classes(site), cache_gb=site.cache_gb)
+
+    def _root(self, site: Site) -> Path:
+        return site.root("imagenet", "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)")
+
+    def _classes(self, site: Site) -> tuple[str, ...]:
+        root = self._root(site)
         lists = site.root("imagenet100_classes", LIST, SOURCE) if "imagenet100_classes" in site.data else root
-        classes = read_classes(lists / LIST, self.class_list_sha256)
-        return imagefolder.load(root, split, classes=classes, cache_gb=site.cache_gb)
+        return read_classes(lists / LIST, self.class_list_sha256)
 
 
 def read_classes(path: Path, sha256: str) -> tuple[str, ...]:

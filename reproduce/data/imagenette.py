@@ -40,6 +40,9 @@ class Imagenette(Dataset, name="imagenette"):
 
     title: ClassVar[str] = "Imagenette"
 
+    def check_root(self, site: Site) -> None:
+        site.root(KEY, LAYOUT, SOURCE)
+
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import imagefolder
 

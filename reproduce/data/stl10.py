@@ -48,9 +48,15 @@ class STL10(Dataset, name="stl10"):
     std: tuple[float, float, float] = (0.27, 0.26, 0.27)
     """The same file."""
 
+    pretrain_split: str = "train+unlabeled"
+    """105 000 images (htdt/self-supervised datasets/stl10.py)."""
+    test_split: str = "test"
+    """8 000 images (the same file)."""
+
     title: ClassVar[str] = "STL-10"
-    pretrain_split: ClassVar[str] = "train+unlabeled"
-    test_split: ClassVar[str] = "test"
+
+    def check_root(self, site: Site) -> None:
+        site.root(KEY, LAYOUT, SOURCE)
 
     def load(self, split: str, site: Site) -> Images:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)

@@ -101,9 +101,10 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
     num_train: int = 500
     num_test: int = 1000
 
+    pretrain_split: str = "train+unlabeled"
+    test_split: str = "test"
+
     title: ClassVar[str] = "synthetic scenes (STL-10 layout)"
-    pretrain_split: ClassVar[str] = "train+unlabeled"
-    test_split: ClassVar[str] = "test"
 
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import stl10

@@ -1,4 +1,4 @@
-"""Runs on this machine: one worker process for each GPU, or for each core where there is none.
+"""Runs on this machine: one worker process for each GPU, or for each core of a CPU.
 
 A worker does one run after the other, so that it imports torch once. It runs in a session of its own and stops when its standard input
 ends, so no process outlives the command that started it.
@@ -18,7 +18,7 @@ from threading import Thread
 from typing import Any
 
 from reproduce.plan import Job
-from reproduce.site import PROJECT, Site
+from reproduce.site import PROJECT, Site, site_file
 
 GRACE = 10.0
 """Seconds that a worker has to stop before it is killed."""
@@ -83,13 +83,23 @@ def _next(waiting: list[Job], running: set[str], failed: dict[str, str]) -> Job 
 
 
 def _slots(site: Site, num_jobs: int) -> list[dict[str, str]]:
-    """The environment of each worker: one GPU, or an equal share of the cores."""
+    """The environment of each worker: a GPU of its own, or one thread of the CPU.
+
+    One thread, however many cores are free: sums depend on how they are shared out, and a run must not depend on what runs beside it.
+    """
+    places = {"MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "", "MLFLOW_TRACKING_URI": site.store}
+    if site.device.startswith("cuda:"):
+        return [places]
     gpus = _gpus() if site.device in ("auto", "cuda") else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = max(1, min(site.jobs or len(gpus) or cores, num_jobs))
-    threads = str(max(1, cores // count))
-    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | (MEMORY if not gpus else {})
-    return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}) for index in range(count)]
+    count = max(1, min(site.jobs or len(gpus) or _cores(), num_jobs))
+    if gpus:
+        return [places | {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(count)]
+    return [places | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | MEMORY] * count
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
@@ -136,7 +146,8 @@ class _Worker:
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            self.events.put((self, json.loads(line)))
+            if line.endswith("\n"):  # a killed process may leave half a line
+                self.events.put((self, json.loads(line)))
         process.wait()
         self.events.put((self, None))
 

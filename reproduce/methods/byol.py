@@ -32,6 +32,8 @@ class BYOL(Method, name="byol"):
     """Weight of the Brownian diffusive loss; 0 in BYOL."""
     lambda_uniform: float = 0.0
     """Weight of Wang and Isola's uniformity loss; 0 in BYOL (Table 12's second row adds it)."""
+    uniform_t: float = 3.0
+    """t of the uniformity loss exp(-t ||.||^2) (ssnl/moco_align_uniform: uniform(3))."""
     tau: float = 0.99
     """The target's decay rate at the first step, 1 at the last (byol/configs/byol.py: .99 up to 300 epochs, .996 beyond)."""
     heads: Heads = Heads()
@@ -60,9 +62,14 @@ class BYOL(Method, name="byol"):
                 terms["L_s"] = dispersion.singular_value_loss(p) / self.num_views
                 loss = loss + self.lambda_s * terms["L_s"]
             if self.lambda_uniform:
-                terms["L_uniform"] = dispersion.uniformity_loss(p) / self.num_views
+                terms["L_uniform"] = dispersion.uniformity_loss(p, self.uniform_t) / self.num_views
                 loss = loss + self.lambda_uniform * terms["L_uniform"]
             yield Part(loss, terms, p.detach())
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.tau <= 1:
+            raise ValueError(f"tau is {self.tau}: a decay rate from 0 to 1 is expected.")
 
     def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
         followed: dict[str, float] = network.follow(self.tau, step=step, num_steps=num_steps)
@@ -76,7 +83,7 @@ def pairwise_share(p: Tensor, index: int, targets: list[Tensor]) -> Tensor:
 
     Args:
         p: online predictions of view `index`, (n, d).
-        targets: the target network's projections z' of every view that has one, each (n, d).
+        targets: the target network's projections z' of every view, each (n, d).
     """
     others = [2 - 2 * F.cosine_similarity(p, z, dim=1).mean() for j, z in enumerate(targets) if j != index]
     return sum(others[1:], others[0]) / (len(targets) * (len(targets) - 1))

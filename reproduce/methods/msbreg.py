@@ -60,6 +60,11 @@ class MSBReg(Method, name="msbreg"):
                 loss = loss + self.lambda_s * terms["L_s"]
             yield Part(loss, terms, p.detach())
 
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.tau <= 1:
+            raise ValueError(f"tau is {self.tau}: a decay rate from 0 to 1 is expected.")
+
     def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
         followed: dict[str, float] = network.follow(self.tau, step=step, num_steps=num_steps)
         return followed

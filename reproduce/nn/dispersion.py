@@ -48,7 +48,7 @@ def singular_value_loss(p: Tensor) -> Tensor:
         return (covariance - torch.eye(p.shape[1], device=p.device)).square().sum()
 
 
-def uniformity_loss(p: Tensor, t: float = 2.0) -> Tensor:
+def uniformity_loss(p: Tensor, t: float) -> Tensor:
     """log of the mean over pairs of exp(-t ||p hat_i - p hat_j||^2) (Wang and Isola; ssnl/align_uniform), over the whole batch."""
     x = F.normalize(distributed.gather(p.float()), dim=1)
     return torch.pdist(x).square().mul(-t).exp().mean().log()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv as csv_files
 import io
 import json as json_files
+import logging
 import os
 import re
 from collections import Counter
@@ -23,6 +24,8 @@ from reproduce.report import markup
 from reproduce.report.display import DASH, Display, Line, Shown, display
 from reproduce.report.filled import Filled, from_json, to_json
 from reproduce.report.table import Verdict
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,12 +40,14 @@ def write(filled: Filled, folder: Path) -> list[Path]:
 
 
 def write_index(folder: Path) -> Path:
-    """Writes `index.html` over every table whose `.json` lies in `folder`; returns the file.
-
-    Raises:
-        ValueError: a `.json` was not written by this version; the message names it.
-    """
-    return _replace(folder / "index.html", index([_read(path) for path in sorted(folder.glob("*.json"), key=_natural)]))
+    """Writes `index.html` over every table whose `.json` lies in `folder`, and returns it; warns of a `.json` that it cannot read."""
+    tables = []
+    for path in sorted(folder.glob("*.json"), key=_natural):
+        try:
+            tables.append(_read(path))
+        except ValueError as error:
+            logger.warning("Left out of the index: %s", error)
+    return _replace(folder / "index.html", index(tables))
 
 
 def summary(filled: Filled) -> str:

@@ -8,7 +8,7 @@ between dollar signs (`$\\lambda_b$`); each renderer escapes and translates it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -194,14 +194,10 @@ class Table:
         """The rows whose label and the columns whose key match a glob (comma-separated globs: any of them).
 
         Raises:
-            LookupError: nothing matches; the message names what is there.
+            LookupError: a glob matches nothing; the message names what is there.
         """
-        kept_rows = tuple(row for row in self.rows if _matches(row.label, rows))
-        if not kept_rows:
-            raise LookupError(unknown("row", rows, (row.label for row in self.rows)))
-        kept_columns = tuple(column for column in self.columns if _matches(column.key, columns))
-        if not kept_columns:
-            raise LookupError(unknown("column", columns, (column.key for column in self.columns)))
+        kept_rows = tuple(row for row in self.rows if row.label in _matching("row", rows, [row.label for row in self.rows]))
+        kept_columns = tuple(column for column in self.columns if column.key in _matching("column", columns, [c.key for c in self.columns]))
         if len(kept_rows) == len(self.rows) and len(kept_columns) == len(self.columns):
             return self
         keys = {column.key for column in kept_columns}
@@ -242,7 +238,14 @@ class Table:
         return tuple(claim.judge(whole.values(printed)) for claim in self.claims)
 
 
-def _matches(text: str, globs: str) -> bool:
-    """Whether `text` matches one of the comma-separated `globs`; brackets are literal, a name given exactly always matches."""
-    patterns: Iterable[str] = (glob.strip().replace("[", "[[]") for glob in globs.split(","))
-    return text == globs or any(fnmatchcase(text, pattern) for pattern in patterns)
+def _matching(kind: str, globs: str, names: list[str]) -> set[str]:
+    """The names that one of the comma-separated `globs` matches; brackets are literal, and a name given exactly matches itself."""
+    if globs in names:
+        return {globs}
+    found: set[str] = set()
+    for glob in (part.strip() for part in globs.split(",")):
+        matched = {name for name in names if fnmatchcase(name, glob.replace("[", "[[]"))}
+        if not matched:
+            raise LookupError(unknown(kind, glob, names))
+        found |= matched
+    return found
