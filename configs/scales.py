@@ -65,7 +65,8 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
     """A sixteenth of the batch and an eightieth of the epochs: some 150 steps, in which a rate of the paper's would hardly move a weight.
 
     So the base rate is 4 times and the trust coefficient 10 times the paper's, and the target follows faster. The heads are a quarter as
-    wide: with d = 32 and n = 32 the singular value loss of white predictions, d (d + 1) / (n - 1), is 34; it is 32 at the paper's 128 and 512.
+    wide, which keeps the singular value loss of white predictions, d (d + 1) / (n - 1): 34 with d = 32 and n = 32, 32 with the paper's 128
+    and 512.
     """
     heads = run.method.heads  # type: ignore[attr-defined]
     narrow = replace(heads, hidden=heads.hidden // 4, output=heads.output // 4)

@@ -63,8 +63,8 @@ def test_eq_7_equals_eq_6_by_the_singular_values_of_the_covariance():
 
 
 def test_uniformity_takes_the_mean_over_pairs_inside_the_logarithm():
-    assert uniformity_loss(rows([2, 0], [0, 1])).item() == pytest.approx(-4)
-    three = uniformity_loss(rows([2, 0], [0, 1], [-3, 0])).item()  # squared distances 2, 2 and 4
+    assert uniformity_loss(rows([2, 0], [0, 1]), t=2.0).item() == pytest.approx(-4)
+    three = uniformity_loss(rows([2, 0], [0, 1], [-3, 0]), t=2.0).item()  # squared distances 2, 2 and 4
     assert three == pytest.approx(math.log((2 * math.exp(-4) + math.exp(-8)) / 3))
 
 
@@ -127,7 +127,7 @@ LOSSES = {
     "byol": (lambda p, a, b: 2 * pairwise_share(p, 0, [b, a]), lambda p, a, b: plain_byol(p, a)),
     "centroid": (lambda p, a, b: centroid_loss(p, centroid([a, b])), plain_centroid),
     "singular value": (lambda p, a, b: singular_value_loss(p), lambda p, a, b: plain_singular_value(p)),
-    "uniformity": (lambda p, a, b: uniformity_loss(p), lambda p, a, b: plain_uniformity(p)),
+    "uniformity": (lambda p, a, b: uniformity_loss(p, t=2.0), lambda p, a, b: plain_uniformity(p)),
 }
 
 
@@ -216,7 +216,7 @@ def singular_value_of(p):
 def test_byol_view_by_view_has_the_gradients_of_the_plain_loss():
     def plain(p, z, noise):
         unit_p = [F.normalize(x, dim=1) for x in p]
-        log_means = [torch.cdist(x, x)[tuple(torch.triu_indices(6, 6, 1))].square().mul(-2).exp().mean().log() for x in unit_p]
+        log_means = [torch.cdist(x, x)[tuple(torch.triu_indices(6, 6, 1))].square().mul(-3).exp().mean().log() for x in unit_p]
         return {
             "L_byol": sum((2 - 2 * (unit_p[j] * z[1 - j]).sum(dim=1)).mean() for j in range(2)),
             "L_b": brownian_of(p, noise),

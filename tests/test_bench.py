@@ -1,0 +1,94 @@
+"""The benchmarks: what they compare, what they write. No number of theirs is judged here."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import bench_step
+from bench.compare import in_turns, record
+from reproduce.train import Meter, draw_views, start, train_step
+
+PROJECT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+TINY = bench_step.Case(backbone="small", size=8, batch_size=4, num_views=3, rounds=1)
+
+
+def bench(tmp_path, *arguments):
+    """`python -m bench` with its report in `tmp_path`."""
+    site = tmp_path / "site.toml"
+    site.write_text(f'reports = "{tmp_path}"\n')
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=PROJECT, env={"MSBREG_SITE": str(site)}, capture_output=True, text=True, check=False)
+
+
+def test_a_benchmark_prints_a_table_and_writes_one_json(tmp_path):
+    done = bench(tmp_path, "step", "--quick")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((tmp_path / "bench.json").read_text())
+    assert list(found) == ["bench", "case", "value", "unit", "bar", "holds", "detail"]
+    assert found["bench"] == "step"
+    assert found["value"] > 0
+    assert found["holds"] is None, "the quick setting has no bar"
+    assert done.stdout.startswith(f"step      {found['case']}")
+
+
+def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
+    done = bench(tmp_path, "stepp")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "There is no benchmark 'stepp'. Did you mean 'step'? Known: lightly, memory, optim, step, views."
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_the_two_sides_take_turns_in_going_first():
+    calls = []
+    found = in_turns(lambda: calls.append("a"), lambda: calls.append("b"), rounds=3, device=CPU)
+    assert "".join(calls) == "ab" + "ba" + "ab" + "ba"  # the first pair warms up
+    assert found.first >= 0
+
+
+@pytest.mark.parametrize(
+    ("value", "bar", "text", "holds"),
+    [
+        (1.1, {"at_most": 1.1}, "<= 1.1", True),
+        (1.11, {"at_most": 1.1}, "<= 1.1", False),
+        (3.0, {"at_least": 3}, ">= 3", True),
+        (2.9, {"at_least": 3}, ">= 3", False),
+        (2.0, {}, None, None),
+        (None, {"at_most": 1.1}, "<= 1.1", None),
+    ],
+)
+def test_a_bar_holds_or_not_and_an_absent_value_is_neither(value, bar, text, holds):
+    found = record("step", "a over b", value, unit="x", detail="", **bar)
+    assert (found["value"], found["bar"], found["holds"]) == (value, text, holds)
+
+
+def test_a_step_and_the_backbone_alone_send_the_same_views_through_the_same_backbones():
+    spec = TINY.spec(CPU)
+    network, optimizer = start(spec, CPU)
+    views = bench_step.random_views(TINY.num_views, TINY.batch_size, TINY.size, CPU)
+    seen = {"online": [], "target": []}
+    for name, calls in seen.items():
+        getattr(network, name).backbone.register_forward_pre_hook(lambda _, inputs, calls=calls: calls.append(inputs[0]))
+    bench_step.backbone_alone(network, views, torch.randn(TINY.batch_size, 64), spec.precision)
+    train_step(spec, network, optimizer, Meter(), views, step=0, num_steps=9, lr=1e-3)
+    for calls in seen.values():
+        assert [id(view) for view in calls] == [id(view) for view in 2 * views]
+
+
+def test_views_that_are_stored_in_bfloat16_change_no_weight():
+    spec = replace(TINY.spec(CPU), precision="bfloat16")
+    canvas = torch.randint(256, (4, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes, indices = torch.full((4, 2), 96), torch.arange(4)
+    trained = []
+    for precision in ("bfloat16", "float32"):
+        views = draw_views(replace(spec, precision=precision), canvas, sizes, indices, epoch=0)
+        assert views[0].dtype is getattr(torch, precision)
+        network, optimizer = start(spec, CPU)
+        train_step(spec, network, optimizer, Meter(), views, step=0, num_steps=9, lr=0.5)
+        trained.append(network.state_dict())
+    assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
