@@ -51,7 +51,7 @@ def _records(size: int, side: int) -> list[dict[str, Any]]:
     others: dict[str, Callable[[], Rate]] = {
         "torchvision v2 on tensors": lambda: _one_by_one(_torchvision_pipeline(size), some),
         "torchvision v2 on PIL images": lambda: _one_by_one(_torchvision_pipeline(size), pil),
-        "the same with Pillow's blur": lambda: _one_by_one(_pillow_blur_pipeline(size), pil),
+        "torchvision v2 on PIL images with Pillow's blur": lambda: _one_by_one(_pillow_blur_pipeline(size), pil),
     }
     one, two = "ours with one thread", "ours with two threads"
     rates = _best({one: lambda: _ours(images, size, 1), two: lambda: _ours(images, size, THREADS), **others})
@@ -59,9 +59,8 @@ def _records(size: int, side: int) -> list[dict[str, Any]]:
 
 
 def _record(case: str, one: Rate, ours: Rate, other: Rate) -> dict[str, Any]:
-    detail = (
-        f"{ours.wall:.0f} over {THREADS} x {other.wall:.0f} views/s; {ours.cpu / other.cpu:.2f} x per CPU-second; one thread {one.wall:.0f}"
-    )
+    rates = f"{ours.wall:.0f} ({one.wall:.0f} with one thread) over {THREADS} x {other.wall:.0f} views/s"
+    detail = f"{rates}; {ours.cpu / other.cpu:.2f} x in views per CPU-second"
     return record("views", case, ours.wall / (THREADS * other.wall), unit="x", detail=detail, at_least=BAR)
 
 

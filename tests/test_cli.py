@@ -141,17 +141,24 @@ def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(argument
     assert (ours.returncode, ours.stderr) == (invokes.returncode, invokes.stderr) == (0, "")
     assert ours.stdout == invokes.stdout
     *runs, total = ours.stdout.splitlines()
-    assert all(re.match(r"run    [0-9a-f]{12}  (pretrain|evaluate) ", line) for line in runs)
+    assert all(re.match(r"run    [0-9a-f]{12}  \w+", line) for line in runs)
     assert total == f"{len(runs)} runs: 0 finished, {len(runs)} to do."
     assert home.files() == before
 
 
 def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
-    pretraining, evaluation, _ = home.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--dry-run").stdout.splitlines()
-    spec_id = pretraining.split()[1]
-    what = "pretrain msbreg K=4 lambda_s=0.004 lambda_b=0.5 on synthetic_folder, 4 epochs, batch 32, seed 0"
-    assert pretraining == f"run    {spec_id}  {what}"
-    assert evaluation.endswith(f"evaluate linear on synthetic_folder of {spec_id}")
+    planned = home.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--dry-run").stdout.splitlines()
+    what = [line.split(maxsplit=2)[2] for line in planned[:2]]
+    assert what == ["msbreg K=4 λs=.004 λb=.5 synthetic_folder seed 0", "linear: msbreg K=4 λs=.004 λb=.5 synthetic_folder seed 0"]
+
+
+@pytest.mark.parametrize(("scale", "key"), [("small", "imagenette"), ("paper", "imagenet")])
+def test_data_that_are_missing_are_named_before_anything_starts(scale: str, key: str, home: Home) -> None:
+    done = home.invoke("table8", "--scale", scale, "--rows", "BYOL")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith(f"The data root '{key}' is not set: add `{key} = ")
+    assert str(home.site_file) in done.stderr
+    assert not home.runs.exists()
 
 
 def test_a_table_that_needs_no_runs_is_printed_at_once(home: Home) -> None:
@@ -159,7 +166,7 @@ def test_a_table_that_needs_no_runs_is_printed_at_once(home: Home) -> None:
     done = home.invoke("table9")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("0 runs done, 0 reused, 0 missing, in ")
-    assert done.stdout.endswith(f"report: {home.reports / 'smoke' / 'table9.md'}\n")
+    assert done.stdout.endswith(f"{home.reports / 'smoke' / 'table9.md'}\n")
     assert not home.runs.exists()
 
 
