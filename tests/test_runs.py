@@ -225,7 +225,10 @@ def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_
     died = f"its process ended with signal 9 (log: runs/{pretraining}/log.txt)"
     failed = [line for line in printed[kill_worker].splitlines() if line.startswith("failed: ")]
     ends = (died, f": needs run {pretraining}, which failed")
-    assert [(line.split()[1], line.endswith(end)) for line, end in zip(failed, ends, strict=True)] == [(pretraining, True), (evaluation, True)]
+    assert [(line.split()[1], line.endswith(end)) for line, end in zip(failed, ends, strict=True)] == [
+        (pretraining, True),
+        (evaluation, True),
+    ]
 
     reference, _ = finished
     assert weights(place, pretraining) == weights(reference, pretraining)
