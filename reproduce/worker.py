@@ -186,7 +186,7 @@ def _listen(asked: queue.Queue[str]) -> None:
 
 @contextmanager
 def _logged(folder: Path) -> Iterator[None]:
-    """Everything that is written to standard error meanwhile, and the traceback of a failure, goes to the run's log as well."""
+    """What is written to standard error meanwhile goes to the run's log, and so does the traceback of a failure."""
     folder.mkdir(parents=True, exist_ok=True)
     console = os.dup(2)
     with (folder / "log.txt").open("a") as log:

@@ -4,6 +4,7 @@ The two real processes are started once for the whole file. They share nothing w
 results.
 """
 
+import functools
 import os
 import socket
 from contextlib import nullcontext
@@ -60,6 +61,10 @@ def step_gradients(network, views):
     return gradients, list(network.buffers())
 
 
+LOSSES = {"L_s": dispersion.singular_value_loss, "L_uniform": functools.partial(dispersion.uniformity_loss, t=2.0)}
+"""Those over the whole batch."""
+
+
 def process(rank, port, folder):
     """What one of the processes does."""
     torch.set_num_threads(1)
@@ -68,9 +73,9 @@ def process(rank, port, folder):
         found = {"rank": distributed.rank(), "world_size": distributed.world_size(), "main": distributed.main_process()}
         found["mean"] = distributed.mean(torch.tensor(1.0 + 4 * rank))
         found["noise"] = dispersion.unit_noise(BATCH // WORLD, 8, seed=1, step=2, device=CPU)
-        for name in ("singular_value_loss", "uniformity_loss"):
+        for name, loss_of in LOSSES.items():
             p = share(predictions(), rank).clone().requires_grad_()
-            loss = getattr(dispersion, name)(p)
+            loss = loss_of(p)
             loss.backward()
             found[name] = (loss.item(), p.grad)
         for dims in (0, 2):
@@ -118,10 +123,10 @@ def test_noise_is_that_of_one_process(found):
     assert torch.equal(torch.cat([one["noise"] for one in found]), dispersion.unit_noise(BATCH, 8, seed=1, step=2, device=CPU))
 
 
-@pytest.mark.parametrize("name", ["singular_value_loss", "uniformity_loss"])
+@pytest.mark.parametrize("name", ["L_s", "L_uniform"])
 def test_losses_over_the_whole_batch_are_those_of_one_process(found, name):
     p = predictions().requires_grad_()
-    loss = getattr(dispersion, name)(p)
+    loss = LOSSES[name](p)
     loss.backward()
     assert [one[name][0] for one in found] == [pytest.approx(loss.item(), rel=1e-6)] * WORLD
     # DistributedDataParallel averages over the processes, so each must hold the gradient of the sum of both (equal) losses.

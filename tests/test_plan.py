@@ -206,6 +206,7 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
         ({"seeds": 0}, "--seeds is 0: at least one seed is needed."),
         ({"rows": "BYOL + L_x"}, "There is no row 'BYOL + L_x'. Did you mean 'BYOL + L_s'?"),
         ({"columns": "accuracy"}, "There is no column 'accuracy'."),
+        ({"rows": "BYOL,Ouch*"}, "There is no row 'Ouch*'."),
         ({"changes": ("epoch=5",)}, "There is no setting 'epoch'. Did you mean 'epochs'?"),
         ({"changes": ("method.tua=0.9",)}, "There is no setting 'method.tua'. Did you mean 'method.tau'?"),
         ({"changes": ("epochs",)}, "--set takes key=value, such as epochs=5, not 'epochs'."),
@@ -310,3 +311,13 @@ def test_a_value_that_a_setting_does_not_take_is_no_reason_to_leave_it_out() -> 
         plan.requests(["table8", "table9"], changes=("epochs=five",))
     with pytest.raises(ValueError, match="There is no backbone 'resnet19'"):
         plan.requests(["table9", "table8"], changes=("backbone=resnet19",))
+
+
+def test_changes_that_make_sense_only_together_may_come_in_any_order() -> None:
+    """The paper's warm-up is 10 epochs long: 5 epochs alone would never reach the learning rate."""
+    both = ("epochs=5", "warmup_epochs=1")
+    for changes in (both, both[::-1]):
+        (made,) = plan.requests(["table8"], changes=changes, scale="small")
+        assert made.specs()[0].epochs == 5
+    with pytest.raises(ValueError, match="epochs is 5, less than the warm-up's 10: set warmup_epochs too"):
+        plan.requests(["table8"], changes=("epochs=5",), scale="small")

@@ -41,13 +41,13 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
     """
     slots = _slots(site, len(jobs))
     events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
-    waiting, running = list(jobs), {job.spec.id for job in jobs}
+    waiting, unfinished = list(jobs), {job.spec.id for job in jobs}
     failed: dict[str, str] = {}
     workers = [_Worker(environment, events) for environment in slots]
     try:
         while waiting or any(worker.job for worker in workers):
             for worker in workers:
-                if worker.job is None and (job := _next(waiting, running, failed)):
+                if worker.job is None and (job := _next(waiting, unfinished, failed)):
                     worker.give(job)
             if not any(worker.job for worker in workers):
                 break
@@ -58,7 +58,7 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
                 continue
             if event["event"] in ("finished", "failed"):
                 worker.job = None
-                running.discard(event["id"])
+                unfinished.discard(event["id"])
             if event["event"] == "failed":
                 failed[event["id"]] = f"{event['reason']} (log: runs/{event['id']}/log.txt)"
             watch(event)
@@ -68,15 +68,16 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
     return failed
 
 
-def _next(waiting: list[Job], running: set[str], failed: dict[str, str]) -> Job | None:
+def _next(waiting: list[Job], unfinished: set[str], failed: dict[str, str]) -> Job | None:
     """Takes the first job whose needs are done; jobs whose needs failed are failed with them."""
     for job in list(waiting):
         needs = {spec.id for spec in job.spec.needs()}
         if broken := needs & set(failed):
             waiting.remove(job)
-            running.discard(job.spec.id)
-            failed[job.spec.id] = f"needs run {sorted(broken)[0]}, which failed"
-        elif not needs & running:
+            unfinished.discard(job.spec.id)
+            first = sorted(broken)[0]
+            failed[job.spec.id] = f"needs run {first}, which failed: {failed[first]}"
+        elif not needs & unfinished:
             waiting.remove(job)
             return job
     return None
