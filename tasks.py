@@ -159,8 +159,10 @@ def ui(c: Context, port: str = "5000") -> None:
     with one_line():
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError(f"--port takes a number from 1 to 65535, not '{port}'.")
-        command, environment = store()[1].ui_command(int(port))
-    print(f"http://127.0.0.1:{port}", flush=True)
+        _, opened = store()
+        command, environment = opened.ui_command(int(port))
+    pages = opened.pages(int(port)) or {"no runs yet": f"http://127.0.0.1:{port}"}
+    print("\n".join(f"{name}: {address}" for name, address in pages.items()), flush=True)
     os.execvpe(command[0], command, {**os.environ, **environment})  # noqa: S606 (this process becomes the server: nothing is left behind)
 
 

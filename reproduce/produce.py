@@ -38,7 +38,7 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False) -
         The exit code.
 
     Raises:
-        RefusedError: a data set that a run needs has no root; nothing was started.
+        RefusedError: no run can be started, as the data that they need are not here.
     """
     from reproduce import tracking
 
@@ -49,18 +49,20 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False) -
     finished = store.finished([job.spec.id for job in wanted])
     todo = [job for job in wanted if job.spec.id not in finished]
     reasons: dict[str, str] = {}
+    blocked = {} if render_only else _without_data(todo, site)
+    todo = [job for job in todo if job.spec.id not in blocked]
+    if blocked:
+        print("\n".join(dict.fromkeys(blocked.values())))
     if todo and not render_only:
-        _check_roots(todo, site)
         store.reap()
         with _Console(todo, len(finished)) as console:
             reasons = launch(todo, site, console.watch)
         finished = store.finished([job.spec.id for job in wanted])
-    missing = {
-        job.spec.id: reasons.get(job.spec.id, "no finished run with these settings") for job in wanted if job.spec.id not in finished
-    }
+    unfinished = [job.spec.id for job in wanted if job.spec.id not in finished]
+    missing = {spec_id: (blocked | reasons).get(spec_id, "no finished run with these settings") for spec_id in unfinished}
     reports = [_render(request, site, store, finished, missing) for request in requests]
     ran = sum(job.spec.id in finished for job in todo)
-    print(_summary(len(wanted) - len(todo), ran, missing, reasons, wanted, time.monotonic() - started))
+    print(_summary(len(finished) - ran, ran, missing, reasons, wanted, time.monotonic() - started))
     print("\n".join(reports))
     return FAILED if reasons else INCOMPLETE if missing else COMPLETE
 
@@ -77,13 +79,26 @@ def show_plan(requests: list[Request], site: Site) -> int:
     return COMPLETE
 
 
-def _check_roots(todo: list[Job], site: Site) -> None:
-    """Asks each data set for its root before anything starts, not once in every run."""
-    for dataset in {dataset.id: dataset for job in todo for dataset in (job.spec.dataset,)}.values():
+def _without_data(todo: list[Job], site: Site) -> dict[str, str]:
+    """The runs whose data are not here, and what would get them: asked once for each data set, before anything starts.
+
+    Raises:
+        RefusedError: all runs are among them.
+    """
+    problems: dict[str, str] = {}
+    for dataset in {job.spec.dataset.id: job.spec.dataset for job in todo}.values():
         try:
             cast(Dataset, dataset).check_root(site)
         except (LookupError, ValueError) as error:
-            raise RefusedError(str(error)) from None
+            problems[dataset.id] = str(error)
+    blocked = {job.spec.id: problems[job.spec.dataset.id] for job in todo if job.spec.dataset.id in problems}
+    for job in todo:
+        for needed in job.spec.needs():
+            if needed.id in blocked:
+                blocked.setdefault(job.spec.id, blocked[needed.id])
+    if todo and len(blocked) == len(todo):
+        raise RefusedError(" ".join(dict.fromkeys(blocked.values())))
+    return blocked
 
 
 def launcher(site: Site) -> Any:
@@ -147,7 +162,7 @@ class _Console:
     def __enter__(self) -> _Console:
         from tqdm import tqdm  # type: ignore[import-untyped]
 
-        layout = "{percentage:3.0f}%|{bar:24}| {postfix}, {elapsed} gone, {remaining} left"
+        layout = "{desc} {percentage:3.0f}%|{bar:24}| {elapsed} gone, {remaining} left"
         self._bar = tqdm(total=sum(self._work.values()), bar_format=layout, disable=not self._lively, file=sys.stderr, dynamic_ncols=True)
         return self
 
@@ -184,7 +199,7 @@ class _Console:
 
     def _advance(self, spec_id: str, fraction: float) -> None:
         done = self._work[spec_id] * fraction
-        self._bar.set_postfix_str(f"run {self._ended}/{len(self._specs)}, {sum(self._rates.values()):,.0f} images/s", refresh=False)
+        self._bar.set_description_str(f"{self._ended}/{len(self._specs)} runs, {sum(self._rates.values()):,.0f} images/s", refresh=False)
         self._bar.update(done - self._done.get(spec_id, 0.0))
         self._done[spec_id] = done
 

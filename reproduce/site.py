@@ -60,7 +60,7 @@ class Site:
             LookupError: the key is not set, or the folder is not there; the message says what would work.
         """
         if key not in self.data:
-            problem = f'is not set: add `{key} = "/path"` under [data] in {site_file()}'
+            problem = f'is not set: add `{key} = "/path"` under [data] in {_shown(site_file())}'
         elif not self.data[key].is_dir():
             problem = f"is {self.data[key]}, which is not a folder"
         else:
@@ -71,6 +71,11 @@ class Site:
 def site_file() -> Path:
     """The site file in force, whether or not it exists."""
     return Path(os.environ.get("MSBREG_SITE") or PROJECT / "configs" / "site.toml")
+
+
+def _shown(path: Path) -> str:
+    """A file as one would type it in the project's folder: messages may end up in reports, which name no machine's places."""
+    return str(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path)
 
 
 def load() -> Site:

@@ -51,6 +51,8 @@ PARENT = "mlflow.parentRunId"
 FINAL = "final/"
 """Prefix of final metrics: their histories are not mixed with those of training, whose steps a resumed run repeats."""
 EXPERIMENTS = "msbreg/"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""What the UI takes an experiment for: training, not traces of language models."""
 FLUSH_EVERY = 10.0
 """Seconds for which measurements wait to be written together: one write takes 55 ms whatever is in it."""
 FLUSH_AT = 500
@@ -244,6 +246,13 @@ class Store:
         # With job execution the server is ten processes and 1.85 GB instead of two and 0.5 GB.
         return command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
+    def pages(self, port: int) -> dict[str, str]:
+        """The address of each experiment's runs in that UI, by the experiment's name; the UI itself opens at language models."""
+        if self._file is not None and not self._file.exists():
+            return {}
+        found = self._client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
+        return {each.name: f"http://127.0.0.1:{port}/#/experiments/{each.experiment_id}/runs" for each in found}
+
     @property
     def _artifacts(self) -> Path:
         return self._site.runs.absolute() / "artifacts"
@@ -309,7 +318,7 @@ class Store:
         if found is None:
             location = None if self._server else (self._artifacts / name).as_uri()
             try:
-                return str(self._client.create_experiment(name, artifact_location=location))
+                return str(self._client.create_experiment(name, artifact_location=location, tags=KIND))
             except MlflowException:  # another process was faster
                 found = self._client.get_experiment_by_name(name)
                 if found is None:

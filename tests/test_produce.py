@@ -1,0 +1,30 @@
+"""What can be started where only a part of the data is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reproduce.plan import Request, jobs
+from reproduce.produce import RefusedError, _without_data
+from reproduce.site import Site
+
+
+def test_runs_whose_data_are_missing_wait_and_the_others_go_on(tmp_path: Path) -> None:
+    todo = jobs([Request(table="table1", scale="small", rows="BYOL")])
+    blocked = _without_data(todo, Site(runs=tmp_path, data={"imagenette": tmp_path}))
+    assert {job.spec.id for job in todo if job.spec.dataset.name == "stl10"} == set(blocked)
+    assert 0 < len(blocked) < len(todo)
+    assert all(reason.startswith("The data root 'stl10' is not set: add `stl10 = ") for reason in blocked.values())
+
+
+def test_a_table_without_any_of_its_data_is_refused_with_every_root(tmp_path: Path) -> None:
+    todo = jobs([Request(table="table1", scale="small", rows="BYOL")])
+    with pytest.raises(RefusedError) as refused:
+        _without_data(todo, Site(runs=tmp_path))
+    assert all(f"The data root '{key}' is not set" in str(refused.value) for key in ("imagenette", "stl10"))
+
+
+def test_generated_data_need_no_root(tmp_path: Path) -> None:
+    assert _without_data(jobs([Request(table="table1")]), Site(runs=tmp_path)) == {}
