@@ -20,10 +20,9 @@ STAND_INS = {
     "small": "Imagenette (10 classes of ImageNet) stands in for ImageNet-100, at 64 px.",
     "paper": "",
 }
-"""What a reader must know of a scale's numbers; part of every caption."""
-
-
+"""What a reader must know of a scale's numbers, for the caption of each table whose data it replaces."""
 CROPS = (0.2, 1.0)
+"""Area of a crop at smoke scale, relative to the image's."""
 
 
 def paper(run: Evaluate) -> Evaluate:
@@ -33,16 +32,12 @@ def paper(run: Evaluate) -> Evaluate:
 
 def small(run: Evaluate) -> Evaluate:
     """Real photographs at 64 px with a ResNet-18: Imagenette for the ImageNet family, STL-10 as it is."""
-    return _moved(run, _small_pretrain(run.encoder), _small_dataset(run.dataset))
+    return replace(run, encoder=_small_pretrain(run.encoder), dataset=_small_dataset(run.dataset))
 
 
 def smoke(run: Evaluate) -> Evaluate:
     """Synthetic data at 32 px, a small network, a few epochs."""
-    return _moved(run, _smoke_pretrain(run.encoder), _smoke_dataset(run.dataset))
-
-
-def _moved(run: Evaluate, encoder: Pretrain, dataset: Settings) -> Evaluate:
-    return replace(run, encoder=encoder, dataset=dataset)
+    return replace(run, encoder=_smoke_pretrain(run.encoder), dataset=_smoke_dataset(run.dataset))
 
 
 def _small_dataset(dataset: Settings) -> Settings:

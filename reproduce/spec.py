@@ -174,6 +174,7 @@ class Pretrain(Settings, name="pretrain"):
     augmentation: Settings
     """The distribution of views (`reproduce/data/views.py`)."""
     optimizer: LARS
+    """Rate, decay and warm-up."""
     epochs: int
     """Passes over the images; 0 leaves the random initialisation."""
     batch_size: int = 512

@@ -37,11 +37,16 @@ CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES
 class _Synthetic(Dataset):
     """What both layouts share."""
 
-    size: int = 32
-    resize: int = 32
-    canvas: int = 32
+    size: int = SIDE
+    """The whole scene."""
+    resize: int = SIDE
+    """Nothing is cut off for a test."""
+    canvas: int = SIDE
+    """Scenes are drawn at this size."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """About the scenes' own."""
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    """About the scenes' own."""
     data_seed: int = 0
     """Of the generator; training, test and unlabelled scenes are drawn from it apart."""
     version: int = 1
@@ -73,7 +78,9 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
     """The scenes as an ImageFolder, `train/<class>/` and `val/<class>/`, in place of ImageNet and its subsets."""
 
     num_train: int = 1200
+    """Scenes in `train/`."""
     num_val: int = 1000
+    """Scenes in `val/`."""
 
     title: ClassVar[str] = "synthetic scenes (ImageFolder)"
 
@@ -98,8 +105,11 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
     """The scenes, enlarged to 96 px, in STL-10's binary files: labelled train and test, and an unlabelled split with label -1."""
 
     num_unlabeled: int = 700
+    """With the labelled ones, as many to pretrain on as in the other layout."""
     num_train: int = 500
+    """A tenth of STL-10's."""
     num_test: int = 1000
+    """An eighth of STL-10's."""
 
     pretrain_split: str = "train+unlabeled"
     test_split: str = "test"

@@ -51,8 +51,11 @@ class Augmentation(Settings, name="augmentation"):
     jitter: float = 0.8
     """Probability of colour jittering; its four parts are applied in random order."""
     brightness: float = 0.4
+    """Factors from 1 - .4 to 1 + .4."""
     contrast: float = 0.4
+    """Factors from 1 - .4 to 1 + .4."""
     saturation: float = 0.2
+    """Factors from 1 - .2 to 1 + .2."""
     hue: float = 0.1
     """Fraction of the colour circle."""
     grey: float = 0.2
