@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from reproduce import checkpoint
+from reproduce import checkpoint, environment
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Batch, Images, batches
@@ -81,7 +81,7 @@ def pretrain(
 
     Raises:
         FloatingPointError: the loss is no longer finite.
-        ValueError: a batch is larger than the data set, or a checkpoint does not fit.
+        ValueError: a batch is larger than the data set, or the checkpoint was trained on other images.
     """
     method, dataset = cast(Method, spec.method), cast(Dataset, spec.dataset)
     images = dataset.load(dataset.pretrain_split, site)
@@ -101,13 +101,15 @@ def pretrain(
     first_epoch, measured = 0, dict[str, float]()
     saved = checkpoint.latest(folder)
     if saved is not None:
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first_epoch, measured = saved["epoch"], saved["measured"]
         if distributed.main_process() and saved["data"] != digest:
             raise ValueError(
                 f"The images of {dataset.name} are not those that the checkpoint in {folder} was trained on: remove it to start anew."
             )
+        if saved["commit"] != environment.code()[0]:
+            record.tag("resumed_from_commit", saved["commit"])
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first_epoch, measured = saved["epoch"], saved["measured"]
     if distributed.world_size() > 1:
         network.online = DistributedDataParallel(network.online)
 
@@ -249,4 +251,11 @@ def _backward(network: Any, parts: Iterator[Part], num_parts: int, device: torch
 def _state(network: Any, optimizer: LARS, epoch: int, measured: dict[str, float], digest: str) -> dict[str, Any]:
     """What a run needs to go on after `epoch` epochs."""
     weights = {key.replace("online.module.", "online."): value for key, value in network.state_dict().items()}
-    return {"network": weights, "optimizer": optimizer.state_dict(), "epoch": epoch, "measured": measured, "data": digest}
+    return {
+        "network": weights,
+        "optimizer": optimizer.state_dict(),
+        "epoch": epoch,
+        "measured": measured,
+        "data": digest,
+        "commit": environment.code()[0],
+    }

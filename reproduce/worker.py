@@ -91,7 +91,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
             else:
                 from reproduce.evaluate import evaluate
 
-                metrics = evaluate(spec, site, _encoder_folder(spec, needed, store, site), device)
+                metrics = evaluate(spec, site, _encoder_folder(spec, needed, store, site), device, (run if main else _Silent()).tag)
             if main:
                 run.finish(metrics)
                 checkpoint.discard(folder)

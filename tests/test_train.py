@@ -1,0 +1,63 @@
+"""What a run says of where it comes from when it goes on from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reproduce import checkpoint
+from reproduce.plan import Request
+from reproduce.site import Site
+from reproduce.spec import Pretrain
+from reproduce.train import pretrain
+
+CHANGES = ("epochs=1", "num_train=64", "num_val=20")
+
+
+class Notes:
+    """A record that keeps tags and measurements."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+        self.steps: list[int] = []
+
+    def log(self, step: int, metrics: Any) -> None:
+        self.steps.append(step)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def tag(self, name: str, value: str) -> None:
+        self.tags[name] = value
+
+
+def train(site: Site) -> Notes:
+    spec = Request(table="table8", rows="BYOL", changes=CHANGES).specs()[0]
+    assert isinstance(spec, Pretrain)
+    notes = Notes()
+    pretrain(spec, site, site.runs / "run", torch.device("cpu"), notes, lambda progress: None)
+    return notes
+
+
+def test_a_run_that_goes_on_at_another_commit_says_so(tmp_path: Path) -> None:
+    site = Site(runs=tmp_path)
+    first = train(site)
+    assert (first.steps, "resumed_from_commit" in first.tags) == ([2], False)
+    state = checkpoint.latest(site.runs / "run")
+    assert state is not None
+    checkpoint.save(site.runs / "run", state | {"commit": "0123abcd"}, state["epoch"])
+    again = train(site)
+    assert again.steps == []
+    assert again.tags["resumed_from_commit"] == "0123abcd"
+    assert again.tags["data_digest"] == first.tags["data_digest"]
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    site = Site(runs=tmp_path)
+    train(site)
+    next(tmp_path.glob("synthetic/*/train/*/*.ppm")).unlink()
+    with pytest.raises(ValueError, match=r"The images of synthetic_folder are not those that the checkpoint .* was trained on"):
+        train(site)
