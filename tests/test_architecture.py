@@ -181,6 +181,7 @@ print("quiet")
 """
 
 
+@pytest.mark.slow
 def test_importing_a_module_does_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-B", "-c", IMPORT_ALL, str(ROOT), *MODULES]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

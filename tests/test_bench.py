@@ -26,6 +26,7 @@ def bench(tmp_path, *arguments):
     return subprocess.run(command, cwd=PROJECT, env={"MSBREG_SITE": str(site)}, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_benchmark_prints_a_table_and_writes_one_json(tmp_path):
     done = bench(tmp_path, "step", "--quick")
     assert done.returncode == 0, done.stderr

@@ -61,6 +61,8 @@ def step_gradients(network, views):
     return gradients, list(network.buffers())
 
 
+pytestmark = pytest.mark.slow
+
 LOSSES = {"L_s": dispersion.singular_value_loss, "L_uniform": functools.partial(dispersion.uniformity_loss, t=2.0)}
 """Those over the whole batch."""
 

@@ -64,6 +64,7 @@ def test_an_unknown_backbone_is_named_with_the_nearest():
         backbones.build("build")
 
 
+@pytest.mark.slow
 def test_names_need_no_torch_and_the_small_backbone_no_torchvision():
     program = (
         "import sys; from reproduce.nn import backbones; assert 'small' in backbones.names(); assert 'torch' not in sys.modules;"

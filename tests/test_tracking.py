@@ -103,6 +103,7 @@ def mlflow_status(site: Site, run_id: str) -> str:
     return str(Store(site)._client.get_run(run_id).info.status)
 
 
+@pytest.mark.slow
 def test_two_processes_create_a_store_once(race: tuple[Site, list[tuple[int, int]]]) -> None:
     site, seen = race
     assert len({inode for inode, _ in seen}) == 1
@@ -447,6 +448,7 @@ def answers(process: subprocess.Popen[bytes], url: str) -> bool:
                 continue
 
 
+@pytest.mark.slow
 def test_a_server_on_this_machine_keeps_runs_as_sqlite_does(site: Site, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
