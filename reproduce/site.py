@@ -36,10 +36,16 @@ class Site:
     """Runs at once; 0: one for each GPU, or one for each core where there is none."""
     workers: int = 0
     """Processes that decode images for one run; 0: decode in the run's own process."""
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints of a pretraining run; at most so many are lost by a kill."""
     cache_gb: float = 4.0
     """A data set whose decoded images fit in this is kept in memory."""
     data: Mapping[str, Path] = field(default_factory=dict)
     """The root of each data set, by the name of its key under [data]."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
 
     @property
     def store(self) -> str:

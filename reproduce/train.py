@@ -72,6 +72,7 @@ def pretrain(
     """Trains the encoder of `spec` and writes it to `folder`.
 
     Args:
+        site: says how often checkpoints are written, among other things that move no number.
         folder: holds the checkpoints; training goes on from the newest that is whole.
         record: takes what is measured.
         report: called after every step.
@@ -124,11 +125,12 @@ def pretrain(
                 measured = meter.read(step) | {"lr": lr, **followed}
                 record.log(step + 1, measured)
             report(Progress((step + 1) * spec.batch_size, num_steps * spec.batch_size, "images", f"epoch {epoch + 1}/{spec.epochs}"))
-        if distributed.rank() == 0:
+        due = (epoch + 1) % site.checkpoint_every == 0 or epoch + 1 == spec.epochs
+        if due and distributed.main_process():
             record.flush()  # a run that is resumed from this checkpoint does not measure again what came before
             checkpoint.save(folder, _state(network, optimizer, epoch + 1, measured, digest), epoch + 1)
     online = distributed.unwrapped(network.online)
-    if distributed.rank() == 0:
+    if distributed.main_process():
         Encoder(spec, online.backbone, online.projector).save(folder)
     return measured
 

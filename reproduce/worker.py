@@ -80,18 +80,18 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
                 raise LookupError(f"Run {spec.id} needs run {other.id}, which is not finished in {site.store}.")
         parent = needed[spec.needs()[0].id].run_id if spec.needs() else None
         with store.start(spec, scale=scale, parent_run_id=parent) if main else _nothing() as run:
-            reporter = _Reporter(spec.id, events if main else None)
+            record, reporter = run if main else _Silent(), _Reporter(spec.id, events if main else None)
             if isinstance(spec, Pretrain):
                 from reproduce.nn.encoder import FILE
                 from reproduce.train import pretrain
 
-                metrics = pretrain(spec, site, folder, device, run if main else _Silent(), reporter)
+                metrics = pretrain(spec, site, folder, device, record, reporter)
                 if main:
                     run.artifact(folder / FILE)
             else:
                 from reproduce.evaluate import evaluate
 
-                metrics = evaluate(spec, site, _encoder_folder(spec, needed, store, site), device, (run if main else _Silent()).tag)
+                metrics = evaluate(spec, site, _encoder_folder(spec, needed, store, site), device, record.tag)
             if main:
                 run.finish(metrics)
                 checkpoint.discard(folder)

@@ -14,7 +14,7 @@ from reproduce.site import Site
 from reproduce.spec import Pretrain
 from reproduce.train import pretrain
 
-CHANGES = ("epochs=1", "num_train=64", "num_val=20")
+CHANGES = ("num_train=64", "num_val=20")
 
 
 class Notes:
@@ -34,8 +34,8 @@ class Notes:
         self.tags[name] = value
 
 
-def train(site: Site) -> Notes:
-    spec = Request(table="table8", rows="BYOL", changes=CHANGES).specs()[0]
+def train(site: Site, epochs: int = 1) -> Notes:
+    spec = Request(table="table8", rows="BYOL", changes=(f"epochs={epochs}", *CHANGES)).specs()[0]
     assert isinstance(spec, Pretrain)
     notes = Notes()
     pretrain(spec, site, site.runs / "run", torch.device("cpu"), notes, lambda progress: None)
@@ -61,3 +61,13 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     next(tmp_path.glob("synthetic/*/train/*/*.ppm")).unlink()
     with pytest.raises(ValueError, match=r"The images of synthetic_folder are not those that the checkpoint .* was trained on"):
         train(site)
+
+
+def test_checkpoints_are_as_far_apart_as_the_site_says_and_the_last_epoch_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state, epoch: written.append(epoch) or save(folder, state, epoch))
+    train(Site(runs=tmp_path, checkpoint_every=2), epochs=5)
+    assert written == [2, 4, 5]
+    with pytest.raises(ValueError, match="checkpoint_every is 0: at least 1 epoch is expected"):
+        Site(checkpoint_every=0)

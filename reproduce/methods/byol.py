@@ -39,6 +39,11 @@ class BYOL(Method, name="byol"):
     heads: Heads = Heads()
     """Projector and predictor."""
 
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.tau <= 1:
+            raise ValueError(f"tau is {self.tau}: a decay rate from 0 to 1 is expected.")
+
     @property
     def num_parts(self) -> int:
         return self.num_views
@@ -65,11 +70,6 @@ class BYOL(Method, name="byol"):
                 terms["L_uniform"] = dispersion.uniformity_loss(p, self.uniform_t) / self.num_views
                 loss = loss + self.lambda_uniform * terms["L_uniform"]
             yield Part(loss, terms, p.detach())
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau is {self.tau}: a decay rate from 0 to 1 is expected.")
 
     def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
         followed: dict[str, float] = network.follow(self.tau, step=step, num_steps=num_steps)

@@ -36,6 +36,11 @@ class MSBReg(Method, name="msbreg"):
     heads: Heads = Heads()
     """Projector and predictor."""
 
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.tau <= 1:
+            raise ValueError(f"tau is {self.tau}: a decay rate from 0 to 1 is expected.")
+
     @property
     def num_parts(self) -> int:
         return self.num_views
@@ -59,11 +64,6 @@ class MSBReg(Method, name="msbreg"):
                 terms["L_s"] = dispersion.singular_value_loss(p) / self.num_views
                 loss = loss + self.lambda_s * terms["L_s"]
             yield Part(loss, terms, p.detach())
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau is {self.tau}: a decay rate from 0 to 1 is expected.")
 
     def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
         followed: dict[str, float] = network.follow(self.tau, step=step, num_steps=num_steps)
