@@ -1,33 +1,32 @@
-"""Evaluation of a frozen encoder by one protocol."""
+"""Evaluation of an encoder by one protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import torch
 
 from reproduce.data.dataset import Dataset
-from reproduce.nn import distributed, encoder
+from reproduce.nn import distributed
+from reproduce.nn.encoder import Encoder
+from reproduce.progress import Watch
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
 from reproduce.spec import Evaluate
 
 
-def evaluate(spec: Evaluate, site: Site, encoder_folder: Path, device: torch.device, tag: Callable[[str, str], None]) -> dict[str, float]:
-    """What the protocol of `spec` measures of the encoder in `encoder_folder`; accuracies are fractions.
+def evaluate(spec: Evaluate, encoder: Encoder, site: Site, device: torch.device, watch: Watch) -> dict[str, float]:
+    """What the protocol of `spec` measures of its encoder; accuracies are fractions.
 
     Args:
-        tag: takes facts about the run, the digests of the data, as (name, value).
+        watch: follows what takes long, and takes facts about the run: the digests of the data and of the encoder.
 
     Raises:
-        LookupError: the encoder's file is missing.
-        ValueError: it is broken, or the data do not fit the protocol.
+        ValueError: the data do not fit the protocol.
     """
     dataset = cast(Dataset, spec.dataset)
     if distributed.main_process():
         for split in (dataset.train_split, dataset.test_split):
-            tag(f"data_digest_{split}", dataset.load(split, site).digest)
-    frozen = encoder.load(spec.encoder, encoder_folder, device)
-    return cast(Protocol, spec.protocol).run(frozen, dataset, site, device, spec.seed)
+            watch.record.tag(f"data_digest_{split}", dataset.load(split, site).digest)
+        watch.record.tag("encoder_digest", encoder.digest)
+    return cast(Protocol, spec.protocol).run(encoder, dataset, site, device, spec.seed, watch)

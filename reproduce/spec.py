@@ -194,10 +194,39 @@ class Pretrain(Settings, name="pretrain"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights(Settings, name="weights"):
+    """An encoder that was trained elsewhere: a released checkpoint, or a file of the user's."""
+
+    backbone: str = "resnet50"
+    """A function of `reproduce/nn/backbones.py`."""
+    url: str = ""
+    """Where it is released; empty: a file that is known by its content alone."""
+    sha256: str = ""
+    """Of the file; empty: none is published, the one of the first download is recorded and holds from then on."""
+    prefix: str = ""
+    """What the names of the backbone's tensors begin with; empty: one of the known prefixes, whichever fits."""
+    size: int = 224
+    """Side of the images that it was trained on, in pixels; an evaluation shows it images of this size."""
+    resize: int = 256
+    """Shorter side of a test image before its centre crop, in pixels."""
+    canvas: int = 448
+    """Side of the square to which an image is decoded before an augmented view is cropped from it, in pixels."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """What it takes an image's channels to be normalised with, for values from 0 to 1 (ImageNet's)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The same."""
+
+    def check(self) -> None:
+        if not self.url and not self.sha256:
+            raise ValueError("weights take the url of a release or the sha256 of a file: neither is given.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(Settings, name="evaluate"):
     """One evaluation of one encoder. The encoder's settings are nested, so its id follows from everything upstream."""
 
-    encoder: Pretrain
+    encoder: Pretrain | Weights
+    """The pretraining run that leaves it behind, or where it comes from."""
     protocol: Settings
     """An evaluation of `reproduce/protocols`."""
     dataset: Settings
@@ -207,7 +236,7 @@ class Evaluate(Settings, name="evaluate"):
 
     def needs(self) -> tuple[Pretrain, ...]:
         """The runs that must be finished before this one can start."""
-        return (self.encoder,)
+        return (self.encoder,) if isinstance(self.encoder, Pretrain) else ()
 
 
 Spec = Pretrain | Evaluate

@@ -40,7 +40,7 @@ from urllib.parse import urlsplit
 from reproduce import environment, identity
 from reproduce.results import Finished
 from reproduce.site import Site
-from reproduce.spec import Evaluate, Spec
+from reproduce.spec import Evaluate, Pretrain, Spec, Weights
 
 if TYPE_CHECKING:
     from reproduce.report.filled import Filled
@@ -490,11 +490,20 @@ class Run:
             self.text(json.dumps(environment.record(), indent=2) + "\n", name)
 
 
-def title(spec: Spec) -> str:
-    """A run's name in the UI, such as `msbreg K=4 λs=.004 λb=.5 stl10 seed 0`, or `linear: ` and that."""
+def title(spec: Spec | Weights) -> str:
+    """A run's name in the UI: `msbreg K=4 λs=.004 λb=.5 stl10 320 epochs seed 0`; of an evaluation, `linear: ` and that."""
     if isinstance(spec, Evaluate):
-        k = dict(spec.protocol.leaves()).get("k")
-        return f"{spec.protocol.name}{'' if k is None else f' k={k}'}: {title(spec.encoder)}"
+        settings = dict(spec.protocol.leaves())
+        words = [spec.protocol.name]
+        if "k" in settings:
+            words.append(f"k={settings['k']}")
+        if "labels" in settings:
+            words.append(settings["labels"])
+        if not isinstance(spec.encoder, Pretrain) or spec.dataset != spec.encoder.dataset:
+            words += ["on", spec.dataset.name]
+        return f"{' '.join(words)}: {title(spec.encoder)}"
+    if isinstance(spec, Weights):
+        return "/".join(spec.url.split("/")[-2:]) or f"file {spec.sha256[:12]}"
     settings = dict(spec.method.leaves())
     words = [spec.method.name]
     for sign, key in {"K": "num_views", "λs": "lambda_s", "λb": "lambda_b", "λu": "lambda_uniform"}.items():
@@ -502,13 +511,14 @@ def title(spec: Spec) -> str:
             words.append(f"{sign}={settings[key]:g}".replace("=0.", "=."))
     if settings.get("heads.norm", "batchnorm") != "batchnorm":
         words.append(settings["heads.norm"])
-    return " ".join((*words, spec.dataset.name, f"seed {spec.seed}"))
+    return " ".join((*words, spec.dataset.name, f"{spec.epochs} epochs", f"seed {spec.seed}"))
 
 
 def group(spec: Spec) -> str:
     """What the seeds of one experiment share: the id of its seed 0."""
     spec = spec.replace("seed", 0)
-    return (spec.replace("encoder.seed", 0) if isinstance(spec, Evaluate) else spec).id
+    pretrained = isinstance(spec, Evaluate) and isinstance(spec.encoder, Pretrain)
+    return (spec.replace("encoder.seed", 0) if pretrained else spec).id
 
 
 def _tags(spec: Spec, scale: str) -> dict[str, str]:

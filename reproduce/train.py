@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +25,7 @@ from reproduce.methods.method import Method, Part
 from reproduce.nn import collapse, distributed, schedules, seeds
 from reproduce.nn.encoder import Encoder, build_network
 from reproduce.nn.lars import LARS, parameters_of
+from reproduce.progress import Progress, Record
 from reproduce.site import Site
 from reproduce.spec import Pretrain
 
@@ -33,32 +34,6 @@ if TYPE_CHECKING:
 
 LOG_EVERY = 50
 """Steps between two logged points; the last step of an epoch is always logged."""
-
-
-class Progress(NamedTuple):
-    """How far a run is, for whoever shows it."""
-
-    done: int
-    """Images seen."""
-    total: int
-    """Images to see."""
-    unit: str
-    """What is counted, such as `images`."""
-    note: str
-    """A few words, such as the loss."""
-
-
-class Record(Protocol):
-    """Where a run's measurements go, such as a `tracking.Run`."""
-
-    def log(self, step: int, metrics: Mapping[str, float], /) -> None:
-        """Measurements after `step` steps."""
-
-    def flush(self) -> None:
-        """Writes what still waits."""
-
-    def tag(self, name: str, value: str, /) -> None:
-        """A fact about the run."""
 
 
 def pretrain(
@@ -227,7 +202,7 @@ def _batches(spec: Pretrain, site: Site, images: Images, epoch: int, steps: int)
 
 
 def draw_views(spec: Pretrain, canvas: Tensor, sizes: Tensor, which: Tensor, epoch: int) -> list[Tensor]:
-    """The K normalised views of a batch, each (images, 3, size, size) in the run's precision.
+    """The K normalised views of a batch, each (images, 3, size, size) in the run's precision; in multi-crop their sizes differ.
 
     Autocast would round a float32 view to bfloat16 in the first layer of both networks: the numbers are the same, the memory is half.
     """

@@ -3,8 +3,8 @@
     python -m reproduce.worker REQUEST ID      one run, then exit (how a scheduler starts it)
     python -m reproduce.worker                 runs named on standard input, one `{"request": ..., "id": ...}` a line, until it ends
 
-A run is named by its table's request and its id: the worker builds the table again and finds the spec. If its code would make another run,
-the id is not there and it says so. Events go to standard output, one JSON object a line; everything else goes to the run's log.
+A run is named by a request (`plan.py`) and its id: the worker builds the request's runs again and finds the spec. If its code would make
+another run, the id is not there and it says so. Events go to standard output, one JSON object a line; everything else to the run's log.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import filelock
 
 from reproduce import site as sites
-from reproduce.plan import Request
+from reproduce.plan import Order, loads
+from reproduce.progress import Silent, Watch
 from reproduce.site import Site
-from reproduce.spec import Evaluate, Pretrain, Spec
+from reproduce.spec import Pretrain, Spec, Weights
 
 if TYPE_CHECKING:
+    import torch
+
+    from reproduce.nn.encoder import Encoder
     from reproduce.results import Finished
     from reproduce.tracking import Store
 
@@ -41,8 +45,8 @@ class Interrupted(KeyboardInterrupt):
     """The run was told to stop (SIGINT, SIGTERM, or its parent is gone)."""
 
 
-def find(request: Request, spec_id: str) -> Spec:
-    """The spec of that id in the request's table.
+def find(request: Order, spec_id: str) -> Spec:
+    """The spec of that id among the request's.
 
     Raises:
         LookupError: this code makes no such run.
@@ -51,7 +55,7 @@ def find(request: Request, spec_id: str) -> Spec:
         if spec.id == spec_id:
             return spec
     raise LookupError(
-        f"{request.table} at {request.scale} scale has no run {spec_id} with the code here: its settings differ from those of "
+        f"{request} has no run {spec_id} with the code here: its settings differ from those of "
         "whoever asked. Check that both are at the same commit."
     )
 
@@ -80,7 +84,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
                 raise LookupError(f"Run {spec.id} needs run {other.id}, which is not finished in {site.store}.")
         parent = needed[spec.needs()[0].id].run_id if spec.needs() else None
         with store.start(spec, scale=scale, parent_run_id=parent) if main else _nothing() as run:
-            record, reporter = run if main else _Silent(), _Reporter(spec.id, events if main else None)
+            record, reporter = run if main else Silent(), _Reporter(spec.id, events if main else None)
             if isinstance(spec, Pretrain):
                 from reproduce.nn.encoder import FILE
                 from reproduce.train import pretrain
@@ -91,35 +95,31 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
             else:
                 from reproduce.evaluate import evaluate
 
-                metrics = evaluate(spec, site, _encoder_folder(spec, needed, store, site), device, record.tag)
+                watch = Watch(record, reporter)
+                encoder = _encoder(spec.encoder, needed, store, site, device, watch)
+                metrics = evaluate(spec, encoder, site, device, watch)
             if main:
                 run.finish(metrics)
                 checkpoint.discard(folder)
 
 
-def _encoder_folder(spec: Evaluate, needed: Mapping[str, Finished], store: Store, site: Site) -> Path:
-    """Where the encoder of `spec` is; fetched from the tracking store if it was trained elsewhere."""
-    from reproduce.nn import distributed
-    from reproduce.nn.encoder import FILE
+def _encoder(
+    spec: Pretrain | Weights, needed: Mapping[str, Finished], store: Store, site: Site, device: torch.device, watch: Watch
+) -> Encoder:
+    """The encoder of a pretraining run, fetched from the tracking store if it was trained on another machine, or one from elsewhere."""
+    from reproduce.nn import distributed, weights
+    from reproduce.nn.encoder import FILE, load
 
-    folder = site.runs / spec.encoder.id
+    if isinstance(spec, Weights):
+        return weights.load(spec, site, device, watch)
+    folder = site.runs / spec.id
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:
         with filelock.FileLock(folder / "fetch.lock"):
             if not (folder / FILE).exists():
-                store.download(needed[spec.encoder.id].run_id, FILE, folder / "fetched").replace(folder / FILE)
+                store.download(needed[spec.id].run_id, FILE, folder / "fetched").replace(folder / FILE)
     distributed.agreed(True)  # the others wait for the file
-    return folder
-
-
-class _Silent:
-    """The record of every process but the first."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def tag(self, name: str, value: str) -> None: ...
+    return load(spec, folder, device)
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def serve(site: Site, events: TextIO) -> None:
         order = json.loads(line)
         send(events, "started", order["id"])
         try:
-            request = Request.loads(order["request"])
+            request = loads(order["request"])
             with _logged(site.runs / order["id"]):
                 perform(find(request, order["id"]), request.scale, site, events)
         except Interrupted:
@@ -221,7 +221,7 @@ def main() -> None:
     else:
         from reproduce.nn import distributed
 
-        request = Request.loads(sys.argv[1])
+        request = loads(sys.argv[1])
         with distributed.processes(site.device):
             perform(find(request, sys.argv[2]), request.scale, site, events)
 

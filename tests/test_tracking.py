@@ -402,10 +402,10 @@ def test_a_table_is_recorded_once_and_again_only_when_it_changed(site: Site, tmp
 
 
 def test_titles_and_groups() -> None:
-    assert title(PRETRAIN) == "msbreg K=4 λs=.004 λb=.5 toy seed 0"
-    assert title(EVALUATE) == "toy k=5: msbreg K=4 λs=.004 λb=.5 toy seed 0"
+    assert title(PRETRAIN) == "msbreg K=4 λs=.004 λb=.5 toy 3 epochs seed 0"
+    assert title(EVALUATE) == "toy k=5: msbreg K=4 λs=.004 λb=.5 toy 3 epochs seed 0"
     normed = replace(PRETRAIN, method=MSBReg(num_views=8, lambda_s=0.0, lambda_b=1.5, heads=Heads(norm="layernorm")), seed=2)
-    assert title(normed) == "msbreg K=8 λb=1.5 layernorm toy seed 2"
+    assert title(normed) == "msbreg K=8 λb=1.5 layernorm toy 3 epochs seed 2"
     seeded = replace(EVALUATE, encoder=replace(PRETRAIN, seed=3), seed=3)
     assert seeded.id != EVALUATE.id
     assert group(seeded) == group(EVALUATE) == EVALUATE.id

@@ -1,4 +1,4 @@
-"""An encoder: what pretraining leaves behind and every evaluation starts from."""
+"""An encoder: what pretraining leaves behind, or `weights.py` reads, and every evaluation starts from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from reproduce import checkpoint
 from reproduce.lazy import torch
 from reproduce.nn import backbones, seeds
-from reproduce.spec import Pretrain
+from reproduce.spec import Pretrain, Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,16 +23,19 @@ FILE = "encoder.safetensors"
 class Encoder:
     """The online backbone and its projector (the predictor is discarded: section 3.1)."""
 
-    spec: Pretrain
-    """The run that trained it."""
+    spec: Pretrain | Weights
+    """The run that trained it, or where it comes from."""
     backbone: nn.Module
     """Normalised images (n, 3, size, size) -> pooled features (n, num_features)."""
-    projector: nn.Module
-    """Features (n, num_features) -> z (n, d)."""
+    projector: nn.Module | None
+    """Features (n, num_features) -> z (n, d); None: only the backbone is known."""
+    digest: str = ""
+    """SHA-256 of its values; empty: not known, as of an encoder that was never written."""
 
     def save(self, folder: Path) -> Path:
         """Writes `encoder.safetensors`: keys `backbone.*` and `projector.*`."""
-        tensors = {f"{part}.{key}": value for part in ("backbone", "projector") for key, value in getattr(self, part).state_dict().items()}
+        parts = {"backbone": self.backbone} | ({} if self.projector is None else {"projector": self.projector})
+        tensors = {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
         return checkpoint.save_encoder(folder / FILE, tensors, spec_id=self.spec.id)
 
 
@@ -58,4 +61,4 @@ def load(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
             {key.removeprefix(f"{part}."): value for key, value in tensors.items() if key.startswith(f"{part}.")}
         )
     online.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Encoder(spec, online.backbone, online.projector)
+    return Encoder(spec, online.backbone, online.projector, checkpoint.digest(tensors))

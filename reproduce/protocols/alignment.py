@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
+from reproduce.progress import Watch
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
 
@@ -37,7 +38,9 @@ class AlignmentUniformity(Protocol, name="alignment"):
         if not self.t > 0:
             raise ValueError(f"alignment takes t > 0, not {self.t}.")
 
-    def run(self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int) -> dict[str, float]:
+    def run(
+        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+    ) -> dict[str, float]:
         """Returns squared distances and their log-mean-exp, of projections and (`_features`) of pooled features.
 
         The views are drawn from the augmentation that the encoder was trained with, from `seed`.

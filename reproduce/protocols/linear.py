@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
 from reproduce.nn import seeds
+from reproduce.nn.classifiers import accuracies
+from reproduce.progress import Watch
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
 
@@ -46,7 +48,9 @@ class LinearEvaluation(Protocol, name="linear"):
                 f"not {self.epochs}, {self.batch_size}, {self.last_lr} and {self.lr}."
             )
 
-    def run(self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int) -> dict[str, float]:
+    def run(
+        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+    ) -> dict[str, float]:
         """Returns `top1` and `top5`; with fewer than 5 classes every class is among the 5 best, so `top5` is 1."""
         from reproduce.nn import features
 
@@ -84,20 +88,3 @@ class LinearEvaluation(Protocol, name="linear"):
                 optimizer.zero_grad()
             scheduler.step()
         return weight.detach(), bias.detach()
-
-
-def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1` and `top5` as fractions.
-
-    Args:
-        logits: (n, num_classes); must be finite, since the largest of NaNs would look like a prediction.
-        labels: (n,) int64.
-
-    Raises:
-        FloatingPointError: a logit is not finite.
-    """
-    if not logits.isfinite().all():
-        raise FloatingPointError("The linear classifier's outputs are not finite: its learning rate is too high for these features.")
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    right = best == labels[:, None]  # (n, 5)
-    return {"top1": right[:, 0].double().mean().item(), "top5": right.any(dim=1).double().mean().item()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reproduce.data.dataset import Dataset
+from reproduce.progress import Watch
 from reproduce.site import Site
 from reproduce.spec import Settings
 
@@ -24,7 +25,16 @@ class Protocol(Settings):
         """The keys of what `run` returns; most protocols set it as a class attribute."""
         raise NotImplementedError
 
-    def run(self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int) -> dict[str, float]:
+    def check_data(self, dataset: Dataset, site: Site) -> None:
+        """Finds out, before anything starts, whether what the protocol needs beside the images of `dataset` is there; most need nothing.
+
+        Raises:
+            LookupError, ValueError: it is not; the message says how to get it.
+        """
+
+    def run(
+        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+    ) -> dict[str, float]:
         """Measures `encoder` on the labelled splits of `dataset`; accuracies are fractions.
 
         Every process of a run calls it and gets the same numbers, which do not depend on how many processes there are. Nothing is ever
@@ -32,6 +42,7 @@ class Protocol(Settings):
 
         Args:
             seed: decides the initialisation and the order of images of what the protocol trains, and its augmented views.
+            watch: follows what takes long.
 
         Raises:
             ValueError: the data set and the settings do not fit together; raised before any work where it can be known.
