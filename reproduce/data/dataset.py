@@ -9,6 +9,9 @@ from reproduce.site import Site
 from reproduce.spec import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from reproduce.data.images import Images
 
 
@@ -53,4 +56,26 @@ class Dataset(Settings):
             LookupError: the root is not set or not there, or there is no such split.
             ValueError: a file is broken; the message names it.
         """
+        raise NotImplementedError
+
+    def check_subset(self, name: str, site: Site) -> None:
+        """Finds out, before anything starts, whether `labelled_subset` has its list; fetches it where it is to be fetched.
+
+        Raises:
+            LookupError: there is no such list, or it cannot be had; the message says how to get it.
+            ValueError: its bytes are not those that were published.
+        """
+        raise LookupError(f"{self.title} has no list of labelled images '{name}': ImageNet, Imagenette and the synthetic folder have.")
+
+    def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
+        """The images of the train split whose labels semi-supervised classification may use: indices (n,), ascending.
+
+        Args:
+            name: `1percent` or `10percent`.
+
+        Raises:
+            LookupError: as `check_subset`.
+            ValueError: an image of the list is not there; the message names it and says how many are not.
+        """
+        self.check_subset(name, site)
         raise NotImplementedError

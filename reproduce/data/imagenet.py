@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.site import Site
 
 if TYPE_CHECKING:
-    from reproduce.data.images import Images
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from reproduce.data.images import Files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,17 @@ class ImageNet(Dataset, name="imagenet"):
     def check_root(self, site: Site) -> None:
         self._root(site)
 
-    def load(self, split: str, site: Site) -> Images:
+    def load(self, split: str, site: Site) -> Files:
         from reproduce.data import imagefolder
 
         return imagefolder.load(self._root(site), split, num_classes=1000, cache_gb=site.cache_gb)
+
+    def check_subset(self, name: str, site: Site) -> None:
+        lists.of_imagenet(name, site)
+
+    def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
+        path = lists.of_imagenet(name, site)
+        return lists.indices(self.load(self.train_split, site), path)
 
     def _root(self, site: Site) -> Path:
         return site.root("imagenet", "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)")

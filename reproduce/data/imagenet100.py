@@ -6,11 +6,11 @@ too. Needs the ImageNet root and the list, there or in a folder of its own (`ima
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.site import Site
 
@@ -53,8 +53,8 @@ class ImageNet100(Dataset, name="imagenet100"):
 
     def _classes(self, site: Site) -> tuple[str, ...]:
         root = self._root(site)
-        lists = site.root("imagenet100_classes", LIST, SOURCE) if "imagenet100_classes" in site.data else root
-        return read_classes(lists / LIST, self.class_list_sha256)
+        folder = site.root("imagenet100_classes", LIST, SOURCE) if "imagenet100_classes" in site.data else root
+        return read_classes(folder / LIST, self.class_list_sha256)
 
 
 def read_classes(path: Path, sha256: str) -> tuple[str, ...]:
@@ -64,12 +64,4 @@ def read_classes(path: Path, sha256: str) -> tuple[str, ...]:
         LookupError: the file is not there.
         ValueError: its bytes are not those of `sha256`.
     """
-    if not path.is_file():
-        raise LookupError(f"{path}, the list of ImageNet-100's classes, does not exist. Get it: {SOURCE}.")
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        lines = b"".join(line + b"\n" for line in content.split())
-        hint = "Only its line ends differ" if hashlib.sha256(lines).hexdigest() == sha256 else "It is another list"
-        raise ValueError(f"{path} has the sha256 {found}, expected is {sha256}. {hint}: get it again, byte by byte, from {SOURCE}.")
-    return tuple(sorted(content.decode().split()))
+    return tuple(sorted(lists.verified(path, sha256, SOURCE).decode().split()))

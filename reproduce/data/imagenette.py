@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.site import Site
 
 if TYPE_CHECKING:
-    from reproduce.data.images import Images
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from reproduce.data.images import Files
 
 KEY = "imagenette"
 LAYOUT = "train/<wnid>/* and val/<wnid>/*"
@@ -43,13 +47,23 @@ class Imagenette(Dataset, name="imagenette"):
     def check_root(self, site: Site) -> None:
         site.root(KEY, LAYOUT, SOURCE)
 
-    def load(self, split: str, site: Site) -> Images:
+    def load(self, split: str, site: Site) -> Files:
         from reproduce.data import imagefolder
 
         root = site.root(KEY, LAYOUT, SOURCE)
         if (root / RELEASE).is_dir() and not (root / "train").is_dir():
             root = root / RELEASE
         return imagefolder.load(root, split, num_classes=10, cache_gb=site.cache_gb)
+
+    def check_subset(self, name: str, site: Site) -> None:
+        lists.of_imagenet(name, site)
+
+    def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
+        """ImageNet's list, cut to the images that are in this train split: a release keeps a part of the classes' images, and puts some of
+        them into `val`, from where none is ever taken.
+        """
+        path = lists.of_imagenet(name, site)
+        return lists.indices_there(self.load(self.train_split, site), path)
 
 
 def download(site: Site) -> Path:

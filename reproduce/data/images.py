@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,8 +116,10 @@ class Images(ABC):
     """The images of one split, in an order that is the same on every machine."""
 
     labels: NDArray[np.int64]
-    """(n,), an index into `classes`; -1 where the image is unlabelled."""
+    """(n,), an index into `classes`; -1 where the image is unlabelled, or has several labels in `targets`."""
     classes: tuple[str, ...]
+    targets: NDArray[np.int8] | None = None
+    """(n, classes) of a data set with several labels an image: 1 the class is there, -1 it is not, 0 it does not count (difficult)."""
 
     def __init__(self, labels: ArrayLike, classes: Sequence[str], cache_gb: float = 0.0) -> None:
         """`cache_gb`: decoded images stay in memory while all shapes of the whole split together fit in it, in 10^9 bytes."""
@@ -219,31 +222,73 @@ class Images(ABC):
         return self._stores[shape]
 
 
-class Files(Images):
-    """One file for each image. Names are kept in two flat arrays: a list of 1.28 million strings would be copied by every worker."""
+class Names:
+    """Many short byte strings in two flat arrays: a list of 2.4 million strings would be copied by every worker."""
 
-    def __init__(self, folder: Path, names: Sequence[bytes], labels: ArrayLike, classes: Sequence[str], cache_gb: float = 0.0) -> None:
-        """`names`: paths relative to `folder`, as the file system spells them."""
+    def __init__(self, names: Iterable[bytes] = ()) -> None:
+        self.text = bytearray()
+        """All of them, one after the other."""
+        self.ends = array("q")
+        """Where each ends."""
+        for name in names:
+            self.append(name)
+
+    def append(self, name: bytes) -> None:
+        self.text += name
+        self.ends.append(len(self.text))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        end = self.ends[index]
+        return bytes(self.text[self.ends[index - 1] if index else 0 : end])
+
+
+class Files(Images):
+    """One file for each image."""
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Iterable[bytes] | Names,
+        labels: ArrayLike,
+        classes: Sequence[str],
+        cache_gb: float = 0.0,
+        targets: NDArray[np.int8] | None = None,
+    ) -> None:
+        """`names`: paths relative to `folder`, as the file system spells them; the rest as in `Images`."""
         super().__init__(labels, classes, cache_gb)
         self._folder = os.fsencode(folder) + b"/"
-        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-        self._text = np.frombuffer(b"".join(names), np.uint8)
+        self.names = names if isinstance(names, Names) else Names(names)
+        assert len(self.names) == len(self), "as many names as labels"
+        if targets is not None:
+            assert targets.shape == (len(self), len(self.classes)), "a target for each image and class"
+            self.targets = targets.astype(np.int8)
+            self.targets.setflags(write=False)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self._path(index))
 
     def open(self, index: int) -> Image.Image:
-        return Image.open(os.fsdecode(self._path(index)))
+        return Image.open(self.name(index))
 
     @cached_property
     def digest(self) -> str:
         # The size of each file is asked for here, not in the scan: 1.28 million questions take seconds, on a network file system minutes.
-        sizes = np.array([os.stat(self._path(index)).st_size for index in range(len(self))], "<i8")  # noqa: PTH116 (bytes)
-        return _sha256(self._text.tobytes(), self._ends.astype("<i8").tobytes(), sizes.tobytes(), self.labels.astype("<i8").tobytes())
+        sizes = np.array([self._num_bytes(index) for index in range(len(self))], "<i8")
+        parts = [bytes(self.names.text), np.array(self.names.ends, "<i8").tobytes(), sizes.tobytes(), self.labels.astype("<i8").tobytes()]
+        return _sha256(*parts, *([] if self.targets is None else [self.targets.tobytes()]))
+
+    def _num_bytes(self, index: int) -> int:
+        """Of one file; a ValueError that names it where it is not there."""
+        try:
+            return os.stat(self._path(index)).st_size  # noqa: PTH116 (bytes)
+        except OSError as error:
+            raise ValueError(f"{self.name(index)} belongs to the data set and cannot be found ({error.strerror}). Get it again.") from None
 
     def _path(self, index: int) -> bytes:
-        begin = self._ends[index - 1] if index else 0
-        return self._folder + self._text[begin : self._ends[index]].tobytes()
+        return self._folder + self.names[index]
 
 
 class Planes(Images):
@@ -350,10 +395,15 @@ def batches(
         raise ValueError(f"Batches are of canvases or of crops, one of the two: canvas is {canvas}, crop is {crop}.")
     shape = Canvas(canvas) if canvas is not None else CentreCrop(*crop)  # type: ignore[misc]
     flat = np.asarray(order, np.int64)
-    parts = [flat[begin : begin + batch_size] for begin in range(0, len(flat), batch_size)]
-    if workers and any(len(images.missing(part, shape)) for part in parts):
-        return _by_processes(images, parts, shape, workers)
-    return _ahead(images, parts, shape)
+    return in_parts(images, [flat[begin : begin + batch_size] for begin in range(0, len(flat), batch_size)], shape, workers)
+
+
+def in_parts(images: Images, parts: Sequence[ArrayLike], shape: Shape, workers: int = 0) -> Iterator[Batch]:
+    """As `batches`, for batches of any sizes above 0: each of `parts` is one, (n,) indices."""
+    chosen = [np.asarray(part, np.int64) for part in parts]
+    if workers and any(len(images.missing(part, shape)) for part in chosen):
+        return _by_processes(images, chosen, shape, workers)
+    return _ahead(images, chosen, shape)
 
 
 def _ahead(images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape) -> Iterator[Batch]:

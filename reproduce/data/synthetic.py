@@ -1,41 +1,56 @@
-"""Small coloured scenes, generated on first use: the data of the smoke scale.
+"""The data of the smoke scale: small coloured scenes (`scenes.py`), generated on first use.
 
-A scene shows one textured object on a shaded background. Its class is the pair (shape, texture): a square or a cross, with one of five
-textures. Colours, position, size, rotation and the texture's phase are random and say nothing about the class: of ten classes, 5-NN gets a
-fifth right on raw pixels and less on colour histograms.
-
-The scenes are written in the layouts of the real data sets (ImageFolder, STL-10 binary with its unlabelled split), and the real loaders
-read them. Only +, -, x, / and square roots of IEEE doubles enter, so the bytes are the same on every machine.
+They are written in the layouts of the real data sets (ImageFolder, STL-10's binary files with the unlabelled split, VOC2007's annotations,
+the lists of Places205, the JSON files of iNaturalist 2018), and the real readers read them. The files are binary PPM, whatever their names
+end in, so that neither pixels nor sizes depend on the version of an encoder. Each takes about a second, once.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import filelock
 
+from reproduce.data import lists, voc
 from reproduce.data.dataset import Dataset
+from reproduce.data.scenes import CLASSES, SIDE, Placed, draw, montage
 from reproduce.site import Site
+from reproduce.spec import unknown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from reproduce.data.images import Images
+    from reproduce.data.images import Files, Images
 
-SHAPES = ("square", "cross")
-TEXTURES = ("stripes", "checks", "dots", "grid", "rings")
-SIDE = 32
-"""Of a scene, in pixels."""
-CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES)
+PERCENT = {"1percent": 1, "10percent": 10}
+"""The lists of labelled images that the folder has, and how much of each class they name."""
+GROUPS = ("Plantae", "Insecta", "Aves", "Fungi", "Mammalia")
+"""Names of folders in iNaturalist 2018's layout."""
+PLACES = (
+    "a/abbey",
+    "a/airport_terminal",
+    "b/bakery/shop",
+    "b/bridge",
+    "c/castle",
+    "c/church/outdoor",
+    "h/harbor",
+    "l/library/indoor",
+    "m/mountain",
+    "v/valley",
+)
+"""Names of folders in Places205's layout, one for each class of the scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Synthetic(Dataset):
-    """What both layouts share."""
+    """What all layouts share."""
 
     size: int = SIDE
     """The whole scene."""
@@ -84,20 +99,38 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
 
     title: ClassVar[str] = "synthetic scenes (ImageFolder)"
 
-    def load(self, split: str, site: Site) -> Images:
+    def load(self, split: str, site: Site) -> Files:
         from reproduce.data import imagefolder
 
         return imagefolder.load(self._generated(site), split, num_classes=len(CLASSES), cache_gb=site.cache_gb)
 
-    def _write(self, folder: Path) -> None:
-        from PIL import Image
+    def check_subset(self, name: str, site: Site) -> None:
+        if name not in PERCENT:
+            raise LookupError(unknown("list of labelled images", name, PERCENT))
 
+    def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
+        """The first images of each class, at least one; their list is written beside the scenes when it is asked for."""
+        self.check_subset(name, site)
+        images = self.load(self.train_split, site)
+        path = self.folder(site).with_suffix(f".{name}.txt")
+        if not path.is_file():
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            unfinished.write_text("".join(f"{line}\n" for line in self._listed(PERCENT[name])))
+            unfinished.replace(path)  # whoever else writes it writes the same
+        return lists.indices(images, path)
+
+    def _listed(self, percent: int) -> Iterable[str]:
+        """The lines of a list: each class's first `percent` of a hundred scenes, rounded, at least one."""
+        for label, name in enumerate(CLASSES):
+            scenes = range(label, self.num_train, len(CLASSES))
+            for index in scenes[: max(1, (len(scenes) * percent + 50) // 100)]:
+                yield f"{name}/{index:05}.ppm"
+
+    def _write(self, folder: Path) -> None:
         for stream, (split, count) in enumerate((("train", self.num_train), ("val", self.num_val))):
             labels, scenes = draw(count, seed=self.data_seed, stream=stream)
             for index, (label, scene) in enumerate(zip(labels, scenes, strict=True)):
-                path = folder / split / CLASSES[label] / f"{index:05}.ppm"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(scene).save(path)
+                _save(folder / split / CLASSES[label] / f"{index:05}.ppm", scene)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,80 +165,133 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
         (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in CLASSES))
 
 
-def draw(count: int, *, seed: int, stream: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """`count` scenes.
+@dataclass(frozen=True, kw_only=True)
+class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
+    """Montages of one to three scenes at 64 px in VOC2007's layout: several classes an image, some objects difficult.
 
-    Args:
-        stream: scenes of different streams are independent.
-
-    Returns:
-        Labels (count,), each class equally often, and RGB scenes (count, SIDE, SIDE, 3).
+    The 20 classes are those of the scenes in two families of colours; an image with one scene shows it at twice its size.
     """
-    import numpy as np
 
-    random = np.random.Generator(np.random.Philox(key=[seed, stream]))
-    labels = np.arange(count) % len(CLASSES)
-    return labels, np.concatenate([_scenes(labels[start : start + 256], random) for start in range(0, count, 256)])
+    num_trainval: int = 400
+    """Images of `trainval`; the first half of them is `train`, the other `val`."""
+    num_test: int = 400
+    """Images of `test`."""
 
+    pretrain_split: str = "trainval"
+    train_split: str = "trainval"
+    test_split: str = "test"
 
-def _scenes(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.uint8]:
-    """One scene for each label, (n, SIDE, SIDE, 3)."""
-    import numpy as np
+    title: ClassVar[str] = "synthetic scenes (VOC2007 layout)"
 
-    n, fine = len(labels), 2 * SIDE  # drawn at twice the size and averaged: soft edges
+    def check(self) -> None:
+        super().check()
+        if min(self.num_trainval, self.num_test) < len(voc.CLASSES):
+            raise ValueError(
+                f"{self.name} takes num_trainval and num_test >= {len(voc.CLASSES)}, so that no class is without an image, "
+                f"not {self.num_trainval} and {self.num_test}."
+            )
 
-    def uniform(low: float, high: float, *shape: int) -> NDArray[np.float64]:
-        return low + (high - low) * random.random((n, *shape))
+    def load(self, split: str, site: Site) -> Images:
+        from reproduce.data import voc2007
 
-    axis = (np.arange(fine) + 0.5) / fine
-    x, y = axis[None, None, :], axis[None, :, None]
-    u, v = _turned(x - uniform(0.3, 0.7, 1, 1), y - uniform(0.3, 0.7, 1, 1), uniform(0, 1, 2))
-    radius = uniform(0.28, 0.42, 1, 1)
-    u, v = u / radius, v / radius  # the object's own axes, in units of its size
-    inside = _inside(u, v, labels // len(TEXTURES))
+        return voc2007.read(self._generated(site), split, cache_gb=site.cache_gb)
 
-    along, across = _turned(u, v, uniform(0, 1, 2))
-    frequency = uniform(1.3, 1.7, 1, 1)
-    along, across = along * frequency + uniform(8, 9, 1, 1), across * frequency + uniform(8, 9, 1, 1)
-    bright = _texture(along, across, labels % len(TEXTURES))
+    def _write(self, folder: Path) -> None:
+        trainval = self._write_images(folder / "VOC2007", self.num_trainval, first=1, stream=20)
+        test = self._write_images(folder / "VOC2007", self.num_test, first=1 + self.num_trainval, stream=21)
+        half = len(trainval) // 2
+        main = folder / "VOC2007" / "ImageSets" / "Main"
+        main.mkdir(parents=True)
+        for split, ids in (("train", trainval[:half]), ("val", trainval[half:]), ("trainval", trainval), ("test", test)):
+            end = "\r\n" if split == "test" else "\n"  # the release has the one, copies of it the other
+            (main / f"{split}.txt").write_text("".join(f"{name}{end}" for name in ids), newline="")
 
-    shade = _turned(x - 0.5, y - 0.5, uniform(0, 1, 2))[0][..., None] + 0.5
-    greys = ((0.65, 0.95), (0.05, 0.3), (0.3, 0.6), (0.3, 0.6))
-    light, dark, here, there = (uniform(*grey, 1, 1, 1) + uniform(-0.12, 0.12, 1, 1, 3) for grey in greys)
-    scene = np.where(inside[..., None], np.where(bright[..., None], light, dark), here * (1 - shade) + there * shade)
-    scene = (scene[:, ::2, ::2] + scene[:, ::2, 1::2] + scene[:, 1::2, ::2] + scene[:, 1::2, 1::2]) / 4 + uniform(
-        -0.03, 0.03, SIDE, SIDE, 3
-    )
-    pixels: NDArray[np.uint8] = np.floor(np.clip(scene, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return pixels
-
-
-def _turned(x: NDArray[np.float64], y: NDArray[np.float64], angle: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coordinates (n, rows, columns) on turned axes; the angle is that of a point (n, 2) as seen from (1/2, 1/2), so it takes no sine."""
-    import numpy as np
-
-    a, b = angle[:, 0, None, None] - 0.5, angle[:, 1, None, None] - 0.5
-    length = np.sqrt(a * a + b * b) + 1e-9
-    cos, sin = a / length, b / length
-    return cos * x + sin * y, cos * y - sin * x
+    def _write_images(self, folder: Path, count: int, *, first: int, stream: int) -> list[str]:
+        """Images and annotations; returns the names of the images."""
+        (folder / "Annotations").mkdir(parents=True, exist_ok=True)
+        names = [f"{first + index:06}" for index in range(count)]
+        for name, (pixels, objects) in zip(names, montage(count, seed=self.data_seed, stream=stream), strict=True):
+            _save(folder / "JPEGImages" / f"{name}.jpg", pixels)
+            (folder / "Annotations" / f"{name}.xml").write_text(_annotation(name, pixels, objects))
+        return names
 
 
-def _inside(u: NDArray[np.float64], v: NDArray[np.float64], shape: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each point (n, rows, columns) lies in the object; `shape` (n,) indexes SHAPES."""
-    import numpy as np
+@dataclass(frozen=True, kw_only=True)
+class SyntheticPlaces205(_Synthetic, name="synthetic_places205"):
+    """The scenes in Places205's layout, with ten classes."""
 
-    u, v = np.abs(u), np.abs(v)
-    near, far = np.minimum(u, v), np.maximum(u, v)
-    chosen: NDArray[np.bool_] = np.choose(shape[:, None, None], [far < 0.82, (near < 0.30) & (far < 0.98)])
-    return chosen
+    num_train: int = 800
+    """Scenes of `train`."""
+    num_val: int = 400
+    """Scenes of `val`."""
+
+    title: ClassVar[str] = "synthetic scenes (Places205 layout)"
+
+    def load(self, split: str, site: Site) -> Images:
+        from reproduce.data import places205
+
+        return places205.read(self._generated(site), split, num_classes=len(PLACES), cache_gb=site.cache_gb)
+
+    def _write(self, folder: Path) -> None:
+        (folder / "trainvalsplit_places205").mkdir(parents=True)
+        for stream, (split, count) in enumerate((("train", self.num_train), ("val", self.num_val))):
+            labels, scenes = draw(count, seed=self.data_seed, stream=30 + stream)
+            lines = []
+            for index, (label, scene) in enumerate(zip(labels.tolist(), scenes, strict=True)):
+                name = f"{PLACES[label]}/gsun_{split}{index:05}.jpg"
+                _save(folder / "data" / "vision" / "torralba" / "deeplearning" / "images256" / name, scene)
+                lines.append(f"{name} {label}\n")
+            (folder / "trainvalsplit_places205" / f"{split}_places205.csv").write_text("".join(lines))
 
 
-def _texture(along: NDArray[np.float64], across: NDArray[np.float64], texture: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where the texture is bright, about half of the area; one period is 1; `texture` (n,) indexes TEXTURES."""
-    import numpy as np
+@dataclass(frozen=True, kw_only=True)
+class SyntheticINaturalist2018(_Synthetic, name="synthetic_inaturalist2018"):
+    """The scenes in iNaturalist 2018's layout, with ten species."""
 
-    a, b = along % 1 - 0.5, across % 1 - 0.5
-    rings = np.sqrt((along - 8.5) * (along - 8.5) + (across - 8.5) * (across - 8.5)) % 1 < 0.5
-    patterns = [a < 0, (a < 0) ^ (b < 0), a * a + b * b < 0.09, np.minimum(np.abs(a), np.abs(b)) < 0.11, rings]
-    bright: NDArray[np.bool_] = np.choose(texture[:, None, None], patterns)
-    return bright
+    num_train: int = 800
+    """Scenes of `train`."""
+    num_val: int = 400
+    """Scenes of `val`."""
+
+    title: ClassVar[str] = "synthetic scenes (iNaturalist 2018 layout)"
+
+    def load(self, split: str, site: Site) -> Images:
+        from reproduce.data import inaturalist2018
+
+        return inaturalist2018.read(self._generated(site), split, num_classes=len(CLASSES), cache_gb=site.cache_gb)
+
+    def _write(self, folder: Path) -> None:
+        groups = [GROUPS[label % len(GROUPS)] for label in range(len(CLASSES))]
+        categories = [{"id": label, "name": name, "supercategory": groups[label]} for label, name in enumerate(CLASSES)]
+        for stream, (split, count) in enumerate((("train", self.num_train), ("val", self.num_val))):
+            labels, scenes = draw(count, seed=self.data_seed, stream=40 + stream)
+            images, annotations = [], []
+            for index, (label, scene) in enumerate(zip(labels.tolist(), scenes, strict=True)):
+                number = stream * self.num_train + index + 1
+                name = f"train_val2018/{groups[label]}/{label}/{number:06}.jpg"
+                _save(folder / name, scene)
+                images.append({"id": number, "file_name": name, "height": SIDE, "width": SIDE})
+                annotations.append({"id": number, "image_id": number, "category_id": label})
+            annotations.reverse()  # they belong to images by their ids alone
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (folder / f"{split}2018.json").write_text(json.dumps(content))
+
+
+def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """An RGB image, (height, width, 3), as binary PPM."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, format="PPM")
+
+
+def _annotation(name: str, pixels: NDArray[np.uint8], objects: Iterable[Placed]) -> str:
+    """The XML of one image, as VOC2007 writes it: boxes are counted from 1, both ends inside."""
+    height, width = pixels.shape[:2]
+    lines = ["<annotation>", "\t<folder>VOC2007</folder>", f"\t<filename>{name}.jpg</filename>"]
+    lines += [f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>", "\t<segmented>0</segmented>"]
+    for label, difficult, (left, top, right, bottom) in objects:
+        box = f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
+        lines += ["\t<object>", f"\t\t<name>{voc.CLASSES[label]}</name>", "\t\t<pose>Unspecified</pose>", "\t\t<truncated>0</truncated>"]
+        lines += [f"\t\t<difficult>{int(difficult)}</difficult>", f"\t\t<bndbox>{box}</bndbox>", "\t</object>"]
+    return "\n".join([*lines, "</annotation>", ""])

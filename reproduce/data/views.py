@@ -12,7 +12,8 @@ defined as in torchvision (BYOL's own brightness is additive, its contrast has a
 in the PyTorch code that later papers share. Parameters come from `draws.py`: the same (seed, epoch, image index, view) gives the same view
 whatever the batch, the workers or the processes.
 
-Expect 10 000 to 18 000 views/s a core at 32 px from a canvas of 32, and 3 000 to 4 000 at 64 px from one of 96 (`bench/bench_views.py`).
+Expect 10 000 to 18 000 views/s a core at 32 px from a canvas of 32, and 3 000 to 4 000 at 64 px from one of 96 (`bench/bench_views.py`);
+some 140 at 224 px from one of 448, and twice as many small crops of 96 px.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from reproduce import identity
 from reproduce.lazy import F, torch
 from reproduce.spec import Settings
 
@@ -36,6 +38,23 @@ LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey (torchvision's rgb_to_grayscale, and BYOL's)."""
 CPU_CHUNK, GPU_CHUNK = 2**20, 2**27
 """Values of the images that are worked on together: on a CPU few enough for its caches, on a GPU for its memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallCrops(Settings, name="small_crops"):
+    """The small crops of multi-crop (section 4.4; facebookresearch/swav scripts/swav_400ep_pretrain.sh)."""
+
+    size: int = 96
+    """Side of such a view in pixels (section 4.4), for large ones of 224."""
+    crop_scale: tuple[float, float] = (0.05, 0.14)
+    """Area of a crop relative to the image's (SwAV; the paper gives none): the large crops' begins where this ends."""
+    num_large: int = 2
+    """How many views of the ordinary size come before them (section 4.4)."""
+
+    def check(self) -> None:
+        if self.size < 1 or self.num_large < 1:
+            raise ValueError(f"small_crops takes size >= 1 and num_large >= 1, not {self.size} and {self.num_large}.")
+        _check_range("small_crops.crop_scale", self.crop_scale, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +87,15 @@ class Augmentation(Settings, name="augmentation"):
     """Probability of inverting values above one half (Table 9; BYOL's T has 0)."""
     every_second: Augmentation | None = None
     """The distribution of views 1, 3, ... where it is another one, as in BYOL's T and T'; None: all K views alike (errata, Table 9)."""
+    small: SmallCrops | None = identity.added_later(None, "0.2")
+    """The size and the crop area of the last views in multi-crop, all else being theirs as without; None: all K views have one size."""
 
     def check(self) -> None:
         for key in ("flip", "jitter", "grey", "blur", "solarize"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"augmentation.{key} is {getattr(self, key)}: a probability from 0 to 1 is expected.")
-        for key in ("crop_scale", "crop_ratio", "blur_sigma"):
-            low, high = getattr(self, key)
-            if not 0 < low <= high:
-                raise ValueError(f"augmentation.{key} is {(low, high)}: a range (low, high) with 0 < low <= high is expected.")
-        if self.crop_scale[1] > 1:
-            raise ValueError(f"augmentation.crop_scale is {self.crop_scale}: a crop is at most the whole image, 1.")
+        for key, most in {"crop_scale": 1.0, "crop_ratio": math.inf, "blur_sigma": math.inf}.items():
+            _check_range(f"augmentation.{key}", getattr(self, key), most)
         for key in ("brightness", "contrast", "saturation"):
             if getattr(self, key) < 0:
                 raise ValueError(f"augmentation.{key} is {getattr(self, key)}: a strength of at least 0 is expected.")
@@ -86,10 +103,29 @@ class Augmentation(Settings, name="augmentation"):
             raise ValueError(f"augmentation.hue is {self.hue}: from 0 to 0.5, half the colour circle, is expected.")
         if self.every_second is not None and self.every_second.every_second is not None:
             raise ValueError("augmentation.every_second has an every_second of its own: only two distributions can take turns.")
+        if self.every_second is not None and self.every_second.small is not None:
+            raise ValueError("augmentation.every_second has small crops of its own: augmentation.small is that of every view.")
 
     def of_view(self, view: int) -> Augmentation:
         """The distribution of view number `view`, counted from 0."""
-        return self.every_second if self.every_second is not None and view % 2 else self
+        own = self.every_second if self.every_second is not None and view % 2 else self
+        return own if self.small is None or view < self.small.num_large else replace(own, crop_scale=self.small.crop_scale)
+
+    def size_of_view(self, view: int, size: int) -> int:
+        """The side of view number `view` in pixels, where an ordinary view has `size`."""
+        return size if self.small is None or view < self.small.num_large else self.small.size
+
+
+def _check_range(where: str, limits: tuple[float, float], most: float) -> None:
+    low, high = limits
+    if not 0 < low <= high:
+        raise ValueError(f"{where} is {limits}: a range (low, high) with 0 < low <= high is expected.")
+    if high > most:
+        raise ValueError(f"{where} is {limits}: a crop is at most the whole image, 1.")
+
+
+CROP_AND_FLIP = Augmentation(jitter=0.0, grey=0.0, blur=0.0, solarize=0.0)
+"""Random resized crop and flip, nothing else: the training views of classifiers."""
 
 
 def sample(
@@ -102,7 +138,7 @@ def sample(
         sizes: height and width of each image before it was squashed, in pixels, (n, 2) integers; best on the CPU, where they are read.
         indices: the images' numbers in their data set, (n,) integers; best on the CPU, too.
         augmentation: the distribution.
-        size: side of a view in pixels.
+        size: side of a view in pixels; small crops have their own (`Augmentation.size_of_view`).
         seed: of the run.
         epoch, view: counted from 0; with the seed and an image's number they decide its view.
 
@@ -118,7 +154,11 @@ def sample(
 def sample_all(
     canvas: Tensor, sizes: Tensor, indices: Tensor, *, augmentation: Augmentation, size: int, seed: int, epoch: int, num_views: int
 ) -> list[Tensor]:
-    """Views 0 to `num_views` - 1 of each image, each as `sample` gives it, in one pass: a small batch takes half the time of K passes."""
+    """Views 0 to `num_views` - 1 of each image, each as `sample` gives it.
+
+    Views of one size are made in one pass: a small batch takes half the time of K passes. The large views are to the bit those of a run
+    without small crops.
+    """
     return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, range(num_views))
 
 
@@ -129,8 +169,12 @@ def _sample(
 
     _check(canvas, sizes, indices)
     shapes, which = _array(sizes), _array(indices)
-    drawn = [draw(augmentation.of_view(view), shapes, which, seed=seed, epoch=epoch, view=view) for view in views]
-    return list(apply(canvas, shapes, Draws.joined(drawn), size).chunk(len(views)))
+    made: dict[int, Tensor] = {}
+    for side in {augmentation.size_of_view(view, size) for view in views}:
+        some = [view for view in views if augmentation.size_of_view(view, size) == side]
+        drawn = [draw(augmentation.of_view(view), shapes, which, seed=seed, epoch=epoch, view=view) for view in some]
+        made |= zip(some, apply(canvas, shapes, Draws.joined(drawn), side).chunk(len(some)), strict=True)
+    return [made[view] for view in views]
 
 
 def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:

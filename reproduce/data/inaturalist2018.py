@@ -1,0 +1,125 @@
+"""iNaturalist 2018: 437 513 training and 24 426 validation photographs of 8 142 species (github.com/visipedia/inat_comp, 2018).
+
+The images of both splits are one archive of 120 GB, so `invoke download` leaves it to you. Layout: `train2018.json` and `val2018.json`,
+which name the files under `train_val2018/`. Reading the list of train takes 2 s and, for that time, 0.5 GB.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from reproduce.data.dataset import Dataset
+from reproduce.site import Site
+from reproduce.spec import unknown
+
+if TYPE_CHECKING:
+    from reproduce.data.images import Files
+
+KEY = "inaturalist2018"
+LAYOUT = "train2018.json, val2018.json and train_val2018/<group>/<class>/*.jpg"
+SOURCE = "https://github.com/visipedia/inat_comp/tree/master/2018 (train_val2018.tar.gz, 120 GB, and the two JSON files)"
+SPLITS = ("train", "val")
+NUM_CLASSES = 8142
+
+
+@dataclass(frozen=True, kw_only=True)
+class INaturalist2018(Dataset, name="inaturalist2018"):
+    """iNaturalist 2018 at 224 px."""
+
+    size: int = 224
+    """facebookresearch/vissl, the geometry of ImageNet."""
+    resize: int = 256
+    """The same."""
+    canvas: int = 448
+    """Choice: twice `size`, as for ImageNet."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """ImageNet's: an encoder sees what it was trained with."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The same."""
+
+    title: ClassVar[str] = "iNaturalist 2018"
+
+    def check_root(self, site: Site) -> None:
+        site.root(KEY, LAYOUT, SOURCE)
+
+    def load(self, split: str, site: Site) -> Files:
+        return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
+
+
+def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: float = 0.0) -> Files:
+    """The images of a split of `root`, in the order of its JSON file; labels follow the ids of the categories, in ascending order.
+
+    Raises:
+        LookupError: there is no such split, or its JSON file is not there.
+        ValueError: the file is not what it should be: the message names it, and the image, annotation or category.
+    """
+    from reproduce.data.images import Files
+
+    if split not in SPLITS:
+        raise LookupError(unknown("split", split, SPLITS))
+    path = root / f"{split}2018.json"
+    if not path.is_file():
+        raise LookupError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+    try:
+        content = json.loads(path.read_bytes())
+        names, labels, classes = _joined(content, num_classes)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}. Get it: {SOURCE}.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text: {error}. Get it: {SOURCE}.") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a list of images, annotations and categories ({error!r}). Get it: {SOURCE}.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. Get it: {SOURCE}.") from None
+    return Files(root, names, labels, classes, cache_gb)
+
+
+def _joined(content: Mapping[str, list[dict[str, Any]]], num_classes: int) -> tuple[list[bytes], list[int], list[str]]:
+    """File names, labels and the names of the classes, from the three tables of a JSON file."""
+    categories = _by_id(content["categories"], "category")
+    if len(categories) != num_classes:
+        raise ValueError(f"it has {len(categories)} categories, not {num_classes}")
+    label_of = {category: label for label, category in enumerate(sorted(categories))}
+    images = _by_id(content["images"], "image")
+    if not images:
+        raise ValueError("it has no images")
+    labels = dict.fromkeys(images, -1)
+    for annotation in content["annotations"]:
+        image, category = annotation["image_id"], annotation["category_id"]
+        if image not in images:
+            raise ValueError(f"an annotation is of the image {image}, which does not exist")
+        if category not in label_of:
+            raise ValueError(f"the image {images[image]['file_name']} has the category {category}, which does not exist")
+        if labels[image] >= 0:
+            raise ValueError(f"the image {images[image]['file_name']} has two annotations")
+        labels[image] = label_of[category]
+    _check_complete(images, labels, categories, label_of)
+    names = [image["file_name"].encode() for image in images.values()]
+    return names, list(labels.values()), [str(categories[category]["name"]) for category in label_of]
+
+
+def _by_id(rows: Iterable[dict[str, Any]], kind: str) -> dict[int, dict[str, Any]]:
+    """The rows of a table by their ids, which must differ."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if row["id"] in found:
+            raise ValueError(f"two {'categories' if kind == 'category' else 'images'} have the id {row['id']}")
+        found[row["id"]] = row
+    return found
+
+
+def _check_complete(
+    images: Mapping[int, dict[str, Any]], labels: Mapping[int, int], categories: Mapping[int, dict[str, Any]], label_of: Mapping[int, int]
+) -> None:
+    """Each image has a label and each category an image."""
+    unlabelled = [image for image, label in labels.items() if label < 0]
+    if unlabelled:
+        raise ValueError(f"the image {images[unlabelled[0]]['file_name']} has no annotation, {len(unlabelled)} images in all")
+    there = set(labels.values())
+    bare = [category for category, label in label_of.items() if label not in there]
+    if bare:
+        raise ValueError(f"the category {bare[0]} ({categories[bare[0]]['name']}) has no images, {len(bare)} categories in all")

@@ -1,0 +1,129 @@
+"""VOC2007: 5 011 trainval and 4 952 test photographs with 20 classes, several of them an image (host.robots.ox.ac.uk/pascal/VOC/voc2007).
+
+Layout: `voc.py`. An image has one target for each class (protocol sheet, 5): 1 where an object of the class is there, 0 where all of them
+are difficult, -1 where there is none. Reading the annotations of a split takes 1 to 2 s.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from reproduce.data import voc
+from reproduce.data.dataset import Dataset
+from reproduce.site import Site
+from reproduce.spec import unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from reproduce.data.images import Files
+
+KEY = "voc"
+YEAR = "VOC2007"
+LAYOUT = f"{YEAR}/JPEGImages/*.jpg, {YEAR}/Annotations/*.xml and {YEAR}/ImageSets/Main/*.txt"
+SOURCE = "`invoke download --dataset voc2007` (0.9 GB), or http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
+TRAIN_SPLITS = ("train", "trainval")
+"""Where a classifier learns: each class needs a positive image."""
+SPLITS = (*TRAIN_SPLITS, "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VOC2007(Dataset, name="voc2007"):
+    """VOC2007 at 224 px."""
+
+    size: int = 224
+    """facebookresearch/vissl, the geometry of ImageNet."""
+    resize: int = 256
+    """The same."""
+    canvas: int = 448
+    """Choice: twice `size`, as for ImageNet."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """ImageNet's: an encoder sees what it was trained with."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The same."""
+
+    pretrain_split: str = "trainval"
+    """5 011 images."""
+    train_split: str = "trainval"
+    """The same (facebookresearch/vissl, the VOC07 benchmark of its linear SVMs)."""
+    test_split: str = "test"
+    """4 952 images (the same)."""
+
+    title: ClassVar[str] = "VOC2007"
+
+    def check_root(self, site: Site) -> None:
+        voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)
+
+    def load(self, split: str, site: Site) -> Files:
+        return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
+
+
+def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
+    """The images of a split of `root`, which is the folder VOC2007, or holds it, or holds the VOCdevkit; in the order of the list.
+
+    Raises:
+        LookupError: there is no such split, or a folder or the list is not there.
+        ValueError: an image or its annotation is missing or broken, or a class has no positive image to learn from.
+    """
+    from reproduce.data.images import Files
+
+    if split not in SPLITS:
+        raise LookupError(unknown("split", split, SPLITS))
+    folder = voc.find(root, YEAR, SOURCE)
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    ids = voc.read_ids(path)
+    _check_images(folder / "JPEGImages", ids, path)
+    targets = _targets(folder / "Annotations", ids)
+    if split in TRAIN_SPLITS:
+        _check_positives(targets, path)
+    return Files(folder / "JPEGImages", (f"{name}.jpg".encode() for name in ids), [-1] * len(ids), voc.CLASSES, cache_gb, targets)
+
+
+def _check_images(folder: Path, ids: tuple[str, ...], path: Path) -> None:
+    if not folder.is_dir():
+        raise LookupError(f"{folder} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+    present = set(os.listdir(folder))  # noqa: PTH208 (names alone: one question for all images)
+    missing = [name for name in ids if f"{name}.jpg" not in present]
+    if missing:
+        lost = f"{len(missing)} of its {len(ids)} images are missing"
+        raise ValueError(f"{folder / missing[0]}.jpg does not exist, which {path} names: {lost}. Get it: {SOURCE}.")
+
+
+def _targets(folder: Path, ids: tuple[str, ...]) -> NDArray[np.int8]:
+    """1 the class is there, 0 only as difficult, -1 it is not; (images, classes)."""
+    import numpy as np
+
+    targets = np.full((len(ids), len(voc.CLASSES)), -1, np.int8)
+    for row, name in enumerate(ids):
+        for each in voc.read_annotation(folder / f"{name}.xml").objects:
+            column = voc.CLASSES.index(each.name)
+            targets[row, column] = max(targets[row, column], 0 if each.difficult else 1)
+    return targets
+
+
+def _check_positives(targets: NDArray[np.int8], path: Path) -> None:
+    bare = [name for name, there in zip(voc.CLASSES, (targets == 1).any(axis=0), strict=True) if not there]
+    if bare:
+        raise ValueError(f"{path} names no positive image of {', '.join(bare)}: each class needs one to learn from.")
+
+
+def download(site: Site) -> Path:
+    """Fetches trainval and test into the root of the site, checksums verified; does nothing where they are there already.
+
+    Raises:
+        LookupError: the root is not set.
+    """
+    from torchvision import datasets  # type: ignore[import-untyped]
+
+    root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
+    root.mkdir(parents=True, exist_ok=True)
+    for split in ("trainval", "test"):
+        try:
+            read(root, split)
+        except (LookupError, ValueError):
+            datasets.VOCDetection(root, year="2007", image_set=split, download=True)
+    return root
