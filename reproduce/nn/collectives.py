@@ -41,7 +41,8 @@ class Gather(torch.autograd.Function):
 class SyncBatchNorm(_BatchNorm):
     """Batch normalisation over the images of all processes, on a CPU, where torch's own needs a GPU.
 
-    Each process sends its mean and its sum of squared deviations from it; these are combined without cancellation (Chan et al., 1979).
+    Each process sends its mean, its sum of squared deviations from it and the number of its values; these are combined without cancellation
+    (Chan et al., 1979).
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -76,15 +77,13 @@ class SyncBatchNorm(_BatchNorm):
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance of each channel of x (n, channels, ...) over all processes, and the number of values in each channel."""
     others = [dim for dim in range(x.dim()) if dim != 1]
-    # Every process has equally many images, as `gather` requires, so counts need not be sent.
-    local_count = x.numel() // x.shape[1]
     local_mean = x.mean(dim=others, keepdim=True)
     local_deviations = (x - local_mean).square().sum(dim=others)
-    rows = distributed.gather(torch.stack([local_mean.flatten(), local_deviations])[None])
-    means, deviations = rows[:, 0], rows[:, 1]
-    count = local_count * len(rows)
-    mean = means.mean(dim=0)
-    variance = (deviations.sum(dim=0) + local_count * (means - mean).square().sum(dim=0)) / count
+    local_counts = torch.full_like(local_deviations, x.numel() // x.shape[1])
+    means, deviations, counts = distributed.gather(torch.stack([local_mean.flatten(), local_deviations, local_counts])[None]).unbind(1)
+    count = int(counts[:, 0].sum())
+    mean = (counts * means).sum(dim=0) / count
+    variance = (deviations + counts * (means - mean).square()).sum(dim=0) / count
     return mean, variance, count
 
 

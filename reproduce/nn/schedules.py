@@ -1,6 +1,6 @@
-"""Learning rate and target decay, step by step, as in google-deepmind/deepmind-research byol/utils/schedules.py.
+"""Learning rate and target decay, step by step, as in google-deepmind/deepmind-research byol/utils/schedules.py, and drops of the rate.
 
-Steps count from 0: `step` optimiser steps are done before this one. Standard library only.
+Steps and epochs count from 0: `step` optimiser steps are done before this one. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, num_steps: int) 
     if step < warmup_steps:
         return peak * step / warmup_steps
     return peak * _cosine_decay(step - warmup_steps, num_steps - warmup_steps)
+
+
+def drops(epoch: int, *, num_drops: int, num_epochs: int) -> int:
+    """How often the rate has dropped before epoch `epoch` of `num_epochs`, with `num_drops` drops at equally spaced epochs, rounded.
+
+    Two drops in 28 epochs come after 9 and after 19 epochs, in 84 after 28 and after 56.
+    """
+    return sum(epoch >= round(num_epochs * drop / (num_drops + 1)) for drop in range(1, num_drops + 1))
 
 
 def target_decay(step: int, *, base: float, num_steps: int) -> float:

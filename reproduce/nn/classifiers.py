@@ -1,0 +1,341 @@
+"""Linear classifiers on an encoder's features, trained with SGD on augmented views: what the protocols of ImageNet share.
+
+Classifiers that differ in their learning rates or schedules are trained side by side, in one pass over the data: a batch goes through the
+backbone once, and one matrix product gives the logits of all of them. For the n features x of a batch, labels y and p = softmax(x W^T + b)
+
+    r = (p - onehot(y)) / n,    dL/dW = r^T x,    dL/db = sum of the rows of r,    dL/dx = r W
+
+is the gradient of the mean cross-entropy L, so no graph is kept. Five classifiers of 1000 classes on 2048 features take 3 tensors of 41 MB
+(weights, velocities, gradient) and, at batch 1024, logits of 20 MB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from reproduce.data import views
+from reproduce.data.dataset import Dataset
+from reproduce.lazy import F, torch
+from reproduce.nn import distributed, seeds
+from reproduce.progress import Progress, Watch
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reproduce.nn.encoder import Encoder
+    from reproduce.nn.features import Split
+
+CHUNK = 4096
+"""Images whose logits by all classifiers are in memory together."""
+
+
+class Classifiers:
+    """Linear classifiers with the same initial weights, each trained by SGD with a learning rate of its own.
+
+    Each is the one that would come of training it alone, up to the rounding of a matrix product. `weight` is (num, classes, d), `bias`
+    (num, classes), float32.
+    """
+
+    def __init__(
+        self,
+        num: int,
+        *,
+        num_classes: int,
+        num_features: int,
+        seed: int,
+        device: torch.device,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+    ) -> None:
+        """The initial weights come from a generator on the CPU, so they do not depend on the device.
+
+        They are drawn as dm-haiku's Linear draws them (haiku/_src/basic.py), which byol/eval_experiment.py uses: a normal distribution of
+        standard deviation 1 / sqrt(d), cut at two of them; biases are 0. Momentum and decay are torch.optim.SGD's.
+        """
+        initial, deviation = torch.empty(num_classes, num_features), num_features**-0.5
+        torch.nn.init.trunc_normal_(
+            initial, std=deviation, a=-2 * deviation, b=2 * deviation, generator=seeds.generator("classifier", seed)
+        )
+        self.weight = initial.to(device).repeat(num, 1, 1)
+        self.bias = torch.zeros(num, num_classes, device=device)
+        self._velocities = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
+        self._gradient = torch.empty_like(self.weight)
+        self._momentum, self._nesterov, self._weight_decay = momentum, nesterov, weight_decay
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features (n, d) -> (n, num, classes)."""
+        return torch.addmm(self.bias.flatten(), x, self.weight.flatten(0, 1).T).view(-1, *self.bias.shape)
+
+    def residual(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean cross-entropy of each classifier, (num,), and its gradient by the logits, (n, num, classes).
+
+        Args:
+            x: features, (n, d) float32.
+            y: labels, (n,) int64.
+        """
+        log_p, rows = self.logits(x).log_softmax(dim=2), torch.arange(len(x), device=x.device)
+        losses = log_p[rows, :, y].mean(dim=0).neg()
+        residual = log_p.exp_()
+        residual[rows, :, y] -= 1
+        return losses, residual.div_(len(x))
+
+    def by_features(self, residual: Tensor) -> Tensor:
+        """The gradient of the summed losses by the features, (n, d)."""
+        return residual.flatten(1) @ self.weight.flatten(0, 1)
+
+    def update(self, x: Tensor, residual: Tensor, rates: Sequence[float]) -> None:
+        """One step of SGD by the gradient that `residual` gives on x; a classifier whose rate is 0 stays as it is."""
+        step = torch.tensor(rates, device=x.device).view(-1, 1)
+        torch.mm(residual.flatten(1).T, x, out=self._gradient.flatten(0, 1))
+        self._move(self.weight, self._gradient, self._velocities[0], step[..., None])
+        self._move(self.bias, residual.sum(dim=0), self._velocities[1], step)
+
+    def _move(self, parameter: Tensor, gradient: Tensor, velocity: Tensor, step: Tensor) -> None:
+        """v <- momentum v + g, then w <- w - step (g + momentum v), without Nesterov w - step v; `gradient` is written over."""
+        if self._weight_decay:
+            gradient.add_(parameter, alpha=self._weight_decay)
+        velocity.mul_(self._momentum).add_(gradient)
+        parameter.addcmul_(gradient.add_(velocity, alpha=self._momentum) if self._nesterov else velocity, step, value=-1)
+
+    def top1(self, x: Tensor, y: Tensor) -> list[float]:
+        """The fraction of right answers of each classifier; NaN where its logits are not finite."""
+        right, finite = torch.zeros(len(self.bias), dtype=torch.int64, device=x.device), torch.ones_like(self.bias[:, 0], dtype=torch.bool)
+        for some, labels in zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True):
+            logits = self.logits(some)
+            right += (logits.argmax(dim=2) == labels[:, None]).sum(dim=0)
+            finite &= logits.isfinite().all(dim=2).all(dim=0)
+        return torch.where(finite, right.double() / len(x), math.nan).tolist()
+
+    def measure(self, index: int, x: Tensor, y: Tensor) -> dict[str, float]:
+        """`top1` and `top5` of one classifier on features x, (n, d), with labels y, (n,).
+
+        Raises:
+            FloatingPointError: a logit is not finite.
+        """
+        return accuracies(F.linear(x, self.weight[index], self.bias[index]), y)
+
+
+def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """`top1` and `top5` as fractions.
+
+    Args:
+        logits: (n, num_classes); must be finite, since the largest of NaNs would look like a prediction.
+        labels: (n,) int64.
+
+    Raises:
+        FloatingPointError: a logit is not finite.
+    """
+    if not logits.isfinite().all():
+        raise FloatingPointError("The linear classifier's outputs are not finite: its learning rate is too high for these features.")
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    right = best == labels[:, None]  # (n, 5)
+    return {"top1": right[:, 0].double().mean().item(), "top5": right.any(dim=1).double().mean().item()}
+
+
+class Batch(NamedTuple):
+    """One step's images."""
+
+    views: Tensor
+    """This process's share, normalised, (m, 3, size, size) float32 on the device."""
+    labels: Tensor
+    """Of the images of all processes, (n,) int64 on the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Augmented views of labelled images, batch by batch, in an order that the seed and the epoch decide.
+
+    An epoch is cut into as few batches of nearly equal size as `batch_size` allows: the last one is not a small rest, whose gradient would
+    be noise and whose single image BatchNorm could not normalise. Each process takes a contiguous share of each batch.
+    """
+
+    dataset: Dataset
+    split: Split
+    augmentation: views.Augmentation
+    batch_size: int
+    """The most images per step over all devices."""
+    seed: int
+    site: Site
+    device: torch.device
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(len(self.split.indices) / self.batch_size)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Images of the smallest batch."""
+        return len(self.split.indices) // self.num_steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of epoch number `epoch`, from 0."""
+        from reproduce.data.images import Canvas, in_parts
+
+        order = torch.randperm(len(self.split.indices), generator=seeds.generator("classifier order", self.seed, epoch))
+        parts = torch.tensor_split(order, self.num_steps)
+        mine = [self.split.indices[part[slice(*bounds(len(part)))]] for part in parts]
+        decoded = in_parts(self.split.images, mine, Canvas(self.dataset.canvas), self.site.workers)
+        for part, (canvas, sizes, which) in zip(parts, decoded, strict=True):
+            sampled = views.sample(
+                canvas.to(self.device, non_blocking=True),
+                sizes,
+                which,
+                augmentation=self.augmentation,
+                size=self.dataset.size,
+                seed=self.seed,
+                epoch=epoch,
+                view=0,
+            )
+            normalised = views.normalise(sampled, self.dataset.mean, self.dataset.std).contiguous(memory_format=torch.channels_last)
+            yield Batch(normalised, self.split.labels[part].to(self.device))
+
+
+def bounds(n: int, rank: int | None = None) -> tuple[int, int]:
+    """Which of n rows a process computes, by default this one: from the first number up to the second.
+
+    Shares are contiguous, in the order of the ranks, and differ by at most one row. A process without a share computes one of the rows all
+    the same, since all must take part in the gathering.
+    """
+    rank, processes = distributed.rank() if rank is None else rank, distributed.world_size()
+    begin = n * rank // processes
+    return begin, max(n * (rank + 1) // processes, begin + 1)
+
+
+def gathered(x: Tensor, n: int) -> Tensor:
+    """All n rows in order, on every process, from the shares of `bounds` that each computed; without a gradient."""
+    processes = distributed.world_size()
+    if processes == 1:
+        return x
+    share = math.ceil(n / processes)
+    everyone = distributed.gather(F.pad(x, (0, 0, 0, share - len(x))))
+    counts = [n * (rank + 1) // processes - n * rank // processes for rank in range(processes)]
+    return torch.cat([rows[:count] for rows, count in zip(torch.split(everyone, share), counts, strict=True)])
+
+
+def some_of(split: Split, rows: Tensor, what: str) -> Split:
+    """The labelled images of `split` in these rows, in ascending order; `what` they are, for messages."""
+    rows = rows.sort().values
+    return split._replace(title=f"{what} of {split.title}", indices=split.indices[rows], labels=split.labels[rows])
+
+
+def hold_out(split: Split, count: int, seed: int, among: Tensor | None = None) -> tuple[Split, Tensor]:
+    """`count` labelled images of `split` that the seed draws, and the rows of all the others, (n,).
+
+    Args:
+        among: the rows that they are drawn from, (m,); None: all.
+
+    Raises:
+        ValueError: there are not as many, or none is left.
+    """
+    rows = torch.arange(len(split.indices)) if among is None else among
+    rest = len(split.indices) - count
+    if count > len(rows) or rest < 1:
+        limit = min(len(rows), len(split.indices) - 1)
+        raise ValueError(f"num_held_out is {count}, but {split.title} has only {limit} labelled images to hold out: choose up to that.")
+    drawn = rows[torch.randperm(len(rows), generator=seeds.generator("held out", seed))[:count]]
+    others = torch.ones(len(split.indices), dtype=torch.bool)
+    others[drawn] = False
+    return some_of(split, drawn, "the held-out part"), others.nonzero().flatten()
+
+
+class Labelled(NamedTuple):
+    """Features and their labels, on the device."""
+
+    x: Tensor
+    """(n, d) float32."""
+    y: Tensor
+    """(n,) int64."""
+
+
+def labelled_features(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device: torch.device) -> Labelled:
+    """Pooled features of centre crops, un-augmented, as `features.extract` gives them."""
+    from reproduce.nn import features
+
+    return Labelled(features.extract(encoder, dataset, split, site, device).to(device), split.labels.to(device))
+
+
+def fit(
+    classifiers: Classifiers,
+    names: Sequence[str],
+    encoder: Encoder,
+    stream: Stream,
+    rates: Callable[[int], Sequence[float]],
+    *,
+    epochs: int,
+    held_out: Labelled | None,
+    watch: Watch,
+) -> list[float]:
+    """Trains all `classifiers` on a frozen encoder.
+
+    Args:
+        names: of the classifiers, such as `lr 0.1`, for the record.
+        rates: the learning rate of each classifier at a step, counted from 0 over all epochs.
+
+    Returns:
+        The top-1 of each on the held-out images, without these nothing; NaN: its loss was not finite, and it is out of the race.
+
+    Raises:
+        FloatingPointError: no classifier's loss stayed finite.
+    """
+    scores: list[float] = []
+    sound = [True] * len(names)
+    for epoch in range(epochs):
+        total = torch.zeros(len(names), device=stream.device)
+        for index, batch in enumerate(stream.epoch(epoch)):
+            x = gathered(_frozen(encoder, batch.views), len(batch.labels))
+            losses, residual = classifiers.residual(x, batch.labels)
+            classifiers.update(x, residual, rates(epoch * stream.num_steps + index))
+            total += losses
+            watch.report(progress(stream, epoch, index, epochs))
+        means = (total / stream.num_steps).tolist()
+        finite = [was and math.isfinite(loss) for was, loss in zip(sound, means, strict=True)]
+        if finite != sound:
+            watch.record.tag("diverged", ", ".join(name for name, good in zip(names, finite, strict=True) if not good))
+        sound = finite
+        if not any(sound):
+            raise diverged(names)
+        measured = {f"loss/{name}": loss for name, loss in zip(names, means, strict=True)}
+        if held_out is not None:
+            tops = classifiers.top1(*held_out)
+            scores = [top if good else math.nan for top, good in zip(tops, sound, strict=True)]
+            measured |= {f"held_out_top1/{name}": score for name, score in zip(names, scores, strict=True)}
+        watch.record.log((epoch + 1) * stream.num_steps, measured)
+    return scores
+
+
+def progress(stream: Stream, epoch: int, index: int, epochs: int) -> Progress:
+    """How far a training of `epochs` epochs is after batch number `index` of epoch number `epoch`, both from 0."""
+    n = len(stream.split.indices)
+    return Progress(epoch * n + n * (index + 1) // stream.num_steps, epochs * n, "images", f"epoch {epoch + 1}/{epochs}")
+
+
+def diverged(names: Sequence[str]) -> FloatingPointError:
+    """The error of a training in which no classifier is left."""
+    return FloatingPointError(f"No classifier's loss stayed finite ({', '.join(names)}): lower learning rates may help.")
+
+
+def best(scores: Sequence[float], names: Sequence[str]) -> int:
+    """The number of the highest score, the first of equals; NaNs are out of the race.
+
+    Raises:
+        FloatingPointError: all are.
+    """
+    racing = [index for index, score in enumerate(scores) if math.isfinite(score)]
+    if not racing:
+        raise diverged(names)
+    return max(racing, key=lambda index: scores[index])
+
+
+def _frozen(encoder: Encoder, images: Tensor) -> Tensor:
+    """Features of a frozen encoder, (n, d) float32."""
+    from reproduce.nn import features
+
+    with features.inference(encoder, images.device):
+        parts = [encoder.backbone(some).float() for some in torch.split(images, features.CHUNK)]
+    return torch.cat(parts)

@@ -1,0 +1,132 @@
+"""Linear evaluation with augmented views and SGD, as on ImageNet (protocol sheet, 2 and 6): BYOL's, and section 8.4's for other data sets.
+
+A linear classifier is trained on the pooled features of a frozen encoder, whose images are cropped and flipped anew in each epoch. Several
+learning rates are tried in one pass over the data, each by a classifier of its own; the best on images held out of the train split is
+measured on the test split, once.
+
+The backbone sees each training image once an epoch, whatever the number of rates: 80 epochs of ImageNet are 10^8 forward passes, ten epochs
+of the 1 080 training images of the smoke scale 3 s on a CPU core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reproduce.data.dataset import Dataset
+from reproduce.data.views import CROP_AND_FLIP, Augmentation
+from reproduce.nn import classifiers, schedules
+from reproduce.nn.classifiers import Classifiers, Stream
+from reproduce.progress import Watch
+from reproduce.protocols.protocol import Protocol
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    import torch
+
+    from reproduce.nn.encoder import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSGD(Protocol, name="linear_sgd"):
+    """Settings; the defaults are BYOL's on ImageNet (its App. C.1 and google-deepmind/deepmind-research byol/configs/eval.py)."""
+
+    base_lrs: tuple[float, ...] = (0.4, 0.3, 0.2, 0.1, 0.05)
+    """Peak rates x batch_size / 256 (byol/utils/schedules.py), one classifier each; the best on the held-out images is measured."""
+    epochs: int = 80
+    """Passes over the train split (byol/configs/eval.py)."""
+    batch_size: int = 1024
+    """Images per step over all devices (BYOL's App. C.1), at most: an epoch's batches are of nearly equal size."""
+    momentum: float = 0.9
+    """byol/configs/eval.py."""
+    nesterov: bool = True
+    """The same file."""
+    weight_decay: float = 0.0
+    """Of weights and biases, added to the gradient; none in the same file."""
+    num_drops: int = 0
+    """How often the rate is divided by 10, at equally spaced epochs (section 8.4); 0: a cosine down to 0 (byol/utils/schedules.py)."""
+    num_held_out: int = 10_009
+    """Train images that choose the rate and train nothing (BYOL's App. C.1); 0 where there is one rate only."""
+    augmentation: Augmentation = CROP_AND_FLIP
+    """Of the training views."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("top1", "top5", "lr", "held_out_top1") if self.num_held_out else ("top1", "top5")
+
+    def check(self) -> None:
+        if not self.base_lrs or min(self.base_lrs) <= 0 or len(set(self.base_lrs)) < len(self.base_lrs):
+            raise ValueError(f"linear_sgd takes one or more different base_lrs > 0, not {self.base_lrs}.")
+        if self.num_held_out < 0 or (len(self.base_lrs) > 1 and not self.num_held_out):
+            raise ValueError(
+                f"linear_sgd chooses one of {len(self.base_lrs)} base_lrs by held-out train images: num_held_out must be at least 1, "
+                f"not {self.num_held_out}; with one rate it may be 0."
+            )
+        if self.epochs < 1 or self.batch_size < 1 or self.weight_decay < 0:
+            raise ValueError(
+                f"linear_sgd takes epochs >= 1, batch_size >= 1 and weight_decay >= 0, "
+                f"not {self.epochs}, {self.batch_size} and {self.weight_decay}."
+            )
+        if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
+            raise ValueError(f"linear_sgd takes 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}.")
+        if not 0 <= self.num_drops < self.epochs:
+            raise ValueError(f"linear_sgd takes num_drops from 0 to epochs - 1, not {self.num_drops} with {self.epochs} epochs.")
+
+    def rates(self, step: int, steps_per_epoch: int) -> list[float]:
+        """The learning rate of each classifier at step `step` of the training, counted from 0."""
+        peaks = [base_lr * self.batch_size / 256 for base_lr in self.base_lrs]
+        if self.num_drops:
+            dropped = schedules.drops(step // steps_per_epoch, num_drops=self.num_drops, num_epochs=self.epochs)
+            return [peak / 10**dropped for peak in peaks]
+        num_steps = self.epochs * steps_per_epoch
+        return [schedules.learning_rate(step, peak=peak, warmup_steps=0, num_steps=num_steps) for peak in peaks]
+
+    def run(
+        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+    ) -> dict[str, float]:
+        """Returns `top1` and `top5`; where images are held out also `lr`, the chosen one of `base_lrs`, and its `held_out_top1`.
+
+        Of rates that are equally good the first is chosen. With fewer than 5 classes `top5` is 1.
+
+        Raises:
+            FloatingPointError: no classifier's loss stayed finite; one that did not is out of the race.
+            ValueError: there are not as many train images as are to be held out.
+        """
+        from reproduce.nn import features
+
+        train, test = features.train_and_test(dataset, site)
+        held_out, rows = classifiers.hold_out(train, self.num_held_out, seed)
+        stream = Stream(
+            dataset=dataset,
+            split=classifiers.some_of(train, rows, "the training part"),
+            augmentation=self.augmentation,
+            batch_size=self.batch_size,
+            seed=seed,
+            site=site,
+            device=device,
+        )
+        backbone: Any = encoder.backbone
+        trained = Classifiers(
+            len(self.base_lrs),
+            num_classes=train.num_classes,
+            num_features=backbone.num_features,
+            seed=seed,
+            device=device,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
+        names = [f"lr {base_lr:g}" for base_lr in self.base_lrs]
+        scores = classifiers.fit(
+            trained,
+            names,
+            encoder,
+            stream,
+            lambda step: self.rates(step, stream.num_steps),
+            epochs=self.epochs,
+            held_out=classifiers.labelled_features(encoder, dataset, held_out, site, device) if self.num_held_out else None,
+            watch=watch,
+        )
+        chosen = classifiers.best(scores, names) if scores else 0
+        measured = trained.measure(chosen, *classifiers.labelled_features(encoder, dataset, test, site, device))
+        return measured | ({"lr": self.base_lrs[chosen], "held_out_top1": scores[chosen]} if scores else {})

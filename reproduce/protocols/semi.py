@@ -1,0 +1,257 @@
+"""Semi-supervised classification with 1 % or 10 % of the labels (section 8.2; protocol sheet, 2 and 3).
+
+A linear classifier is trained on the labelled images of a list, cropped and flipped anew in each epoch: on a frozen encoder (`encoder_lr`
+0, the paper's setting with 1 %), or together with it, each at a rate of its own. Each number of `epochs` is a training with a cosine of its
+own; the best on train images outside the list is measured on the test split, once.
+
+On a frozen encoder all numbers of epochs share one pass over the data; else each is a training of its own, of a fresh copy of the encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from reproduce.data.dataset import Dataset
+from reproduce.data.views import CROP_AND_FLIP, Augmentation
+from reproduce.lazy import torch
+from reproduce.nn import classifiers, distributed, schedules
+from reproduce.nn.classifiers import Classifiers, Labelled, Stream
+from reproduce.progress import Progress, Watch
+from reproduce.protocols.protocol import Protocol
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    from reproduce.nn.encoder import Encoder
+    from reproduce.nn.features import Split
+
+
+class Trained(NamedTuple):
+    """What one number of epochs led to."""
+
+    epochs: int
+    encoder: Encoder
+    classifier: Classifiers
+    place: int
+    """Of the classifier among those that were trained side by side."""
+    score: float
+    """Top-1 of the held-out images; NaN: nothing is held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemiSupervised(Protocol, name="semi"):
+    """Settings; the defaults are those of section 8.2, and BYOL's (App. C.2) where it is silent."""
+
+    labels: Literal["1percent", "10percent"] = "1percent"
+    """The list of labelled images (google-research/simclr imagenet_subsets/)."""
+    classifier_lr: float = 2.0
+    """Peak rate of the classifier (section 8.2: 2.0 with 1 %, .25 with 10 %)."""
+    encoder_lr: float = 0.0
+    """Peak rate of the encoder; 0: it is frozen (section 8.2: frozen with 1 %, 2.5e-4 with 10 %)."""
+    epochs: tuple[int, ...] = (30, 50)
+    """Passes over the labelled images, one training each; the best on the held-out images is measured (BYOL's App. C.2)."""
+    batch_size: int = 1024
+    """Images per step over all devices (section 8.2), at most: an epoch's batches are of nearly equal size."""
+    momentum: float = 0.9
+    """Section 8.2."""
+    nesterov: bool = True
+    """Section 8.2."""
+    weight_decay: float = 0.0
+    """BYOL's App. C.2."""
+    batchnorm: Literal["train", "eval"] = "train"
+    """Statistics of an encoder that is trained: of the batch (byol/eval_experiment.py), or those of pretraining."""
+    num_held_out: int = 10_009
+    """Train images, none of them labelled for training, that choose the epochs (BYOL's App. C.1); 0 where there is one number only."""
+    augmentation: Augmentation = CROP_AND_FLIP
+    """Of the training views: random resized crop and flip (BYOL's App. C.2)."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("top1", "top5", "epochs", "held_out_top1") if self.num_held_out else ("top1", "top5")
+
+    def check(self) -> None:
+        if not self.epochs or min(self.epochs) < 1 or len(set(self.epochs)) < len(self.epochs):
+            raise ValueError(f"semi takes one or more different numbers of epochs >= 1, not {self.epochs}.")
+        if self.num_held_out < 0 or (len(self.epochs) > 1 and not self.num_held_out):
+            raise ValueError(
+                f"semi chooses one of {len(self.epochs)} numbers of epochs by held-out train images: num_held_out must be at least 1, "
+                f"not {self.num_held_out}; with one number it may be 0."
+            )
+        if self.classifier_lr <= 0 or self.encoder_lr < 0 or self.batch_size < 1 or self.weight_decay < 0:
+            raise ValueError(
+                f"semi takes classifier_lr > 0, encoder_lr >= 0, batch_size >= 1 and weight_decay >= 0, "
+                f"not {self.classifier_lr}, {self.encoder_lr}, {self.batch_size} and {self.weight_decay}."
+            )
+        if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
+            raise ValueError(f"semi takes 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}.")
+
+    def check_data(self, dataset: Dataset, site: Site) -> None:
+        dataset.check_subset(self.labels, site)
+
+    def run(
+        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+    ) -> dict[str, float]:
+        """Returns `top1` and `top5`; where images are held out also the chosen number of `epochs` and its `held_out_top1`.
+
+        Of numbers that are equally good the first is chosen. With fewer than 5 classes `top5` is 1. `encoder` is left as it was.
+
+        Raises:
+            FloatingPointError: no number of epochs kept a finite loss; one that did not is out of the race.
+            LookupError: there is no such list, or an image of it is not there.
+            ValueError: the list, the images and the settings do not fit together.
+        """
+        from reproduce.nn import features
+
+        train, test = features.train_and_test(dataset, site)
+        rows = self._listed(train, dataset, site)
+        unlisted = torch.ones(len(train.indices), dtype=torch.bool)
+        unlisted[rows] = False
+        held_out, _ = classifiers.hold_out(train, self.num_held_out, seed, among=unlisted.nonzero().flatten())
+        stream = Stream(
+            dataset=dataset,
+            split=classifiers.some_of(train, rows, f"the list {self.labels}"),
+            augmentation=self.augmentation,
+            batch_size=self.batch_size,
+            seed=seed,
+            site=site,
+            device=device,
+        )
+        best = (self._best_tuned if self.encoder_lr else self._best_frozen)(encoder, stream, held_out, watch)
+        x, y = classifiers.labelled_features(best.encoder, dataset, test, site, device)
+        measured = best.classifier.measure(best.place, x, y)
+        return measured | ({"epochs": float(best.epochs), "held_out_top1": best.score} if self.num_held_out else {})
+
+    def _listed(self, train: Split, dataset: Dataset, site: Site) -> torch.Tensor:
+        """The rows of `train` that the list names, (n,).
+
+        Raises:
+            ValueError: the list repeats an image, names one without a label, or names none of some class.
+        """
+        listed = torch.as_tensor(dataset.labelled_subset(self.labels, site))
+        title = f"The list {self.labels} of {train.title}"
+        if len(different := set(listed.tolist())) < len(listed):
+            raise ValueError(f"{title} names {len(listed)} images, but only {len(different)} different ones.")
+        rows = torch.isin(train.indices, listed).nonzero().flatten()
+        if len(rows) < len(listed):
+            raise ValueError(f"{title} names {len(listed)} images, of which {len(listed) - len(rows)} have no label there.")
+        missing = sorted(set(range(train.num_classes)) - set(train.labels[rows].tolist()))
+        if missing:
+            names = ", ".join(train.images.classes[label] for label in missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise ValueError(f"{title} names {len(listed)} images, none of {len(missing)} of the {train.num_classes} classes: {names}.")
+        return rows
+
+    def _best_frozen(self, encoder: Encoder, stream: Stream, held_out: Split, watch: Watch) -> Trained:
+        """All numbers of epochs in one pass: the rate of a classifier whose epochs are over is 0."""
+        trained = self._classifiers(len(self.epochs), encoder, stream)
+        names = [f"epochs {epochs}" for epochs in self.epochs]
+        scores = classifiers.fit(
+            trained,
+            names,
+            encoder,
+            stream,
+            lambda step: [self._rate(self.classifier_lr, step, epochs, stream) for epochs in self.epochs],
+            epochs=max(self.epochs),
+            held_out=self._features(encoder, stream, held_out) if self.num_held_out else None,
+            watch=watch,
+        )
+        chosen = classifiers.best(scores, names) if scores else 0
+        return Trained(self.epochs[chosen], encoder, trained, chosen, scores[chosen] if scores else math.nan)
+
+    def _best_tuned(self, encoder: Encoder, stream: Stream, held_out: Split, watch: Watch) -> Trained:
+        """One training after the other, of which the best is kept."""
+        least = max(distributed.world_size(), 2 if self.batchnorm == "train" else 1)
+        if stream.smallest_batch < least:
+            raise ValueError(
+                f"{stream.split.title} makes batches of {stream.smallest_batch} images with batch_size={self.batch_size}: "
+                f"an encoder that {distributed.world_size()} processes train with batchnorm={self.batchnorm} needs at least {least}."
+            )
+        best: Trained | None = None
+        lost: list[str] = []
+        for number, epochs in enumerate(self.epochs):
+            try:
+                tuned, classifier = self._tune(encoder, stream, number, watch)
+                score = classifier.top1(*self._features(tuned, stream, held_out))[0] if self.num_held_out else math.nan
+            except FloatingPointError:
+                lost.append(f"epochs {epochs}")
+                watch.record.tag("diverged", ", ".join(lost))
+                continue
+            if self.num_held_out:
+                watch.record.log(sum(self.epochs[: number + 1]) * stream.num_steps, {f"held_out_top1/epochs {epochs}": score})
+            if best is None or score > best.score:
+                best = Trained(epochs, tuned, classifier, 0, score)
+        if best is None:
+            raise classifiers.diverged(lost)
+        return best
+
+    def _tune(self, encoder: Encoder, stream: Stream, number: int, watch: Watch) -> tuple[Encoder, Classifiers]:
+        """Trains a copy of the encoder and a classifier for `epochs[number]` epochs.
+
+        Every process computes the features of its share of a batch and the gradient of the loss of the whole batch by them.
+
+        Raises:
+            FloatingPointError: the loss is no longer finite.
+        """
+        from reproduce.nn import features
+        from reproduce.nn.encoder import Encoder
+
+        epochs, before = self.epochs[number], sum(self.epochs[:number])
+        network: Any = copy.deepcopy(encoder.backbone).requires_grad_(True).train(self.batchnorm == "train")
+        if self.batchnorm == "train":
+            network = distributed.sync_batchnorm(network)
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=self.encoder_lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay
+        )
+        if distributed.world_size() > 1:
+            network = torch.nn.parallel.DistributedDataParallel(network)
+        classifier = self._classifiers(1, encoder, stream)
+        for epoch in range(epochs):
+            total = torch.zeros(1, device=stream.device)
+            for index, batch in enumerate(stream.epoch(epoch)):
+                step, n = epoch * stream.num_steps + index, len(batch.labels)
+                with features.precision(encoder, stream.device):
+                    mine = network(batch.views).float()
+                x = classifiers.gathered(mine.detach(), n)
+                loss, residual = classifier.residual(x, batch.labels)
+                # DistributedDataParallel averages over the processes what is to be summed.
+                by_features = classifier.by_features(residual)[slice(*classifiers.bounds(n))] * distributed.world_size()
+                mine.backward(by_features)
+                optimizer.param_groups[0]["lr"] = self._rate(self.encoder_lr, step, epochs, stream)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                classifier.update(x, residual, [self._rate(self.classifier_lr, step, epochs, stream)])
+                total += loss
+                watch.report(self._progress(classifiers.progress(stream, epoch, index, epochs), number))
+            mean = total.item() / stream.num_steps
+            watch.record.log((before + epoch + 1) * stream.num_steps, {f"loss/epochs {epochs}": mean})
+            if not math.isfinite(mean):
+                raise classifiers.diverged([f"epochs {epochs}"])
+        return Encoder(encoder.spec, distributed.unwrapped(network), None), classifier
+
+    def _progress(self, one: Progress, number: int) -> Progress:
+        """How far all trainings are when training `number` is as far as `one`."""
+        per_epoch = one.total // self.epochs[number]
+        return one._replace(done=sum(self.epochs[:number]) * per_epoch + one.done, total=sum(self.epochs) * per_epoch)
+
+    def _rate(self, peak: float, step: int, epochs: int, stream: Stream) -> float:
+        """The rate at step `step` of a training of `epochs` epochs: half a cosine from `peak` to 0, and 0 after it."""
+        return schedules.learning_rate(step, peak=peak, warmup_steps=0, num_steps=epochs * stream.num_steps)
+
+    def _classifiers(self, num: int, encoder: Encoder, stream: Stream) -> Classifiers:
+        """`num` classifiers with their initial weights."""
+        backbone: Any = encoder.backbone
+        return Classifiers(
+            num,
+            num_classes=stream.split.num_classes,
+            num_features=backbone.num_features,
+            seed=stream.seed,
+            device=stream.device,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
+
+    def _features(self, encoder: Encoder, stream: Stream, split: Split) -> Labelled:
+        """Features of held-out images."""
+        return classifiers.labelled_features(encoder, stream.dataset, split, stream.site, stream.device)

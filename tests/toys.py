@@ -1,0 +1,113 @@
+"""Toy images in memory, an untrained encoder and a record that keeps what it is told, for the tests of classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from reproduce.data.dataset import Dataset
+from reproduce.data.images import Batch, Canvas, Images, Shape
+from reproduce.data.views import Augmentation
+from reproduce.methods.msbreg import MSBReg
+from reproduce.nn.encoder import Encoder, build_network
+from reproduce.site import Site
+from reproduce.spec import LARS, Pretrain
+
+CPU = torch.device("cpu")
+CLASSES = ("a", "b", "c", "d", "e", "f")
+READ: dict[str, list[list[int]]] = {}
+"""The images read since it was last emptied, batch by batch: for each split as canvases (`train`) and as crops (`train crops`)."""
+
+
+def images_read(key: str) -> list[int]:
+    """Those of all batches."""
+    return [index for batch in READ[key] for index in batch]
+
+
+class Arrays(Images):
+    """Images of random pixels; those of a class have their brightness in common."""
+
+    def __init__(self, split: str, labels: list[int], seed: int) -> None:
+        super().__init__(labels, CLASSES)
+        self.split = split
+        noise = np.random.default_rng(seed).integers(0, 90, (len(labels), 20, 24, 3))
+        self.pixels = (noise + 20 * (1 + self.labels)[:, None, None, None]).astype(np.uint8)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def read(self, indices: Any, shape: Shape) -> Batch:
+        key = self.split if isinstance(shape, Canvas) else f"{self.split} crops"
+        READ.setdefault(key, []).append(np.asarray(indices).tolist())
+        return super().read(indices, shape)
+
+    @property
+    def digest(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Dataset, name="toy_of_classifiers"):
+    """Images of six classes; every seventh of `train` has no label."""
+
+    num_train: int = 140
+    num_test: int = 60
+    size: int = 16
+    resize: int = 16
+    canvas: int = 16
+    mean: tuple[float, float, float] = (0.5, 0.4, 0.3)
+    std: tuple[float, float, float] = (0.2, 0.3, 0.4)
+    wrong_test_labels: bool = False
+    subset: tuple[int, ...] = tuple(index for index in range(54) if index % 7)
+
+    title: ClassVar[str] = "toy images"
+    test_split: ClassVar[str] = "test"
+
+    def load(self, split: str, site: Site) -> Images:
+        if split == "test":
+            return Arrays(split, [(i + self.wrong_test_labels) % 6 for i in range(self.num_test)], seed=1)
+        return Arrays(split, [i % 7 - 1 for i in range(self.num_train)], seed=2)
+
+    def check_subset(self, name: str, site: Site) -> None: ...
+
+    def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
+        return np.array(self.subset, np.int64)
+
+
+class Notes:
+    """A record in memory."""
+
+    def __init__(self) -> None:
+        self.logged: dict[int, dict[str, float]] = {}
+        self.tags: dict[str, str] = {}
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.logged.setdefault(step, {}).update(metrics)
+
+    def flush(self) -> None: ...
+
+    def tag(self, name: str, value: str) -> None:
+        self.tags[name] = value
+
+    def of(self, name: str) -> list[float]:
+        """The values of one measurement, in the order of steps."""
+        return [metrics[name] for _, metrics in sorted(self.logged.items()) if name in metrics]
+
+
+def encoder() -> Encoder:
+    """One that was never trained, as `encoder.load` hands it out: frozen and in eval mode."""
+    spec = Pretrain(
+        method=MSBReg(), dataset=Toy(), backbone="small", augmentation=Augmentation(), optimizer=LARS(base_lr=0.1), epochs=0, batch_size=8
+    )
+    online = build_network(spec).online
+    online.eval().requires_grad_(False)
+    return Encoder(spec, online.backbone, online.projector)
