@@ -1,0 +1,279 @@
+"""One linear SVM for each class on frozen features, as on VOC2007 (protocol sheet, 5).
+
+Sources: facebookresearch/vissl vissl/utils/svm_utils/svm_trainer.py and evaluate.py, which agree with
+facebookresearch/fair_self_supervision_benchmark tools/svm/train_svm_kfold.py, test_svm.py and svm_helper.py. Fixed as there: penalty l2,
+squared hinge loss, the dual solver, intercept_scaling 1, and features divided by their length + 1e-5.
+
+*Choice of C*: for each class the one with the largest mean over the folds of scikit-learn's average precision, of those that tie the first
+in `costs`. The folds are stratified by that class and not shuffled; the classifier is then fitted to the whole train split.
+
+*Difficult objects*: an image that shows a class only by them is a negative one in training and in the folds, and does not count for that
+class at test.
+
+*Average precision at test*: all-point interpolated, `average_precision` below; that of the folds is not interpolated.
+
+At VOC2007's 5 011 x 2 048 one fit takes on one core .2 to .3 s at C <= .1, .7 s at 1, 1.5 to 3 s at 10, and 3 to 9 s from 50 on, where hard
+classes end at `max_iterations`: 1 to 2 minutes for a class, 20 to 40 for all 20. Classes are fitted in as many processes as torch has
+threads (one where the launcher gives a run one thread), each with 400 MB, and a run of several processes shares them out. At smoke scale,
+400 images of 64 features, all classes take 10 to 20 s on one core.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from reproduce.data.dataset import Dataset
+from reproduce.lazy import torch
+from reproduce.nn import distributed, seeds
+from reproduce.progress import Progress, Watch
+from reproduce.protocols.protocol import Protocol
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from reproduce.nn.encoder import Encoder
+    from reproduce.nn.features import Split
+
+    Floats = NDArray[np.floating[Any]]
+    Targets = NDArray[np.int8]
+
+EPSILON = 1e-5
+"""Added to the length that features are divided by (normalize_features in both sources)."""
+
+
+class Fitted(NamedTuple):
+    """What became of one class."""
+
+    average_precision: float
+    """On the test split."""
+    cost: float
+    """The C that was chosen."""
+    cross_validated: float
+    """The mean over the folds of the average precision with that C."""
+    unconverged: float
+    """Fits that ended at `max_iterations`, of all of this class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSVM(Protocol, name="svm"):
+    """Settings; the defaults are those of the sources above."""
+
+    costs: tuple[float, ...] = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
+    """C, chosen for each class by the cross-validated average precision on the train split (protocol sheet, 5)."""
+    folds: int = 3
+    """Of the cross-validation (train_svm_kfold.py)."""
+    positive_weight: float = 2.0
+    """Weight of the images that show the class; the others have 1 (svm_trainer.py)."""
+    tolerance: float = 1e-4
+    """Of the optimisation (svm_trainer.py)."""
+    max_iterations: int = 2000
+    """Of the optimisation, passes over the images (train_svm_kfold.py)."""
+
+    metrics = ("map",)
+
+    def check(self) -> None:
+        if not self.costs or min(self.costs) <= 0 or len(set(self.costs)) < len(self.costs):
+            raise ValueError(f"svm takes one or more different costs > 0, not {self.costs}.")
+        if self.folds < 2 or self.max_iterations < 1 or self.positive_weight <= 0 or self.tolerance <= 0:
+            raise ValueError(
+                f"svm takes folds >= 2, max_iterations >= 1, positive_weight > 0 and tolerance > 0, "
+                f"not {self.folds}, {self.max_iterations}, {self.positive_weight} and {self.tolerance}."
+            )
+
+    def run(
+        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+    ) -> dict[str, float]:
+        """Returns `map`, the mean over the classes of the average precision on the test split.
+
+        Each class's `ap`, `cost` and `cross_validated_ap` go to the record as `ap/<class>`, ..., and so does `unconverged_fits`.
+        """
+        from reproduce.nn import features
+
+        (train, targets), (test, test_targets) = (several_labels(dataset, name, site) for name in (dataset.train_split, dataset.test_split))
+        self._require(train, targets, test, test_targets)
+        x, x_test = (features.extract(encoder, dataset, split, site, device).numpy() for split in (train, test))
+        tasks = [(self, x, y, x_test, y_test, seed) for y, y_test in zip(targets.T, test_targets.T, strict=True)]
+        fitted = _each_class(tasks, train.images.classes, device, watch)
+        for name, found in zip(train.images.classes, fitted, strict=True):
+            values = {"ap": found.average_precision, "cost": found.cost, "cross_validated_ap": found.cross_validated}
+            watch.record.log(0, {f"{key}/{name}": value for key, value in values.items()})
+        watch.record.log(0, {"unconverged_fits": sum(found.unconverged for found in fitted)})
+        return {"map": sum(found.average_precision for found in fitted) / len(fitted)}
+
+    def measure(self, x: Floats, targets: Targets, x_test: Floats, test_targets: Targets, seed: int) -> Fitted:
+        """Chooses C for one class, fits its classifier and measures that on the test images.
+
+        Args:
+            x: features of the train images, (n, d), of any length.
+            targets: 1 the class is there, -1 it is not, 0 only difficult objects of it, (n,).
+            x_test: features of the test images, (m, d).
+            test_targets: theirs, (m,).
+        """
+        import numpy as np
+        from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
+        from sklearn.model_selection import StratifiedKFold, cross_validate  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        x, y, scores, unconverged = _unit(x), np.where(targets > 0, 1, -1), [], 0
+        folds = list(StratifiedKFold(self.folds).split(x, y))
+        # One thread, so that the number of classes fitted at once changes no bit; a fit that does not converge is counted instead.
+        with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            for cost in self.costs:
+                svm = self._classifier(cost, seed)
+                done = cross_validate(svm, x, y, cv=folds, scoring="average_precision", return_estimator=True, error_score="raise")
+                scores.append(float(done["test_score"].mean()))
+                unconverged += sum(int(fold.n_iter_ >= self.max_iterations) for fold in done["estimator"])
+            best = scores.index(max(scores))
+            svm = self._classifier(self.costs[best], seed).fit(x, y)
+            counts = test_targets != 0
+            precision = average_precision(svm.decision_function(_unit(x_test[counts])), test_targets[counts] > 0)
+        return Fitted(precision, self.costs[best], scores[best], unconverged + int(svm.n_iter_ >= self.max_iterations))
+
+    def _classifier(self, cost: float, seed: int) -> Any:
+        """Not yet fitted; the solver's order of images follows from `seed` (the sources leave it to chance)."""
+        from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
+
+        return LinearSVC(
+            C=cost,
+            penalty="l2",
+            loss="squared_hinge",
+            dual=True,
+            intercept_scaling=1.0,
+            class_weight={1: self.positive_weight, -1: 1.0},
+            tol=self.tolerance,
+            max_iter=self.max_iterations,
+            random_state=seeds.seed("svm", seed),
+        )
+
+    def _require(self, train: Split, targets: Targets, test: Split, test_targets: Targets) -> None:
+        """Raises ValueError where a class cannot be cross-validated or its average precision is undefined."""
+        if train.images.classes != test.images.classes:
+            odd = sorted(set(train.images.classes) ^ set(test.images.classes)) or "none, but the order differs"
+            raise ValueError(f"{train.title} and {test.title} must have the same classes; only in one of them: {odd}.")
+        for name, y, y_test in zip(train.images.classes, targets.T, test_targets.T, strict=True):
+            shown = int((y > 0).sum())
+            if min(shown, len(y) - shown) < self.folds:
+                raise ValueError(
+                    f"{train.title} has {shown} images with {name} and {len(y) - shown} without: "
+                    f"{self.folds} folds need at least {self.folds} of each."
+                )
+            if not (y_test > 0).any():
+                raise ValueError(f"{test.title} has no image with {name} that counts (difficult ones do not): its AP is undefined.")
+
+
+def several_labels(dataset: Dataset, name: str, site: Site) -> tuple[Split, Targets]:
+    """All images of the split `name`, with or without a label, and their targets, (n, classes).
+
+    Raises:
+        ValueError: its images have one label each.
+    """
+    from reproduce.nn.features import Split
+
+    images, title = dataset.load(name, site), f"the {name} split of {dataset.name}"
+    if images.targets is None:
+        raise ValueError(f"svm takes a data set with several labels for each image, such as voc2007; {title} has one for each.")
+    split = Split(title, images, torch.arange(len(images)), torch.tensor(images.labels), len(images.classes))
+    return split, images.targets
+
+
+def average_precision(scores: Floats, positive: NDArray[np.bool_]) -> float:
+    """The all-point interpolated average precision: the area under the best precision at each recall or a higher one.
+
+    Each of the P positive images raises the recall by 1 / P; what counts for it is the largest precision of all thresholds that reach its
+    recall (calculate_ap in evaluate.py; the VOC devkit since 2010). Images that tie pass a threshold together, as in scikit-learn's average
+    precision, so their order does not matter; the sources leave it to an unstable sort.
+
+    Args:
+        scores: (n,), higher is more likely.
+        positive: (n,), at least one is.
+    """
+    import numpy as np
+
+    assert positive.any()
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.append(np.diff(scores[order]) != 0, True).nonzero()[0]
+    found = positive[order].cumsum()[last_of_tie]  # positives at or above each threshold
+    best = np.maximum.accumulate((found / (last_of_tie + 1))[::-1])[::-1]
+    return float((np.diff(found, prepend=0) * best).sum() / found[-1])
+
+
+def _unit(x: Floats) -> Floats:
+    """Rows of about unit length in double precision, as the sources normalise them; a row of zeros stays."""
+    import numpy as np
+
+    x = x.astype(np.float64)
+    unit: Floats = x / (np.linalg.norm(x, axis=1, keepdims=True) + EPSILON)
+    return unit
+
+
+# Many classes at once
+
+
+def _each_class(tasks: Sequence[tuple[Any, ...]], names: Sequence[str], device: torch.device, watch: Watch) -> list[Fitted]:
+    """What became of each class, on every process of a run; each of them fits every so many-th class.
+
+    They meet after each class, so that none waits for another for longer than one class takes: collectives give up after minutes.
+    """
+    rank, size = distributed.rank(), distributed.world_size()
+    everyone: list[Tensor] = []
+    with closing(_fits(tasks[rank::size], jobs=torch.get_num_threads())) as mine:
+        for first in range(0, len(tasks), size):
+            row = next(mine, None) or Fitted(0.0, 0.0, 0.0, 0.0)  # no class is left for this process
+            everyone.append(distributed.gather(torch.tensor([row], dtype=torch.float64, device=device)).cpu())
+            last = min(first + size, len(tasks)) - 1
+            watch.report(Progress(last + 1, len(tasks), "classes", f"{names[last]} AP {everyone[-1][last - first, 0]:.3f}"))
+    return [Fitted(*row) for row in torch.cat(everyone)[: len(tasks)].tolist()]
+
+
+def _fits(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Generator[Fitted]:
+    """What `measure` returns for each class of `tasks`, in order; `jobs` of them are fitted at once.
+
+    In processes, not threads: the solver draws from one generator for all threads of a process, so their fits would depend on each other.
+
+    Raises:
+        RuntimeError: a process ended without its result.
+    """
+    jobs = min(jobs, len(tasks))
+    if jobs <= 1:
+        yield from (LinearSVM.measure(*task) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that torch's threads hold
+    with ExitStack() as ends:
+        pipes = []
+        for job in range(jobs):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_fit_all, args=(theirs, tasks[job::jobs]), daemon=True)
+            process.start()
+            theirs.close()
+            for end in (process.join, process.kill, ours.close):  # called in the other order
+                ends.callback(end)
+            pipes.append(ours)
+        for index in range(len(tasks)):
+            try:
+                yield pipes[index % jobs].recv()
+            except EOFError:
+                raise RuntimeError("A process that fitted SVMs ended without its result: its error is above, or memory ran out.") from None
+
+
+def _fit_all(pipe: Connection, tasks: Sequence[tuple[Any, ...]]) -> None:
+    """What such a process does. It ends with the one that started it, whose end of the pipe is then closed."""
+
+    def watch() -> None:
+        pipe.poll(None)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+    for task in tasks:
+        pipe.send(LinearSVM.measure(*task))
