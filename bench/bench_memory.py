@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import torch
 
-from bench.compare import machine, prepare, record
+from bench.compare import machine, prepare, record, resident_peak
 from configs import pretrain
 from reproduce.nn import backbones
 from reproduce.spec import Pretrain
@@ -99,15 +99,7 @@ def peak(case: Case, num_views: int) -> int:
     for step in range(STEPS):
         batch = draw_views(spec, canvas, sizes, indices, epoch=step)
         train_step(spec, network, optimizer, meter, batch, step=step, num_steps=STEPS, lr=1e-3)
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak() - before
-
-
-def _resident_peak() -> int:
-    """The most bytes of resident memory that this process has had."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak() - before
 
 
 if __name__ == "__main__":

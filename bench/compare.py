@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,28 +21,39 @@ class Comparison(NamedTuple):
     """Median seconds of a call."""
 
 
-def in_turns(first: Callable[[], Any], second: Callable[[], Any], *, rounds: int, device: torch.device) -> Comparison:
+def in_turns(
+    first: Callable[[], Any],
+    second: Callable[[], Any],
+    *,
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.process_time,
+) -> Comparison:
     """Times `first` and `second` in each of `rounds` rounds, in alternating order, after a round that does not count.
 
     A ratio is taken within each round, so that a machine that is busy for a while slows both of its sides.
+
+    Args:
+        clock: what a CPU's seconds are read from. Those of this process are not lengthened by others on the machine, but those of its
+            threads add up: `time.perf_counter` is the one for what takes several.
     """
     seconds: list[tuple[float, float]] = []
     for index in range(rounds + 1):
         if index % 2:
-            late, early = _seconds(second, device), _seconds(first, device)
+            late, early = _seconds(second, device, clock), _seconds(first, device, clock)
             seconds.append((early, late))
         else:
-            seconds.append((_seconds(first, device), _seconds(second, device)))
+            seconds.append((_seconds(first, device, clock), _seconds(second, device, clock)))
     firsts, seconds_ = zip(*seconds[1:], strict=True)
     return Comparison(statistics.median(a / b for a, b in seconds[1:]), statistics.median(firsts), statistics.median(seconds_))
 
 
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """On a GPU seconds of the clock; on a CPU seconds of this process, which others on the machine do not lengthen."""
+def _seconds(run: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
+    """Of one call; on a GPU from when it has nothing left to do until then again."""
     if device.type == "cpu":
-        begin = time.process_time()
+        begin = clock()
         run()
-        return time.process_time() - begin
+        return clock() - begin
     torch.cuda.synchronize(device)
     begin = time.perf_counter()
     run()
@@ -81,3 +93,11 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return "one CPU core"
+
+
+def resident_peak() -> int:
+    """The most bytes of resident memory that this process has had."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

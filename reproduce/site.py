@@ -40,6 +40,8 @@ class Site:
     """Epochs between two checkpoints of a pretraining run; at most so many are lost by a kill."""
     cache_gb: float = 4.0
     """A data set whose decoded images fit in this is kept in memory."""
+    features_gb: float = 20.0
+    """Features that were extracted stay in `<runs>/features` up to this size, in 10^9 bytes; 0: none are kept. Safe to delete."""
     data: Mapping[str, Path] = field(default_factory=dict)
     """The root of each data set, by the name of its key under [data]."""
 

@@ -27,21 +27,24 @@ def bench(tmp_path, *arguments):
 
 
 @pytest.mark.slow
-def test_a_benchmark_prints_a_table_and_writes_one_json(tmp_path):
-    done = bench(tmp_path, "step", "--quick")
+@pytest.mark.parametrize("name", ["step", "sweep"])
+def test_a_benchmark_prints_a_table_and_writes_one_json(tmp_path, name):
+    done = bench(tmp_path, name, "--quick")
     assert done.returncode == 0, done.stderr
     (found,) = json.loads((tmp_path / "bench.json").read_text())
     assert list(found) == ["bench", "case", "value", "unit", "bar", "holds", "detail"]
-    assert found["bench"] == "step"
+    assert found["bench"] == name
     assert found["value"] > 0
     assert found["holds"] is None, "the quick setting has no bar"
-    assert done.stdout.startswith(f"step      {found['case']}")
+    assert done.stdout.startswith(f"{name:10}{found['case']}")
 
 
 def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
     done = bench(tmp_path, "stepp")
     assert done.returncode == 2
-    assert done.stderr.strip() == "There is no benchmark 'stepp'. Did you mean 'step'? Known: lightly, memory, optim, step, views."
+    assert (
+        done.stderr.strip() == "There is no benchmark 'stepp'. Did you mean 'step'? Known: knn, lightly, memory, optim, step, sweep, views."
+    )
     assert not (tmp_path / "bench.json").exists()
 
 

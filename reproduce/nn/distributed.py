@@ -101,6 +101,25 @@ def agreed(decision: bool) -> bool:
     return decisions[0]
 
 
+def from_first(x: Tensor | None, num_rows: int, device: torch.device) -> Tensor:
+    """The first process's matrix x, (num_rows, d) float32 on the CPU, on every process; the others give None.
+
+    Args:
+        device: of this process; rows travel from there to there.
+    """
+    if world_size() == 1:
+        assert x is not None
+        return x
+    widths = [0 if x is None else x.shape[1]]
+    torch.distributed.broadcast_object_list(widths, src=0)
+    result = torch.empty(num_rows, widths[0]) if x is None else x
+    for rows in torch.split(result, 2**14):
+        sent = rows.to(device)
+        torch.distributed.broadcast(sent, src=0)
+        rows.copy_(sent)
+    return result
+
+
 def sync_batchnorm(module: nn.Module) -> nn.Module:
     """`module` with BatchNorm over the images of all processes; call it when `module` is on its device, before DistributedDataParallel."""
     if world_size() == 1:

@@ -10,8 +10,9 @@ from reproduce.data import views
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import batches
 from reproduce.lazy import F, torch
-from reproduce.nn import distributed
+from reproduce.nn import distributed, feature_cache
 from reproduce.site import Site
+from reproduce.spec import Pretrain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,10 +79,10 @@ def labelled(dataset: Dataset, name: str, site: Site) -> Split:
 
 
 def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device: torch.device) -> Tensor:
-    """Pooled features of the labelled images of `split`, un-augmented; (n, num_features) float32 on the CPU.
+    """Pooled features of the images of `split`, un-augmented; (n, num_features) float32 on the CPU, the caller's own.
 
-    They are decided by the encoder's settings, the data set's and the split's name alone, so this is the one place where a cache on disk
-    would go.
+    Features of an encoder and images whose digests are known are kept on disk (`feature_cache.py`), so that every evaluation of the same
+    images reads what the first one computed, to the last bit. A split of fewer indices, such as images held out, is another content.
 
     Raises:
         FloatingPointError: a feature is not finite.
@@ -93,8 +94,38 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
             crops = batch.pixels.to(device).float() / 255
             yield encoder.backbone(views.normalise(crops, dataset.mean, dataset.std))
 
-    with inference(encoder, device):
-        return _finite(in_order(len(split.indices), rows()), split.title)
+    def compute() -> Tensor:
+        with inference(encoder, device):
+            return _finite(in_order(len(split.indices), rows()), split.title)
+
+    return feature_cache.once(
+        lambda: content(encoder, dataset, split, device), num_rows=len(split.indices), site=site, device=device, compute=compute
+    )
+
+
+def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.device) -> dict[str, Any] | None:
+    """All that decides the features of `split` but the code of this suite; None where a digest is not known.
+
+    What only moves last bits, such as the model of a GPU or the number of threads, is left out: features are those of one of them.
+    """
+    import hashlib
+
+    import PIL
+
+    if not encoder.digest or not split.images.digest:
+        return None
+    return {
+        "encoder": encoder.digest,
+        "backbone": encoder.spec.backbone,
+        "images": split.images.digest,
+        "indices": hashlib.sha256(split.indices.numpy().data).hexdigest(),
+        "crop": [dataset.resize, dataset.size],
+        "normalisation": [dataset.mean, dataset.std],
+        "precision": "bfloat16" if _mixed(encoder, device) else "float32",
+        "device": device.type,
+        "torch": str(torch.__version__),
+        "pillow": PIL.__version__,
+    }
 
 
 def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int) -> Pairs:
@@ -102,8 +133,11 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
 
     Raises:
         FloatingPointError: a value is not finite.
-        ValueError: the split has fewer than two images.
+        ValueError: the split has fewer than two images, or the encoder is not one that was pretrained here.
     """
+    if not isinstance(encoder.spec, Pretrain) or encoder.projector is None:
+        raise ValueError("Projections of augmented views need the projector and the augmentation of a pretraining run of this suite.")
+    projector = encoder.projector
     images, title = dataset.load(dataset.test_split, site), f"the {dataset.test_split} split of {dataset.name}"
     if len(images) < 2:
         raise ValueError(f"{title} has {len(images)} images: distances between images need at least 2.")
@@ -118,7 +152,7 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
                     canvas, batch.sizes, batch.indices, augmentation=augmentation, size=dataset.size, seed=seed, epoch=0, view=view
                 )
                 features = encoder.backbone(views.normalise(sampled, dataset.mean, dataset.std))
-                outputs += [encoder.projector(features).float(), features.float()]
+                outputs += [projector(features).float(), features.float()]
             widths[:] = [output.shape[1] for output in outputs]
             yield torch.cat(outputs, dim=1)
 
@@ -131,17 +165,27 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
 @contextmanager
 def inference(encoder: Encoder, device: torch.device) -> Iterator[None]:
     """Eval mode and no gradients, bfloat16 on a GPU where the encoder was trained in it; afterwards the modules are as they were."""
-    modules = [module for part in (encoder.backbone, encoder.projector) for module in part.modules()]
+    parts = [part for part in (encoder.backbone, encoder.projector) if part is not None]
+    modules = [module for part in parts for module in part.modules()]
     training = [module.training for module in modules]
-    mixed = encoder.spec.precision == "bfloat16" and device.type == "cuda"
-    encoder.backbone.eval()
-    encoder.projector.eval()
+    for part in parts:
+        part.eval()
     try:
-        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
+        with torch.no_grad(), precision(encoder, device):
             yield
     finally:
         for module, mode in zip(modules, training, strict=True):
             module.training = mode
+
+
+def precision(encoder: Encoder, device: torch.device) -> torch.autocast:
+    """The arithmetic of the backbone: bfloat16 on a GPU where the encoder was trained in it, else float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_mixed(encoder, device))
+
+
+def _mixed(encoder: Encoder, device: torch.device) -> bool:
+    """Whether the encoder's arithmetic is bfloat16's."""
+    return isinstance(encoder.spec, Pretrain) and encoder.spec.precision == "bfloat16" and device.type == "cuda"
 
 
 def shares(num_rows: int, chunk: int = CHUNK) -> Tensor:
