@@ -109,8 +109,9 @@ def mutated(spec: Settings, path: str, value: Any, hint: Any) -> Settings:
 
 
 def has_one_value(path: str, hint: Any) -> bool:
-    """Whether a setting is a constant: a choice of one; an `every_second` inside another, since only two distributions take turns."""
-    return (typing.get_origin(hint) is Literal and len(typing.get_args(hint)) == 1) or path.endswith("every_second.every_second")
+    """Whether a setting is a constant: a choice of one; what an `every_second` leaves to the distribution that it takes turns with."""
+    inside = ("every_second.every_second", "every_second.small")
+    return (typing.get_origin(hint) is Literal and len(typing.get_args(hint)) == 1) or path.endswith(inside)
 
 
 def components(spec: Settings) -> tuple[tuple[str, str], ...]:

@@ -3,6 +3,14 @@
     L = L_byol + lambda_s L_s + lambda_b L_b + lambda_uniform L_uniform
 
 L_byol (Eq. 1) is one direction; training sums both. The rows of Tables 8, 11 and 12 with K = 2 are this method.
+
+With V small crops beside the two views, K = V + 2, it is BYOL with multi-crop (section 4.4, Table 7). All views go through the online and
+the target network, and
+
+    L_byol = 2 / (K (K - 1)) sum_{i != j} || p hat_i - z hat'_j ||^2
+
+The paper's sum is not divided by its K (K - 1) pairs, with which the step would grow (errata, Table 7); the 2 makes it BYOL's loss, the sum
+of both directions, for K = 2.
 """
 
 from __future__ import annotations
@@ -25,7 +33,7 @@ class BYOL(Method, name="byol"):
     """Settings of BYOL."""
 
     num_views: int = 2
-    """Two, as in BYOL."""
+    """Two, as in BYOL; V + 2 with V small crops (section 4.4: V = 6)."""
     lambda_s: float = 0.0
     """Weight of the singular value loss; 0 in BYOL."""
     lambda_b: float = 0.0

@@ -50,7 +50,7 @@ class Method(Settings):
         not grow with K.
 
         Args:
-            views: K tensors, (images of this process, 3, size, size).
+            views: K tensors, (images of this process, 3, size, size), each of its own size.
             seed: of the run.
             step: optimiser steps done before this one.
         """
