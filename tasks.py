@@ -35,6 +35,8 @@ SHARED = {
     "set": "change a setting of every run that has it, as key=value, such as epochs=5 or method.tau=0.996 (may be repeated)",
     "dry-run": "print which runs are needed and which of them are finished; start nothing",
     "render-only": "render from finished runs; start nothing",
+    "baselines": "quoted (the default), or released: evaluate the encoders that the quoted methods' authors released",
+    "add-row": "a row for an encoder of yours, as LABEL=FILE, such as Mine=encoder.pth (may be repeated); not every table takes one",
 }
 CUT = {
     "rows": "only the rows whose label matches this glob, such as 'Ours*' (commas separate several)",
@@ -49,22 +51,37 @@ class Verbatim(str):
         return False
 
 
-def make(c: Context, tables: list[str], *, seeds: str, dry_run: bool = False, render_only: bool = False, **fields: Any) -> None:
+def make(
+    c: Context, tables: list[str], *, seeds: str, add_row: list[str], dry_run: bool = False, render_only: bool = False, **fields: Any
+) -> None:
     """Runs and renders `tables`; a mistake in the options ends in one line and exit code 2."""
     from reproduce import plan
-    from reproduce.produce import RefusedError, launcher, produce, show_plan
+    from reproduce.produce import RefusedError, keep, launcher, produce, show_plan
 
+    plan_only = dry_run or c.config.run.dry
     with one_line():
-        if not (seeds.isascii() and seeds.isdigit()):
-            raise ValueError(f"--seeds takes a whole number, not '{seeds}'.")
-        requests = plan.requests(tables, seeds=int(seeds), **fields)
+        rows = [(label, *plan.weights_of(given)) for label, given in map(plan.added_row, add_row)]
+        added = tuple((label, weights) for label, weights, _ in rows)
+        requests = plan.requests(tables, seeds=whole(seeds), added=added, **fields)
         site, _ = store()
         launcher(site)
-    plan_only = dry_run or c.config.run.dry
+        if not (plan_only or render_only):
+            keep({weights.sha256: path for _, weights, path in rows if path}, requests, site)
     with one_line(RefusedError, ConnectionError):
         code = show_plan(requests, site) if plan_only else produce(requests, site, render_only=render_only)
     if code:
         raise Exit(None, code)
+
+
+def whole(seeds: str) -> int:
+    """The number that --seeds takes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (seeds.isascii() and seeds.isdigit()):
+        raise ValueError(f"--seeds takes a whole number, not '{seeds}'.")
+    return int(seeds)
 
 
 @contextmanager
@@ -106,15 +123,17 @@ def table_task(path: Path) -> Task[Any]:
         rows: str = "*",
         columns: str = "*",
         set: list[str] = [],  # noqa: B006 (how invoke declares an option that may be repeated)
+        baselines: str = "quoted",
+        add_row: list[str] = [],  # noqa: B006
         dry_run: bool = False,
         render_only: bool = False,
     ) -> None:
-        options = {"scale": scale, "rows": rows, "columns": columns}
-        make(c, [path.stem], seeds=seeds, changes=tuple(set), dry_run=dry_run, render_only=render_only, **options)
+        options = {"scale": scale, "rows": rows, "columns": columns, "baselines": baselines, "changes": tuple(set)}
+        make(c, [path.stem], seeds=seeds, add_row=add_row, dry_run=dry_run, render_only=render_only, **options)
 
     run.__doc__ = ast.get_docstring(tree)
     aliases = tuple(map(Verbatim, ast.literal_eval(named["ALIASES"]))) if "ALIASES" in named else ()
-    return Task(run, name=path.stem, aliases=aliases, iterable=["set"], auto_shortflags=False, help=SHARED | CUT)
+    return Task(run, name=path.stem, aliases=aliases, iterable=["set", "add_row"], auto_shortflags=False, help=SHARED | CUT)
 
 
 def table_files() -> list[Path]:
@@ -123,24 +142,69 @@ def table_files() -> list[Path]:
     return sorted(files, key=lambda path: (len(path.stem), path.stem))
 
 
-@task(iterable=["set"], auto_shortflags=False, help=SHARED)
+@task(iterable=["set", "add_row"], auto_shortflags=False, help=SHARED)
 def tables(
     c: Context,
     scale: str = "smoke",
     seeds: str = "1",
     set: list[str] = [],  # noqa: B006
+    baselines: str = "quoted",
+    add_row: list[str] = [],  # noqa: B006
     dry_run: bool = False,
     render_only: bool = False,
 ) -> None:
     """Every table: run what is missing, render all."""
-    names = [path.stem for path in table_files()]
-    make(c, names, seeds=seeds, changes=tuple(set), dry_run=dry_run, render_only=render_only, scale=scale)
+    names, options = [path.stem for path in table_files()], {"scale": scale, "baselines": baselines, "changes": tuple(set)}
+    make(c, names, seeds=seeds, add_row=add_row, dry_run=dry_run, render_only=render_only, **options)
 
 
-@task(auto_shortflags=False, help={key: SHARED[key] for key in ("scale", "seeds")})
-def reports(c: Context, scale: str = "smoke", seeds: str = "1") -> None:
+@task(iterable=["add_row"], auto_shortflags=False, help={key: SHARED[key] for key in ("scale", "seeds", "baselines", "add-row")})
+def reports(
+    c: Context,
+    scale: str = "smoke",
+    seeds: str = "1",
+    baselines: str = "quoted",
+    add_row: list[str] = [],  # noqa: B006
+) -> None:
     """Render every table from finished runs; start nothing."""
-    make(c, [path.stem for path in table_files()], seeds=seeds, render_only=True, scale=scale)
+    make(c, [path.stem for path in table_files()], seeds=seeds, add_row=add_row, render_only=True, scale=scale, baselines=baselines)
+
+
+EVALUATE = {
+    "checkpoint": "a file that torch.save or safetensors wrote, or a released encoder of configs/released.py, such as swav_800",
+    "protocol": "an evaluation of reproduce/protocols by its name, such as weighted_knn, linear_sgd, semi or svm",
+    "dataset": "a data set of reproduce/data by its name, such as imagenette or synthetic_folder",
+    "backbone": "the network that the file is of; empty: the one that its tensors fit",
+    "set": "change a setting, as key=value, such as protocol.epochs=5, encoder.mean=.5,.5,.5 or dataset.size=96 (may be repeated)",
+}
+
+
+@task(iterable=["set"], auto_shortflags=False, help=EVALUATE | {key: SHARED[key] for key in ("seeds", "dry-run")})
+def evaluate(
+    c: Context,
+    checkpoint: str = "",
+    protocol: str = "",
+    dataset: str = "",
+    backbone: str = "",
+    seeds: str = "1",
+    set: list[str] = [],  # noqa: B006
+    dry_run: bool = False,
+) -> None:
+    """Any ResNet checkpoint by any protocol on any data set: --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette."""
+    from reproduce import plan, produce
+
+    plan_only = dry_run or c.config.run.dry
+    with one_line():
+        names = {"protocol": protocol, "dataset": dataset}
+        request, path = plan.evaluation(checkpoint, backbone, seeds=whole(seeds), changes=tuple(set), **names)
+        site, _ = store()
+        produce.launcher(site)
+        if path and not plan_only:
+            produce.keep({request.weights.sha256: path}, [request], site)
+    with one_line(produce.RefusedError, ConnectionError):
+        code = produce.show_plan([request], site) if plan_only else produce.evaluate(request, site)
+    if code:
+        raise Exit(None, code)
 
 
 @task(auto_shortflags=False)
@@ -166,7 +230,7 @@ def ui(c: Context, port: str = "5000") -> None:
     os.execvpe(command[0], command, {**os.environ, **environment})  # noqa: S606 (this process becomes the server: nothing is left behind)
 
 
-@task(auto_shortflags=False, help={"dataset": "stl10 or imagenette; empty: say which data sets can be downloaded"})
+@task(auto_shortflags=False, help={"dataset": "stl10, imagenette or voc2007; empty: say which data sets can be downloaded"})
 def download(c: Context, dataset: str = "") -> None:
     """Fetch a public data set into its root from configs/site.toml."""
     from reproduce import site as sites
@@ -189,5 +253,5 @@ def bench(c: Context, only: str = "") -> None:
     raise Exit(None, subprocess.run([sys.executable, "-m", "bench", *([only] if only else [])], cwd=PROJECT, check=False).returncode)
 
 
-TASKS = (*map(table_task, table_files()), tables, reports, status, ui, download, test, bench)
+TASKS = (*map(table_task, table_files()), tables, reports, evaluate, status, ui, download, test, bench)
 namespace = Collection(*TASKS)

@@ -1,5 +1,8 @@
 """From what the user asked for to the runs that it takes: build the table, bring it to a scale, change settings, list its runs.
 
+    Request(table="table4", scale="small")                     # a table
+    Evaluation(weights=..., protocol="knn", dataset="stl10")   # one evaluation of weights from elsewhere
+
 A request is plain data, so that a worker on another machine can build the same table again and find its run by id. Here alone `reproduce`
 looks upward, to `tables` and `configs`, by the names in a request.
 """
@@ -12,15 +15,35 @@ import math
 import pkgutil
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from reproduce.nn import backbones
-from reproduce.report.table import Table
-from reproduce.spec import Evaluate, Pretrain, Spec, unknown
+from reproduce.report.markup import literal
+from reproduce.report.table import Cell, Measured, Row, Table
+from reproduce.spec import Evaluate, Pretrain, Settings, Spec, Weights, unknown
 
 SCALES = ("smoke", "small", "paper")
+BASELINES = ("quoted", "released")
+"""Whether the rows that quote a baseline stay as they are, or are filled by evaluating the encoder that its authors released."""
+CUSTOM = "custom"
+"""The scale under which evaluations outside of the tables are recorded: the user's own settings."""
+SYNTHETIC = "synthetic_"
+"""What the names of data sets begin with whose images are drawn at one size."""
+UNKNOWN_FACT = "–"
+"""What an added row says in the columns of facts."""
+NORMALISATION = ("mean", "std")
+GEOMETRY = ("size", "resize", "canvas", *NORMALISATION)
+"""Settings that an encoder from elsewhere has for the data sets that it sees."""
+
+S = TypeVar("S", bound=Settings)
+
+
+class NotHereError(ValueError):
+    """A table cannot take an option that others take; the message names these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,32 +58,43 @@ class Request:
     columns: str = "*"
     changes: tuple[str, ...] = ()
     """`key=value`, each of which changes a setting of every run that has it."""
+    baselines: str = "quoted"
+    """One of BASELINES."""
+    added: tuple[tuple[str, Weights], ...] = ()
+    """Rows of the user's: a label, and the encoder that fills its cells."""
+
+    def __str__(self) -> str:
+        return f"{self.table} at {self.scale} scale"
 
     def build(self) -> Table:
         """The table at its scale, cut and changed as asked.
 
         Raises:
             LookupError: an unknown table, scale, row, column or setting; the message names the nearest.
-            ValueError, TypeError: a setting does not take the value; a backbone that there is not is such a value.
+            ValueError, TypeError: a setting does not take the value; a backbone that there is not is such a value. Or the table has no
+                released baselines, or takes no added row, or has one of that name.
         """
         if self.table not in table_names():
             raise LookupError(unknown("table", self.table, table_names()))
         if self.scale not in SCALES:
             raise LookupError(unknown("scale", self.scale, SCALES))
-        if self.seeds < 1:
-            raise ValueError(f"--seeds is {self.seeds}: at least one seed is needed.")
+        if self.baselines not in BASELINES:
+            raise LookupError(unknown("kind of baselines", self.baselines, BASELINES))
+        _check_seeds(self.seeds)
         table: Table = importlib.import_module(f"tables.{self.table}").table()
+        if self.baselines == "released":
+            table = _with_released(table)
+        for label, weights in self.added:
+            table = _with_row(table, label, weights)
         scales = importlib.import_module("configs.scales")
         paper, table = table, table.map(getattr(scales, self.scale), scale=self.scale)
-        replaced = [old.spec.dataset != new.spec.dataset for (*_, old), (*_, new) in zip(paper.measured(), table.measured(), strict=True)]
-        table = replace(table, stand_in=scales.STAND_INS[self.scale] if any(replaced) else "")
+        before, after = ({ours.spec.dataset for *_, ours in each.measured()} for each in (paper, table))
+        table = replace(table, stand_in=scales.STAND_INS[self.scale] if after - before else "")
         table = table.select(self.rows, self.columns)
         for change in self.changes:
             table = _changed(table, change)
-        known = backbones.names()
         for _, _, ours in table.measured():
-            if ours.spec.encoder.backbone not in known:
-                raise ValueError(unknown("backbone", ours.spec.encoder.backbone, known))
+            _check_backbone(ours.spec)
         return table
 
     def specs(self) -> tuple[Spec, ...]:
@@ -75,11 +109,241 @@ class Request:
     def loads(cls, text: str) -> Request:
         """The request that `dumps` wrote."""
         fields = json.loads(text)
-        return cls(**{**fields, "changes": tuple(fields["changes"])})
+        added = tuple((label, _weights(plain)) for label, plain in fields.get("added", ()))
+        return cls(**{**fields, "changes": tuple(fields["changes"]), "added": added})
 
 
-def requests(tables: typing.Iterable[str], *, changes: tuple[str, ...] = (), **fields: Any) -> list[Request]:
-    """A request for each of the tables, each with those of the changes whose setting its runs have.
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation of weights from elsewhere, as the command line asks for it."""
+
+    weights: Weights
+    protocol: str
+    """The name of a class of `reproduce/protocols`."""
+    dataset: str
+    """The name of a class of `reproduce/data`."""
+    seeds: int = 1
+    changes: tuple[str, ...] = ()
+    """`key=value`, each of which changes a setting of the run."""
+
+    def __str__(self) -> str:
+        return f"the evaluation by {self.protocol} on {self.dataset}"
+
+    @property
+    def scale(self) -> str:
+        """Under which its runs are recorded."""
+        return CUSTOM
+
+    def build(self) -> Evaluate:
+        """The evaluation of seed 0: the protocol's settings by default, images as the encoder expects them, then the changes.
+
+        Scenes that are drawn at one size keep it, as at the scale smoke.
+
+        Raises:
+            LookupError: an unknown protocol, data set or setting; the message names the nearest.
+            ValueError, TypeError: a setting does not take the value.
+        """
+        from reproduce.data.dataset import Dataset
+        from reproduce.protocols.protocol import Protocol
+
+        _check_seeds(self.seeds)
+        protocol = _component("protocol", self.protocol, "reproduce.protocols", Protocol)
+        dataset: Settings = _component("data set", self.dataset, "reproduce.data", Dataset)
+        expected = NORMALISATION if dataset.name.startswith(SYNTHETIC) else GEOMETRY
+        dataset = replace(dataset, **{key: getattr(self.weights, key) for key in expected})  # type: ignore[type-var]
+        run = Evaluate(encoder=self.weights, protocol=protocol, dataset=dataset)
+        for change in self.changes:
+            run = _change([run], change)[0](run)
+        _check_backbone(run)
+        return run
+
+    def specs(self) -> tuple[Spec, ...]:
+        """The evaluation at every seed."""
+        return Measured(spec=self.build(), metric="").runs(self.seeds)
+
+    def dumps(self) -> str:
+        """The request as one line of JSON, for a worker."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Evaluation:
+        """The request that `dumps` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "changes": tuple(fields["changes"]), "weights": _weights(fields["weights"])})
+
+
+Order = Request | Evaluation
+
+
+def loads(text: str) -> Order:
+    """The request that `dumps` of either kind wrote."""
+    return Request.loads(text) if "table" in json.loads(text) else Evaluation.loads(text)
+
+
+def _weights(plain: dict[str, Any]) -> Weights:
+    """Weights that have been to JSON and back."""
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+    return Weights(**fields)
+
+
+def _check_seeds(seeds: int) -> None:
+    if seeds < 1:
+        raise ValueError(f"--seeds is {seeds}: at least one seed is needed.")
+
+
+def _check_backbone(run: Evaluate) -> None:
+    """Raises ValueError for a backbone that there is not; here, as settings know no list of backbones."""
+    known = backbones.names()
+    if run.encoder.backbone not in known:
+        raise ValueError(unknown("backbone", run.encoder.backbone, known))
+
+
+def _component(kind: str, name: str, package: str, base: type[S]) -> S:
+    """The settings of that name in a package, with their defaults.
+
+    Raises:
+        LookupError: there are none; the message names the nearest.
+    """
+    found = {
+        value.name: value
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
+        for value in vars(importlib.import_module(f"{package}.{module.name}")).values()
+        if isinstance(value, type) and issubclass(value, base) and "name" in vars(value)
+    }
+    if name not in found:
+        raise LookupError(unknown(kind, name, found))
+    return found[name]()
+
+
+def released() -> dict[str, Weights]:
+    """The encoders of `configs/released.py` by their names in lower case, such as `swav_800`."""
+    constants = vars(importlib.import_module("configs.released"))
+    return {name.lower(): value for name, value in constants.items() if isinstance(value, Weights)}
+
+
+def weights_of(given: str, backbone: str = "") -> tuple[Weights, Path | None]:
+    """The weights that the command line names: a file, described by its content, or a released encoder.
+
+    Returns:
+        The weights, and the file that is to be kept (`nn/weights.py`); None: it is fetched.
+
+    Raises:
+        LookupError: there is neither.
+        ValueError: the file holds no weights, or of another backbone.
+    """
+    from reproduce.nn import weights
+
+    path, known = Path(given).expanduser(), released()
+    if path.is_file():
+        return weights.describe(path, backbone), path
+    if given.lower() not in known:
+        raise LookupError(unknown("file or released encoder", given, known))
+    found = known[given.lower()]
+    if backbone not in ("", found.backbone):
+        raise ValueError(f"'{given}' is a {found.backbone}, not a {backbone}: leave out --backbone.")
+    return found, None
+
+
+def evaluation(checkpoint: str, backbone: str = "", **fields: Any) -> tuple[Evaluation, Path | None]:
+    """The request for an evaluation, and the file of `weights_of`.
+
+    Args:
+        fields: of the request.
+
+    Raises:
+        LookupError, ValueError, TypeError: as `weights_of` and `Evaluation.build`.
+    """
+    Evaluation(weights=Weights(sha256="any"), **fields).build()  # names and settings first: to read a file takes seconds
+    weights, path = weights_of(checkpoint, backbone)
+    return Evaluation(weights=weights, **fields), path
+
+
+def added_row(text: str) -> tuple[str, str]:
+    """The label and the file (or released encoder) of a row that the command line adds.
+
+    Raises:
+        ValueError: it is not of the form `Label=FILE`.
+    """
+    label, equals, given = (part.strip() for part in text.partition("="))
+    if not (label and equals and given):
+        raise ValueError(f"--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
+    return label, given
+
+
+def _with_released(table: Table) -> Table:
+    """The table with the evaluation of a released encoder wherever it is known and we run nothing else.
+
+    Raises:
+        NotHereError: there is no such cell.
+    """
+    if not _takes_released(table):
+        raise NotHereError(f"{table.name} has no row whose encoder was released: --baselines released is for {_tables(_takes_released)}.")
+
+    def changed(row: Row) -> Row:
+        instead = {key: cell.released for key, cell in row.cells.items() if cell.released and not cell.ours}
+        if not instead:
+            return row
+        encoders = (measured.spec.encoder for measured in instead.values())
+        files = dict.fromkeys(_file_name(encoder.url) for encoder in encoders if isinstance(encoder, Weights))
+        told = f"Ours: the encoder that its authors released ({literal(', '.join(files))}), evaluated here."
+        cells = {key: replace(cell, ours=instead.get(key, cell.ours)) for key, cell in row.cells.items()}
+        return replace(row, cells=cells, note=f"{row.note} {told}".strip())
+
+    return replace(table, rows=tuple(map(changed, table.rows)), changes=(*table.changes, "baselines=released"))
+
+
+def _takes_released(table: Table) -> bool:
+    return any(cell.released and not cell.ours for row in table.rows for cell in row.cells.values())
+
+
+def _tables(suited: Callable[[Table], bool]) -> str:
+    """The names of the tables that are suited to something."""
+    return ", ".join(name for name in table_names() if suited(importlib.import_module(f"tables.{name}").table())) or "no table"
+
+
+def _file_name(url: str) -> str:
+    """The last two parts of an address: releases share names such as `checkpoint_0099.pth.tar`."""
+    return "/".join(url.split("/")[-2:])
+
+
+def _with_row(table: Table, label: str, weights: Weights) -> Table:
+    """The table with a row for an encoder of the user's below the others.
+
+    Raises:
+        NotHereError: the table takes none.
+        ValueError: it has a row of that label.
+    """
+    if table.measure is None:
+        raise NotHereError(
+            f"{table.name} takes no added row: --add-row is for {_tables(lambda other: other.measure is not None)}. "
+            "Or use `invoke evaluate --checkpoint FILE --protocol NAME --dataset NAME`."
+        )
+    if label in {row.label for row in table.rows}:
+        raise ValueError(f"{table.name} has a row '{label}' already: give the added one another label.")
+    what = f"file {weights.sha256[:12]}" if weights.sha256 else _file_name(weights.url)
+    row = Row(
+        label=label,
+        shown=literal(label),
+        cells={key: Cell(ours=measured) for key, measured in table.measure(weights).items()},
+        facts=dict.fromkeys(table.rows[0].facts, UNKNOWN_FACT),
+        note=f"Added here: {literal(what)}, a {literal(weights.backbone)}.",
+        added=True,
+        rule_before=not table.rows[-1].added,
+    )
+    return replace(table, rows=(*table.rows, row), changes=(*table.changes, f"row {label}={what}"))
+
+
+def requests(
+    tables: typing.Iterable[str],
+    *,
+    changes: tuple[str, ...] = (),
+    baselines: str = BASELINES[0],
+    added: tuple[tuple[str, Weights], ...] = (),
+    **fields: Any,
+) -> list[Request]:
+    """A request for each of the tables, each with what it can take: changes whose setting its runs have, released baselines, added rows.
+
+    What none of them can take is an error.
 
     Args:
         fields: of every request.
@@ -89,23 +353,40 @@ def requests(tables: typing.Iterable[str], *, changes: tuple[str, ...] = (), **f
         ValueError, TypeError: a setting does not take the value.
     """
     made = [Request(table=table, **fields) for table in tables]
+    if added:
+        _where_possible(made, NotHereError, lambda request: replace(request, added=added))
+    if baselines != BASELINES[0]:
+        _where_possible(made, NotHereError, lambda request: replace(request, baselines=baselines))
     for request in made:
         request.build()
     for change in changes:
-        problems = []
-        for index, request in enumerate(made):
-            changed = replace(request, changes=(*request.changes, change))
-            try:
-                changed.build()
-            except LookupError as problem:
-                problems.append(problem)
-            else:
-                made[index] = changed
-        if len(problems) == len(made):
-            raise problems[0]
+        _where_possible(made, LookupError, partial(_with_change, change))
     for job in jobs(made):
         _check_warmup(job.spec)
     return made
+
+
+def _with_change(change: str, request: Request) -> Request:
+    return replace(request, changes=(*request.changes, change))
+
+
+def _where_possible(made: list[Request], refusal: type[Exception], option: Callable[[Request], Request]) -> None:
+    """Gives every request an option, but for those whose table answers with a `refusal`.
+
+    Raises:
+        Exception: the first refusal, where all do.
+    """
+    problems = []
+    for index, request in enumerate(made):
+        changed = option(request)
+        try:
+            changed.build()
+        except refusal as problem:
+            problems.append(problem)
+        else:
+            made[index] = changed
+    if len(problems) == len(made):
+        raise problems[0]
 
 
 def _check_warmup(spec: Spec) -> None:
@@ -122,23 +403,45 @@ def table_names() -> list[str]:
 
 def _changed(table: Table, change: str) -> Table:
     """The table with one `key=value` applied wherever its runs have that setting."""
+    apply, told = _change([ours.spec for _, _, ours in table.measured()], change)
+    return table.map(apply, changes=(*table.changes, told))
+
+
+def _change(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Evaluate], str]:
+    """What one `key=value` does to a run, and how a caption tells it.
+
+    A key means one thing among `runs`: where it names a setting of any pretraining, those of evaluations stay as they are.
+
+    Raises:
+        LookupError: no run has such a setting.
+        ValueError: it is not of that form, or does not take that value.
+    """
     key, equals, text = change.partition("=")
     key, text = key.strip(), text.strip()
     if not equals or not key:
         raise ValueError(f"--set takes key=value, such as epochs=5, not '{change}'.")
     if key.split(".")[-1] == "seed":
         raise ValueError("The seed is not set by --set: --seeds N runs seeds 0 to N - 1.")
-    runs = [ours.spec for _, _, ours in table.measured()]
-    paths = [path for run in runs for path in settings_named(key, run)[:1]]
-    if not paths:
+    meant = [(run, path) for run in runs for path in settings_named(key, run)[:1]]
+    if not meant:
         raise LookupError(unknown("setting", key, sorted({path for run in runs for path in _settable(run)})))
+    first, path = min(meant, key=lambda each: _rank(*each))
 
     def apply(run: Evaluate) -> Evaluate:
-        for path in settings_named(key, run):
-            run = run.replace(path, parse(text, run.field_type(path), key))
+        paths = settings_named(key, run)
+        if paths and _rank(run, paths[0]) == _rank(first, path):
+            for each in paths:
+                run = run.replace(each, parse(text, run.field_type(each), key))
         return run
 
-    return table.map(apply, changes=(*table.changes, f"{paths[0].removeprefix('encoder.')}={text}"))
+    return apply, f"{path.removeprefix('encoder.')}={text}"
+
+
+def _rank(run: Evaluate, path: str) -> int:
+    """Whose setting it is: 0 that of a pretraining, 1 of weights from elsewhere, 2 of an evaluation. In a table the lowest is meant."""
+    if not path.startswith("encoder."):
+        return 2
+    return 0 if isinstance(run.encoder, Pretrain) else 1
 
 
 def _settable(run: Evaluate) -> Iterator[str]:
@@ -153,7 +456,7 @@ def settings_named(key: str, run: Evaluate) -> list[str]:
     """The paths in `run` that `key` means: a setting of the pretraining first, else one of the evaluation.
 
     A full path is itself; otherwise the shortest path that ends in `key` is meant. A setting of the data set is one of pretraining and of
-    evaluation alike where both use the same.
+    evaluation alike where both use the same; so is what weights from elsewhere expect of their images.
 
     Raises:
         ValueError: several settings of the same depth have that name.
@@ -169,8 +472,12 @@ def settings_named(key: str, run: Evaluate) -> list[str]:
         nearest = [path for path in ending if path.count(".") == depth]
         if len(nearest) > 1:
             raise ValueError(f"'{key}' may mean {' or '.join(path.removeprefix('encoder.') for path in nearest)}: give one of these.")
-        if nearest[0].startswith("encoder.dataset.") and run.dataset == run.encoder.dataset:
+        if nearest[0].startswith("encoder.dataset.") and isinstance(run.encoder, Pretrain) and run.dataset == run.encoder.dataset:
             nearest.append(nearest[0].removeprefix("encoder."))
+        if isinstance(run.encoder, Weights) and (expected := nearest[0].removeprefix("encoder.")) in GEOMETRY:
+            shown = {path: value for path, value in run.leaves() if path in (f"encoder.{expected}", f"dataset.{expected}")}
+            if len(set(shown.values())) == 1:
+                nearest = list(shown)
         return nearest
     return []
 
@@ -216,15 +523,15 @@ class Job:
     """One run to do, and the request by which a worker finds it."""
 
     spec: Spec
-    request: Request
+    request: Order
 
 
-def jobs(requests: typing.Iterable[Request]) -> list[Job]:
+def jobs(requests: typing.Iterable[Order]) -> list[Job]:
     """Every run of the requests, upstream first, each once."""
     return list({job.spec.id: job for job in _all_jobs(requests)}.values())
 
 
-def _all_jobs(requests: typing.Iterable[Request]) -> Iterator[Job]:
+def _all_jobs(requests: typing.Iterable[Order]) -> Iterator[Job]:
     for request in requests:
         for spec in request.specs():
             yield Job(spec, request)

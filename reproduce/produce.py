@@ -1,4 +1,4 @@
-"""Makes tables: finds what is finished, runs the rest, renders, and says what happened."""
+"""Makes tables and single evaluations: finds what is finished, runs the rest, prints or renders, and says what happened."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import importlib
 import pkgutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from reproduce.data.dataset import Dataset
-from reproduce.plan import Job, Request, jobs
+from reproduce.nn import weights
+from reproduce.plan import Evaluation, Job, Order, Request, jobs
+from reproduce.protocols.protocol import Protocol
 from reproduce.site import PROJECT, Site
-from reproduce.spec import Pretrain, Spec, unknown
+from reproduce.spec import Evaluate, Pretrain, Settings, Spec, Weights, unknown
 from reproduce.tracking import title
 
 if TYPE_CHECKING:
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 
 SPEAK_EVERY = 60.0
 """Seconds between two lines about a run under way, where there is no terminal for a bar."""
+FETCHED = "MiB"
+"""The unit of a download's progress, which is no part of a run's work."""
+FRACTIONS = ("top", "majority", "map")
+"""What the names of metrics begin with that are printed in per cent."""
 COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
 """Exit codes: every cell that has a run is filled; a run failed; some cells are empty."""
 
@@ -40,10 +48,91 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False) -
     Raises:
         RefusedError: no run can be started, as the data that they need are not here.
     """
+    done = _carry_out(jobs(requests), site, render_only=render_only)
+    reports = [_render(request, site, done) for request in requests]
+    print(done.summary())
+    print("\n".join(reports))
+    return done.code
+
+
+def evaluate(request: Evaluation, site: Site) -> int:
+    """Does one evaluation unless it is finished, and prints what it measured, as the mean over its seeds.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        RefusedError: it cannot be started, as the data that it needs are not here.
+    """
+    done = _carry_out(jobs([request]), site)
+    measured = [run.metrics for run in done.finished.values()]
+    print(title(request.build()))
+    if measured:
+        print("  ".join(_printed(name, [metrics[name] for metrics in measured]) for name in measured[0]))
+    print(done.summary())
+    return done.code
+
+
+def keep(files: Mapping[str, Path], requests: Iterable[Order], site: Site) -> None:
+    """Copies the user's `files`, by SHA-256, to where the runs of `requests` look for them.
+
+    Raises:
+        ValueError: a file does not fit the settings of its encoder.
+        OSError: it cannot be copied.
+    """
+    encoders = {job.spec.encoder for job in jobs(requests) if isinstance(job.spec, Evaluate)}
+    for encoder in encoders:
+        if isinstance(encoder, Weights) and encoder.sha256 in files:
+            weights.keep(files[encoder.sha256], encoder, site)
+
+
+def _printed(name: str, values: list[float]) -> str:
+    """A metric over the seeds: `top1 81.20 %`, `top1 81.20 ± 0.31 % (3)`."""
+    from reproduce.report import stats
+
+    factor, digits, unit = (100, 2, " %") if name.startswith(FRACTIONS) else (1, 4, "")
+    scaled = [factor * value for value in values]
+    std = stats.sample_std(scaled)
+    spread = "" if std is None else f" ± {std:.{digits}f}"
+    return f"{name} {stats.mean(scaled):.{digits}f}{spread}{unit}" + (f" ({len(values)})" if len(values) > 1 else "")
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of the runs that were wanted."""
+
+    wanted: list[Job]
+    finished: dict[str, Finished]
+    missing: dict[str, str]
+    """Why there is no result, by id."""
+    failed: dict[str, str]
+    """Those of them that were tried."""
+    ran: int
+    """How many were done just now."""
+    started: float
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        return FAILED if self.failed else INCOMPLETE if self.missing else COMPLETE
+
+    def summary(self) -> str:
+        """What happened, in a line, and a line for each run that failed."""
+        reused, seconds = len(self.finished) - self.ran, time.monotonic() - self.started
+        lines = [f"{self.ran} runs done, {reused} reused, {len(self.missing)} missing, in {clock(seconds)}."]
+        failed = [job for job in self.wanted if job.spec.id in self.failed]
+        return "\n".join(lines + [f"failed: {job.spec.id} {title(job.spec)}: {self.failed[job.spec.id]}" for job in failed])
+
+
+def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _Outcome:
+    """Does the runs that are not finished.
+
+    Raises:
+        RefusedError: none can be started, as the data that they need are not here.
+    """
     from reproduce import tracking
 
     started = time.monotonic()
-    wanted = jobs(requests)
     launch = launcher(site)
     store = tracking.Store(site)
     finished = store.finished([job.spec.id for job in wanted])
@@ -60,15 +149,12 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False) -
         finished = store.finished([job.spec.id for job in wanted])
     unfinished = [job.spec.id for job in wanted if job.spec.id not in finished]
     missing = {spec_id: (blocked | reasons).get(spec_id, "no finished run with these settings") for spec_id in unfinished}
-    reports = [_render(request, site, store, finished, missing) for request in requests]
     ran = sum(job.spec.id in finished for job in todo)
-    print(_summary(len(finished) - ran, ran, missing, reasons, wanted, time.monotonic() - started))
-    print("\n".join(reports))
-    return FAILED if reasons else INCOMPLETE if missing else COMPLETE
+    return _Outcome(wanted, finished, missing, reasons, ran, started)
 
 
-def show_plan(requests: list[Request], site: Site) -> int:
-    """Prints which runs the tables need and which of them are finished; starts nothing."""
+def show_plan(requests: Iterable[Order], site: Site) -> int:
+    """Prints which runs the requests need and which of them are finished; starts nothing."""
     from reproduce import tracking
 
     wanted = jobs(requests)
@@ -80,18 +166,14 @@ def show_plan(requests: list[Request], site: Site) -> int:
 
 
 def _without_data(todo: list[Job], site: Site) -> dict[str, str]:
-    """The runs whose data are not here, and what would get them: asked once for each data set, before anything starts.
+    """The runs whose data are not here, and what would get them: asked once for each data set and protocol, before anything starts.
 
     Raises:
         RefusedError: all runs are among them.
     """
-    problems: dict[str, str] = {}
-    for dataset in {job.spec.dataset.id: job.spec.dataset for job in todo}.values():
-        try:
-            cast(Dataset, dataset).check_root(site)
-        except (LookupError, ValueError) as error:
-            problems[dataset.id] = str(error)
-    blocked = {job.spec.id: problems[job.spec.dataset.id] for job in todo if job.spec.dataset.id in problems}
+    wanted = {job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None) for job in todo}
+    problems = {each: _missing_data(*each, site) for each in dict.fromkeys(wanted.values())}
+    blocked = {spec_id: problem for spec_id, each in wanted.items() if (problem := problems[each])}
     for job in todo:
         for needed in job.spec.needs():
             if needed.id in blocked:
@@ -99,6 +181,17 @@ def _without_data(todo: list[Job], site: Site) -> dict[str, str]:
     if todo and len(blocked) == len(todo):
         raise RefusedError(" ".join(dict.fromkeys(blocked.values())))
     return blocked
+
+
+def _missing_data(dataset: Settings, protocol: Settings | None, site: Site) -> str:
+    """What a run on `dataset` by `protocol` lacks on this machine, and what would get it; empty: nothing."""
+    try:
+        cast(Dataset, dataset).check_root(site)
+        if protocol is not None:
+            cast(Protocol, protocol).check_data(cast(Dataset, dataset), site)
+    except (LookupError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def launcher(site: Site) -> Any:
@@ -114,26 +207,20 @@ def launcher(site: Site) -> Any:
     return importlib.import_module(f"reproduce.launch.{site.launcher}").launch
 
 
-def _render(request: Request, site: Site, store: Any, finished: dict[str, Finished], missing: dict[str, str]) -> str:
+def _render(request: Request, site: Site, done: _Outcome) -> str:
     """Writes one table's reports and its aggregates; returns a line on what is in them and where they are."""
+    from reproduce import tracking
     from reproduce.report import render
     from reproduce.report.filled import fill
 
     table = request.build()
-    filled = fill(table, request.seeds, finished, missing)
+    filled = fill(table, request.seeds, done.finished, done.missing)
     paths = render.write(filled, site.reports / request.scale)
     render.write_index(site.reports / request.scale)
-    if finished and not table.left_out:  # a cut table would empty the cells that it leaves out
-        store.log_table(filled, paths)
+    if done.finished and not table.left_out:  # a cut table would empty the cells that it leaves out
+        tracking.Store(site).log_table(filled, paths)
     shown = next(path for path in paths if path.suffix == ".md")
     return f"{render.summary(filled)}: {shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown}"
-
-
-def _summary(reused: int, ran: int, missing: dict[str, str], failed: dict[str, str], wanted: Iterable[Job], seconds: float) -> str:
-    """What happened, in a line, and a line for each run that failed."""
-    lines = [f"{ran} runs done, {reused} reused, {len(missing)} missing, in {clock(seconds)}."]
-    lines += [f"failed: {job.spec.id} {title(job.spec)}: {failed[job.spec.id]}" for job in wanted if job.spec.id in failed]
-    return "\n".join(lines)
 
 
 def clock(seconds: float) -> str:
@@ -155,7 +242,7 @@ class _Console:
         self._lively = sys.stderr.isatty()
         self._since: dict[str, float] = {}
         self._rates: dict[str, float] = {}
-        self._first: dict[str, tuple[float, int]] = {}
+        self._first: dict[tuple[str, str], tuple[float, int]] = {}
         self._spoken: dict[str, float] = {}
         print(f"{len(todo)} runs to do, {reused} reused.", flush=True)
 
@@ -186,16 +273,17 @@ class _Console:
             self._line(f"[{self._ended}/{len(self._specs)}] {title(self._specs[spec_id])}: {how}")
 
     def _progress(self, spec_id: str, event: dict[str, Any]) -> None:
-        now = time.monotonic()
-        since, before = self._first.setdefault(spec_id, (now, event["done"]))  # a resumed run begins in the middle
-        if now > since:
-            self._rates[spec_id] = (event["done"] - before) / (now - since)
-        self._advance(spec_id, event["done"] / event["total"])
+        now, unit = time.monotonic(), event["unit"]
+        since, before = self._first.setdefault((spec_id, unit), (now, event["done"]))  # a resumed run begins in the middle
+        rate = (event["done"] - before) / (now - since) if now > since else 0.0
+        if rate and unit == "images":
+            self._rates[spec_id] = rate
+        if unit != FETCHED:
+            self._advance(spec_id, event["done"] / event["total"])
         if not self._lively and now - self._spoken.get(spec_id, self._since[spec_id]) > SPEAK_EVERY:
             self._spoken[spec_id] = now
-            rate = self._rates.get(spec_id, 0.0)
             left = f", {clock((event['total'] - event['done']) / rate)} left" if rate else ""
-            self._line(f"{title(self._specs[spec_id])}: {event['note']}, {rate:,.0f} {event['unit']}/s{left}")
+            self._line(f"{title(self._specs[spec_id])}: {event['note']}, {rate:,.0f} {unit}/s{left}")
 
     def _advance(self, spec_id: str, fraction: float) -> None:
         done = self._work[spec_id] * fraction

@@ -200,7 +200,7 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
     [
         (
             {"table": "tabel8"},
-            "There is no table 'tabel8'. Did you mean 'table8'? Known: table1, table6, table8, table9, ",
+            "There is no table 'tabel8'. Did you mean 'table8'? Known: table1, table2, table3, table4, ",
         ),
         ({"scale": "smal"}, "There is no scale 'smal'. Did you mean 'small'? Known: smoke, small, paper."),
         ({"seeds": 0}, "--seeds is 0: at least one seed is needed."),

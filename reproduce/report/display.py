@@ -151,10 +151,11 @@ def _sub_columns(filled: Filled) -> Iterator[SubColumn]:
 
 
 def _ranks(filled: Filled, sub: SubColumn) -> list[Rank]:
-    """The rank of every row in a sub-column, among the numbers as printed."""
+    """The rank of every row in a sub-column, among the numbers as printed; beside an added row stands no number of the paper's."""
     cells = [row.cells[sub.column.key] for row in filled.rows]
     if sub.side == "paper":
-        numbers = [None if cell.paper is None else float(cell.paper) for cell in cells]
+        papers = [None if row.added else cell.paper for row, cell in zip(filled.rows, cells, strict=True)]
+        numbers = [None if paper is None else float(paper) for paper in papers]
     else:
         numbers = [None if cell.value is None else float(printed(cell.value, sub.column.digits)) for cell in cells]
     return ranks(numbers, sub.column.better)

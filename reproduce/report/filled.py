@@ -16,6 +16,7 @@ from reproduce.report import stats
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Column, Row, Table, Verdict
 from reproduce.results import Finished, observe
+from reproduce.spec import Pretrain
 
 DECIMALS = 10
 """Numbers in files are rounded to this many decimals, which sheds binary noise (100 x 0.8156 = 81.55999999999999) and nothing else."""
@@ -256,10 +257,10 @@ def _head(number: str) -> str:
 def _data(table: Table) -> str:
     """The data sets of the runs, in the order in which the table first names them."""
     specs = [ours.spec for _, _, ours in table.measured()]
-    pretrain = dict.fromkeys(spec.encoder.dataset.title for spec in specs)  # type: ignore[attr-defined]
+    pretrain = dict.fromkeys(spec.encoder.dataset.title for spec in specs if isinstance(spec.encoder, Pretrain))  # type: ignore[attr-defined]
     evaluate = dict.fromkeys(spec.dataset.title for spec in specs)  # type: ignore[attr-defined]
     if not specs:
         return ""
-    if pretrain == evaluate:
+    if pretrain == evaluate or not pretrain:
         return f"Data: {literal(', '.join(evaluate))}."
     return f"Pretrained on {literal(', '.join(pretrain))}; evaluated on {literal(', '.join(evaluate))}."

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from reproduce.spec import Evaluate, Spec, unknown
+from reproduce.spec import Evaluate, Pretrain, Spec, Weights, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,11 @@ class Measured:
     """A key of what the protocol's `run` returns."""
 
     def runs(self, seeds: int) -> tuple[Evaluate, ...]:
-        """The evaluation at seeds 0 to `seeds` - 1; pretraining and evaluation share the seed."""
-        return tuple(replace(self.spec, encoder=replace(self.spec.encoder, seed=seed), seed=seed) for seed in range(seeds))
+        """The evaluation at seeds 0 to `seeds` - 1; pretraining and evaluation share the seed. Released weights have none."""
+        encoder = self.spec.encoder
+        if not isinstance(encoder, Pretrain):
+            return tuple(replace(self.spec, seed=seed) for seed in range(seeds))
+        return tuple(replace(self.spec, encoder=replace(encoder, seed=seed), seed=seed) for seed in range(seeds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class Cell:
 
     paper: Reported | None = None
     ours: Measured | None = None
+    released: Measured | None = None
+    """What takes the place of a missing `ours` where released encoders are evaluated (`--baselines released`)."""
     why_not_ours: str = ""
     """Why this suite runs nothing for the cell, where it does not."""
     setting: float | None = None
@@ -142,6 +147,8 @@ class Table:
     notes: tuple[str, ...] = ()
     """Footnotes to the table as a whole (errata, choices)."""
     row_title: str = "Method"
+    measure: Callable[[Weights], Mapping[str, Measured]] | None = None
+    """What an added row of a user's encoder measures, by column key; None: the columns are not of one encoder but of several."""
     scale: str = "paper"
     changes: tuple[str, ...] = ()
     """`key=value` of every setting changed from the command line."""
@@ -181,13 +188,25 @@ class Table:
                 found |= {spec.id: spec for spec in needed if spec.id not in found}
         return tuple(found.values())
 
-    def map(self, change: Callable[[Evaluate], Evaluate], **fields: object) -> Table:
-        """The same table with `change` applied to the evaluation of every cell, and `fields` replaced."""
+    def map(self, change: Callable[[Evaluate], Evaluate | str], **fields: object) -> Table:
+        """The same table with `change` applied to the evaluation of every cell, and `fields` replaced.
+
+        Where `change` returns a text, nothing is run for the cell any more, and the text says why.
+        """
 
         def changed(cell: Cell) -> Cell:
-            return replace(cell, ours=replace(cell.ours, spec=change(cell.ours.spec))) if cell.ours else cell
+            if cell.ours is None:
+                return cell
+            spec = change(cell.ours.spec)
+            return (
+                replace(cell, ours=None, why_not_ours=spec) if isinstance(spec, str) else replace(cell, ours=replace(cell.ours, spec=spec))
+            )
 
-        rows = tuple(replace(row, cells={key: changed(cell) for key, cell in row.cells.items()}) for row in self.rows)
+        return self.map_cells(changed, **fields)
+
+    def map_cells(self, change: Callable[[Cell], Cell], **fields: object) -> Table:
+        """The same table with `change` applied to every cell, and `fields` replaced."""
+        rows = tuple(replace(row, cells={key: change(cell) for key, cell in row.cells.items()}) for row in self.rows)
         return replace(self, rows=rows, **fields)  # type: ignore[arg-type]
 
     def select(self, rows: str = "*", columns: str = "*") -> Table:
