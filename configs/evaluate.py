@@ -1,11 +1,24 @@
-"""The paper's evaluations of a pretrained encoder, each on the data set that it was pretrained on."""
+"""The paper's evaluations of a pretrained encoder (section 8)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
+from reproduce.data.imagenet import ImageNet
+from reproduce.data.inaturalist2018 import INaturalist2018
+from reproduce.data.places205 import Places205
+from reproduce.data.voc2007 import VOC2007
 from reproduce.protocols.alignment import AlignmentUniformity
-from reproduce.protocols.knn import NearestNeighbours
+from reproduce.protocols.knn import NearestNeighbours, WeightedNeighbours
 from reproduce.protocols.linear import LinearEvaluation
-from reproduce.spec import Evaluate, Pretrain
+from reproduce.protocols.linear_sgd import LinearSGD
+from reproduce.protocols.semi import SemiSupervised
+from reproduce.protocols.svm import LinearSVM
+from reproduce.spec import Evaluate, Pretrain, Settings, Weights
+
+GEOMETRY = ("size", "resize", "canvas", "mean", "std")
+"""What an encoder expects of its images, whatever the data set that they come from."""
 
 
 def linear(encoder: Pretrain) -> Evaluate:
@@ -21,3 +34,50 @@ def knn5(encoder: Pretrain) -> Evaluate:
 def alignment(encoder: Pretrain) -> Evaluate:
     """Wang and Isola's two losses on projections (Table 12; ssnl/align_uniform): `alignment`, `uniformity`; on features: `..._features`."""
     return Evaluate(encoder=encoder, protocol=AlignmentUniformity(), dataset=encoder.dataset)
+
+
+def imagenet_linear(encoder: Pretrain | Weights) -> Evaluate:
+    """ImageNet's linear evaluation (Tables 2 and 7): BYOL's, as section 8.1 leaves it open (protocol sheet, 2): `top1`, `top5`."""
+    return Evaluate(encoder=encoder, protocol=LinearSGD(), dataset=seen_by(encoder, ImageNet()))
+
+
+def semi(encoder: Pretrain | Weights, labels: Literal["1percent", "10percent"]) -> Evaluate:
+    """Semi-supervised classification with 1 % or 10 % of ImageNet's labels (Table 3, section 8.2): `top1`, `top5`.
+
+    With 1 % the encoder is frozen and the classifier's rate is 2.0; with 10 % they are .25 and 2.5e-4.
+    """
+    frozen = SemiSupervised(labels="1percent", classifier_lr=2.0, encoder_lr=0.0)
+    tuned = SemiSupervised(labels="10percent", classifier_lr=0.25, encoder_lr=2.5e-4)
+    protocol = {"1percent": frozen, "10percent": tuned}[labels]
+    return Evaluate(encoder=encoder, protocol=protocol, dataset=seen_by(encoder, ImageNet()))
+
+
+def knn(encoder: Pretrain | Weights) -> Evaluate:
+    """Weighted votes of 20 and of 200 neighbours (Table 4, section 8.3; protocol sheet, 4): `top1_20`, `top1_200`."""
+    return Evaluate(encoder=encoder, protocol=WeightedNeighbours(), dataset=seen_by(encoder, ImageNet()))
+
+
+def voc07(encoder: Pretrain | Weights) -> Evaluate:
+    """One linear SVM for each class of VOC2007 (Table 5, section 8.4; protocol sheet, 5): `map`."""
+    return Evaluate(encoder=encoder, protocol=LinearSVM(), dataset=seen_by(encoder, VOC2007()))
+
+
+def places205(encoder: Pretrain | Weights) -> Evaluate:
+    """A linear classifier on Places205 with the paper's schedule (Table 5, section 8.4): `top1`, `top5`."""
+    return Evaluate(encoder=encoder, protocol=_transfer(epochs=28), dataset=seen_by(encoder, Places205()))
+
+
+def inaturalist2018(encoder: Pretrain | Weights) -> Evaluate:
+    """A linear classifier on iNaturalist 2018 with the paper's schedule (Table 5, section 8.4): `top1`, `top5`."""
+    return Evaluate(encoder=encoder, protocol=_transfer(epochs=84), dataset=seen_by(encoder, INaturalist2018()))
+
+
+def _transfer(epochs: int) -> LinearSGD:
+    """Section 8.4: rate .2 at batch 256, divided by 10 two times, at equally spaced epochs; one rate, so nothing is held out."""
+    return LinearSGD(base_lrs=(0.2,), epochs=epochs, batch_size=256, weight_decay=1e-4, nesterov=False, num_drops=2, num_held_out=0)
+
+
+def seen_by(encoder: Pretrain | Weights, dataset: Settings) -> Settings:
+    """`dataset` with its images at the size and the normalisation that `encoder` was trained with."""
+    trained_on = encoder.dataset if isinstance(encoder, Pretrain) else encoder
+    return replace(dataset, **{key: getattr(trained_on, key) for key in GEOMETRY})  # type: ignore[type-var]

@@ -12,17 +12,27 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from configs.evaluate import seen_by
 from reproduce.data.views import Augmentation
+from reproduce.protocols.linear_sgd import LinearSGD
+from reproduce.protocols.semi import SemiSupervised
+from reproduce.protocols.svm import LinearSVM
 from reproduce.spec import Evaluate, Pretrain, Settings
 
 STAND_INS = {
     "smoke": "Synthetic scenes stand in for every data set and a small network for the backbone.",
-    "small": "Imagenette (10 classes of ImageNet) stands in for ImageNet-100, at 64 px.",
+    "small": "Imagenette (10 classes of ImageNet) stands in for ImageNet and ImageNet-100, at 64 px, and a ResNet-18 for the backbone.",
     "paper": "",
 }
 """What a reader must know of a scale's numbers, for the caption of each table whose data it replaces."""
+NO_STAND_IN = "{} has no small stand-in of its kind: run the cell at the scale paper, which reads it from its root in the site file."
+"""Why the scale small leaves a cell empty."""
 CROPS = (0.2, 1.0)
 """Area of a crop at smoke scale, relative to the image's."""
+SMALL_CROPS = (0.07, 0.2)
+"""The same of multi-crop's small crops, which end where the large ones begin, as in the paper: 8 to 14 of 32 pixels, seen at 14."""
+LARGEST_BATCH = 1024
+"""Of pretraining below paper scale, whose data sets are a few of BYOL's batches of 4096."""
 
 
 def paper(run: Evaluate) -> Evaluate:
@@ -30,58 +40,117 @@ def paper(run: Evaluate) -> Evaluate:
     return run
 
 
-def small(run: Evaluate) -> Evaluate:
-    """Real photographs at 64 px with a ResNet-18: Imagenette for the ImageNet family, STL-10 as it is."""
-    return replace(run, encoder=_small_pretrain(run.encoder), dataset=_small_dataset(run.dataset))
+def small(run: Evaluate) -> Evaluate | str:
+    """Real photographs at 64 px with a ResNet-18: Imagenette for the ImageNet family, STL-10 and VOC2007 as they are; nothing for the rest.
+
+    Weights from elsewhere keep their network and see images of the size that they were trained on.
+    """
+    if run.dataset.name in ("places205", "inaturalist2018"):
+        return NO_STAND_IN.format(run.dataset.title)  # type: ignore[attr-defined]
+    encoder = _small_pretrain(run.encoder) if isinstance(run.encoder, Pretrain) else run.encoder
+    dataset = seen_by(encoder, _small_dataset(run.dataset))
+    return replace(run, encoder=encoder, dataset=dataset, protocol=_held_out(run.protocol, 947))
 
 
 def smoke(run: Evaluate) -> Evaluate:
-    """Synthetic data at 32 px, a small network, a few epochs."""
-    return replace(run, encoder=_smoke_pretrain(run.encoder), dataset=_smoke_dataset(run.dataset))
+    """Synthetic data at 32 px, a small network, a few epochs; weights from elsewhere keep their network and their normalisation."""
+    dataset = _smoke_dataset(run.dataset)
+    protocol = _smoke_protocol(run.protocol)
+    if isinstance(run.encoder, Pretrain):
+        return replace(run, encoder=_smoke_pretrain(run.encoder), dataset=dataset, protocol=protocol)
+    return replace(run, dataset=replace(dataset, mean=run.encoder.mean, std=run.encoder.std), protocol=protocol)  # type: ignore[type-var]
 
 
 def _small_dataset(dataset: Settings) -> Settings:
     from reproduce.data.imagenette import Imagenette
 
-    return dataset if dataset.name == "stl10" else Imagenette()
+    return dataset if dataset.name in ("stl10", "voc2007") else Imagenette()
 
 
 def _small_pretrain(run: Pretrain) -> Pretrain:
-    return replace(run, dataset=_small_dataset(run.dataset), backbone="resnet18_3x3", precision="bfloat16")
+    dataset = _small_dataset(run.dataset)
+    return replace(
+        run,
+        dataset=dataset,
+        backbone="resnet18_3x3",
+        augmentation=_resized(run.augmentation, run.dataset, dataset),
+        precision="bfloat16",
+        batch_size=min(run.batch_size, LARGEST_BATCH),
+    )
+
+
+def _held_out(protocol: Settings, count: int) -> Settings:
+    """`protocol` with `count` images held out where it holds any out: a tenth of the train split."""
+    if isinstance(protocol, (LinearSGD, SemiSupervised)) and protocol.num_held_out:
+        return replace(protocol, num_held_out=count)
+    return protocol
 
 
 def _smoke_dataset(dataset: Settings) -> Settings:
-    from reproduce.data.synthetic import SyntheticFolder, SyntheticSTL10
+    from reproduce.data import synthetic
 
-    return SyntheticSTL10() if dataset.name == "stl10" else SyntheticFolder()
+    layouts: dict[str, type[Settings]] = {
+        "stl10": synthetic.SyntheticSTL10,
+        "voc2007": synthetic.SyntheticVOC2007,
+        "places205": synthetic.SyntheticPlaces205,
+        "inaturalist2018": synthetic.SyntheticINaturalist2018,
+    }
+    return layouts.get(dataset.name, synthetic.SyntheticFolder)()
+
+
+def _smoke_protocol(protocol: Settings) -> Settings:
+    """A sixteenth of the batch, but at least 64 images; an eighth of the epochs where each goes through the whole train split.
+
+    An SVM stops at a tenth of the iterations, which its largest costs reach.
+    """
+    if isinstance(protocol, (LinearSGD, SemiSupervised)):
+        crops = replace(protocol.augmentation, crop_scale=CROPS)
+        protocol = replace(protocol, batch_size=max(64, protocol.batch_size // 16), augmentation=crops)
+    if isinstance(protocol, LinearSGD):
+        protocol = replace(protocol, epochs=math.ceil(protocol.epochs / 8))
+    if isinstance(protocol, LinearSVM):
+        protocol = replace(protocol, max_iterations=protocol.max_iterations // 10)
+    return _held_out(protocol, 120)
 
 
 def _smoke_pretrain(run: Pretrain) -> Pretrain:
     """A sixteenth of the batch and an eightieth of the epochs: some 150 steps, in which a rate of the paper's would hardly move a weight.
 
-    So the base rate is 4 times and the trust coefficient 10 times the paper's, and the target follows faster. The heads are a quarter as
-    wide, which keeps the singular value loss of white predictions, d (d + 1) / (n - 1): 34 with d = 32 and n = 32, 32 with the paper's 128
-    and 512.
+    So the base rate is 4 times and the trust coefficient 10 times the paper's, and the target follows faster. ImageNet's rate, .15 in place
+    of ImageNet-100's .4, goes with epochs of ten times as many steps; the same scenes stand in for both, so both have the same rate here.
+    The heads are a quarter as wide, which keeps the singular value loss of white predictions, d (d + 1) / (n - 1): 34 with d = 32 and
+    n = 32, 32 with the paper's 128 and 512.
     """
+    faster = 4 * 0.4 / 0.15 if run.dataset.name == "imagenet" else 4
     heads = run.method.heads  # type: ignore[attr-defined]
     narrow = replace(heads, hidden=heads.hidden // 4, output=heads.output // 4)
-    optimizer = replace(run.optimizer, base_lr=4 * run.optimizer.base_lr, trust_coefficient=0.01, warmup_epochs=1)
+    optimizer = replace(run.optimizer, base_lr=faster * run.optimizer.base_lr, trust_coefficient=0.01, warmup_epochs=1)
+    dataset = _smoke_dataset(run.dataset)
     return replace(
         run,
         method=run.method.replace("tau", 0.95).replace("heads", narrow),
-        dataset=_smoke_dataset(run.dataset),
+        dataset=dataset,
         backbone="small",
-        augmentation=_wider_crops(run.augmentation),
+        augmentation=_wider_crops(_resized(run.augmentation, run.dataset, dataset)),
         optimizer=optimizer,
         epochs=math.ceil(min(run.epochs, 320) / 80),
-        batch_size=run.batch_size // 16,
+        batch_size=min(run.batch_size, LARGEST_BATCH) // 16,
         precision="float32",
     )
 
 
-def _wider_crops(augmentation: Settings) -> Settings:
+def _wider_crops(augmentation: Augmentation) -> Augmentation:
     """Crops of at least a fifth of the image, as on STL-10: a twelfth of 32 x 32 pixels shows nothing."""
-    assert isinstance(augmentation, Augmentation)
     other = augmentation.every_second
     wider = None if other is None else replace(other, crop_scale=CROPS)
-    return replace(augmentation, crop_scale=CROPS, every_second=wider)
+    small = None if augmentation.small is None else replace(augmentation.small, crop_scale=SMALL_CROPS)
+    return replace(augmentation, crop_scale=CROPS, every_second=wider, small=small)
+
+
+def _resized(augmentation: Settings, before: Settings, after: Settings) -> Augmentation:
+    """`augmentation` with small crops that are as large beside the views of `after` as they were beside those of `before`: 3 / 7."""
+    assert isinstance(augmentation, Augmentation)
+    if augmentation.small is None:
+        return augmentation
+    size = math.ceil(augmentation.small.size * after.size / before.size)  # type: ignore[attr-defined]
+    return replace(augmentation, small=replace(augmentation.small, size=size))
