@@ -190,7 +190,7 @@ def evaluate(
     set: list[str] = [],  # noqa: B006
     dry_run: bool = False,
 ) -> None:
-    """Any ResNet checkpoint by any protocol on any data set: --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette."""
+    """One encoder of yours by one protocol: --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette."""
     from reproduce import plan, produce
 
     plan_only = dry_run or c.config.run.dry

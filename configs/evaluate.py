@@ -15,10 +15,7 @@ from reproduce.protocols.linear import LinearEvaluation
 from reproduce.protocols.linear_sgd import LinearSGD
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.svm import LinearSVM
-from reproduce.spec import Evaluate, Pretrain, Settings, Weights
-
-GEOMETRY = ("size", "resize", "canvas", "mean", "std")
-"""What an encoder expects of its images, whatever the data set that they come from."""
+from reproduce.spec import GEOMETRY, Evaluate, Pretrain, Settings, Weights
 
 
 def linear(encoder: Pretrain) -> Evaluate:

@@ -15,7 +15,7 @@ import math
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 from reproduce.nn import backbones
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Measured, Row, Table
-from reproduce.spec import Evaluate, Pretrain, Settings, Spec, Weights, unknown
+from reproduce.spec import GEOMETRY, Evaluate, Pretrain, Settings, Spec, Weights, unknown
 
 SCALES = ("smoke", "small", "paper")
 BASELINES = ("quoted", "released")
@@ -33,11 +33,12 @@ CUSTOM = "custom"
 """The scale under which evaluations outside of the tables are recorded: the user's own settings."""
 SYNTHETIC = "synthetic_"
 """What the names of data sets begin with whose images are drawn at one size."""
+ORIGIN = ("encoder.url", "encoder.sha256")
+"""Settings of an encoder from elsewhere that say which file it is: a run must not be recorded as one of another file."""
 UNKNOWN_FACT = "–"
 """What an added row says in the columns of facts."""
 NORMALISATION = ("mean", "std")
-GEOMETRY = ("size", "resize", "canvas", *NORMALISATION)
-"""Settings that an encoder from elsewhere has for the data sets that it sees."""
+"""What an encoder from elsewhere decides even of images that are drawn at one size."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -173,6 +174,7 @@ class Evaluation:
 
 
 Order = Request | Evaluation
+"""What a worker is sent with a run's id: either kind of request."""
 
 
 def loads(text: str) -> Order:
@@ -261,13 +263,18 @@ def evaluation(checkpoint: str, backbone: str = "", **fields: Any) -> tuple[Eval
 def added_row(text: str) -> tuple[str, str]:
     """The label and the file (or released encoder) of a row that the command line adds.
 
+    Both may hold the sign `=`, as in `Ours (K = 8)=lr=.2.pth`: the one is meant after which there is such a file, else the first.
+
     Raises:
         ValueError: it is not of the form `Label=FILE`.
     """
-    label, equals, given = (part.strip() for part in text.partition("="))
-    if not (label and equals and given):
+    signs = [place for place, sign in enumerate(text) if sign == "="]
+    parts = [(" ".join(text[:place].split()), text[place + 1 :].strip()) for place in signs]
+    complete = [(label, given) for label, given in parts if label and given]
+    if not complete or not all(parts[0]):
         raise ValueError(f"--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
-    return label, given
+    there = (part for part in complete if Path(part[1]).expanduser().is_file() or part[1].lower() in released())
+    return next(there, complete[0])
 
 
 def _with_released(table: Table) -> Table:
@@ -284,7 +291,7 @@ def _with_released(table: Table) -> Table:
         if not instead:
             return row
         encoders = (measured.spec.encoder for measured in instead.values())
-        files = dict.fromkeys(_file_name(encoder.url) for encoder in encoders if isinstance(encoder, Weights))
+        files = dict.fromkeys(encoder.title for encoder in encoders if isinstance(encoder, Weights))
         told = f"Ours: the encoder that its authors released ({literal(', '.join(files))}), evaluated here."
         cells = {key: replace(cell, ours=instead.get(key, cell.ours)) for key, cell in row.cells.items()}
         return replace(row, cells=cells, note=f"{row.note} {told}".strip())
@@ -301,11 +308,6 @@ def _tables(suited: Callable[[Table], bool]) -> str:
     return ", ".join(name for name in table_names() if suited(importlib.import_module(f"tables.{name}").table())) or "no table"
 
 
-def _file_name(url: str) -> str:
-    """The last two parts of an address: releases share names such as `checkpoint_0099.pth.tar`."""
-    return "/".join(url.split("/")[-2:])
-
-
 def _with_row(table: Table, label: str, weights: Weights) -> Table:
     """The table with a row for an encoder of the user's below the others.
 
@@ -320,21 +322,20 @@ def _with_row(table: Table, label: str, weights: Weights) -> Table:
         )
     if label in {row.label for row in table.rows}:
         raise ValueError(f"{table.name} has a row '{label}' already: give the added one another label.")
-    what = f"file {weights.sha256[:12]}" if weights.sha256 else _file_name(weights.url)
     row = Row(
         label=label,
         shown=literal(label),
         cells={key: Cell(ours=measured) for key, measured in table.measure(weights).items()},
         facts=dict.fromkeys(table.rows[0].facts, UNKNOWN_FACT),
-        note=f"Added here: {literal(what)}, a {literal(weights.backbone)}.",
+        note=f"Added here: {literal(weights.title)}, backbone {literal(weights.backbone)}.",
         added=True,
         rule_before=not table.rows[-1].added,
     )
-    return replace(table, rows=(*table.rows, row), changes=(*table.changes, f"row {label}={what}"))
+    return replace(table, rows=(*table.rows, row), changes=(*table.changes, f"row {label}={weights.title}"))
 
 
 def requests(
-    tables: typing.Iterable[str],
+    tables: Iterable[str],
     *,
     changes: tuple[str, ...] = (),
     baselines: str = BASELINES[0],
@@ -426,6 +427,8 @@ def _change(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Eva
     if not meant:
         raise LookupError(unknown("setting", key, sorted({path for run in runs for path in _settable(run)})))
     first, path = min(meant, key=lambda each: _rank(*each))
+    if path in ORIGIN:
+        raise ValueError(f"Which file is evaluated is not set by --set ({key}): --checkpoint or --add-row names it.")
 
     def apply(run: Evaluate) -> Evaluate:
         paths = settings_named(key, run)
@@ -445,10 +448,10 @@ def _rank(run: Evaluate, path: str) -> int:
 
 
 def _settable(run: Evaluate) -> Iterator[str]:
-    """The settings that have a value of their own and are not the seed, as one would write them."""
+    """The settings that have a value of their own and that --set may change, as one would write them."""
     paths = [path for path, _ in run.leaves()]
     for path in paths:
-        if path.split(".")[-1] != "seed" and not any(other.startswith(f"{path}.") for other in paths):
+        if path.split(".")[-1] != "seed" and path not in ORIGIN and not any(other.startswith(f"{path}.") for other in paths):
             yield path.removeprefix("encoder.")
 
 
@@ -456,7 +459,7 @@ def settings_named(key: str, run: Evaluate) -> list[str]:
     """The paths in `run` that `key` means: a setting of the pretraining first, else one of the evaluation.
 
     A full path is itself; otherwise the shortest path that ends in `key` is meant. A setting of the data set is one of pretraining and of
-    evaluation alike where both use the same; so is what weights from elsewhere expect of their images.
+    evaluation alike where both use the same; so is what an encoder expects of its images (GEOMETRY) where it sees such ones.
 
     Raises:
         ValueError: several settings of the same depth have that name.
@@ -472,8 +475,11 @@ def settings_named(key: str, run: Evaluate) -> list[str]:
         nearest = [path for path in ending if path.count(".") == depth]
         if len(nearest) > 1:
             raise ValueError(f"'{key}' may mean {' or '.join(path.removeprefix('encoder.') for path in nearest)}: give one of these.")
-        if nearest[0].startswith("encoder.dataset.") and isinstance(run.encoder, Pretrain) and run.dataset == run.encoder.dataset:
-            nearest.append(nearest[0].removeprefix("encoder."))
+        if nearest[0].startswith("encoder.dataset.") and isinstance(run.encoder, Pretrain):
+            values, own = dict(run.leaves()), nearest[0].removeprefix("encoder.")
+            follows = own.removeprefix("dataset.") in GEOMETRY and values.get(own) == values[nearest[0]]
+            if follows or run.dataset == run.encoder.dataset:
+                nearest.append(own)
         if isinstance(run.encoder, Weights) and (expected := nearest[0].removeprefix("encoder.")) in GEOMETRY:
             shown = {path: value for path, value in run.leaves() if path in (f"encoder.{expected}", f"dataset.{expected}")}
             if len(set(shown.values())) == 1:
@@ -526,12 +532,12 @@ class Job:
     request: Order
 
 
-def jobs(requests: typing.Iterable[Order]) -> list[Job]:
+def jobs(requests: Iterable[Order]) -> list[Job]:
     """Every run of the requests, upstream first, each once."""
     return list({job.spec.id: job for job in _all_jobs(requests)}.values())
 
 
-def _all_jobs(requests: typing.Iterable[Order]) -> Iterator[Job]:
+def _all_jobs(requests: Iterable[Order]) -> Iterator[Job]:
     for request in requests:
         for spec in request.specs():
             yield Job(spec, request)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from reproduce.data.dataset import Dataset
 from reproduce.nn import weights
 from reproduce.plan import Evaluation, Job, Order, Request, jobs
+from reproduce.progress import FETCHED
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain, Settings, Spec, Weights, unknown
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 
 SPEAK_EVERY = 60.0
 """Seconds between two lines about a run under way, where there is no terminal for a bar."""
-FETCHED = "MiB"
-"""The unit of a download's progress, which is no part of a run's work."""
-FRACTIONS = ("top", "majority", "map")
+FRACTIONS = ("top", "majority", "map", "held_out")
 """What the names of metrics begin with that are printed in per cent."""
 COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
 """Exit codes: every cell that has a run is filled; a run failed; some cells are empty."""

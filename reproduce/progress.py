@@ -6,16 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+FETCHED = "MiB"
+"""The unit of a download's progress, which is no part of a run's work."""
+
 
 class Progress(NamedTuple):
     """How far a run is, for whoever shows it."""
 
     done: int
-    """Images seen."""
+    """How many are done."""
     total: int
-    """Images to see."""
+    """How many there are to do."""
     unit: str
-    """What is counted, such as `images`."""
+    """What is counted: `images`, `classes`, or what a download is counted in, FETCHED."""
     note: str
     """A few words, such as the loss."""
 

@@ -204,7 +204,7 @@ class Weights(Settings, name="weights"):
     sha256: str = ""
     """Of the file; empty: none is published, the one of the first download is recorded and holds from then on."""
     prefix: str = ""
-    """What the names of the backbone's tensors begin with; empty: one of the known prefixes, whichever fits."""
+    """What the names of the backbone's tensors begin with; empty: whatever it is under which the backbone fits."""
     size: int = 224
     """Side of the images that it was trained on, in pixels; an evaluation shows it images of this size."""
     resize: int = 256
@@ -219,6 +219,15 @@ class Weights(Settings, name="weights"):
     def check(self) -> None:
         if not self.url and not self.sha256:
             raise ValueError("weights take the url of a release or the sha256 of a file: neither is given.")
+
+    @property
+    def title(self) -> str:
+        """As printed: the last two parts of the address, as releases share names such as `checkpoint_0099.pth.tar`, or a file's SHA-256."""
+        return "/".join(self.url.split("/")[-2:]) or f"file {self.sha256[:12]}"
+
+
+GEOMETRY = ("size", "resize", "canvas", "mean", "std")
+"""The settings of `Weights` that say which images it expects; every data set has them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,8 @@ FLUSH_AT = 500
 """Measurements that are written without waiting longer."""
 MAX_METRICS, MAX_PARAMS = 1000, 100
 """MLflow's limits for one batch."""
+LONGEST = 200
+"""Characters of a row's label in the name of a metric, of which MLflow takes 250."""
 SHORT_NAMES = {
     "K": "method.num_views",
     "lambda_s": "method.lambda_s",
@@ -503,7 +505,7 @@ def title(spec: Spec | Weights) -> str:
             words += ["on", spec.dataset.name]
         return f"{' '.join(words)}: {title(spec.encoder)}"
     if isinstance(spec, Weights):
-        return "/".join(spec.url.split("/")[-2:]) or f"file {spec.sha256[:12]}"
+        return spec.title
     settings = dict(spec.method.leaves())
     words = [spec.method.name]
     for sign, key in {"K": "num_views", "λs": "lambda_s", "λb": "lambda_b", "λu": "lambda_uniform"}.items():
@@ -633,7 +635,7 @@ def _cell_means(filled: Filled) -> dict[str, float]:
     values: dict[str, float] = {}
     slugs: set[str] = set()
     for row in filled.rows:
-        slug = re.sub(r"[^A-Za-z0-9_.]+", " ", row.label).strip()
+        slug = re.sub(r"[^\w.]+", " ", row.label).strip(" .")[:LONGEST] or "row"
         while slug in slugs:  # two labels that differ in symbols alone
             slug += " again"
         slugs.add(slug)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from toys import SHARED
 
 from reproduce.data import imagefolder, inaturalist2018, lists, places205, voc, voc2007
 from reproduce.data.download import available
@@ -25,8 +26,6 @@ from reproduce.data.synthetic import SyntheticFolder, SyntheticPlaces205, Synthe
 from reproduce.data.voc2007 import VOC2007
 from reproduce.nn import features
 from reproduce.site import Site
-
-SHARED = Path(os.environ.get("MSBREG_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
 def shared(place):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,46 +18,35 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import Toy, encoder
+from toys import CPU, Pictures, Toy, encoder, on_two_processes
 
 from reproduce import checkpoint
 from reproduce.data.images import Images
+from reproduce.data.synthetic import SyntheticFolder
 from reproduce.nn import feature_cache, features
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.features import Split
 from reproduce.site import Site
 
-CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOY = Toy()
 NUM_IMAGES = 12
 ROW = 4 * 64
 """Bytes of the features of one image."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The order of a sum depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Counted(Images):
-    """Images of random pixels that count how often one is opened and may do something then."""
+class Counted(Pictures):
+    """Random pictures that count how often one is opened and may do something then."""
 
     def __init__(self, digest: str = "d1", at_open: Callable[[], object] = lambda: None) -> None:
-        super().__init__(np.arange(NUM_IMAGES) % 2, ("a", "b"))
-        self.pixels = np.random.default_rng(len(digest)).integers(0, 256, (NUM_IMAGES, 18, 20, 3), np.uint8)
+        pixels = np.random.default_rng(len(digest)).integers(0, 256, (NUM_IMAGES, 18, 20, 3), np.uint8)
+        super().__init__(pixels, np.arange(NUM_IMAGES) % 2, ("a", "b"))
         self.opened, self.at_open, self._digest = 0, at_open, digest
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
 
     def open(self, index: int) -> Image.Image:
         self.opened += 1
         self.at_open()
-        return Image.fromarray(self.pixels[index])
+        return super().open(index)
 
     @property
     def digest(self) -> str:
@@ -140,6 +129,15 @@ def test_whatever_moves_features_has_a_file_of_its_own(other: str, site: Site) -
     assert len(files(site)) == 2
     assert second.shape != first.shape or not torch.equal(second, first)
     assert torch.equal(second, extract(replace(site, features_gb=0.0), **changed))  # type: ignore[arg-type]
+
+
+def test_scenes_of_another_seed_are_other_images_though_names_and_sizes_agree(site: Site) -> None:
+    one = SyntheticFolder(num_train=20, num_val=20)
+    other, network = replace(one, data_seed=1), known()
+    splits = [features.labelled(scenes, "val", site) for scenes in (one, other)]
+    assert splits[0].images.digest == splits[1].images.digest
+    first, second = (features.extract(network, scenes, split, site, CPU) for scenes, split in zip((one, other), splits, strict=True))
+    assert not torch.equal(first, second)
 
 
 def test_other_versions_of_the_code_and_other_arithmetic_have_other_names(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,23 +302,19 @@ def test_what_others_left_half_written_is_cleared_away(site: Site) -> None:
     assert [name for name in files(site) if name.endswith(".tmp")] == ["ba9876543210.999.tmp"], "its writer is at work"
 
 
-def _process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    site, images = Site(runs=Path(folder) / "runs"), Counted()
+def cold_then_warm(site: Site) -> tuple[int, int, list[str], torch.Tensor, torch.Tensor]:
+    """How many images were opened for the first time and in all, the files then, and both times' features."""
+    images = Counted()
     cold = extract(site, images)
     opened = images.opened
     warm = extract(site, images)
-    torch.save([opened, images.opened, files(site), cold, warm], Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return opened, images.opened, files(site), cold, warm
 
 
 @pytest.mark.slow
 def test_two_processes_agree_and_one_writes(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     expected = extract(Site(features_gb=0.0), Counted())
-    for rank in range(2):
-        cold_opened, warm_opened, written, cold, warm = torch.load(tmp_path / f"{rank}.pt")
+    for cold_opened, warm_opened, written, cold, warm in on_two_processes(cold_then_warm, tmp_path, Site(runs=tmp_path / "runs")):
         assert cold_opened == warm_opened > 0
         assert [name.endswith(".safetensors") for name in written] == [True]
         assert torch.equal(cold, expected)

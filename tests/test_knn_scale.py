@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import encoder
+from toys import CPU, SHARED, encoder, on_two_processes
 
 from reproduce.data.imagenette import Imagenette
 from reproduce.nn import features
 from reproduce.protocols import knn
 from reproduce.site import Site
 
-CPU = torch.device("cpu")
-SHARED = Path(os.environ.get("MSBREG_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+pytestmark = pytest.mark.usefixtures("one_thread")
 PHOTOGRAPHS = SHARED / "imagenette96.tar.gz"
 CHUNKS = ((7, 64), (100, 160), (3, 37))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The other core may be somebody else's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
@@ -171,13 +158,6 @@ def measured(folder: str) -> dict[str, float]:
     return {key: value for protocol in PROTOCOLS for key, value in protocol.run(encoder(), Imagenette(), site, CPU, 0).items()}
 
 
-def _process(rank: int, folder: str, results: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{results}/meet", rank=rank, world_size=2)
-    (Path(results) / f"{rank}.json").write_text(json.dumps(measured(folder)))
-    torch.distributed.destroy_process_group()
-
-
 def by_scikit_learn(folder: Path) -> dict[str, float]:
     """The same four numbers by scikit-learn's brute force and votes that are written out."""
     from sklearn.neighbors import NearestNeighbors
@@ -209,5 +189,4 @@ def test_photographs_get_the_top1_of_scikit_learns_brute_force_on_one_process_an
     one = measured(str(folder))
     assert one == by_scikit_learn(folder)
     assert 0.15 < one["top1_20"] < 0.6, "ten classes, an untrained encoder: better than chance"
-    torch.multiprocessing.spawn(_process, (str(folder), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
-    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [one, one]
+    assert on_two_processes(measured, tmp_path, str(folder)) == [one, one]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,25 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toys import CPU, READ, Notes, Toy, encoder, images_read
+from toys import CPU, READ, Notes, Toy, encoder, images_read, on_two_processes
 
 from reproduce.data import views
-from reproduce.nn import classifiers, distributed, features, schedules, seeds
+from reproduce.nn import classifiers, features, schedules, seeds
 from reproduce.nn.classifiers import Classifiers, Stream
 from reproduce.progress import Progress, Watch
 from reproduce.protocols.linear_sgd import LinearSGD
 from reproduce.site import Site
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SWEEP = LinearSGD(base_lrs=(1.0, 30.0, 10.0), epochs=3, batch_size=25, num_held_out=24)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The order of a sum depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def drawn(*shape: int, seed: int) -> torch.Tensor:
@@ -183,9 +173,8 @@ def test_orders_and_views_differ_from_epoch_to_epoch_and_follow_from_the_seed() 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("n", [1, 2, 4, 5, 8, 11])
-def test_shares_are_contiguous_and_nearly_equal(n: int, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
-    found = [range(*classifiers.bounds(n, rank)) for rank in range(world_size)]
+def test_shares_are_contiguous_and_nearly_equal(n: int, world_size: int) -> None:
+    found = [range(*classifiers.share(n, rank, world_size)) for rank in range(world_size)]
     assert all(rows and rows[-1] < n for rows in found), "every process has something to compute"
     if n >= world_size:
         assert [row for rows in found for row in rows] == list(range(n))
@@ -345,32 +334,22 @@ def test_settings_that_make_no_sense_are_errors_in_one_line(changes: dict[str, A
 TWO = (replace(SWEEP, batch_size=19), LinearSGD(base_lrs=(0.4,), epochs=2, batch_size=1, num_held_out=115))
 
 
-def everything() -> list[object]:
-    """What this process measures and records; in the second protocol a batch is one image, so one of two processes has none."""
+def everything() -> tuple[list[object], list[list[int]]]:
+    """What this process measures and records, and its first batches; the second protocol's are of one image: one of two has none."""
+    READ.clear()
     found: list[object] = []
     for protocol in TWO:
         notes = Notes()
         found += [measure(protocol, notes=notes), notes.logged[max(notes.logged)]]
-    return found
-
-
-def _process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    READ.clear()
-    found = everything()
-    (Path(folder) / f"{rank}.json").write_text(json.dumps([found, READ["train"][:6]]))
-    torch.distributed.destroy_process_group()
+    return found, READ["train"][:6]
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
-    READ.clear()
-    one = everything()
-    (first, first_read), (second, second_read) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    (first, first_read), (second, second_read) = on_two_processes(everything, tmp_path)
+    one, one_read = everything()
     assert first == second
     for ours, theirs in zip(one, first, strict=True):
         assert theirs == pytest.approx(ours, rel=1e-5)
-    assert [a + b for a, b in zip(first_read, second_read, strict=True)] == READ["train"][:6]
+    assert [a + b for a, b in zip(first_read, second_read, strict=True)] == one_read
     assert {len(share) for share in first_read + second_read} <= {8, 9}

@@ -94,6 +94,16 @@ def test_a_transfers_own_data_set_stays_when_that_of_pretraining_changes() -> No
     assert settings_named("dataset.size", TRANSFER) == ["encoder.dataset.size"]
 
 
+@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+def test_images_of_a_transfer_change_with_those_that_the_encoder_was_trained_on(scale: str) -> None:
+    changes = ("dataset.mean=0.4,0.4,0.4", "canvas=128", "dataset.test_split=other", "dataset.mean=0.3,0.4,0.5")
+    for _, _, ours in Request(table="table5", scale=scale, changes=changes).build().measured():
+        trained, shown = dict(ours.spec.encoder.leaves()), dict(ours.spec.dataset.leaves())
+        assert trained["dataset.mean"] == shown["mean"] == (0.3, 0.4, 0.5)
+        assert trained["dataset.canvas"] == shown["canvas"] == 128
+        assert trained["dataset.test_split"] == "other" != shown["test_split"], "what is not of the images stays"
+
+
 def test_a_name_that_several_settings_share_is_refused_with_both() -> None:
     with pytest.raises(
         ValueError, match=r"^'momentum' may mean method\.momentum or augmentation\.momentum or optimizer\.momentum: give one"

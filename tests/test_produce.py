@@ -1,4 +1,4 @@
-"""What can be started where only a part of the data is."""
+"""What can be started where only a part of the data is, and how one evaluation is printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.plan import Request, jobs
-from reproduce.produce import RefusedError, _without_data
+from reproduce.produce import RefusedError, _printed, _without_data
 from reproduce.site import Site
 
 
@@ -28,3 +28,16 @@ def test_a_table_without_any_of_its_data_is_refused_with_every_root(tmp_path: Pa
 
 def test_generated_data_need_no_root(tmp_path: Path) -> None:
     assert _without_data(jobs([Request(table="table1")]), Site(runs=tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "printed"),
+    [
+        ("top1_20", [0.8125], "top1_20 81.25 %"),
+        ("held_out_top1", [0.5, 0.75], "held_out_top1 62.50 ± 17.68 % (2)"),
+        ("lr", [0.05], "lr 0.0500"),
+        ("uniformity", [-2.5], "uniformity -2.5000"),
+    ],
+)
+def test_fractions_are_printed_in_per_cent_and_nothing_else_is(name: str, values: list[float], printed: str) -> None:
+    assert _printed(name, values) == printed

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys import Pictures, brighter_by_class, on_two_processes
 
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
@@ -25,26 +24,12 @@ from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
 from reproduce.spec import LARS, Pretrain
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 
-class Arrays(Images):
-    """Images of random pixels in memory; those of a class have their brightness in common."""
-
-    def __init__(self, labels: list[int], classes: tuple[str, ...], seed: int) -> None:
-        super().__init__(labels, classes)
-        noise = np.random.default_rng(seed).integers(0, 60, (len(labels), 20, 24, 3))
-        self.pixels = (noise + 30 * (1 + self.labels)[:, None, None, None]).astype(np.uint8)
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
-
-    def open(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
-
-    @property
-    def digest(self) -> str:
-        return ""
+def arrays(labels: list[int], classes: tuple[str, ...], seed: int) -> Pictures:
+    return Pictures(brighter_by_class(labels, noise=60, step=30, seed=seed), labels, classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +50,11 @@ class Toy(Dataset, name="toy"):
 
     def load(self, split: str, site: Site) -> Images:
         if split == "unlabelled":
-            return Arrays([-1] * 9, self.classes, seed=0)
+            return arrays([-1] * 9, self.classes, seed=0)
         if split == "test":
-            return Arrays([i % len(self.test_classes) for i in range(self.num_test)], self.test_classes, seed=1)
+            return arrays([i % len(self.test_classes) for i in range(self.num_test)], self.test_classes, seed=1)
         labels = [i % (len(self.classes) + 1) - 1 for i in range(self.num_train // 5 * 6)]
-        return Arrays(labels, self.classes, seed=2)
+        return arrays(labels, self.classes, seed=2)
 
 
 def encoder(**changes: object) -> Encoder:
@@ -78,15 +63,6 @@ def encoder(**changes: object) -> Encoder:
     spec = Pretrain(**(settings | {"epochs": 0} | changes))
     online = build_network(spec).online
     return Encoder(spec, online.backbone, online.projector)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The order of a sum depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -357,7 +333,7 @@ class OnlyTwo(Toy, name="only_two"):
     """Its training images have two of the five classes."""
 
     def load(self, split: str, site: Site) -> Images:
-        return Arrays([0, 1], self.classes, seed=0) if split == "train" else super().load(split, site)
+        return arrays([0, 1], self.classes, seed=0) if split == "train" else super().load(split, site)
 
 
 def test_an_encoder_that_diverged_gives_no_numbers() -> None:
@@ -413,17 +389,9 @@ def everything() -> dict[str, object]:
     return rows | {protocol.name: protocol.run(encoder(), Toy(), Site(), CPU, 5) for protocol in PROTOCOLS}
 
 
-def _process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(everything()))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
-    one = everything()
+    two, one = on_two_processes(everything, tmp_path), everything()
     for n, chunk in SIZES:
         assert one[f"{n} rows in chunks of {chunk}"] == [[10.0 * row, 10.0 * row + 1] for row in range(n)]
     for protocol in PROTOCOLS:
@@ -431,5 +399,4 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
         assert isinstance(metrics, dict)
         assert tuple(metrics) == protocol.metrics
         assert all(math.isfinite(value) for value in metrics.values())
-    assert json.loads((tmp_path / "0.json").read_text()) == one
-    assert json.loads((tmp_path / "1.json").read_text()) == one
+    assert two == [one, one]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toys import CPU, READ, Notes, Toy, encoder, images_read
+from toys import CPU, READ, Notes, Toy, encoder, images_read, on_two_processes
 
 from reproduce.data import views
 from reproduce.data.synthetic import SyntheticSTL10
@@ -29,18 +27,10 @@ from reproduce.protocols.semi import SemiSupervised
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LIST = Toy().subset
 FROZEN = SemiSupervised(classifier_lr=2.0, epochs=(2, 5, 3), batch_size=16, num_held_out=30)
 TUNED = replace(FROZEN, classifier_lr=0.5, encoder_lr=0.02, epochs=(1, 2))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The order of a sum depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def measure(protocol: SemiSupervised, dataset: Toy = Toy(), seed: int = 5, notes: Notes | None = None) -> dict[str, float]:  # noqa: B008
@@ -269,18 +259,9 @@ def everything() -> list[object]:
     return found
 
 
-def _process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(everything()))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
-    one = everything()
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    first, second = on_two_processes(everything, tmp_path)
     assert first == second
-    for ours, theirs in zip(one, first, strict=True):
+    for ours, theirs in zip(everything(), first, strict=True):
         assert theirs == pytest.approx(ours, rel=1e-3)

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,12 +18,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import LinearSVC
-from toys import CPU, Notes, encoder
+from toys import CPU, SHARED, Notes, Pictures, encoder, on_two_processes
 
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
@@ -34,39 +32,20 @@ from reproduce.progress import Progress, Watch
 from reproduce.protocols.svm import LinearSVM, average_precision, several_labels
 from reproduce.site import Site
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("MSBREG_SHARED_DATA") or ROOT.parent / "shared" / "data")
 CLASSES = ("red", "green", "blue")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As on a CPU: a process of its own for each thread is what some tests ask for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Coloured(Images):
+class Coloured(Pictures):
     """Noise in which a channel is brighter, by a random amount, where its class is there or difficult."""
 
     def __init__(self, targets: np.ndarray, seed: int) -> None:
-        super().__init__([-1] * len(targets), CLASSES)
-        self.targets = targets
         random = np.random.default_rng(seed)
         bright = np.where(targets < 0, 0, random.integers(10, 90, targets.shape))
-        self.pixels = (random.integers(0, 160, (len(targets), 16, 16, 3)) + bright[:, None, None]).astype(np.uint8)
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
-
-    def open(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
-
-    @property
-    def digest(self) -> str:
-        return ""
+        pixels = (random.integers(0, 160, (len(targets), 16, 16, 3)) + bright[:, None, None]).astype(np.uint8)
+        super().__init__(pixels, [-1] * len(targets), CLASSES)
+        self.targets = targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,19 +288,10 @@ def test_classes_at_once_give_the_numbers_of_one_after_the_other() -> None:
     assert not multiprocessing.active_children(), "the processes are gone with the run"
 
 
-def _process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(numbers()))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_processes_of_a_run_give_the_numbers_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     one = numbers()
-    assert json.loads((tmp_path / "0.json").read_text()) == one
-    assert json.loads((tmp_path / "1.json").read_text()) == one
+    assert on_two_processes(numbers, tmp_path) == [one, one]
 
 
 SCRIPT = """

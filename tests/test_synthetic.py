@@ -313,11 +313,13 @@ def accuracy(train: NDArray[np.float64], test: NDArray[np.float64], scenes: dict
     return float(classifier.score(test, scenes["test"][0]))
 
 
+@pytest.mark.slow
 def test_nearest_neighbours_of_raw_pixels_do_poorly(scenes: dict[str, Any]) -> None:
     train, test = (scenes[split][1].reshape(len(scenes[split][1]), -1) / 255 for split in ("train", "test"))
     assert accuracy(train, test, scenes) < 3 * CHANCE  # measured: .24
 
 
+@pytest.mark.slow
 def test_colour_says_nothing_of_the_class(scenes: dict[str, Any]) -> None:
     """The mean and the deviation of each channel; the area of a shape may show a little in them."""
     train, test = (
@@ -326,6 +328,7 @@ def test_colour_says_nothing_of_the_class(scenes: dict[str, Any]) -> None:
     assert accuracy(train, test, scenes) < 2 * CHANCE
 
 
+@pytest.mark.slow
 def test_position_says_nothing_of_the_class(scenes: dict[str, Any]) -> None:
     """Where a scene differs most from its median colour: the object's centre of mass."""
 

@@ -32,6 +32,8 @@ from reproduce.site import PROJECT, Site
 from reproduce.spec import LARS, Evaluate, Pretrain, Settings
 from reproduce.tracking import BusyError, Run, Store, Terminated, group, title
 
+pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
+
 fork = multiprocessing.get_context("fork")
 
 
@@ -103,7 +105,6 @@ def mlflow_status(site: Site, run_id: str) -> str:
     return str(Store(site)._client.get_run(run_id).info.status)
 
 
-@pytest.mark.slow
 def test_two_processes_create_a_store_once(race: tuple[Site, list[tuple[int, int]]]) -> None:
     site, seen = race
     assert len({inode for inode, _ in seen}) == 1
@@ -401,6 +402,14 @@ def test_a_table_is_recorded_once_and_again_only_when_it_changed(site: Site, tmp
     assert store.status() == [row for row in store.status() if row.spec_id]
 
 
+@pytest.mark.parametrize(("label", "metric"), [("日本", "日本/acc"), ("-", "row/acc"), ("../a", "a/acc"), ("x" * 300, "x" * 200 + "/acc")])
+def test_a_table_is_recorded_whatever_a_row_is_called(site: Site, tmp_path: Path, label: str, metric: str) -> None:
+    store, report, table = Store(site), tmp_path / "table8.md", filled(0.8, 0.81)
+    report.write_text("| 80 | 81 |")
+    run_id = store.log_table(replace(table, rows=(replace(table.rows[0], label=label), table.rows[1])), [report])
+    assert store._client.get_run(run_id).data.metrics == {metric: 80.0, "Ours K 4/acc": 81.0}
+
+
 def test_titles_and_groups() -> None:
     assert title(PRETRAIN) == "msbreg K=4 λs=.004 λb=.5 toy 3 epochs seed 0"
     assert title(EVALUATE) == "toy k=5: msbreg K=4 λs=.004 λb=.5 toy 3 epochs seed 0"
@@ -448,7 +457,6 @@ def answers(process: subprocess.Popen[bytes], url: str) -> bool:
                 continue
 
 
-@pytest.mark.slow
 def test_a_server_on_this_machine_keeps_runs_as_sqlite_does(site: Site, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -13,7 +13,7 @@ import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from toys import CPU, Notes
 
 from configs import released
 from reproduce import checkpoint, plan
@@ -30,8 +31,6 @@ from reproduce.nn.encoder import Encoder
 from reproduce.progress import Progress, Watch
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Weights
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +75,6 @@ def assert_same(encoder: Encoder, network: torch.nn.Module) -> None:
     assert encoder.digest == checkpoint.digest(encoder.backbone.state_dict())
 
 
-@dataclass
-class Tags:
-    """A record that remembers its tags."""
-
-    tags: dict[str, str] = field(default_factory=dict)
-
-    def log(self, step: int, metrics: Any) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def tag(self, name: str, value: str) -> None:
-        self.tags[name] = value
-
-
 # Formats and names
 
 LAYOUTS: dict[str, Callable[[torch.nn.Module], Any]] = {
@@ -127,9 +112,9 @@ def test_the_backbone_is_found_under_every_repositorys_names(
 def test_safetensors_and_our_own_encoders_are_read(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
     tensors = {name: value.clone() for name, value in prefixed(network, "backbone.").items()} | {"projector.0.weight": torch.ones(2, 2)}
     save_file(tensors, tmp_path / "other.name")
-    tags = Tags()
-    assert_same(loaded(tmp_path / "other.name", site, Watch(tags)), network)
-    assert tags.tags == {"weights_missing": "none", "weights_unused": "projector.0.weight"}
+    notes = Notes()
+    assert_same(loaded(tmp_path / "other.name", site, Watch(notes)), network)
+    assert notes.tags == {"weights_missing": "none", "weights_unused": "projector.0.weight"}
 
 
 def test_an_archive_of_one_file_is_opened_and_of_two_refused(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
@@ -146,14 +131,14 @@ def test_an_archive_of_one_file_is_opened_and_of_two_refused(network: torch.nn.M
 
 def test_half_precision_and_missing_counters_are_fine_and_are_told(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
     state = {name: value.half() for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    tags = Tags()
-    encoder = loaded(saved(state, tmp_path / "x.pth"), site, Watch(tags))
+    notes = Notes()
+    encoder = loaded(saved(state, tmp_path / "x.pth"), site, Watch(notes))
     assert {value.dtype for value in encoder.backbone.parameters()} == {torch.float32}
-    assert tags.tags["weights_missing"].startswith("stem.1.num_batches_tracked, ")
-    assert tags.tags["weights_unused"] == "none"
+    assert notes.tags["weights_missing"].startswith("stem.1.num_batches_tracked, ")
+    assert notes.tags["weights_unused"] == "none"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet18_3x3", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_3x3", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_the_backbone_follows_from_the_tensors_and_the_images_from_the_backbone(name: str, tmp_path: Path) -> None:
     state = {f"module.{key}": value for key, value in backbones.build(name, seed=0).state_dict().items()}
     path = saved(state | {"module.fc.weight": torch.ones(3, 3)}, tmp_path / "x.pth")

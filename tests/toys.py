@@ -1,14 +1,17 @@
-"""Toy images in memory, an untrained encoder and a record that keeps what it is told, for the tests of classifiers."""
+"""What tests of evaluations share: images in memory, an untrained encoder, a record that keeps what it is told, a second process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from reproduce.data.dataset import Dataset
@@ -19,7 +22,11 @@ from reproduce.nn.encoder import Encoder, build_network
 from reproduce.site import Site
 from reproduce.spec import LARS, Pretrain
 
+R = TypeVar("R")
+
 CPU = torch.device("cpu")
+SHARED = Path(os.environ.get("MSBREG_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+"""Real data; tests that need them are skipped without."""
 CLASSES = ("a", "b", "c", "d", "e", "f")
 READ: dict[str, list[list[int]]] = {}
 """The images read since it was last emptied, batch by batch: for each split as canvases (`train`) and as crops (`train crops`)."""
@@ -30,14 +37,12 @@ def images_read(key: str) -> list[int]:
     return [index for batch in READ[key] for index in batch]
 
 
-class Arrays(Images):
-    """Images of random pixels; those of a class have their brightness in common."""
+class Pictures(Images):
+    """Images in memory; their digest is not known."""
 
-    def __init__(self, split: str, labels: list[int], seed: int) -> None:
-        super().__init__(labels, CLASSES)
-        self.split = split
-        noise = np.random.default_rng(seed).integers(0, 90, (len(labels), 20, 24, 3))
-        self.pixels = (noise + 20 * (1 + self.labels)[:, None, None, None]).astype(np.uint8)
+    def __init__(self, pixels: NDArray[np.uint8], labels: ArrayLike, classes: Sequence[str]) -> None:
+        super().__init__(labels, classes)
+        self.pixels = pixels
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -45,14 +50,28 @@ class Arrays(Images):
     def open(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
+    @property
+    def digest(self) -> str:
+        return ""
+
+
+def brighter_by_class(labels: Sequence[int], *, noise: int, step: int, seed: int) -> NDArray[np.uint8]:
+    """Random pixels below `noise`, brighter by `step` from one label to the next, -1 the darkest."""
+    random = np.random.default_rng(seed).integers(0, noise, (len(labels), 20, 24, 3))
+    return (random + step * (1 + np.array(labels))[:, None, None, None]).astype(np.uint8)
+
+
+class Arrays(Pictures):
+    """Pictures of the classes that tell which of them are read."""
+
+    def __init__(self, split: str, labels: list[int], seed: int) -> None:
+        super().__init__(brighter_by_class(labels, noise=90, step=20, seed=seed), labels, CLASSES)
+        self.split = split
+
     def read(self, indices: Any, shape: Shape) -> Batch:
         key = self.split if isinstance(shape, Canvas) else f"{self.split} crops"
         READ.setdefault(key, []).append(np.asarray(indices).tolist())
         return super().read(indices, shape)
-
-    @property
-    def digest(self) -> str:
-        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +130,16 @@ def encoder() -> Encoder:
     online = build_network(spec).online
     online.eval().requires_grad_(False)
     return Encoder(spec, online.backbone, online.projector)
+
+
+def on_two_processes(work: Callable[..., R], folder: Path, *arguments: Any) -> list[R]:
+    """What `work(*arguments)`, a function of a module, returns on each of two processes of one run; they meet in `folder`."""
+    torch.multiprocessing.spawn(_one_of_two, (work, str(folder), arguments), nprocs=2)  # type: ignore[no-untyped-call]
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+
+
+def _one_of_two(rank: int, work: Callable[..., Any], folder: str, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(work(*arguments)))
+    torch.distributed.destroy_process_group()

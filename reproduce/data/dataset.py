@@ -45,6 +45,8 @@ class Dataset(Settings):
             raise ValueError(
                 f"{self.name} takes 0 < size <= resize and canvas >= 1, not size={self.size}, resize={self.resize}, canvas={self.canvas}."
             )
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"{self.name} takes std > 0 for each channel, not {self.std}.")
 
     def check_root(self, site: Site) -> None:
         """Raises LookupError where `site` does not say where the files are; data that are generated need no root."""

@@ -196,13 +196,17 @@ class Stream:
             yield Batch(normalised, self.split.labels[part].to(self.device))
 
 
-def bounds(n: int, rank: int | None = None) -> tuple[int, int]:
-    """Which of n rows a process computes, by default this one: from the first number up to the second.
+def bounds(n: int) -> tuple[int, int]:
+    """Which of n rows this process computes, as `share`."""
+    return share(n, distributed.rank(), distributed.world_size())
+
+
+def share(n: int, rank: int, processes: int) -> tuple[int, int]:
+    """Which of n rows process `rank` of `processes` computes: from the first number up to the second.
 
     Shares are contiguous, in the order of the ranks, and differ by at most one row. A process without a share computes one of the rows all
     the same, since all must take part in the gathering.
     """
-    rank, processes = distributed.rank() if rank is None else rank, distributed.world_size()
     begin = n * rank // processes
     return begin, max(n * (rank + 1) // processes, begin + 1)
 
@@ -212,10 +216,10 @@ def gathered(x: Tensor, n: int) -> Tensor:
     processes = distributed.world_size()
     if processes == 1:
         return x
-    share = math.ceil(n / processes)
-    everyone = distributed.gather(F.pad(x, (0, 0, 0, share - len(x))))
+    most = math.ceil(n / processes)
+    everyone = distributed.gather(F.pad(x, (0, 0, 0, most - len(x))))
     counts = [n * (rank + 1) // processes - n * rank // processes for rank in range(processes)]
-    return torch.cat([rows[:count] for rows, count in zip(torch.split(everyone, share), counts, strict=True)])
+    return torch.cat([rows[:count] for rows, count in zip(torch.split(everyone, most), counts, strict=True)])
 
 
 def some_of(split: Split, rows: Tensor, what: str) -> Split:

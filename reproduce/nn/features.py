@@ -117,6 +117,7 @@ def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.devi
     return {
         "encoder": encoder.digest,
         "backbone": encoder.spec.backbone,
+        "dataset": dataset.id,  # synthetic scenes of another seed have the same names and sizes, which are all that a digest sees
         "images": split.images.digest,
         "indices": hashlib.sha256(split.indices.numpy().data).hexdigest(),
         "crop": [dataset.resize, dataset.size],

@@ -34,7 +34,7 @@ from reproduce import checkpoint
 from reproduce.lazy import torch
 from reproduce.nn import backbones
 from reproduce.nn.encoder import Encoder
-from reproduce.progress import Progress, Watch
+from reproduce.progress import FETCHED, Progress, Watch
 from reproduce.site import Site
 from reproduce.spec import Weights, unknown
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 RECORD = "sha256"
 """The file beside the weights that holds their SHA-256."""
-GEOMETRY: Mapping[str, Mapping[str, Any]] = {
+GEOMETRY_OF: Mapping[str, Mapping[str, Any]] = {
     "resnet18_3x3": {"size": 64, "resize": 70, "canvas": 96},
     "small": {"size": 32, "resize": 32, "canvas": 32, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
 }
@@ -59,6 +59,7 @@ COUNTERS = "num_batches_tracked"
 TIMEOUT = 60.0
 """Seconds without a byte after which a download has failed."""
 CHUNK = 1 << 20
+"""Bytes that are read at once: one FETCHED."""
 SHOWN = 3
 """Names that a message lists."""
 DEPTH = 10
@@ -112,7 +113,7 @@ def describe(path: Path, backbone: str = "") -> Weights:
         backbone = _inferred(tensors, str(path))
     elif not any(match.fits for match in _matches(backbone, tensors)):
         raise ValueError(_refusal(_nearest(_matches(backbone, tensors)), backbone, tensors, str(path)))
-    return Weights(backbone=backbone, sha256=sha256(path), **GEOMETRY.get(backbone, {}))
+    return Weights(backbone=backbone, sha256=sha256(path), **GEOMETRY_OF.get(backbone, {}))
 
 
 def keep(path: Path, weights: Weights, site: Site) -> None:
@@ -216,7 +217,7 @@ def _received(answer: Any, total: int, watch: Watch, name: str) -> Iterator[byte
         done += len(part)
         yield part
         if total:
-            watch.report(Progress(done // CHUNK, math.ceil(total / CHUNK), "MiB", f"fetching {name}"))
+            watch.report(Progress(done // CHUNK, math.ceil(total / CHUNK), FETCHED, f"fetching {name}"))
     if total and done != total:
         raise ConnectionError(f"it ended after {done} of {total} bytes")
 

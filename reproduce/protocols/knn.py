@@ -42,6 +42,8 @@ BLOCK = 2**22
 """Numbers that are measured at once: in smaller blocks threads would wait for each other more than they work."""
 WEIGHT_UNIT = 2**50
 """The nearest one's weighted vote: sums of whole numbers do not depend on their order, and what is lost is below 1e-15 of a vote."""
+MOST = 2**63 // WEIGHT_UNIT - 1
+"""Neighbours whose votes a whole number of 64 bits holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,8 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
         return tuple(f"{vote}_{k}" for vote in ("top1", "majority") for k in self.ks)
 
     def check(self) -> None:
-        if not self.ks or min(self.ks) < 1 or len(set(self.ks)) < len(self.ks):
-            raise ValueError(f"weighted_knn takes one or more different ks >= 1, not {self.ks}.")
+        if not self.ks or min(self.ks) < 1 or max(self.ks) > MOST or len(set(self.ks)) < len(self.ks):
+            raise ValueError(f"weighted_knn takes one or more different ks from 1 to {MOST}, not {self.ks}.")
         if not self.temperature > 0:
             raise ValueError(f"weighted_knn takes a temperature > 0, not {self.temperature}.")
 

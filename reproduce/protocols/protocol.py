@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(Settings):
-    """Base class of the evaluations of a frozen encoder."""
+    """Base class of the evaluations of an encoder, which is left as it was."""
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -173,6 +173,8 @@ class SemiSupervised(Protocol, name="semi"):
             try:
                 tuned, classifier = self._tune(encoder, stream, number, watch)
                 score = classifier.top1(*self._features(tuned, stream, held_out))[0] if self.num_held_out else math.nan
+                if self.num_held_out and math.isnan(score):
+                    raise classifiers.diverged([f"epochs {epochs}"])
             except FloatingPointError:
                 lost.append(f"epochs {epochs}")
                 watch.record.tag("diverged", ", ".join(lost))

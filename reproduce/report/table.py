@@ -198,15 +198,11 @@ class Table:
             if cell.ours is None:
                 return cell
             spec = change(cell.ours.spec)
-            return (
-                replace(cell, ours=None, why_not_ours=spec) if isinstance(spec, str) else replace(cell, ours=replace(cell.ours, spec=spec))
-            )
+            if isinstance(spec, str):
+                return replace(cell, ours=None, why_not_ours=spec)
+            return replace(cell, ours=replace(cell.ours, spec=spec))
 
-        return self.map_cells(changed, **fields)
-
-    def map_cells(self, change: Callable[[Cell], Cell], **fields: object) -> Table:
-        """The same table with `change` applied to every cell, and `fields` replaced."""
-        rows = tuple(replace(row, cells={key: change(cell) for key, cell in row.cells.items()}) for row in self.rows)
+        rows = tuple(replace(row, cells={key: changed(cell) for key, cell in row.cells.items()}) for row in self.rows)
         return replace(self, rows=rows, **fields)  # type: ignore[arg-type]
 
     def select(self, rows: str = "*", columns: str = "*") -> Table:
