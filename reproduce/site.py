@@ -48,6 +48,9 @@ class Site:
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
+        for key in ("jobs", "workers", "cache_gb", "features_gb"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} is {getattr(self, key)}: at least 0 is expected.")
 
     @property
     def store(self) -> str:

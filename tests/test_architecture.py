@@ -48,7 +48,7 @@ LAYERS = (
     ("reproduce.methods", "reproduce.protocols"),
     ("reproduce.report", "reproduce.results", "reproduce.tracking", "reproduce.environment"),
     ("reproduce.train", "reproduce.evaluate"),
-    ("reproduce.launch", "reproduce.worker", "reproduce.plan", "reproduce.produce"),
+    ("reproduce.launch", "reproduce.worker", "reproduce.overrides", "reproduce.plan", "reproduce.produce"),
     ("configs",),
     ("tables",),
     ("tasks",),

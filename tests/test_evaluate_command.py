@@ -17,7 +17,8 @@ from configs import released
 from reproduce import plan, worker
 from reproduce.nn import backbones, weights
 from reproduce.nn.encoder import Encoder
-from reproduce.plan import Evaluation, Request, settings_named, table_names
+from reproduce.overrides import settings_named
+from reproduce.plan import Evaluation, Request, table_names
 from reproduce.report.filled import fill, from_json, to_json
 from reproduce.report.table import Table
 from reproduce.results import Finished

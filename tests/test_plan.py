@@ -12,7 +12,8 @@ from typing import Any, Literal
 import pytest
 
 from reproduce import plan, worker
-from reproduce.plan import SCALES, Request, jobs, parse, settings_named, table_names
+from reproduce.overrides import parse, settings_named
+from reproduce.plan import SCALES, Request, jobs, table_names
 from reproduce.spec import LARS, Evaluate, Pretrain, Settings
 
 ROOT = Path(__file__).parent.parent

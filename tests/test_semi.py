@@ -170,7 +170,7 @@ def test_a_training_that_diverges_is_out_of_the_race() -> None:
     notes = Notes()
     with pytest.raises(FloatingPointError, match=r"^No classifier's loss stayed finite \(epochs 1, epochs 2\)"):
         measure(replace(TUNED, encoder_lr=1e30), notes=notes)
-    assert notes.tags == {"diverged": "epochs 1, epochs 2"}
+    assert notes.tags == {"labelled_images": "46", "diverged": "epochs 1, epochs 2"}
     with pytest.raises(FloatingPointError, match=r"^No classifier's loss stayed finite \(epochs 2, epochs 5, epochs 3\)"):
         measure(replace(FROZEN, classifier_lr=1e40))
 

@@ -88,7 +88,8 @@ def load(weights: Weights, site: Site, device: torch.device, watch: Watch = Watc
     unused = [name for name in tensors if name.removeprefix(match.prefix) not in state or not name.startswith(match.prefix)]
     for tag, names in (("weights_missing", absent), ("weights_unused", unused)):
         watch.record.tag(tag, _listed(names, 100))
-        logger.warning("%s: %s", tag, ", ".join(names) or "none")
+        if names:
+            logger.warning("%s: %s", tag, ", ".join(names))
     digest = checkpoint.digest(backbone.state_dict())
     backbone.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return Encoder(weights, backbone, None, digest)
@@ -259,8 +260,8 @@ def _record(path: Path, digest: str) -> None:
 
 def _other_content(source: str, found: str, expected: str) -> str:
     return (
-        f"{source} has SHA-256 {found}, but {expected} is expected. A broken file that is deleted is fetched again; a release "
-        f"that has changed is taken for what it is when the file '{RECORD}' beside it is deleted too."
+        f"{source} has SHA-256 {found}, but {expected} is expected. A broken file that is deleted is fetched again; a release that has "
+        "changed is another encoder: give its file itself to --checkpoint or --add-row."
     )
 
 

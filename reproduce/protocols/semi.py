@@ -106,6 +106,7 @@ class SemiSupervised(Protocol, name="semi"):
 
         train, test = features.train_and_test(dataset, site)
         rows = self._listed(train, dataset, site)
+        watch.record.tag("labelled_images", str(len(rows)))
         unlisted = torch.ones(len(train.indices), dtype=torch.bool)
         unlisted[rows] = False
         held_out, _ = classifiers.hold_out(train, self.num_held_out, seed, among=unlisted.nonzero().flatten())

@@ -108,7 +108,7 @@ def display(filled: Filled) -> Display:
             for sub in sub_columns
         )
         lines.append(Line(row.shown, label_marks, tuple(row.facts.values()), row.rule_before, cells))
-    added = ((ADDED_MARK, "A row that this suite adds; the paper's table does not have it."),) if any(r.added for r in filled.rows) else ()
+    added = ((ADDED_MARK, "An added row; the paper's table does not have it."),) if any(r.added for r in filled.rows) else ()
     return Display(
         row_title=filled.row_title,
         fact_titles=tuple(filled.rows[0].facts) if filled.rows else (),
