@@ -71,6 +71,7 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
     assert not re.search(r"^\s+-[a-z]\b", text, re.MULTILINE), "short flags depend on the order of the arguments"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -105,6 +106,7 @@ def test_a_mistake_ends_in_one_line_and_code_2(arguments: tuple[str, ...], says:
     assert not home.runs.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -134,6 +136,7 @@ def test_a_site_file_that_is_not_there_is_named(home: Home) -> None:
     assert done.stderr == f"MSBREG_SITE names {home.folder / 'sight.toml'}, which does not exist.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("table8", "--rows", "Ours (K=4)"), ("tables", "--set", "epochs=2")], ids=" ".join)
 def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(arguments: tuple[str, ...], home: Home) -> None:
     before = home.files()

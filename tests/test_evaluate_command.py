@@ -273,6 +273,7 @@ def test_a_key_of_weights_reaches_them_alone() -> None:
 # The command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

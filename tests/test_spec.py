@@ -119,6 +119,7 @@ def components(spec: Settings) -> tuple[tuple[str, str], ...]:
     return tuple((path, type(value).__name__) for path, value, _ in settings_in(spec))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", table_names())
 def test_changing_any_setting_of_a_run_changes_its_id(table: str) -> None:
     specs = [spec for scale in SCALES for spec in Request(table=table, scale=scale).specs()]
