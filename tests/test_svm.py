@@ -303,7 +303,7 @@ if __name__ == "__main__":
     random = np.random.default_rng(0)
     x, y = random.random((400, 64), np.float32), np.where(np.arange(400) % 9, -1, 1).astype(np.int8)
     easy, endless = svm.LinearSVM(costs=(0.01,)), svm.LinearSVM(costs=(1e6,), max_iterations=10**9, tolerance=1e-300)
-    tasks = [(easy, x, y, x, y, 0), (easy, x, y, x, y, 0), (endless, x, eval(sys.argv[1]), x, y, 0), (endless, x, y, x, y, 0)]
+    tasks = [(easy, x, y, x, y, 0), (easy, x, y, x, y, 0), (endless, x, y[: int(sys.argv[1])], x, y, 0), (endless, x, y, x, y, 0)]
     for fitted in svm._fits(tasks, jobs=2):
         print(sorted(process.pid for process in multiprocessing.active_children()), flush=True)
 """
@@ -314,7 +314,7 @@ if __name__ == "__main__":
 def test_no_process_outlives_a_run_that_is_killed_or_fails(kill: bool, tmp_path: Path) -> None:
     """Two processes fit an easy class each; then one of them is given too few targets, or both fit until the run is killed."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), "y" if kill else "y[:3]"]
+    command = [sys.executable, str(tmp_path / "script.py"), "400" if kill else "3"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
