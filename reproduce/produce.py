@@ -22,6 +22,7 @@ from reproduce.tracking import title
 
 if TYPE_CHECKING:
     from reproduce.results import Finished
+    from reproduce.tracking import Store
 
 SPEAK_EVERY = 60.0
 """Seconds between two lines about a run under way, where there is no terminal for a bar."""
@@ -109,6 +110,7 @@ class _Outcome:
     ran: int
     """How many were done just now."""
     started: float
+    store: Store
 
     @property
     def code(self) -> int:
@@ -149,7 +151,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     unfinished = [job.spec.id for job in wanted if job.spec.id not in finished]
     missing = {spec_id: (blocked | reasons).get(spec_id, "no finished run with these settings") for spec_id in unfinished}
     ran = sum(job.spec.id in finished for job in todo)
-    return _Outcome(wanted, finished, missing, reasons, ran, started)
+    return _Outcome(wanted, finished, missing, reasons, ran, started, store)
 
 
 def show_plan(requests: Iterable[Order], site: Site) -> int:
@@ -208,7 +210,6 @@ def launcher(site: Site) -> Any:
 
 def _render(request: Request, site: Site, done: _Outcome) -> str:
     """Writes one table's reports and its aggregates; returns a line on what is in them and where they are."""
-    from reproduce import tracking
     from reproduce.report import render
     from reproduce.report.filled import fill
 
@@ -217,7 +218,7 @@ def _render(request: Request, site: Site, done: _Outcome) -> str:
     paths = render.write(filled, site.reports / request.scale)
     render.write_index(site.reports / request.scale)
     if done.finished and not table.left_out:  # a cut table would empty the cells that it leaves out
-        tracking.Store(site).log_table(filled, paths)
+        done.store.log_table(filled, paths)
     shown = next(path for path in paths if path.suffix == ".md")
     return f"{render.summary(filled)}: {shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown}"
 
