@@ -9,7 +9,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,8 +105,8 @@ def store() -> tuple[Site, Store]:
     return site, Store(site)
 
 
-def table_task(path: Path) -> Task[Any]:
-    """The task of one table; its help is the docstring of its file, which is read without being imported."""
+def table_tasks(path: Path) -> list[Task[Any]]:
+    """The tasks of one table: the whole, and the parts that its file names; help is read from the file without importing it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     named = {
         target.id: node.value
@@ -115,13 +115,21 @@ def table_task(path: Path) -> Task[Any]:
         for target in node.targets
         if isinstance(target, ast.Name)
     }
+    aliases, parts = (ast.literal_eval(named[name]) if name in named else () for name in ("ALIASES", "PARTS"))
+    whole = table_task(path.stem, path.stem, ast.get_docstring(tree) or "", aliases)
+    return [whole, *(table_task(path.stem, name, told, [name.replace("-", "_")], columns) for name, (columns, told) in dict(parts).items())]
+
+
+def table_task(table: str, name: str, told: str, aliases: Iterable[str] = (), columns: str = "*") -> Task[Any]:
+    """A task that makes a table, or the columns of it that match a glob."""
+    default = columns
 
     def run(
         c: Context,
         scale: str = "smoke",
         seeds: str = "1",
         rows: str = "*",
-        columns: str = "*",
+        columns: str = default,
         set: list[str] = [],  # noqa: B006 (how invoke declares an option that may be repeated)
         baselines: str = "quoted",
         add_row: list[str] = [],  # noqa: B006
@@ -129,11 +137,11 @@ def table_task(path: Path) -> Task[Any]:
         render_only: bool = False,
     ) -> None:
         options = {"scale": scale, "rows": rows, "columns": columns, "baselines": baselines, "changes": tuple(set)}
-        make(c, [path.stem], seeds=seeds, add_row=add_row, dry_run=dry_run, render_only=render_only, **options)
+        make(c, [table], seeds=seeds, add_row=add_row, dry_run=dry_run, render_only=render_only, **options)
 
-    run.__doc__ = ast.get_docstring(tree)
-    aliases = tuple(map(Verbatim, ast.literal_eval(named["ALIASES"]))) if "ALIASES" in named else ()
-    return Task(run, name=path.stem, aliases=aliases, iterable=["set", "add_row"], auto_shortflags=False, help=SHARED | CUT)
+    run.__doc__ = told
+    verbatim = tuple(map(Verbatim, aliases))
+    return Task(run, name=name, aliases=verbatim, iterable=["set", "add_row"], auto_shortflags=False, help=SHARED | CUT)
 
 
 def table_files() -> list[Path]:
@@ -217,6 +225,18 @@ def status(c: Context) -> None:
             print(row)
 
 
+@task(auto_shortflags=False, help={"table": "one table, such as table5; empty: all", "scale": "smoke, small or paper; empty: all"})
+def doctor(c: Context, table: str = "", scale: str = "") -> None:
+    """What this machine has, and what each table needs of it at each scale; starts nothing."""
+    from reproduce import doctor, produce
+
+    with one_line():
+        requests = doctor.requests(table, scale)
+        site, opened = store()
+        produce.launcher(site)
+    print("\n".join(doctor.report(requests, site, opened)))
+
+
 @task(auto_shortflags=False, help={"port": "on 127.0.0.1"})
 def ui(c: Context, port: str = "5000") -> None:
     """The MLflow UI over the project's store, on 127.0.0.1, until Ctrl-C."""
@@ -253,5 +273,16 @@ def bench(c: Context, only: str = "") -> None:
     raise Exit(None, subprocess.run([sys.executable, "-m", "bench", *([only] if only else [])], cwd=PROJECT, check=False).returncode)
 
 
-TASKS = (*map(table_task, table_files()), tables, reports, evaluate, status, ui, download, test, bench)
+TASKS = (
+    *(each for path in table_files() for each in table_tasks(path)),
+    tables,
+    reports,
+    evaluate,
+    status,
+    doctor,
+    ui,
+    download,
+    test,
+    bench,
+)
 namespace = Collection(*TASKS)

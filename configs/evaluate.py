@@ -5,17 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from reproduce.data.coco2017 import COCO2017
+from reproduce.data.voc0712 import VOC0712
+
 from reproduce.data.imagenet import ImageNet
 from reproduce.data.inaturalist2018 import INaturalist2018
 from reproduce.data.places205 import Places205
 from reproduce.data.voc2007 import VOC2007
 from reproduce.protocols.alignment import AlignmentUniformity
+from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.knn import NearestNeighbours, WeightedNeighbours
 from reproduce.protocols.linear import LinearEvaluation
 from reproduce.protocols.linear_sgd import LinearSGD
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.svm import LinearSVM
-from reproduce.spec import GEOMETRY, Evaluate, Pretrain, Settings, Weights
+from reproduce.protocols.voc_detection import VOCDetection
+from reproduce.spec import Evaluate, Pretrain, Settings, Weights, geometry
 
 
 def linear(encoder: Pretrain) -> Evaluate:
@@ -69,12 +74,22 @@ def inaturalist2018(encoder: Pretrain | Weights) -> Evaluate:
     return Evaluate(encoder=encoder, protocol=_transfer(epochs=84), dataset=seen_by(encoder, INaturalist2018()))
 
 
+def voc_detection(encoder: Pretrain | Weights) -> Evaluate:
+    """A Faster R-CNN fine-tuned and measured on VOC07+12 (Table 5, section 8.4; protocol sheet, 11): `ap50`, `ap75`, `ap`."""
+    return Evaluate(encoder=encoder, protocol=VOCDetection(), dataset=seen_by(encoder, VOC0712()))
+
+
+def coco_mask_rcnn(encoder: Pretrain | Weights) -> Evaluate:
+    """A Mask R-CNN fine-tuned and measured on COCO 2017 (Table 10, section 8.4; protocol sheet, 11): `box_ap`, `mask_ap`, ..."""
+    return Evaluate(encoder=encoder, protocol=COCOMaskRCNN(), dataset=seen_by(encoder, COCO2017()))
+
+
 def _transfer(epochs: int) -> LinearSGD:
     """Section 8.4: rate .2 at batch 256, divided by 10 two times, at equally spaced epochs; one rate, so nothing is held out."""
     return LinearSGD(base_lrs=(0.2,), epochs=epochs, batch_size=256, weight_decay=1e-4, nesterov=False, num_drops=2, num_held_out=0)
 
 
 def seen_by(encoder: Pretrain | Weights, dataset: Settings) -> Settings:
-    """`dataset` with its images at the size and the normalisation that `encoder` was trained with."""
+    """`dataset` with its images at the size and the normalisation that `encoder` was trained with; those of a detector keep their size."""
     trained_on = encoder.dataset if isinstance(encoder, Pretrain) else encoder
-    return replace(dataset, **{key: getattr(trained_on, key) for key in GEOMETRY})  # type: ignore[type-var]
+    return replace(dataset, **geometry(trained_on, dataset))  # type: ignore[type-var]

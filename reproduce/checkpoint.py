@@ -15,6 +15,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 DIGEST_BYTES = 32
 SPEC, DIGEST = "spec_id", "sha256"
 """Keys of an encoder file's metadata."""
+DETECTRON2 = "detectron2"
+"""The folder of a run in which Detectron2 keeps its own checkpoints."""
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +78,7 @@ def discard(folder: Path) -> None:
     """Removes the checkpoints in `folder`: its run is finished and recorded."""
     for path in _newest_first(folder):
         path.unlink(missing_ok=True)
+    shutil.rmtree(folder / DETECTRON2, ignore_errors=True)
 
 
 def save_encoder(path: Path, tensors: Mapping[str, Tensor], *, spec_id: str) -> Path:

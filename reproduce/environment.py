@@ -29,7 +29,7 @@ def record() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": commit,
         "dirty": dirty,
-        "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else _processor(),
+        "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
     }
@@ -79,7 +79,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name."""
     try:
         listed = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)

@@ -27,6 +27,7 @@ def evaluate(spec: Evaluate, encoder: Encoder, site: Site, device: torch.device,
     dataset = cast(Dataset, spec.dataset)
     if distributed.main_process():
         for split in (dataset.train_split, dataset.test_split):
-            watch.record.tag(f"data_digest_{split}", dataset.load(split, site).digest)
+            name = split.replace("+", "_")  # MLflow takes no + in a name
+            watch.record.tag(f"data_digest_{name}", dataset.load(split, site).digest)
         watch.record.tag("encoder_digest", encoder.digest)
     return cast(Protocol, spec.protocol).run(encoder, dataset, site, device, spec.seed, watch)

@@ -22,7 +22,7 @@ from reproduce.nn import backbones
 from reproduce.overrides import override
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Measured, Row, Table
-from reproduce.spec import GEOMETRY, Evaluate, Pretrain, Settings, Spec, Weights, unknown
+from reproduce.spec import Evaluate, Pretrain, Settings, Spec, Weights, geometry, unknown
 
 SCALES = ("smoke", "small", "paper")
 BASELINES = ("quoted", "released")
@@ -85,7 +85,7 @@ class Request:
             table = _with_row(table, label, weights)
         scales = importlib.import_module("configs.scales")
         paper, table = table, table.map(getattr(scales, self.scale), scale=self.scale)
-        before, after = ({ours.spec.dataset for *_, ours in each.measured()} for each in (paper, table))
+        before, after = (_datasets(each) for each in (paper, table))
         table = replace(table, stand_in=scales.STAND_INS[self.scale] if after - before else "")
         table = table.select(self.rows, self.columns)
         for change in self.changes:
@@ -141,13 +141,22 @@ class Evaluation:
             ValueError, TypeError: a setting does not take the value.
         """
         from reproduce.data.dataset import Dataset
+        from reproduce.data.detection import DetectionDataset
         from reproduce.protocols.protocol import Protocol
 
         _check_seeds(self.seeds)
         protocol = _component("protocol", self.protocol, "reproduce.protocols", Protocol)
-        dataset: Settings = _component("data set", self.dataset, "reproduce.data", Dataset)
-        expected = NORMALISATION if dataset.name.startswith(SYNTHETIC) else GEOMETRY
-        dataset = replace(dataset, **{key: getattr(self.weights, key) for key in expected})  # type: ignore[type-var]
+        dataset: Settings = _component("data set", self.dataset, "reproduce.data", Dataset, DetectionDataset)
+        if not isinstance(dataset, protocol.takes):
+            kind = "boxes" if protocol.takes is DetectionDataset else "one or more labels for each image"
+            fitting = components("reproduce.data", protocol.takes)
+            raise ValueError(
+                f"{protocol.name} needs a data set with {kind}, which {dataset.name} is not: {', '.join(sorted(fitting))} are."
+            )
+        expected = geometry(self.weights, dataset)
+        if dataset.name.startswith(SYNTHETIC):
+            expected = {key: expected[key] for key in NORMALISATION}
+        dataset = replace(dataset, **expected)
         run = Evaluate(encoder=self.weights, protocol=protocol, dataset=dataset)
         for change in self.changes:
             run = override([run], change)[0](run)
@@ -196,21 +205,26 @@ def _check_backbone(run: Evaluate) -> None:
         raise ValueError(unknown("backbone", run.encoder.backbone, known))
 
 
-def _component(kind: str, name: str, package: str, base: type[S]) -> S:
+def _component(kind: str, name: str, package: str, *bases: type[S]) -> Any:
     """The settings of that name in a package, with their defaults.
 
     Raises:
         LookupError: there are none; the message names the nearest.
     """
-    found = {
-        value.name: value
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
-        for value in vars(importlib.import_module(f"{package}.{module.name}")).values()
-        if isinstance(value, type) and issubclass(value, base) and "name" in vars(value)
-    }
+    found = components(package, *bases)
     if name not in found:
         raise LookupError(unknown(kind, name, found))
     return found[name]()
+
+
+def components(package: str, *bases: type[S]) -> dict[str, type[S]]:
+    """Every settings class of a package's modules that derives from one of `bases`, by its name."""
+    return {
+        value.name: value
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
+        for value in vars(importlib.import_module(f"{package}.{module.name}")).values()
+        if isinstance(value, type) and issubclass(value, bases) and "name" in vars(value)
+    }
 
 
 def released() -> dict[str, Weights]:
@@ -396,6 +410,12 @@ def table_names() -> list[str]:
     """The modules of `tables/` in the order of their numbers."""
     names = [module.name for module in pkgutil.iter_modules(importlib.import_module("tables").__path__)]
     return sorted(names, key=lambda name: (len(name), name))
+
+
+def _datasets(table: Table) -> set[Settings]:
+    """What the table's encoders are trained and evaluated on."""
+    specs = [ours.spec for *_, ours in table.measured()]
+    return {spec.dataset for spec in specs} | {spec.encoder.dataset for spec in specs if isinstance(spec.encoder, Pretrain)}
 
 
 def _changed(table: Table, change: str) -> Table:

@@ -6,10 +6,10 @@ import importlib
 import pkgutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from reproduce.data.dataset import Dataset
 from reproduce.nn import weights
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SPEAK_EVERY = 60.0
 """Seconds between two lines about a run under way, where there is no terminal for a bar."""
-FRACTIONS = ("top", "majority", "map", "held_out")
+FRACTIONS = ("top", "majority", "map", "held_out", "ap", "box_ap", "mask_ap")
 """What the names of metrics begin with that are printed in per cent."""
 COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
 """Exit codes: every cell that has a run is filled; a run failed; some cells are empty."""
@@ -173,26 +173,56 @@ def _without_data(todo: list[Job], site: Site) -> dict[str, str]:
         RefusedError: all runs are among them.
     """
     wanted = {job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None) for job in todo}
-    problems = {each: _missing_data(*each, site) for each in dict.fromkeys(wanted.values())}
-    blocked = {spec_id: problem for spec_id, each in wanted.items() if (problem := problems[each])}
+    problems = {each: next(missing(*each, site), None) for each in dict.fromkeys(wanted.values())}
+    blocked = {spec_id: problem.why for spec_id, each in wanted.items() if (problem := problems[each])}
     for job in todo:
         for needed in job.spec.needs():
             if needed.id in blocked:
                 blocked.setdefault(job.spec.id, blocked[needed.id])
+    blocked |= {spec_id: blocked[first] for spec_id, first in in_vain([job.spec for job in todo], blocked).items()}
     if todo and len(blocked) == len(todo):
         raise RefusedError(" ".join(dict.fromkeys(blocked.values())))
     return blocked
 
 
-def _missing_data(dataset: Settings, protocol: Settings | None, site: Site) -> str:
-    """What a run on `dataset` by `protocol` lacks on this machine, and what would get it; empty: nothing."""
+def in_vain(specs: Sequence[Spec], blocked: Container[str]) -> dict[str, str]:
+    """The pretrainings among `specs` that only blocked evaluations wait for, with the first of these: hours of training would fill no cell.
+
+    Args:
+        blocked: ids of runs that cannot start.
+    """
+    waiting: dict[str, list[str]] = {spec.id: [] for spec in specs}
+    for spec in specs:
+        for needed in spec.needs():
+            waiting.get(needed.id, []).append(spec.id)
+    return {spec_id: ids[0] for spec_id, ids in waiting.items() if ids and spec_id not in blocked and all(each in blocked for each in ids)}
+
+
+class Missing(NamedTuple):
+    """Something that a run lacks on this machine."""
+
+    name: str
+    """A data set, or what a protocol asks for."""
+    why: str
+    """What is wrong with it, and what would get it."""
+
+
+def missing(dataset: Settings, protocol: Settings | None, site: Site, *, fetch: bool = True) -> Iterator[Missing]:
+    """What a run on `dataset` by `protocol` lacks on this machine; each thing is looked for when it is asked for.
+
+    Args:
+        fetch: whether a list that is to be fetched is fetched now; else it counts as here.
+    """
     try:
         cast(Dataset, dataset).check_root(site)
-        if protocol is not None:
-            cast(Protocol, protocol).check_data(cast(Dataset, dataset), site)
-    except (LookupError, ValueError) as error:
-        return str(error)
-    return ""
+    except (LookupError, ValueError, OSError) as error:
+        yield Missing(dataset.name, str(error))
+    if protocol is not None:
+        asking = cast(Protocol, protocol)
+        try:
+            asking.check_data(cast(Dataset, dataset), site, fetch=fetch)
+        except (LookupError, ValueError, OSError) as error:
+            yield Missing(asking.requirement or asking.name, str(error))
 
 
 def launcher(site: Site) -> Any:

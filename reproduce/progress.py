@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 FETCHED = "MiB"
@@ -35,6 +36,9 @@ class Record(Protocol):
     def tag(self, name: str, value: str, /) -> None:
         """A fact about the run."""
 
+    def artifact(self, path: Path, /) -> None:
+        """A file that the run leaves behind, such as a picture."""
+
 
 class Silent:
     """The record of whoever keeps none: every process but the first, and a protocol that is called by itself."""
@@ -45,6 +49,8 @@ class Silent:
 
     def tag(self, name: str, value: str) -> None: ...
 
+    def artifact(self, path: Path) -> None: ...
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -52,3 +58,9 @@ class Watch:
 
     record: Record = field(default_factory=Silent)
     report: Callable[[Progress], None] = lambda progress: None
+    folder: Path | None = None
+    """The run's own, where what takes hours keeps its checkpoints; None: it keeps none."""
+
+    def part(self, before: int, total: int) -> Watch:
+        """For a part of the work: what it counts comes after `before` of `total`."""
+        return replace(self, report=lambda progress: self.report(progress._replace(done=before + progress.done, total=total)))

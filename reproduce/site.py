@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Site:
     """A data set whose decoded images fit in this is kept in memory."""
     features_gb: float = 20.0
     """Features that were extracted stay in `<runs>/features` up to this size, in 10^9 bytes; 0: none are kept. Safe to delete."""
+    detectron2: Path | None = None
+    """Detectron2's source folder, which needs no building; None: the installed package, if there is one."""
     data: Mapping[str, Path] = field(default_factory=dict)
     """The root of each data set, by the name of its key under [data]."""
 
@@ -60,20 +62,23 @@ class Site:
         file = given.removeprefix("sqlite:///")
         return given if file == given else f"sqlite:///{(Path.cwd() if from_environment else PROJECT) / file}"
 
-    def root(self, key: str, layout: str, source: str) -> Path:
+    def root(self, key: str, layout: str, source: str, holds: Iterable[str] = ()) -> Path:
         """The folder of the data set `key`.
 
         Args:
             layout: what the folder must hold, in words.
             source: the command or page that gets it.
+            holds: files and folders that must be in it; each is asked whether it is there, and nothing is listed.
 
         Raises:
-            LookupError: the key is not set, or the folder is not there; the message says what would work.
+            LookupError: the key is not set, the folder is not there, or it lacks something; the message says what would work.
         """
         if key not in self.data:
             problem = f'is not set: add `{key} = "/path"` under [data] in {_shown(site_file())}'
         elif not self.data[key].is_dir():
             problem = f"is {self.data[key]}, which is not a folder"
+        elif lacking := [name for name in holds if not (self.data[key] / name).exists()]:
+            problem = f"is {self.data[key]}, which lacks {', '.join(lacking)}"
         else:
             return self.data[key]
         raise LookupError(f"The data root '{key}' {problem}. Layout: {layout}. Get it: {source}.")
@@ -117,9 +122,10 @@ def _value(path: Path, key: str, value: Any) -> Any:
         if not isinstance(value, dict) or not all(isinstance(root, str) for root in value.values()):
             raise ValueError(f"{path}: [data] maps names to folders, each a string.")
         return {name: PROJECT / Path(root).expanduser() for name, root in value.items()}
-    if kinds[key] == "Path" and isinstance(value, str):
+    kind = str(kinds[key]).removesuffix(" | None")
+    if kind == "Path" and isinstance(value, str):
         return PROJECT / Path(value).expanduser()
-    wanted = {"str": str, "int": int, "float": (int, float), "Path": str}[str(kinds[key])]
+    wanted = {"str": str, "int": int, "float": (int, float), "Path": str}[kind]
     if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
-        raise ValueError(f"{path}: {key} is {value!r}, a {kinds[key]} is expected.")
+        raise ValueError(f"{path}: {key} is {value!r}, a {kind} is expected.")
     return value

@@ -227,7 +227,12 @@ class Weights(Settings, name="weights"):
 
 
 GEOMETRY = ("size", "resize", "canvas", "mean", "std")
-"""The settings of `Weights` that say which images it expects; every data set has them."""
+"""The settings of `Weights` that say which images it expects; every data set of whole images has them, one of detection the last two."""
+
+
+def geometry(expected: Settings, dataset: Settings) -> dict[str, Any]:
+    """Those of the settings GEOMETRY that `dataset` has, with their values in `expected`: weights, or another data set."""
+    return {key: getattr(expected, key) for key in GEOMETRY if key in field_types(type(dataset))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -234,6 +234,25 @@ class Store:
         self._client.set_tag(run_id, DIGEST, digest)
         return str(run_id)
 
+    def described(self) -> str:
+        """Where the store is, without the password that an address may hold, and whether it is there; nothing is opened or made."""
+        parts = urlsplit(self.uri)
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else self.uri
+        if self._file is not None:
+            return f"{address}, {'which is there' if self._file.exists() else 'which the first run makes'}"
+        if not self._server:
+            return f"{address}, a database, which is not asked"
+        try:
+            self._knock()
+        except ConnectionError:
+            return f"{address}, where no server answers: start it, or set another MLFLOW_TRACKING_URI"
+        return f"{address}, where a server answers"
+
+    @property
+    def keeps_artifacts_here(self) -> bool:
+        """Whether encoders and reports that are logged lie in the site's runs."""
+        return not self._server
+
     def ui_command(self, port: int = 5000) -> tuple[list[str], dict[str, str]]:
         """The command that serves MLflow's UI over this store on 127.0.0.1, and what it needs in its environment.
 

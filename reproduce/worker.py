@@ -95,7 +95,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
             else:
                 from reproduce.evaluate import evaluate
 
-                watch = Watch(record, reporter)
+                watch = Watch(record, reporter, folder)
                 encoder = _encoder(spec.encoder, needed, store, site, device, watch)
                 metrics = evaluate(spec, encoder, site, device, watch)
             if main:

@@ -25,8 +25,11 @@ import pytest
 import torch
 
 from reproduce.data.dataset import Dataset
+from reproduce.data.detection import DetectionDataset
 from reproduce.data.synthetic import SyntheticFolder, SyntheticVOC2007
+from reproduce.data.synthetic_detection import SyntheticCOCO2017, SyntheticVOC0712
 from reproduce.data.views import Augmentation
+from reproduce.detection.protocol import Detection
 from reproduce.methods.method import Method
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones
@@ -44,11 +47,12 @@ C = TypeVar("C")
 # Bottom first. A module may import from its own line and from those above it here; where a package is named, its modules are meant.
 LAYERS = (
     ("reproduce.lazy", "reproduce.spec", "reproduce.identity", "reproduce.site", "reproduce.progress"),
-    ("reproduce.nn", "reproduce.data", "reproduce.methods.method", "reproduce.checkpoint"),
+    ("reproduce.nn", "reproduce.data", "reproduce.methods.method", "reproduce.protocols.protocol", "reproduce.checkpoint"),
+    ("reproduce.detection",),
     ("reproduce.methods", "reproduce.protocols"),
     ("reproduce.report", "reproduce.results", "reproduce.tracking", "reproduce.environment"),
     ("reproduce.train", "reproduce.evaluate"),
-    ("reproduce.launch", "reproduce.worker", "reproduce.overrides", "reproduce.plan", "reproduce.produce"),
+    ("reproduce.launch", "reproduce.worker", "reproduce.overrides", "reproduce.plan", "reproduce.produce", "reproduce.doctor"),
     ("configs",),
     ("tables",),
     ("tasks",),
@@ -62,9 +66,14 @@ STANDARD_LIBRARY_ONLY = (
     "reproduce.report.table",
 )
 ONLY_IN = {"mlflow": "reproduce.tracking", "pandas": "reproduce.results", "jinja2": "reproduce.report.render"}
-SIBLINGS = {"reproduce.methods": Method, "reproduce.protocols": Protocol, "reproduce.data": Dataset}
+SIBLINGS: dict[str, tuple[type[Settings], ...]] = {
+    "reproduce.methods": (Method,),
+    "reproduce.protocols": (Protocol,),
+    "reproduce.data": (Dataset, DetectionDataset),
+}
 READS_THE_REAL_LAYOUT = {
-    "reproduce.data.synthetic": {f"reproduce.data.{name}" for name in ("stl10", "voc2007", "places205", "inaturalist2018")}
+    "reproduce.data.synthetic": {f"reproduce.data.{name}" for name in ("stl10", "voc2007", "places205", "inaturalist2018")},
+    "reproduce.data.synthetic_detection": {f"reproduce.data.{name}" for name in ("voc0712", "coco2017")},
 }
 """Synthetic data are read by the real loaders, so that the smoke scale tests these."""
 
@@ -143,7 +152,7 @@ def test_a_heavy_package_is_imported_by_one_module_and_not_when_that_is_imported
 
 @pytest.mark.parametrize("package", SIBLINGS)
 def test_siblings_do_not_import_each_other(package: str) -> None:
-    siblings = {module.__name__ for module in modules(package) if classes(module, SIBLINGS[package])}
+    siblings = {module.__name__ for module in modules(package) if any(classes(module, base) for base in SIBLINGS[package])}
     assert len(siblings) > 1
     for name in siblings:
         others = (imports(name) & siblings) - {name}
@@ -235,6 +244,7 @@ PROTOCOLS = components("reproduce.protocols", Protocol)
 SEVERAL_LABELS = (LinearSVM,)
 """Protocols for data sets with several labels an image."""
 DATASETS = components("reproduce.data", Dataset)
+WITH_BOXES = components("reproduce.data", DetectionDataset)
 EVERY_COMPONENT = sorted(
     {cls for name in MODULES if name.startswith("reproduce") for cls in classes(importlib.import_module(name), Settings)},
     key=lambda cls: cls.__qualname__,
@@ -247,10 +257,11 @@ def test_components_are_found() -> None:
     names = {cls.__name__ for cls in DATASETS}
     assert {"STL10", "ImageNet", "ImageNet100", "Imagenette", "VOC2007", "Places205", "INaturalist2018"} <= names
     assert {f"Synthetic{layout}" for layout in ("Folder", "STL10", "VOC2007", "Places205", "INaturalist2018")} <= names
+    assert {"VOC0712", "COCO2017", "SyntheticVOC0712", "SyntheticCOCO2017"} <= {cls.__name__ for cls in WITH_BOXES}
 
 
 def test_no_two_components_share_a_name_and_each_has_its_own() -> None:
-    named = [cls for cls in EVERY_COMPONENT if cls not in (Method, Protocol, Dataset)]
+    named = [cls for cls in EVERY_COMPONENT if cls not in (Method, Protocol, Dataset, Detection, DetectionDataset)]
     assert all("name" in vars(cls) for cls in named), "a component without a name of its own would take its parent's"
     assert not {name: number for name, number in Counter(cls.name for cls in named).items() if number > 1}
 
@@ -276,7 +287,7 @@ def documented(name: str) -> Iterator[tuple[str, bool]]:
                 yield f"{name}.{node.name}.{ast.unparse(statement.target)}", said
 
 
-@pytest.mark.parametrize("package", ["reproduce.methods", "reproduce.protocols", "reproduce.nn"])
+@pytest.mark.parametrize("package", ["reproduce.methods", "reproduce.protocols", "reproduce.detection", "reproduce.nn"])
 def test_each_setting_has_a_line_with_its_source(package: str) -> None:
     for module in modules(package):
         if classes(module, Settings):
@@ -354,17 +365,27 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, Synthetic
     return Encoder(spec, online.backbone, online.projector), dataset, site
 
 
+FEW_STEPS = {
+    **{"engine": "torchvision", "batch_size": 4, "iterations": 1, "drops": (), "warmup_iterations": 0, "precise_bn_iterations": 1},
+    **{"train_sizes": (64,), "test_size": 64, "rpn_train_top": (50, 20), "rpn_test_top": (50, 20), "rois": 8},
+}
+"""Of a detector: enough to go through all of it."""
+
+
 @pytest.mark.parametrize("cls", PROTOCOLS)
 def test_a_protocol_measures_what_it_says(cls: type[Protocol], scenes: tuple[Encoder, SyntheticFolder, Site]) -> None:
     encoder, one_label, site = scenes
     several = cls in SEVERAL_LABELS
-    dataset: Dataset = SyntheticVOC2007(num_trainval=120, num_test=60) if several else one_label
+    dataset: Any = SyntheticVOC2007(num_trainval=120, num_test=60) if several else one_label
     small = {"k": 5, "epochs": 5, "batch_size": 64, "num_held_out": 20}
     required: dict[str, Any] = {field.name: small[field.name] for field in fields(cls) if field.name in small}
     if isinstance(getattr(cls, "epochs", None), tuple):
         required["epochs"] = (2, 5)
     if several:
         required["costs"] = (0.1, 1.0)
+    if issubclass(cls, Detection):
+        dataset = SyntheticCOCO2017(num_train=80, num_val=80) if cls.masks else SyntheticVOC0712(num_trainval=20, num_test=20)
+        required = FEW_STEPS | {"anchor_sizes": (8, 16, 32, 48) if cls.fpn else (16, 32, 48)}
     protocol = cls(**required)
     measured = protocol.run(encoder, dataset, site, torch.device("cpu"), 0)
     assert set(measured) == set(protocol.metrics)
@@ -383,6 +404,9 @@ def test_a_data_set_describes_itself(cls: type[Dataset]) -> None:
     assert dataset.test_split not in (dataset.train_split, dataset.pretrain_split)
 
 
+UNSET = r"^The data root '(\w+)' is not set: add `\1 = .* under \[data\] in .*\. Layout: .*\. Get it: .*\.$"
+
+
 @pytest.mark.parametrize("cls", DATASETS)
 def test_a_data_set_is_there_or_says_what_is_missing_and_where_to_get_it(cls: type[Dataset], tmp_path: Path) -> None:
     small = {field.name: 30 for field in fields(cls) if field.name.startswith("num_")}
@@ -391,15 +415,45 @@ def test_a_data_set_is_there_or_says_what_is_missing_and_where_to_get_it(cls: ty
         for split in (dataset.pretrain_split, dataset.train_split, dataset.test_split):
             assert len(dataset.load(split, site)) >= 30
         return
-    unset = r"^The data root '(\w+)' is not set: add `\1 = .* under \[data\] in .*\. Layout: .*\. Get it: .*\.$"
     for split in (dataset.pretrain_split, dataset.test_split):
-        with pytest.raises(LookupError, match=unset):
+        with pytest.raises(LookupError, match=UNSET):
             dataset.load(split, site)
     with pytest.raises(LookupError) as caught:
         dataset.load(dataset.train_split, site)
     key = str(caught.value).split("'")[1]
     with pytest.raises(LookupError, match=rf"^The data root '{key}' is .*nowhere, which is not a folder"):
         dataset.load(dataset.train_split, Site(runs=tmp_path, data={key: tmp_path / "nowhere"}))
+
+
+@pytest.mark.parametrize("cls", WITH_BOXES)
+def test_a_data_set_with_boxes_describes_itself(cls: type[DetectionDataset]) -> None:
+    dataset = cls()  # type: ignore[call-arg]
+    assert dataset.title
+    assert len(set(dataset.classes)) == len(dataset.classes) > 1
+    assert all(0 < value < 1 for value in (*dataset.mean, *dataset.std))
+    assert dataset.test_split != dataset.train_split
+
+
+@pytest.mark.parametrize("cls", WITH_BOXES)
+def test_a_data_set_with_boxes_is_there_or_says_what_is_missing(cls: type[DetectionDataset], tmp_path: Path) -> None:
+    small = {field.name: len(cls.classes) for field in fields(cls) if field.name.startswith("num_")}
+    dataset, site = cls(**small), Site(runs=tmp_path)
+    for split in (dataset.train_split, dataset.test_split):
+        if small:
+            read = dataset.load(split, site)
+            assert read.classes == dataset.classes
+            assert len(set(read.category_ids)) == len(read.classes)
+            assert len({picture.id for picture in read.pictures}) == len(read.pictures) > 1
+            assert all(picture.file.is_file() for picture in read.pictures)
+            assert {each.label for picture in read.trainable for each in picture.instances} == set(range(len(read.classes)))
+            assert read.origin.exists()
+            assert dataset.load(split, site).digest == read.digest
+            continue
+        with pytest.raises(LookupError, match=UNSET) as caught:
+            dataset.load(split, site)
+        key = str(caught.value).split("'")[1]
+        with pytest.raises(LookupError, match=rf"^The data root '{key}' is .*nowhere, which is not a folder"):
+            dataset.check_root(Site(runs=tmp_path, data={key: tmp_path / "nowhere"}))
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -417,7 +471,7 @@ def test_a_table_can_be_planned_at_every_scale(table: str, scale: str) -> None:
         assert ours.spec.encoder.backbone in backbones.names()
         assert ours.metric in ours.spec.protocol.metrics  # type: ignore[attr-defined]
         assert type(ours.spec.protocol) in PROTOCOLS
-        assert type(ours.spec.dataset) in DATASETS
+        assert type(ours.spec.dataset) in (*DATASETS, *WITH_BOXES)
         assert isinstance(ours.spec.encoder, Weights) or type(ours.spec.encoder.method) in METHODS
     before = Request(table=table, scale="paper").build()
     for row in built.rows:

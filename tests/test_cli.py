@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from conftest import Home
 
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "numpy", "sklearn", "PIL", "jinja2"}
-TABLES = tuple(f"table{number}" for number in (*range(1, 10), 11, 12))
-TASKS = (*TABLES, "tables", "reports", "evaluate", "status", "ui", "download", "test", "bench")
-ALIASES = ("table13", "ablation-grid", "ablation_grid")
+TABLES = tuple(f"table{number}" for number in range(1, 13))
+TASKS = (*TABLES, "voc-detection", "tables", "reports", "evaluate", "status", "doctor", "ui", "download", "test", "bench")
+ALIASES = ("table13", "ablation-grid", "ablation_grid", "coco-mask-rcnn", "coco_mask_rcnn", "voc_detection")
 
 
 def imported(home: Home, *arguments: str) -> set[str]:

@@ -586,7 +586,7 @@ def test_the_synthetic_folder_lists_one_and_ten_per_cent_of_each_class(tmp_path)
 
 
 def test_what_can_be_fetched_is_found_by_file():
-    assert available() == ["imagenette", "stl10", "voc2007"]
+    assert available() == ["imagenette", "stl10", "voc0712", "voc2007"]
 
 
 def test_a_montage_of_too_few_images_is_refused():

@@ -12,6 +12,8 @@ from reproduce.site import Site
 
 
 def test_runs_whose_data_are_missing_wait_and_the_others_go_on(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
     todo = jobs([Request(table="table1", scale="small", rows="BYOL")])
     blocked = _without_data(todo, Site(runs=tmp_path, data={"imagenette": tmp_path}))
     assert {job.spec.id for job in todo if job.spec.dataset.name == "stl10"} == set(blocked)
@@ -41,3 +43,16 @@ def test_generated_data_need_no_root(tmp_path: Path) -> None:
 )
 def test_fractions_are_printed_in_per_cent_and_nothing_else_is(name: str, values: list[float], printed: str) -> None:
     assert _printed(name, values) == printed
+
+
+def test_an_encoder_is_not_pretrained_for_evaluations_that_cannot_run(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    site = Site(runs=tmp_path, data={"imagenette": tmp_path})
+    detection = jobs([Request(table="table10", scale="small")])
+    with pytest.raises(RefusedError, match="data root 'coco' is not set"):
+        _without_data(detection, site)
+    both = jobs([Request(table="table10", scale="small"), Request(table="table4", scale="small", rows="Ours*")])
+    blocked = _without_data(both, site)
+    free = {job.spec.id for job in both} - set(blocked)
+    assert free == {job.spec.id for job in jobs([Request(table="table4", scale="small", rows="Ours*")])}

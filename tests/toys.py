@@ -96,7 +96,7 @@ class Toy(Dataset, name="toy_of_classifiers"):
             return Arrays(split, [(i + self.wrong_test_labels) % 6 for i in range(self.num_test)], seed=1)
         return Arrays(split, [i % 7 - 1 for i in range(self.num_train)], seed=2)
 
-    def check_subset(self, name: str, site: Site) -> None: ...
+    def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None: ...
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
         return np.array(self.subset, np.int64)
@@ -108,6 +108,7 @@ class Notes:
     def __init__(self) -> None:
         self.logged: dict[int, dict[str, float]] = {}
         self.tags: dict[str, str] = {}
+        self.artifacts: list[Path] = []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.logged.setdefault(step, {}).update(metrics)
@@ -116,6 +117,9 @@ class Notes:
 
     def tag(self, name: str, value: str) -> None:
         self.tags[name] = value
+
+    def artifact(self, path: Path) -> None:
+        self.artifacts.append(path)
 
     def of(self, name: str) -> list[float]:
         """The values of one measurement, in the order of steps."""

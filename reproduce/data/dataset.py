@@ -49,7 +49,10 @@ class Dataset(Settings):
             raise ValueError(f"{self.name} takes std > 0 for each channel, not {self.std}.")
 
     def check_root(self, site: Site) -> None:
-        """Raises LookupError where `site` does not say where the files are; data that are generated need no root."""
+        """Raises LookupError where `site` does not say where the files are, or a folder or list of their layout is not there.
+
+        Only folders and lists are looked for, not every image; data that are generated need no root.
+        """
 
     def load(self, split: str, site: Site) -> Images:
         """The images of `split`.
@@ -60,8 +63,11 @@ class Dataset(Settings):
         """
         raise NotImplementedError
 
-    def check_subset(self, name: str, site: Site) -> None:
+    def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
         """Finds out, before anything starts, whether `labelled_subset` has its list; fetches it where it is to be fetched.
+
+        Args:
+            fetch: False: nothing is fetched, and what would be counts as here.
 
         Raises:
             LookupError: there is no such list, or it cannot be had; the message says how to get it.

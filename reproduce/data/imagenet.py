@@ -39,19 +39,20 @@ class ImageNet(Dataset, name="imagenet"):
     title: ClassVar[str] = "ImageNet"
 
     def check_root(self, site: Site) -> None:
-        self._root(site)
+        self._root(site, holds=("train", "val"))
 
     def load(self, split: str, site: Site) -> Files:
         from reproduce.data import imagefolder
 
         return imagefolder.load(self._root(site), split, num_classes=1000, cache_gb=site.cache_gb)
 
-    def check_subset(self, name: str, site: Site) -> None:
-        lists.of_imagenet(name, site)
+    def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
+        lists.of_imagenet(name, site, fetch=fetch)
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
         path = lists.of_imagenet(name, site)
         return lists.indices(self.load(self.train_split, site), path)
 
-    def _root(self, site: Site) -> Path:
-        return site.root("imagenet", "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)")
+    def _root(self, site: Site, holds: tuple[str, ...] = ()) -> Path:
+        layout, source = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)"
+        return site.root("imagenet", layout, source, holds)

@@ -41,6 +41,7 @@ class ImageNet100(Dataset, name="imagenet100"):
     title: ClassVar[str] = "ImageNet-100"
 
     def check_root(self, site: Site) -> None:
+        self._root(site, holds=("train", "val"))
         self._classes(site)
 
     def load(self, split: str, site: Site) -> Images:
@@ -48,8 +49,9 @@ class ImageNet100(Dataset, name="imagenet100"):
 
         return imagefolder.load(self._root(site), split, classes=self._classes(site), cache_gb=site.cache_gb)
 
-    def _root(self, site: Site) -> Path:
-        return site.root("imagenet", "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)")
+    def _root(self, site: Site, holds: tuple[str, ...] = ()) -> Path:
+        layout, source = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)"
+        return site.root("imagenet", layout, source, holds)
 
     def _classes(self, site: Site) -> tuple[str, ...]:
         root = self._root(site)

@@ -45,7 +45,8 @@ class Imagenette(Dataset, name="imagenette"):
     title: ClassVar[str] = "Imagenette"
 
     def check_root(self, site: Site) -> None:
-        site.root(KEY, LAYOUT, SOURCE)
+        unpacked = f"{RELEASE}/" if (site.root(KEY, LAYOUT, SOURCE) / RELEASE / "train").is_dir() else ""
+        site.root(KEY, LAYOUT, SOURCE, holds=(f"{unpacked}train", f"{unpacked}val"))
 
     def load(self, split: str, site: Site) -> Files:
         from reproduce.data import imagefolder
@@ -55,8 +56,8 @@ class Imagenette(Dataset, name="imagenette"):
             root = root / RELEASE
         return imagefolder.load(root, split, num_classes=10, cache_gb=site.cache_gb)
 
-    def check_subset(self, name: str, site: Site) -> None:
-        lists.of_imagenet(name, site)
+    def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
+        lists.of_imagenet(name, site, fetch=fetch)
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
         """ImageNet's list, cut to the images that are in this train split: a release keeps a part of the classes' images, and puts some of

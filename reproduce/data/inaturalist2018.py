@@ -44,7 +44,7 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
     title: ClassVar[str] = "iNaturalist 2018"
 
     def check_root(self, site: Site) -> None:
-        site.root(KEY, LAYOUT, SOURCE)
+        site.root(KEY, LAYOUT, SOURCE, holds=(*(f"{split}2018.json" for split in SPLITS), "train_val2018"))
 
     def load(self, split: str, site: Site) -> Files:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)

@@ -34,8 +34,11 @@ TIMEOUT = 60
 """Seconds without an answer after which a server counts as out of reach."""
 
 
-def of_imagenet(name: str, site: Site) -> Path:
+def of_imagenet(name: str, site: Site, *, fetch: bool = True) -> Path:
     """SimCLR's list `name`, from the user's folder, or else fetched once into the site's runs.
+
+    Args:
+        fetch: False: nothing is fetched, and the path may be of a list that is not here yet.
 
     Raises:
         LookupError: there is no such list, or it is not here and cannot be fetched; the message says how to get it.
@@ -47,7 +50,10 @@ def of_imagenet(name: str, site: Site) -> Path:
     if KEY in site.data:
         path = site.root(KEY, ", ".join(f"{each}.txt" for each in SHA256), url) / f"{name}.txt"
     else:
-        path = fetched(url, site.runs / "lists" / f"{name}.txt", sha256)
+        path = site.runs / "lists" / f"{name}.txt"
+        if not fetch and not path.is_file():
+            return path
+        fetched(url, path, sha256)
     verified(path, sha256, url)
     return path
 

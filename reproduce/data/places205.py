@@ -51,6 +51,7 @@ class Places205(Dataset, name="places205"):
 
     def check_root(self, site: Site) -> None:
         _images_folder(site.root(KEY, LAYOUT, SOURCE))
+        site.root(KEY, LAYOUT, SOURCE, holds=[f"{LISTS}/{split}_places205.csv" for split in SPLITS])
 
     def load(self, split: str, site: Site) -> Files:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)

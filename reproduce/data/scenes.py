@@ -2,14 +2,17 @@
 
 A scene shows one textured object on a shaded background. Its class is the pair (shape, texture): a square or a cross, with one of five
 textures. Colours, position, size, rotation and the texture's phase are random and say nothing about the class: of ten classes, 5-NN gets a
-fifth right on raw pixels and less on colour histograms.
+fifth right on raw pixels and less on colour histograms. A montage shows several: their classes are a scene's in a family of colours.
 
 Only +, -, x, / and square roots of IEEE doubles enter, so the bytes are the same on every machine.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from reproduce.data.polygons import Point, Polygon, clipped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,10 +23,20 @@ TEXTURES = ("stripes", "checks", "dots", "grid", "rings")
 SIDE = 32
 """Of a scene, in pixels."""
 CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES)
+SQUARE = 0.82
+"""Half of a square's side, in units of an object's size."""
+CROSS = (0.30, 0.98)
+"""Half of the width and half of the length of a cross's bars, in the same units."""
+TINTS = ((2,), (0,), (1,), (0, 2), (1, 2), (0, 1), (), (0, 1, 2))
+"""Of each family of colours, in montages, the channels that are halved: blue in the first, red in the second, ..."""
 FAMILIES = 2
-"""Of colours, in montages: less blue, less red."""
+"""Of colours in a `montage`."""
 DIFFICULT = 0.15
 """The share of a montage's objects that are marked as difficult."""
+CROWDS = 0.05
+"""The share of an outlined montage's objects that are groups."""
+EMPTY = 40
+"""One of so many outlined montages shows nothing."""
 
 Box = tuple[int, int, int, int]
 """left, top, right and bottom in pixels, counted from 0, the last two outside."""
@@ -37,6 +50,31 @@ class Placed(NamedTuple):
     box: Box
 
 
+class Outlined(NamedTuple):
+    """An object of an outlined montage, or a group of four."""
+
+    label: int
+    outline: Polygon
+    """Of what is seen of an object; empty for a group."""
+    crowd: NDArray[np.bool_] | None
+    """The pixels of a group, (rows, columns) of the image; None for an object."""
+
+
+class Drawn(NamedTuple):
+    """Scenes and where their objects are."""
+
+    labels: NDArray[np.int64]
+    """(n,), each class equally often."""
+    scenes: NDArray[np.uint8]
+    """(n, side, side, 3)"""
+    boxes: NDArray[np.int64]
+    """(n, 4), as in `Box`."""
+    covered: NDArray[np.bool_]
+    """(n, side, side): pixels that the object covers at least half of."""
+    outlines: list[Polygon]
+    """In pixels of the scene, beyond which they may reach."""
+
+
 def draw(count: int, *, seed: int, stream: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """`count` scenes.
 
@@ -46,8 +84,8 @@ def draw(count: int, *, seed: int, stream: int) -> tuple[NDArray[np.int64], NDAr
     Returns:
         Labels (count,), each class equally often, and RGB scenes (count, SIDE, SIDE, 3).
     """
-    labels, scenes, _ = _draw(count, seed=seed, stream=stream)
-    return labels, scenes
+    drawn = _draw(count, seed=seed, stream=stream)
+    return drawn.labels, drawn.scenes
 
 
 def montage(count: int, *, seed: int, stream: int) -> list[tuple[NDArray[np.uint8], list[Placed]]]:
@@ -62,84 +100,167 @@ def montage(count: int, *, seed: int, stream: int) -> list[tuple[NDArray[np.uint
     import numpy as np
 
     numbers = 1 + np.arange(count) % 3
-    total = int(numbers.sum())
-    labels, scenes, boxes = _draw(total, seed=seed, stream=stream)
-    family = np.arange(total) // len(CLASSES) % FAMILIES
-    for each, channel in ((0, 2), (1, 0)):
-        scenes[family == each, :, :, channel] //= 2
+    drawn = _tinted(int(numbers.sum()), FAMILIES, seed=seed, stream=stream)
     random = np.random.Generator(np.random.Philox(key=[seed, 1000 + stream]))
-    difficult = (random.random(total) < DIFFICULT) & (np.arange(total) >= FAMILIES * len(CLASSES))
-    columns = ((labels + len(CLASSES) * family).tolist(), difficult.tolist(), map(tuple, boxes.tolist()))
-    objects = [Placed(*values) for values in zip(*columns, strict=True)]
-
-    order = np.argsort(random.random(total), kind="stable")
-    greys = 64 + (128 * random.random(count)).astype(np.uint8)
-    quarters = np.argsort(random.random((count, 4)), axis=1, kind="stable")
+    difficult = _some(DIFFICULT, len(drawn.labels), FAMILIES, random)
     images = []
-    for chosen, places, grey in zip(np.split(order, np.cumsum(numbers)[:-1]), quarters.tolist(), greys, strict=True):
-        images.append(_arranged(scenes[chosen], [objects[index] for index in chosen], places, grey))
+    for chosen, places, grey in _layout(numbers, SIDE, random):
+        objects = []
+        for index, (scale, x, y) in zip(chosen, places, strict=True):
+            left, top, right, bottom = (scale * int(end) for end in drawn.boxes[index])
+            objects.append(Placed(int(drawn.labels[index]), bool(difficult[index]), (x + left, y + top, x + right, y + bottom)))
+        images.append((_shown(drawn.scenes[chosen], places, grey, SIDE), objects))
     return images
 
 
-def _arranged(
-    scenes: NDArray[np.uint8], objects: list[Placed], quarters: list[int], grey: np.uint8
-) -> tuple[NDArray[np.uint8], list[Placed]]:
-    """One image: a single scene at twice its size, or each scene in its quarter."""
+def outlined(
+    count: int, *, seed: int, stream: int, families: int = len(TINTS), side: int = SIDE
+) -> list[tuple[NDArray[np.uint8], list[Outlined]]]:
+    """`count` images as of `montage`, in more families of colours, with outlines in place of boxes.
+
+    Every image number EMPTY shows nothing. About CROWDS of the objects, but never a class's first, are groups: the scene four times at half
+    its size.
+
+    Args:
+        families: of colours; there are ten times as many classes.
+        side: of a scene that takes a quarter of the image, in pixels; even.
+
+    Returns:
+        For each image its pixels, (2 side, 2 side, 3), and its objects.
+    """
     import numpy as np
 
-    if len(scenes) == 1:
-        left, top, right, bottom = objects[0].box
-        return scenes[0].repeat(2, axis=0).repeat(2, axis=1), [objects[0]._replace(box=(2 * left, 2 * top, 2 * right, 2 * bottom))]
-    pixels, placed = np.full((2 * SIDE, 2 * SIDE, 3), grey, np.uint8), []
-    for scene, each, quarter in zip(scenes, objects, quarters, strict=False):
-        y, x = SIDE * (quarter // 2), SIDE * (quarter % 2)
-        pixels[y : y + SIDE, x : x + SIDE] = scene
-        left, top, right, bottom = each.box
-        placed.append(each._replace(box=(x + left, y + top, x + right, y + bottom)))
-    return pixels, placed
+    numbers = 1 + np.arange(count) % 3
+    numbers[EMPTY - 1 :: EMPTY] = 0
+    drawn = _tinted(int(numbers.sum()), families, seed=seed, stream=stream, side=side)
+    random = np.random.Generator(np.random.Philox(key=[seed, 1000 + stream]))
+    crowd = _some(CROWDS, len(drawn.labels), families, random)
+    drawn.scenes[crowd] = np.tile(drawn.scenes[crowd, ::2, ::2], (1, 2, 2, 1))
+    drawn.covered[crowd] = np.tile(drawn.covered[crowd, ::2, ::2], (1, 2, 2))
+    images = []
+    for chosen, places, grey in _layout(numbers, side, random):
+        objects = []
+        for index, place in zip(chosen, places, strict=True):
+            outline = () if crowd[index] else _moved(clipped(drawn.outlines[index], width=side, height=side), place)
+            group = _shown(drawn.covered[[index]], [place], np.False_, side) if crowd[index] else None
+            objects.append(Outlined(int(drawn.labels[index]), outline, group))
+        images.append((_shown(drawn.scenes[chosen], places, grey, side), objects))
+    return images
 
 
-def _draw(count: int, *, seed: int, stream: int) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-    """What `draw` returns, and the boxes of the objects, (count, 4) as in `Box`."""
+Place = tuple[int, int, int]
+"""By how much a scene is enlarged, and where its left and top are in the montage."""
+
+
+def _tinted(count: int, families: int, *, seed: int, stream: int, side: int = SIDE) -> Drawn:
+    """Scenes with the classes of all families, each equally often."""
+    import numpy as np
+
+    drawn = _draw(count, seed=seed, stream=stream, side=side)
+    family = np.arange(count) // len(CLASSES) % families
+    for number, channels in enumerate(TINTS[:families]):
+        for channel in channels:
+            drawn.scenes[family == number, :, :, channel] //= 2
+    return drawn._replace(labels=drawn.labels + len(CLASSES) * family)
+
+
+def _some(share: float, count: int, families: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    """About `share` of `count` objects, (count,), but never a class's first."""
+    import numpy as np
+
+    chosen: NDArray[np.bool_] = (random.random(count) < share) & (np.arange(count) >= families * len(CLASSES))
+    return chosen
+
+
+def _layout(numbers: NDArray[np.int64], side: int, random: np.random.Generator) -> Iterator[tuple[list[int], list[Place], np.uint8]]:
+    """For each image, as many scenes as `numbers` says, by their indices: these, their places and the grey around them."""
+    import numpy as np
+
+    order = np.argsort(random.random(int(numbers.sum())), kind="stable")
+    greys = 64 + (128 * random.random(len(numbers))).astype(np.uint8)
+    quarters = np.argsort(random.random((len(numbers), 4)), axis=1, kind="stable")
+    for chosen, free, grey in zip(np.split(order, np.cumsum(numbers)[:-1]), quarters.tolist(), greys, strict=True):
+        places = [(1, side * (quarter % 2), side * (quarter // 2)) for quarter in free[: len(chosen)]]
+        yield chosen.tolist(), [(2, 0, 0)] if len(chosen) == 1 else places, grey
+
+
+def _shown(scenes: NDArray[Any], places: list[Place], rest: np.generic, side: int) -> NDArray[Any]:
+    """Scenes (n, side, side, ...) at their places in an image (2 side, 2 side, ...) that is `rest` elsewhere."""
+    import numpy as np
+
+    image = np.full((2 * side, 2 * side, *scenes.shape[3:]), rest, scenes.dtype)
+    for scene, (scale, x, y) in zip(scenes, places, strict=True):
+        image[y : y + scale * side, x : x + scale * side] = scene.repeat(scale, axis=0).repeat(scale, axis=1)
+    return image
+
+
+def _moved(outline: Polygon, place: Place) -> Polygon:
+    """An outline in pixels of the scene, in pixels of the montage."""
+    scale, left, top = place
+    return tuple((scale * x + left, scale * y + top) for x, y in outline)
+
+
+def _draw(count: int, *, seed: int, stream: int, side: int = SIDE) -> Drawn:
+    """`count` scenes and where their objects are."""
     import numpy as np
 
     random = np.random.Generator(np.random.Philox(key=[seed, stream]))
     labels = np.arange(count) % len(CLASSES)
-    parts = [_scenes(labels[start : start + 256], random) for start in range(0, count, 256)]
-    scenes, boxes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return labels, scenes, boxes
+    parts = [_scenes(labels[start : start + 256], random, side) for start in range(0, count, 256)]
+    labels, scenes, boxes, covered = (np.concatenate(arrays) for arrays in zip(*(part[:4] for part in parts), strict=True))
+    return Drawn(labels, scenes, boxes, covered, [outline for part in parts for outline in part.outlines])
 
 
-def _scenes(labels: NDArray[np.int64], random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """One scene for each label, (n, SIDE, SIDE, 3), and the box of its object, (n, 4)."""
+def _scenes(labels: NDArray[np.int64], random: np.random.Generator, side: int) -> Drawn:
+    """One scene for each label."""
     import numpy as np
 
-    n, fine = len(labels), 2 * SIDE  # drawn at twice the size and averaged: soft edges
+    n, fine = len(labels), 2 * side  # drawn at twice the size and averaged: soft edges
 
     def uniform(low: float, high: float, *shape: int) -> NDArray[np.float64]:
         return low + (high - low) * random.random((n, *shape))
 
     axis = (np.arange(fine) + 0.5) / fine
     x, y = axis[None, None, :], axis[None, :, None]
-    u, v = _turned(x - uniform(0.3, 0.7, 1, 1), y - uniform(0.3, 0.7, 1, 1), uniform(0, 1, 2))
+    across, down, angle = uniform(0.3, 0.7, 1, 1), uniform(0.3, 0.7, 1, 1), uniform(0, 1, 2)
+    u, v = _turned(x - across, y - down, angle)
     radius = uniform(0.28, 0.42, 1, 1)
     u, v = u / radius, v / radius  # the object's own axes, in units of its size
-    inside = _inside(u, v, labels // len(TEXTURES))
+    shapes = labels // len(TEXTURES)
+    inside = _inside(u, v, shapes)
+    cos, sin = _direction(angle)
+    placed = np.concatenate([across, down, radius * cos, radius * sin], axis=1)[..., 0] * side
 
-    along, across = _turned(u, v, uniform(0, 1, 2))
+    along, aside = _turned(u, v, uniform(0, 1, 2))
     frequency = uniform(1.3, 1.7, 1, 1)
-    along, across = along * frequency + uniform(8, 9, 1, 1), across * frequency + uniform(8, 9, 1, 1)
-    bright = _texture(along, across, labels % len(TEXTURES))
+    along, aside = along * frequency + uniform(8, 9, 1, 1), aside * frequency + uniform(8, 9, 1, 1)
+    bright = _texture(along, aside, labels % len(TEXTURES))
 
     shade = _turned(x - 0.5, y - 0.5, uniform(0, 1, 2))[0][..., None] + 0.5
     greys = ((0.65, 0.95), (0.05, 0.3), (0.3, 0.6), (0.3, 0.6))
     light, dark, here, there = (uniform(*grey, 1, 1, 1) + uniform(-0.12, 0.12, 1, 1, 3) for grey in greys)
     scene = np.where(inside[..., None], np.where(bright[..., None], light, dark), here * (1 - shade) + there * shade)
-    scene = (scene[:, ::2, ::2] + scene[:, ::2, 1::2] + scene[:, 1::2, ::2] + scene[:, 1::2, 1::2]) / 4 + uniform(
-        -0.03, 0.03, SIDE, SIDE, 3
-    )
+    scene = _quartets(scene) / 4 + uniform(-0.03, 0.03, side, side, 3)
     pixels: NDArray[np.uint8] = np.floor(np.clip(scene, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return pixels, _boxes(inside)
+    outlines = [_outline(shape, *where) for shape, where in zip(shapes.tolist(), placed.tolist(), strict=True)]
+    return Drawn(labels, pixels, _boxes(inside), _quartets(inside.astype(np.uint8)) >= 2, outlines)
+
+
+def _quartets(fine: NDArray[Any]) -> NDArray[Any]:
+    """Sums over the four points of each pixel, (n, side, side, ...), of values at twice the size."""
+    sums: NDArray[Any] = fine[:, ::2, ::2] + fine[:, ::2, 1::2] + fine[:, 1::2, ::2] + fine[:, 1::2, 1::2]
+    return sums
+
+
+def _outline(shape: int, x: float, y: float, cos: float, sin: float) -> Polygon:
+    """The corners of one object, in the units of its centre (x, y); (cos, sin) is the object's first axis, as long as its size."""
+    near, far = CROSS
+    quadrant: tuple[Point, ...] = (((SQUARE, SQUARE),), ((far, near), (near, near), (near, far)))[shape]
+    corners = []
+    for _ in range(4):
+        corners += [(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in quadrant]
+        cos, sin = -sin, cos  # a quarter turn
+    return tuple(corners)
 
 
 def _boxes(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -156,12 +277,17 @@ def _boxes(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def _turned(x: NDArray[np.float64], y: NDArray[np.float64], angle: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Coordinates (n, rows, columns) on turned axes; the angle is that of a point (n, 2) as seen from (1/2, 1/2), so it takes no sine."""
+    cos, sin = _direction(angle)
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def _direction(angle: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Cosine and sine, (n, 1, 1)."""
     import numpy as np
 
     a, b = angle[:, 0, None, None] - 0.5, angle[:, 1, None, None] - 0.5
     length = np.sqrt(a * a + b * b) + 1e-9
-    cos, sin = a / length, b / length
-    return cos * x + sin * y, cos * y - sin * x
+    return a / length, b / length
 
 
 def _inside(u: NDArray[np.float64], v: NDArray[np.float64], shape: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -170,7 +296,7 @@ def _inside(u: NDArray[np.float64], v: NDArray[np.float64], shape: NDArray[np.in
 
     u, v = np.abs(u), np.abs(v)
     near, far = np.minimum(u, v), np.maximum(u, v)
-    chosen: NDArray[np.bool_] = np.choose(shape[:, None, None], [far < 0.82, (near < 0.30) & (far < 0.98)])
+    chosen: NDArray[np.bool_] = np.choose(shape[:, None, None], [far < SQUARE, (near < CROSS[0]) & (far < CROSS[1])])
     return chosen
 
 

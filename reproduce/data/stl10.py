@@ -24,6 +24,7 @@ KEY = "stl10"
 FOLDER = "stl10_binary"
 LAYOUT = f"{FOLDER}/train_X.bin, train_y.bin, test_X.bin, test_y.bin, unlabeled_X.bin"
 SOURCE = "`invoke download --dataset stl10` (2.6 GB), or https://cs.stanford.edu/~acoates/stl10"
+PARTS = ("train", "test", "unlabeled")
 SPLITS = {"train": ("train",), "test": ("test",), "unlabeled": ("unlabeled",), "train+unlabeled": ("train", "unlabeled")}
 """The files of each split, one after the other."""
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -56,7 +57,9 @@ class STL10(Dataset, name="stl10"):
     title: ClassVar[str] = "STL-10"
 
     def check_root(self, site: Site) -> None:
-        site.root(KEY, LAYOUT, SOURCE)
+        folder = f"{FOLDER}/" if (site.root(KEY, LAYOUT, SOURCE) / FOLDER).is_dir() else ""
+        images, labels = (f"{folder}{part}_X.bin" for part in PARTS), (f"{folder}{part}_y.bin" for part in ("train", "test"))
+        site.root(KEY, LAYOUT, SOURCE, holds=(*images, *labels))
 
     def load(self, split: str, site: Site) -> Images:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)

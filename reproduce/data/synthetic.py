@@ -1,25 +1,21 @@
 """The data of the smoke scale: small coloured scenes (`scenes.py`), generated on first use.
 
 They are written in the layouts of the real data sets (ImageFolder, STL-10's binary files with the unlabelled split, VOC2007's annotations,
-the lists of Places205, the JSON files of iNaturalist 2018), and the real readers read them. The files are binary PPM, whatever their names
-end in, so that neither pixels nor sizes depend on the version of an encoder. Each takes about a second, once.
+the lists of Places205, the JSON files of iNaturalist 2018), and the real readers read them. Each takes about a second, once.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import filelock
-
-from reproduce.data import lists, voc
+from reproduce.data import generated, lists, voc
 from reproduce.data.dataset import Dataset
-from reproduce.data.scenes import CLASSES, SIDE, Placed, draw, montage
+from reproduce.data.scenes import CLASSES, SIDE, draw, montage
 from reproduce.site import Site
 from reproduce.spec import unknown
 
@@ -73,16 +69,7 @@ class _Synthetic(Dataset):
 
     def _generated(self, site: Site) -> Path:
         """The folder of the scenes, written whole by whoever comes first."""
-        folder = self.folder(site)
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(folder.with_suffix(".lock")):
-                if not folder.is_dir():
-                    unfinished = folder.with_suffix(".unfinished")
-                    shutil.rmtree(unfinished, ignore_errors=True)
-                    self._write(unfinished)
-                    unfinished.rename(folder)
-        return folder
+        return generated.once(self.folder(site), self._write)
 
     def _write(self, folder: Path) -> None:
         raise NotImplementedError
@@ -104,7 +91,7 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
 
         return imagefolder.load(self._generated(site), split, num_classes=len(CLASSES), cache_gb=site.cache_gb)
 
-    def check_subset(self, name: str, site: Site) -> None:
+    def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
         if name not in PERCENT:
             raise LookupError(unknown("list of labelled images", name, PERCENT))
 
@@ -130,7 +117,7 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
         for stream, (split, count) in enumerate((("train", self.num_train), ("val", self.num_val))):
             labels, scenes = draw(count, seed=self.data_seed, stream=stream)
             for index, (label, scene) in enumerate(zip(labels, scenes, strict=True)):
-                _save(folder / split / CLASSES[label] / f"{index:05}.ppm", scene)
+                generated.save(folder / split / CLASSES[label] / f"{index:05}.ppm", scene)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,23 +184,14 @@ class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
         return voc2007.read(self._generated(site), split, cache_gb=site.cache_gb)
 
     def _write(self, folder: Path) -> None:
-        trainval = self._write_images(folder / "VOC2007", self.num_trainval, first=1, stream=20)
-        test = self._write_images(folder / "VOC2007", self.num_test, first=1 + self.num_trainval, stream=21)
+        folder = folder / "VOC2007"
+        names = [f"{1 + index:06}" for index in range(self.num_trainval + self.num_test)]
+        trainval, test = names[: self.num_trainval], names[self.num_trainval :]
+        generated.save_montages(folder, trainval, montage(len(trainval), seed=self.data_seed, stream=20))
+        generated.save_montages(folder, test, montage(len(test), seed=self.data_seed, stream=21))
         half = len(trainval) // 2
-        main = folder / "VOC2007" / "ImageSets" / "Main"
-        main.mkdir(parents=True)
         for split, ids in (("train", trainval[:half]), ("val", trainval[half:]), ("trainval", trainval), ("test", test)):
-            end = "\r\n" if split == "test" else "\n"  # the release has the one, copies of it the other
-            (main / f"{split}.txt").write_text("".join(f"{name}{end}" for name in ids), newline="")
-
-    def _write_images(self, folder: Path, count: int, *, first: int, stream: int) -> list[str]:
-        """Images and annotations; returns the names of the images."""
-        (folder / "Annotations").mkdir(parents=True, exist_ok=True)
-        names = [f"{first + index:06}" for index in range(count)]
-        for name, (pixels, objects) in zip(names, montage(count, seed=self.data_seed, stream=stream), strict=True):
-            _save(folder / "JPEGImages" / f"{name}.jpg", pixels)
-            (folder / "Annotations" / f"{name}.xml").write_text(_annotation(name, pixels, objects))
-        return names
+            generated.save_list(folder / "ImageSets" / "Main" / f"{split}.txt", ids, end="\r\n" if split == "test" else "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +217,7 @@ class SyntheticPlaces205(_Synthetic, name="synthetic_places205"):
             lines = []
             for index, (label, scene) in enumerate(zip(labels.tolist(), scenes, strict=True)):
                 name = f"{PLACES[label]}/gsun_{split}{index:05}.jpg"
-                _save(folder / "data" / "vision" / "torralba" / "deeplearning" / "images256" / name, scene)
+                generated.save(folder / "data" / "vision" / "torralba" / "deeplearning" / "images256" / name, scene)
                 lines.append(f"{name} {label}\n")
             (folder / "trainvalsplit_places205" / f"{split}_places205.csv").write_text("".join(lines))
 
@@ -269,29 +247,9 @@ class SyntheticINaturalist2018(_Synthetic, name="synthetic_inaturalist2018"):
             for index, (label, scene) in enumerate(zip(labels.tolist(), scenes, strict=True)):
                 number = stream * self.num_train + index + 1
                 name = f"train_val2018/{groups[label]}/{label}/{number:06}.jpg"
-                _save(folder / name, scene)
+                generated.save(folder / name, scene)
                 images.append({"id": number, "file_name": name, "height": SIDE, "width": SIDE})
                 annotations.append({"id": number, "image_id": number, "category_id": label})
             annotations.reverse()  # they belong to images by their ids alone
             content = {"images": images, "annotations": annotations, "categories": categories}
             (folder / f"{split}2018.json").write_text(json.dumps(content))
-
-
-def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """An RGB image, (height, width, 3), as binary PPM."""
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, format="PPM")
-
-
-def _annotation(name: str, pixels: NDArray[np.uint8], objects: Iterable[Placed]) -> str:
-    """The XML of one image, as VOC2007 writes it: boxes are counted from 1, both ends inside."""
-    height, width = pixels.shape[:2]
-    lines = ["<annotation>", "\t<folder>VOC2007</folder>", f"\t<filename>{name}.jpg</filename>"]
-    lines += [f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>", "\t<segmented>0</segmented>"]
-    for label, difficult, (left, top, right, bottom) in objects:
-        box = f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
-        lines += ["\t<object>", f"\t\t<name>{voc.CLASSES[label]}</name>", "\t\t<pose>Unspecified</pose>", "\t\t<truncated>0</truncated>"]
-        lines += [f"\t\t<difficult>{int(difficult)}</difficult>", f"\t\t<bndbox>{box}</bndbox>", "\t</object>"]
-    return "\n".join([*lines, "</annotation>", ""])

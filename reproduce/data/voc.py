@@ -61,16 +61,20 @@ class Annotation(NamedTuple):
     objects: tuple[Object, ...]
 
 
-def find(root: Path, year: str, source: str) -> Path:
+def find(root: Path, year: str, source: str, *, itself: bool = True) -> Path:
     """The folder of one year's release: in `root`, in the VOCdevkit of `root`, or `root` itself.
+
+    Args:
+        itself: whether `root` may be the release; not where several years are asked for, as it would be taken for each of them.
 
     Raises:
         LookupError: it is none of these.
     """
-    for folder in (root / year, root / "VOCdevkit" / year, root):
+    for folder in (root / year, root / "VOCdevkit" / year, *([root] if itself else [])):
         if (folder / "ImageSets" / "Main").is_dir():
             return folder
-    raise LookupError(f"{root} is not {year} and does not hold it: ImageSets/Main is nowhere. Get it: {source}.")
+    problem = f"is not {year} and does not hold it" if itself else f"does not hold {year}"
+    raise LookupError(f"{root} {problem}: ImageSets/Main is nowhere. Get it: {source}.")
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
@@ -98,7 +102,7 @@ def read_ids(path: Path) -> tuple[str, ...]:
 
 
 def read_annotation(path: Path) -> Annotation:
-    """The size and the objects of one image, the objects in the order of the file.
+    """The size and the objects of one image, the objects in the order of the file; parts of objects (heads, hands, feet) are none.
 
     Raises:
         ValueError: the file is not there or not a VOC annotation, or an object is of no known class; the message names it.

@@ -6,13 +6,13 @@ are difficult, -1 where there is none. Reading the annotations of a split takes 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data import voc
 from reproduce.data.dataset import Dataset
+from reproduce.data.folders import check_files
 from reproduce.site import Site
 from reproduce.spec import unknown
 
@@ -56,7 +56,10 @@ class VOC2007(Dataset, name="voc2007"):
     title: ClassVar[str] = "VOC2007"
 
     def check_root(self, site: Site) -> None:
-        voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)
+        folder = voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)
+        for place in ("JPEGImages", "Annotations", *(f"ImageSets/Main/{split}.txt" for split in (self.train_split, self.test_split))):
+            if not (folder / place).exists():
+                raise LookupError(f"{folder / place} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
 
     def load(self, split: str, site: Site) -> Files:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
@@ -76,21 +79,12 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
     folder = voc.find(root, YEAR, SOURCE)
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     ids = voc.read_ids(path)
-    _check_images(folder / "JPEGImages", ids, path)
+    names = [f"{name}.jpg" for name in ids]
+    check_files(folder / "JPEGImages", names, path, layout=LAYOUT, source=SOURCE)
     targets = _targets(folder / "Annotations", ids)
     if split in TRAIN_SPLITS:
         _check_positives(targets, path)
-    return Files(folder / "JPEGImages", (f"{name}.jpg".encode() for name in ids), [-1] * len(ids), voc.CLASSES, cache_gb, targets)
-
-
-def _check_images(folder: Path, ids: tuple[str, ...], path: Path) -> None:
-    if not folder.is_dir():
-        raise LookupError(f"{folder} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
-    present = set(os.listdir(folder))  # noqa: PTH208 (names alone: one question for all images)
-    missing = [name for name in ids if f"{name}.jpg" not in present]
-    if missing:
-        lost = f"{len(missing)} of its {len(ids)} images are missing"
-        raise ValueError(f"{folder / missing[0]}.jpg does not exist, which {path} names: {lost}. Get it: {SOURCE}.")
+    return Files(folder / "JPEGImages", (name.encode() for name in names), [-1] * len(ids), voc.CLASSES, cache_gb, targets)
 
 
 def _targets(folder: Path, ids: tuple[str, ...]) -> NDArray[np.int8]:

@@ -68,6 +68,11 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
     return failed
 
 
+def at_once(site: Site) -> int:
+    """How many runs go on at the same time where there are as many."""
+    return len(_slots(site, sys.maxsize))
+
+
 def _next(waiting: list[Job], unfinished: set[str], failed: dict[str, str]) -> Job | None:
     """Takes the first job whose needs are done; jobs whose needs failed are failed with them."""
     for job in list(waiting):

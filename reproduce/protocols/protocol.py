@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data.dataset import Dataset
 from reproduce.progress import Watch
@@ -20,13 +20,29 @@ if TYPE_CHECKING:
 class Protocol(Settings):
     """Base class of the evaluations of an encoder, which is left as it was."""
 
+    takes: ClassVar[type[Settings]] = Dataset
+    """The kind of data set that it is run on."""
+
+    @property
+    def caveat(self) -> str:
+        """What a table's caption must say of its numbers, in full sentences; empty: nothing."""
+        return ""
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """The keys of what `run` returns; most protocols set it as a class attribute."""
         raise NotImplementedError
 
-    def check_data(self, dataset: Dataset, site: Site) -> None:
+    @property
+    def requirement(self) -> str:
+        """What `check_data` looks for, in a word; empty: nothing."""
+        return ""
+
+    def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
         """Finds out, before anything starts, whether what the protocol needs beside the images of `dataset` is there; most need nothing.
+
+        Args:
+            fetch: whether what is to be fetched is fetched now; else it counts as here.
 
         Raises:
             LookupError, ValueError: it is not; the message says how to get it.

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.views import CROP_AND_FLIP, Augmentation
 from reproduce.lazy import torch
@@ -87,8 +88,12 @@ class SemiSupervised(Protocol, name="semi"):
         if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
             raise ValueError(f"semi takes 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}.")
 
-    def check_data(self, dataset: Dataset, site: Site) -> None:
-        dataset.check_subset(self.labels, site)
+    @property
+    def requirement(self) -> str:
+        return lists.KEY
+
+    def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
+        dataset.check_subset(self.labels, site, fetch=fetch)
 
     def run(
         self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()

@@ -244,6 +244,7 @@ def _caption(table: Table, seeds: int) -> str:
         f"Changed settings: {literal(', '.join(table.changes))}." if table.changes else "",
         f"Left out: {table.left_out}." if table.left_out else "",
         table.stand_in if measured else "",
+        *dict.fromkeys(ours.spec.protocol.caveat for *_, ours in table.measured()),  # type: ignore[attr-defined]
         SMOKE if table.scale == "smoke" and measured else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)

@@ -1,0 +1,169 @@
+"""The data on which detectors learn at the smoke scale: montages of coloured scenes (`scenes.py`), generated on first use.
+
+They are written in the layouts of VOC07+12 and of COCO 2017, with objects that are difficult and groups that are a crowd, and the real
+readers read them. Images are 64 x 64 px; an object takes much of the image or of a quarter of it. Each takes two to three seconds, once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from reproduce.data import coco2017, generated, polygons, voc, voc0712
+from reproduce.data.detection import Annotated, DetectionDataset
+from reproduce.data.scenes import Outlined, montage, outlined
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Synthetic(DetectionDataset):
+    """What both layouts share."""
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """About the scenes' own."""
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    """About the scenes' own."""
+    data_seed: int = 0
+    """Of the generator; the splits are drawn from it apart."""
+    version: int = 1
+    """Of the generator: it changes when its montages do, and with it every id."""
+
+    def folder(self, site: Site) -> Path:
+        """Where the montages of these settings are."""
+        return site.runs / "synthetic" / f"{self.name}-{self.id}"
+
+    def _generated(self, site: Site) -> Path:
+        """The folder of the montages, written whole by whoever comes first."""
+        return generated.once(self.folder(site), self._write)
+
+    def _write(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def _check_counts(self, **counts: int) -> None:
+        """Raises ValueError where a split could be without an object of a class."""
+        if min(counts.values()) < len(self.classes):
+            names, given = (" and ".join(map(str, each)) for each in (counts, counts.values()))
+            raise ValueError(f"{self.name} takes {names} >= {len(self.classes)}, so that no class is without an object, not {given}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticVOC0712(_Synthetic, name="synthetic_voc0712"):
+    """Montages of one to three scenes in the layout of VOC2007 and VOC2012.
+
+    The 20 classes are those of the scenes in two families of colours.
+    """
+
+    num_trainval: int = 300
+    """Images of `trainval` of each year: with both, each class has 60 objects."""
+    num_test: int = 200
+    """Images of the `test` of 2007: each class has 19 or 20 objects, about 3 of them difficult."""
+
+    train_split: str = "2007_trainval+2012_trainval"
+    test_split: str = "2007_test"
+
+    title: ClassVar[str] = "synthetic scenes (VOC07+12 layout)"
+    classes: ClassVar[tuple[str, ...]] = voc.CLASSES
+
+    def check(self) -> None:
+        super().check()
+        self._check_counts(num_trainval=self.num_trainval, num_test=self.num_test)
+
+    def load(self, split: str, site: Site) -> Annotated:
+        return voc0712.read(self._generated(site), split)
+
+    def _write(self, folder: Path) -> None:
+        splits = (
+            ("2007", "trainval", "{:06}", range(1, 1 + self.num_trainval)),
+            ("2007", "test", "{:06}", range(1 + self.num_trainval, 1 + self.num_trainval + self.num_test)),
+            ("2012", "trainval", "2008_{:06}", range(1, 1 + self.num_trainval)),  # images are named by the year of their photograph
+        )
+        for stream, (year, split, form, ids) in enumerate(splits):
+            names = [form.format(each) for each in ids]
+            within = folder / f"VOC{year}"
+            generated.save_montages(within, names, montage(len(names), seed=self.data_seed, stream=50 + stream))
+            generated.save_list(within / "ImageSets" / "Main" / f"{split}.txt", names, end="\r\n" if split == "test" else "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticCOCO2017(_Synthetic, name="synthetic_coco2017"):
+    """Montages of one to three scenes in COCO's layout, some images without an object and some objects crowds.
+
+    The 80 classes are those of the scenes in eight families of colours.
+    """
+
+    num_train: int = 640
+    """Images of `train2017`: each class has 15 or 16 objects."""
+    num_val: int = 240
+    """Images of `val2017`: each class has 5 or 6 objects."""
+
+    train_split: str = "train2017"
+    test_split: str = "val2017"
+
+    title: ClassVar[str] = "synthetic scenes (COCO layout)"
+    classes: ClassVar[tuple[str, ...]] = coco2017.CLASSES
+
+    def check(self) -> None:
+        super().check()
+        self._check_counts(num_train=self.num_train, num_val=self.num_val)
+
+    def load(self, split: str, site: Site) -> Annotated:
+        return coco2017.read(self._generated(site), split)
+
+    def _write(self, folder: Path) -> None:
+        (folder / "annotations").mkdir(parents=True)
+        for stream, (split, first, count) in enumerate((("train2017", 1, self.num_train), ("val2017", 1 + self.num_train, self.num_val))):
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            for number, (pixels, objects) in enumerate(outlined(count, seed=self.data_seed, stream=60 + stream), start=first):
+                file, (height, width, _) = f"{number:012}.jpg", pixels.shape
+                generated.save(folder / split / file, pixels)
+                images.append({"license": 1, "file_name": file, "height": height, "width": width, "id": number})
+                for each in objects:
+                    annotations.append(_annotation(each) | {"image_id": number, "id": 1 + len(annotations)})
+            rows = {"images": images[::-1], "annotations": annotations[::-1]}  # they come in no order and belong together by ids alone
+            (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(HEADER | rows | {"categories": CATEGORIES}))
+
+
+HEADER = {
+    "info": {"description": "Synthetic scenes in the layout of COCO 2017", "version": "1.0", "year": 2017},
+    "licenses": [{"id": 1, "name": "None needed", "url": ""}],
+}
+CATEGORIES = [{"supercategory": "scene", "id": id, "name": name} for id, name in coco2017.CATEGORIES.items()]
+
+
+def _annotation(each: Outlined) -> dict[str, Any]:
+    """What an annotation says of one object: a polygon with two decimals, as COCO's have, or the run lengths of a crowd's pixels."""
+    segmentation: list[list[float]] | dict[str, list[int]]
+    if each.crowd is None:
+        outline = tuple((round(x, 2), round(y, 2)) for x, y in each.outline)
+        segmentation, area = [[end for point in outline for end in point]], round(polygons.area(outline), 4)
+        left, top, right, bottom = polygons.bounds(outline)
+    else:
+        segmentation, area = {"counts": _run_lengths(each.crowd), "size": list(each.crowd.shape)}, int(each.crowd.sum())
+        (top, bottom), (left, right) = (_ends(each.crowd, axis) for axis in (0, 1))
+    return {
+        "segmentation": segmentation,
+        "area": area,
+        "iscrowd": int(each.crowd is not None),
+        "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
+        "category_id": coco2017.CATEGORY_IDS[each.label],
+    }
+
+
+def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
+    """Lengths of the runs of pixels outside, inside, outside, ... column after column (cocodataset/cocoapi common/maskApi.h)."""
+    runs = [(inside, len(list(run))) for inside, run in groupby(mask.T.ravel().tolist())]
+    return [0] * runs[0][0] + [length for _, length in runs]
+
+
+def _ends(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
+    """The first row (axis 0) or column (1) with a pixel, and the one behind the last."""
+    places = mask.nonzero()[axis].tolist()
+    return min(places), max(places) + 1

@@ -1,0 +1,282 @@
+"""Training by Detectron2's trainer and hooks, in our order of images, so that a run that is killed goes on as if it had not been.
+
+Detectron2's own loader begins with another order each time, and whatever it draws at random follows from what was drawn before. Here the
+images of a step, how each is augmented and which proposals are looked at follow from the run's seed and the step's number. Two runs
+on one CPU thread end with the same bits, whether or not one of them was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import struct
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reproduce.data.detection import Annotated
+from reproduce.detection import detectron2_formats as formats
+from reproduce.detection import stream
+from reproduce.lazy import torch
+from reproduce.nn import distributed, seeds
+from reproduce.progress import Progress, Watch
+
+if TYPE_CHECKING:
+    from reproduce.protocols.detection import Detection
+
+LOG_EVERY = 20
+"""Steps between two logged points, as Detectron2's writers (detectron2/engine/defaults.py)."""
+CHECKPOINTS, FARTHEST = 50, 500
+"""Checkpoints of a training, and the most steps between two of them: as much is lost by a kill at most."""
+LAST = "last_checkpoint"
+"""The file that names the newest checkpoint (fvcore/common/checkpoint.py)."""
+
+
+def train(
+    model: Any,
+    cfg: Any,
+    protocol: Detection,
+    images: Annotated,
+    folder: Path,
+    prepare: Callable[[Any], None],
+    *,
+    seed: int,
+    workers: int,
+    watch: Watch,
+) -> None:
+    """Trains the model in place, from the newest checkpoint in `folder` if there is one, and ends with precise BatchNorm statistics.
+
+    Args:
+        prepare: called with the checkpointer where nothing was trained yet, to load the first weights.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+        ValueError: nothing to train on, a broken image, or a checkpoint of a training on other images.
+    """
+    from detectron2.engine import SimpleTrainer, create_ddp_model
+    from detectron2.solver import build_lr_scheduler, build_optimizer
+
+    iterations = protocol.schedule.iterations
+    optimizer = build_optimizer(cfg, model)
+    devices = None if cfg.MODEL.DEVICE == "cpu" else [torch.cuda.current_device()]
+    trainer = SimpleTrainer(create_ddp_model(model, broadcast_buffers=False, device_ids=devices), (), optimizer)
+    trainer.max_iter = iterations
+    checkpointer = _checkpointer(model, folder, trainer=trainer, images=_SameImages(images))
+    loader = _loaders(protocol, cfg, images, seed=seed, workers=workers)
+    behind = loader(iterations)  # the images that would come next
+    trainer.register_hooks(_hooks(trainer, build_lr_scheduler(cfg, optimizer), checkpointer, behind, protocol, seed, watch))
+    first = 0
+    if checkpointer.has_checkpoint():
+        checkpointer.resume_or_load("")
+        first = trainer.iter + 1
+    else:
+        prepare(checkpointer)
+    if first == iterations:  # killed while it was tested
+        return
+    shown = loader(first)
+    trainer.reset_data_loader(lambda: shown)
+    try:
+        with contextlib.closing(shown), contextlib.closing(behind):
+            trainer.train(first, iterations)
+    except FloatingPointError as error:
+        reason = " ".join(str(error).split())
+        raise FloatingPointError(f"Training fails at step {trainer.iter + 1}: {reason} A lower base_lr may help.") from error
+
+
+def mapper(protocol: Detection, cfg: Any) -> Any:
+    """Detectron2's mapper of a training image, which turns a dictionary into tensors."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+
+    resize = T.ResizeShortestEdge(protocol.train_sizes, protocol.max_size, "choice")
+    flip = [T.RandomFlip(prob=protocol.flip)] if protocol.flip else []
+    return DatasetMapper(cfg, is_train=True, augmentations=[resize, *flip])
+
+
+class Readable:
+    """A loader whose broken images are raised here: an error in a process of its own would lose the line that names the file."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._begun: list[Generator[list[Any]]] = []
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        self._begun.append(self._batches())
+        return self._begun[-1]
+
+    def close(self) -> None:
+        """Ends the processes that decode, which would otherwise live as long as whoever holds an iterator."""
+        for each in self._begun:
+            each.close()
+
+    def _batches(self) -> Generator[list[Any]]:
+        for batch in self._loader:
+            for each in batch:
+                if isinstance(each, ValueError):
+                    raise each
+            yield batch
+
+
+def mapped(map_one: Callable[[Any], Any], each: dict[str, Any]) -> Any:
+    """What the mapper makes of a dictionary; a ValueError, not raised, where the image is broken or has not its annotated size."""
+    try:
+        return map_one(each)
+    except (OSError, SyntaxError, ValueError, struct.error) as error:  # Pillow's decoders raise all of these
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return ValueError(f"{each['file_name']} cannot be used: {reason}")
+
+
+def _loaders(protocol: Detection, cfg: Any, images: Annotated, *, seed: int, workers: int) -> Callable[[int], Readable]:
+    """A function that gives Detectron2's loader from a step's number on; a batch is this process's share of a step."""
+    from detectron2.data import DatasetFromList, build_detection_train_loader
+
+    pairs = formats.trainable(images, masks=protocol.masks)
+    pictures = [picture for picture, _ in pairs]
+    shown = _Shown(DatasetFromList([made for _, made in pairs], copy=False), mapper(protocol, cfg), seed)
+    share = partial(stream.share, batch_size=protocol.batch_size, group=protocol.group, seed=seed)
+    processes = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+
+    def loader(first: int) -> Readable:
+        return Readable(
+            build_detection_train_loader(
+                shown,
+                mapper=None,
+                sampler=_sampler(partial(share, pictures, start=first, **processes)),
+                total_batch_size=protocol.batch_size,
+                aspect_ratio_grouping=False,  # the order has it
+                num_workers=workers,
+                seed=0,  # so that a loader that starts does not draw from the global generator
+            )
+        )
+
+    return loader
+
+
+class _Shown:
+    """Training images by what `stream.Shown` says of each."""
+
+    def __init__(self, dictionaries: Any, map_one: Any, seed: int) -> None:
+        self._dictionaries, self._map, self._seed = dictionaries, map_one, seed
+
+    def __getitem__(self, each: stream.Shown) -> Any:
+        import numpy as np
+
+        position, index = each
+        np.random.seed(seeds.seed("detection augmentation", self._seed, position))
+        return mapped(self._map, self._dictionaries[index])
+
+
+def _sampler(order: Callable[[], Iterator[stream.Shown]]) -> Any:
+    """`order` as the sampler that Detectron2's loader wants."""
+
+    class Order(torch.utils.data.Sampler[stream.Shown]):
+        def __iter__(self) -> Iterator[stream.Shown]:
+            return order()
+
+    return Order()
+
+
+def _hooks(trainer: Any, scheduler: Any, checkpointer: Any, behind: Readable, protocol: Detection, seed: int, watch: Watch) -> list[Any]:
+    """What happens around a step, in the order of Detectron2's default trainer; the random state is set first, for whatever follows.
+
+    Args:
+        behind: the images from which precise BatchNorm statistics are computed.
+    """
+    from detectron2.engine import hooks
+    from fvcore.nn.precise_bn import get_bn_modules
+
+    iterations = protocol.schedule.iterations
+    found = [
+        hooks.CallbackHook(before_step=lambda trainer: _seed_everything(seed, trainer.iter)),
+        hooks.IterationTimer(),
+        hooks.LRScheduler(trainer.optimizer, scheduler),
+    ]
+    if protocol.precise_bn_iterations and get_bn_modules(trainer.model):  # not with FrozenBN or GN
+        found.append(hooks.PreciseBN(0, trainer.model, behind, protocol.precise_bn_iterations))
+    if distributed.main_process():
+        period = max(1, min(FARTHEST, iterations // CHECKPOINTS))
+        found.append(hooks.CallbackHook(after_step=lambda trainer: _tell(trainer, protocol, watch, period)))
+        found.append(hooks.PeriodicCheckpointer(checkpointer, period))
+    return found
+
+
+def _seed_everything(seed: int, iteration: int) -> None:
+    """The global generators, from which Detectron2 samples anchors and proposals; each process looks at others."""
+    import numpy as np
+
+    value = seeds.seed("detection step", seed, iteration, distributed.rank())
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def _tell(trainer: Any, protocol: Detection, watch: Watch, period: int) -> None:
+    """Detectron2's scalars of this step to the record now and then, and how far the training is.
+
+    Args:
+        period: steps between two checkpoints; what was logged before one is written before it, as nobody measures it again.
+    """
+    done, iterations = trainer.iter + 1, protocol.schedule.iterations
+    latest = {name: value for name, (value, step) in trainer.storage.latest().items() if step == trainer.iter}
+    if done % LOG_EVERY == 0 or done == iterations:
+        watch.record.log(done, {name: float(value) for name, value in latest.items()})
+    if done % period == 0 or done == iterations:
+        watch.record.flush()
+    images = protocol.batch_size
+    watch.report(Progress(done * images, iterations * images, "images", f"loss {latest['total_loss']:.3g}"))
+
+
+class _SameImages:
+    """Keeps a training from going on with other images."""
+
+    def __init__(self, images: Annotated) -> None:
+        self._digest = images.digest
+
+    def state_dict(self) -> dict[str, str]:
+        return {"digest": self._digest}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        if state["digest"] != self._digest:
+            raise ValueError("The training images are not those of this run's checkpoint: remove its folder `detectron2` to start anew.")
+
+
+def _checkpointer(model: Any, folder: Path, **parts: Any) -> Any:
+    """Detectron2's checkpointer; the two newest files stay, and the file that names the newest is never half-written."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    class Checkpointer(DetectionCheckpointer):  # type: ignore[misc]
+        incompatible: Any = None
+        """Names of tensors that did not fit, after `load`."""
+
+        def _load_model(self, checkpoint: Any) -> Any:
+            self.incompatible = super()._load_model(checkpoint)
+            return self.incompatible
+
+        def tag_last_checkpoint(self, name: str) -> None:
+            last = folder / LAST
+            before = last.read_text().strip() if last.exists() else ""
+            _synchronise(folder / name)
+            draft = folder / f".{LAST}.tmp"
+            draft.write_text(name)
+            _synchronise(draft)
+            draft.replace(last)
+            _synchronise(folder)
+            for old in folder.glob("model_*.pth"):
+                if old.name not in (before, name):
+                    old.unlink(missing_ok=True)
+
+    return Checkpointer(model, str(folder), **parts)
+
+
+def _synchronise(path: Path) -> None:
+    """Waits until a file, or a folder's list of files, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,120 @@
+"""Images and their objects as torchvision's detectors take them.
+
+What is trained on follows Detectron2 (detectron2/data/detection_utils.py): no crowds, boxes clipped to the image, none without area, no
+mask without a polygon of three points. VOC's difficult objects are trained on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from reproduce.data.detection import Box, Instance, Picture
+from reproduce.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AHEAD = 2
+"""Batches prepared before they are asked for."""
+
+T = TypeVar("T")
+
+
+def pixels(picture: Picture) -> Tensor:
+    """The image in RGB, (3, height, width) float32 from 0 to 1.
+
+    Raises:
+        ValueError: the file is broken or has another size than its annotation; the message names it.
+    """
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(picture.file) as image:
+            array = np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
+        raise ValueError(f"{picture.file} cannot be decoded: {error}. Get it again.") from error
+    height, width = array.shape[:2]
+    if (width, height) != (picture.width, picture.height):
+        raise ValueError(
+            f"{picture.file} is {width} x {height} pixels, but annotated as {picture.width} x {picture.height}. Get both again."
+        )
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+
+
+def target(picture: Picture, *, masks: bool) -> dict[str, Tensor]:
+    """What is learnt from the image: `boxes` (n, 4) float32 in pixels, `labels` (n,) int64 from 1, 0 is the background.
+
+    Args:
+        masks: also `masks`, (n, height, width) uint8.
+    """
+    learnt = _learnt(picture, masks)
+    found = {
+        "boxes": torch.tensor([_clipped(each.box, picture) for each in learnt], dtype=torch.float32).view(-1, 4),
+        "labels": torch.tensor([1 + each.label for each in learnt], dtype=torch.int64),
+    }
+    return found | ({"masks": torch.stack([_mask(each, picture) for each in learnt])} if masks else {})
+
+
+def usable(pictures: Iterable[Picture], *, masks: bool) -> tuple[Picture, ...]:
+    """Those with something to learn from."""
+    return tuple(picture for picture in pictures if _learnt(picture, masks))
+
+
+def flipped(image: Tensor, found: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The image and its target as a mirror shows them."""
+    left, top, right, bottom = found["boxes"].unbind(1)
+    width = image.shape[-1]
+    mirrored = dict(found) | {"boxes": torch.stack([width - right, top, width - left, bottom], dim=1)}
+    if "masks" in found:
+        mirrored["masks"] = found["masks"].flip(-1)
+    return image.flip(-1), mirrored
+
+
+def prepared(groups: Iterable[Sequence[Picture]], work: Callable[[Picture], T], threads: int) -> Iterator[list[T]]:
+    """What `work` makes of each group of images, a few groups ahead of the caller; Pillow decodes without the interpreter's lock."""
+    with ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="decode") as pool:
+        waiting: deque[list[Future[T]]] = deque()
+        for group in groups:
+            waiting.append([pool.submit(work, picture) for picture in group])
+            if len(waiting) > AHEAD:
+                yield [each.result() for each in waiting.popleft()]
+        while waiting:
+            yield [each.result() for each in waiting.popleft()]
+
+
+def _learnt(picture: Picture, masks: bool) -> list[Instance]:
+    """The objects of an image that are trained on."""
+
+    def fits(each: Instance) -> bool:
+        left, top, right, bottom = _clipped(each.box, picture)
+        return not each.crowd and left < right and top < bottom and (not masks or bool(_outlines(each)))
+
+    return [each for each in picture.instances if fits(each)]
+
+
+def _clipped(box: Box, picture: Picture) -> Box:
+    """The part of a box that lies in the image."""
+    left, top, right, bottom = box
+    width, height = float(picture.width), float(picture.height)
+    return min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height)
+
+
+def _outlines(instance: Instance) -> Any:
+    """The polygons of at least three points, or the run-length encoding, of an object; empty: it has no mask."""
+    given = instance.segmentation
+    return given if isinstance(given, Mapping) else [polygon for polygon in given or () if len(polygon) >= 6]
+
+
+def _mask(instance: Instance, picture: Picture) -> Tensor:
+    """The pixels of an object, (height, width) uint8."""
+    from pycocotools import mask  # type: ignore[import-untyped]
+
+    outlines = _outlines(instance)
+    encoded = outlines if isinstance(outlines, Mapping) and isinstance(outlines["counts"], (str, bytes)) else None
+    if encoded is None:
+        encoded = mask.frPyObjects(outlines, picture.height, picture.width)
+    return torch.from_numpy(mask.decode(mask.merge(encoded) if isinstance(encoded, list) else encoded))

@@ -1,0 +1,185 @@
+"""What the two detection protocols share: an encoder is fine-tuned inside a detector and measured by average precision.
+
+Settings are for a batch of 16 images, as the sources give them; with another `batch_size` the learning rate grows in proportion and the
+schedule shrinks (`Schedule`). An engine is a module of `reproduce/detection` with two functions:
+
+    check(site)                                                       raises LookupError where it cannot run
+    fine_tune(protocol, encoder, dataset, train, test, site, device, seed, watch) -> {"ap": ..., ...}
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+
+from reproduce.data.dataset import Dataset
+from reproduce.data.detection import DetectionDataset
+from reproduce.progress import Watch
+from reproduce.protocols.protocol import Protocol
+from reproduce.site import Site
+from reproduce.spec import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from reproduce.nn.encoder import Encoder
+
+REFERENCE_BATCH = 16
+"""Images per step for which rates and iterations are given (both sources)."""
+ENGINES = {"detectron2": "Detectron2", "torchvision": "torchvision"}
+"""As printed."""
+
+
+class Schedule(NamedTuple):
+    """What an engine trains by, after scaling to the batch."""
+
+    lr: float
+    iterations: int
+    drops: tuple[int, ...]
+    """Iterations at which the rate is multiplied by `gamma`."""
+    warmup_iterations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection(Protocol):
+    """Settings of both; a subclass gives the values and the architecture."""
+
+    engine: Literal["detectron2", "torchvision"] = "detectron2"
+    """Whose detector: the paper's, or torchvision's, which needs no installation, differs in many details and does not stand for it."""
+
+    batch_size: int = REFERENCE_BATCH
+    """Images per step over all devices."""
+    base_lr: float
+    """Peak learning rate at a batch of 16."""
+    iterations: int
+    """Steps of training at a batch of 16."""
+    drops: tuple[int, ...]
+    """Steps at which the rate falls, at a batch of 16."""
+    gamma: float = 0.1
+    """Factor of each fall."""
+    warmup_iterations: int
+    """Steps of linear warm-up at a batch of 16."""
+    warmup_factor: float = 1e-3
+    """The rate that warm-up starts from, as a fraction (detectron2/config/defaults.py)."""
+    momentum: float = 0.9
+    """The same file."""
+    weight_decay: float = 1e-4
+    """The same file."""
+    norm_weight_decay: float = 0.0
+    """Of the parameters of normalisation (the same file)."""
+
+    train_sizes: tuple[int, ...]
+    """Shorter side of a training image in pixels, one drawn for each."""
+    test_size: int = 800
+    """Shorter side of a test image (detectron2/config/defaults.py)."""
+    max_size: int = 1333
+    """Longer side, at most (the same file)."""
+    flip: float = 0.5
+    """Probability of a horizontal flip of a training image (the same file)."""
+    group: int = 2
+    """Images of one orientation that are shown together: those of one of 8 GPUs (detectron2/data/common.py)."""
+
+    freeze_at: int = 0
+    """Stages of the backbone that are not trained; none (facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml)."""
+    norm: str = "SyncBN"
+    """BatchNorm over all devices (the same file)."""
+    precise_bn_iterations: int = 200
+    """Batches from which BatchNorm's test statistics are computed after training, 0: none (detectron2/config/defaults.py, enabled)."""
+    stride_in_1x1: bool = False
+    """Whether a bottleneck's stride is in its first convolution; torchvision's is in the 3x3 one (moco's ...24k_moco.yaml)."""
+
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Sides of square anchors in pixels (detectron2/config/defaults.py)."""
+    rpn_train_top: tuple[int, int]
+    """Proposals of a training image before and after non-maximum suppression."""
+    rpn_test_top: tuple[int, int]
+    """The same of a test image."""
+    rois: int = 512
+    """Proposals of an image on which the heads are trained (detectron2/config/defaults.py)."""
+    box_resolution: int
+    """Side of the grid of features that is pooled for a box."""
+    score_threshold: float = 0.05
+    """Detections below are dropped (detectron2/config/defaults.py)."""
+    max_detections: int = 100
+    """Of a test image (the same file)."""
+
+    takes: ClassVar[type[Settings]] = DetectionDataset
+    masks: ClassVar[bool]
+    """Whether masks are predicted."""
+    fpn: ClassVar[bool]
+    """Whether the backbone is a feature pyramid (else C4)."""
+    benchmark: ClassVar[Literal["voc", "coco"]]
+    """Whose rules score."""
+
+    def check(self) -> None:
+        if min(self.batch_size, self.iterations, self.test_size, self.max_size, self.group, *self.train_sizes) < 1:
+            raise ValueError(f"{self.name} takes batch_size, iterations, sizes and group of at least 1.")
+        if not self.base_lr > 0 or not 0 <= self.momentum < 1 or min(self.weight_decay, self.norm_weight_decay) < 0:
+            raise ValueError(f"{self.name} takes base_lr > 0, 0 <= momentum < 1 and weight decays >= 0.")
+        if list(self.drops) != sorted(set(self.drops)) or any(not 0 < drop < self.iterations for drop in self.drops):
+            raise ValueError(
+                f"{self.name} takes drops that ascend between 0 and iterations, not {self.drops} with {self.iterations} iterations: "
+                "set drops too."
+            )
+        if not 0 <= self.warmup_iterations <= self.iterations:
+            raise ValueError(f"{self.name} takes 0 <= warmup_iterations <= iterations, not {self.warmup_iterations} of {self.iterations}.")
+
+    @property
+    def caveat(self) -> str:
+        parts = []
+        if self.engine != "detectron2":
+            parts.append(
+                "Detection is by torchvision's models, which are another protocol than Detectron2's: the numbers do not stand for it."
+            )
+        if self.batch_size != REFERENCE_BATCH:
+            schedule = self.schedule
+            parts.append(
+                f"Detection: batch {self.batch_size} in place of {REFERENCE_BATCH}, so by the linear rule learning rate {schedule.lr:g} "
+                f"and {schedule.iterations} iterations."
+            )
+        return " ".join(parts)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Scaled to the batch by the linear rule, as Detectron2 does for other numbers of GPUs (engine/defaults.py, auto_scale_workers)."""
+        scale = self.batch_size / REFERENCE_BATCH
+        return Schedule(
+            lr=self.base_lr * scale,
+            iterations=max(1, round(self.iterations / scale)),
+            drops=tuple(round(drop / scale) for drop in self.drops),
+            warmup_iterations=round(self.warmup_iterations / scale),
+        )
+
+    def rate(self, iteration: int) -> float:
+        """The learning rate of the step number `iteration`, from 0 (detectron2/solver/lr_scheduler.py, WarmupMultiStepLR)."""
+        lr, _, drops, warmup = self.schedule
+        lr *= self.gamma ** sum(iteration >= drop for drop in drops)
+        if iteration >= warmup:
+            return lr
+        return lr * (self.warmup_factor + (1 - self.warmup_factor) * iteration / warmup)
+
+    @property
+    def requirement(self) -> str:
+        return ENGINES[self.engine]
+
+    def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
+        self._engine.check(site)
+
+    def run(
+        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+    ) -> dict[str, float]:
+        """Returns average precisions as fractions; checkpoints are kept in the folder of `watch`, and an interrupted run goes on from them.
+
+        Raises:
+            LookupError: the engine is not here.
+            FloatingPointError: the loss is no longer finite.
+        """
+        shown = cast(DetectionDataset, dataset)
+        train, test = shown.load(shown.train_split, site), shown.load(shown.test_split, site)
+        measured: dict[str, float] = self._engine.fine_tune(self, encoder, shown, train, test, site, device, seed, watch)
+        return measured
+
+    @property
+    def _engine(self) -> Any:
+        return importlib.import_module(f"reproduce.detection.{self.engine}")

@@ -1,0 +1,225 @@
+"""The engine that needs no installation: torchvision's detectors with the encoder as their backbone, in one process.
+
+It honours every setting of the protocol, but is another protocol than Detectron2's (`detector.py`), so its numbers do not stand for that.
+Everything random in a step follows from the run's seed and the step's number, so a training that is killed goes on from its checkpoint to
+the numbers that it would have had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reproduce import checkpoint
+from reproduce.detection import examples, picture, scoring, stream
+from reproduce.detection.predictions import Predicted
+from reproduce.lazy import torch
+from reproduce.nn import distributed, seeds
+from reproduce.progress import Progress, Watch
+from reproduce.site import Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reproduce.data.detection import Annotated, DetectionDataset, Picture
+    from reproduce.detection.protocol import Detection
+    from reproduce.nn.encoder import Encoder
+
+LOG_EVERY = 20
+"""Steps between two logged points, as Detectron2's (detectron2/engine/defaults.py)."""
+CHECKPOINTS = 20
+"""Of a training, at equal distances: a kill costs at most a twentieth of it."""
+TESTED_TOGETHER = 8
+"""Test images that are shown at once, at most, and only ones of the same size: none is padded for another's sake."""
+PICTURE = "detections.png"
+"""The file with a few test images and what was found in them."""
+
+Batch = Sequence[tuple["Tensor", dict[str, "Tensor"]]]
+"""Images and their targets, on the CPU."""
+
+
+def check(site: Site) -> None:
+    """Nothing is missing: torchvision belongs to the suite."""
+
+
+def fine_tune(
+    protocol: Detection,
+    encoder: Encoder,
+    dataset: DetectionDataset,
+    train: Annotated,
+    test: Annotated,
+    site: Site,
+    device: torch.device,
+    seed: int,
+    watch: Watch,
+) -> dict[str, float]:
+    """The average precisions of `protocol.metrics`, as fractions, of a detector that was trained with a copy of the encoder's backbone.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+        ValueError: several processes, a setting that torchvision does not have, an image that is broken, nothing to train on, splits of
+            different classes, or a checkpoint of a training on other images.
+    """
+    from reproduce.detection import detector as models
+
+    if distributed.world_size() > 1:
+        raise ValueError(f"The engine torchvision runs in one process, not in {distributed.world_size()}: use engine=detectron2.")
+    if train.classes != test.classes:
+        raise ValueError(f"{dataset.name} trains on {len(train.classes)} classes and tests {len(test.classes)}; they must be the same.")
+    detector = models.build(protocol, encoder.backbone, dataset, num_classes=len(train.classes), seed=seed).to(device)
+    trained_on = protocol.schedule.iterations * protocol.batch_size
+    shown = trained_on + len(test.pictures)
+    fit(detector, protocol, train, site, device, seed, watch.part(0, shown))
+    found = detect(models.test_mode(detector, protocol), test, site, device, watch.part(trained_on, shown))
+    scores = _scores(protocol, test, found)
+    for prefix, each in scores.items():
+        watch.record.log(protocol.schedule.iterations, scoring.details(each, prefix))
+    if watch.folder is not None:
+        watch.record.artifact(picture.draw(test, found, watch.folder / PICTURE))
+    return {f"{prefix}{key}": getattr(each, key) for prefix, each in scores.items() for key in ("ap", "ap50", "ap75")}
+
+
+def fit(detector: Any, protocol: Detection, train: Annotated, site: Site, device: torch.device, seed: int, watch: Watch) -> None:
+    """Trains the detector, from the newest checkpoint in the folder of `watch` if there is one.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+        ValueError: there is nothing to train on, or the checkpoint was trained on other images.
+    """
+    from reproduce.detection.detector import parameter_groups
+
+    iterations, size = protocol.schedule.iterations, protocol.batch_size
+    optimizer = torch.optim.SGD(parameter_groups(detector, protocol), lr=protocol.rate(0), momentum=protocol.momentum)
+    first = _resume(detector, optimizer, train, watch.folder)
+    shown = batches(protocol, train, site, seed, first, iterations + protocol.precise_bn_iterations)
+    detector.train()
+    for iteration, batch in enumerate(islice(shown, iterations - first), first):
+        lr = protocol.rate(iteration)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        losses = _losses(detector, protocol, batch, device, seed, iteration)
+        loss = torch.stack(list(losses.values())).sum()
+        measured = {"loss": loss.item()} | {name: each.item() for name, each in losses.items()}
+        if not math.isfinite(measured["loss"]):
+            terms = ", ".join(f"{name} = {value:g}" for name, value in measured.items())
+            raise FloatingPointError(f"The loss is no longer finite at step {iteration + 1}: {terms}. A lower base_lr may help.")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        done = iteration + 1
+        if done % LOG_EVERY == 0 or done == iterations:
+            watch.record.log(done, measured | {"lr": lr})
+        watch.report(Progress(done * size, iterations * size, "images", f"loss {measured['loss']:.3g}"))
+        if watch.folder is not None and (done % max(1, iterations // CHECKPOINTS) == 0 or done == iterations):
+            watch.record.flush()  # a run that goes on from here does not measure again what came before
+            checkpoint.save(watch.folder, _state(detector, optimizer, train, done), done)
+    _precise_batchnorm(detector, protocol, shown, device, seed)
+
+
+def batches(protocol: Detection, train: Annotated, site: Site, seed: int, start: int, stop: int) -> Iterator[Batch]:
+    """The batches number `start` to `stop` - 1 of a training, before augmentation.
+
+    Raises:
+        ValueError: there is nothing to train on, or an image is broken.
+    """
+    pictures = examples.usable(train.trainable, masks=protocol.masks)
+    shown = stream.share(pictures, batch_size=protocol.batch_size, group=protocol.group, seed=seed, start=start)
+    groups = ([pictures[index] for _, index in islice(shown, protocol.batch_size)] for _ in range(start, stop))
+    return examples.prepared(groups, lambda each: (examples.pixels(each), examples.target(each, masks=protocol.masks)), site.workers)
+
+
+def detect(detector: Any, test: Annotated, site: Site, device: torch.device, watch: Watch) -> list[Predicted]:
+    """What the detector finds in each image, in their order."""
+    groups = [
+        group[begin : begin + TESTED_TOGETHER]
+        for group in (list(same) for _, same in groupby(test.pictures, key=lambda each: (each.width, each.height)))
+        for begin in range(0, len(group), TESTED_TOGETHER)
+    ]
+    found: list[Predicted] = []
+    with torch.no_grad():
+        for group, images in zip(groups, examples.prepared(groups, examples.pixels, site.workers), strict=True):
+            outputs = detector([image.to(device) for image in images])
+            found += [_predicted(each, output) for each, output in zip(group, outputs, strict=True)]
+            watch.report(Progress(len(found), len(test.pictures), "images", "testing"))
+    return found
+
+
+def _losses(detector: Any, protocol: Detection, batch: Batch, device: torch.device, seed: int, iteration: int) -> dict[str, Tensor]:
+    """The parts of the loss of a batch; flips, sizes and the proposals that are looked at follow from `seed` and `iteration`."""
+    with _random(device, "detection", seed, iteration):
+        flips = (torch.rand(len(batch)) < protocol.flip).tolist()
+        images, targets = zip(*(examples.flipped(*each) if flip else each for each, flip in zip(batch, flips, strict=True)), strict=True)
+        moved = [{key: value.to(device) for key, value in target.items()} for target in targets]
+        losses: dict[str, Tensor] = detector([image.to(device) for image in images], moved)
+        return losses
+
+
+@contextmanager
+def _random(device: torch.device, purpose: str, *counters: int) -> Iterator[None]:
+    """Inside, the global random state follows from `purpose` and `counters`; afterwards it is what it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seeds.seed(purpose, *counters))
+        yield
+
+
+def _precise_batchnorm(detector: Any, protocol: Detection, shown: Iterator[Batch], device: torch.device, seed: int) -> None:
+    """BatchNorm's test statistics as means over those of the batches that are left in `shown` (fvcore/nn/precise_bn.py)."""
+    norms = [module for module in detector.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training]
+    if not protocol.precise_bn_iterations:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches, in place of a moving one
+    with torch.no_grad():
+        for number, batch in enumerate(shown, protocol.schedule.iterations):
+            _losses(detector, protocol, batch, device, seed, number)
+
+
+def _resume(detector: Any, optimizer: Any, train: Annotated, folder: Path | None) -> int:
+    """Puts the newest checkpoint in its place; returns how many steps were done."""
+    saved = checkpoint.latest(folder) if folder is not None else None
+    if saved is None:
+        return 0
+    if saved["data"] != train.digest:
+        raise ValueError(f"The training images are not those of the checkpoint in {folder}: remove it to start anew.")
+    detector.load_state_dict(saved["detector"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return int(saved["iteration"])
+
+
+def _state(detector: Any, optimizer: Any, train: Annotated, iteration: int) -> dict[str, Any]:
+    """What a training needs to go on after `iteration` steps."""
+    return {"detector": detector.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration, "data": train.digest}
+
+
+def _predicted(each: Picture, output: dict[str, Tensor]) -> Predicted:
+    """One image's detections, labels from 0, masks as they are encoded for scoring."""
+    arrays = {key: value.cpu().numpy() for key, value in output.items()}
+    return Predicted(
+        id=each.id,
+        boxes=arrays["boxes"].astype("float64"),
+        scores=arrays["scores"].astype("float64"),
+        labels=arrays["labels"].astype("int64") - 1,
+        masks=_encoded(output["masks"]) if "masks" in output else None,
+    )
+
+
+def _encoded(masks: Tensor) -> tuple[dict[str, Any], ...]:
+    """Probabilities (n, 1, height, width) -> run-length encodings of where they are at least a half."""
+    import numpy as np
+    from pycocotools import mask  # type: ignore[import-untyped]
+
+    inside = (masks[:, 0] >= 0.5).to(torch.uint8).cpu().numpy()
+    return tuple(mask.encode(np.asfortranarray(each)) for each in inside)
+
+
+def _scores(protocol: Detection, test: Annotated, found: Sequence[Predicted]) -> dict[str, scoring.Scores]:
+    """By the prefix of the metrics' names."""
+    if protocol.benchmark == "voc":
+        return {"": scoring.voc(test, found)}
+    kinds: dict[str, Any] = {"box_": "bbox", "mask_": "segm"} if protocol.masks else {"box_": "bbox"}
+    return {prefix: scoring.coco(test, found, kind) for prefix, kind in kinds.items()}
