@@ -162,8 +162,8 @@ def _smoke_detection(protocol: Detection, backbone: str) -> Detection:
         return replace(shared, iterations=200, drops=(150,), anchor_sizes=(16, 32, 48), rois=32)
     return replace(
         shared,
-        iterations=400,
-        drops=(320,),
+        iterations=200,
+        drops=(160,),
         anchor_sizes=(8, 16, 32, 48) if backbone == "small" else (8, 16, 32, 48, 64),
         rois=16,
         mask_resolution=7,

@@ -25,11 +25,11 @@ from reproduce import environment
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
+from reproduce.detection.protocol import Detection
 from reproduce.lazy import torch
 from reproduce.nn import backbones, distributed
 from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
 from reproduce.produce import in_vain, missing
-from reproduce.protocols.detection import Detection
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain, Settings, Spec, unknown
 

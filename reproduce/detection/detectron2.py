@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reproduce.data.detection import Annotated, DetectionDataset
+    from reproduce.detection.protocol import Detection
     from reproduce.detection.scoring import Scores
     from reproduce.nn.encoder import Encoder
-    from reproduce.protocols.detection import Detection
 
 GET = (
     "git clone https://github.com/facebookresearch/detectron2 ../detectron2 && .venv/bin/pip install -r requirements-detectron2.txt",
@@ -134,8 +134,10 @@ def fine_tune(
             _leave(watch, CONFIG, cfg.dump())
         model = _detector(cfg, seed)
         prepare = partial(_first_weights, model, encoder, dataset, train, folder, watch)
-        training.train(model, cfg, protocol, train, folder, prepare, seed=seed, workers=site.workers, watch=watch)
-        results, found = _tested(model, cfg, dataset, test, site, watch)
+        trained_on = protocol.schedule.iterations * protocol.batch_size
+        shown = trained_on + len(test.pictures)
+        training.train(model, cfg, protocol, train, folder, prepare, seed=seed, workers=site.workers, watch=watch.part(0, shown))
+        results, found = _tested(model, cfg, dataset, test, site, watch.part(trained_on, shown))
         return _concluded(protocol, test, results, found, watch)
 
 

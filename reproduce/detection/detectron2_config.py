@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from reproduce.data.detection import DetectionDataset
+    from reproduce.detection.protocol import Detection
     from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
-    from reproduce.protocols.detection import Detection
 
 C4_HEADS = "Res5HeadsWithNorm"
 SMALL_STEM, SMALL_STEM_FPN = "resnet_3x3", "resnet_3x3_fpn"

@@ -24,7 +24,7 @@ from reproduce.nn import distributed, seeds
 from reproduce.progress import Progress, Watch
 
 if TYPE_CHECKING:
-    from reproduce.protocols.detection import Detection
+    from reproduce.detection.protocol import Detection
 
 LOG_EVERY = 20
 """Steps between two logged points, as Detectron2's writers (detectron2/engine/defaults.py)."""
