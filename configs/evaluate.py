@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Literal
 
 from reproduce.data.coco2017 import COCO2017
-from reproduce.data.voc0712 import VOC0712
-
 from reproduce.data.imagenet import ImageNet
 from reproduce.data.inaturalist2018 import INaturalist2018
 from reproduce.data.places205 import Places205
+from reproduce.data.voc0712 import VOC0712
 from reproduce.data.voc2007 import VOC2007
 from reproduce.protocols.alignment import AlignmentUniformity
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN

@@ -120,7 +120,9 @@ def parse(text: str, hint: Any, key: str) -> Any:
         if len(each) != len(items):
             raise ValueError(f"{key} takes {len(each)} values separated by commas, not '{text}'.")
         return tuple(parse(item.strip(), kind, key) for item, kind in zip(items, each, strict=True))
-    if hint is bool and text.lower() in ("true", "false"):
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{key} takes true or false, not '{text}'.")
         return text.lower() == "true"
     if hint in (int, float):
         try:

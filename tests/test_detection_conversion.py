@@ -254,6 +254,26 @@ def test_rate_and_schedule_follow_the_batch() -> None:
     assert (found["SOLVER.MAX_ITER"], found["SOLVER.STEPS"], found["SOLVER.WARMUP_ITERS"]) == (192000, (144000, 176000), 800)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"train_sizes": ()}, r"^coco_mask_rcnn takes train_sizes of at least 1, not \(\)\.$"),
+        ({"anchor_sizes": ()}, "takes anchor_sizes of at least 1"),
+        ({"rpn_test_top": (1000, 0)}, r"takes rpn_test_top of at least 1, not \(1000, 0\)"),
+        ({"rois": 0}, "takes rois of at least 1, not 0"),
+        ({"mask_resolution": 0}, "takes mask_resolution of at least 1, not 0"),
+        ({"gamma": -0.1}, "takes gamma from 0 to 1, not -0.1"),
+        ({"score_threshold": 2.0}, "takes score_threshold from 0 to 1, not 2"),
+        ({"precise_bn_iterations": -1}, "takes precise_bn_iterations of at least 0, not -1"),
+        ({"iterations": 100}, "Where --set changes both, drops comes before iterations for a shorter training, after it for a longer one"),
+        ({"iterations": 20, "drops": ()}, "not 50 of 20. Where --set changes both, warmup_iterations comes before"),
+    ],
+)
+def test_a_value_that_no_engine_takes_is_named(changed: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        COCOMaskRCNN(**changed)
+
+
 def test_what_detectron2_has_not_is_refused_in_a_line() -> None:
     with pytest.raises(
         ValueError, match=r"^The engine detectron2 takes a ResNet \(resnet50, .*'small': `--set protocol.engine=torchvision`"
@@ -261,6 +281,11 @@ def test_what_detectron2_has_not_is_refused_in_a_line() -> None:
         settings(VOCDetection(), "small", VOC0712(), device="cpu", seed=0)
     with pytest.raises(ValueError, match="takes one anchor size for each of 5 levels"):
         settings(COCOMaskRCNN(anchor_sizes=(8, 16)), "resnet50", COCO2017(), device="cpu", seed=0)
+    with pytest.raises(ValueError, match=r"^norm is 'BN2', but the engine detectron2 trains with one of SyncBN, "):
+        settings(VOCDetection(norm="BN2"), "resnet50", VOC0712(), device="cpu", seed=0)
+    with pytest.raises(ValueError, match=r"^freeze_at is 5, but the backbone has 4 stages"):
+        settings(VOCDetection(freeze_at=5), "resnet50", VOC0712(), device="cpu", seed=0)
+    assert settings(COCOMaskRCNN(freeze_at=5), "resnet50", COCO2017(), device="cpu", seed=0)["MODEL.BACKBONE.FREEZE_AT"] == 5
 
 
 # Records
@@ -308,9 +333,10 @@ def test_images_with_nothing_to_learn_from_are_not_trained_on() -> None:
         picture(Instance(3, (0, 0, 9, 9), segmentation=[[1.0, 1.0]])),
         picture(Instance(3, (0, 0, 9, 9), segmentation=[TRIANGLE])),
     )
-    images = Annotated((picture(), crowd, unusable, usable), ("a",) * 4, (1, 2, 3, 4), Path("x.json"), "")
+    both = picture(*crowd.instances, *unusable.instances)
+    images = Annotated((picture(), crowd, unusable, both, usable), ("a",) * 4, (1, 2, 3, 4), Path("x.json"), "")
     assert [each for each, _ in trainable(images, masks=True)] == [usable]
-    assert [each for each, _ in trainable(images, masks=False)] == [unusable, usable]
+    assert [each for each, _ in trainable(images, masks=False)] == [unusable, both, usable]
 
 
 @pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are not here")
@@ -381,6 +407,8 @@ def test_a_folder_that_is_not_detectron2_is_said_to_be_none(tmp_path: Path) -> N
         detectron2.check(Site(detectron2=tmp_path))
     assert str(caught.value).splitlines()[1:] == [f"    {line}" for line in detectron2.GET]
     assert str(tmp_path) not in str(caught.value), "the reason stands in reports"
+    in_a_report = " ".join(str(caught.value).split())
+    assert "requirements-detectron2.txt and, in configs/site.toml above [data]: detectron2 = " in in_a_report
 
 
 def test_what_gets_it_is_there() -> None:

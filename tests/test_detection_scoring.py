@@ -22,9 +22,12 @@ from toys import SHARED
 
 from reproduce.data.coco2017 import COCO2017
 from reproduce.data.detection import Annotated, Box, Instance, Picture
+from reproduce.data.synthetic_detection import SyntheticCOCO2017, SyntheticVOC0712
 from reproduce.data.voc0712 import VOC0712
 from reproduce.detection import picture, scoring
 from reproduce.detection.predictions import Predicted
+from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
+from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.site import Site
 
 SQUARE = (10.0, 10.0, 50.0, 50.0)
@@ -497,3 +500,24 @@ def test_a_picture_of_images_without_objects_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image with an object"):
         picture.draw(annotated([], []), [], tmp_path / "found.png")
     assert not list(tmp_path.iterdir())
+
+
+# Whose rules
+
+
+@pytest.mark.parametrize(
+    ("protocol", "dataset", "said"),
+    [
+        (VOCDetection(engine="torchvision"), COCO2017(), "scores by the rules of VOC, but coco2017 is annotated by those of COCO"),
+        (COCOMaskRCNN(engine="torchvision"), SyntheticVOC0712(), "scores by the rules of COCO, but synthetic_voc0712 .* of VOC"),
+        (VOCDetection(), VOC0712(test_split="2007_test+2012_val"), "Detectron2 measures on one list of VOC"),
+    ],
+)
+def test_a_benchmark_scores_its_own_data(protocol: Any, dataset: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        protocol.check_data(dataset, Site())
+
+
+def test_torchvision_scores_the_data_of_both_benchmarks() -> None:
+    VOCDetection(engine="torchvision").check_data(VOC0712(test_split="2007_test+2012_val"), Site())
+    COCOMaskRCNN(engine="torchvision").check_data(SyntheticCOCO2017(), Site())

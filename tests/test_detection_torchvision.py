@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from toys import CPU, Notes, encoder
 
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
 from reproduce.detection import detector as models
-from reproduce.detection import examples
+from reproduce.detection import examples, record
 from reproduce.detection import torchvision as engine
 from reproduce.nn import backbones
 from reproduce.nn.stages import stages
@@ -147,19 +148,13 @@ def test_a_mirror_moves_pixels_boxes_and_masks_alike() -> None:
     assert before["boxes"].tolist() == [[0, 0, 2, 1]]
 
 
-def test_pixels_are_rgb_and_a_file_that_is_broken_or_of_another_size_is_named(tmp_path: Path) -> None:
-    grey = tmp_path / "grey.png"
-    Image.fromarray(np.array([[0, 51], [255, 102], [0, 0]], np.uint8)).save(grey)
-    found = examples.pixels(Picture(grey, 1, 2, 3, ()))
-    assert found.shape == (3, 3, 2)
-    torch.testing.assert_close(found[2], torch.tensor([[0, 0.2], [1, 0.4], [0, 0]]))
-    with pytest.raises(ValueError, match=r"grey\.png is 2 x 3 pixels, but annotated as 3 x 2"):
-        examples.pixels(Picture(grey, 1, 3, 2, ()))
-    cut = tmp_path / "cut.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(cut)
-    cut.write_bytes(cut.read_bytes()[:900])
-    with pytest.raises(ValueError, match=r"cut\.jpg cannot be decoded"):
-        examples.pixels(Picture(cut, 1, 64, 64, ()))
+def test_an_image_has_channels_first_values_up_to_1_and_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
+    grey, exif = tmp_path / "grey.png", Image.Exif()
+    exif[274] = 6  # a quarter turn
+    Image.fromarray(np.array([[0, 51], [255, 102], [0, 0]], np.uint8)).save(grey, exif=exif)
+    found = examples.pixels(Picture(grey, 1, 3, 2, ()))
+    assert found.shape == (3, 2, 3)
+    torch.testing.assert_close(found[2], torch.tensor([[0, 1, 0], [0, 0.4, 0.2]]))
 
 
 # Backbones in stages
@@ -240,6 +235,14 @@ def test_the_pyramid_is_as_wide_in_proportion(backbone: str, width: int) -> None
     assert not [module for module in other.modules() if isinstance(module, nn.Conv2d)]
 
 
+@pytest.mark.parametrize(("backbone", "levels"), [("resnet18", [0, 1, 2, 3, 3]), ("resnet18_3x3", [0, 2, 3, 3, 3])])
+def test_a_box_of_224_pixels_is_pooled_at_a_stride_of_16(backbone: str, levels: list[int]) -> None:
+    pool = built(replace(COCO, anchor_sizes=(8, 16, 32, 64, 128)), backbone).roi_heads.box_roi_pool
+    boxes = torch.tensor([[0.0, 0, side, side] for side in (40, 112, 224, 448, 900)])
+    assert pool.map_levels([boxes]).tolist() == levels
+    assert pool.scales[levels[2]] == 1 / 16
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -254,6 +257,11 @@ def test_a_setting_that_torchvision_does_not_have_is_named(changed: Any, said: s
         built(changed)
 
 
+@pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN", "BN"])
+def test_every_norm_that_is_batchnorm_in_one_process_is_taken(norm: str) -> None:
+    assert built(replace(VOC, norm=norm)).roi_heads.box_head.norm.training
+
+
 def test_settings_arrive_where_torchvision_reads_them() -> None:
     protocol = replace(VOC, rpn_test_top=(50, 10), score_threshold=0.2, max_detections=3, train_sizes=(24, 40), test_size=48)
     detector = built(protocol).train()
@@ -262,6 +270,14 @@ def test_settings_arrive_where_torchvision_reads_them() -> None:
     assert detector.roi_heads.fg_bg_sampler.batch_size_per_image == 16
     assert (detector.roi_heads.score_thresh, detector.roi_heads.detections_per_img) == (0.2, 3)
     assert detector.roi_heads.box_roi_pool.scales == [1 / 4]
+    # detectron2/config/defaults.py: suppression, overlaps, samples
+    assert (detector.rpn.nms_thresh, detector.roi_heads.nms_thresh) == (0.7, 0.5)
+    assert [(each.high_threshold, each.low_threshold) for each in (detector.rpn.proposal_matcher, detector.roi_heads.proposal_matcher)] == [
+        (0.7, 0.3),
+        (0.5, 0.5),
+    ]
+    samplers = (detector.rpn.fg_bg_sampler, detector.roi_heads.fg_bg_sampler)
+    assert [(each.batch_size_per_image, each.positive_fraction) for each in samplers] == [(256, 0.5), (16, 0.25)]
     assert detector.transform.min_size == (24, 40)
     shown, _ = models.test_mode(detector, protocol).transform([torch.rand(3, 20, 30)])
     assert (detector.rpn.pre_nms_top_n(), detector.rpn.post_nms_top_n()) == (50, 10)
@@ -277,7 +293,7 @@ def fitted(protocol: Any, train: Annotated, watch: Watch | None = None, seed: in
     return detector
 
 
-@pytest.mark.parametrize("protocol", [VOC, COCO], ids=["voc", "coco"])
+@pytest.mark.parametrize("protocol", [pytest.param(VOC, id="voc"), pytest.param(COCO, id="coco", marks=pytest.mark.slow)])
 def test_a_detector_learns_and_the_encoder_is_left_as_it_was(
     protocol: Any, splits: tuple[Annotated, Annotated], tmp_path: Path, one_thread: None
 ) -> None:
@@ -288,7 +304,7 @@ def test_a_detector_learns_and_the_encoder_is_left_as_it_was(
     measured = engine.fine_tune(protocol, given, DATA, train, test, SITE, CPU, 0, watch)
     assert set(measured) == set(protocol.metrics)
     untrained = models.test_mode(built(protocol), protocol)
-    for prefix, scores in engine._scores(protocol, test, engine.detect(untrained, test, SITE, CPU, Watch())).items():
+    for prefix, scores in record.scores(protocol, test, engine.detect(untrained, test, SITE, CPU, Watch())).items():
         assert measured[f"{prefix}ap50"] > max(0.15, 10 * scores.ap50)
     assert all(torch.equal(value, before[key]) for key, value in given.backbone.state_dict().items())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in given.backbone.parameters())
@@ -297,19 +313,20 @@ def test_a_detector_learns_and_the_encoder_is_left_as_it_was(
     assert found[-1] < found[0]
     assert len(notes.of("loss_mask")) == (3 if protocol.masks else 0)
     assert [each.done for each in reported if each.note != "testing"] == list(range(4, 241, 4))
-    assert reported[-1] == Progress(16, 16, "images", "testing")
-    assert notes.artifacts == [tmp_path / engine.PICTURE]
-    assert Image.open(tmp_path / engine.PICTURE).size > (SIDE, SIDE)
+    assert reported[-1] == Progress(240 + 16, 240 + 16, "images", "testing")  # trained on, then tested
+    assert notes.artifacts == [tmp_path / record.PICTURE]
+    assert Image.open(tmp_path / record.PICTURE).size > (SIDE, SIDE)
 
 
 def test_the_rate_warms_up_and_drops_as_computed_by_hand(splits: tuple[Annotated, Annotated]) -> None:
     protocol = replace(VOC, batch_size=16, base_lr=0.02, iterations=40, drops=(30,), warmup_iterations=10, warmup_factor=1e-3)
     rates = {0: 2e-5, 5: 0.01001, 10: 0.02, 29: 0.02, 30: 0.002}
     assert {step: protocol.rate(step) for step in rates} == pytest.approx(rates)
-    halved = replace(protocol, batch_size=4, iterations=10, drops=(6,), warmup_iterations=5, precise_bn_iterations=0)
+    single = replace(protocol, batch_size=1, iterations=3, drops=(2,), warmup_iterations=2, precise_bn_iterations=0)
     notes = Notes()
-    fitted(halved, splits[0], Watch(notes))
-    assert notes.of("lr") == pytest.approx([0.02 / 4 * (0.001 + 0.999 * 19 / 20), 0.02 / 4 * 0.1])  # of the steps 20 and 40, from 1
+    fitted(single, splits[0], Watch(notes))
+    warming, fallen = 0.02 / 16 * (0.001 + 0.999 * 19 / 32), 0.02 / 16 * 0.1
+    assert notes.of("lr") == pytest.approx([warming, fallen, fallen])  # of the steps 20, 40 and 48, from 1
 
 
 def test_frozen_stages_keep_weights_and_statistics(splits: tuple[Annotated, Annotated]) -> None:
@@ -331,6 +348,35 @@ def test_precise_statistics_are_means_over_batches(splits: tuple[Annotated, Anno
         variances.append(values.var(dim=1))
     torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(dim=0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def mirrored(flip: float, iteration: int) -> list[bool]:
+    """Which of 200 images a step shows mirrored, with their boxes."""
+    shown: list[bool] = []
+
+    def detector(images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        for image, target in zip(images, targets, strict=True):
+            shown.append(bool(image[0, 0, -1]))
+            assert target["boxes"].tolist() == [[3, 0, 4, 2] if shown[-1] else [0, 0, 1, 2]]
+        return {}
+
+    image = torch.zeros(3, 2, 4)
+    image[:, :, 0] = 1
+    target = {"boxes": torch.tensor([[0.0, 0, 1, 2]]), "labels": torch.tensor([1])}
+    engine._losses(detector, replace(VOC, flip=flip), [(image, target)] * 200, CPU, 0, iteration)
+    return shown
+
+
+def test_training_images_are_mirrored_with_the_probability_of_the_protocol_and_alike_in_the_same_step() -> None:
+    assert not any(mirrored(0.0, 0))
+    assert all(mirrored(1.0, 0))
+    assert 0.15 < sum(mirrored(0.25, 0)) / 200 < 0.35
+    assert mirrored(0.5, 7) == mirrored(0.5, 7) != mirrored(0.5, 8)
+
+
+def test_a_mask_is_where_it_is_at_least_as_likely_as_not() -> None:
+    (found,) = engine._encoded(torch.tensor([[[[0.0, 0.49, 0.5], [0.51, 1.0, 0.2]]]]))
+    assert encoding.decode(dict(found)).tolist() == [[0, 0, 1], [1, 1, 0]]
 
 
 def test_a_loss_that_is_not_finite_names_its_step(splits: tuple[Annotated, Annotated]) -> None:
@@ -361,7 +407,7 @@ def test_splits_of_other_classes_and_images_without_objects_are_named(splits: tu
     with pytest.raises(ValueError, match="trains on 2 classes and tests 1"):
         engine.fine_tune(VOC, encoder(), DATA, train, replace(test, classes=("red",)), SITE, CPU, 0, Watch())
     empty = replace(train, pictures=tuple(each._replace(instances=()) for each in train.pictures))
-    with pytest.raises(ValueError, match="no image with an object"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(train.origin))}: no image that is trained on has an object"):
         fitted(VOC, empty)
 
 

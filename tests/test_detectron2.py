@@ -23,6 +23,7 @@ from reproduce.data.synthetic_detection import SyntheticCOCO2017, SyntheticVOC07
 from reproduce.detection import detectron2
 from reproduce.detection import detectron2_config as config
 from reproduce.detection.predictions import Predicted
+from reproduce.detection.record import PICTURE, scores
 from reproduce.nn import backbones
 from reproduce.nn.encoder import Encoder
 from reproduce.progress import Progress, Watch
@@ -197,7 +198,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     assert all(0 <= value <= 1 for value in measured.values())
     assert record.logged[STEPS]["lr"] == pytest.approx(protocol.rate(STEPS - 1))
     assert {"total_loss", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} <= set(record.logged[STEPS])
-    assert record.artifacts == [detectron2.CONFIG, detectron2.KEYS, detectron2.PICTURE]
+    assert record.artifacts == [detectron2.CONFIG, detectron2.KEYS, PICTURE]
     assert record.tags["detectron2"]
     assert record.logged[STEPS]["scoring_difference"] < detectron2.AGREEMENT[protocol.benchmark]
 
@@ -250,6 +251,13 @@ def test_a_checkpoint_of_other_images_is_refused(site: Site, tmp_path: Path) -> 
         run(VOC, TINY_VOC, site, tmp_path / "run", report=stop_at(2))
     with pytest.raises(ValueError, match="are not those of this run's checkpoint"):
         run(VOC, SyntheticVOC0712(num_trainval=21, num_test=20), site, tmp_path / "run")
+
+
+def test_images_without_objects_are_named_in_a_line(site: Site, tmp_path: Path) -> None:
+    train, test = (TINY_VOC.load(split, site) for split in (TINY_VOC.train_split, TINY_VOC.test_split))
+    empty = dataclasses.replace(train, pictures=tuple(each._replace(instances=()) for each in train.pictures))
+    with pytest.raises(ValueError, match="no image that is trained on has an object to learn from"):
+        detectron2.fine_tune(VOC, encoder("resnet18_3x3"), TINY_VOC, empty, test, site, CPU, 5, Watch(folder=tmp_path))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_line(site: Site, tmp_path: Path) -> None:
@@ -336,9 +344,7 @@ def scored(protocol: Any, dataset: DetectionDataset, site: Site, *, perfect: boo
     results, seen = detectron2._tested(Oracle(found, images), cfg, dataset, images, site, Watch())
     theirs = detectron2.formats.measured(results, protocol.metrics, num_found=1)
     ours = {
-        f"{prefix}{key}": getattr(scores, key)
-        for prefix, scores in detectron2._scores(protocol, images, seen).items()
-        for key in ("ap", "ap50", "ap75")
+        f"{prefix}{key}": getattr(found, key) for prefix, found in scores(protocol, images, seen).items() for key in ("ap", "ap50", "ap75")
     }
     return theirs, ours
 

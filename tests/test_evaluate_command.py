@@ -15,6 +15,7 @@ import torch
 
 from configs import released
 from reproduce import plan, worker
+from reproduce.detection.protocol import Detection
 from reproduce.nn import backbones, weights
 from reproduce.nn.encoder import Encoder
 from reproduce.overrides import settings_named
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 MINE = Weights(backbone="small", sha256="3f" * 32, size=32, resize=32, canvas=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 FILE = "file 3f3f3f3f3f3f"
-TAKE_ROWS = ("table3", "table4", "table5")
-TAKE_RELEASED = ("table2", "table3", "table4", "table5")
+TAKE_ROWS = ("table3", "table4", "table5", "table10")
+TAKE_RELEASED = ("table2", "table3", "table4", "table5", "table10")
 
 
 def knn(**fields: Any) -> Evaluation:
@@ -150,7 +151,9 @@ def test_an_added_row_is_measured_as_the_others_at_every_scale(name: str, scale:
         assert ours is not None
         assert cell.ours is not None
         assert (ours.metric, ours.spec.encoder) == (cell.ours.metric, MINE)
-        assert (ours.spec.protocol, ours.spec.dataset.name) == (cell.ours.spec.protocol, cell.ours.spec.dataset.name)
+        assert ours.spec.dataset.name == cell.ours.spec.dataset.name
+        # At small, the images and anchors of a detector go with the backbone's stem (tests/test_tables.py).
+        assert ours.spec.protocol == cell.ours.spec.protocol or (scale == "small" and isinstance(ours.spec.protocol, Detection))
     assert {spec.id for spec in plain.specs()} < {spec.id for spec in request.specs()}
 
 

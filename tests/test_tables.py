@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import pretrain
+from configs import pretrain, released
 from reproduce.data import stl10, synthetic
 from reproduce.data.views import Augmentation
 from reproduce.nn.heads import Heads
@@ -687,8 +687,25 @@ def test_images_for_a_stem_that_halves_once_less_have_half_the_side(name: str) -
         assert small[f"protocol.{key}"] == tuple(side / 2 for side in paper[f"protocol.{key}"])
     assert small["protocol.test_size"] == paper["protocol.test_size"] / 2
     assert small["protocol.iterations"] == paper["protocol.iterations"] / 4
-    released = dict(run_of(Request(table=name, scale="small", baselines="released").build().cell("SwAV", column)).leaves())
-    assert released["protocol.anchor_sizes"] == paper["protocol.anchor_sizes"]
+    assert small["protocol.drops"] == tuple(drop / 4 for drop in paper["protocol.drops"])
+    elsewhere = dict(run_of(Request(table=name, scale="small", baselines="released").build().cell("SwAV", column)).leaves())
+    assert elsewhere["protocol.anchor_sizes"] == paper["protocol.anchor_sizes"]
+
+
+def test_a_pyramid_at_smoke_has_an_anchor_size_for_each_of_its_levels() -> None:
+    for row, backbone, levels in (("BYOL", "small", 4), ("SwAV", "resnet50", 5)):
+        run = run_of(Request(table="table10", scale="smoke", baselines="released").build().cell(row, "box_ap"))
+        settings = dict(run.leaves())
+        assert settings["encoder.backbone"] == backbone
+        assert len(settings["protocol.anchor_sizes"]) == levels
+
+
+def test_moco_v2_is_fine_tuned_from_the_encoder_whose_numbers_are_printed() -> None:
+    """82.4, 63.6 and 57.0 are those of 200 epochs (facebookresearch/moco detection/README.md); of 800 epochs: 82.5, 64.0 and 57.4."""
+    cells = table("table5").rows[1].cells
+    encoders = {key: cell.released.spec.encoder for key, cell in cells.items() if cell.released}
+    fine_tuned = dict.fromkeys(("ap50", "ap75", "ap"), released.MOCO_V2_200)
+    assert encoders == fine_tuned | dict.fromkeys(("voc07", "places", "inat18"), released.MOCO_V2_800)
 
 
 # Released encoders and a user's own

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from reproduce.data import detection
 from reproduce.data.detection import Annotated, Box, DetectionDataset, Instance, Picture
@@ -133,6 +133,7 @@ class COCO2017(DetectionDataset, name="coco2017"):
 
     title: ClassVar[str] = "COCO 2017"
     classes: ClassVar[tuple[str, ...]] = CLASSES
+    benchmark: ClassVar[Literal["voc", "coco"]] = "coco"
 
     def check_root(self, site: Site) -> None:
         splits = (self.train_split, self.test_split)
@@ -259,7 +260,7 @@ def _segmentation(given: Any, size: tuple[int, int]) -> list[Sequence[float]] | 
     # The sum of numbers is finite only where each of them is.
     if not isinstance(given, list) or not all(isinstance(each, array) and math.isfinite(sum(each)) for each in given):
         raise ValueError("has a segmentation that is neither polygons, each a list of numbers, nor a run-length encoding")
-    return [polygon for polygon in given if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    return [polygon for polygon in given if detection.is_polygon(polygon)]
 
 
 def _check_runs(given: Mapping[str, Any], size: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -39,6 +40,8 @@ class Dataset(Settings):
 
     title: ClassVar[str]
     """As printed in captions."""
+    published: ClassVar[Mapping[str, int]] = {}
+    """Images of each split where that is known without looking, for estimates of time; a field `num_<split>` says it too."""
 
     def check(self) -> None:
         if not 0 < self.size <= self.resize or self.canvas < 1:

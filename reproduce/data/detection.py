@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from reproduce.site import Site
 from reproduce.spec import Settings
@@ -93,6 +93,8 @@ class DetectionDataset(Settings):
     """As printed in captions."""
     classes: ClassVar[tuple[str, ...]]
     """In the benchmark's order."""
+    benchmark: ClassVar[Literal["voc", "coco"]]
+    """By whose rules it is annotated and scored."""
 
     def check(self) -> None:
         if not all(value > 0 for value in self.std):
@@ -112,6 +114,11 @@ class DetectionDataset(Settings):
             ValueError: a file is missing or broken; the message names it.
         """
         raise NotImplementedError
+
+
+def is_polygon(numbers: Sequence[float]) -> bool:
+    """Whether these are x and y of three points or more; all else has no area (detectron2/data/datasets/coco.py)."""
+    return len(numbers) >= 6 and len(numbers) % 2 == 0
 
 
 def digest(pictures: Iterable[Picture]) -> str:

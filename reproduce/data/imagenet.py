@@ -6,6 +6,7 @@ into class folders, as `torchvision.datasets.ImageNet` leaves them. The scan tak
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -37,6 +38,7 @@ class ImageNet(Dataset, name="imagenet"):
     """The same file."""
 
     title: ClassVar[str] = "ImageNet"
+    published: ClassVar[Mapping[str, int]] = {"train": 1_281_167, "val": 50_000}
 
     def check_root(self, site: Site) -> None:
         self._root(site, holds=("train", "val"))

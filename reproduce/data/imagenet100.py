@@ -6,6 +6,7 @@ too. Needs the ImageNet root and the list, there or in a folder of its own (`ima
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -39,6 +40,7 @@ class ImageNet100(Dataset, name="imagenet100"):
     """The same file as `size`."""
 
     title: ClassVar[str] = "ImageNet-100"
+    published: ClassVar[Mapping[str, int]] = {"train": 126_689, "val": 5_000}
 
     def check_root(self, site: Site) -> None:
         self._root(site, holds=("train", "val"))

@@ -42,6 +42,7 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
     """The same."""
 
     title: ClassVar[str] = "iNaturalist 2018"
+    published: ClassVar[Mapping[str, int]] = {"train": 437_513, "val": 24_426}
 
     def check_root(self, site: Site) -> None:
         site.root(KEY, LAYOUT, SOURCE, holds=(*(f"{split}2018.json" for split in SPLITS), "train_val2018"))

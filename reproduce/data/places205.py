@@ -8,6 +8,7 @@ mmselfsup configs/benchmarks/classification/_base_/datasets/places205.py). Readi
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -48,6 +49,7 @@ class Places205(Dataset, name="places205"):
     """The same."""
 
     title: ClassVar[str] = "Places205"
+    published: ClassVar[Mapping[str, int]] = {"train": 2_448_873, "val": 20_500}
 
     def check_root(self, site: Site) -> None:
         _images_folder(site.root(KEY, LAYOUT, SOURCE))

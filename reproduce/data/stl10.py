@@ -6,6 +6,7 @@ mapped into memory, never read as a whole: loading takes milliseconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -55,6 +56,7 @@ class STL10(Dataset, name="stl10"):
     """8 000 images (the same file)."""
 
     title: ClassVar[str] = "STL-10"
+    published: ClassVar[Mapping[str, int]] = {"train": 5_000, "test": 8_000, "unlabeled": 100_000}
 
     def check_root(self, site: Site) -> None:
         folder = f"{FOLDER}/" if (site.root(KEY, LAYOUT, SOURCE) / FOLDER).is_dir() else ""

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from reproduce.data import coco2017, generated, polygons, voc, voc0712
 from reproduce.data.detection import Annotated, DetectionDataset
@@ -70,6 +70,7 @@ class SyntheticVOC0712(_Synthetic, name="synthetic_voc0712"):
 
     title: ClassVar[str] = "synthetic scenes (VOC07+12 layout)"
     classes: ClassVar[tuple[str, ...]] = voc.CLASSES
+    benchmark: ClassVar[Literal["voc", "coco"]] = "voc"
 
     def check(self) -> None:
         super().check()
@@ -108,6 +109,7 @@ class SyntheticCOCO2017(_Synthetic, name="synthetic_coco2017"):
 
     title: ClassVar[str] = "synthetic scenes (COCO layout)"
     classes: ClassVar[tuple[str, ...]] = coco2017.CLASSES
+    benchmark: ClassVar[Literal["voc", "coco"]] = "coco"
 
     def check(self) -> None:
         super().check()

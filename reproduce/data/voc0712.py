@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from reproduce.data import detection, voc
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
@@ -37,6 +37,7 @@ class VOC0712(DetectionDataset, name="voc0712"):
 
     title: ClassVar[str] = "VOC07+12"
     classes: ClassVar[tuple[str, ...]] = voc.CLASSES
+    benchmark: ClassVar[Literal["voc", "coco"]] = "voc"
 
     def check_root(self, site: Site) -> None:
         root = site.root(KEY, LAYOUT, SOURCE)

@@ -6,6 +6,7 @@ are difficult, -1 where there is none. Reading the annotations of a split takes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -54,6 +55,7 @@ class VOC2007(Dataset, name="voc2007"):
     """4 952 images (the same)."""
 
     title: ClassVar[str] = "VOC2007"
+    published: ClassVar[Mapping[str, int]] = {"trainval": 5_011, "test": 4_952}
 
     def check_root(self, site: Site) -> None:
         folder = voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)

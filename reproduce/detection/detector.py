@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from reproduce.detection.protocol import Detection
     from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 
-NORMS = ("SyncBN", "BN")
+NORMS = ("SyncBN", "naiveSyncBN", "BN")
 """The norms that are BatchNorm where there is one process."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 """Of anchors, height to width (detectron2/config/defaults.py)."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reproduce import checkpoint
-from reproduce.detection import conversion
+from reproduce.detection import conversion, record
 from reproduce.detection import detectron2_config as config
 from reproduce.detection import detectron2_formats as formats
 from reproduce.detection.predictions import Predicted
@@ -36,12 +36,11 @@ if TYPE_CHECKING:
 
     from reproduce.data.detection import Annotated, DetectionDataset
     from reproduce.detection.protocol import Detection
-    from reproduce.detection.scoring import Scores
     from reproduce.nn.encoder import Encoder
 
 GET = (
     "git clone https://github.com/facebookresearch/detectron2 ../detectron2 && .venv/bin/pip install -r requirements-detectron2.txt",
-    'detectron2 = "../detectron2"        in configs/site.toml, above [data]',
+    'and, in configs/site.toml above [data]: detectron2 = "../detectron2"',
 )
 """What gets it: a command, and a line of the site file."""
 NEEDS = {
@@ -57,8 +56,8 @@ NEEDS = {
     "yaml": "PyYAML",
 }
 """The packages that these two protocols make Detectron2 import, and their names on PyPI; of its others (setup.py) they use none."""
-WEIGHTS, KEYS, CONFIG, PICTURE = "weights.pkl", "detectron2_weights.txt", "detectron2_config.yaml", "detections.png"
-"""Files: the encoder's tensors; which of them went where; the whole config; a few test images and what was found in them."""
+WEIGHTS, KEYS, CONFIG = "weights.pkl", "detectron2_weights.txt", "detectron2_config.yaml"
+"""Files: the encoder's tensors; which of them went where; the whole config."""
 PARITY = 1e-4
 """Relative error of res4 above which the features are not the encoder's; rounding gives 1e-6, a stride in the wrong convolution .2."""
 SIDE = 256
@@ -315,31 +314,16 @@ def _concluded(
     """The metrics on every process; by class and by size and as a picture for the record."""
     from detectron2.utils import comm
 
-    from reproduce.detection import picture, scoring
-
     measured: dict[str, float] = {}
     if distributed.main_process():
         measured = formats.measured(results, protocol.metrics, num_found=sum(len(each.scores) for each in found))
-        scores = _scores(protocol, test, found)
-        for prefix, each in scores.items():
-            watch.record.log(protocol.schedule.iterations, scoring.details(each, prefix))
+        scores = record.tested(protocol, test, found, watch)
         difference = max(abs(each.ap - measured[f"{prefix}ap"]) for prefix, each in scores.items())
         watch.record.log(protocol.schedule.iterations, {"scoring_difference": difference})
         log = logger.warning if difference > AGREEMENT[protocol.benchmark] else logger.info
         log("Our average precision differs from Detectron2's by %.2g at most.", difference)
-        if watch.folder is not None:
-            watch.record.artifact(picture.draw(test, found, watch.folder / PICTURE))
     everyone: list[dict[str, float]] = comm.all_gather(measured)
     return everyone[0]
-
-
-def _scores(protocol: Detection, test: Annotated, found: Sequence[Predicted]) -> dict[str, Scores]:
-    """Ours, by the prefix of the metrics' names."""
-    from reproduce.detection import scoring
-
-    if protocol.benchmark == "voc":
-        return {"": scoring.voc(test, found)}
-    return {"box_": scoring.coco(test, found, "bbox")} | ({"mask_": scoring.coco(test, found, "segm")} if protocol.masks else {})
 
 
 @contextlib.contextmanager

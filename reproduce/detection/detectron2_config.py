@@ -34,6 +34,10 @@ class ResNet(NamedTuple):
 RESNETS = {"resnet50": ResNet(50, 256, False), "resnet18": ResNet(18, 64, False), "resnet18_3x3": ResNet(18, 64, True)}
 
 
+NORMS = ("SyncBN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN", "BN", "FrozenBN", "GN")
+"""Those that Detectron2 has for convolutions (detectron2/layers/batch_norm.py), but for LN, which no ResNet has."""
+
+
 def resnet(backbone: str) -> ResNet:
     """What Detectron2 must build for a backbone.
 
@@ -55,6 +59,11 @@ def settings(protocol: Detection, backbone: str, dataset: DetectionDataset, *, d
         ValueError: Detectron2 has no such backbone, or does not take a setting's value.
     """
     network = resnet(backbone)
+    if protocol.norm not in NORMS:
+        raise ValueError(f"norm is '{protocol.norm}', but the engine detectron2 trains with one of {', '.join(NORMS)}.")
+    stages = len(STAGES) + 1 if protocol.fpn else len(STAGES)
+    if protocol.freeze_at > stages:
+        raise ValueError(f"freeze_at is {protocol.freeze_at}, but the backbone has {stages} stages that can be frozen, the stem included.")
     return {
         **_network(protocol, network, dataset, device),
         **(_pyramid(protocol, network) if protocol.fpn else _c4(protocol, network)),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
+from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture, is_polygon
 
 CORNERS = 0
 """BoxMode.XYXY_ABS: left, top, right, bottom in pixels (detectron2/structures/boxes.py)."""
@@ -51,7 +51,7 @@ def _polygons(each: Instance) -> Any:
     """Those of three points or more; a run-length encoding as it is."""
     if isinstance(each.segmentation, Mapping):
         return each.segmentation
-    return [polygon for polygon in each.segmentation or () if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    return [polygon for polygon in each.segmentation or () if is_polygon(polygon)]
 
 
 def metadata(dataset: DetectionDataset, images: Annotated) -> dict[str, Any]:

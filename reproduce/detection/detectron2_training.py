@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from reproduce.data.detection import Annotated
 from reproduce.detection import detectron2_formats as formats
-from reproduce.detection import stream
+from reproduce.detection import record, stream
 from reproduce.lazy import torch
 from reproduce.nn import distributed, seeds
 from reproduce.progress import Progress, Watch
@@ -26,8 +26,6 @@ from reproduce.progress import Progress, Watch
 if TYPE_CHECKING:
     from reproduce.detection.protocol import Detection
 
-LOG_EVERY = 20
-"""Steps between two logged points, as Detectron2's writers (detectron2/engine/defaults.py)."""
 CHECKPOINTS, FARTHEST = 50, 500
 """Checkpoints of a training, and the most steps between two of them: as much is lost by a kill at most."""
 LAST = "last_checkpoint"
@@ -136,6 +134,8 @@ def _loaders(protocol: Detection, cfg: Any, images: Annotated, *, seed: int, wor
     from detectron2.data import DatasetFromList, build_detection_train_loader
 
     pairs = formats.trainable(images, masks=protocol.masks)
+    if not pairs:  # Detectron2's list of nothing is an error that names nothing
+        raise ValueError(f"{images.origin}: no image that is trained on has an object to learn from.")
     pictures = [picture for picture, _ in pairs]
     shown = _Shown(DatasetFromList([made for _, made in pairs], copy=False), mapper(protocol, cfg), seed)
     share = partial(stream.share, batch_size=protocol.batch_size, group=protocol.group, seed=seed)
@@ -223,7 +223,7 @@ def _tell(trainer: Any, protocol: Detection, watch: Watch, period: int) -> None:
     """
     done, iterations = trainer.iter + 1, protocol.schedule.iterations
     latest = {name: value for name, (value, step) in trainer.storage.latest().items() if step == trainer.iter}
-    if done % LOG_EVERY == 0 or done == iterations:
+    if done % record.LOG_EVERY == 0 or done == iterations:
         watch.record.log(done, {name: float(value) for name, value in latest.items()})
     if done % period == 0 or done == iterations:
         watch.record.flush()

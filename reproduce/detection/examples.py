@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from reproduce.data import detection
 from reproduce.data.detection import Box, Instance, Picture
 from reproduce.lazy import torch
 
@@ -27,22 +28,9 @@ def pixels(picture: Picture) -> Tensor:
     """The image in RGB, (3, height, width) float32 from 0 to 1.
 
     Raises:
-        ValueError: the file is broken or has another size than its annotation; the message names it.
+        ValueError: as `data/detection.py`, pixels.
     """
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(picture.file) as image:
-            array = np.array(image.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
-        raise ValueError(f"{picture.file} cannot be decoded: {error}. Get it again.") from error
-    height, width = array.shape[:2]
-    if (width, height) != (picture.width, picture.height):
-        raise ValueError(
-            f"{picture.file} is {width} x {height} pixels, but annotated as {picture.width} x {picture.height}. Get both again."
-        )
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    return torch.tensor(detection.pixels(picture)).permute(2, 0, 1).float() / 255
 
 
 def target(picture: Picture, *, masks: bool) -> dict[str, Tensor]:
@@ -106,7 +94,7 @@ def _clipped(box: Box, picture: Picture) -> Box:
 def _outlines(instance: Instance) -> Any:
     """The polygons of at least three points, or the run-length encoding, of an object; empty: it has no mask."""
     given = instance.segmentation
-    return given if isinstance(given, Mapping) else [polygon for polygon in given or () if len(polygon) >= 6]
+    return given if isinstance(given, Mapping) else [polygon for polygon in given or () if detection.is_polygon(polygon)]
 
 
 def _mask(instance: Instance, picture: Picture) -> Tensor:

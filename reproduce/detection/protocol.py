@@ -29,6 +29,14 @@ REFERENCE_BATCH = 16
 """Images per step for which rates and iterations are given (both sources)."""
 ENGINES = {"detectron2": "Detectron2", "torchvision": "torchvision"}
 """As printed."""
+AT_LEAST_1 = (
+    *("batch_size", "iterations", "group", "train_sizes", "test_size", "max_size", "anchor_sizes"),
+    *("rpn_train_top", "rpn_test_top", "rois", "box_resolution", "max_detections"),
+)
+"""Settings that are a count or a size, or a tuple of such, which then has one at least."""
+FRACTIONS = ("gamma", "warmup_factor", "flip", "score_threshold")
+"""Settings from 0 to 1."""
+IN_TURN = "Where --set changes both, {} comes before iterations for a shorter training, after it for a longer one."
 
 
 class Schedule(NamedTuple):
@@ -83,7 +91,8 @@ class Detection(Protocol):
     freeze_at: int = 0
     """Stages of the backbone that are not trained; none (facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml)."""
     norm: str = "SyncBN"
-    """BatchNorm over all devices (the same file)."""
+    """BatchNorm over all devices, each place of each image alike (the same file until 2020-11, when MoCo's numbers were published; it has
+    since had `naiveSyncBN`, the mean of the devices' statistics: the same on one device)."""
     precise_bn_iterations: int = 200
     """Batches from which BatchNorm's test statistics are computed after training, 0: none (detectron2/config/defaults.py, enabled)."""
     stride_in_1x1: bool = False
@@ -113,17 +122,28 @@ class Detection(Protocol):
     """Whose rules score."""
 
     def check(self) -> None:
-        if min(self.batch_size, self.iterations, self.test_size, self.max_size, self.group, *self.train_sizes) < 1:
-            raise ValueError(f"{self.name} takes batch_size, iterations, sizes and group of at least 1.")
+        for key in AT_LEAST_1:
+            value = getattr(self, key)
+            if min(value if isinstance(value, tuple) else [value], default=0) < 1:
+                raise ValueError(f"{self.name} takes {key} of at least 1, not {value}.")
+        for key in FRACTIONS:
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{self.name} takes {key} from 0 to 1, not {getattr(self, key):g}.")
+        for key in ("freeze_at", "precise_bn_iterations"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{self.name} takes {key} of at least 0, not {getattr(self, key)}.")
         if not self.base_lr > 0 or not 0 <= self.momentum < 1 or min(self.weight_decay, self.norm_weight_decay) < 0:
             raise ValueError(f"{self.name} takes base_lr > 0, 0 <= momentum < 1 and weight decays >= 0.")
         if list(self.drops) != sorted(set(self.drops)) or any(not 0 < drop < self.iterations for drop in self.drops):
             raise ValueError(
-                f"{self.name} takes drops that ascend between 0 and iterations, not {self.drops} with {self.iterations} iterations: "
-                "set drops too."
+                f"{self.name} takes drops that ascend between 0 and iterations, not {self.drops} with {self.iterations} iterations. "
+                + IN_TURN.format("drops")
             )
         if not 0 <= self.warmup_iterations <= self.iterations:
-            raise ValueError(f"{self.name} takes 0 <= warmup_iterations <= iterations, not {self.warmup_iterations} of {self.iterations}.")
+            raise ValueError(
+                f"{self.name} takes 0 <= warmup_iterations <= iterations, not {self.warmup_iterations} of {self.iterations}. "
+                + IN_TURN.format("warmup_iterations")
+            )
 
     @property
     def caveat(self) -> str:
@@ -164,6 +184,14 @@ class Detection(Protocol):
         return ENGINES[self.engine]
 
     def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
+        shown = cast(DetectionDataset, dataset)
+        if shown.benchmark != self.benchmark:
+            raise ValueError(
+                f"{self.name} scores by the rules of {self.benchmark.upper()}, but {shown.name} is annotated by those of "
+                f"{shown.benchmark.upper()}."
+            )
+        if "+" in shown.test_split and self.engine == "detectron2":
+            raise ValueError(f"test_split is {shown.test_split}, but Detectron2 measures on one list of VOC, such as 2007_test.")
         self._engine.check(site)
 
     def run(

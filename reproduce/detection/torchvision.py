@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reproduce import checkpoint
-from reproduce.detection import examples, picture, scoring, stream
+from reproduce.detection import examples, record, stream
 from reproduce.detection.predictions import Predicted
 from reproduce.lazy import torch
 from reproduce.nn import distributed, seeds
@@ -29,14 +29,10 @@ if TYPE_CHECKING:
     from reproduce.detection.protocol import Detection
     from reproduce.nn.encoder import Encoder
 
-LOG_EVERY = 20
-"""Steps between two logged points, as Detectron2's (detectron2/engine/defaults.py)."""
 CHECKPOINTS = 20
 """Of a training, at equal distances: a kill costs at most a twentieth of it."""
 TESTED_TOGETHER = 8
 """Test images that are shown at once, at most, and only ones of the same size: none is padded for another's sake."""
-PICTURE = "detections.png"
-"""The file with a few test images and what was found in them."""
 
 Batch = Sequence[tuple["Tensor", dict[str, "Tensor"]]]
 """Images and their targets, on the CPU."""
@@ -75,11 +71,7 @@ def fine_tune(
     shown = trained_on + len(test.pictures)
     fit(detector, protocol, train, site, device, seed, watch.part(0, shown))
     found = detect(models.test_mode(detector, protocol), test, site, device, watch.part(trained_on, shown))
-    scores = _scores(protocol, test, found)
-    for prefix, each in scores.items():
-        watch.record.log(protocol.schedule.iterations, scoring.details(each, prefix))
-    if watch.folder is not None:
-        watch.record.artifact(picture.draw(test, found, watch.folder / PICTURE))
+    scores = record.tested(protocol, test, found, watch)
     return {f"{prefix}{key}": getattr(each, key) for prefix, each in scores.items() for key in ("ap", "ap50", "ap75")}
 
 
@@ -111,7 +103,7 @@ def fit(detector: Any, protocol: Detection, train: Annotated, site: Site, device
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         done = iteration + 1
-        if done % LOG_EVERY == 0 or done == iterations:
+        if done % record.LOG_EVERY == 0 or done == iterations:
             watch.record.log(done, measured | {"lr": lr})
         watch.report(Progress(done * size, iterations * size, "images", f"loss {measured['loss']:.3g}"))
         if watch.folder is not None and (done % max(1, iterations // CHECKPOINTS) == 0 or done == iterations):
@@ -127,6 +119,8 @@ def batches(protocol: Detection, train: Annotated, site: Site, seed: int, start:
         ValueError: there is nothing to train on, or an image is broken.
     """
     pictures = examples.usable(train.trainable, masks=protocol.masks)
+    if not pictures:
+        raise ValueError(f"{train.origin}: no image that is trained on has an object to learn from.")
     shown = stream.share(pictures, batch_size=protocol.batch_size, group=protocol.group, seed=seed, start=start)
     groups = ([pictures[index] for _, index in islice(shown, protocol.batch_size)] for _ in range(start, stop))
     return examples.prepared(groups, lambda each: (examples.pixels(each), examples.target(each, masks=protocol.masks)), site.workers)
@@ -215,11 +209,3 @@ def _encoded(masks: Tensor) -> tuple[dict[str, Any], ...]:
 
     inside = (masks[:, 0] >= 0.5).to(torch.uint8).cpu().numpy()
     return tuple(mask.encode(np.asfortranarray(each)) for each in inside)
-
-
-def _scores(protocol: Detection, test: Annotated, found: Sequence[Predicted]) -> dict[str, scoring.Scores]:
-    """By the prefix of the metrics' names."""
-    if protocol.benchmark == "voc":
-        return {"": scoring.voc(test, found)}
-    kinds: dict[str, Any] = {"box_": "bbox", "mask_": "segm"} if protocol.masks else {"box_": "bbox"}
-    return {prefix: scoring.coco(test, found, kind) for prefix, kind in kinds.items()}

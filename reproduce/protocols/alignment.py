@@ -38,6 +38,9 @@ class AlignmentUniformity(Protocol, name="alignment"):
         if not self.t > 0:
             raise ValueError(f"alignment takes t > 0, not {self.t}.")
 
+    def passes(self, num_train: int, num_test: int) -> float | None:
+        return 2 * num_test
+
     def run(
         self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
     ) -> dict[str, float]:

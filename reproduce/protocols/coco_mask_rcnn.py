@@ -43,6 +43,11 @@ class COCOMaskRCNN(Detection, name="coco_mask_rcnn"):
     fpn: ClassVar[bool] = True
     benchmark: ClassVar[Literal["voc", "coco"]] = "coco"
 
+    def check(self) -> None:
+        super().check()
+        if self.mask_resolution < 1:
+            raise ValueError(f"{self.name} takes mask_resolution of at least 1, not {self.mask_resolution}.")
+
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")

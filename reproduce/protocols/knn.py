@@ -61,6 +61,9 @@ class NearestNeighbours(Protocol, name="knn"):
         if self.k < 1:
             raise ValueError(f"knn takes k >= 1, not {self.k}.")
 
+    def passes(self, num_train: int, num_test: int) -> float | None:
+        return num_train + num_test
+
     def run(
         self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
     ) -> dict[str, float]:
@@ -95,6 +98,9 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
             raise ValueError(f"weighted_knn takes one or more different ks from 1 to {MOST}, not {self.ks}.")
         if not self.temperature > 0:
             raise ValueError(f"weighted_knn takes a temperature > 0, not {self.temperature}.")
+
+    def passes(self, num_train: int, num_test: int) -> float | None:
+        return num_train + num_test
 
     def run(
         self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()

@@ -48,6 +48,9 @@ class LinearEvaluation(Protocol, name="linear"):
                 f"not {self.epochs}, {self.batch_size}, {self.last_lr} and {self.lr}."
             )
 
+    def passes(self, num_train: int, num_test: int) -> float | None:
+        return num_train + num_test
+
     def run(
         self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
     ) -> dict[str, float]:

@@ -81,6 +81,9 @@ class LinearSGD(Protocol, name="linear_sgd"):
         num_steps = self.epochs * steps_per_epoch
         return [schedules.learning_rate(step, peak=peak, warmup_steps=0, num_steps=num_steps) for peak in peaks]
 
+    def passes(self, num_train: int, num_test: int) -> float | None:
+        return self.epochs * (num_train - self.num_held_out) + self.num_held_out + num_test
+
     def run(
         self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
     ) -> dict[str, float]:

@@ -38,6 +38,14 @@ class Protocol(Settings):
         """What `check_data` looks for, in a word; empty: nothing."""
         return ""
 
+    def passes(self, num_train: int, num_test: int) -> float | None:
+        """Images that go forward through the encoder, for estimates of time; one that goes backward, too, counts as three. None: not known.
+
+        Args:
+            num_train, num_test: images of the splits.
+        """
+        return None
+
     def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
         """Finds out, before anything starts, whether what the protocol needs beside the images of `dataset` is there; most need nothing.
 

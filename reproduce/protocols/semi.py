@@ -95,6 +95,12 @@ class SemiSupervised(Protocol, name="semi"):
     def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
         dataset.check_subset(self.labels, site, fetch=fetch)
 
+    def passes(self, num_train: int, num_test: int) -> float | None:
+        labelled = num_train * int(self.labels.removesuffix("percent")) / 100
+        if not self.encoder_lr:
+            return max(self.epochs) * labelled + self.num_held_out + num_test
+        return 3 * sum(self.epochs) * labelled + len(self.epochs) * self.num_held_out + num_test
+
     def run(
         self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
     ) -> dict[str, float]:

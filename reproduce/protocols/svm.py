@@ -91,6 +91,9 @@ class LinearSVM(Protocol, name="svm"):
                 f"not {self.folds}, {self.max_iterations}, {self.positive_weight} and {self.tolerance}."
             )
 
+    def passes(self, num_train: int, num_test: int) -> float | None:
+        return num_train + num_test
+
     def run(
         self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
     ) -> dict[str, float]:
