@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from reproduce.lazy import torch
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 DIGEST_BYTES = 32
 SPEC, DIGEST = "spec_id", "sha256"
 """Keys of an encoder file's metadata."""
+LARGEST_HEADER = 100_000_000
+"""Bytes: the limit of safetensors itself."""
 DETECTRON2 = "detectron2"
 """The folder of a run in which Detectron2 keeps its own checkpoints."""
 
@@ -52,7 +55,7 @@ def save(folder: Path, state: Mapping[str, Any], epoch: int, *, keep: int = 2) -
     path = _path(folder, epoch)
     for leftover in folder.glob(".epoch-*.tmp"):
         leftover.unlink(missing_ok=True)
-    _write(path, content, hashlib.sha256(content).digest())
+    write(path, content, hashlib.sha256(content).digest())
     for old in _newest_first(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
@@ -74,6 +77,11 @@ def latest(folder: Path, device: str = "cpu") -> dict[str, Any] | None:
     return None
 
 
+def newest(folder: Path) -> int:
+    """The epoch of the newest checkpoint in `folder` by its name, without reading it; 0: there is none."""
+    return max((int(path.stem.removeprefix("epoch-")) for path in folder.glob("epoch-*.pt")), default=0)
+
+
 def discard(folder: Path) -> None:
     """Removes the checkpoints in `folder`: its run is finished and recorded."""
     for path in _newest_first(folder):
@@ -91,7 +99,7 @@ def save_encoder(path: Path, tensors: Mapping[str, Tensor], *, spec_id: str) -> 
 
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, serialise(owned, metadata={SPEC: spec_id, DIGEST: digest(owned)}))
+    write(path, serialise(owned, metadata={SPEC: spec_id, DIGEST: digest(owned)}))
     return path
 
 
@@ -119,6 +127,21 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
     return tensors
 
 
+def encoder_of(file: IO[bytes]) -> str:
+    """The id of the run that an encoder's file, open at its beginning, says it is from; the tensors are not read.
+
+    Raises:
+        ValueError: it is no safetensors file, or says of no run.
+    """
+    size = int.from_bytes(file.read(8), "little")  # of the header, which is JSON
+    if size > LARGEST_HEADER:
+        raise ValueError("it is no safetensors file")
+    try:
+        return str(json.loads(file.read(size))["__metadata__"][SPEC])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError("it is no safetensors file that names its run") from None
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of names, types, shapes and values of CPU tensors, whatever their order; hexadecimal."""
     total = hashlib.sha256()
@@ -138,7 +161,7 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("epoch-*.pt"), key=lambda path: int(path.stem.removeprefix("epoch-")), reverse=True)
 
 
-def _write(path: Path, *parts: bytes | memoryview) -> None:
+def write(path: Path, *parts: bytes | memoryview) -> None:
     """Puts a file in its place, whole or not at all.
 
     Raises:

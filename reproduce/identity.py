@@ -29,7 +29,16 @@ def digest(settings: object) -> str:
     Raises:
         TypeError: something other than frozen dataclasses with a `name`, tuples, numbers, strings and None is inside; the message names it.
     """
-    text = json.dumps(canonical(settings), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return digest_of_plain(canonical(settings))
+
+
+def digest_of_plain(data: object) -> str:
+    """The id of settings that are `canonical` JSON data already, such as a record's that was read from a file.
+
+    Raises:
+        TypeError, ValueError: JSON has no such data.
+    """
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 

@@ -7,6 +7,7 @@ data. See `configs/site.example.toml`.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -61,6 +62,15 @@ class Site:
         given = from_environment or self.tracking_uri or f"sqlite:///{self.runs / 'mlflow.db'}"
         file = given.removeprefix("sqlite:///")
         return given if file == given else f"sqlite:///{(Path.cwd() if from_environment else PROJECT) / file}"
+
+    def without_places(self, text: str) -> str:
+        """`text` with the folders of this machine by their names: a report tells of no machine, and is the same on the next one."""
+        names = {str(path): f"<{key}>" for key, path in self.data.items()} | {str(self.runs): "runs", str(self.reports): "reports"}
+        names |= {self.store: "the tracking store", str(site_file()): site_file().name, str(PROJECT): "."}
+        if self.detectron2:
+            names[str(self.detectron2)] = "<detectron2>"
+        places = sorted((place for place in names if len(place) > 1), key=len, reverse=True)  # the innermost folder first
+        return re.sub(rf"(?<![\w.-])({'|'.join(map(re.escape, places))})(?![\w-])", lambda found: names[found[1]], text)
 
     def root(self, key: str, layout: str, source: str, holds: Iterable[str] = ()) -> Path:
         """The folder of the data set `key`.

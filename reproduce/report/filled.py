@@ -1,13 +1,14 @@
 """A table with its numbers: what the renderers print, as plain data that goes to `tableN.json` and back.
 
     filled = fill(table, seeds, finished, reasons)
-    to_json(filled) / from_json(...)
+    to_json(filled) / from_json(...) / loads(text, where)
 
 Numbers are as printed from here on: per cent where the column's unit is `%`. A cell with some seeds missing has no number.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class FilledCell:
     seeds: tuple[int, ...]
     """Seeds that are finished, also where others are missing and `value` is therefore empty."""
     runs: tuple[str, ...]
-    """The tracking store's name of each of these seeds' runs."""
+    """The id of each of these seeds' evaluations, which is the same in every tracking store."""
     reason: str | None
     """Why `value` is None, with the seeds that it concerns."""
     causes: tuple[str, ...]
@@ -157,6 +158,22 @@ def from_json(data: Mapping[str, Any]) -> Filled:
     return Filled(**parts)
 
 
+def loads(text: str | bytes, where: str) -> Filled:
+    """The table in a `tableN.json`.
+
+    Args:
+        where: what an error calls the file.
+
+    Raises:
+        ValueError: this version did not write it.
+    """
+    try:
+        return from_json(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        message = f"{where} is not a report that this version wrote ({error}); render the table again or remove the file."
+        raise ValueError(message) from None
+
+
 def _cell_from_json(cell: Mapping[str, Any]) -> FilledCell:
     return FilledCell(
         paper=cell["paper_printed"],
@@ -194,7 +211,7 @@ def _cell(row: Row, column: Column, seeds: int, finished: Mapping[str, Finished]
         return FilledCell(paper=paper, paper_note=note, value=None, std=None, seeds=(), runs=(), reason=reason, causes=(reason,))
     observations = observe(cell.ours, seeds, finished, reasons)
     missing = {observation.seed: observation.reason for observation in observations if observation.reason is not None}
-    runs = {observation.seed: observation.run for observation in observations if observation.run is not None}
+    runs = {observation.seed: observation.spec for observation in observations if observation.run is not None}
     factor = 100 if column.unit == "%" else 1
     values = [factor * observation.value for observation in observations if observation.value is not None]
     std = None if missing else stats.sample_std(values)

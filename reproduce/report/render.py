@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from reproduce.report import markup
 from reproduce.report.display import DASH, Display, Line, Shown, display
-from reproduce.report.filled import Filled, from_json, to_json
+from reproduce.report.filled import Filled, loads, to_json
 from reproduce.report.table import Verdict
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def write_index(folder: Path) -> Path:
     tables = []
     for path in sorted(folder.glob("*.json"), key=_natural):
         try:
-            tables.append(_read(path))
+            tables.append(loads(path.read_bytes(), str(path)))
         except ValueError as error:
             logger.warning("Left out of the index: %s", error)
     return _replace(folder / "index.html", index(tables))
@@ -284,14 +284,6 @@ def _tally(verdicts: Iterable[Verdict]) -> str:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sorts table10 behind table9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
-
-
-def _read(path: Path) -> Filled:
-    try:
-        return from_json(json_files.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{path} is not a report that this version wrote ({error}); render the table again or remove the file."
-        raise ValueError(message) from None
 
 
 def _replace(path: Path, text: str) -> Path:

@@ -1,0 +1,476 @@
+"""Rendered reports and the records of their runs as one file, and back: `invoke export` and `invoke import`.
+
+    export(Path("msbreg.zip"), "smoke", site, store)
+    receive(Path("msbreg.zip"), other_site, other_store)
+
+The file is a zip whose members are stored as they are, in the order of their names and with a fixed date, so that the same store and
+reports give the same bytes. `manifest.json` holds the SHA-256 and the size of every other member:
+
+    manifest.json    reports/<scale>/table8.md ...    runs/<id>/record.json    runs/<id>/encoder.safetensors
+
+Nothing of a file is written before all of it has been checked. What a checked file says may still be untrue: it is as trustworthy as
+whoever made it.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+from reproduce import checkpoint
+from reproduce.nn.encoder import FILE
+from reproduce.plan import CUSTOM, SCALES
+from reproduce.portable import OF_THE_MACHINE, PortableRun, from_json, to_json
+from reproduce.report import render
+from reproduce.report.filled import loads
+from reproduce.site import Site
+from reproduce.spec import unknown
+
+if TYPE_CHECKING:
+    from reproduce.tracking import Store
+
+KIND, VERSION = "msbreg archive", 1
+MANIFEST, RECORD, INDEX = "manifest.json", "record.json", "index.html"
+DATE = (1980, 1, 1, 0, 0, 0)
+"""Of every member: the earliest that a zip can hold."""
+REPORT = re.compile(rf"reports/({'|'.join(SCALES)})/(?=[^.])[^/\\:\x00-\x1f]+\.({'|'.join(render.FORMATS)})")
+RUN = re.compile(rf"runs/([0-9a-f]{{12}})/({re.escape(RECORD)}|{re.escape(FILE)})")
+RUN_ID = re.compile(r"[0-9a-f]{12}")
+CHUNK = 1 << 20
+"""Bytes read at a time."""
+BROKEN = (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, UnicodeDecodeError, OverflowError)
+"""What `zipfile` raises over a file that is no whole zip."""
+
+
+# Export --------------------------------------------------------------------------------------------------------------------------------
+
+
+def export(file: Path, scale: str, site: Site, store: Store, *, encoders: bool = False) -> str:
+    """Writes the reports of a scale, and the record of every run that they cite with those upstream of it, to `file`.
+
+    Args:
+        scale: empty: every scale that has reports.
+        encoders: whether the encoders of the pretraining runs go with them.
+
+    Returns:
+        A line on what is in it.
+
+    Raises:
+        LookupError: there is no such scale, no report, or a run or encoder that the reports cite is not here.
+        ValueError: a report is of another version.
+        OSError: `file` is there already, or cannot be written.
+    """
+    if scale and scale not in SCALES:
+        raise LookupError(unknown("scale", scale, SCALES))
+    _check_free(file)
+    reports = _reports(site, [scale] if scale else SCALES)
+    runs = _records(_cited(reports), store)
+    with tempfile.TemporaryDirectory() as folder:
+        members: dict[str, bytes | Path] = {**reports}
+        for spec_id, run in runs.items():
+            members[f"runs/{spec_id}/{RECORD}"] = _document(to_json(run))
+            if encoders and run.is_pretraining:
+                members[f"runs/{spec_id}/{FILE}"] = _encoder(spec_id, site, store, Path(folder))
+        _write_zip(file, members)
+    told = ", ".join(f"{_plural(len(tables), 'table')} ({name})" for name, tables in _tables(reports).items())
+    return f"{file}: {told}, {_plural(len(runs), 'run')}, {file.stat().st_size / 1e6:.1f} MB."
+
+
+def _check_free(file: Path) -> None:
+    """Raises OSError where an archive cannot be put."""
+    if not file.name:
+        raise FileNotFoundError("No file is named: give one, such as --file msbreg.zip.")
+    if file.exists():
+        raise FileExistsError(f"{file} is there already: name another file, or move it away.")
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {file.parent} for {file.name}: make it first.")
+
+
+def _reports(site: Site, scales: Iterable[str]) -> dict[str, bytes]:
+    """Every rendered file of the scales, by its name in the archive; what else lies there is left alone.
+
+    Raises:
+        LookupError: there is no table among them.
+    """
+    scales = list(scales)
+    paths = {f"reports/{scale}/{path.name}": path for scale in scales for path in (site.reports / scale).glob("*") if path.is_file()}
+    found = {name: path.read_bytes() for name, path in sorted(paths.items()) if REPORT.fullmatch(name)}
+    if not any(name.endswith(".json") for name in found):
+        where = str(site.reports / scales[0]) if len(scales) == 1 else f"any scale's folder in {site.reports}"
+        option = f" --scale {scales[0]}" if len(scales) == 1 else ""
+        raise LookupError(f"There is no report in {where}: `invoke reports{option}` renders every table from finished runs.")
+    return found
+
+
+def _tables(names: Iterable[str]) -> dict[str, set[str]]:
+    """The tables among report files, by scale."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        _, scale, file = name.split("/")
+        if file != INDEX:
+            found.setdefault(scale, set()).add(file.rpartition(".")[0])
+    return found
+
+
+def _cited(reports: Mapping[str, bytes]) -> dict[str, str]:
+    """The ids of all runs that stand behind a number, each with the report that cites it.
+
+    Raises:
+        ValueError: a report is not of this version, or cites what is no id.
+    """
+    cited: dict[str, str] = {}
+    for name in (name for name in reports if name.endswith(".json")):
+        table = loads(reports[name], name)
+        for run in (run for row in table.rows for cell in row.cells.values() for run in cell.runs):
+            if not (isinstance(run, str) and RUN_ID.fullmatch(run)):
+                raise ValueError(f"{name} cites the run '{run}', which is no run's id: {_again(name)}.")
+            cited.setdefault(run, name)
+    return cited
+
+
+def _again(report: str) -> str:
+    """How a report is rendered anew."""
+    _, scale, file = report.split("/")
+    return f"render it again by `invoke {file.removesuffix('.json')} --scale {scale} --render-only`"
+
+
+def _records(cited: Mapping[str, str], store: Store) -> dict[str, PortableRun]:
+    """The records of the cited runs and of those upstream of them, by id.
+
+    Raises:
+        LookupError: one is not in the store.
+    """
+    wanted, found = dict(cited), dict[str, PortableRun]()
+    while wanted:
+        spec_id, report = wanted.popitem()
+        try:
+            run = store.portable(spec_id)
+        except LookupError as error:
+            raise LookupError(f"{report} rests on run {spec_id}: {error.args[0]} What would work: {_again(report)}.") from None
+        found[spec_id] = run
+        if run.needs and run.needs not in found:
+            wanted[run.needs] = report
+    return found
+
+
+def _encoder(spec_id: str, site: Site, store: Store, folder: Path) -> Path:
+    """The encoder of a pretraining run: the one here, else the tracking store's, fetched into `folder`."""
+    here = site.runs / spec_id / FILE
+    if here.is_file():
+        return here
+    try:
+        return store.download(store.finished([spec_id])[spec_id].run_id, FILE, folder / spec_id)
+    except LookupError:
+        raise LookupError(
+            f"The encoder of run {spec_id} is neither in {here} nor in the tracking store: export without --encoders."
+        ) from None
+
+
+def _document(data: object) -> bytes:
+    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write_zip(file: Path, members: Mapping[str, bytes | Path]) -> None:
+    """Writes the archive, whole or not at all."""
+    listed = {name: {"sha256": _sha256(members[name]), "size": _size(members[name])} for name in sorted(members)}
+    manifest = _document({"kind": KIND, "version": VERSION, "files": listed})
+    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(draft, "w") as archive:
+            for name, content in sorted({MANIFEST: manifest, **members}.items()):
+                _add(archive, name, content)
+        _check_free(file)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
+    """Adds one member of which nothing depends on when, where or by whom it is added."""
+    info = zipfile.ZipInfo(name, DATE)
+    info.create_system, info.external_attr, info.file_size = 3, (stat.S_IFREG | 0o644) << 16, _size(content)
+    with archive.open(info, "w") as member, _opened(content) as source:
+        shutil.copyfileobj(source, member, CHUNK)
+
+
+def _opened(content: bytes | Path) -> BinaryIO:
+    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+
+
+def _sha256(content: bytes | Path) -> str:
+    with _opened(content) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _size(content: bytes | Path) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+# Import --------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Received:
+    """What came of an import."""
+
+    added: int = 0
+    here: int = 0
+    """Runs that were here already, with the same values."""
+    clashes: list[str] = field(default_factory=list)
+    """A line for each run that has other values here."""
+    encoders: int = 0
+    kept: list[str] = field(default_factory=list)
+    """A line for each encoder and table that is another one here."""
+    tables: dict[str, int] = field(default_factory=dict)
+    """How many were added, by scale."""
+
+    @property
+    def code(self) -> int:
+        """The exit code: 1 where a run clashes."""
+        return int(bool(self.clashes))
+
+    def __str__(self) -> str:
+        runs = f"{_plural(self.added, 'run')} added, {self.here} here already, {len(self.clashes)} with other values here."
+        tables = "".join(f" {_plural(number, 'table')} added to the reports at {scale}." for scale, number in self.tables.items())
+        encoders = f" {_plural(self.encoders, 'encoder')} added." if self.encoders else ""
+        return "\n".join([runs + encoders + tables, *self.clashes, *self.kept])
+
+
+def receive(file: Path, site: Site, store: Store) -> Received:
+    """Adds the runs and reports of an archive to this site, once all of the file has been checked; what is here stays as it is.
+
+    Interrupted at any moment, the same call again does the rest.
+
+    Raises:
+        LookupError: there is no such file.
+        ValueError: the file is not whole, not of this version, or not what it says; nothing was written.
+    """
+    if not file.is_file():
+        raise LookupError(f"There is no file '{file if file.name else ''}': give one that `invoke export` wrote, as --file msbreg.zip.")
+    with _Archive.opened(file) as archive:
+        runs = archive.check()
+        received = Received()
+        for run in sorted(runs.values(), key=lambda run: (run.needs is not None, run.spec_id)):  # upstream first
+            _receive_run(run, archive, site, store, received)
+        for scale, tables in _tables(archive.reports).items():
+            _receive_reports(scale, sorted(tables), archive, site.reports / scale, received)
+    return received
+
+
+def _receive_run(run: PortableRun, archive: _Archive, site: Site, store: Store, received: Received) -> None:
+    """Adds one run, and its encoder unless the record here is another training's."""
+    here = store.adopt(run, archive.digest)
+    if here is not None and not run.agrees(here.metrics):
+        received.clashes.append(f"clash: {run.spec_id} {run.name}: {_differing(here.metrics, run.final)}. Kept as it is here.")
+        return
+    received.added += here is None
+    received.here += here is not None
+    name = f"runs/{run.spec_id}/{FILE}"
+    if name not in archive.files:
+        return
+    path = site.runs / run.spec_id / FILE
+    if path.exists() and _sha256(path) != archive.files[name].sha256:
+        received.kept.append(f"kept: {path} is another encoder than the archive's, of a run with the same values.")
+    elif not path.exists():
+        _put(path, archive.read(name))
+        received.encoders += 1
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all, and removes what an import that was killed left beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    checkpoint.write(path, content)
+
+
+def _differing(here: Mapping[str, float], there: Mapping[str, float]) -> str:
+    """The values in which two runs differ."""
+    shown = (
+        f"{key} {here.get(key, 'none')} here, {there.get(key, 'none')} in the archive"
+        for key in sorted({*here, *there} - {*OF_THE_MACHINE})
+        if repr(here.get(key)) != repr(there.get(key))
+    )
+    return "; ".join(shown)
+
+
+def _receive_reports(scale: str, tables: list[str], archive: _Archive, folder: Path, received: Received) -> None:
+    """Adds the tables of a scale of which no file is another one here, and the index over all that are then here."""
+    for table in tables:
+        names = [name for name in archive.reports if name.startswith(f"reports/{scale}/") and Path(name).stem == table]
+        here = {name: folder / Path(name).name for name in names}
+        if any(path.exists() and _sha256(path) != archive.files[name].sha256 for name, path in here.items()):
+            received.kept.append(
+                f"kept: {folder / table}.* is another table here: `invoke reports --scale {scale}` renders it from the runs."
+            )
+            continue
+        absent = [name for name, path in here.items() if not path.exists()]
+        for name in absent:
+            _put(here[name], archive.read(name))
+        if absent:
+            received.tables[scale] = received.tables.get(scale, 0) + 1
+    render.write_index(folder)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """What the manifest says of a file."""
+
+    sha256: str
+    size: int
+
+
+class _Archive:
+    """An archive that is open for reading."""
+
+    def __init__(self, file: Path, zipped: zipfile.ZipFile) -> None:
+        self._file, self._zip = file, zipped
+        self.files: dict[str, _Member] = {}
+        """All but the manifest, by name."""
+        self.digest = ""
+        """SHA-256 of the manifest, and so of everything."""
+
+    @classmethod
+    @contextmanager
+    def opened(cls, file: Path) -> Iterator[_Archive]:
+        """The archive in `file`; whatever is wrong with the zip itself is a ValueError in one line."""
+        try:
+            with zipfile.ZipFile(file) as zipped:
+                yield cls(file, zipped)
+        except BROKEN as error:
+            raise ValueError(f"{file} is not a whole zip file ({error}): copy it again, or export it again.") from None
+
+    @property
+    def reports(self) -> list[str]:
+        return sorted(name for name in self.files if name.startswith("reports/"))
+
+    def check(self) -> dict[str, PortableRun]:
+        """Reads every byte once, and returns the records, by id.
+
+        Raises:
+            ValueError: something is wrong; the message names it.
+        """
+        self._check_members()
+        self._read_manifest()
+        for name, said in self.files.items():
+            with self._zip.open(name) as member:
+                if hashlib.file_digest(member, "sha256").hexdigest() != said.sha256:  # type: ignore[arg-type]
+                    self._refuse(f"{name} is not the file that the manifest lists", "copy it again, or export it again")
+        runs = {match[1]: self._record(name) for name in self.files if (match := RUN.fullmatch(name)) and match[2] == RECORD}
+        for name in self.files:
+            if (match := RUN.fullmatch(name)) and match[2] == FILE:
+                self._check_encoder(name, match[1], runs)
+        needed = self._cited()
+        needed |= {run.needs: f"run {run.spec_id}" for run in runs.values() if run.needs}
+        if absent := [(who, spec_id) for spec_id, who in needed.items() if spec_id not in runs]:
+            self._refuse(f"{absent[0][0]} rests on run {absent[0][1]}, which is not in it")
+        return runs
+
+    def read(self, name: str) -> bytes:
+        """A file, which is compared with the manifest at every reading: the archive may be exchanged after the first.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        content = self._zip.read(name)
+        if hashlib.sha256(content).hexdigest() != self.files[name].sha256:
+            self._refuse(f"{name} is not the file that the manifest lists", "copy it again, or export it again")
+        return content
+
+    def _check_members(self) -> None:
+        """Raises ValueError for members that no export writes; they are judged by the zip's directory alone."""
+        infos = self._zip.infolist()
+        names = [info.filename for info in infos]
+        for info in infos:
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if info.filename != MANIFEST and not (REPORT.fullmatch(info.filename) or RUN.fullmatch(info.filename)):
+                self._refuse(f"{info.filename!r} is no name of a report or of a run's file")
+            if kind not in (0, stat.S_IFREG):
+                self._refuse(f"{info.filename} is a link or something else that is no plain file")
+            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+                self._refuse(f"{info.filename} is compressed or encrypted, which no export does")
+        if len(set(names)) < len(names):
+            self._refuse("it has a file twice")
+        if sum(info.file_size for info in infos) > self._file.stat().st_size:
+            self._refuse("its files are larger than itself")
+
+    def _read_manifest(self) -> None:
+        """Raises ValueError where the manifest is not there, of another version, or lists other files than there are."""
+        if MANIFEST not in self._zip.namelist():
+            self._refuse(f"it has no {MANIFEST}", "give a file that `invoke export` wrote")
+        content = self._zip.read(MANIFEST)
+        data = self._json(MANIFEST, content)
+        if not isinstance(data, dict) or data.get("kind") != KIND:
+            self._refuse(f"its {MANIFEST} is another program's", "give a file that `invoke export` wrote")
+        if data.get("version") != VERSION:
+            self._refuse(f"it is of version {data.get('version')}, and this one reads version {VERSION}", "use the suite that wrote it")
+        try:
+            self.files = {name: _Member(str(said["sha256"]), int(said["size"])) for name, said in data["files"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            self._refuse(f"its {MANIFEST} lists no files")
+        sizes = {info.filename: info.file_size for info in self._zip.infolist() if info.filename != MANIFEST}
+        if missing := sorted(self.files.keys() - sizes.keys()):
+            self._refuse(f"it lacks {missing[0]}, which its manifest lists")
+        if extra := sorted(sizes.keys() - self.files.keys()):
+            self._refuse(f"it holds {extra[0]}, which its manifest does not list")
+        if wrong := [name for name, size in sizes.items() if size != self.files[name].size]:
+            self._refuse(f"{wrong[0]} has {sizes[wrong[0]]} bytes, and its manifest says {self.files[wrong[0]].size}")
+        self.digest = hashlib.sha256(content).hexdigest()
+
+    def _record(self, name: str) -> PortableRun:
+        """A run's record, whose id agrees in its three places: the name, the record and the hash of the settings."""
+        try:
+            run = from_json(self._json(name, self.read(name)), name)
+        except ValueError as error:
+            self._refuse(str(error).rstrip("."))
+        if name != f"runs/{run.spec_id}/{RECORD}":
+            self._refuse(f"{name} is the record of run {run.spec_id}")
+        if run.scale not in (*SCALES, CUSTOM):
+            self._refuse(f"{name} is of a scale '{run.scale}' that there is not")
+        return run
+
+    def _check_encoder(self, name: str, spec_id: str, runs: Mapping[str, PortableRun]) -> None:
+        """Raises ValueError for an encoder that is not of a pretraining run in the archive."""
+        if spec_id not in runs or not runs[spec_id].is_pretraining:
+            self._refuse(f"it holds {name}, and no record of a pretraining run {spec_id}")
+        try:
+            with self._zip.open(name) as member:
+                owner = checkpoint.encoder_of(member)
+        except ValueError as error:
+            self._refuse(f"{name} is no encoder: {error}")
+        if owner != spec_id:
+            self._refuse(f"{name} is the encoder of run {owner}")
+
+    def _cited(self) -> dict[str, str]:
+        """The runs behind the reports."""
+        try:
+            return _cited({name: self.read(name) for name in self.reports if name.endswith(".json")})
+        except ValueError as error:
+            self._refuse(str(error).rstrip("."))
+
+    def _json(self, name: str, content: bytes) -> Any:
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            self._refuse(f"{name} is no JSON ({error})")
+
+    def _refuse(self, problem: str, remedy: str = "have it exported again") -> NoReturn:
+        raise ValueError(f"{self._file} is refused: {problem}; nothing was written. What would work: {remedy}.")
+
+
+def _plural(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

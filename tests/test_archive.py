@@ -1,0 +1,557 @@
+"""Reports and records that go from one site to another as a file: what arrives, what is refused, and what a kill on the way leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import stat
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Home
+
+from reproduce import archive, checkpoint
+from reproduce.archive import export, receive
+from reproduce.nn.encoder import FILE
+from reproduce.plan import Request
+from reproduce.portable import from_json, to_json
+from reproduce.produce import produce
+from reproduce.site import PROJECT, Site
+from reproduce.spec import Evaluate, Pretrain, Spec
+from reproduce.tracking import Store
+
+pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
+
+fork = multiprocessing.get_context("fork")
+
+REQUEST = Request(table="table4")
+SPECS = REQUEST.specs()
+FIRST, SECOND = (spec for spec in SPECS if isinstance(spec, Pretrain))
+EVALUATIONS = [spec for spec in SPECS if isinstance(spec, Evaluate)]
+TOP = {EVALUATIONS[0].id: 0.25, EVALUATIONS[1].id: 0.5}
+Members = dict[str, bytes]
+
+
+def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
+    """A finished run as a worker leaves it, in its second attempt; returns MLflow's name of it."""
+    with store.start(spec, scale="smoke") as run:
+        run.log(1, {"loss": 4.0, "rank": math.nan})
+        run.log(2, {"loss": 3.0})
+    with store.start(spec, scale="smoke") as run:
+        run.log(2, {"loss": 2.0})
+        run.log(3, {"loss": 1 / 3})
+        run.tag("data_digest", "d" * 64)
+        if isinstance(spec, Pretrain):
+            path = store._site.runs / spec.id / FILE
+            tensors = {"backbone.w": torch.full((3, 2), float(spec.method.num_views))}  # type: ignore[attr-defined]
+            run.artifact(checkpoint.save_encoder(path, tensors, spec_id=spec.id))
+        run.finish(final)
+    return run.run_id
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file by its name, but for hidden ones, which a rendering that is killed may leave."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("[!.]*")) if path.is_file()}
+
+
+def site_in(folder: Path) -> Site:
+    return Site(runs=folder / "runs", reports=folder / "reports", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store; creation takes seconds, so tests copy it."""
+    site = site_in(tmp_path_factory.mktemp("template"))
+    Store(site).ui_command()
+    return site.runs / "mlflow.db"
+
+
+def fresh(folder: Path, template: Path) -> Site:
+    site = site_in(folder)
+    site.runs.mkdir(parents=True)
+    shutil.copy(template, site.runs)
+    return site
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the caller's server."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Site:
+    """A site with the four runs of Table 4 and its reports; one encoder is in the tracking store alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        site = fresh(tmp_path_factory.mktemp("origin"), template)
+        store = Store(site)
+        for spec in SPECS:
+            final = {"loss": math.nan, "images_per_second": 600.0} if isinstance(spec, Pretrain) else dict.fromkeys(metrics(), TOP[spec.id])
+            trained(store, spec, final)
+        (site.runs / SECOND.id / FILE).unlink()
+        assert produce([REQUEST], site, render_only=True) == 0
+    return site
+
+
+def metrics() -> set[str]:
+    return {ours.metric for *_, ours in REQUEST.build().measured()}
+
+
+@pytest.fixture(scope="module")
+def sent(origin: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What that site exports, encoders included."""
+    file = tmp_path_factory.mktemp("sent") / "sent.zip"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        told = export(file, "smoke", origin, Store(origin), encoders=True)
+    assert told.startswith(f"{file}: 1 table (smoke), 4 runs, ")
+    return file
+
+
+@pytest.fixture
+def site(tmp_path: Path, template: Path) -> Site:
+    """Another site, with nothing."""
+    return fresh(tmp_path / "another", template)
+
+
+def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, origin: Site, site: Site) -> None:
+    received = receive(sent, site, Store(site))
+    assert (
+        str(received) == "4 runs added, 0 here already, 0 with other values here. 2 encoders added. 1 table added to the reports at smoke."
+    )
+    assert received.code == 0
+    assert {path.name for path in site.reports.glob("smoke/*")} == {"index.html", *(f"table4.{kind}" for kind in archive.render.FORMATS)}
+    assert tree(site.reports) == tree(origin.reports)
+    shutil.rmtree(site.reports)
+    assert produce([REQUEST], site, render_only=True) == 0
+    assert tree(site.reports) == tree(origin.reports)
+    assert b"25.0" in tree(site.reports)["smoke/table4.md"]
+    for content in tree(site.reports).values():
+        assert not re.search(rb"\b[0-9a-f]{32}\b", content), "MLflow's name of a run, which is another one in every store"
+
+
+def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
+    receive(sent, site, Store(site))
+    store, before = Store(site), Store(origin)
+    found, there = store.finished(spec.id for spec in SPECS), before.finished(spec.id for spec in SPECS)
+    for spec_id, run in there.items():
+        assert repr(found[spec_id].metrics) == repr(run.metrics)  # as text a nan equals a nan
+    first, original = store._client.get_run(found[FIRST.id].run_id), before._client.get_run(there[FIRST.id].run_id)
+    assert store.history(first.info.run_id, "loss") == [(1, 4.0), (2, 2.0), (3, 1 / 3)]
+    assert math.isnan(store.history(first.info.run_id, "rank")[0][1])
+    assert (first.info.start_time, first.info.end_time, first.info.status) == (original.info.start_time, original.info.end_time, "FINISHED")
+    assert first.data.params == original.data.params
+    local = {"owner", "imported"}
+    assert {key: value for key, value in first.data.tags.items() if key not in local} == {
+        key: value for key, value in original.data.tags.items() if key not in local | {"reason"}
+    }
+    with zipfile.ZipFile(sent) as zipped:
+        assert first.data.tags["imported"] == hashlib.sha256(zipped.read("manifest.json")).hexdigest()
+    names = {entry.path for entry in store._client.list_artifacts(first.info.run_id)}
+    assert names == {"spec.json", "environment.json", "environment-2.json"}
+    for name in names:
+        ours, theirs = (
+            each.download(run.info.run_id, name, site.runs / folder).read_text()
+            for each, run, folder in ((store, first, "new"), (before, original, "old"))
+        )
+        assert ours == theirs
+    child = store._client.get_run(found[EVALUATIONS[0].id].run_id)
+    assert child.data.tags["mlflow.parentRunId"] == found[EVALUATIONS[0].encoder.id].run_id
+    assert {row.state for row in store.status()} == {"finished"}
+    for spec in (FIRST, SECOND):
+        assert list(checkpoint.load_encoder(site.runs / spec.id / FILE, spec_id=spec.id)) == ["backbone.w"]
+
+
+def test_the_same_runs_give_the_same_bytes_here_and_after_an_import(sent: Path, origin: Site, site: Site, tmp_path: Path) -> None:
+    for path in origin.reports.rglob("*.*"):
+        os.utime(path, (1, 1))
+    export(tmp_path / "again.zip", "", origin, Store(origin), encoders=True)
+    assert (tmp_path / "again.zip").read_bytes() == sent.read_bytes()
+    receive(sent, site, Store(site))
+    export(tmp_path / "back.zip", "smoke", site, Store(site), encoders=True)
+    assert (tmp_path / "back.zip").read_bytes() == sent.read_bytes()
+    with zipfile.ZipFile(sent) as zipped:
+        assert zipped.namelist() == sorted(zipped.namelist())
+        assert {info.date_time for info in zipped.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        for part in (str(origin.runs), str(PROJECT)):
+            assert not [name for name in zipped.namelist() if part.encode() in zipped.read(name)]
+    export(tmp_path / "small.zip", "smoke", origin, Store(origin))
+    with zipfile.ZipFile(tmp_path / "small.zip") as zipped:
+        assert not [name for name in zipped.namelist() if name.endswith(FILE)]
+
+
+def test_a_second_import_changes_nothing(sent: Path, site: Site) -> None:
+    receive(sent, site, Store(site))
+    before, runs = tree(site.reports), {row.run_id for row in Store(site).status()}
+    received = receive(sent, site, Store(site))
+    assert str(received) == "0 runs added, 4 here already, 0 with other values here."
+    assert received.code == 0
+    assert tree(site.reports) == before
+    assert {row.run_id for row in Store(site).status()} == runs
+    (site.runs / FIRST.id / FILE).unlink()
+    assert receive(sent, site, Store(site)).encoders == 1
+
+
+def test_a_run_with_other_values_here_stays_and_the_others_are_added(sent: Path, site: Site) -> None:
+    store, (other, _) = Store(site), EVALUATIONS
+    trained(store, FIRST, {"loss": math.nan, "images_per_second": 1.0})  # only its speed is another
+    trained(store, other, dict.fromkeys(metrics(), 0.75))
+    received = receive(sent, site, store)
+    assert (received.added, received.here, received.code) == (2, 1, 1)
+    assert len(received.clashes) == 1
+    assert f"clash: {other.id} " in received.clashes[0]
+    assert f"{min(metrics())} 0.75 here, 0.25 in the archive" in received.clashes[0]
+    assert store.finished([other.id])[other.id].metrics == dict.fromkeys(metrics(), 0.75)
+    assert set(store.finished(spec.id for spec in SPECS)) == {spec.id for spec in SPECS}
+
+
+def test_reports_and_encoders_that_are_others_here_are_kept(sent: Path, origin: Site, site: Site) -> None:
+    folder, encoder = site.reports / "smoke", site.runs / SECOND.id / FILE
+    folder.mkdir(parents=True)
+    encoder.parent.mkdir()
+    (folder / "table4.md").write_text("mine")
+    encoder.write_bytes(b"mine")
+    received = receive(sent, site, Store(site))
+    assert (received.code, received.added, received.encoders, received.tables) == (0, 4, 1, {})
+    assert [str(folder / "table4.*") in line or str(encoder) in line for line in received.kept] == [True, True]
+    assert "invoke reports --scale smoke" in str(received)
+    assert (folder / "table4.md").read_text() == "mine"
+    assert not (folder / "table4.json").exists()
+    assert encoder.read_bytes() == b"mine"
+    (folder / "table4.md").write_bytes(tree(origin.reports)["smoke/table4.md"])
+    assert receive(sent, site, Store(site)).tables == {"smoke": 1}
+    assert tree(site.reports) == tree(origin.reports)
+
+
+def test_an_encoder_that_did_not_come_along_is_missed_in_words(sent: Path, origin: Site, site: Site, tmp_path: Path) -> None:
+    export(tmp_path / "small.zip", "smoke", origin, Store(origin))
+    receive(tmp_path / "small.zip", site, Store(site))
+    with pytest.raises(LookupError, match=r"has no encoder\.safetensors of its run"):
+        Store(site).download(Store(site).finished([FIRST.id])[FIRST.id].run_id, FILE, tmp_path)
+    with pytest.raises(LookupError, match=f"encoder of run {FIRST.id}|encoder of run {SECOND.id}"):
+        export(tmp_path / "large.zip", "smoke", site, Store(site), encoders=True)
+    assert not list(tmp_path.glob("*large*"))
+
+
+# Kills ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def interrupted(sent: Path, site: Site, at: int, seen: Any) -> None:
+    """Imports in this process until a file of the site is written or renamed for the `at`-th time, and then is killed."""
+    count = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        writes = event == "os.rename" or (event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if writes and str(arguments[0]).startswith(str(site.runs.parent)) and not str(arguments[0]).endswith(".lock"):
+            count += 1
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    receive(sent, site, Store(site))
+    seen.put(count)
+
+
+def test_an_import_that_is_killed_anywhere_is_completed_by_the_same_command(
+    sent: Path, origin: Site, template: Path, tmp_path: Path
+) -> None:
+    seen = fork.Queue()
+    process = fork.Process(target=interrupted, args=(sent, fresh(tmp_path / "counted", template), 0, seen))
+    process.start()
+    total = seen.get(timeout=60)
+    process.join()
+    assert total > 20
+    halfway = 0
+    for at in (2, total // 4, total // 2, total - 1):
+        site = fresh(tmp_path / f"killed at {at}", template)
+        process = fork.Process(target=interrupted, args=(sent, site, at, seen))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        store = Store(site)
+        done = store.finished(spec.id for spec in SPECS)
+        halfway += 0 < len(done) < 4
+        assert all(set(run.metrics.values()) == {TOP[spec_id]} for spec_id, run in done.items() if spec_id in TOP)
+        assert {row.state for row in store.status()} <= {"finished", "interrupted"}
+        received = receive(sent, site, store)
+        assert (received.added, received.here, received.code) == (4 - len(done), len(done), 0)
+        assert {row.state for row in store.status()} == {"finished"}
+        assert tree(site.reports) == tree(origin.reports)
+        assert not list(site.runs.parent.rglob("*.tmp"))
+        export(site.runs / "back.zip", "smoke", site, store, encoders=True)
+        assert (site.runs / "back.zip").read_bytes() == sent.read_bytes()
+    assert halfway
+
+
+def test_what_an_import_left_half_written_is_not_resumed_by_a_training(sent: Path, template: Path, tmp_path: Path) -> None:
+    site = fresh(tmp_path / "killed", template)
+    process = fork.Process(target=interrupted, args=(sent, site, 1, None))
+    process.start()
+    process.join(60)
+    (left,) = Store(site).status()
+    spec = next(spec for spec in SPECS if spec.id == left.spec_id)
+    run = Store(site).start(spec, scale="smoke")
+    assert run.run_id != left.run_id
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------------------------
+
+
+def members(file: Path) -> Members:
+    with zipfile.ZipFile(file) as zipped:
+        return {name: zipped.read(name) for name in zipped.namelist()}
+
+
+def listed(content: Members) -> Members:
+    """The members with a manifest that fits them."""
+    files = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in content.items() if name != "manifest.json"
+    }
+    manifest = {"kind": archive.KIND, "version": archive.VERSION, "files": files}
+    return content | {"manifest.json": json.dumps(manifest).encode()}
+
+
+def zipped(file: Path, content: Members, change: Callable[[zipfile.ZipInfo], None] = lambda info: None) -> Path:
+    with zipfile.ZipFile(file, "w") as archive_file:
+        for name, data in content.items():
+            info = zipfile.ZipInfo(name)
+            change(info)
+            archive_file.writestr(info, data)
+    return file
+
+
+RECORD = f"runs/{EVALUATIONS[0].id}/record.json"
+UPSTREAM = f"runs/{EVALUATIONS[0].encoder.id}/record.json"
+
+
+def edited(content: Members, name: str, change: Callable[[Any], Any]) -> Members:
+    """The members with the JSON of one changed."""
+    data = json.loads(content[name])
+    return content | {name: json.dumps(change(data)).encode()}
+
+
+def settings(record: Any) -> Any:
+    record["settings"]["seed"] = 7
+    return record
+
+
+def version(manifest: Any) -> Any:
+    return manifest | {"version": 2}
+
+
+def value(text: bytes) -> Callable[[Members], Members]:
+    """A history in which `text` stands for a number."""
+    return lambda content: listed(content | {RECORD: content[RECORD].replace(b"4.0", text, 1)})
+
+
+def without(content: Members, *names: str) -> Members:
+    return {name: data for name, data in content.items() if name not in names}
+
+
+REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
+    "another version": (lambda c: edited(c, "manifest.json", version), "is of version 2, and this one reads version 1"),
+    "another program's": (lambda c: c | {"manifest.json": b"{}"}, "manifest.json is another program's"),
+    "no manifest": (lambda c: without(c, "manifest.json"), "it has no manifest.json"),
+    "no JSON": (lambda c: c | {"manifest.json": b"[" * 100_000}, "manifest.json is no JSON"),
+    "a file fewer": (lambda c: without(c, "reports/smoke/table4.md"), "it lacks reports/smoke/table4.md"),
+    "a file more": (lambda c: c | {"reports/smoke/table9.md": b"x"}, "it holds reports/smoke/table9.md, which its manifest does not list"),
+    "other bytes": (lambda c: c | {RECORD: c[RECORD].replace(b"0.25", b"0.52")}, f"{RECORD} is not the file that the manifest lists"),
+    "other sizes": (lambda c: c | {RECORD: c[RECORD] + b" "}, r"has \d+ bytes, and its manifest says \d+"),
+    "a parent folder": (lambda c: listed(c | {"reports/smoke/../../../evil.md": b"x"}), "is no name of a report"),
+    "two dots": (lambda c: listed(c | {"reports/../evil.md": b"x"}), "is no name of a report"),
+    "an absolute name": (lambda c: listed(c | {"/tmp/evil.md": b"x"}), "is no name of a report"),
+    "a drive": (lambda c: listed(c | {"reports/smoke/C:evil.md": b"x"}), "is no name of a report"),
+    "a backslash": (lambda c: listed(c | {"reports/smoke/..\\evil.md": b"x"}), "is no name of a report"),
+    "a hidden file": (lambda c: listed(c | {"reports/smoke/.evil.md": b"x"}), "is no name of a report"),
+    "another kind of file": (lambda c: listed(c | {"reports/smoke/evil.py": b"x"}), "is no name of a report"),
+    "another scale": (lambda c: listed(c | {"reports/huge/table4.md": b"x"}), "is no name of a report"),
+    "no id": (lambda c: listed(c | {"runs/../record.json": b"x"}), "is no name of a report"),
+    "settings of another run": (
+        lambda c: listed(edited(c, RECORD, settings)),
+        f"it says that it is run {EVALUATIONS[0].id}, and its settings",
+    ),
+    "a record of another run": (lambda c: listed(c | {RECORD: c[UPSTREAM]}), f"{RECORD} is the record of run {EVALUATIONS[0].encoder.id}"),
+    "no run upstream": (
+        lambda c: listed(without(c, UPSTREAM, UPSTREAM.replace("record.json", FILE))),
+        f"run {EVALUATIONS[0].id} rests on run {EVALUATIONS[0].encoder.id}, which is not in it",
+    ),
+    "no run that is cited": (lambda c: listed(without(c, RECORD)), f"reports/smoke/table4.json rests on run {EVALUATIONS[0].id}"),
+    "an encoder of another run": (
+        lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": c[f"runs/{SECOND.id}/{FILE}"]}),
+        f"is the encoder of run {SECOND.id}",
+    ),
+    "no encoder": (lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": b"x" * 99}), "it is no safetensors file"),
+    "an encoder of an evaluation": (
+        lambda c: listed(c | {RECORD.replace("record.json", FILE): b""}),
+        f"no record of a pretraining run {EVALUATIONS[0].id}",
+    ),
+    "a report of another version": (lambda c: listed(c | {"reports/smoke/table4.json": b"{}"}), "is not a report that this version wrote"),
+    "a field more": (lambda c: listed(edited(c, RECORD, lambda record: record | {"more": 1})), "is no record of a run"),
+    "a tag that is no name": (
+        lambda c: listed(edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"a/../b": ""}})),
+        "'a/../b' is no name of a tag",
+    ),
+    "a scale that is a path": (
+        lambda c: listed(edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"scale": "../x"}})),
+        "its tag 'scale' is no scale",
+    ),
+    "a text for a number": (value(b'"4"'), "'4' stands where a float belongs"),
+    "an infinity": (value(b"Infinity"), "inf stands where a number or null belongs"),
+    "half a character": (lambda c: listed(edited(c, RECORD, lambda record: record | {"name": "\ud800"})), "can't encode"),
+    "a step beyond all": (
+        lambda c: listed(edited(c, RECORD, lambda record: record | {"histories": {"loss": [[2**70, 1.0, 1]]}})),
+        "stands where a step or a time belongs",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_archive_is_refused_in_one_line_before_anything_is_written(what: str, sent: Path, site: Site, tmp_path: Path) -> None:
+    change, says = REFUSED[what]
+    file, before = zipped(tmp_path / "bad.zip", change(members(sent))), tree(site.runs.parent)
+    with pytest.raises(ValueError, match=says) as caught:
+        receive(file, site, Store(site))
+    message = str(caught.value)
+    assert message.startswith(f"{file} is refused: ")
+    assert "\n" not in message
+    assert len(message) < 1000
+    assert tree(site.runs.parent) == before
+
+
+def link(info: zipfile.ZipInfo) -> None:
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+
+
+def deflated(info: zipfile.ZipInfo) -> None:
+    info.compress_type = zipfile.ZIP_DEFLATED
+
+
+@pytest.mark.parametrize(("change", "says"), [(link, "is a link"), (deflated, "is compressed or encrypted")])
+def test_links_and_compressed_files_are_refused(
+    change: Callable[[zipfile.ZipInfo], None], says: str, sent: Path, site: Site, tmp_path: Path
+) -> None:
+    bomb = listed(members(sent) | {"reports/smoke/table4.md": b"0" * 10_000_000})
+    with pytest.raises(ValueError, match=says):
+        receive(zipped(tmp_path / "bad.zip", bomb, change), site, Store(site))
+    assert not site.reports.exists()
+
+
+def test_a_file_that_is_there_twice_is_refused(sent: Path, site: Site, tmp_path: Path) -> None:
+    file = Path(shutil.copy(sent, tmp_path / "bad.zip"))
+    with zipfile.ZipFile(file, "a") as again, pytest.warns(UserWarning, match="Duplicate name"):
+        again.writestr("reports/smoke/table4.md", "another")
+    with pytest.raises(ValueError, match="it has a file twice"):
+        receive(file, site, Store(site))
+
+
+def opened(file: Path) -> tuple[str, str] | str:
+    """The archive's digest and records, or why it is refused."""
+    try:
+        with archive._Archive.opened(file) as found:
+            return repr(found.check()), found.digest
+    except ValueError as error:
+        return str(error)
+
+
+def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(sent: Path, site: Site, tmp_path: Path) -> None:
+    """A flip of what a zip says beside its files, such as a date, changes no file and may pass."""
+    whole, chance, file = sent.read_bytes(), random.Random(0), tmp_path / "bad.zip"
+    good, refused = opened(sent), 0
+    for number in range(300):
+        place = chance.randrange(len(whole))
+        broken = bytearray(whole)
+        broken[place] ^= 1 << chance.randrange(8)
+        file.write_bytes(whole[:place] if number % 10 == 0 else broken)
+        found = opened(file)
+        refused += isinstance(found, str)
+        assert "\n" not in found if isinstance(found, str) else found == good
+    assert refused > 250
+    file.write_text("hello")
+    with pytest.raises(ValueError, match="is not a whole zip file"):
+        receive(file, site, Store(site))
+    with pytest.raises(LookupError, match=r"There is no file 'nowhere\.zip'"):
+        receive(Path("nowhere.zip"), site, Store(site))
+
+
+def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_path: Path) -> None:
+    store = Store(site)
+    with pytest.raises(LookupError, match=r"no report in .*`invoke reports --scale small` renders"):
+        export(tmp_path / "new.zip", "small", origin, Store(origin))
+    with pytest.raises(LookupError, match=r"There is no scale 'smok'. Did you mean 'smoke'"):
+        export(tmp_path / "new.zip", "smok", origin, Store(origin))
+    with pytest.raises(LookupError, match="no report in any scale's folder"):
+        export(tmp_path / "new.zip", "", site, store)
+    shutil.copytree(origin.reports, site.reports)
+    with pytest.raises(LookupError, match=r"table4\.json rests on run [0-9a-f]{12}: There is no finished run .* --render-only"):
+        export(tmp_path / "new.zip", "", site, store)
+    report = site.reports / "smoke" / "table4.json"
+    report.write_text(report.read_text().replace(EVALUATIONS[0].id, "f" * 32))
+    with pytest.raises(ValueError, match=r"no run's id: render it again by `invoke table4 --scale smoke --render-only`"):
+        export(tmp_path / "new.zip", "", site, store)
+    (tmp_path / "old.zip").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already"):
+        export(tmp_path / "old.zip", "", origin, Store(origin))
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        export(tmp_path / "nowhere" / "new.zip", "", origin, Store(origin))
+    assert (tmp_path / "old.zip").read_text() == "mine"
+    assert not list(tmp_path.glob("*new*"))
+
+
+def test_a_record_is_the_same_after_a_file(sent: Path) -> None:
+    data = json.loads(members(sent)[UPSTREAM])
+    run = from_json(data, "it")
+    assert json.loads(json.dumps(to_json(run))) == data
+    assert data["final"] == {"images_per_second": 600.0, "loss": None}
+    assert [(step, value) for step, value, _ in data["histories"]["loss"]] == [(1, 4.0), (2, 2.0), (3, 1 / 3)]
+    assert run.agrees({"loss": math.nan})
+    assert not run.agrees({"loss": 1.0})
+    assert not run.agrees({})
+
+
+def test_a_reason_in_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    site = Site(runs=tmp_path / "runs", data={"voc": tmp_path / "data", "coco": tmp_path / "data" / "coco"})
+    place = f"{tmp_path}/data"
+    assert site.without_places(f"root 'voc' is {place}, no folder; {place}/coco/a.jpg; {place}-2; x{place}") == (
+        f"root 'voc' is <voc>, no folder; <coco>/a.jpg; {place}-2; x{place}"
+    )
+    assert site.without_places(f"not in {site.store}, see {site.runs}/0a/log.txt") == "not in the tracking store, see runs/0a/log.txt"
+    assert site.without_places(f"{PROJECT}/configs/site.toml") in ("./configs/site.toml", "site.toml")
+
+
+def test_the_commands_print_a_line_and_end_with_their_codes(sent: Path, origin: Site, home: Home, template: Path, tmp_path: Path) -> None:
+    home.runs.mkdir()
+    shutil.copy(template, home.runs)
+    done = home.invoke("import", "--file", str(sent))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("4 runs added, ")
+    assert tree(home.reports) == tree(origin.reports)
+    (tmp_path / "bad.zip").write_bytes(sent.read_bytes()[:-100])
+    for arguments, says in (
+        (("import", "--file", str(tmp_path / "bad.zip")), "is not a whole zip file"),
+        (("import",), "There is no file '': give one that `invoke export` wrote"),
+        (("export",), "No file is named: give one, such as --file msbreg.zip."),
+    ):
+        done = home.invoke(*arguments)
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert done.stderr.count("\n") == 1
+    store = Store(site_in(home.folder))
+    store._client.log_metric(store.finished([EVALUATIONS[0].id])[EVALUATIONS[0].id].run_id, f"final/{min(metrics())}", 0.75)
+    done = home.invoke("import", "--file", str(sent))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"clash: {EVALUATIONS[0].id} " in done.stdout
