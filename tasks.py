@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import Task, task
 
 if TYPE_CHECKING:
+    from reproduce.produce import Limits
     from reproduce.site import Site
     from reproduce.tracking import Store
 
@@ -33,11 +35,15 @@ SHARED = {
     "scale": "smoke (synthetic data, CPU, minutes), small (real public data, one GPU, hours) or paper (as printed, 8 GPUs)",
     "seeds": "how many seeds each cell averages: seeds 0 to N - 1",
     "set": "change a setting of every run that has it, as key=value, such as epochs=5 or method.tau=0.996 (may be repeated)",
-    "dry-run": "print which runs are needed and which of them are finished; start nothing",
+    "dry-run": "print what becomes of each run and why, the hours and the disk that it takes, and the plan's digest; start nothing",
+    "apply": "run the plan of this digest, which --dry-run prints, and no other",
+    "max-gpu-hours": "start nothing where more hours of a GPU (of a core, where there is none) are estimated, or nobody knows how many",
     "render-only": "render from finished runs; start nothing",
     "baselines": "quoted (the default), or released: evaluate the encoders that the quoted methods' authors released",
     "add-row": "a row for an encoder of yours, as LABEL=FILE, such as Mine=encoder.pth (may be repeated); not every table takes one",
 }
+PLANNED = ("dry-run", "apply", "max-gpu-hours")
+"""Of these, those that ask for a plan or bind what is started to it."""
 CUT = {
     "rows": "only the rows whose label matches this glob, such as 'Ours*' (commas separate several)",
     "columns": "only the columns whose key matches this glob",
@@ -52,7 +58,16 @@ class Verbatim(str):
 
 
 def make(
-    c: Context, tables: list[str], *, seeds: str, add_row: list[str], dry_run: bool = False, render_only: bool = False, **fields: Any
+    c: Context,
+    tables: list[str],
+    *,
+    seeds: str,
+    add_row: list[str],
+    dry_run: bool = False,
+    render_only: bool = False,
+    apply: str = "",
+    max_gpu_hours: str = "",
+    **fields: Any,
 ) -> None:
     """Runs and renders `tables`; a mistake in the options ends in one line and exit code 2."""
     from reproduce import plan
@@ -60,6 +75,9 @@ def make(
 
     plan_only = dry_run or c.config.run.dry
     with one_line():
+        allowed = limits(apply, max_gpu_hours)
+        if render_only and any(allowed):
+            raise ValueError("--render-only starts nothing: leave it out, or --apply and --max-gpu-hours.")
         rows = [(label, *plan.weights_of(given)) for label, given in map(plan.added_row, add_row)]
         added = tuple((label, weights) for label, weights, _ in rows)
         requests = plan.requests(tables, seeds=whole(seeds), added=added, **fields)
@@ -68,7 +86,7 @@ def make(
         if not (plan_only or render_only):
             keep({weights.sha256: path for _, weights, path in rows if path}, requests, site)
     with one_line(RefusedError, ConnectionError):
-        code = show_plan(requests, site) if plan_only else produce(requests, site, render_only=render_only)
+        code = show_plan(requests, site, allowed) if plan_only else produce(requests, site, render_only=render_only, limits=allowed)
     if code:
         raise Exit(None, code)
 
@@ -82,6 +100,21 @@ def whole(seeds: str) -> int:
     if not (seeds.isascii() and seeds.isdigit()):
         raise ValueError(f"--seeds takes a whole number, not '{seeds}'.")
     return int(seeds)
+
+
+def limits(apply: str, max_gpu_hours: str) -> Limits:
+    """What --apply and --max-gpu-hours allow.
+
+    Raises:
+        ValueError: one of them is no digest, or no number of hours.
+    """
+    from reproduce.produce import Limits
+
+    if apply and not re.fullmatch("[0-9a-f]{12}", apply):
+        raise ValueError(f"--apply takes the 12 hexadecimal digits that --dry-run prints last, not '{apply}'.")
+    if not re.fullmatch(r"(\d+(\.\d*)?|\.\d+)?", max_gpu_hours, re.ASCII):
+        raise ValueError(f"--max-gpu-hours takes a number, such as 0.5, not '{max_gpu_hours}'.")
+    return Limits(apply, float(max_gpu_hours) if max_gpu_hours else None)
 
 
 @contextmanager
@@ -134,10 +167,13 @@ def table_task(table: str, name: str, told: str, aliases: Iterable[str] = (), co
         baselines: str = "quoted",
         add_row: list[str] = [],  # noqa: B006
         dry_run: bool = False,
+        apply: str = "",
+        max_gpu_hours: str = "",
         render_only: bool = False,
     ) -> None:
-        options = {"scale": scale, "rows": rows, "columns": columns, "baselines": baselines, "changes": tuple(set)}
-        make(c, [table], seeds=seeds, add_row=add_row, dry_run=dry_run, render_only=render_only, **options)
+        options: dict[str, Any] = {"scale": scale, "rows": rows, "columns": columns, "baselines": baselines, "changes": tuple(set)}
+        how: dict[str, Any] = {"dry_run": dry_run, "apply": apply, "max_gpu_hours": max_gpu_hours, "render_only": render_only}
+        make(c, [table], seeds=seeds, add_row=add_row, **options, **how)
 
     run.__doc__ = told
     verbatim = tuple(map(Verbatim, aliases))
@@ -159,11 +195,15 @@ def tables(
     baselines: str = "quoted",
     add_row: list[str] = [],  # noqa: B006
     dry_run: bool = False,
+    apply: str = "",
+    max_gpu_hours: str = "",
     render_only: bool = False,
 ) -> None:
     """Every table: run what is missing, render all."""
-    names, options = [path.stem for path in table_files()], {"scale": scale, "baselines": baselines, "changes": tuple(set)}
-    make(c, names, seeds=seeds, add_row=add_row, dry_run=dry_run, render_only=render_only, **options)
+    names = [path.stem for path in table_files()]
+    options: dict[str, Any] = {"scale": scale, "baselines": baselines, "changes": tuple(set)}
+    how: dict[str, Any] = {"dry_run": dry_run, "apply": apply, "max_gpu_hours": max_gpu_hours, "render_only": render_only}
+    make(c, names, seeds=seeds, add_row=add_row, **options, **how)
 
 
 @task(iterable=["add_row"], auto_shortflags=False, help={key: SHARED[key] for key in ("scale", "seeds", "baselines", "add-row")})
@@ -187,7 +227,7 @@ EVALUATE = {
 }
 
 
-@task(iterable=["set"], auto_shortflags=False, help=EVALUATE | {key: SHARED[key] for key in ("seeds", "dry-run")})
+@task(iterable=["set"], auto_shortflags=False, help=EVALUATE | {key: SHARED[key] for key in ("seeds", *PLANNED)})
 def evaluate(
     c: Context,
     checkpoint: str = "",
@@ -197,12 +237,15 @@ def evaluate(
     seeds: str = "1",
     set: list[str] = [],  # noqa: B006
     dry_run: bool = False,
+    apply: str = "",
+    max_gpu_hours: str = "",
 ) -> None:
     """One encoder of yours by one protocol: --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette."""
     from reproduce import plan, produce
 
     plan_only = dry_run or c.config.run.dry
     with one_line():
+        allowed = limits(apply, max_gpu_hours)
         names = {"protocol": protocol, "dataset": dataset}
         request, path = plan.evaluation(checkpoint, backbone, seeds=whole(seeds), changes=tuple(set), **names)
         site, _ = store()
@@ -210,7 +253,7 @@ def evaluate(
         if path and not plan_only:
             produce.keep({request.weights.sha256: path}, [request], site)
     with one_line(produce.RefusedError, ConnectionError):
-        code = produce.show_plan([request], site) if plan_only else produce.evaluate(request, site)
+        code = produce.show_plan([request], site, allowed) if plan_only else produce.evaluate(request, site, limits=allowed)
     if code:
         raise Exit(None, code)
 
@@ -223,6 +266,77 @@ def status(c: Context) -> None:
     with one_line(ConnectionError):
         for row in opened.status():
             print(row)
+
+
+WHY = {
+    "table": "a table, such as table8",
+    "row": "the row's label, or a glob of it",
+    "column": "the column's key, or a glob of it",
+}
+
+
+@task(positional=["table"], iterable=["set"], auto_shortflags=False, help=WHY | {key: SHARED[key] for key in ("scale", "seeds", "set")})
+def why(
+    c: Context,
+    table: str,
+    row: str = "*",
+    column: str = "*",
+    scale: str = "smoke",
+    seeds: str = "1",
+    set: list[str] = [],  # noqa: B006
+) -> None:
+    """Where a cell's number comes from: its runs, settings, data, code and MLflow pages; of an empty one, what would fill it."""
+    from reproduce import explain, plan
+
+    with one_line():
+        request = plan.Request(table=table, rows=row, columns=column, scale=scale, seeds=whole(seeds), changes=tuple(set))
+        request.build()
+        _, opened = store()
+    with one_line(ConnectionError):
+        for line in explain.why(request, opened):
+            print(line)
+
+
+@task(positional=["first", "second"], auto_shortflags=False, help={"first": "a run's id, or its beginning", "second": "another's"})
+def diff(c: Context, first: str, second: str) -> None:
+    """The settings in which two runs differ, and both runs' final metrics."""
+    from reproduce import explain
+
+    with one_line():
+        _, opened = store()
+    with one_line(ConnectionError, LookupError):
+        for line in explain.difference(first, second, opened):
+            print(line)
+
+
+EXPORT = {
+    "file": "the archive, such as msbreg.zip; one that is there already is not overwritten",
+    "scale": "smoke, small or paper; empty: every scale that has reports",
+    "encoders": "with the encoders of the pretraining runs",
+}
+
+
+@task(auto_shortflags=False, help=EXPORT)
+def export(c: Context, file: str = "", scale: str = "", encoders: bool = False) -> None:
+    """The rendered reports and the records of all runs behind them as one file: --file msbreg.zip."""
+    from reproduce import archive
+
+    with one_line():
+        site, opened = store()
+        print(archive.export(Path(file).expanduser(), scale, site, opened, encoders=encoders))
+
+
+@task(name="import", auto_shortflags=False, help={"file": "what `invoke export` wrote, such as msbreg.zip"})
+def receive(c: Context, file: str = "") -> None:
+    """Add the runs and reports of an exported file to this site; what is here stays as it is."""
+    from reproduce import archive
+
+    with one_line():
+        site, opened = store()
+        received = archive.receive(Path(file).expanduser(), site, opened)
+    print(received)
+    if received.code:
+        raise Exit(None, received.code)
 
 
 @task(auto_shortflags=False, help={"table": "one table, such as table5; empty: all", "scale": "smoke, small or paper; empty: all"})
@@ -250,7 +364,7 @@ def ui(c: Context, port: str = "5000") -> None:
     os.execvpe(command[0], command, {**os.environ, **environment})  # noqa: S606 (this process becomes the server: nothing is left behind)
 
 
-@task(auto_shortflags=False, help={"dataset": "stl10, imagenette or voc2007; empty: say which data sets can be downloaded"})
+@task(auto_shortflags=False, help={"dataset": "stl10, imagenette, voc2007 or voc0712; empty: say which data sets can be downloaded"})
 def download(c: Context, dataset: str = "") -> None:
     """Fetch a public data set into its root from configs/site.toml."""
     from reproduce import site as sites
@@ -279,6 +393,10 @@ TASKS = (
     reports,
     evaluate,
     status,
+    why,
+    diff,
+    export,
+    receive,
     doctor,
     ui,
     download,

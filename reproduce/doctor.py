@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from reproduce.data.detection import DetectionDataset
 from reproduce.detection.protocol import Detection
 from reproduce.lazy import torch
 from reproduce.nn import backbones, distributed
+from reproduce.nn.cost import FLOAT, Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
 from reproduce.produce import in_vain, missing
 from reproduce.site import PROJECT, Site
@@ -50,16 +51,6 @@ CHECKPOINTS = 3
 HEADS = 22_000_000
 """Parameters that Detectron2 adds to a backbone: torchvision's documentation counts 44.4 million for a Mask R-CNN, 23.5 of which are the
 ResNet-50's, and the box head of four convolutions has 1.3 million more."""
-FLOAT = 4
-"""Bytes of a float32."""
-
-
-class Sizes(NamedTuple):
-    """Of the files of a pretraining run, in bytes."""
-
-    encoder: int
-    checkpoint: int
-    """Both networks and the optimiser's momentum."""
 
 
 class Need(NamedTuple):
@@ -174,16 +165,32 @@ def need(specs: Iterable[Spec], machine: Machine) -> Need:
 
 def disk(specs: Iterable[Spec], machine: Machine) -> int:
     """Bytes that the runs of `specs` leave behind and take meanwhile, an estimate; the rule is `_rule`."""
-    copies = 2 if machine.store.keeps_artifacts_here else 1
+
+    def files(run: Pretrain) -> Sizes:
+        return sizes(run.backbone, cast("Method", run.method), machine.sizes)
+
+    def parameters(backbone: str) -> int:
+        return _num_parameters(_weightless(backbone))
+
+    return room(specs, machine.store, machine.at_once, files, parameters)
+
+
+def room(specs: Iterable[Spec], store: Store, at_once: int, files: Callable[[Pretrain], Sizes], parameters: Callable[[str], int]) -> int:
+    """The same by the sizes of a pretraining's files and the parameters of a backbone, however they are found out.
+
+    Args:
+        at_once: runs that go on at the same time.
+    """
+    copies = 2 if store.keeps_artifacts_here else 1
     kept, meanwhile = 0, []
     for spec in specs:
         if isinstance(spec, Pretrain):
-            found = sizes(spec.backbone, cast("Method", spec.method), machine.sizes)
+            found = files(spec)
             kept += copies * found.encoder
             meanwhile.append(CHECKPOINTS * found.checkpoint)
         elif isinstance(spec.protocol, Detection):
-            meanwhile.append(CHECKPOINTS * detector_checkpoint(spec.encoder.backbone, spec.protocol))
-    return kept + sum(heapq.nlargest(machine.at_once, meanwhile))
+            meanwhile.append(CHECKPOINTS * detector_checkpoint(parameters(spec.encoder.backbone), spec.protocol))
+    return kept + sum(heapq.nlargest(at_once, meanwhile))
 
 
 def sizes(backbone: str, method: Method, known: dict[object, Sizes]) -> Sizes:
@@ -206,9 +213,12 @@ def _sizes(backbone: str, method: Method) -> Sizes:
     return Sizes(_num_bytes(network.online.backbone) + _num_bytes(network.online.projector), _num_bytes(network) + momentum)
 
 
-def detector_checkpoint(backbone: str, protocol: Detection) -> int:
-    """Bytes of the parameters of a detector with its optimiser's momentum: torchvision's heads are as narrow as the backbone."""
-    parameters = _num_parameters(_weightless(backbone))
+def detector_checkpoint(parameters: int, protocol: Detection) -> int:
+    """Bytes of the parameters of a detector with its optimiser's momentum: torchvision's heads are as narrow as the backbone.
+
+    Args:
+        parameters: of the backbone.
+    """
     return 2 * FLOAT * (parameters + (HEADS if protocol.engine == "detectron2" else parameters))
 
 

@@ -21,6 +21,7 @@ from reproduce.spec import Evaluate, Pretrain, Settings, Spec, Weights, unknown
 from reproduce.tracking import title
 
 if TYPE_CHECKING:
+    from reproduce.forecast import Forecast
     from reproduce.results import Finished
     from reproduce.tracking import Store
 
@@ -36,7 +37,19 @@ class RefusedError(Exception):
     """What was asked cannot be started on this machine; the message says what would work."""
 
 
-def produce(requests: list[Request], site: Site, *, render_only: bool = False) -> int:
+class Limits(NamedTuple):
+    """What the command line allows to be started."""
+
+    digest: str = ""
+    """Of the only plan that may be run, as `--dry-run` prints it; empty: any."""
+    most_hours: float | None = None
+    """Of a GPU, or of a core where there is none; None: any number."""
+
+
+NO_LIMITS = Limits()
+
+
+def produce(requests: list[Request], site: Site, *, render_only: bool = False, limits: Limits = NO_LIMITS) -> int:
     """Runs what the tables need and is not finished, renders every table, prints a summary.
 
     Args:
@@ -46,8 +59,9 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False) -
         The exit code.
 
     Raises:
-        RefusedError: no run can be started, as the data that they need are not here.
+        RefusedError: no run can be started, as the data that they need are not here; or the limits forbid it.
     """
+    _check(requests, site, limits)
     done = _carry_out(jobs(requests), site, render_only=render_only)
     reports = [_render(request, site, done) for request in requests]
     print(done.summary())
@@ -55,15 +69,16 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False) -
     return done.code
 
 
-def evaluate(request: Evaluation, site: Site) -> int:
+def evaluate(request: Evaluation, site: Site, *, limits: Limits = NO_LIMITS) -> int:
     """Does one evaluation unless it is finished, and prints what it measured, as the mean over its seeds.
 
     Returns:
         The exit code.
 
     Raises:
-        RefusedError: it cannot be started, as the data that it needs are not here.
+        RefusedError: it cannot be started, as the data that it needs are not here; or the limits forbid it.
     """
+    _check([request], site, limits)
     done = _carry_out(jobs([request]), site)
     measured = [run.metrics for run in done.finished.values()]
     print(title(request.build()))
@@ -154,16 +169,33 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     return _Outcome(wanted, finished, missing, reasons, ran, started, store)
 
 
-def show_plan(requests: Iterable[Order], site: Site) -> int:
-    """Prints which runs the requests need and which of them are finished; starts nothing."""
-    from reproduce import tracking
+def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS) -> int:
+    """Prints what becomes of each run that the requests need, and what that takes; starts nothing.
+
+    Raises:
+        RefusedError: the limits forbid this plan.
+    """
+    from reproduce import forecast
+
+    made = _forecast(requests, site)
+    print("\n".join(made.lines()), flush=True)
+    forecast.check(made, *limits)
+    return COMPLETE
+
+
+def _check(requests: Iterable[Order], site: Site, limits: Limits) -> None:
+    """Raises RefusedError where the limits forbid what the requests need."""
+    if limits != NO_LIMITS:
+        from reproduce import forecast
+
+        forecast.check(_forecast(requests, site), *limits)
+
+
+def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
+    from reproduce import forecast, tracking
 
     wanted = jobs(requests)
-    finished = tracking.Store(site).finished([job.spec.id for job in wanted])
-    for job in wanted:
-        print(f"{'reuse' if job.spec.id in finished else 'run  '}  {job.spec.id}  {tracking.title(job.spec)}")
-    print(f"{len(wanted)} runs: {len(finished)} finished, {len(wanted) - len(finished)} to do.")
-    return COMPLETE
+    return forecast.forecast(wanted, lambda todo: blocked(todo, site, fetch=False), tracking.Store(site), site)
 
 
 def _without_data(todo: list[Job], site: Site) -> dict[str, str]:
@@ -172,17 +204,27 @@ def _without_data(todo: list[Job], site: Site) -> dict[str, str]:
     Raises:
         RefusedError: all runs are among them.
     """
+    found = {spec_id: each.problem.why for spec_id, each in blocked(todo, site).items()}
+    if todo and len(found) == len(todo):
+        raise RefusedError(" ".join(dict.fromkeys(found.values())))
+    return found
+
+
+def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str, Blocked]:
+    """The runs of `todo`, upstream first, that lack something, need a run that does, or would be done for such runs alone.
+
+    Args:
+        fetch: as of `missing`.
+    """
     wanted = {job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None) for job in todo}
-    problems = {each: next(missing(*each, site), None) for each in dict.fromkeys(wanted.values())}
-    blocked = {spec_id: problem.why for spec_id, each in wanted.items() if (problem := problems[each])}
+    problems = {each: next(missing(*each, site, fetch=fetch), None) for each in dict.fromkeys(wanted.values())}
+    found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
     for job in todo:
         for needed in job.spec.needs():
-            if needed.id in blocked:
-                blocked.setdefault(job.spec.id, blocked[needed.id])
-    blocked |= {spec_id: blocked[first] for spec_id, first in in_vain([job.spec for job in todo], blocked).items()}
-    if todo and len(blocked) == len(todo):
-        raise RefusedError(" ".join(dict.fromkeys(blocked.values())))
-    return blocked
+            if needed.id in found:
+                found.setdefault(job.spec.id, Blocked(found[needed.id].problem, f"run {needed.id}, which it needs,"))
+    vain = in_vain([job.spec for job in todo], found)
+    return found | {spec_id: Blocked(found[first].problem, f"only runs such as {first} need it, which") for spec_id, first in vain.items()}
 
 
 def in_vain(specs: Sequence[Spec], blocked: Container[str]) -> dict[str, str]:
@@ -205,6 +247,17 @@ class Missing(NamedTuple):
     """A data set, or what a protocol asks for."""
     why: str
     """What is wrong with it, and what would get it."""
+
+
+class Blocked(NamedTuple):
+    """Why a run cannot start."""
+
+    problem: Missing
+    through: str = ""
+    """Another run that has the problem, as the subject of a sentence; empty: it has it itself."""
+
+    def __str__(self) -> str:
+        return f"{self.through} lacks {self.problem.name}".strip()
 
 
 def missing(dataset: Settings, protocol: Settings | None, site: Site, *, fetch: bool = True) -> Iterator[Missing]:
@@ -244,7 +297,8 @@ def _render(request: Request, site: Site, done: _Outcome) -> str:
     from reproduce.report.filled import fill
 
     table = request.build()
-    filled = fill(table, request.seeds, done.finished, done.missing)
+    reasons = {spec_id: site.without_places(reason) for spec_id, reason in done.missing.items()}
+    filled = fill(table, request.seeds, done.finished, reasons)
     paths = render.write(filled, site.reports / request.scale)
     render.write_index(site.reports / request.scale)
     if done.finished and not table.left_out:  # a cut table would empty the cells that it leaves out
@@ -259,6 +313,11 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+def _speed(rate: float) -> str:
+    """`1,204`, `38`, `0.4`: a detector on a CPU takes seconds for an image."""
+    return f"{rate:,.0f}" if rate >= 10 or not rate else f"{rate:.1f}"
 
 
 class _Console:
@@ -298,7 +357,7 @@ class _Console:
             rate = self._rates.pop(spec_id, None)
             self._advance(spec_id, 1.0)
             took = clock(time.monotonic() - self._since.get(spec_id, time.monotonic()))
-            speed = f", {rate:,.0f} images/s" if rate else ""
+            speed = f", {_speed(rate)} images/s" if rate else ""
             how = took + speed if kind == "finished" else f"FAILED: {event['reason']}"
             self._line(f"[{self._ended}/{len(self._specs)}] {title(self._specs[spec_id])}: {how}")
 
@@ -313,11 +372,11 @@ class _Console:
         if not self._lively and now - self._spoken.get(spec_id, self._since[spec_id]) > SPEAK_EVERY:
             self._spoken[spec_id] = now
             left = f", {clock((event['total'] - event['done']) / rate)} left" if rate else ""
-            self._line(f"{title(self._specs[spec_id])}: {event['note']}, {rate:,.0f} {unit}/s{left}")
+            self._line(f"{title(self._specs[spec_id])}: {event['note']}, {_speed(rate)} {unit}/s{left}")
 
     def _advance(self, spec_id: str, fraction: float) -> None:
         done = self._work[spec_id] * fraction
-        self._bar.set_description_str(f"{self._ended}/{len(self._specs)} runs, {sum(self._rates.values()):,.0f} images/s", refresh=False)
+        self._bar.set_description_str(f"{self._ended}/{len(self._specs)} runs, {_speed(sum(self._rates.values()))} images/s", refresh=False)
         self._bar.update(done - self._done.get(spec_id, 0.0))
         self._done[spec_id] = done
 

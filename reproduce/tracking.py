@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from urllib.parse import urlsplit
 
 from reproduce import environment, identity
+from reproduce.portable import ENVIRONMENT, PortableRun, travels
 from reproduce.results import Finished
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec, Weights
@@ -47,7 +48,15 @@ if TYPE_CHECKING:
 
 SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = "spec_id", "complete", "owner", "reason", "group", "scale", "table", "digest"
 """Tags. `complete` holds the spec's id again, so that one condition finds a finished run."""
+IMPORTED = "imported"
+"""The tag of a run that was done elsewhere: where its record comes from."""
+OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED)
+"""Tags that every store gives a run anew."""
+DEVICE, ATTEMPTS = "device", "attempts"
+"""Tags by which the time of a finished run can be compared: what it ran on, and whether it is that of one attempt alone."""
 PARENT = "mlflow.parentRunId"
+SETTINGS = "spec.json"
+"""The artifact that holds the spec."""
 FINAL = "final/"
 """Prefix of final metrics: their histories are not mixed with those of training, whose steps a resumed run repeats."""
 EXPERIMENTS = "msbreg/"
@@ -108,6 +117,30 @@ class RunState:
         return line.rstrip()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What the store knows of one run."""
+
+    state: RunState
+    settings: dict[str, str]
+    """Every setting by its dotted path, as text."""
+    commit: str
+    dirty: bool
+    """Whether the code had changes that were not committed."""
+    digests: dict[str, str]
+    """Of the data and of the encoder that an evaluation used, by the names of their tags."""
+    address: str
+    """Of its page: on the server, or below the address that `invoke ui` serves."""
+    ended: datetime | None
+    """None: it has not, or its process is gone."""
+    device: str
+    """The processor or GPU of its last attempt, by its name; empty: not recorded."""
+    attempts: int | None
+    """More than one: it was resumed. None: not recorded."""
+    host: str
+    """The machine of the process that owns it, or did."""
+
+
 class Store:
     """The tracking store of a site; opened when it is first asked for something that needs it."""
 
@@ -131,10 +164,7 @@ class Store:
         experiments = self._experiments()
         found: dict[str, Finished] = {}
         for spec_id in sorted(set(ids)) if experiments else ():
-            runs = self._client.search_runs(
-                experiments, f"tags.{COMPLETE} = '{spec_id}'", max_results=1, order_by=["attributes.end_time DESC"]
-            )
-            for run in runs:
+            if (run := self._newest_finished(spec_id, experiments)) is not None:
                 found[spec_id] = Finished(spec_id=spec_id, run_id=run.info.run_id, metrics=_final(run))
         return found
 
@@ -190,18 +220,151 @@ class Store:
         """Every run and its true state, the newest first; changes nothing."""
         return [_state(run) for run in self._search(self._experiments(), f"tags.{SPEC} IS NOT NULL")]
 
+    def record_of(self, spec_id: str) -> Record | None:
+        """The newest finished run of the spec, else its newest; None: there is none."""
+        runs = list(self._search(self._experiments(), f"tags.{SPEC} = '{spec_id}'", limit=100))
+        finished = [run for run in runs if COMPLETE in run.data.tags]
+        return next((self._record(run) for run in (*finished, *runs)), None)
+
+    def records(self, ids: Iterable[str]) -> dict[str, Record]:
+        """What is known of the specs named by `ids`: of each its newest finished run, else one that goes on, else its newest.
+
+        One query for each id, as in `finished`, and at most 100 records of each are looked at.
+        """
+        experiments = self._experiments()
+        found: dict[str, Record] = {}
+        for spec_id in sorted(set(ids)) if experiments else ():
+            known = [self._record(run) for run in self._search(experiments, f"tags.{SPEC} = '{spec_id}'", limit=100)]
+            for record in sorted(known, key=lambda record: (record.state.state != "finished", record.state.state != "running"))[:1]:
+                found[spec_id] = record
+        return found
+
+    def newest_finished(self, kind: str, scale: str, limit: int) -> list[Record]:
+        """The newest finished runs of a kind, `pretrain` or `evaluate`, at a scale, the newest first, at most `limit` of them."""
+        condition = f"tags.{COMPLETE} IS NOT NULL and tags.kind = '{kind}' and tags.{SCALE} = '{scale}'"
+        return [self._record(run) for run in self._search(self._experiments(), condition, limit=limit)]
+
+    def named(self, name: str) -> Record:
+        """The run that a user names: by a spec id, its beginning, or MLflow's own name of the run.
+
+        Raises:
+            LookupError: there is no such run, or runs of several specs begin so.
+        """
+        if not re.fullmatch(r"[0-9a-f]{4,12}|[0-9a-f]{32}", name):
+            raise LookupError(
+                f"'{name}' is no run's id: 4 to 12 hexadecimal digits, as `invoke status` and `--dry-run` print, or MLflow's 32."
+            )
+        experiments = self._experiments()
+        condition = f"attributes.run_id = '{name}'" if len(name) == 32 else f"tags.{SPEC} LIKE '{name}%'"
+        runs = [run for run in self._search(experiments, condition, limit=100) if SPEC in run.data.tags]
+        ids = sorted({run.data.tags[SPEC] for run in runs})
+        if not ids:
+            raise LookupError(f"There is no run '{name}' in {self.uri}: `invoke status` lists those that there are.")
+        if len(ids) > 1:
+            raise LookupError(f"'{name}' may mean {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}: give more digits.")
+        if len(name) == 32:
+            return self._record(runs[0])
+        found = self.record_of(ids[0])
+        assert found is not None
+        return found
+
+    def _record(self, run: Any) -> Record:
+        tags, settings = run.data.tags, dict(run.data.params)
+        prefix = "encoder." if tags.get("kind") == Evaluate.name else ""
+        for short, path in SHORT_NAMES.items():  # the axes of the tables stand there twice
+            if prefix + path != short and prefix + path in settings:
+                settings.pop(short, None)
+        page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        return Record(
+            state=_state(run),
+            settings=settings,
+            commit=tags.get("commit", "not known"),
+            dirty=tags.get("dirty") == "True",
+            digests={key: value for key, value in sorted(tags.items()) if "_digest" in key},
+            address=f"{self.uri}/{page}" if self._server else f"/{page} of `invoke ui`",
+            ended=datetime.fromtimestamp(run.info.end_time / 1000, UTC) if run.info.end_time else None,
+            device=tags.get(DEVICE, ""),
+            attempts=int(tags[ATTEMPTS]) if ATTEMPTS in tags else None,
+            host=str(_owner(run).get("host", "")),
+        )
+
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric in order of steps; where a resumed run repeated a step, the value that it logged last."""
-        latest: dict[int, Any] = {}
-        for metric in self._client.get_metric_history(run_id, key):
-            if metric.step not in latest or metric.timestamp >= latest[metric.step].timestamp:
-                latest[metric.step] = metric
-        return [(step, latest[step].value) for step in sorted(latest)]
+        return [(metric.step, metric.value) for metric in self._points(run_id, key)]
 
     def download(self, run_id: str, name: str, folder: Path) -> Path:
-        """Copies the artifact `name` of a run into `folder` and returns where it is."""
+        """Copies the artifact `name` of a run into `folder` and returns where it is.
+
+        Raises:
+            LookupError: the run has none, as one that was imported without its encoder.
+        """
+        from mlflow.exceptions import MlflowException
+
         folder.mkdir(parents=True, exist_ok=True)
-        return Path(self._client.download_artifacts(run_id, name, str(folder)))
+        try:
+            return Path(self._client.download_artifacts(run_id, name, str(folder)))
+        except (MlflowException, OSError) as error:
+            raise LookupError(f"The tracking store has no {name} of its run {run_id} ({_first_line(error)}).") from None
+
+    def portable(self, spec_id: str) -> PortableRun:
+        """The whole record of the spec's finished run, but for its encoder and pictures; the newest where there are several.
+
+        Raises:
+            LookupError: none is finished, or its settings are not in the store.
+        """
+        run = self._newest_finished(spec_id, self._experiments())
+        if run is None:
+            raise LookupError(f"There is no finished run {spec_id} in {self.uri}.")
+        run_id, tags = run.info.run_id, run.data.tags
+        with tempfile.TemporaryDirectory() as folder:
+
+            def artifact(name: str) -> Any:
+                return json.loads(self.download(run_id, name, Path(folder)).read_text(encoding="utf-8"))
+
+            names = (entry.path for entry in self._client.list_artifacts(run_id))
+            return PortableRun(
+                spec_id=spec_id,
+                name=run.info.run_name,
+                started=run.info.start_time,
+                ended=run.info.end_time,
+                settings=artifact(SETTINGS),
+                tags={key: value for key, value in tags.items() if travels(key, OF_THIS_STORE)},
+                params=dict(run.data.params),
+                final=_final(run),
+                histories={
+                    key: tuple((each.step, each.value, each.timestamp) for each in self._points(run_id, key))
+                    for key in run.data.metrics
+                    if not key.startswith(FINAL)
+                },
+                environments={name: artifact(name) for name in names if ENVIRONMENT.fullmatch(name)},
+            )
+
+    def adopt(self, run: PortableRun, source: str) -> Finished | None:
+        """Adds the record of a run that was done elsewhere, unless the spec has a finished run here; the completion tag comes last.
+
+        What an earlier attempt left half-written is deleted first.
+
+        Args:
+            source: where it comes from, for the tag `imported`.
+
+        Returns:
+            The finished run that was here already and stays as it is; None: the record was added.
+
+        Raises:
+            ValueError: the store refuses something in the record.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with self._lock(), _undisturbed():
+            experiments = self._experiments()
+            here = self._newest_finished(run.spec_id, experiments) if experiments else None
+            if here is not None:
+                return Finished(spec_id=run.spec_id, run_id=here.info.run_id, metrics=_final(here))
+            try:
+                self._adopt(run, source, self._experiment(run.scale))
+            except MlflowException as error:
+                raise ValueError(f"{self.uri} does not take the record of run {run.spec_id}: {_first_line(error)}") from None
+        return None
 
     def log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
         """Records a table's means and files as one run for each table, scale and set of changes, so that the UI can compare tables.
@@ -285,6 +448,7 @@ class Store:
             self._knock()
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self._create()
         from mlflow.tracking import MlflowClient
 
@@ -372,7 +536,8 @@ class Store:
             BusyError: a process that is alive on this machine owns one.
         """
         free = []
-        for run in self._search([experiment], f"tags.{SPEC} = '{spec_id}' and tags.{COMPLETE} IS NULL"):
+        unfinished = f"tags.{SPEC} = '{spec_id}' and tags.{COMPLETE} IS NULL and tags.{IMPORTED} IS NULL"
+        for run in self._search([experiment], unfinished):
             alive = _alive(run)
             if run.info.status in ("RUNNING", "FINISHED") and alive and _owner(run)["pid"] != os.getpid():
                 raise BusyError(
@@ -381,6 +546,39 @@ class Store:
             if run.info.status != "RUNNING" or alive is not None:
                 free.append(run)
         return free[0] if free else None
+
+    def _newest_finished(self, spec_id: str, experiments: list[str]) -> Any:
+        """The newest finished MLflow run of the spec, or None."""
+        condition, order = f"tags.{COMPLETE} = '{spec_id}'", ["attributes.end_time DESC"]
+        runs = self._client.search_runs(experiments, condition, max_results=1, order_by=order) if experiments else ()
+        return next(iter(runs), None)
+
+    def _points(self, run_id: str, key: str) -> list[Any]:
+        """A metric in order of steps, without what a resumed run logged again later."""
+        latest: dict[int, Any] = {}
+        for metric in self._client.get_metric_history(run_id, key):
+            if metric.step not in latest or metric.timestamp >= latest[metric.step].timestamp:
+                latest[metric.step] = metric
+        return [latest[step] for step in sorted(latest)]
+
+    def _adopt(self, run: PortableRun, source: str, experiment: str) -> None:
+        """Writes the record of a run that has none here."""
+        from mlflow.entities import Metric
+
+        for left in self._search([experiment], f"tags.{SPEC} = '{run.spec_id}' and tags.{IMPORTED} IS NOT NULL"):
+            if _alive(left) is False or _owner(left).get("pid") == os.getpid():
+                self._client.delete_run(left.info.run_id)
+        parent = self._newest_finished(run.needs, self._experiments()) if run.needs else None
+        tags = {key: value for key, value in run.tags.items() if travels(key, OF_THIS_STORE)}
+        tags |= {SPEC: run.spec_id, OWNER: json.dumps(_me()), IMPORTED: source} | ({PARENT: parent.info.run_id} if parent else {})
+        run_id = self._client.create_run(experiment, start_time=run.started, run_name=run.name, tags=tags).info.run_id
+        logged = [Metric(key, value, at, step) for key, points in run.histories.items() for step, value, at in points]
+        final = [Metric(FINAL + key, value, run.ended, 0) for key, value in run.final.items()]
+        self._log_batches(run_id, metrics=logged + final, params=run.params)
+        for name, content in {SETTINGS: run.settings, **run.environments}.items():
+            self._client.log_text(run_id, _document(content), name)
+        self._client.set_terminated(run_id, end_time=run.ended)
+        self._client.set_tag(run_id, COMPLETE, run.spec_id)
 
     def _attempts(self, run_id: str) -> int:
         """How many attempts the run's artifacts tell of."""
@@ -506,9 +704,11 @@ class Run:
         with _undisturbed():
             self._store._log_batches(self.run_id, params=_settings(self.spec))
             if attempt == 1:
-                self.text(json.dumps(identity.canonical(self.spec), indent=2) + "\n", "spec.json")
+                self.text(_document(identity.canonical(self.spec)), SETTINGS)
             name = "environment.json" if attempt == 1 else f"environment-{attempt}.json"
-            self.text(json.dumps(environment.record(), indent=2) + "\n", name)
+            found = environment.record()
+            self.text(_document(found), name)
+            self._store._log_batches(self.run_id, tags={DEVICE: str(found["device"]), ATTEMPTS: str(attempt)})
 
 
 def title(spec: Spec | Weights) -> str:
@@ -547,6 +747,11 @@ def _tags(spec: Spec, scale: str) -> dict[str, str]:
     commit, dirty = environment.code()
     own = {SPEC: spec.id, GROUP: group(spec), SCALE: scale, OWNER: json.dumps(_me()), "commit": commit, "dirty": str(dirty)}
     return _settings(spec) | own | {"kind": spec.name, "mlflow.source.git.commit": commit}
+
+
+def settings(spec: Spec) -> dict[str, str]:
+    """Every setting by its dotted path, as text, as in a `Record`."""
+    return {key: _text(value) for key, value in spec.leaves()}
 
 
 def _settings(spec: Spec) -> dict[str, str]:
@@ -626,6 +831,11 @@ def _final(run: Any) -> dict[str, float]:
     """The final metrics of an MLflow run, by their own names."""
     metrics = run.data.metrics
     return {key.removeprefix(FINAL): metrics[key] for key in sorted(metrics) if key.startswith(FINAL)}
+
+
+def _document(content: object) -> str:
+    """Plain data as the artifacts that hold them."""
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _storable(value: float) -> float:

@@ -117,7 +117,14 @@ def _encoder(
     if distributed.rank() == 0:
         with filelock.FileLock(folder / "fetch.lock"):
             if not (folder / FILE).exists():
-                store.download(needed[spec.id].run_id, FILE, folder / "fetched").replace(folder / FILE)
+                try:
+                    fetched = store.download(needed[spec.id].run_id, FILE, folder / "fetched")
+                except LookupError:
+                    raise LookupError(
+                        f"The encoder of run {spec.id} is neither here nor in the tracking store, as after an import without encoders: "
+                        "import an archive that was exported with --encoders."
+                    ) from None
+                fetched.replace(folder / FILE)
     distributed.agreed(True)  # the others wait for the file
     return load(spec, folder, device)
 

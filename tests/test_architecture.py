@@ -29,7 +29,7 @@ from reproduce.data.detection import DetectionDataset
 from reproduce.data.synthetic import SyntheticFolder, SyntheticVOC2007
 from reproduce.data.synthetic_detection import SyntheticCOCO2017, SyntheticVOC0712
 from reproduce.data.views import Augmentation
-from reproduce.detection.protocol import Detection
+from reproduce.detection.protocol import ENGINES, Detection
 from reproduce.methods.method import Method
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones
@@ -50,9 +50,19 @@ LAYERS = (
     ("reproduce.nn", "reproduce.data", "reproduce.methods.method", "reproduce.protocols.protocol", "reproduce.checkpoint"),
     ("reproduce.detection",),
     ("reproduce.methods", "reproduce.protocols"),
-    ("reproduce.report", "reproduce.results", "reproduce.tracking", "reproduce.environment"),
+    ("reproduce.report", "reproduce.results", "reproduce.tracking", "reproduce.environment", "reproduce.portable"),
     ("reproduce.train", "reproduce.evaluate"),
-    ("reproduce.launch", "reproduce.worker", "reproduce.overrides", "reproduce.plan", "reproduce.produce", "reproduce.doctor"),
+    (
+        "reproduce.launch",
+        "reproduce.worker",
+        "reproduce.overrides",
+        "reproduce.plan",
+        "reproduce.produce",
+        "reproduce.doctor",
+        "reproduce.explain",
+        "reproduce.forecast",
+        "reproduce.archive",
+    ),
     ("configs",),
     ("tables",),
     ("tasks",),
@@ -392,6 +402,12 @@ def test_a_protocol_measures_what_it_says(cls: type[Protocol], scenes: tuple[Enc
     assert all(isinstance(value, float) and math.isfinite(value) for value in measured.values())
     assert all(0 <= value <= 1 for key, value in measured.items() if key.startswith(("top", "map")))
     assert protocol.run(encoder, dataset, site, torch.device("cpu"), 0) == measured
+
+
+def test_every_detection_engine_is_called_alike() -> None:
+    engines = [importlib.import_module(f"reproduce.detection.{engine}") for engine in ENGINES]
+    for function in ("check", "fine_tune"):
+        assert len({str(inspect.signature(getattr(engine, function))) for engine in engines}) == 1
 
 
 @pytest.mark.parametrize("cls", DATASETS)

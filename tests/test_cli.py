@@ -17,7 +17,23 @@ if TYPE_CHECKING:
 
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "numpy", "sklearn", "PIL", "jinja2"}
 TABLES = tuple(f"table{number}" for number in range(1, 13))
-TASKS = (*TABLES, "voc-detection", "tables", "reports", "evaluate", "status", "doctor", "ui", "download", "test", "bench")
+TASKS = (
+    *TABLES,
+    "voc-detection",
+    "tables",
+    "reports",
+    "evaluate",
+    "status",
+    "why",
+    "diff",
+    "export",
+    "import",
+    "doctor",
+    "ui",
+    "download",
+    "test",
+    "bench",
+)
 ALIASES = ("table13", "ablation-grid", "ablation_grid", "coco-mask-rcnn", "coco_mask_rcnn", "voc_detection")
 
 
@@ -143,9 +159,10 @@ def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(argument
     ours, invokes = home.invoke(*arguments, "--dry-run"), home.invoke("--dry", *arguments)
     assert (ours.returncode, ours.stderr) == (invokes.returncode, invokes.stderr) == (0, "")
     assert ours.stdout == invokes.stdout
-    *runs, total = ours.stdout.splitlines()
-    assert all(re.match(r"run    [0-9a-f]{12}  \w+", line) for line in runs)
-    assert total == f"{len(runs)} runs: 0 finished, {len(runs)} to do."
+    lines = ours.stdout.splitlines()
+    runs = [line for line in lines if re.match(r"run      [0-9a-f]{12}  \w+.*: no finished run with these settings", line)]
+    assert lines[len(runs)] == f"{len(runs)} runs: {len(runs)} to do."
+    assert re.fullmatch(r"Plan ([0-9a-f]{12}): --apply \1 runs it and no other\.", lines[-1])
     assert home.files() == before
 
 
@@ -153,7 +170,7 @@ def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
     planned = home.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--dry-run").stdout.splitlines()
     what = [line.split(maxsplit=2)[2] for line in planned[:2]]
     pretraining = "msbreg K=4 λs=.004 λb=.5 synthetic_folder 4 epochs seed 0"
-    assert what == [pretraining, f"linear: {pretraining}"]
+    assert [line.rpartition(": no finished run")[0] for line in what] == [pretraining, f"linear: {pretraining}"]
 
 
 @pytest.mark.parametrize(("scale", "key"), [("small", "imagenette"), ("paper", "imagenet")])

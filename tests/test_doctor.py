@@ -6,7 +6,8 @@ import hashlib
 import re
 import shutil
 import socket
-from dataclasses import replace
+import tomllib
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +26,7 @@ from reproduce.data.stl10 import STL10
 from reproduce.data.voc2007 import VOC2007
 from reproduce.doctor import Machine, Need
 from reproduce.methods.method import Method
+from reproduce.nn.cost import Sizes
 from reproduce.nn.encoder import Encoder, build_network
 from reproduce.nn.heads import Heads
 from reproduce.plan import SCALES, SYNTHETIC, components, table_names
@@ -215,6 +217,12 @@ def test_the_example_of_the_site_file_knows_the_root_of_every_data_set(tmp_path:
     assert asked | {"imagenet100_classes", "imagenet_subsets"} == set(doctor.data_roots())
 
 
+def test_the_example_of_the_site_file_has_every_key() -> None:
+    example = (doctor.PROJECT / "configs" / "site.example.toml").read_text(encoding="utf-8")
+    uncommented = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", example, flags=re.MULTILINE))
+    assert set(uncommented) == {field.name for field in fields(Site)}
+
+
 def test_a_list_that_would_be_fetched_counts_as_here_and_is_not_fetched(tmp_path: Path) -> None:
     site = Site(runs=tmp_path / "runs", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])})
     assert not list(missing(Imagenette(), SemiSupervised(), site, fetch=False))
@@ -309,7 +317,7 @@ def test_the_sizes_are_those_of_the_files_that_a_run_writes(tmp_path: Path) -> N
 
 
 def test_a_network_is_built_once_for_methods_that_differ_in_weights_and_anew_for_other_heads() -> None:
-    known: dict[object, doctor.Sizes] = {}
+    known: dict[object, Sizes] = {}
     runs = [byol(imagenet100, lambda_s=value) for value in (0.0, 1e-3)] + [byol(imagenet100, heads=Heads(hidden=64))]
     found = [doctor.sizes("small", cast(Method, run.method), known) for run in runs]
     assert len(known) == 2

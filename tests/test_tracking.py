@@ -42,6 +42,7 @@ class Toy(Settings, name="toy"):
     """A data set and a protocol in one."""
 
     title: ClassVar[str] = "Toy"
+    caveat: ClassVar[str] = ""
 
     sizes: tuple[int, ...] = (32, 64)
     k: int | None = None

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Queue
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
+from reproduce import environment
 from reproduce.plan import Job
 from reproduce.site import PROJECT, Site, site_file
 
@@ -71,6 +72,18 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
 def at_once(site: Site) -> int:
     """How many runs go on at the same time where there are as many."""
     return len(_slots(site, sys.maxsize))
+
+
+def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
+    """What each run takes one of, a GPU or a core, and its name as runs record it; finds out without torch."""
+    gpus = [site.device.removeprefix("cuda:")] if site.device.startswith("cuda:") else _gpus() if site.device in ("auto", "cuda") else []
+    if not gpus:
+        return "CPU", environment.processor()
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={gpus[0]}"]
+        return "GPU", subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return "GPU", ""
 
 
 def _next(waiting: list[Job], unfinished: set[str], failed: dict[str, str]) -> Job | None:

@@ -1,0 +1,137 @@
+"""Where a number comes from, and what two runs differ in: `invoke why` and `invoke diff`. Reads the store, starts nothing.
+
+for line in why(Request(table="table8", rows="BYOL", columns="acc"), store):
+    print(line)
+for line in difference("5f0c2a9d1e77", "0a1b2c3d4e5f", store):
+    print(line)
+"""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from reproduce.plan import Request
+from reproduce.results import observe
+from reproduce.spec import Spec
+from reproduce.tracking import title
+
+if TYPE_CHECKING:
+    from reproduce.report.table import Cell, Column, Measured, Row
+    from reproduce.results import Finished
+    from reproduce.tracking import Store
+
+ABSENT = "–"
+"""Stands for a setting or a metric that a run does not have."""
+WIDTH = 116
+"""Columns of a terminal that a list of settings is broken at."""
+
+
+def why(request: Request, store: Store) -> Iterator[str]:
+    """For each cell that the request's `rows` and `columns` name: its number, its runs, and what would fill it.
+
+    Raises:
+        LookupError, ValueError, TypeError: as `Request.build`.
+        ConnectionError: the tracking server does not answer.
+    """
+    table = request.build()
+    finished = store.finished([spec.id for spec in table.specs(request.seeds)])
+    for number, (row, column) in enumerate((row, column) for row in table.rows for column in table.columns):
+        if number:
+            yield ""
+        cell = row.cells.get(column.key)
+        yield f"{table.name} at {request.scale} scale, row '{row.label}', column {column.key}{_paper(cell)}"
+        if cell is None or cell.ours is None:
+            reason = cell.why_not_ours if cell else ""
+            yield f"  ours: none. {reason or 'Nothing is run for this cell.'}"
+            continue
+        yield from _cell(request, row, column, cell.ours, finished, store)
+
+
+def _paper(cell: Cell | None) -> str:
+    if cell is None or cell.paper is None:
+        return ""
+    return f"; the paper: {cell.paper.value or ABSENT}{f' ({cell.paper.note})' if cell.paper.note else ''}"
+
+
+def _cell(request: Request, row: Row, column: Column, ours: Measured, finished: dict[str, Finished], store: Store) -> Iterator[str]:
+    """The seeds of a cell, each with its runs, upstream last; then what is still to be done."""
+    factor, unit = (100, " %") if column.unit == "%" else (1, "")
+    todo: dict[str, Spec] = {}
+    for seen, spec in zip(observe(ours, request.seeds, finished, {}), ours.runs(request.seeds), strict=True):
+        value = ABSENT if seen.value is None else f"{factor * seen.value:.{column.digits}f}{unit}"
+        yield f"  seed {seen.seed}: {ours.metric} {value}{f' ({seen.reason})' if seen.reason else ''}"
+        runs: tuple[Spec, ...] = (spec, *spec.needs())
+        for run in runs:
+            yield from (f"    {line}" for line in _run(run, store))
+            if run.id not in finished:
+                todo[run.id] = run
+    if todo:
+        yield f"  To fill it, {len(todo)} {'run' if len(todo) == 1 else 'runs'}: {_command(request, row.label, column.key)}"
+
+
+def _command(request: Request, row: str, column: str) -> str:
+    """What fills one cell."""
+    words = ["invoke", request.table, "--rows", row, "--columns", column]
+    given = {"--scale": request.scale, "--seeds": str(request.seeds), "--baselines": request.baselines}
+    usual = {"--scale": "smoke", "--seeds": "1", "--baselines": "quoted"}
+    words += [word for option, value in given.items() if value != usual[option] for word in (option, value)]
+    words += [word for change in request.changes for word in ("--set", change)]
+    return shlex.join(words)
+
+
+def _run(spec: Spec, store: Store) -> Iterator[str]:
+    """One run: what it is, how it stands, its settings, and what it used and left."""
+    yield f"{spec.name} {spec.id}  {title(spec)}"
+    record = store.record_of(spec.id)
+    if record is None:
+        yield "  no run with these settings"
+    else:
+        state = record.state
+        yield f"  {state.state}{f': {state.reason}' if state.reason else ''}, started {state.started.astimezone():%Y-%m-%d %H:%M}"
+        yield f"  code: commit {record.commit}{' and changes that are not committed' if record.dirty else ''}"
+        yield from (f"  {name.replace('_', ' ')}: {value}" for name, value in record.digests.items())
+        yield f"  MLflow: run {state.run_id}, {record.address}"
+    told = ", ".join(f"{path}={value}" for path, value in spec.leaves() if not path.startswith("encoder."))
+    yield from textwrap.wrap(f"settings: {told}", WIDTH, initial_indent="  ", subsequent_indent=" " * 12, break_long_words=False)
+
+
+def difference(first: str, second: str, store: Store) -> Iterator[str]:
+    """The settings in which two runs differ, and the metrics of both.
+
+    Args:
+        first, second: ids of runs (or their beginnings), or MLflow's names of them.
+
+    Raises:
+        LookupError: there is no such run, or several begin so.
+        ConnectionError: the tracking server does not answer.
+    """
+    runs = [store.named(name) for name in (first, second)]
+    for sign, run in zip("ab", runs, strict=True):
+        state = run.state
+        yield f"{sign}  {state.spec_id}  {state.name}, {state.scale}, {state.state}"
+    differing = list(_pairs([run.settings for run in runs], only_different=True))
+    yield f"settings: {len(differing)} of {len({key for run in runs for key in run.settings})} differ"
+    yield from _columns(differing)
+    metrics = [{key: f"{value:.6g}" for key, value in run.state.metrics.items()} for run in runs]
+    measured = list(_pairs(metrics, only_different=False))
+    yield "final metrics:" if measured else "final metrics: none"
+    yield from _columns(measured)
+
+
+def _pairs(values: list[dict[str, str]], *, only_different: bool) -> Iterator[tuple[str, str, str]]:
+    """(name, of the first, of the second), in the order of the names."""
+    first, second = values
+    for key in sorted(first.keys() | second.keys()):
+        pair = first.get(key, ABSENT), second.get(key, ABSENT)
+        if pair[0] != pair[1] or not only_different:
+            yield key, *pair
+
+
+def _columns(lines: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    lines = list(lines)
+    widths = [max((len(line[place]) for line in lines), default=0) for place in (0, 1)]
+    for name, one, other in lines:
+        yield f"  {name:<{widths[0]}}  {one:<{widths[1]}}  {other}"

@@ -1,0 +1,440 @@
+"""What a command would do and take: each run, once, with what becomes of it and why; hours and disk; a digest of all that.
+
+    made = forecast(jobs(requests), partial(blocked, site=site), Store(site), site)
+    print("\\n".join(made.lines()))
+    made.digest                                    # '3f0c2a9d1e77', what `--apply` takes
+
+Hours come from finished runs in the store that were alike, in one attempt, on a device of the same name; where there are none, from the
+operations that the settings take, at an assumed speed (`SPEEDS`); else they are not known, and said so. Needs neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import importlib
+import itertools
+import json
+import math
+import socket
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+from reproduce import checkpoint, tracking
+from reproduce.data.dataset import Dataset
+from reproduce.data.views import Augmentation
+from reproduce.detection.protocol import Detection
+from reproduce.nn import cost
+from reproduce.nn.heads import Heads
+from reproduce.plan import Job
+from reproduce.produce import Blocked, RefusedError, clock
+from reproduce.protocols.protocol import Protocol
+from reproduce.site import Site
+from reproduce.spec import Evaluate, Pretrain, Spec
+
+if TYPE_CHECKING:
+    from reproduce.tracking import Record, Store
+
+NEWEST = 200
+"""Finished runs of each kind and scale that are looked at for the nearest and for hours: a store may hold thousands."""
+ALIKE = 20
+"""The newest runs that are alike of which the median is taken."""
+TOLD = 3
+"""Settings that are named where the nearest finished run differs in more."""
+SPEEDS = {"GPU": 18e12, "CPU": 20e9}
+"""Operations a second, assumed where no finished run says more; rough, a factor of three either way.
+
+GPU: NVIDIA's ResNet-50 trains on 5 816 images/s on eight V100 in mixed precision (NVIDIA/DeepLearningExamples, June 2019), each image
+3 x 8.2e9 operations. CPU: one core of a small cloud machine at the smoke scale, all around the network included: 19 200 views of MSBReg,
+25e6 operations each, in 22 s.
+"""
+FORWARD_AND_BACKWARD, BOTH_NETWORKS = 3, 4
+"""Forward passes that a view's work amounts to: online, forward and backward, and with the target's forward pass. Heads are left out."""
+ALIKE_IN = ("backbone", "precision", "dataset.size", "augmentation.small.size")
+"""Settings in which two pretrainings must agree to take the same time for a view."""
+
+Fate = Literal["reuse", "running", "resume", "run", "blocked"]
+
+
+class Estimate(NamedTuple):
+    """How long a run takes alone on its GPU or core."""
+
+    seconds: float
+    source: Literal["finished runs", "FLOPs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One run and what becomes of it."""
+
+    spec: Spec
+    fate: Fate
+    why: str
+    left: float = 1.0
+    """The part of its work that is to be done, where it is started."""
+    estimate: Estimate | None = None
+    """Of the whole run; None: not known, or nothing is to be done."""
+
+    @property
+    def starts(self) -> bool:
+        """Whether it would be started."""
+        return self.fate in ("resume", "run")
+
+    @property
+    def seconds(self) -> float | None:
+        """From its start to its end, where it is started; None: not known."""
+        return self.left * self.estimate.seconds if self.estimate else None
+
+    def __str__(self) -> str:
+        return f"{self.fate:<7}  {self.spec.id}  {tracking.title(self.spec)}: {self.why}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """All steps, upstream first, and what they take together."""
+
+    steps: tuple[Step, ...]
+    device: Literal["GPU", "CPU"]
+    """What each run takes one of: a GPU, or a core."""
+    at_once: int
+    """Runs that go on at the same time."""
+    disk: int | None
+    """Bytes that what is to be done leaves behind and takes meanwhile; None: not known."""
+    problems: tuple[str, ...] = ()
+    """What the blocked runs lack, and what would get it."""
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits that name the runs and what becomes of each, in their order."""
+        text = json.dumps([(step.spec.id, step.fate) for step in self.steps])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def todo(self) -> tuple[Step, ...]:
+        """What would be started."""
+        return tuple(step for step in self.steps if step.starts)
+
+    @property
+    def hours(self) -> float | None:
+        """Of a GPU or core; None: they are not known of every run."""
+        seconds = [step.seconds for step in self.todo]
+        return None if None in seconds else math.fsum(cast(list[float], seconds)) / 3600
+
+    def lines(self) -> Iterator[str]:
+        """What `--dry-run` prints."""
+        yield from map(str, self.steps)
+        yield from self.problems
+        counts = Counter(step.fate for step in self.steps)
+        told = [f"{counts[fate]} {word}" for fate, word in FATES.items() if counts[fate]]
+        yield f"{len(self.steps)} runs: {', '.join(told) or 'none'}."
+        if self.todo:
+            yield from self._estimates()
+        yield f"Plan {self.digest}: --apply {self.digest} runs it and no other."
+
+    def _estimates(self) -> Iterator[str]:
+        known = [step for step in self.todo if step.estimate]
+        seconds = math.fsum(step.seconds or 0.0 for step in known)
+        at_once = min(self.at_once, len(self.todo))
+        runs = f"{at_once} run{'s' if at_once > 1 else ''} at once"
+        if len(known) < len(self.todo):
+            partly = f"; {_hours(seconds)} for the {len(known)} runs of which it is" if known else ""
+            yield f"{self.device}-hours: not known{partly}. Wall time: not known, {runs}."
+        else:
+            yield f"{self.device}-hours: {_hours(seconds)}. Wall time: {clock(makespan(self.todo, at_once))}, {runs}."
+        sources = Counter(step.estimate.source if step.estimate else "" for step in self.todo)
+        if sources["finished runs"]:
+            yield f"  {sources['finished runs']} estimated from finished runs that are alike."
+        if sources["FLOPs"]:
+            yield f"  {sources['FLOPs']} estimated from FLOPs, roughly, at an assumed {SPEEDS[self.device]:.1e} a second."
+        if sources[""]:
+            yield f"  {sources['']} not known: {', '.join(sorted({_kind(step.spec) for step in self.todo if not step.estimate}))}."
+        if running := sum(step.fate == "running" for step in self.steps):
+            yield f"  {running} that another process does {'is' if running == 1 else 'are'} not counted."
+        yield f"Disk: {'not known' if self.disk is None else f'{self.disk / 1e9:.2g} GB'}."
+
+
+FATES: dict[Fate, str] = {"reuse": "finished", "running": "running elsewhere", "resume": "to resume", "run": "to do", "blocked": "blocked"}
+"""How the last line counts what becomes of runs."""
+
+
+def forecast(wanted: Sequence[Job], blocked: Callable[[list[Job]], Mapping[str, Blocked]], store: Store, site: Site) -> Forecast:
+    """What the real command would do with the runs `wanted`, upstream first, and what that takes.
+
+    Args:
+        blocked: says which of the runs that are not finished cannot start.
+
+    Raises:
+        ConnectionError: the tracking server does not answer.
+    """
+    from reproduce.launch import local
+
+    records = store.records(job.spec.id for job in wanted)
+    lacking = blocked([job for job in wanted if job.spec.id not in records or records[job.spec.id].state.state != "finished"])
+    past: dict[tuple[str, str], list[Record]] = {}
+    device, model = local.device(site)
+    steps = []
+    for job in wanted:
+        step = fate(job.spec, records.get(job.spec.id), lacking.get(job.spec.id), site.runs / job.spec.id)
+        if step.starts:
+            key = job.spec.name, job.request.scale
+            if key not in past:
+                past[key] = store.newest_finished(*key, NEWEST)
+            step = _completed(step, past[key], device, model)
+        steps.append(step)
+    at_once = local.at_once(site)
+    problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.fate == "blocked")
+    disk = room([step.spec for step in steps if step.starts], store, at_once)
+    return Forecast(steps=tuple(steps), device=device, at_once=at_once, disk=disk, problems=tuple(problems))
+
+
+def check(made: Forecast, digest: str, most_hours: float | None) -> None:
+    """Refuses what the command line does not allow.
+
+    Args:
+        digest: of the only plan that may be run; empty: any.
+        most_hours: of a GPU or core; None: any number.
+
+    Raises:
+        RefusedError: it is another plan, or takes more hours, or nobody knows how many.
+    """
+    if digest and digest != made.digest:
+        raise RefusedError(f"The plan is not {digest}: it is {made.digest} now. Look at it with --dry-run, then --apply {made.digest}.")
+    if most_hours is None:
+        return
+    if made.hours is None:
+        unknown = sum(step.estimate is None for step in made.todo)
+        raise RefusedError(
+            f"--max-gpu-hours is {most_hours:g}, and the hours of {unknown} of {len(made.todo)} runs are not known: leave it out, or take "
+            "those runs away by --rows or --columns."
+        )
+    if made.hours > most_hours:
+        raise RefusedError(
+            f"--max-gpu-hours is {most_hours:g}, and the plan takes some {_hours(3600 * made.hours)} {made.device}-hours: allow more, or "
+            "take fewer runs by --rows, --columns or --seeds."
+        )
+
+
+# What becomes of a run
+
+
+def fate(spec: Spec, record: Record | None, blocked: Blocked | None, folder: Path) -> Step:
+    """What becomes of a run, and why as far as its own record and its folder say it.
+
+    Args:
+        record: what the store knows of it; None: nothing.
+        folder: where its checkpoints are.
+    """
+    state = record.state.state if record else None
+    if record and state == "finished":
+        return Step(spec=spec, fate="reuse", why=f"finished {_finished(record)}")
+    if record and state == "running" and record.host == socket.gethostname():
+        return Step(spec=spec, fate="running", why=f"{record.state.reason} does it")
+    if blocked:
+        return Step(spec=spec, fate="blocked", why=str(blocked))
+    elsewhere = f"{record.state.reason} began it, which cannot be seen from here" if record and state == "running" else ""
+    before = elsewhere or (f"{state}, {record.state.reason}" if record else "")
+    there = _checkpoint(spec, folder)
+    if there is not None:
+        told, left = there
+        return Step(spec=spec, fate="resume", why=f"{told} is there{f'; {before}' if before else ''}", left=left)
+    return Step(spec=spec, fate="run", why=f"{before}; it starts anew" if before else "")
+
+
+def _checkpoint(spec: Spec, folder: Path) -> tuple[str, float] | None:
+    """The newest checkpoint in words, and the part of the work behind it; None: there is none."""
+    done, total = checkpoint.newest(folder), _length(spec)
+    if done:
+        unit = "epoch" if isinstance(spec, Pretrain) else "iteration"
+        return f"a checkpoint of {unit} {done} of {total}", max(0.0, 1 - done / total) if total else 1.0
+    if (folder / checkpoint.DETECTRON2 / "last_checkpoint").exists():
+        return "a checkpoint of Detectron2", 1.0
+    return None
+
+
+def _finished(record: Record) -> str:
+    when = f"{record.ended.astimezone():%Y-%m-%d}" if record.ended else "at a time not recorded"
+    return f"{when}, commit {record.commit[:7]}{' and changed files' if record.dirty else ''}"
+
+
+def _length(spec: Spec) -> int:
+    """What checkpoints count: epochs or iterations; 0: it has none."""
+    if isinstance(spec, Pretrain):
+        return spec.epochs
+    return spec.protocol.schedule.iterations if isinstance(spec.protocol, Detection) else 0
+
+
+def _completed(step: Step, past: Sequence[Record], device: str, model: str) -> Step:
+    """A step that is to be done, with its estimate and, where it was never begun, the nearest finished run."""
+    why = step.why or nearest(step.spec, past)
+    return replace(step, why=why, estimate=estimate(step.spec, past, device, model))
+
+
+def nearest(spec: Spec, past: Sequence[Record]) -> str:
+    """Why a run is not reused: the finished run that differs in the fewest settings, the newest of several, in words.
+
+    Args:
+        past: finished runs of its kind, the newest first.
+    """
+    ours = tracking.settings(spec)
+    found = min((_differences(ours, record.settings) for record in past), key=len, default=None)
+    if found is None:
+        return "no finished run with these settings, nor any of its kind at this scale"
+    told = [f"{key}: {theirs}, here {here}" for key, (theirs, here) in itertools.islice(found.items(), TOLD)]
+    if not told:
+        return "no finished run with these settings; the nearest has the same under another id, from another version of the code"
+    more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
+    among = f" of the newest {NEWEST}" if len(past) == NEWEST else ""
+    return f"no finished run with these settings; the nearest{among} differs in {'; '.join(told)}{more}"
+
+
+def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Settings that differ, as (theirs, ours); one that a run lacks counts as none, since one that was added later is missing."""
+    keys = dict.fromkeys((*ours, *theirs))
+    pairs = {key: (theirs.get(key, "none"), ours.get(key, "none")) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# How long it takes
+
+
+def estimate(spec: Spec, past: Sequence[Record], device: str, model: str) -> Estimate | None:
+    """How long `spec` takes from its start to its end; None: not known.
+
+    Args:
+        past: finished runs of its kind, the newest first.
+        device: `GPU` or `CPU`.
+        model: its name.
+    """
+    ours = tracking.settings(spec)
+    usable = (record for record in past if record.device == model and record.attempts == 1 and record.ended)
+    scaled = (_scaled(ours, record, isinstance(spec, Pretrain)) for record in usable)
+    found = list(itertools.islice((each for each in scaled if each is not None), ALIKE))
+    if found:
+        return Estimate(statistics.median(found), "finished runs")
+    operations = _pretraining(spec) if isinstance(spec, Pretrain) else _evaluation(spec)
+    return None if operations is None else Estimate(operations / SPEEDS[device], "FLOPs")
+
+
+def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float | None:
+    """The seconds of a finished run in proportion to ours; None: the two are not alike, or cannot be compared."""
+    theirs = record.settings
+    assert record.ended is not None
+    seconds = (record.ended - record.state.started).total_seconds()
+    if not pretraining:
+        keys = {key for key in (*ours, *theirs) if key.startswith(("protocol", "dataset")) or key == "encoder.backbone"}
+        return seconds if all(ours.get(key) == theirs.get(key) for key in keys) else None
+    if any(ours.get(key, "none") != theirs.get(key, "none") for key in ALIKE_IN):
+        return None
+    works = [_work(settings) for settings in (ours, theirs)]
+    same = {key: value for key, value in ours.items() if key.startswith("dataset")} == {
+        key: value for key, value in theirs.items() if key.startswith("dataset")
+    }
+    images = [1, 1] if same else [_num_images(settings, settings["dataset.pretrain_split"]) for settings in (ours, theirs)]
+    if None in images or not works[1] or not images[1]:
+        return None
+    return seconds * (works[0] * cast(int, images[0])) / (works[1] * images[1])
+
+
+def _work(settings: Mapping[str, str]) -> float:
+    """Views of each image that a pretraining sees."""
+    return float(settings["epochs"]) * float(settings["method.num_views"])
+
+
+def _num_images(settings: Mapping[str, str], split: str) -> int | None:
+    """Images of a split of the data set in a run's settings; None: not known without looking."""
+    published = _published(settings["dataset"])
+    counts = [published.get(part) or int(settings.get(f"dataset.num_{part}", 0)) for part in split.split("+")]
+    return sum(counts) if all(counts) else None
+
+
+@cache
+def _published(dataset: str) -> Mapping[str, int]:
+    """What a data set says of the sizes of its splits; only its own module is imported, as some of the others take seconds."""
+    try:
+        module = importlib.import_module(f"reproduce.data.{dataset}")
+    except ModuleNotFoundError:  # of synthetic scenes, which share a module, the settings say it
+        return {}
+    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Dataset)]
+    return next((value.published for value in found if getattr(value, "name", "") == dataset), {})
+
+
+def _pretraining(spec: Pretrain) -> float | None:
+    """Operations of a pretraining with an online and a target network."""
+    settings, network = tracking.settings(spec), cost.network(spec.backbone)
+    images = _num_images(settings, settings.get("dataset.pretrain_split", ""))
+    if network is None or images is None:
+        return None
+    augmentation, size = cast(Augmentation, spec.augmentation), cast(Dataset, spec.dataset).size
+    views = range(cast(Any, spec.method).num_views)
+    return BOTH_NETWORKS * spec.epochs * images * math.fsum(network.operations(augmentation.size_of_view(view, size)) for view in views)
+
+
+def _evaluation(spec: Evaluate) -> float | None:
+    """Operations of what an evaluation sends through the encoder."""
+    network, dataset = cost.network(spec.encoder.backbone), spec.dataset
+    if network is None or not isinstance(dataset, Dataset):
+        return None
+    settings = tracking.settings(spec)
+    counts = [_num_images(settings, split) for split in (dataset.train_split, dataset.test_split)]
+    if counts[0] is None or counts[1] is None:
+        return None
+    passes = cast(Protocol, spec.protocol).passes(counts[0], counts[1])
+    return None if passes is None else passes * network.operations(dataset.size)
+
+
+def makespan(steps: Iterable[Step], at_once: int) -> float:
+    """Seconds until all is done, where each step starts as soon as what it needs is done and a place is free, as the launcher does it."""
+    waiting = {step.spec.id: (step.seconds or 0.0, {spec.id for spec in step.spec.needs()}) for step in steps}
+    unfinished = set(waiting)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while waiting or running:
+        ready = [spec_id for spec_id, (_, needs) in waiting.items() if not needs & unfinished]
+        for spec_id in ready[: at_once - len(running)]:
+            heapq.heappush(running, (now + waiting.pop(spec_id)[0], spec_id))
+        now, ended = heapq.heappop(running)
+        unfinished.discard(ended)
+    return now
+
+
+def room(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:
+    """Bytes that the runs leave behind and take meanwhile, by the rule of `invoke doctor`; None: a network's size is not known."""
+    from reproduce import doctor
+
+    try:
+        return doctor.room(specs, store, at_once, _sizes, _parameters)
+    except LookupError:
+        return None
+
+
+def _sizes(run: Pretrain) -> cost.Sizes:
+    heads = getattr(run.method, "heads", None)
+    if not isinstance(heads, Heads):
+        raise LookupError(f"The heads of {run.method.name} are not known without building them.")
+    return cost.siamese(_network(run.backbone), heads)
+
+
+def _parameters(backbone: str) -> int:
+    return _network(backbone).parameters
+
+
+def _network(backbone: str) -> cost.Network:
+    found = cost.network(backbone)
+    if found is None:
+        raise LookupError(f"The layers of {backbone} are not known without building it.")
+    return found
+
+
+def _kind(spec: Spec) -> str:
+    """What a run is, where nobody knows how long it takes."""
+    return f"pretraining on {spec.dataset.name}" if isinstance(spec, Pretrain) else f"{spec.protocol.name} on {spec.dataset.name}"
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.0f}" if hours >= 100 else f"{hours:.2g}" if hours >= 0.01 else "under 0.01"

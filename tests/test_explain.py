@@ -1,0 +1,112 @@
+"""Where a number comes from and what two runs differ in, as the command line tells it from a real store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Home
+
+from reproduce.explain import difference, why
+from reproduce.plan import Request
+from reproduce.site import Site
+from reproduce.spec import Evaluate, Pretrain
+from reproduce.tracking import Store
+
+pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
+
+BYOL = Request(table="table8", rows="BYOL", columns="acc")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Table 8's BYOL is finished at seed 0; at seed 1 its pretraining failed."""
+    store = Store(Site(runs=tmp_path_factory.mktemp("runs")))
+    pretrained, evaluated = BYOL.specs()
+    with store.start(pretrained, scale="smoke") as run:
+        run.tag("data_digest", "0123")
+        run.finish({"loss": 0.25})
+    with store.start(evaluated, scale="smoke") as run:
+        run.tag("encoder_digest", "4567")
+        run.finish({"top1": 0.5, "top5": 0.75})
+    with pytest.raises(FloatingPointError), store.start(pretrained.replace("seed", 1), scale="smoke"):
+        raise FloatingPointError("the loss is not finite")
+    return store
+
+
+def test_a_finished_cell_names_its_runs_and_what_they_used(store: Store) -> None:
+    lines = list(why(BYOL, store))
+    pretrained, evaluated = BYOL.specs()
+    assert lines[0].startswith("table8 at smoke scale, row 'BYOL', column acc; the paper: 71.92 (")
+    assert lines[1] == "  seed 0: top1 50.00 %"
+    text = "\n".join(lines)
+    for spec in (pretrained, evaluated):
+        record = store.record_of(spec.id)
+        assert record is not None
+        assert f"{spec.name} {spec.id}" in text
+        assert f"MLflow: run {record.state.run_id}, " in text
+        assert f"code: commit {record.commit}" in text
+    assert "data digest: 0123" in text
+    assert "encoder digest: 4567" in text
+    assert "method.lambda_b=0.0" in text
+    assert "To fill it" not in text
+
+
+def test_an_empty_cell_says_what_would_fill_it(store: Store) -> None:
+    request = Request(table="table8", rows="BYOL", columns="acc", seeds=2)
+    text = "\n".join(why(request, store))
+    assert "  seed 1: top1 – (not run yet)" in text
+    assert "failed: FloatingPointError: the loss is not finite" in text
+    assert text.endswith("To fill it, 2 runs: invoke table8 --rows BYOL --columns acc --seeds 2")
+
+
+def test_a_quoted_cell_says_that_nothing_is_run_for_it(store: Store) -> None:
+    (_, told) = why(Request(table="table4", rows="NPID", columns="top1_200"), store)
+    assert told == "  ours: none. This method's numbers are quoted; nothing is run for it here."
+
+
+def test_two_runs_differ_in_what_was_changed_and_in_nothing_else(store: Store) -> None:
+    pretrained, _ = BYOL.specs()
+    assert isinstance(pretrained, Pretrain)
+    other = pretrained.replace("epochs", 7).replace("method.lambda_s", 0.5)
+    with store.start(other, scale="smoke") as run:
+        run.finish({"loss": 0.125, "rank": 3.0})
+    lines = list(difference(pretrained.id[:6], other.id, store))
+    assert [line.split()[:2] for line in lines[:2]] == [["a", pretrained.id], ["b", other.id]]
+    assert lines[2].startswith("settings: 2 of ")
+    differing = {line.split()[0]: tuple(line.split()[1:]) for line in lines[3:5]}
+    assert differing == {"epochs": ("4", "7"), "method.lambda_s": ("0.0", "0.5")}
+    assert [line.split() for line in lines[6:]] == [["loss", "0.25", "0.125"], ["rank", "–", "3"]]
+
+
+def test_an_evaluation_and_mlflows_own_name_are_runs_like_any(store: Store) -> None:
+    _, evaluated = BYOL.specs()
+    assert isinstance(evaluated, Evaluate)
+    record = store.record_of(evaluated.id)
+    assert record is not None
+    lines = list(difference(record.state.run_id, evaluated.id, store))
+    assert lines[2].startswith("settings: 0 of ")
+    assert store.named(record.state.run_id).settings["encoder.epochs"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ffffffffffff", r"There is no run 'ffffffffffff' in sqlite:.*: `invoke status` lists those that there are\."),
+        ("table8", r"'table8' is no run's id: 4 to 12 hexadecimal digits"),
+        ("' OR 1=1", r"is no run's id"),
+    ],
+)
+def test_a_name_that_is_no_runs_is_refused(name: str, says: str, store: Store) -> None:
+    with pytest.raises(LookupError, match=says):
+        list(difference(name, name, store))
+
+
+def test_the_command_line_says_the_same(store: Store, home: Home, tmp_path: Path) -> None:
+    home.site_file.write_text(f'runs = "{store._site.runs}"\nreports = "{tmp_path}"\n')
+    told = home.invoke("why", "table8", "--row", "BYOL", "--column", "acc")
+    assert (told.returncode, told.stdout.splitlines()) == (0, list(why(BYOL, store)))
+    wrong = home.invoke("why", "table8", "--row", "nobody")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    wrong = home.invoke("diff", "ffffffffffff", "ffffffffffff")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

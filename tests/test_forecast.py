@@ -1,0 +1,360 @@
+"""What `--dry-run` says of each run, of hours and disk, and what `--apply` and `--max-gpu-hours` refuse."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import socket
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from configs.pretrain import byol, imagenet100, msbreg, stl10
+from configs.scales import smoke
+from reproduce import checkpoint, doctor, tracking
+from reproduce.forecast import Estimate, Forecast, Step, check, estimate, forecast, makespan, nearest
+from reproduce.methods.method import Method
+from reproduce.nn import backbones, cost
+from reproduce.nn.heads import Heads
+from reproduce.plan import Job, Request, jobs
+from reproduce.produce import RefusedError, blocked
+from reproduce.protocols.alignment import AlignmentUniformity
+from reproduce.protocols.knn import NearestNeighbours
+from reproduce.protocols.linear_sgd import LinearSGD
+from reproduce.protocols.semi import SemiSupervised
+from reproduce.site import Site
+from reproduce.spec import Evaluate, Pretrain, Spec
+from reproduce.tracking import Record, RunState, Store
+
+if TYPE_CHECKING:
+    from conftest import Home
+
+fork = multiprocessing.get_context("fork")
+
+START = datetime(2026, 11, 20, 12, tzinfo=UTC)
+SMALL_FORWARD = 2 * 3_125_248
+"""Operations of the small network at 32 px: multiply-adds of the stem 110 592, of the blocks 1 179 648, 917 504 and 917 504."""
+
+
+def tiny(epochs: int = 4, **fields: Any) -> Pretrain:
+    """BYOL at smoke scale, K = 2."""
+    run = smoke(Evaluate(encoder=byol(imagenet100), protocol=NearestNeighbours(), dataset=byol(imagenet100).dataset)).encoder
+    return replace(cast(Pretrain, run), epochs=epochs, **fields)
+
+
+def evaluation(encoder: Pretrain, k: int = 5) -> Evaluate:
+    return Evaluate(encoder=encoder, protocol=NearestNeighbours(k=k), dataset=encoder.dataset)
+
+
+def finished(spec: Spec, seconds: float = 60, **fields: Any) -> Record:
+    """The record of a run that is finished, as the store gives it."""
+    state = RunState(spec_id=spec.id, run_id="0" * 32, name="", scale="smoke", state="finished", reason="", started=START, metrics={})
+    known: dict[str, Any] = {"commit": "abc1234def", "dirty": False, "digests": {}, "address": "", "device": "Chip", "attempts": 1}
+    known |= {"host": "here", "settings": tracking.settings(spec), "ended": START + timedelta(seconds=seconds)}
+    return Record(state=state, **(known | fields))
+
+
+# What a network costs, without torch
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_every_backbone_costs_what_torch_counts(name: str) -> None:
+    found = cost.network(name)
+    assert found is not None, f"{name} has no layers in reproduce/nn/cost.py"
+    with torch.device("meta"):
+        network = backbones.build(name).eval()
+        for size in (32, 64, 96):
+            with FlopCounterMode(display=False) as counter:
+                network(torch.empty(1, 3, size, size))
+            assert found.operations(size) == counter.get_total_flops()
+    assert found.num_features == network.num_features
+    assert found.parameters == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("heads", [Heads(), Heads(hidden=64, output=16, norm="layernorm")], ids=["batchnorm", "layernorm"])
+def test_the_files_of_a_run_are_as_large_as_doctor_finds_by_building_them(heads: Heads) -> None:
+    for backbone in ("small", "resnet18"):
+        network = cost.network(backbone)
+        assert network is not None
+        assert cost.siamese(network, heads) == doctor.sizes(backbone, cast(Method, byol(imagenet100, heads=heads).method), {})
+
+
+def test_the_small_network_counted_by_hand() -> None:
+    network = cost.network("small")
+    assert network is not None
+    assert network.operations(32) == SMALL_FORWARD
+    assert network.parameters == 77_392
+
+
+def test_protocols_say_how_many_images_go_through_the_encoder() -> None:
+    assert NearestNeighbours().passes(100, 10) == 110
+    assert AlignmentUniformity().passes(100, 10) == 20
+    assert LinearSGD(epochs=3, num_held_out=20).passes(100, 10) == 3 * 80 + 20 + 10
+    assert SemiSupervised(epochs=(2, 5), num_held_out=20).passes(1000, 10) == 5 * 10 + 20 + 10
+    assert SemiSupervised(epochs=(2, 5), num_held_out=20, encoder_lr=0.1).passes(1000, 10) == 3 * 7 * 10 + 2 * 20 + 10
+
+
+# The nearest finished run
+
+
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [
+        ([], "no finished run with these settings, nor any of its kind at this scale"),
+        ([tiny(epochs=6)], "the nearest differs in epochs: 6, here 4"),
+        ([tiny(epochs=6, seed=1), tiny(seed=2)], "the nearest differs in seed: 2, here 0"),
+        ([tiny(seed=3), tiny(seed=2)], "the nearest differs in seed: 3, here 0"),
+        (
+            [tiny(epochs=6, seed=1, batch_size=64, backbone="resnet18", precision="bfloat16")],
+            "the nearest differs in backbone: resnet18, here small; epochs: 6, here 4; batch_size: 64, here 32 and 2 more",
+        ),
+    ],
+    ids=["none", "one setting", "fewest", "newest of several", "many"],
+)
+def test_the_nearest_finished_run_is_told_by_what_differs(others: list[Pretrain], says: str) -> None:
+    assert nearest(tiny(), [finished(run) for run in others]).removeprefix("no finished run with these settings; ") == says
+
+
+def test_a_setting_that_older_runs_lack_is_no_difference_while_it_is_none() -> None:
+    older = finished(tiny(epochs=6))
+    settings = {key: value for key, value in older.settings.items() if key != "augmentation.small"}
+    assert nearest(tiny(), [replace(older, settings=settings)]).endswith("differs in epochs: 6, here 4")
+
+
+# Hours
+
+
+def test_a_pretraining_takes_what_finished_ones_took_for_a_view() -> None:
+    """60 s for 4 epochs of K = 2, so 60 x (8 x 4) / (4 x 2) for 8 epochs of K = 4."""
+    ours = tiny(epochs=8).replace("method.num_views", 4)
+    assert estimate(ours, [finished(tiny())], "CPU", "Chip") == Estimate(240, "finished runs")
+    three = [finished(tiny(seed=seed), seconds) for seed, seconds in enumerate((60, 90, 1000))]
+    assert estimate(ours, three, "CPU", "Chip") == Estimate(360, "finished runs")
+
+
+def test_images_of_another_data_set_count_by_their_number() -> None:
+    """The smoke scale's folder has 1 200 training scenes, its STL-10 500 + 700, here 3 500 + 700."""
+    other = smoke(Evaluate(encoder=byol(stl10), protocol=NearestNeighbours(), dataset=byol(stl10).dataset)).encoder
+    ours = cast(Pretrain, other).replace("dataset.num_train", 3500).replace("epochs", 4).replace("augmentation", tiny().augmentation)
+    assert estimate(ours, [finished(tiny())], "CPU", "Chip") == Estimate(60 * 4200 / 1200, "finished runs")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        finished(tiny(), device="Another"),
+        finished(tiny(), device=""),
+        finished(tiny(), attempts=2),
+        finished(tiny(), attempts=None),
+        finished(tiny(), ended=None),
+        finished(tiny(backbone="resnet18")),
+        finished(tiny().replace("dataset.size", 16)),
+        finished(tiny(epochs=0)),
+    ],
+    ids=["other device", "device not recorded", "resumed", "attempts not recorded", "no end", "other backbone", "other size", "no epochs"],
+)
+def test_times_that_do_not_compare_are_not_used(record: Record) -> None:
+    """From FLOPs then: 4 passes (online forward and backward, target) x 4 epochs x 1 200 images x 2 views at 20e9 a second."""
+    found = estimate(tiny(), [record], "CPU", "Chip")
+    assert found is not None
+    assert found.source == "FLOPs"
+    assert found.seconds == pytest.approx(4 * 4 * 1200 * 2 * SMALL_FORWARD / 20e9)
+
+
+def test_an_evaluation_takes_what_the_same_one_of_another_encoder_took() -> None:
+    ours = evaluation(tiny(seed=1))
+    assert estimate(ours, [finished(evaluation(tiny(epochs=9)), 7)], "CPU", "Chip") == Estimate(7, "finished runs")
+    other = estimate(ours, [finished(evaluation(tiny(), k=20), 7)], "CPU", "Chip")
+    assert other is not None
+    assert other == (pytest.approx((1200 + 1000) * SMALL_FORWARD / 20e9), "FLOPs")
+
+
+def test_the_published_sizes_of_real_data_give_an_estimate_at_paper_scale() -> None:
+    """ImageNet-100 has 126 689 images; a ResNet-18 with a 7x7 stem takes 1.81e9 multiply-adds at 224 px (torchvision's documentation)."""
+    run = msbreg(imagenet100)
+    found = estimate(run, [], "GPU", "any")
+    assert found is not None
+    assert found.seconds == pytest.approx(4 * 320 * 126_689 * 4 * 2 * 1.81e9 / 18e12, rel=0.01)
+
+
+def test_what_nobody_knows_is_not_invented() -> None:
+    detection = next(job.spec for job in jobs([Request(table="table10")]) if isinstance(job.spec, Evaluate))
+    assert estimate(detection, [], "CPU", "Chip") is None
+
+
+def step(spec: Spec, seconds: float | None = None, fate: Any = "run", **fields: Any) -> Step:
+    return Step(spec=spec, fate=fate, why="", estimate=None if seconds is None else Estimate(seconds, "finished runs"), **fields)
+
+
+def test_the_wall_time_respects_what_comes_first_and_how_many_go_on_at_once() -> None:
+    """Two pretrainings of 10 and 20 s, an evaluation of 5 s after each."""
+    one, two = tiny(), tiny(seed=1)
+    steps = [step(one, 10), step(evaluation(one), 5), step(two, 20), step(evaluation(two), 5)]
+    assert [makespan(steps, at_once) for at_once in (1, 2, 9)] == [40, 25, 25]
+    assert makespan([step(one, 10, left=0.25), step(evaluation(one), 5)], 2) == 7.5
+
+
+# The digest and what it is checked by
+
+
+def made(*steps: Step) -> Forecast:
+    return Forecast(steps=steps, device="GPU", at_once=2, disk=10**9)
+
+
+def test_the_digest_covers_runs_their_fates_and_their_order_and_nothing_else() -> None:
+    one, two = step(tiny()), step(tiny(seed=1))
+    others = [(one,), (two, one), (one, replace(two, fate="reuse")), (one, step(tiny(seed=2)))]
+    digests = {made(*steps).digest for steps in ((one, two), *others)}
+    assert len(digests) == 5
+    assert all(re.fullmatch("[0-9a-f]{12}", digest) for digest in digests)
+    assert made(replace(one, why="other words", left=0.5), step(tiny(seed=1), 50)).digest == made(one, two).digest
+
+
+def test_what_is_not_allowed_is_refused_in_one_line() -> None:
+    plan = made(step(tiny(), 3600), step(tiny(seed=1), 3600, left=0.5), step(tiny(seed=2), fate="reuse"))
+    assert plan.hours == 1.5
+    check(plan, "", None)
+    check(plan, plan.digest, 1.5)
+    with pytest.raises(RefusedError, match=rf"^The plan is not 0123456789ab: it is {plan.digest} now\. .*--apply {plan.digest}\.$"):
+        check(plan, "0123456789ab", None)
+    with pytest.raises(RefusedError, match=r"^--max-gpu-hours is 1\.4, and the plan takes some 1\.5 GPU-hours: "):
+        check(plan, plan.digest, 1.4)
+    unknown = made(step(tiny(), 3600), step(tiny(seed=1)))
+    assert unknown.hours is None
+    with pytest.raises(RefusedError, match="and the hours of 1 of 2 runs are not known: "):
+        check(unknown, "", 1e9)
+
+
+def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
+    lines = list(made(step(tiny(), 7200), step(evaluation(tiny()), 1800), step(tiny(seed=1), fate="running")).lines())[3:]
+    assert lines[:4] == [
+        "3 runs: 1 running elsewhere, 2 to do.",
+        "GPU-hours: 2.5. Wall time: 2:30:00, 2 runs at once.",
+        "  2 estimated from finished runs that are alike.",
+        "  1 that another process does is not counted.",
+    ]
+    unknown = list(made(step(tiny(), 7200), step(evaluation(tiny()))).lines())[2:]
+    assert unknown[1] == "GPU-hours: not known; 2 for the 1 runs of which it is. Wall time: not known, 2 runs at once."
+    assert "  1 not known: knn on synthetic_folder." in unknown
+
+
+# Real records
+
+
+def attempt(spec: Spec, site: Site, at: Any) -> None:
+    """Begins a run, says so, and waits to be killed."""
+    with Store(site).start(spec, scale="smoke"):
+        at.put(os.getpid())
+        signal.pause()
+
+
+def steps_of(wanted: list[Job], site: Site) -> list[Step]:
+    return list(forecast(wanted, lambda todo: blocked(todo, site, fetch=False), Store(site), site).steps)
+
+
+@pytest.mark.slow
+def test_every_fate_is_told_from_the_store_and_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow.tracking  # noqa: F401, forked processes need not import it again
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    site = Site(runs=tmp_path / "runs", device="cpu", jobs=1)
+    (reused, killed, running, failed, new), at = [tiny(seed=seed) for seed in range(5)], fork.Queue()
+    request = Request(table="table8")
+    wanted = [Job(spec, request) for spec in (reused, killed, running, failed, new)]
+    assert {each.why for each in steps_of(wanted, site)} == {"no finished run with these settings, nor any of its kind at this scale"}
+    assert not site.runs.exists()
+
+    with Store(site).start(reused, scale="smoke") as run:
+        run.finish({})
+    with pytest.raises(ValueError, match="no luck"), Store(site).start(failed, scale="smoke"):
+        raise ValueError("no luck")
+    processes = [fork.Process(target=attempt, args=(spec, site, at)) for spec in (killed, running)]
+    try:
+        for process in processes:
+            process.start()
+            at.get(timeout=60)
+        processes[0].kill()
+        processes[0].join()
+        checkpoint.save(site.runs / killed.id, {"epoch": 3}, 3)
+        found = dict(zip(("reused", "killed", "running", "failed", "new"), steps_of(wanted, site), strict=True))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    record = Store(site).records([reused.id])[reused.id]
+    assert (record.attempts, record.device) == (1, Store(site).records([killed.id])[killed.id].device)
+    assert record.ended is not None
+    host = socket.gethostname()
+    assert {name: each.fate for name, each in found.items()} == {
+        "reused": "reuse",
+        "killed": "resume",
+        "running": "running",
+        "failed": "run",
+        "new": "run",
+    }
+    assert found["reused"].why.startswith(f"finished {record.ended.astimezone():%Y-%m-%d}, commit {record.commit[:7]}")
+    gone = f"its process {processes[0].pid} on {host} is gone"
+    assert found["killed"].why == f"a checkpoint of epoch 3 of 4 is there; interrupted, {gone}"
+    assert found["killed"].left == 0.25
+    assert found["running"].why == f"process {processes[1].pid} on {host} does it"
+    assert found["failed"].why == "failed, ValueError: no luck; it starts anew"
+    assert found["new"].why == "no finished run with these settings; the nearest differs in seed: 0, here 4"
+    assert {each.estimate.source for each in found.values() if each.estimate} == {"finished runs"}
+
+    with Store(site).start(killed, scale="smoke") as run:
+        run.finish({})
+    assert Store(site).records([killed.id])[killed.id].attempts == 2
+
+
+def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Path) -> None:
+    site = Site(runs=tmp_path / "runs", device="cpu")
+    found = steps_of(jobs([Request(table="table8", scale="small", rows="BYOL")]), site)
+    assert [(each.fate, each.why) for each in found] == [("blocked", "lacks imagenette")] * 2
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    site = replace(site, data={"imagenette": tmp_path})
+    detection = steps_of(jobs([Request(table="table10", scale="small")]), site)
+    waiting = {each.spec.id: each.why for each in detection if isinstance(each.spec, Evaluate)}
+    for each in detection:
+        if isinstance(each.spec, Pretrain):
+            assert each.fate == "blocked"
+            assert re.fullmatch(r"only runs such as (\w+) need it, which lacks coco2017", each.why)
+            assert each.why.split()[4] in waiting
+
+
+# The command line
+
+
+def test_a_plan_is_applied_only_as_it_was_looked_at(home: Home) -> None:
+    arguments = ("table8", "--rows", "BYOL")
+    planned = home.invoke(*arguments, "--dry-run").stdout.splitlines()[-1].split()[1].rstrip(":")
+    other = home.invoke("table8", "--rows", "BYOL + L_s", "--apply", planned)
+    assert (other.returncode, other.stdout, other.stderr.count("\n")) == (2, "", 1)
+    assert other.stderr.startswith(f"The plan is not {planned}: it is ")
+    dear = home.invoke(*arguments, "--apply", planned, "--max-gpu-hours", "0.0001")
+    assert (dear.returncode, dear.stdout, dear.stderr.count("\n")) == (2, "", 1)
+    assert dear.stderr.startswith("--max-gpu-hours is 0.0001, and the plan takes some under 0.01 CPU-hours")
+    looked = home.invoke(*arguments, "--apply", planned, "--max-gpu-hours", "1", "--dry-run")
+    assert (looked.returncode, looked.stderr) == (0, "")
+    assert not home.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--apply", "now"), "--apply takes the 12 hexadecimal digits that --dry-run prints last, not 'now'."),
+        (("--max-gpu-hours", "few"), "--max-gpu-hours takes a number, such as 0.5, not 'few'."),
+        (("--max-gpu-hours", "1", "--render-only"), "--render-only starts nothing: leave it out, or --apply and --max-gpu-hours."),
+    ],
+    ids=["apply", "hours", "render only"],
+)
+def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], says: str, home: Home) -> None:
+    done = home.invoke("table8", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{says}\n")
