@@ -392,8 +392,24 @@ def test_the_html_table_says_what_it_must() -> None:
     assert all(given.get("scope") for row in page.rows for tag, given, _ in row if tag == "th")
     assert body[0][4][1]["title"] == "seed 0: run {}, seed 1: run {}".format(*ids("byol"))
     assert body[3][4][1]["title"] == f"seed 1 of 2: {FAILED}"
-    assert page.links == ["index.html", "table99.md", "table99.tex", "table99.csv", "table99.json"]
+    assert page.links[:5] == ["index.html", "table99.md", "table99.tex", "table99.csv", "table99.json"]
     assert "http" not in golden("table99.html"), "the page is not self-contained"
+
+
+def test_every_row_names_its_runs_in_every_format() -> None:
+    """In LaTeX above the row, in Markdown below the table, in HTML where the row's numbers link to."""
+    told = {"BYOL": "acc {0} {1}; loss {0} {1}".format(*ids("byol")), "Extra": "acc {} {}".format(*ids("extra"))}
+    tex, markdown, page = golden("table99.tex").splitlines(), golden("table99.md").splitlines(), golden("table99.html")
+    for label, runs in told.items():
+        assert next(line for line in tex[tex.index(f"% runs: {runs}") + 1 :] if not line.startswith("\\midrule")).startswith(label)
+        assert re.sub("`", "", next(line for line in markdown if line.startswith(f"- {label}:"))) == f"- {label}: {runs}"
+    links = Page(page).links[5:]
+    assert len(links) == sum(line.count(" ours") and "run " in line and "<a " in line for line in page.splitlines())
+    for link in links:
+        file, _, place = link.partition("#")
+        assert (file, page.count(f'id="{place}"')) == ("table99.html", 1)
+    for run in ids("byol"):
+        assert f"<code>{run}</code>" in page.partition('id="runs-1"')[2].partition("</li>")[0]
 
 
 def test_the_json_is_what_programs_expect() -> None:

@@ -65,6 +65,8 @@ class Line:
     facts: tuple[str, ...]
     rule_before: bool
     cells: tuple[Shown, ...]
+    runs: tuple[tuple[str, tuple[str, ...]], ...]
+    """The ids of the runs behind each number of ours, by column key."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def display(filled: Filled) -> Display:
             else _ours(row.cells[sub.column.key], sub.column.digits, rank[sub.column.key, "ours"][index])
             for sub in sub_columns
         )
-        lines.append(Line(row.shown, label_marks, tuple(row.facts.values()), row.rule_before, cells))
+        runs = tuple((column.key, row.cells[column.key].runs) for column in filled.columns if row.cells[column.key].runs)
+        lines.append(Line(row.shown, label_marks, tuple(row.facts.values()), row.rule_before, cells, runs))
     added = ((ADDED_MARK, "An added row; the paper's table does not have it."),) if any(r.added for r in filled.rows) else ()
     return Display(
         row_title=filled.row_title,

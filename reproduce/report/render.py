@@ -92,6 +92,8 @@ def markdown(filled: Filled) -> str:
             for claim in filled.claims
         )
         blocks += ["**Claims**", "\n".join(claims)]
+    if runs := [f"- {markup.markdown(line.label)}: {_runs(line, '`{}`')}" for line in shown.lines if line.runs]:
+        blocks += ["**Runs** (seeds in order)", "\n".join(runs)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -180,7 +182,8 @@ def _tex_rules(spans: Iterable[tuple[str, int]], left: int) -> str:
 def _tex_row(line: Line) -> list[str]:
     names = [markup.tex(line.label) + _tex_marks(line.marks), *map(markup.tex, line.facts)]
     row = " & ".join([*names, *map(_tex_cell, line.cells)]) + r" \\"
-    return [r"\midrule", row] if line.rule_before else [row]
+    comment = [f"% runs: {_runs(line, '{}')}"] if line.runs else []
+    return [*comment, *([r"\midrule"] if line.rule_before else []), row]
 
 
 def _tex_cell(cell: Shown) -> str:
@@ -272,6 +275,11 @@ def _cell_counts(filled: Filled) -> str:
 
 
 # Shared --------------------------------------------------------------------------------------------------------------------------------
+
+
+def _runs(line: Line, around: str) -> str:
+    """The runs of a row by column key, one for each seed."""
+    return "; ".join(f"{key} {' '.join(map(around.format, ids))}" for key, ids in line.runs)
 
 
 def _tally(verdicts: Iterable[Verdict]) -> str:
