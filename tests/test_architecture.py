@@ -382,6 +382,7 @@ FEW_STEPS = {
 """Of a detector: enough to go through all of it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", PROTOCOLS)
 def test_a_protocol_measures_what_it_says(cls: type[Protocol], scenes: tuple[Encoder, SyntheticFolder, Site]) -> None:
     encoder, one_label, site = scenes

@@ -30,6 +30,8 @@ from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.site import Site
 
+pytestmark = pytest.mark.slow  # torchvision or pycocotools and pictures: seconds in all
+
 SQUARE = (10.0, 10.0, 50.0, 50.0)
 """40 x 40 pixels, which COCO calls medium."""
 OTHER = (100.0, 100.0, 140.0, 140.0)

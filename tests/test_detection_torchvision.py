@@ -35,6 +35,8 @@ from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.site import Site
 
+pytestmark = pytest.mark.slow  # torchvision or pycocotools and pictures: seconds in all
+
 SIDE = 32
 SITE = Site()
 SMALL: Any = {

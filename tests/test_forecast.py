@@ -332,6 +332,7 @@ def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Pat
 # The command line
 
 
+@pytest.mark.slow
 def test_a_plan_is_applied_only_as_it_was_looked_at(home: Home) -> None:
     arguments = ("table8", "--rows", "BYOL")
     planned = home.invoke(*arguments, "--dry-run").stdout.splitlines()[-1].split()[1].rstrip(":")

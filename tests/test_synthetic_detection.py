@@ -22,6 +22,8 @@ from reproduce.data.synthetic import SyntheticFolder, SyntheticINaturalist2018, 
 from reproduce.data.synthetic_detection import SyntheticCOCO2017, SyntheticVOC0712, _run_lengths
 from reproduce.site import Site
 
+pytestmark = pytest.mark.slow  # torchvision or pycocotools and pictures: seconds in all
+
 VOC = SyntheticVOC0712(num_trainval=30, num_test=24)
 COCO = SyntheticCOCO2017(num_train=120, num_val=80)
 
