@@ -318,17 +318,17 @@ def test_no_process_outlives_a_run_that_is_killed_or_fails(kill: bool, tmp_path:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
-        first, second = json.loads(run.stdout.readline()), json.loads(run.stdout.readline())
-        assert first == second
-        assert len(first) == 2
+        pids = json.loads(run.stdout.readline())
+        assert len(pids) == 2 or not kill, "the process that is to fail may have failed by now"
         if kill:
-            children = [psutil.Process(pid) for pid in first]
+            children = [psutil.Process(pid) for pid in pids]
             run.kill()
             _, alive = psutil.wait_procs(children, timeout=30)
             assert not alive
             return
         _, errors = run.communicate(timeout=30)
-        assert not [pid for pid in first if psutil.pid_exists(pid)]
+        assert pids
+        assert not [pid for pid in pids if psutil.pid_exists(pid)]
     assert run.returncode == 1
     assert "Found input variables with inconsistent numbers of samples" in errors
     assert errors.rstrip().endswith("ended without its result: its error is above, or memory ran out.")
