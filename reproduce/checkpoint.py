@@ -1,6 +1,7 @@
 """Files that survive a crash: training checkpoints and encoders. Whole or not there, and checked when they are read.
 
     save(folder, state, epoch)               # epoch-00003.pt; the two newest stay
+    save(folder, state, 3, step=7, steps=20) # epoch-00003-step-000007-of-000020.pt: 7 of the 20 steps of the epoch after the third
     latest(folder)                           # the newest whole state, or None
     save_encoder(path, tensors, spec_id=...) # safetensors that know which run they are from
     load_encoder(path, spec_id=...)
@@ -16,12 +17,18 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from reproduce import interrupt
 from reproduce.lazy import torch
+from reproduce.nn import distributed
+from reproduce.progress import Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,19 +36,26 @@ if TYPE_CHECKING:
 DIGEST_BYTES = 32
 SPEC, DIGEST = "spec_id", "sha256"
 """Keys of an encoder file's metadata."""
+EVERY = 60.0
+"""Seconds between two checkpoints of an evaluation, at least: a kill costs little more, and one of seconds writes none."""
 LARGEST_HEADER = 100_000_000
 """Bytes: the limit of safetensors itself."""
 DETECTRON2 = "detectron2"
 """The folder of a run in which Detectron2 keeps its own checkpoints."""
 
+NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+)-of-(\d+))?")
+"""Of a checkpoint's file, without the ending: epochs done, then steps of the one under way."""
+
 logger = logging.getLogger(__name__)
 
 
-def save(folder: Path, state: Mapping[str, Any], epoch: int, *, keep: int = 2) -> Path:
+def save(folder: Path, state: Mapping[str, Any], epoch: int, *, step: int = 0, steps: int = 0, keep: int = 2) -> Path:
     """Writes the checkpoint of `epoch` and removes all but the `keep` newest, and what killed processes left half-written.
 
     Args:
         state: dicts, lists, tuples, tensors, numbers, strings and None, nested at will.
+        epoch: how many are done.
+        step: how many steps of the next one are done, of its `steps`; 0: none.
 
     Raises:
         TypeError: something else is inside, which could not be read back; the message names it.
@@ -52,7 +66,7 @@ def save(folder: Path, state: Mapping[str, Any], epoch: int, *, keep: int = 2) -
     torch.save(state, buffer)
     content = buffer.getbuffer()
     folder.mkdir(parents=True, exist_ok=True)
-    path = _path(folder, epoch)
+    path = _path(folder, epoch, step, steps)
     for leftover in folder.glob(".epoch-*.tmp"):
         leftover.unlink(missing_ok=True)
     write(path, content, hashlib.sha256(content).digest())
@@ -77,16 +91,92 @@ def latest(folder: Path, device: str = "cpu") -> dict[str, Any] | None:
     return None
 
 
-def newest(folder: Path) -> int:
-    """The epoch of the newest checkpoint in `folder` by its name, without reading it; 0: there is none."""
-    return max((int(path.stem.removeprefix("epoch-")) for path in folder.glob("epoch-*.pt")), default=0)
+def newest(folder: Path) -> float:
+    """How many epochs the newest checkpoint in `folder` has behind it, by its name, without reading it; 0: there is none."""
+    return max(_by_epochs(folder), default=0.0)
 
 
 def discard(folder: Path) -> None:
     """Removes the checkpoints in `folder`: its run is finished and recorded."""
-    for path in _newest_first(folder):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(folder / DETECTRON2, ignore_errors=True)
+    for path in leftovers(folder):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The files and folders that `discard` removes."""
+    return [*_newest_first(folder), *([folder / DETECTRON2] if (folder / DETECTRON2).is_dir() else [])]
+
+
+class Keeper:
+    """Keeps what a training of hours has done: a checkpoint at the end of a step, every `EVERY` seconds and when the run is told to stop.
+
+    keeper = Keeper(watch, {"data": digest})
+    if saved := keeper.saved: ...
+    with keeper.patiently() as due:
+        for step in range(...):
+            ...
+            if due():
+                keeper.save({"weights": weights}, epoch, step + 1, num_steps)
+    """
+
+    def __init__(self, watch: Watch, about: Mapping[str, str]) -> None:
+        """Looks for the newest checkpoint in the folder of `watch`, without which none is kept.
+
+        Args:
+            about: digests of what the training depends on, by name; those of the first process count.
+
+        Raises:
+            ValueError: the checkpoint is of a training on something else.
+        """
+        self._watch, self._about = watch, dict(about)
+        self._last, self._stop = time.monotonic(), ""
+        self.saved = latest(watch.folder) if watch.folder is not None else None
+        """The state that was saved; None: there is none."""
+        if self.saved is not None and distributed.main_process():
+            wrong = [name for name, digest in self._about.items() if self.saved["about"].get(name) != digest]
+            if wrong:
+                raise ValueError(
+                    f"The checkpoint in {watch.folder} is of a training with another {' and another '.join(wrong)}: "
+                    "remove it to start anew."
+                )
+
+    @contextmanager
+    def patiently(self) -> Iterator[Callable[[], bool]]:
+        """Inside, a request to stop waits until a step is done; what is yielded says after each whether to call `save`.
+
+        Raises:
+            Interrupted: as `interrupt.patiently`.
+        """
+        with interrupt.patiently() as asked:
+
+            def due() -> bool:
+                self._stop = asked()
+                if distributed.anyone(bool(self._stop)):
+                    self._stop = self._stop or interrupt.ELSEWHERE
+                return bool(self._stop) or time.monotonic() - self._last > EVERY
+
+            yield due
+
+    def save(self, state: Mapping[str, Any], epoch: int, step: int, steps: int) -> None:
+        """Writes a checkpoint after `step` of the `steps` steps of epoch number `epoch`, from 0, and ends the run if it is told to stop.
+
+        Raises:
+            Interrupted: the run is told to stop.
+            OSError: the file cannot be written; the checkpoints before it are intact.
+        """
+        folder = self._watch.folder
+        if folder is not None and distributed.main_process():
+            self._watch.hold()
+            self._watch.record.flush()  # a run that goes on from here does not measure again what came before
+            done = (epoch, step) if step < steps else (epoch + 1, 0)
+            save(folder, {**state, "about": self._about}, done[0], step=done[1], steps=steps)
+        self._last = time.monotonic()
+        if self._stop:
+            distributed.agreed(True)  # the others wait for the file: torchrun ends all processes as soon as one has ended
+            interrupt.stop(self._stop)
 
 
 def save_encoder(path: Path, tensors: Mapping[str, Tensor], *, spec_id: str) -> Path:
@@ -133,13 +223,25 @@ def encoder_of(file: IO[bytes]) -> str:
     Raises:
         ValueError: it is no safetensors file, or says of no run.
     """
+    try:
+        return metadata(file)[SPEC]
+    except KeyError:
+        raise ValueError("it is no safetensors file that names its run") from None
+
+
+def metadata(file: IO[bytes]) -> dict[str, str]:
+    """What a safetensors file, open at its beginning, says of itself; the tensors are not read.
+
+    Raises:
+        ValueError: it is no safetensors file.
+    """
     size = int.from_bytes(file.read(8), "little")  # of the header, which is JSON
     if size > LARGEST_HEADER:
         raise ValueError("it is no safetensors file")
     try:
-        return str(json.loads(file.read(size))["__metadata__"][SPEC])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError("it is no safetensors file that names its run") from None
+        return {str(key): str(value) for key, value in json.loads(file.read(size)).get("__metadata__", {}).items()}
+    except (ValueError, AttributeError, RecursionError):
+        raise ValueError("it is no safetensors file") from None
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -152,13 +254,20 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _path(folder: Path, epoch: int) -> Path:
-    return folder / f"epoch-{epoch:05d}.pt"
+def _path(folder: Path, epoch: int, step: int, steps: int) -> Path:
+    return folder / f"epoch-{epoch:05d}{f'-step-{step:06d}-of-{steps:06d}' if step else ''}.pt"
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, by epoch."""
-    return sorted(folder.glob("epoch-*.pt"), key=lambda path: int(path.stem.removeprefix("epoch-")), reverse=True)
+    """The checkpoints in `folder`, by how far they are."""
+    found = _by_epochs(folder)
+    return [found[epochs] for epochs in sorted(found, reverse=True)]
+
+
+def _by_epochs(folder: Path) -> dict[float, Path]:
+    """The checkpoints in `folder` by the epochs behind them; of two that are equally far either will do."""
+    found = ((NAME.fullmatch(path.stem), path) for path in folder.glob("epoch-*.pt"))
+    return {int(name[1]) + (int(name[2]) / int(name[3]) if name[2] else 0.0): path for name, path in found if name}
 
 
 def write(path: Path, *parts: bytes | memoryview) -> None:
@@ -175,8 +284,10 @@ def write(path: Path, *parts: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
-    except OSError as error:
+    except BaseException as error:  # a second Ctrl-C too
         draft.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise OSError(error.errno, f"{path} cannot be written ({error.strerror}); what was saved before is intact") from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:

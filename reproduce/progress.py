@@ -60,6 +60,8 @@ class Watch:
     report: Callable[[Progress], None] = lambda progress: None
     folder: Path | None = None
     """The run's own, where what takes hours keeps its checkpoints; None: it keeps none."""
+    hold: Callable[[], None] = lambda: None
+    """Called before a checkpoint is written; raises when another process has taken the run over."""
 
     def part(self, before: int, total: int) -> Watch:
         """For a part of the work: what it counts comes after `before` of `total`."""

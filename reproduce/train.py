@@ -1,15 +1,16 @@
 """Self-supervised pretraining, from the first batch to the encoder: the one training loop of every method.
 
 Everything random follows from the spec's seed and from counters (epoch, image, view, step), never from a generator's state, so a run that
-is resumed from its last epoch ends with the weights of one that was not interrupted, and any number of processes sees the same batches,
-views and noise.
+is resumed ends with the weights of one that was not interrupted, and any number of processes sees the same batches, views and noise.
+
+Checkpoints are written after whole epochs, and after the step under way when the run is told to stop.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from reproduce import checkpoint, environment
+from reproduce import checkpoint, environment, interrupt
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Batch, Images, batches
@@ -43,6 +44,7 @@ def pretrain(
     device: torch.device,
     record: Record,
     report: Callable[[Progress], None],
+    hold: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Trains the encoder of `spec` and writes it to `folder`.
 
@@ -51,12 +53,14 @@ def pretrain(
         folder: holds the checkpoints; training goes on from the newest that is whole.
         record: takes what is measured.
         report: called after every step.
+        hold: called before a checkpoint or the encoder is written; raises when another process has taken the run over.
 
     Returns:
         The measurements of the last epoch: loss, its terms, std and rank of the embeddings, images/s.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
+        Interrupted: the run is told to stop; what it has done is in a checkpoint.
         ValueError: a batch is larger than the data set, or the checkpoint was trained on other images.
     """
     method, dataset = cast(Method, spec.method), cast(Dataset, spec.dataset)
@@ -74,7 +78,8 @@ def pretrain(
     digest = images.digest if distributed.main_process() else ""
     record.tag("data_digest", digest)
     network, optimizer = start(spec, device)
-    first_epoch, measured = 0, dict[str, float]()
+    meter = Meter()
+    first_epoch, first_index, measured = 0, 0, dict[str, float]()
     saved = checkpoint.latest(folder)
     if saved is not None:
         if distributed.main_process() and saved["data"] != digest:
@@ -86,26 +91,38 @@ def pretrain(
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
         first_epoch, measured = saved["epoch"], saved["measured"]
+        if "step" in saved:  # older ones are of whole epochs only
+            first_index = saved["step"]
+            meter.load_state_dict(saved["meter"], device)
     if distributed.world_size() > 1:
         network.online = DistributedDataParallel(network.online)
 
-    meter = Meter()
-    for epoch in range(first_epoch, spec.epochs):
-        for index, (canvas, sizes, which) in enumerate(_batches(spec, site, images, epoch, steps_per_epoch)):
-            step = epoch * steps_per_epoch + index
-            lr = schedules.learning_rate(step, peak=peak_lr, warmup_steps=warmup_steps, num_steps=num_steps)
-            batch = draw_views(spec, canvas.to(device, non_blocking=True), sizes, which, epoch)
-            followed = train_step(spec, network, optimizer, meter, batch, step=step, num_steps=num_steps, lr=lr)
-            if (step + 1) % LOG_EVERY == 0 or index + 1 == steps_per_epoch:
-                measured = meter.read(step) | {"lr": lr, **followed}
-                record.log(step + 1, measured)
-            report(Progress((step + 1) * spec.batch_size, num_steps * spec.batch_size, "images", f"epoch {epoch + 1}/{spec.epochs}"))
-        due = (epoch + 1) % site.checkpoint_every == 0 or epoch + 1 == spec.epochs
-        if due and distributed.main_process():
-            record.flush()  # a run that is resumed from this checkpoint does not measure again what came before
-            checkpoint.save(folder, _state(network, optimizer, epoch + 1, measured, digest), epoch + 1)
+    with interrupt.patiently() as asked:
+        for epoch in range(first_epoch, spec.epochs):
+            first = first_index if epoch == first_epoch else 0
+            for index, (canvas, sizes, which) in enumerate(_batches(spec, site, images, epoch, steps_per_epoch, first), first):
+                step, last = epoch * steps_per_epoch + index, index + 1 == steps_per_epoch
+                lr = schedules.learning_rate(step, peak=peak_lr, warmup_steps=warmup_steps, num_steps=num_steps)
+                batch = draw_views(spec, canvas.to(device, non_blocking=True), sizes, which, epoch)
+                followed = train_step(spec, network, optimizer, meter, batch, step=step, num_steps=num_steps, lr=lr)
+                if (step + 1) % LOG_EVERY == 0 or last:
+                    measured = meter.read(step) | {"lr": lr, **followed}
+                    record.log(step + 1, measured)
+                report(Progress((step + 1) * spec.batch_size, num_steps * spec.batch_size, "images", f"epoch {epoch + 1}/{spec.epochs}"))
+                stopping = distributed.anyone(bool(asked()))
+                if stopping or (last and ((epoch + 1) % site.checkpoint_every == 0 or epoch + 1 == spec.epochs)):
+                    done = (epoch + 1, 0) if last else (epoch, index + 1)
+                    state = _state(network, optimizer, meter, *done, measured, digest)
+                    if distributed.main_process():
+                        hold()
+                        record.flush()  # a run that is resumed from this checkpoint does not measure again what came before
+                        checkpoint.save(folder, state, done[0], step=done[1], steps=steps_per_epoch)
+                if stopping:
+                    distributed.agreed(True)  # the others wait for the file: torchrun ends all processes as soon as one has ended
+                    interrupt.stop(asked() or interrupt.ELSEWHERE)
     online = distributed.unwrapped(network.online)
     if distributed.main_process():
+        hold()
         Encoder(spec, online.backbone, online.projector).save(folder)
     return measured
 
@@ -188,15 +205,26 @@ class Meter:
         self._start()
         return means | state | {"images_per_second": rate}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it has summed since it was last read, of every process; all of them must ask."""
+        sums = {name: distributed.gather(total.reshape(1)).cpu() for name, total in self._sums.items()}  # (processes,)
+        return {"sums": sums, "steps": self._steps, "images": self._images}
 
-def _batches(spec: Pretrain, site: Site, images: Images, epoch: int, steps: int) -> Iterator[Batch]:
-    """This process's share of each of the epoch's batches: canvases (uint8), original sizes and image indices.
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on from what `state_dict` gave. Another number of processes shares the sums alike, as only their mean is read."""
+        alike = {len(total) == distributed.world_size() for total in state["sums"].values()} == {True}
+        self._sums = {name: (total[distributed.rank()] if alike else total.mean()).to(device) for name, total in state["sums"].items()}
+        self._steps, self._images = state["steps"], state["images"]
+
+
+def _batches(spec: Pretrain, site: Site, images: Images, epoch: int, steps: int, first: int) -> Iterator[Batch]:
+    """This process's share of the epoch's batches from number `first` on: canvases (uint8), original sizes and image indices.
 
     A batch is cut into contiguous shares, in the order of the ranks, so that gathered rows are in the order of one process.
     """
     order = torch.randperm(len(images), generator=seeds.generator("order", spec.seed, epoch))[: steps * spec.batch_size]
     share = spec.batch_size // distributed.world_size()
-    mine = order.view(steps, distributed.world_size(), share)[:, distributed.rank()].reshape(-1)
+    mine = order.view(steps, distributed.world_size(), share)[first:, distributed.rank()].reshape(-1)
     canvas = cast(Dataset, spec.dataset).canvas
     yield from batches(images, mine, share, canvas=canvas, workers=site.workers)
 
@@ -225,13 +253,15 @@ def _backward(network: Any, parts: Iterator[Part], num_parts: int, device: torch
         yield part
 
 
-def _state(network: Any, optimizer: LARS, epoch: int, measured: dict[str, float], digest: str) -> dict[str, Any]:
-    """What a run needs to go on after `epoch` epochs."""
+def _state(network: Any, optimizer: LARS, meter: Meter, epoch: int, step: int, measured: dict[str, float], digest: str) -> dict[str, Any]:
+    """What a run needs to go on after `epoch` epochs and `step` steps of the next; every process must ask."""
     weights = {key.replace("online.module.", "online."): value for key, value in network.state_dict().items()}
     return {
         "network": weights,
         "optimizer": optimizer.state_dict(),
+        "meter": meter.state_dict(),
         "epoch": epoch,
+        "step": step,
         "measured": measured,
         "data": digest,
         "commit": environment.code()[0],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 from toys import CPU, READ, Notes, Toy, encoder, images_read, on_two_processes
 
+from reproduce import checkpoint, interrupt
 from reproduce.data import views
+from reproduce.interrupt import Interrupted
 from reproduce.nn import classifiers, features, schedules, seeds
 from reproduce.nn.classifiers import Classifiers, Stream
+from reproduce.nn.encoder import Encoder
 from reproduce.progress import Progress, Watch
 from reproduce.protocols.linear_sgd import LinearSGD
 from reproduce.site import Site
@@ -327,6 +332,62 @@ def test_settings_that_make_no_sense_are_errors_in_one_line(changes: dict[str, A
     with pytest.raises(ValueError, match=message) as caught:
         replace(SWEEP, **changes)
     assert "\n" not in str(caught.value)
+
+
+# Stopped and begun again
+
+
+def struck(protocol: LinearSGD, folder: Path, stop_at: int, strike: Callable[[], Any], notes: Notes, network: Encoder | None = None) -> Any:
+    """What the protocol measures, or its interruption; `strike` is called after step number `stop_at`, from 1."""
+    steps = itertools.count(1)
+    watch = Watch(notes, lambda progress: strike() if next(steps) == stop_at else None, folder)
+    return protocol.run(network or encoder(), Toy(), Site(), CPU, 5, watch)
+
+
+@pytest.mark.parametrize("base_lrs", [(1.0, 30.0, 10.0), (1e40, 0.1)])
+def test_a_sweep_that_is_stopped_goes_on_to_the_same_numbers(base_lrs: tuple[float, ...], tmp_path: Path) -> None:
+    protocol = replace(SWEEP, base_lrs=base_lrs)
+    whole, parts = Notes(), Notes()
+    found = measure(protocol, notes=whole)
+    for stop_at, name in ((2, "epoch-00000-step-000002-of-000004"), (2, "epoch-00001"), (3, "epoch-00001-step-000003-of-000004")):
+        with pytest.raises(Interrupted, match="a test"):
+            struck(protocol, tmp_path, stop_at, lambda: interrupt.ask("a test"), parts)
+        assert (tmp_path / f"{name}.pt").exists()
+    assert struck(protocol, tmp_path, 0, lambda: None, parts) == found
+    assert str(parts.logged) == str(whole.logged)  # by their text, as NaN is not itself
+    assert parts.tags == whole.tags
+    checkpoint.discard(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_killed_goes_on_from_its_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measure(SWEEP)
+    with pytest.raises(ZeroDivisionError):
+        struck(SWEEP, tmp_path, 6, lambda: 1 / 0, Notes())
+    assert not list(tmp_path.iterdir()), "a training of seconds writes none"
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    with pytest.raises(ZeroDivisionError):
+        struck(SWEEP, tmp_path, 6, lambda: 1 / 0, Notes())
+    assert checkpoint.newest(tmp_path) == 5 / 4
+    assert struck(SWEEP, tmp_path, 0, lambda: None, Notes()) == found
+
+
+def test_a_checkpoint_of_another_encoder_or_of_other_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        struck(SWEEP, tmp_path, 2, lambda: interrupt.ask("a test"), Notes())
+    with pytest.raises(ValueError, match=r"^The checkpoint in .* is of a training with another encoder: remove it to start anew\.$"):
+        struck(SWEEP, tmp_path, 0, lambda: None, Notes(), replace(encoder(), digest="0123"))
+    with pytest.raises(ValueError, match=r"with another choice of images: remove it"):
+        struck(replace(SWEEP, num_held_out=25), tmp_path, 0, lambda: None, Notes())
+
+
+def test_nothing_is_written_for_a_run_that_another_process_has_taken_over(tmp_path: Path) -> None:
+    def hold() -> None:
+        raise Interrupted("lost")
+
+    with pytest.raises(Interrupted, match="lost"):
+        SWEEP.run(encoder(), Toy(), Site(), CPU, 5, Watch(report=lambda progress: interrupt.ask("a test"), folder=tmp_path, hold=hold))
+    assert not list(tmp_path.iterdir())
 
 
 # One process and two

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 from toys import CPU, READ, Notes, Toy, encoder, images_read, on_two_processes
 
+from reproduce import checkpoint, interrupt
 from reproduce.data import views
 from reproduce.data.synthetic import SyntheticSTL10
+from reproduce.interrupt import Interrupted
 from reproduce.nn import features, seeds
 from reproduce.nn.classifiers import Classifiers
+from reproduce.nn.encoder import Encoder
 from reproduce.plan import Job, Request
 from reproduce.produce import RefusedError, _without_data
 from reproduce.progress import Progress, Watch
@@ -240,6 +245,49 @@ def test_a_missing_list_is_found_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="1percent"):
         _without_data(todo[:1], site)
     assert not list(tmp_path.iterdir())
+
+
+# Stopped and begun again
+
+
+def struck(
+    protocol: SemiSupervised, folder: Path, stop_at: int, strike: Callable[[], Any], notes: Notes, network: Encoder | None = None
+) -> Any:
+    """What the protocol measures, or its interruption; `strike` is called after step number `stop_at`, from 1."""
+    steps = itertools.count(1)
+    watch = Watch(notes, lambda progress: strike() if next(steps) == stop_at else None, folder)
+    return protocol.run(network or encoder(), Toy(), Site(), CPU, 5, watch)
+
+
+@pytest.mark.parametrize("protocol", [FROZEN, TUNED, replace(TUNED, batchnorm="eval", num_held_out=0, epochs=(2,))])
+def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(protocol: SemiSupervised, tmp_path: Path) -> None:
+    whole, parts = Notes(), Notes()
+    found = measure(protocol, notes=whole)
+    for stop_at in (2, 1, 2):  # in the middle of an epoch, at its end, which is that of the first training, and in the one after it
+        with pytest.raises(Interrupted, match="a test"):
+            struck(protocol, tmp_path, stop_at, lambda: interrupt.ask("a test"), parts)
+    assert checkpoint.newest(tmp_path) == pytest.approx(5 / 3)
+    assert struck(protocol, tmp_path, 0, lambda: None, parts) == found
+    assert parts.logged == whole.logged
+    assert parts.tags == whole.tags
+
+
+def test_the_best_training_and_the_lost_ones_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first training is the best, and one diverges; a kill in the last one must not change that."""
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    protocol = replace(TUNED, epochs=(3, 1, 2), encoder_lr=1e-6)
+    whole, parts = Notes(), Notes()
+    found = measure(protocol, notes=whole)
+    assert found["epochs"] == 3, "the others would be chosen anyway, and this test shows nothing"
+    with pytest.raises(ZeroDivisionError):
+        struck(protocol, tmp_path, 15, lambda: 1 / 0, parts)
+    assert struck(protocol, tmp_path, 0, lambda: None, parts) == found
+    assert parts.logged == whole.logged
+    state = checkpoint.latest(tmp_path)
+    assert state is not None
+    checkpoint.save(tmp_path, state | {"lost": ["epochs 1"]}, 7)
+    struck(protocol, tmp_path, 0, lambda: None, parts)
+    assert parts.tags["diverged"] == "epochs 1"
 
 
 # One process and two

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import threading
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
@@ -408,7 +410,8 @@ def in_parts(images: Images, parts: Sequence[ArrayLike], shape: Shape, workers: 
 
 def _ahead(images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape) -> Iterator[Batch]:
     """Batches read in one thread while the caller works on those before; Pillow decodes without the interpreter's lock."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as thread:
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
+    try:
         waiting: deque[Future[Batch]] = deque()
         for part in parts:
             waiting.append(thread.submit(images.read, part, shape))
@@ -416,6 +419,8 @@ def _ahead(images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape) -> 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)  # whoever stops asking waits for one batch at most, not for those ahead of it
 
 
 class _Pieces(Dataset[Any]):
@@ -437,7 +442,8 @@ def _by_processes(images: Images, parts: Sequence[NDArray[np.int64]], shape: Sha
     pieces = [[part[begin : begin + PIECE] for begin in range(0, len(part), PIECE)] for part in missing]
     sampler: Any = [piece for part in pieces for piece in part]
     own = torch.Generator()  # else the loader draws from torch's global one, and the number of workers would move a run
-    decoded = iter(DataLoader(_Pieces(images, shape), sampler=sampler, batch_size=None, num_workers=workers, generator=own))
+    pictures = _Pieces(images, shape)
+    decoded = iter(DataLoader(pictures, sampler=sampler, batch_size=None, num_workers=workers, generator=own, worker_init_fn=_deaf))
     try:
         for part, expected in zip(parts, pieces, strict=True):
             got = [_raised(next(decoded)) for _ in expected]
@@ -449,6 +455,23 @@ def _by_processes(images: Images, parts: Sequence[NDArray[np.int64]], shape: Sha
                 yield images.read(part, shape)
     finally:
         del decoded  # ends the workers now: an iterator left in a traceback or to the garbage collector ends them seconds later
+
+
+def _deaf(worker: int) -> None:
+    """For a worker: it ends with the process that it decodes for, or when that one says so.
+
+    A signal to the whole group, as a terminal and torchrun send it, must leave the step under way its images.
+    """
+    heard = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    threading.Thread(target=_obey, args=(heard, os.getppid()), daemon=True).start()
+
+
+def _obey(heard: Sequence[signal.Signals], parent: int) -> None:
+    """Ends this process when `parent` sends one of the signals."""
+    while signal.sigwaitinfo(heard).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _raised(result: Batch | ValueError) -> Batch:

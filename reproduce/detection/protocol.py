@@ -53,6 +53,8 @@ class Schedule(NamedTuple):
 class Detection(Protocol):
     """Settings of both; a subclass gives the values and the architecture."""
 
+    takes_devices: ClassVar[bool] = True
+
     engine: Literal["detectron2", "torchvision"] = "detectron2"
     """Whose detector: the paper's, or torchvision's, which needs no installation, differs in many details and does not stand for it."""
 
@@ -159,6 +161,10 @@ class Detection(Protocol):
                 f"and {schedule.iterations} iterations."
             )
         return " ".join(parts)
+
+    @property
+    def length(self) -> int:
+        return self.schedule.iterations
 
     @property
     def schedule(self) -> Schedule:

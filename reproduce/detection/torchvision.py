@@ -108,6 +108,7 @@ def fit(detector: Any, protocol: Detection, train: Annotated, site: Site, device
         watch.report(Progress(done * size, iterations * size, "images", f"loss {measured['loss']:.3g}"))
         if watch.folder is not None and (done % max(1, iterations // CHECKPOINTS) == 0 or done == iterations):
             watch.record.flush()  # a run that goes on from here does not measure again what came before
+            watch.hold()
             checkpoint.save(watch.folder, _state(detector, optimizer, train, done), done)
     _precise_batchnorm(detector, protocol, shown, device, seed)
 

@@ -12,10 +12,11 @@ is the gradient of the mean cross-entropy L, so no graph is kept. Five classifie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from reproduce import checkpoint
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
@@ -66,6 +67,15 @@ class Classifiers:
         self._velocities = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
         self._gradient = torch.empty_like(self.weight)
         self._momentum, self._nesterov, self._weight_decay = momentum, nesterov, weight_decay
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What training goes on from; the tensors themselves, not copies."""
+        return {"weight": self.weight, "bias": self.bias, "by weight": self._velocities[0], "by bias": self._velocities[1]}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what `state_dict` gave."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
 
     def logits(self, x: Tensor) -> Tensor:
         """Features (n, d) -> (n, num, classes)."""
@@ -173,12 +183,17 @@ class Stream:
         """Images of the smallest batch."""
         return len(self.split.indices) // self.num_steps
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of epoch number `epoch`, from 0."""
+    @property
+    def digest(self) -> str:
+        """Of the images and which of them are shown with which labels; that of the images as they know it."""
+        return f"{self.split.images.digest} {checkpoint.digest({'indices': self.split.indices, 'labels': self.split.labels})}"
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of epoch number `epoch`, from batch number `first` on; both from 0."""
         from reproduce.data.images import Canvas, in_parts
 
         order = torch.randperm(len(self.split.indices), generator=seeds.generator("classifier order", self.seed, epoch))
-        parts = torch.tensor_split(order, self.num_steps)
+        parts = torch.tensor_split(order, self.num_steps)[first:]
         mine = [self.split.indices[part[slice(*bounds(len(part)))]] for part in parts]
         decoded = in_parts(self.split.images, mine, Canvas(self.dataset.canvas), self.site.workers)
         for part, (canvas, sizes, which) in zip(parts, decoded, strict=True):
@@ -284,33 +299,86 @@ def fit(
     Returns:
         The top-1 of each on the held-out images, without these nothing; NaN: its loss was not finite, and it is out of the race.
 
+    It goes on from the newest checkpoint in the folder of `watch`, to the same numbers.
+
     Raises:
         FloatingPointError: no classifier's loss stayed finite.
+        Interrupted: the run is told to stop; what it has done is in a checkpoint.
+        ValueError: the checkpoint is of another encoder or of other images.
     """
     scores: list[float] = []
     sound = [True] * len(names)
-    for epoch in range(epochs):
-        total = torch.zeros(len(names), device=stream.device)
-        for index, batch in enumerate(stream.epoch(epoch)):
-            x = gathered(_frozen(encoder, batch.views), len(batch.labels))
-            losses, residual = classifiers.residual(x, batch.labels)
-            classifiers.update(x, residual, rates(epoch * stream.num_steps + index))
-            total += losses
-            watch.report(progress(stream, epoch, index, epochs))
-        means = (total / stream.num_steps).tolist()
-        finite = [was and math.isfinite(loss) for was, loss in zip(sound, means, strict=True)]
-        if finite != sound:
-            watch.record.tag("diverged", ", ".join(name for name, good in zip(names, finite, strict=True) if not good))
-        sound = finite
-        if not any(sound):
-            raise diverged(names)
-        measured = {f"loss/{name}": loss for name, loss in zip(names, means, strict=True)}
-        if held_out is not None:
-            tops = classifiers.top1(*held_out)
-            scores = [top if good else math.nan for top, good in zip(tops, sound, strict=True)]
-            measured |= {f"held_out_top1/{name}": score for name, score in zip(names, scores, strict=True)}
-        watch.record.log((epoch + 1) * stream.num_steps, measured)
+    total = torch.zeros(len(names), device=stream.device)
+    first_epoch = first_index = 0
+    kept = keeper(encoder, stream, watch)
+    if kept.saved is not None:
+        classifiers.load_state_dict(kept.saved["classifiers"])
+        total.copy_(kept.saved["total"])
+        scores, sound = kept.saved["scores"], kept.saved["sound"]
+        first_epoch, first_index = kept.saved["epoch"], kept.saved["step"]
+        _tag_diverged(names, sound, watch)
+    with kept.patiently() as due:
+        for epoch in range(first_epoch, epochs):
+            first = first_index if epoch == first_epoch else 0
+            for index, batch in enumerate(stream.epoch(epoch, first), first):
+                x = gathered(_frozen(encoder, batch.views), len(batch.labels))
+                losses, residual = classifiers.residual(x, batch.labels)
+                classifiers.update(x, residual, rates(epoch * stream.num_steps + index))
+                total += losses
+                watch.report(progress(stream, epoch, index, epochs))
+                if last := index + 1 == stream.num_steps:
+                    scores, sound = _end_of_epoch(
+                        classifiers, names, (total / stream.num_steps).tolist(), sound, held_out, watch, (epoch + 1) * stream.num_steps
+                    )
+                    total.zero_()
+                if due():
+                    done = {"epoch": epoch + last, "step": 0 if last else index + 1, "scores": scores, "sound": sound, "total": total}
+                    kept.save({"classifiers": classifiers.state_dict(), **done}, epoch, index + 1, stream.num_steps)
     return scores
+
+
+def keeper(encoder: Encoder, stream: Stream, watch: Watch) -> checkpoint.Keeper:
+    """Of the checkpoints of a training on `stream` that starts from `encoder`.
+
+    Raises:
+        ValueError: there is one, of another encoder or of other images.
+    """
+    wanted = watch.folder is not None and distributed.main_process()  # digests of a million files take a while
+    return checkpoint.Keeper(watch, {"encoder": encoder.digest, "choice of images": stream.digest} if wanted else {})
+
+
+def _end_of_epoch(
+    classifiers: Classifiers,
+    names: Sequence[str],
+    losses: Sequence[float],
+    sound: Sequence[bool],
+    held_out: Labelled | None,
+    watch: Watch,
+    step: int,
+) -> tuple[list[float], list[bool]]:
+    """Records the epoch's mean losses and, on held-out images, the scores, which it returns, and which classifiers are still sound.
+
+    Raises:
+        FloatingPointError: none is.
+    """
+    finite = [was and math.isfinite(loss) for was, loss in zip(sound, losses, strict=True)]
+    if finite != sound:
+        _tag_diverged(names, finite, watch)
+    if not any(finite):
+        raise diverged(names)
+    scores: list[float] = []
+    measured = {f"loss/{name}": loss for name, loss in zip(names, losses, strict=True)}
+    if held_out is not None:
+        scores = [top if good else math.nan for top, good in zip(classifiers.top1(*held_out), finite, strict=True)]
+        measured |= {f"held_out_top1/{name}": score for name, score in zip(names, scores, strict=True)}
+    watch.record.log(step, measured)
+    return scores, finite
+
+
+def _tag_diverged(names: Sequence[str], sound: Sequence[bool], watch: Watch) -> None:
+    """Says which classifiers are out of the race, if any."""
+    if not all(sound):
+        watch.record.tag("diverged", ", ".join(name for name, good in zip(names, sound, strict=True) if not good))
 
 
 def progress(stream: Stream, epoch: int, index: int, epochs: int) -> Progress:

@@ -44,7 +44,8 @@ def processes(name: str) -> Iterator[None]:
     chosen = device(name)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    # On GPUs the CPUs have a group too: what they agree on in each step (`anyone`) must not wait for the GPUs.
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield
     finally:
@@ -99,6 +100,15 @@ def agreed(decision: bool) -> bool:
     decisions = [decision]
     torch.distributed.broadcast_object_list(decisions, src=0)
     return decisions[0]
+
+
+def anyone(decision: bool) -> bool:
+    """Whether any process decided so, on every process, which wait for one another; GPUs at work are not waited for."""
+    if world_size() == 1:
+        return decision
+    decisions = torch.tensor(int(decision))
+    torch.distributed.all_reduce(decisions, op=torch.distributed.ReduceOp.MAX)
+    return bool(decisions)
 
 
 def from_first(x: Tensor | None, num_rows: int, device: torch.device) -> Tensor:

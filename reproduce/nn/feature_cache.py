@@ -164,13 +164,22 @@ def _make_room(path: Path, room: int) -> None:
     for other, status in found:
         if other.suffix == ".safetensors" and used <= room:
             return
-        if other.name.split(".")[0] == mine or _removed(other):
+        if other.name.split(".")[0] == mine or discard(other):
             other.unlink(missing_ok=True)
             used -= status.st_size
 
 
-def _removed(path: Path) -> bool:
-    """Removes the file, unless somebody uses it."""
+def encoder_of(path: Path) -> str:
+    """The digest of the encoder whose features the file at `path` holds; empty: it does not say, or is there no more."""
+    try:
+        with path.open("rb") as file:
+            return str(json.loads(checkpoint.metadata(file)[CONTENT])["encoder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def discard(path: Path) -> bool:
+    """Removes a file of features or a draft of one, unless somebody uses it; says whether it is gone."""
     try:
         with _lock(path, timeout=0):
             path.unlink(missing_ok=True)

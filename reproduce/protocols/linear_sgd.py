@@ -54,6 +54,10 @@ class LinearSGD(Protocol, name="linear_sgd"):
     def metrics(self) -> tuple[str, ...]:
         return ("top1", "top5", "lr", "held_out_top1") if self.num_held_out else ("top1", "top5")
 
+    @property
+    def length(self) -> int:
+        return self.epochs
+
     def check(self) -> None:
         if not self.base_lrs or min(self.base_lrs) <= 0 or len(set(self.base_lrs)) < len(self.base_lrs):
             raise ValueError(f"linear_sgd takes one or more different base_lrs > 0, not {self.base_lrs}.")

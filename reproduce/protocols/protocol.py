@@ -22,6 +22,13 @@ class Protocol(Settings):
 
     takes: ClassVar[type[Settings]] = Dataset
     """The kind of data set that it is run on."""
+    takes_devices: ClassVar[bool] = False
+    """Whether it trains long enough to take as many devices as the site gives a pretraining."""
+
+    @property
+    def length(self) -> int:
+        """What its checkpoints count, from begin to end: epochs, or a detector's iterations; 0: it keeps none."""
+        return 0
 
     @property
     def caveat(self) -> str:

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from reproduce import checkpoint
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.views import CROP_AND_FLIP, Augmentation
@@ -71,6 +72,10 @@ class SemiSupervised(Protocol, name="semi"):
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("top1", "top5", "epochs", "held_out_top1") if self.num_held_out else ("top1", "top5")
+
+    @property
+    def length(self) -> int:
+        return sum(self.epochs) if self.encoder_lr else max(self.epochs)
 
     def check(self) -> None:
         if not self.epochs or min(self.epochs) < 1 or len(set(self.epochs)) < len(self.epochs):
@@ -172,18 +177,27 @@ class SemiSupervised(Protocol, name="semi"):
         return Trained(self.epochs[chosen], encoder, trained, chosen, scores[chosen] if scores else math.nan)
 
     def _best_tuned(self, encoder: Encoder, stream: Stream, held_out: Split, watch: Watch) -> Trained:
-        """One training after the other, of which the best is kept."""
+        """One training after the other, of which the best is kept; from the newest checkpoint in the folder of `watch`, if there is one.
+
+        Raises:
+            FloatingPointError: none kept a finite loss.
+            Interrupted: the run is told to stop; what it has done is in a checkpoint.
+            ValueError: the batches are too small, or the checkpoint is of another encoder or of other images.
+        """
         least = max(distributed.world_size(), 2 if self.batchnorm == "train" else 1)
         if stream.smallest_batch < least:
             raise ValueError(
                 f"{stream.split.title} makes batches of {stream.smallest_batch} images with batch_size={self.batch_size}: "
                 f"an encoder that {distributed.world_size()} processes train with batchnorm={self.batchnorm} needs at least {least}."
             )
-        best: Trained | None = None
-        lost: list[str] = []
-        for number, epochs in enumerate(self.epochs):
+        kept = classifiers.keeper(encoder, stream, watch)
+        first, best, lost = self._resumed(kept.saved, encoder, stream)
+        if lost:
+            watch.record.tag("diverged", ", ".join(lost))
+        for number, epochs in list(enumerate(self.epochs))[first:]:
+            done = {"number": number, "best": None if best is None else _saved(best), "lost": list(lost)}
             try:
-                tuned, classifier = self._tune(encoder, stream, number, watch)
+                tuned, classifier = self._tune(encoder, stream, number, watch, kept, done)
                 score = classifier.top1(*self._features(tuned, stream, held_out))[0] if self.num_held_out else math.nan
                 if self.num_held_out and math.isnan(score):
                     raise classifiers.diverged([f"epochs {epochs}"])
@@ -199,13 +213,34 @@ class SemiSupervised(Protocol, name="semi"):
             raise classifiers.diverged(lost)
         return best
 
-    def _tune(self, encoder: Encoder, stream: Stream, number: int, watch: Watch) -> tuple[Encoder, Classifiers]:
+    def _resumed(self, saved: dict[str, Any] | None, encoder: Encoder, stream: Stream) -> tuple[int, Trained | None, list[str]]:
+        """The number of the training that a checkpoint was written in, the best of those before it, and those that were lost."""
+        from reproduce.nn.encoder import Encoder
+
+        if saved is None:
+            return 0, None, []
+        if (best := saved["best"]) is None:
+            return saved["number"], None, saved["lost"]
+        network, classifier = copy.deepcopy(encoder.backbone), self._classifiers(1, encoder, stream)
+        network.load_state_dict(best["network"])
+        classifier.load_state_dict(best["classifier"])
+        trained = Trained(best["epochs"], Encoder(encoder.spec, network, None), classifier, 0, best["score"])
+        return saved["number"], trained, saved["lost"]
+
+    def _tune(
+        self, encoder: Encoder, stream: Stream, number: int, watch: Watch, kept: checkpoint.Keeper, done: dict[str, Any]
+    ) -> tuple[Encoder, Classifiers]:
         """Trains a copy of the encoder and a classifier for `epochs[number]` epochs.
 
         Every process computes the features of its share of a batch and the gradient of the loss of the whole batch by them.
 
+        Args:
+            kept: the checkpoints, whose newest it goes on from if that is of this training.
+            done: what they say of the trainings before.
+
         Raises:
             FloatingPointError: the loss is no longer finite.
+            Interrupted: the run is told to stop; what it has done is in a checkpoint.
         """
         from reproduce.nn import features
         from reproduce.nn.encoder import Encoder
@@ -217,31 +252,47 @@ class SemiSupervised(Protocol, name="semi"):
         optimizer = torch.optim.SGD(
             network.parameters(), lr=self.encoder_lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay
         )
+        classifier = self._classifiers(1, encoder, stream)
+        total = torch.zeros(1, device=stream.device)
+        first_epoch = first_index = 0
+        if kept.saved is not None and kept.saved["number"] == number:
+            network.load_state_dict(kept.saved["network"])
+            optimizer.load_state_dict(kept.saved["optimizer"])
+            classifier.load_state_dict(kept.saved["classifier"])
+            total.copy_(kept.saved["total"])
+            first_epoch, first_index = kept.saved["epoch"], kept.saved["step"]
+        tuned = network
         if distributed.world_size() > 1:
             network = torch.nn.parallel.DistributedDataParallel(network)
-        classifier = self._classifiers(1, encoder, stream)
-        for epoch in range(epochs):
-            total = torch.zeros(1, device=stream.device)
-            for index, batch in enumerate(stream.epoch(epoch)):
-                step, n = epoch * stream.num_steps + index, len(batch.labels)
-                with features.precision(encoder, stream.device):
-                    mine = network(batch.views).float()
-                x = classifiers.gathered(mine.detach(), n)
-                loss, residual = classifier.residual(x, batch.labels)
-                # DistributedDataParallel averages over the processes what is to be summed.
-                by_features = classifier.by_features(residual)[slice(*classifiers.bounds(n))] * distributed.world_size()
-                mine.backward(by_features)
-                optimizer.param_groups[0]["lr"] = self._rate(self.encoder_lr, step, epochs, stream)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                classifier.update(x, residual, [self._rate(self.classifier_lr, step, epochs, stream)])
-                total += loss
-                watch.report(self._progress(classifiers.progress(stream, epoch, index, epochs), number))
-            mean = total.item() / stream.num_steps
-            watch.record.log((before + epoch + 1) * stream.num_steps, {f"loss/epochs {epochs}": mean})
-            if not math.isfinite(mean):
-                raise classifiers.diverged([f"epochs {epochs}"])
-        return Encoder(encoder.spec, distributed.unwrapped(network), None), classifier
+        with kept.patiently() as due:
+            for epoch in range(first_epoch, epochs):
+                first = first_index if epoch == first_epoch else 0
+                for index, batch in enumerate(stream.epoch(epoch, first), first):
+                    step, n = epoch * stream.num_steps + index, len(batch.labels)
+                    with features.precision(encoder, stream.device):
+                        mine = network(batch.views).float()
+                    x = classifiers.gathered(mine.detach(), n)
+                    loss, residual = classifier.residual(x, batch.labels)
+                    # DistributedDataParallel averages over the processes what is to be summed.
+                    by_features = classifier.by_features(residual)[slice(*classifiers.bounds(n))] * distributed.world_size()
+                    mine.backward(by_features)
+                    optimizer.param_groups[0]["lr"] = self._rate(self.encoder_lr, step, epochs, stream)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    classifier.update(x, residual, [self._rate(self.classifier_lr, step, epochs, stream)])
+                    total += loss
+                    watch.report(self._progress(classifiers.progress(stream, epoch, index, epochs), number))
+                    if last := index + 1 == stream.num_steps:
+                        mean = total.item() / stream.num_steps
+                        watch.record.log((before + epoch + 1) * stream.num_steps, {f"loss/epochs {epochs}": mean})
+                        if not math.isfinite(mean):
+                            raise classifiers.diverged([f"epochs {epochs}"])
+                        total.zero_()
+                    if due():
+                        models = {"network": tuned.state_dict(), "optimizer": optimizer.state_dict(), "classifier": classifier.state_dict()}
+                        place = {"epoch": epoch + last, "step": 0 if last else index + 1, "total": total}
+                        kept.save({**done, **models, **place}, before + epoch, index + 1, stream.num_steps)
+        return Encoder(encoder.spec, tuned, None), classifier
 
     def _progress(self, one: Progress, number: int) -> Progress:
         """How far all trainings are when training `number` is as far as `one`."""
@@ -269,3 +320,9 @@ class SemiSupervised(Protocol, name="semi"):
     def _features(self, encoder: Encoder, stream: Stream, split: Split) -> Labelled:
         """Features of held-out images."""
         return classifiers.labelled_features(encoder, stream.dataset, split, stream.site, stream.device)
+
+
+def _saved(trained: Trained) -> dict[str, Any]:
+    """What a checkpoint says of a training that is over."""
+    models = {"network": trained.encoder.backbone.state_dict(), "classifier": trained.classifier.state_dict()}
+    return {"epochs": trained.epochs, "score": trained.score, **models}

@@ -1,0 +1,340 @@
+"""Runs that are told to stop: what they leave behind, and that they go on to the numbers of one that was left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, Home
+from toys import CPU, Notes, on_two_processes
+
+from reproduce import checkpoint, interrupt
+from reproduce.data.images import batches
+from reproduce.data.synthetic import SyntheticFolder
+from reproduce.interrupt import Interrupted
+from reproduce.nn import distributed
+from reproduce.nn.encoder import FILE
+from reproduce.plan import Request
+from reproduce.progress import Progress
+from reproduce.site import Site
+from reproduce.spec import Pretrain
+from reproduce.train import pretrain
+
+EPOCHS, STEPS, BATCH = 2, 5, 16
+"""Of the runs in this process."""
+
+
+# Requests
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Signals are heard, and none is an echo of another test's."""
+    monkeypatch.setattr(interrupt, "_request", interrupt._Request())
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupt.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_raises_at_once_where_nobody_is_patient(listening: None, number: signal.Signals) -> None:
+    with pytest.raises(Interrupted, match=rf"^{number.name}$"):
+        os.kill(os.getpid(), number)
+
+
+def test_inside_of_patiently_a_signal_waits_until_somebody_looks(listening: None) -> None:
+    looked = []
+
+    def work() -> None:
+        with interrupt.patiently() as asked:
+            looked.append(asked())
+            with interrupt.patiently():
+                os.kill(os.getpid(), signal.SIGTERM)
+            looked.append(asked())
+            interrupt.stop(asked())
+
+    with pytest.raises(Interrupted, match=r"^SIGTERM$"):
+        work()
+    assert looked == ["", "SIGTERM"]
+    with interrupt.patiently() as asked:
+        assert asked() == "", "an old request must not stop what is begun after it"
+
+
+def test_a_request_that_nobody_looked_for_is_not_lost(listening: None) -> None:
+    with pytest.raises(Interrupted, match=r"^SIGINT$"), interrupt.patiently():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_error_that_comes_of_the_request_is_an_interruption(listening: None) -> None:
+    def fail() -> None:
+        with interrupt.patiently():
+            interrupt.ask("asked")
+            raise RuntimeError("DataLoader worker is killed by signal: Terminated.")
+
+    with pytest.raises(Interrupted, match=r"^asked$") as caught:
+        fail()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_second_signal_is_an_echo_at_first_and_raises_later(listening: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = []
+
+    def work() -> None:
+        with interrupt.patiently():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):  # the second as torchrun sends it after the terminal
+                os.kill(os.getpid(), number)
+                passed.append(number)
+                if len(passed) == 2:
+                    monkeypatch.setattr(interrupt, "ECHO", 0.0)
+
+    with pytest.raises(Interrupted, match=r"^SIGINT$"):
+        work()
+    assert len(passed) == 2
+
+
+def test_another_thread_stops_a_main_thread_that_waits(listening: None) -> None:
+    thread = threading.Thread(target=interrupt.ask, args=("its parent is gone",))
+
+    def wait() -> None:
+        thread.start()
+        time.sleep(60)  # is what is interrupted
+
+    with pytest.raises(Interrupted, match=r"^its parent is gone$"):
+        wait()
+    thread.join()
+
+
+# Images that are decoded by other processes
+
+
+def test_decoders_outlive_a_signal_to_the_whole_group_and_end_with_the_loop(tmp_path: Path) -> None:
+    images = SyntheticFolder(num_train=192, num_val=20).load("train", Site(runs=tmp_path))
+    before = set(psutil.Process().children())
+    shown = batches(images, range(192), 32, canvas=40, workers=2)
+    found = [next(shown)]
+    decoders = set(psutil.Process().children()) - before
+    assert len(decoders) == 2
+    for decoder in decoders:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            subprocess.run(["kill", f"-{number.value}", str(decoder.pid)], check=True)  # by a process that is not their parent
+    found += shown
+    assert torch.equal(torch.cat([batch.indices for batch in found]), torch.arange(192))
+    _, alive = psutil.wait_procs(decoders, timeout=20)
+    assert not alive
+    shown = batches(images, range(192), 32, canvas=48, workers=1)
+    next(shown)
+    (decoder,) = set(psutil.Process().children()) - before
+    decoder.terminate()  # by their parent: it ends
+    assert decoder.wait(20) is not None
+    shown.close()  # type: ignore[attr-defined]
+
+
+# Training in this process
+
+
+def spec(epochs: int = EPOCHS) -> Pretrain:
+    changes = (f"epochs={epochs}", f"batch_size={BATCH}", f"num_train={STEPS * BATCH}", "num_val=20")
+    found = Request(table="table8", rows="BYOL", changes=changes).specs()[0]
+    assert isinstance(found, Pretrain)
+    return found
+
+
+def train(site: Site, name: str, stop_at: int | None = None, strike: Callable[[], None] = lambda: interrupt.ask("a test")) -> Notes:
+    """Goes on in the folder `name` and returns what is recorded; `strike` is called during step number `stop_at`, from 1."""
+    notes = Notes()
+
+    def report(progress: Progress) -> None:
+        if progress.done == (stop_at or 0) * BATCH:
+            strike()
+
+    notes.logged[0] = pretrain(spec(), site, site.runs / name, CPU, notes, report)
+    return notes
+
+
+def steady(metrics: dict[str, float]) -> dict[str, float]:
+    """Without what depends on the clock."""
+    return {key: value for key, value in metrics.items() if key != "images_per_second"}
+
+
+def weights(folder: Path) -> bytes:
+    """What follows the header of an encoder's file, whose keys have no fixed order."""
+    content = (folder / FILE).read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def left(folder: Path) -> list[str]:
+    """The names of its files."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_that_is_stopped_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path: Path) -> None:
+    site = Site(runs=tmp_path)
+    whole = train(site, "whole")
+    with pytest.raises(Interrupted, match="a test"):
+        train(site, "struck", stop_at=2)
+    assert left(tmp_path / "struck") == ["epoch-00000-step-000002-of-000005.pt"]
+    assert checkpoint.newest(tmp_path / "struck") == pytest.approx(2 / 5)
+    with pytest.raises(Interrupted):
+        train(site, "struck", stop_at=5)
+    assert checkpoint.newest(tmp_path / "struck") == 1
+    with pytest.raises(Interrupted):
+        train(site, "struck", stop_at=7)
+    with pytest.raises(Interrupted):
+        train(site, "struck", stop_at=9)
+    assert left(tmp_path / "struck") == ["epoch-00001-step-000002-of-000005.pt", "epoch-00001-step-000004-of-000005.pt"]
+    last = train(site, "struck")
+    assert steady(last.logged[0]) == steady(whole.logged[0])
+    assert last.logged.keys() == {0, 10}, "what was measured before is not measured again"
+    assert steady(last.logged[10]) == steady(whole.logged[10])
+    assert weights(tmp_path / "struck") == weights(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_checkpoint_without_steps_is_still_read_and_a_lost_lease_writes_nothing(tmp_path: Path) -> None:
+    site = Site(runs=tmp_path)
+    with pytest.raises(Interrupted):
+        train(site, "run", stop_at=STEPS)
+    state = checkpoint.latest(tmp_path / "run")
+    assert state is not None
+    checkpoint.save(tmp_path / "run", {key: value for key, value in state.items() if key not in ("step", "meter")}, 1)
+    before = left(tmp_path / "run")
+
+    def hold() -> None:
+        raise Interrupted("lost")
+
+    with pytest.raises(Interrupted, match="lost"):
+        pretrain(spec(), site, tmp_path / "run", CPU, Notes(), lambda progress: None, hold)
+    assert left(tmp_path / "run") == before
+    assert train(site, "run").logged.keys() == {0, 10}
+
+
+# Two processes
+
+
+def two(folder: Path) -> list[Any]:
+    """What one of two processes finds: a whole run, one that only the second process is told to stop, one that one process began."""
+    interrupt.listen()
+    site, found = Site(runs=folder), []
+    whole = train(site, "whole")
+    found.append(steady(whole.logged[0]))
+    try:
+        train(site, "struck", 2, lambda: distributed.rank() == 1 and os.kill(os.getpid(), signal.SIGTERM))
+    except Interrupted as error:
+        found.append(str(error))
+    found.append(left(folder / "struck"))
+    assert distributed.anyone(distributed.rank() == 1)
+    assert not distributed.anyone(False)
+    found += [steady(train(site, name).logged[0]) for name in ("struck", "from one")]
+    with contextlib.suppress(Interrupted):
+        train(site, "to one", 7)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_processes_stop_at_the_same_step_and_go_on_as_one_or_as_two(tmp_path: Path) -> None:
+    site = Site(runs=tmp_path)
+    alone = steady(train(site, "alone").logged[0])
+    with pytest.raises(Interrupted):
+        train(site, "from one", stop_at=3)
+    (first, second) = on_two_processes(two, tmp_path, tmp_path)
+    whole, reason, names, struck, from_one = first
+    assert (reason, second[1]) == (interrupt.ELSEWHERE, "SIGTERM")
+    assert names == ["epoch-00000-step-000002-of-000005.pt"]
+    assert struck == whole, "as one that was not stopped, bit for bit"
+    assert checkpoint.newest(tmp_path / "to one") == pytest.approx(7 / 5)
+    to_one = steady(train(site, "to one").logged[0])
+    for found in (whole, from_one, to_one):
+        assert found == pytest.approx(alone, rel=5e-3)  # rounding grows: a ReLU's input close to 0 may change its sign
+
+
+# The worker
+
+
+LONG = 30
+"""Steps of an epoch: more than it takes to say so and to be struck."""
+REQUEST = Request(
+    table="table8", rows="BYOL", changes=("epochs=2", f"batch_size={BATCH}", f"dataset.num_train={LONG * BATCH}", "dataset.num_val=40")
+)
+
+
+def start(home: Home) -> subprocess.Popen[str]:
+    """The worker of the pretraining run, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "reproduce.worker", REQUEST.dumps(), REQUEST.specs()[0].id],
+        cwd=ROOT,
+        env=home.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+
+
+def strike(home: Home, number: signal.Signals, step: int) -> tuple[int, float]:
+    """Sends a signal when the worker has done `step` steps; its exit code and the seconds that it took to end."""
+    worker = start(home)
+    try:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            event = json.loads(line)
+            if event["event"] == "progress" and event["done"] >= step * BATCH:
+                break
+        else:
+            pytest.fail(f"the worker ended: {worker.communicate()}")
+        children = psutil.Process(worker.pid).children(recursive=True)
+        struck = time.monotonic()
+        worker.send_signal(number)
+        worker.communicate(timeout=60)
+        took = time.monotonic() - struck
+        assert not psutil.wait_procs(children, timeout=20)[1]
+        return worker.returncode, took
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_worker_that_is_struck_in_the_middle_of_an_epoch_stops_within_seconds_and_goes_on_bit_equal(home: Home) -> None:
+    run: Any = REQUEST.specs()[0]
+    folder = home.runs / run.id
+    done = 0.0
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGKILL, 9), (signal.SIGINT, LONG + 2)):
+        code, took = strike(home, number, step)
+        assert took < 10
+        assert not (folder / FILE).exists()
+        if number == signal.SIGKILL:
+            assert (code, checkpoint.newest(folder)) == (-9, done)
+            continue
+        assert code == 143
+        assert any("-step-" in name for name in left(folder)), "it ended with an epoch, and this test shows nothing"
+        assert checkpoint.newest(folder) > done
+        done = checkpoint.newest(folder)
+    last = start(home)
+    _, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+
+    alone = home.folder / "alone"
+    expected = steady(pretrain(run, Site(runs=home.runs), alone, CPU, Notes(), lambda progress: None))
+    with contextlib.closing(sqlite3.connect(home.runs / "mlflow.db")) as database:
+        recorded = dict(database.execute("SELECT key, value FROM latest_metrics").fetchall())
+    assert {"loss", "std", "rank", "lr"} <= expected.keys()
+    assert {key: recorded[key] for key in expected} == expected
+    assert weights(folder) == weights(alone)
