@@ -8,13 +8,15 @@
 
 MLflow's own status says FINISHED after an exception and RUNNING for ever after a kill. Here a run is finished when it carries the tag
 `complete`, the last thing that is written; `start` sets the status for every way in which a run can end, and `reap` for those whose process
-is gone. Names of tags are the constants below. The only module that imports mlflow, and only when the store is used: the import and the
-opening of the store take 3 CPU-seconds.
+is gone. What a run measures goes through a file in its folder (`journal.py`), so that a store that does not answer costs nothing; MLflow
+ignores what is sent twice. Names of tags are the constants below. The only module that imports mlflow, and only to
+write, or to read what `ledger` cannot, such as a server: the import and the opening of the store take 3 CPU-seconds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -27,17 +29,21 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
-from reproduce import environment, identity
+from reproduce import environment, identity, journal, lease
+from reproduce.journal import Journal, Point
+from reproduce.lease import Held, Lease, LostError
+from reproduce.ledger import Ledger, Wanted
+from reproduce.patience import EVERY, HASTE, UPLOAD, away, giving_up_after, in_short, no_room, patiently
 from reproduce.portable import ENVIRONMENT, PortableRun, travels
 from reproduce.results import Finished
 from reproduce.site import Site
@@ -45,6 +51,8 @@ from reproduce.spec import Evaluate, Pretrain, Spec, Weights
 
 if TYPE_CHECKING:
     from reproduce.report.filled import Filled
+
+T = TypeVar("T")
 
 SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = "spec_id", "complete", "owner", "reason", "group", "scale", "table", "digest"
 """Tags. `complete` holds the spec's id again, so that one condition finds a finished run."""
@@ -70,6 +78,8 @@ MAX_METRICS, MAX_PARAMS = 1000, 100
 """MLflow's limits for one batch."""
 LONGEST = 200
 """Characters of a row's label in the name of a metric, of which MLflow takes 250."""
+REFUSED = "INVALID_PARAMETER_VALUE"
+"""MLflow's word for what it never takes."""
 SHORT_NAMES = {
     "K": "method.num_views",
     "lambda_s": "method.lambda_s",
@@ -142,10 +152,16 @@ class Record:
 
 
 class Store:
-    """The tracking store of a site; opened when it is first asked for something that needs it."""
+    """The tracking store of a site; opened when it is first asked for something that needs it.
 
-    def __init__(self, site: Site) -> None:
+    Args:
+        patience: for how many seconds `start`, its runs, `finished` and `download` wait for a store that does not answer: `PATIENCE` of
+            patience.py for whoever does a run, 0 for a command, which says it at once.
+    """
+
+    def __init__(self, site: Site, *, patience: float = 0.0) -> None:
         self._site = site
+        self._patience = patience
         self.uri = site.store
         scheme = self.uri.partition(":")[0] if ":" in self.uri else "file"
         if scheme == "file":
@@ -157,49 +173,67 @@ class Store:
         self._file = Path(self.uri.removeprefix("sqlite:///")).absolute() if scheme == "sqlite" else None
 
     def finished(self, ids: Iterable[str]) -> dict[str, Finished]:
-        """The finished runs among the specs named by `ids`; the newest where a spec has several.
+        """The finished runs among the specs named by `ids`; of a spec that has several, the one that ended last."""
+        found = self._patiently(lambda: self._newest_finished(ids, self._experiments()))
+        return {
+            spec_id: Finished(spec_id=spec_id, run_id=found[spec_id].info.run_id, metrics=_final(found[spec_id]))
+            for spec_id in sorted(found)
+        }
 
-        One query for each id, as MLflow has no IN for tags: 24 ids take 0.35 s among 2 000 runs of ours, 0.9 s among 10 000.
-        """
-        experiments = self._experiments()
-        found: dict[str, Finished] = {}
-        for spec_id in sorted(set(ids)) if experiments else ():
-            if (run := self._newest_finished(spec_id, experiments)) is not None:
-                found[spec_id] = Finished(spec_id=spec_id, run_id=run.info.run_id, metrics=_final(run))
-        return found
-
-    def start(self, spec: Spec, *, scale: str, labels: Mapping[str, str] | None = None, parent_run_id: str | None = None) -> Run:
-        """Begins the record of `spec`, or goes on with the one that an earlier attempt left unfinished.
+    def start(
+        self,
+        spec: Spec,
+        *,
+        scale: str,
+        labels: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+        hold: Held | None = None,
+    ) -> Run:
+        """Begins the record of `spec`, or goes on with the one that an earlier attempt left unfinished, and sends what that one could not.
 
         Args:
             labels: further tags.
             parent_run_id: the record under which this one is shown; of an evaluation, by default its finished pretraining run.
+            hold: the lease of the run, without which nothing is written; None: there is none.
 
         Raises:
             BusyError: a process that is alive on this machine does this run.
+            LostError: the lease is somebody else's.
         """
         if parent_run_id is None and isinstance(spec, Evaluate) and (parent := self.finished([spec.encoder.id])):
             parent_run_id = parent[spec.encoder.id].run_id
         tags = _tags(spec, scale) | dict(labels or {}) | ({PARENT: parent_run_id} if parent_run_id else {})
+        tags[OWNER] = json.dumps(_me(self._site.runs, hold))
+        run_id, attempt = self._patiently(lambda: self._claim(spec, scale, tags, hold))
+        run = Run(self, spec, run_id, hold)
+        try:
+            run._describe(attempt)
+        except BaseException as error:
+            run._stop(error)
+            raise
+        return run
+
+    def _claim(self, spec: Spec, scale: str, tags: Mapping[str, str], hold: Held | None) -> tuple[str, int]:
+        """A record for `spec` that this process owns, and which attempt it is. Called again after a failure, it finds its own."""
         with self._lock():
+            if hold is not None:
+                hold.check()
             experiment = self._experiment(scale)
             earlier = self._resumable(spec.id, experiment)
             if earlier is None:
-                run_id = self._client.create_run(experiment, run_name=title(spec), tags=tags).info.run_id
-            else:
-                run_id = earlier.info.run_id
-                self._log_batches(run_id, tags=tags)  # the owner first: until then `reap` would take the run for a dead one's
-                self._client.update_run(run_id, status="RUNNING")
-                if REASON in earlier.data.tags:
-                    self._client.delete_tag(run_id, REASON)
-        run = Run(self, spec, run_id)
-        run._describe(attempt=1 if earlier is None else self._attempts(run_id) + 1)
-        return run
+                return self._client.create_run(experiment, run_name=title(spec), tags=tags).info.run_id, 1
+            run_id = earlier.info.run_id
+            self._log_batches(run_id, tags=tags)  # the owner first: until then `reap` would take the run for a dead one's
+            self._client.update_run(run_id, status="RUNNING")
+            if REASON in earlier.data.tags:
+                self._client.delete_tag(run_id, REASON)
+            return run_id, self._attempts(run_id) + 1
 
     def reap(self) -> list[str]:
-        """Marks the runs whose process is gone as killed, and returns their MLflow ids.
+        """Marks the runs whose process is gone as killed, or as its lease says that they ended, and returns their MLflow ids.
 
-        A process on another machine cannot be seen from here; its runs are left as they are.
+        A process on another machine can be seen from here by its lease alone, where both have the same folder of runs; else its runs are
+        left as they are.
         """
         dead: list[str] = []
         experiments = self._experiments()
@@ -207,42 +241,55 @@ class Store:
             return dead
         with self._lock():
             for status in ("RUNNING", "FINISHED"):  # FINISHED without its completion tag: killed between the two
-                for run in self._search(
-                    experiments, f"attributes.status = '{status}' and tags.{SPEC} IS NOT NULL and tags.{COMPLETE} IS NULL"
-                ):
-                    if _alive(run) is False:
-                        self._client.set_tag(run.info.run_id, REASON, _gone(run))
-                        self._client.set_terminated(run.info.run_id, status="KILLED")
+                for run in self._search(experiments, Wanted(status=status, there=(SPEC,), absent=(COMPLETE,))):
+                    if _alive(run, self._site.runs) is False:
+                        state, reason = _ending(run, self._site.runs)
+                        self._client.set_tag(run.info.run_id, REASON, reason)
+                        self._client.set_terminated(run.info.run_id, status="FAILED" if state == "failed" else "KILLED")
                         dead.append(run.info.run_id)
         return dead
 
     def status(self) -> list[RunState]:
         """Every run and its true state, the newest first; changes nothing."""
-        return [_state(run) for run in self._search(self._experiments(), f"tags.{SPEC} IS NOT NULL")]
+        return [_state(run, self._site.runs) for run in self._search(self._experiments(), Wanted(there=(SPEC,)))]
 
     def record_of(self, spec_id: str) -> Record | None:
         """The newest finished run of the spec, else its newest; None: there is none."""
-        runs = list(self._search(self._experiments(), f"tags.{SPEC} = '{spec_id}'", limit=100))
+        runs = list(self._search(self._experiments(), Wanted(tags={SPEC: [spec_id]})))
         finished = [run for run in runs if COMPLETE in run.data.tags]
         return next((self._record(run) for run in (*finished, *runs)), None)
 
     def records(self, ids: Iterable[str]) -> dict[str, Record]:
-        """What is known of the specs named by `ids`: of each its newest finished run, else one that goes on, else its newest.
-
-        One query for each id, as in `finished`, and at most 100 records of each are looked at.
-        """
-        experiments = self._experiments()
-        found: dict[str, Record] = {}
-        for spec_id in sorted(set(ids)) if experiments else ():
-            known = [self._record(run) for run in self._search(experiments, f"tags.{SPEC} = '{spec_id}'", limit=100)]
-            for record in sorted(known, key=lambda record: (record.state.state != "finished", record.state.state != "running"))[:1]:
-                found[spec_id] = record
-        return found
+        """What is known of the specs named by `ids`: of each its newest finished run, else one that goes on, else its newest."""
+        known: dict[str, list[Record]] = {}
+        for run in self._search(self._experiments(), Wanted(tags={SPEC: sorted(set(ids))})):
+            known.setdefault(run.data.tags[SPEC], []).append(self._record(run))
+        order = {"finished": 0, "running": 1}
+        return {spec_id: min(known[spec_id], key=lambda record: order.get(record.state.state, 2)) for spec_id in sorted(known)}
 
     def newest_finished(self, kind: str, scale: str, limit: int) -> list[Record]:
         """The newest finished runs of a kind, `pretrain` or `evaluate`, at a scale, the newest first, at most `limit` of them."""
-        condition = f"tags.{COMPLETE} IS NOT NULL and tags.kind = '{kind}' and tags.{SCALE} = '{scale}'"
-        return [self._record(run) for run in self._search(self._experiments(), condition, limit=limit)]
+        wanted = Wanted(tags={"kind": [kind], SCALE: [scale]}, there=(COMPLETE,))
+        return [self._record(run) for run in self._search(self._experiments(), wanted, limit=limit)]
+
+    def unfinished(self) -> list[Record]:
+        """Every record of a run that is not finished, the newest first."""
+        return [self._record(run) for run in self._search(self._experiments(), Wanted(there=(SPEC,), absent=(COMPLETE,)))]
+
+    def evaluated(self, digests: Iterable[str]) -> set[tuple[str, str]]:
+        """The encoders of those digests that were evaluated, each with the id of the spec that did it, finished or not."""
+        wanted = Wanted(tags={"encoder_digest": sorted(set(digests))}, there=(SPEC,))
+        return {(run.data.tags["encoder_digest"], run.data.tags[SPEC]) for run in self._search(self._experiments(), wanted)}
+
+    def delete(self, run_id: str) -> bool:
+        """Deletes an unfinished record that nobody writes, and says whether it did; MLflow can restore what it deletes."""
+        with self._lock():
+            run = self._client.get_run(run_id)
+            if _state(run, self._site.runs).state in ("finished", "running"):
+                return False
+            if run.info.lifecycle_stage == "active":
+                self._client.delete_run(run_id)
+        return True
 
     def named(self, name: str) -> Record:
         """The run that a user names: by a spec id, its beginning, or MLflow's own name of the run.
@@ -255,8 +302,8 @@ class Store:
                 f"'{name}' is no run's id: 4 to 12 hexadecimal digits, as `invoke status` and `--dry-run` print, or MLflow's 32."
             )
         experiments = self._experiments()
-        condition = f"attributes.run_id = '{name}'" if len(name) == 32 else f"tags.{SPEC} LIKE '{name}%'"
-        runs = [run for run in self._search(experiments, condition, limit=100) if SPEC in run.data.tags]
+        wanted = Wanted(run_id=name, there=(SPEC,)) if len(name) == 32 else Wanted(begins={SPEC: name})
+        runs = list(self._search(experiments, wanted))
         ids = sorted({run.data.tags[SPEC] for run in runs})
         if not ids:
             raise LookupError(f"There is no run '{name}' in {self.uri}: `invoke status` lists those that there are.")
@@ -276,7 +323,7 @@ class Store:
                 settings.pop(short, None)
         page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
         return Record(
-            state=_state(run),
+            state=_state(run, self._site.runs),
             settings=settings,
             commit=tags.get("commit", "not known"),
             dirty=tags.get("dirty") == "True",
@@ -297,14 +344,20 @@ class Store:
 
         Raises:
             LookupError: the run has none, as one that was imported without its encoder.
+            ConnectionError: the server does not answer.
         """
         from mlflow.exceptions import MlflowException
 
+        def fetch() -> Path:
+            try:
+                return Path(self._client.download_artifacts(run_id, name, str(folder)))
+            except (MlflowException, OSError) as error:
+                if self._server:
+                    self._knock()  # a server that does not answer may well have it
+                raise LookupError(f"The tracking store has no {name} of its run {run_id} ({_first_line(error)}).") from None
+
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            return Path(self._client.download_artifacts(run_id, name, str(folder)))
-        except (MlflowException, OSError) as error:
-            raise LookupError(f"The tracking store has no {name} of its run {run_id} ({_first_line(error)}).") from None
+        return self._patiently(fetch)
 
     def portable(self, spec_id: str) -> PortableRun:
         """The whole record of the spec's finished run, but for its encoder and pictures; the newest where there are several.
@@ -312,7 +365,7 @@ class Store:
         Raises:
             LookupError: none is finished, or its settings are not in the store.
         """
-        run = self._newest_finished(spec_id, self._experiments())
+        run = self._newest_finished([spec_id], self._experiments()).get(spec_id)
         if run is None:
             raise LookupError(f"There is no finished run {spec_id} in {self.uri}.")
         run_id, tags = run.info.run_id, run.data.tags
@@ -357,7 +410,7 @@ class Store:
 
         with self._lock(), _undisturbed():
             experiments = self._experiments()
-            here = self._newest_finished(run.spec_id, experiments) if experiments else None
+            here = self._newest_finished([run.spec_id], experiments).get(run.spec_id)
             if here is not None:
                 return Finished(spec_id=run.spec_id, run_id=here.info.run_id, metrics=_final(here))
             try:
@@ -380,21 +433,23 @@ class Store:
         name = " ".join((filled.table, filled.scale, *filled.changes)).replace("'", "")  # it stands in a filter
         values = _cell_means(filled)
         digest = _table_digest(values, paths)
-        experiment = self._experiment("tables")
-        runs = self._client.search_runs([experiment], f"tags.{TABLE} = '{name}'", max_results=1)
-        if runs and runs[0].data.tags.get(DIGEST) == digest:
-            return str(runs[0].info.run_id)
-        if runs:
-            run_id, known = runs[0].info.run_id, runs[0].data.metrics
-        else:
-            tags = {TABLE: name, SCALE: filled.scale, "title": filled.title}
-            run_id, known = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id, {}
-        # A cell that has become empty must not keep its old number, and MLflow cannot delete one.
-        self._log_batches(run_id, metrics=dict.fromkeys(known, math.nan) | values)
-        for path in paths:
-            self._client.log_artifact(run_id, str(path))
-        self._client.set_terminated(run_id)
-        self._client.set_tag(run_id, DIGEST, digest)
+        with self._lock():  # two commands that end at once make one record
+            run = next(self._search(self._experiments("tables"), Wanted(tags={TABLE: [name]}), limit=1), None)
+            if run is not None and run.data.tags.get(DIGEST) == digest:
+                return str(run.info.run_id)
+            if run is not None:
+                run_id, known = run.info.run_id, run.data.metrics
+            else:
+                experiment = self._experiment("tables")
+                tags = {TABLE: name, SCALE: filled.scale, "title": filled.title}
+                run_id, known = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id, {}
+            # A cell that has become empty must not keep its old number, and MLflow cannot delete one.
+            now, shown = _now(), dict.fromkeys(known, math.nan) | values
+            self._log_batches(run_id, [Point(key, _storable(value), now, 0) for key, value in shown.items()])
+            for path in paths:
+                self._client.log_artifact(run_id, str(path))
+            self._client.set_terminated(run_id)
+            self._client.set_tag(run_id, DIGEST, digest)
         return str(run_id)
 
     def described(self) -> str:
@@ -449,21 +504,57 @@ class Store:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        # The patience is ours: by itself, MLflow would try seven times and wait two minutes for each answer, and nobody could stop it.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         self._create()
         from mlflow.tracking import MlflowClient
 
         return MlflowClient(self.uri)
 
-    def _knock(self) -> None:
-        """Raises ConnectionError where no server answers, at once: MLflow itself would go on trying for minutes."""
+    def _knock(self, seconds: float = 10) -> None:
+        """Raises ConnectionError where no server answers, at once: MLflow itself would go on trying."""
         address = urlsplit(self.uri)
         port = address.port or (443 if address.scheme == "https" else 80)
         try:
-            socket.create_connection((address.hostname or "", port), timeout=10).close()
+            socket.create_connection((address.hostname or "", port), timeout=seconds).close()
         except OSError as error:
             raise ConnectionError(
                 f"No tracking server answers at {self.uri} ({error}). Start it, or set another MLFLOW_TRACKING_URI."
             ) from None
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Does it, again and again while the store is away.
+
+        Raises:
+            AwayError: it was for as long as this store has patience.
+            OSError: the disk of the store is full.
+        """
+
+        def attempt() -> T:
+            if self._server:
+                self._knock()
+            with self._room():
+                return action()
+
+        return patiently(attempt, away=self._away, seconds=self._patience)
+
+    def _away(self, error: Exception) -> bool:
+        """Whether the store may take the same a while later."""
+        return away(error, file=self._file is not None)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Says in one line that the store's file cannot grow, which MLflow says in many."""
+        try:
+            yield
+        except Exception as error:
+            if self._file is None or not (problem := no_room(error)) or isinstance(error, OSError):
+                raise
+            raise OSError(
+                f"The tracking store {self._file} cannot be written ({problem}): make room, and the same command goes on from the last "
+                "checkpoint."
+            ) from error
 
     def _create(self) -> None:
         """Creates the sqlite store, once however many processes ask for it: the file appears when its tables are complete."""
@@ -510,48 +601,64 @@ class Store:
                     raise
         return str(found.experiment_id)
 
-    def _experiments(self) -> list[str]:
-        """The ids of our experiments; none, and mlflow is not imported, where there is no store yet."""
+    def _experiments(self, name: str = "") -> list[str]:
+        """The ids of our experiments, or of the one of that name; none where there is no store yet."""
         if self._file is not None and not self._file.exists():
             return []
-        return [found.experiment_id for found in self._client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")]
+        if self._ledger is not None:
+            found = self._ledger.experiments(EXPERIMENTS)
+        else:
+            listed = self._client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
+            found = {each.name: each.experiment_id for each in listed}
+        return [experiment for each, experiment in found.items() if name in ("", each.removeprefix(EXPERIMENTS))]
 
-    def _search(self, experiments: list[str], condition: str, limit: int | None = None) -> Iterator[Any]:
-        """Active runs that meet the condition, the newest first."""
-        token, left = None, limit
-        while experiments and (left is None or left > 0):
-            page = self._client.search_runs(
-                experiments, condition, max_results=min(left or 500, 500), order_by=["attributes.start_time DESC"], page_token=token
-            )
-            yield from page
-            left = None if left is None else left - len(page)
-            token = page.token
-            if not token:
-                return
+    @cached_property
+    def _ledger(self) -> Ledger | None:
+        """What reads a sqlite file, which is there, without mlflow; None: only MLflow's client can read this store."""
+        return None if self._file is None else Ledger.of(self._file)
+
+    def _search(self, experiments: Sequence[str], wanted: Wanted, limit: int | None = None) -> Iterator[Any]:
+        """Active runs of the experiments, the newest first; where a tag may have several values, the newest first of each."""
+        if not experiments:
+            return
+        if self._ledger is not None:
+            yield from self._ledger.search(experiments, wanted, limit)
+            return
+        for condition in _filters(wanted):
+            token, left = None, limit
+            while left is None or left > 0:
+                page = self._client.search_runs(
+                    experiments, condition, max_results=min(left or 500, 500), order_by=["attributes.start_time DESC"], page_token=token
+                )
+                yield from page
+                left = None if left is None else left - len(page)
+                token = page.token
+                if not token:
+                    break
 
     def _resumable(self, spec_id: str, experiment: str) -> Any:
         """The newest unfinished record of the spec that nobody owns, or None.
 
         Raises:
-            BusyError: a process that is alive on this machine owns one.
+            BusyError: a process that is alive owns one.
         """
         free = []
-        unfinished = f"tags.{SPEC} = '{spec_id}' and tags.{COMPLETE} IS NULL and tags.{IMPORTED} IS NULL"
-        for run in self._search([experiment], unfinished):
-            alive = _alive(run)
-            if run.info.status in ("RUNNING", "FINISHED") and alive and _owner(run)["pid"] != os.getpid():
-                raise BusyError(
-                    f"Run {spec_id} is being done by process {_owner(run)['pid']} of this machine: wait for it, or stop it first."
-                )
+        for run in self._search([experiment], Wanted(tags={SPEC: [spec_id]}, absent=(COMPLETE, IMPORTED))):
+            alive = _alive(run, self._site.runs)
+            if run.info.status in ("RUNNING", "FINISHED") and alive and not _is_mine(run):
+                raise BusyError(f"Run {spec_id} is being done by {_who(run)}: wait for it, or stop it first.")
             if run.info.status != "RUNNING" or alive is not None:
                 free.append(run)
         return free[0] if free else None
 
-    def _newest_finished(self, spec_id: str, experiments: list[str]) -> Any:
-        """The newest finished MLflow run of the spec, or None."""
-        condition, order = f"tags.{COMPLETE} = '{spec_id}'", ["attributes.end_time DESC"]
-        runs = self._client.search_runs(experiments, condition, max_results=1, order_by=order) if experiments else ()
-        return next(iter(runs), None)
+    def _newest_finished(self, ids: Iterable[str], experiments: Sequence[str]) -> dict[str, Any]:
+        """The finished run of each spec that has one: of several, the one that ended last."""
+        found: dict[str, Any] = {}
+        for run in self._search(experiments, Wanted(tags={COMPLETE: sorted(set(ids))})):
+            before = found.setdefault(run.data.tags[COMPLETE], run)
+            if (run.info.end_time or 0) > (before.info.end_time or 0):
+                found[run.data.tags[COMPLETE]] = run
+        return found
 
     def _points(self, run_id: str, key: str) -> list[Any]:
         """A metric in order of steps, without what a resumed run logged again later."""
@@ -563,18 +670,16 @@ class Store:
 
     def _adopt(self, run: PortableRun, source: str, experiment: str) -> None:
         """Writes the record of a run that has none here."""
-        from mlflow.entities import Metric
-
-        for left in self._search([experiment], f"tags.{SPEC} = '{run.spec_id}' and tags.{IMPORTED} IS NOT NULL"):
-            if _alive(left) is False or _owner(left).get("pid") == os.getpid():
+        for left in self._search([experiment], Wanted(tags={SPEC: [run.spec_id]}, there=(IMPORTED,))):
+            if _alive(left, self._site.runs) is False or _is_mine(left):
                 self._client.delete_run(left.info.run_id)
-        parent = self._newest_finished(run.needs, self._experiments()) if run.needs else None
+        parent = self._newest_finished([run.needs], self._experiments()).get(run.needs) if run.needs else None
         tags = {key: value for key, value in run.tags.items() if travels(key, OF_THIS_STORE)}
-        tags |= {SPEC: run.spec_id, OWNER: json.dumps(_me()), IMPORTED: source} | ({PARENT: parent.info.run_id} if parent else {})
+        tags |= {SPEC: run.spec_id, OWNER: json.dumps(lease.process()), IMPORTED: source} | ({PARENT: parent.info.run_id} if parent else {})
         run_id = self._client.create_run(experiment, start_time=run.started, run_name=run.name, tags=tags).info.run_id
-        logged = [Metric(key, value, at, step) for key, points in run.histories.items() for step, value, at in points]
-        final = [Metric(FINAL + key, value, run.ended, 0) for key, value in run.final.items()]
-        self._log_batches(run_id, metrics=logged + final, params=run.params)
+        logged = [Point(key, value, at, step) for key, points in run.histories.items() for step, value, at in points]
+        final = [Point(FINAL + key, value, run.ended, 0) for key, value in run.final.items()]
+        self._log_batches(run_id, logged + final, params=run.params)
         for name, content in {SETTINGS: run.settings, **run.environments}.items():
             self._client.log_text(run_id, _document(content), name)
         self._client.set_terminated(run_id, end_time=run.ended)
@@ -587,18 +692,16 @@ class Store:
     def _log_batches(
         self,
         run_id: str,
+        points: Sequence[Point] = (),
         *,
-        metrics: Mapping[str, float] | Sequence[Any] = (),
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes metrics (a mapping: final values, now), params and tags in as few batches as MLflow allows."""
+        """Writes measurements, params and tags in as few batches as MLflow allows."""
         from mlflow.entities import Metric, Param, RunTag
 
-        if isinstance(metrics, Mapping):
-            metrics = [Metric(key, _storable(value), _now(), 0) for key, value in metrics.items()]
-        for batch in _chunks(metrics, MAX_METRICS):
-            self._client.log_batch(run_id, metrics=batch)
+        for batch in _chunks(points, MAX_METRICS):
+            self._client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
         for items in _chunks(list((params or {}).items()), MAX_PARAMS):
             self._client.log_batch(run_id, params=[Param(key, value) for key, value in items])
         for items in _chunks(list((tags or {}).items()), MAX_PARAMS):
@@ -608,65 +711,95 @@ class Store:
 class Run:
     """The record of one run while it is written; made by `Store.start`, used in a `with`."""
 
-    def __init__(self, store: Store, spec: Spec, run_id: str) -> None:
+    def __init__(self, store: Store, spec: Spec, run_id: str, hold: Held | None = None) -> None:
         self.spec = spec
         self.run_id = run_id
         self._store = store
-        self._waiting: list[Any] = []
+        self._hold = hold
+        self._folder = store._site.runs / spec.id
+        self._journal = Journal(self._folder)
+        self._measured: list[Point] = []
         self._flushed = time.monotonic()
+        self._next = -math.inf
+        """When to try to send again, after a failure."""
         self._complete = False
         self._restore_sigterm = False
         environment.load()  # the next reading of the processor's load is the mean since this one
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Measurements at a step; written together with others every few seconds, by `flush` and at the end."""
-        from mlflow.entities import Metric
-
         now = _now()
-        self._waiting += [Metric(key, _storable(value), now, step) for key, value in metrics.items()]
-        if len(self._waiting) >= FLUSH_AT or time.monotonic() - self._flushed > FLUSH_EVERY:
+        self._measured += [Point(key, _storable(value), now, step) for key, value in metrics.items()]
+        if len(self._measured) >= FLUSH_AT or time.monotonic() - self._flushed > FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits, and the load of the machine now. Call it before a checkpoint, so that no step is missing after a kill."""
-        from mlflow.entities import Metric
+        """Puts what waits on disk, with the load of the machine now, and sends it; a store that does not answer gets it later.
 
-        if not self._waiting:
-            return
-        now, step = _now(), self._waiting[-1].step
-        load = [Metric(f"system/{key}", value, now, step) for key, value in environment.load().items()]
-        with _undisturbed():
-            self._store._log_batches(self.run_id, metrics=[*self._waiting, *load])
-            self._waiting.clear()
+        Call it before a checkpoint, so that no step is missing after a kill.
+
+        Raises:
+            LostError: the run is somebody else's now.
+            OSError: there is no room, here or in the store.
+        """
+        self._keep()
         self._flushed = time.monotonic()
+        self._send()
 
     def artifact(self, path: Path, name: str = "") -> None:
         """Adds a file to the run's artifacts, as `name` (`folder/file` at will; by default the file's own)."""
         target = PurePosixPath(name or path.name)
         parent = None if target.parent == PurePosixPath() else str(target.parent)
-        with tempfile.TemporaryDirectory() as folder, _undisturbed():
+        with tempfile.TemporaryDirectory() as folder:
             link = Path(folder) / target.name  # MLflow keeps a file's name, whatever it is wanted to be
             link.symlink_to(path.resolve(strict=True))
-            self._store._client.log_artifact(self.run_id, str(link), parent)
+
+            def upload() -> None:
+                self._check()
+                with giving_up_after(UPLOAD):
+                    self._store._client.log_artifact(self.run_id, str(link), parent)
+
+            self._store._patiently(upload)
 
     def tag(self, name: str, value: str) -> None:
-        """Sets a tag of the run."""
-        with _undisturbed():
-            self._store._client.set_tag(self.run_id, name, value)
+        """Sets a tag of the run; a store that does not answer gets it later."""
+        self._check()
+        self._journal.add(tags={name: value})
+        self._send()
 
     def text(self, content: str, name: str) -> None:
         """Adds a text to the run's artifacts."""
-        with _undisturbed():
-            self._store._client.log_text(self.run_id, content, name)
+
+        def upload() -> None:
+            self._check()
+            with _undisturbed():
+                self._store._client.log_text(self.run_id, content, name)
+
+        self._store._patiently(upload)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """Records the final values and that the run is finished; the completion tag comes last."""
-        with _undisturbed():
-            self.flush()
-            self._store._log_batches(self.run_id, metrics={FINAL + key: value for key, value in metrics.items()})
-            self._store._client.set_terminated(self.run_id)
-            self._store._client.set_tag(self.run_id, COMPLETE, self.spec.id)
-            self._complete = True
+        """Records the final values and that the run is finished; the completion tag comes last.
+
+        Raises:
+            LostError: the run is somebody else's now.
+            AwayError: the store did not answer for as long as it is waited for; what was measured waits on disk.
+            OSError: there is no room, here or in the store.
+        """
+        now = _now()  # once, so that an attempt that failed half-way is not recorded beside the one that did not
+
+        def complete() -> None:
+            with _undisturbed():
+                self._keep()
+                self._deliver()
+                self._store._log_batches(self.run_id, [Point(FINAL + key, _storable(value), now, 0) for key, value in metrics.items()])
+                with self._guard():
+                    self._store._client.set_terminated(self.run_id)
+                    self._store._client.set_tag(self.run_id, COMPLETE, self.spec.id)
+                self._complete = True
+                self._journal.remove()
+                journal.drop_result(self._folder)
+
+        self._store._patiently(complete)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -676,39 +809,124 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            if not self._complete:
+            if not self._complete and not isinstance(error, LostError):  # what is somebody else's now is not touched
                 self._stop(error)
         finally:
             if self._restore_sigterm:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _stop(self, error: BaseException | None) -> None:
-        """Records that the run ended without having finished."""
+        """Records that the run ended without having finished; a store that does not answer is not waited for, as `reap` makes up for it."""
+        if isinstance(error, MemoryError):
+            traceback.clear_frames(error.__traceback__)  # what filled the memory is still held by those that have failed
         killed = isinstance(error, (KeyboardInterrupt, Terminated))
         reason = "ended without finish()" if error is None else _first_line(error)
         try:
-            with _undisturbed():
-                self.flush()
-                self._store._client.set_tag(self.run_id, REASON, reason)
-                if error is not None and not killed:
-                    self._store._client.log_text(self.run_id, "".join(traceback.format_exception(error)), "error.txt")
-                self._store._client.set_terminated(self.run_id, status="KILLED" if killed else "FAILED")
-        except Exception as failure:
+            with _undisturbed(), giving_up_after(HASTE):
+                self._save_what_is_left()
+                if self._store._server:
+                    self._store._knock(HASTE)
+                with self._guard():
+                    self._store._client.set_tag(self.run_id, REASON, reason)
+                    if error is not None and not killed:
+                        self._store._client.log_text(self.run_id, "".join(traceback.format_exception(error)), "error.txt")
+                    self._store._client.set_terminated(self.run_id, status="KILLED" if killed else "FAILED")
+        except (Exception, LostError) as failure:
             if error is None:
                 raise
             # The first error matters more than that its record failed; `status` and `reap` see that the process is gone.
             logger.warning("Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, _first_line(failure))
 
+    def _save_what_is_left(self) -> None:
+        """The last measurements, on disk at least; whatever is wrong with them must not keep the run from being marked."""
+        for save in (self._keep, self._deliver):
+            try:
+                save()
+            except Exception as failure:
+                logger.warning("Run %s: its last measurements are not in the store: %s", self.spec.id, _first_line(failure))
+
     def _describe(self, attempt: int) -> None:
-        """Writes the settings, and the environment of this attempt."""
+        """Sends what an earlier attempt could not, then the settings, and the environment of this attempt."""
+        found = environment.record()
+
+        def describe() -> None:
+            with _undisturbed():
+                self._check()
+                self._deliver()
+                self._store._log_batches(self.run_id, params=_settings(self.spec))
+                if attempt == 1:
+                    self._store._client.log_text(self.run_id, _document(identity.canonical(self.spec)), SETTINGS)
+                name = "environment.json" if attempt == 1 else f"environment-{attempt}.json"
+                self._store._client.log_text(self.run_id, _document(found), name)
+                self._store._log_batches(self.run_id, tags={DEVICE: str(found["device"]), ATTEMPTS: str(attempt)})
+
+        self._store._patiently(describe)
+
+    def _check(self) -> None:
+        """Raises LostError where the run is somebody else's now."""
+        if self._hold is not None:
+            self._hold.check()
+
+    def _guard(self) -> AbstractContextManager[None]:
+        """Inside, the run is ours and nobody can take it."""
+        return nullcontext() if self._hold is None else self._hold.guard()
+
+    def _keep(self) -> None:
+        """Puts the measurements that wait in memory on disk, with the load of the machine now."""
+        if not self._measured:
+            return
+        self._check()
+        now, step = _now(), self._measured[-1].step
+        load = [Point(f"system/{key}", value, now, step) for key, value in environment.load().items()]
         with _undisturbed():
-            self._store._log_batches(self.run_id, params=_settings(self.spec))
-            if attempt == 1:
-                self.text(_document(identity.canonical(self.spec)), SETTINGS)
-            name = "environment.json" if attempt == 1 else f"environment-{attempt}.json"
-            found = environment.record()
-            self.text(_document(found), name)
-            self._store._log_batches(self.run_id, tags={DEVICE: str(found["device"]), ATTEMPTS: str(attempt)})
+            self._journal.add([*self._measured, *load])
+            self._measured.clear()
+
+    def _send(self) -> None:
+        """Sends what waits on disk, unless the store did not answer a moment ago: whoever measures goes on measuring."""
+        if time.monotonic() < self._next:
+            return
+        try:
+            with giving_up_after(HASTE):
+                if self._store._server:
+                    self._store._knock(HASTE)
+                with self._store._room():
+                    self._deliver()
+        except Exception as error:
+            if not self._store._away(error):
+                raise
+            if self._next == -math.inf:
+                logger.warning("The tracking store does not answer (%s); what is measured waits in %s.", in_short(error), self._folder)
+            self._next = time.monotonic() + EVERY
+        else:
+            if self._next != -math.inf:
+                logger.warning("The tracking store answers again; it has all that waited.")
+            self._next = -math.inf
+
+    def _deliver(self) -> None:
+        """Sends what waits on disk, all of it or an exception. What the store refuses is put aside, so that later attempts are not."""
+        waiting = self._journal.read()
+        if not waiting:
+            return
+        self._check()
+        with _undisturbed():
+            try:
+                self._store._log_batches(self.run_id, waiting.points, tags=waiting.tags)
+            except Exception as error:
+                if getattr(error, "error_code", "") == REFUSED:
+                    kept = self._journal.set_aside()
+                    raise ValueError(f"The tracking store refuses what was measured, now in {kept}: {_first_line(error)}") from error
+                raise
+            self._journal.sent(waiting)
+
+
+def _filters(wanted: Wanted) -> Iterator[str]:
+    """The same in MLflow's language, which has no IN for tags: one filter for each combination of their values."""
+    fixed = [f"attributes.{name} = '{value}'" for name, value in (("run_id", wanted.run_id), ("status", wanted.status)) if value]
+    fixed += [f"tags.{key} LIKE '{beginning}%'" for key, beginning in wanted.begins.items()]
+    fixed += [f"tags.{key} IS NOT NULL" for key in wanted.there] + [f"tags.{key} IS NULL" for key in wanted.absent]
+    for values in itertools.product(*wanted.tags.values()):
+        yield " and ".join((*(f"tags.{key} = '{value}'" for key, value in zip(wanted.tags, values, strict=True)), *fixed))
 
 
 def title(spec: Spec | Weights) -> str:
@@ -745,7 +963,7 @@ def group(spec: Spec) -> str:
 def _tags(spec: Spec, scale: str) -> dict[str, str]:
     """Every tag that a run has from its start."""
     commit, dirty = environment.code()
-    own = {SPEC: spec.id, GROUP: group(spec), SCALE: scale, OWNER: json.dumps(_me()), "commit": commit, "dirty": str(dirty)}
+    own = {SPEC: spec.id, GROUP: group(spec), SCALE: scale, "commit": commit, "dirty": str(dirty)}
     return _settings(spec) | own | {"kind": spec.name, "mlflow.source.git.commit": commit}
 
 
@@ -769,11 +987,9 @@ def _text(value: object) -> str:
     return json.dumps(identity.canonical(value)) if isinstance(value, tuple) else str(value)
 
 
-def _me() -> dict[str, Any]:
-    """This process, such that no later one can be taken for it."""
-    import psutil  # type: ignore[import-untyped]
-
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+def _me(runs: Path, hold: Held | None) -> dict[str, Any]:
+    """This process, such that no later one can be taken for it, and its lease."""
+    return lease.process() | ({} if hold is None else {"token": hold.token, "place": lease.place(runs)})
 
 
 def _owner(run: Any) -> dict[str, Any]:
@@ -781,40 +997,58 @@ def _owner(run: Any) -> dict[str, Any]:
     return owner
 
 
-def _alive(run: Any) -> bool | None:
-    """Whether the process that owns an MLflow run still is; None: on another machine, where it cannot be seen."""
-    import psutil
-
+def _is_mine(run: Any) -> bool:
+    """Whether this process owns an MLflow run."""
     owner = _owner(run)
+    return (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid())
+
+
+def _who(run: Any) -> str:
+    return f"process {_owner(run).get('pid')} on {_owner(run).get('host')}"
+
+
+def _lease(run: Any, runs: Path) -> Lease | None:
+    """The lease of an MLflow run, if the folder of runs that it lies in is `runs`, as seen from here."""
+    named = _owner(run).get("place")
+    if not named or not (runs / lease.PLACE).exists() or lease.place(runs) != named:
+        return None
+    return lease.read(runs / run.data.tags[SPEC])
+
+
+def _alive(run: Any, runs: Path) -> bool | None:
+    """Whether the process that owns an MLflow run still is there; None: it is on another machine, and no lease here tells of it."""
+    owner, leased = _owner(run), _lease(run, runs)
+    if leased is not None:
+        return leased.token == owner["token"] and leased.alive
     if owner.get("host") != socket.gethostname():
         return None
-    try:
-        process = psutil.Process(owner["pid"])
-        # Two seconds, as start times follow from the clock, which may have been set meanwhile.
-        same = abs(process.create_time() - owner["started"]) < 2
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return lease.process_alive(owner["host"], owner["pid"], owner["started"])
 
 
-def _gone(run: Any) -> str:
-    owner = _owner(run)
-    return f"its process {owner.get('pid')} on {owner.get('host')} is gone"
+def _ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]:
+    """How an MLflow run that its process left unfinished ended, and why: its lease may know what could not be recorded."""
+    leased = _lease(run, runs)
+    if leased is not None and leased.token == _owner(run)["token"]:
+        if leased.state == "failed":
+            return "failed", leased.reason
+        if leased.state == "interrupted":
+            return "interrupted", leased.reason
+    return "interrupted", f"its {_who(run)} is gone"
 
 
-def _state(run: Any) -> RunState:
-    """The truth about an MLflow run, from its tags and its process."""
-    tags, status, alive = run.data.tags, run.info.status, _alive(run)
+def _state(run: Any, runs: Path) -> RunState:
+    """The truth about an MLflow run, from its tags, its lease and its process."""
+    tags, status = run.data.tags, run.info.status
     state: Literal["finished", "running", "interrupted", "failed"]
     reason = tags.get(REASON, "")
     if COMPLETE in tags:
         state = "finished"
-    elif status == "FAILED":
-        state = "failed"
-    elif status == "RUNNING" and alive is not False:
-        state, reason = "running", f"process {_owner(run).get('pid')} on {_owner(run).get('host')}"
+    elif status in ("FAILED", "KILLED"):
+        state, reason = "failed" if status == "FAILED" else "interrupted", reason or _ending(run, runs)[1]
+    elif status == "RUNNING" and _alive(run, runs) is not False:
+        state, reason = "running", _who(run)
     else:
-        state, reason = "interrupted", reason or _gone(run)
+        state, reason = _ending(run, runs)
     return RunState(
         spec_id=tags[SPEC],
         run_id=run.info.run_id,

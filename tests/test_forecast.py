@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
-from reproduce import checkpoint, doctor, tracking
-from reproduce.forecast import Estimate, Forecast, Step, check, estimate, forecast, makespan, nearest
+from reproduce import checkpoint, doctor, lease, tracking
+from reproduce.forecast import Estimate, Forecast, Past, Step, check, estimate, forecast, makespan, nearest
 from reproduce.methods.method import Method
 from reproduce.nn import backbones, cost
 from reproduce.nn.heads import Heads
@@ -119,13 +119,13 @@ def test_protocols_say_how_many_images_go_through_the_encoder() -> None:
     ids=["none", "one setting", "fewest", "newest of several", "many"],
 )
 def test_the_nearest_finished_run_is_told_by_what_differs(others: list[Pretrain], says: str) -> None:
-    assert nearest(tiny(), [finished(run) for run in others]).removeprefix("no finished run with these settings; ") == says
+    assert nearest(tiny(), Past(finished(run) for run in others)).removeprefix("no finished run with these settings; ") == says
 
 
 def test_a_setting_that_older_runs_lack_is_no_difference_while_it_is_none() -> None:
     older = finished(tiny(epochs=6))
     settings = {key: value for key, value in older.settings.items() if key != "augmentation.small"}
-    assert nearest(tiny(), [replace(older, settings=settings)]).endswith("differs in epochs: 6, here 4")
+    assert nearest(tiny(), Past([replace(older, settings=settings)])).endswith("differs in epochs: 6, here 4")
 
 
 # Hours
@@ -199,6 +199,9 @@ def test_the_wall_time_respects_what_comes_first_and_how_many_go_on_at_once() ->
     steps = [step(one, 10), step(evaluation(one), 5), step(two, 20), step(evaluation(two), 5)]
     assert [makespan(steps, at_once) for at_once in (1, 2, 9)] == [40, 25, 25]
     assert makespan([step(one, 10, left=0.25), step(evaluation(one), 5)], 2) == 7.5
+    wide = [step(one, 16, devices=8), step(evaluation(one), 5), step(two, 24, devices=8)]
+    assert makespan(wide, 8) == 2 + 5 + 3, "the second pretraining waits for eight devices, one of which the evaluation has"
+    assert makespan(wide, 9) == 2 + 5, "beside it there is room for eight"
 
 
 # The digest and what it is checked by
@@ -233,12 +236,12 @@ def test_what_is_not_allowed_is_refused_in_one_line() -> None:
 
 
 def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
-    lines = list(made(step(tiny(), 7200), step(evaluation(tiny()), 1800), step(tiny(seed=1), fate="running")).lines())[3:]
+    lines = list(made(step(tiny(), 7200), step(evaluation(tiny()), 1800), step(tiny(seed=1), fate="attach")).lines())[3:]
     assert lines[:4] == [
-        "3 runs: 1 running elsewhere, 2 to do.",
+        "3 runs: 1 done by others, 2 to do.",
         "GPU-hours: 2.5. Wall time: 2:30:00, 2 runs at once.",
         "  2 estimated from finished runs that are alike.",
-        "  1 that another process does is not counted.",
+        "  1 that somebody else does is not counted.",
     ]
     unknown = list(made(step(tiny(), 7200), step(evaluation(tiny()))).lines())[2:]
     assert unknown[1] == "GPU-hours: not known; 2 for the 1 runs of which it is. Wall time: not known, 2 runs at once."
@@ -250,7 +253,7 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
 
 def attempt(spec: Spec, site: Site, at: Any) -> None:
     """Begins a run, says so, and waits to be killed."""
-    with Store(site).start(spec, scale="smoke"):
+    with lease.take(site.runs / spec.id, spec.id, heartbeat=10) as held, Store(site).start(spec, scale="smoke", hold=held):
         at.put(os.getpid())
         signal.pause()
 
@@ -295,7 +298,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(tmp_path: Path, m
     assert {name: each.fate for name, each in found.items()} == {
         "reused": "reuse",
         "killed": "resume",
-        "running": "running",
+        "running": "attach",
         "failed": "run",
         "new": "run",
     }

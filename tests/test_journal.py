@@ -1,0 +1,277 @@
+"""What waits on disk: measurements that a store does not have yet, and the result of a run; and how a store is waited for."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduce import interrupt, patience
+from reproduce.journal import FILE, RESULT, Journal, Point, drop_result, keep_result, kept_result
+from reproduce.patience import AwayError, away, giving_up_after, no_room, patiently
+
+fork = multiprocessing.get_context("fork")
+
+
+def points(*steps: int) -> list[Point]:
+    return [Point("loss", 1 / (step + 3), 1_700_000_000_000 + step, step) for step in steps]
+
+
+def test_what_was_added_comes_back_in_order_until_it_was_sent(tmp_path: Path) -> None:
+    folder = tmp_path / "not yet there"
+    journal = Journal(folder)
+    assert not journal.read()
+    journal.add(points(1, 2))
+    journal.add([Point("rank", math.nan, 5, 2)], {"a": "old", "b": "ünï\n"})
+    journal.add(tags={"a": "new"})
+    waiting = Journal(folder).read()
+    assert waiting.points[:2] == points(1, 2)
+    assert (waiting.points[2].key, math.isnan(waiting.points[2].value)) == ("rank", True)
+    assert waiting.tags == {"a": "new", "b": "ünï\n"}
+    journal.sent(waiting)
+    assert not Journal(folder).read()
+    journal.add(points(3))
+    assert journal.read().points == points(3)
+    journal.remove()
+    assert list(folder.iterdir()) == []
+
+
+def test_what_was_added_while_the_rest_was_sent_is_not_forgotten(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.add(points(1))
+    waiting = journal.read()
+    journal.add(points(2))
+    journal.sent(waiting)
+    assert journal.read().points == points(1, 2)
+
+
+def test_a_line_that_was_cut_anywhere_costs_that_line_alone(tmp_path: Path) -> None:
+    """As by a kill in the midst of writing; the next attempt adds to the same file."""
+    journal = Journal(tmp_path)
+    journal.add(points(1))
+    before = (tmp_path / FILE).read_bytes()
+    journal.add(points(2))
+    whole = (tmp_path / FILE).read_bytes()
+    for size in range(len(before), len(whole)):
+        (tmp_path / FILE).write_bytes(whole[:size])
+        Journal(tmp_path).add(points(3))
+        assert Journal(tmp_path).read().points == points(1, 3)
+
+
+def test_a_broken_line_is_passed_over_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(tmp_path)
+    journal.add(points(1))
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b"\0" * 40 + b"\n[1]\n")
+    journal.add(points(2))
+    assert journal.read().points == points(1, 2)
+    assert caplog.text.count("broken line") == 2
+
+
+def fill(folder: Path, sender: multiprocessing.connection.Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    journal = Journal(folder)
+    step = 0
+    try:
+        while True:
+            journal.add(points(step))
+            step += 1
+    except OSError as error:
+        sender.send((step, str(error)))
+
+
+def test_a_full_disk_leaves_what_was_added_before(tmp_path: Path) -> None:
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=fill, args=(tmp_path, sender))
+    process.start()
+    assert receiver.poll(60)
+    added, message = receiver.recv()
+    process.join()
+    assert f"{FILE} cannot be written (" in message
+    assert len(message.splitlines()) == 1
+    assert added > 10
+    assert (tmp_path / FILE).read_bytes().endswith(b"\n")
+    assert Journal(tmp_path).read().points == points(*range(added))
+
+
+def add_for_ever(folder: Path, added: multiprocessing.connection.Connection) -> None:
+    journal = Journal(folder)
+    for step in range(1_000_000):
+        journal.add(points(step))
+        added.send(step)
+
+
+def test_kill_9_while_adding_loses_nothing_that_was_added(tmp_path: Path) -> None:
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=add_for_ever, args=(tmp_path, sender))
+    process.start()
+    sender.close()
+    while (last := receiver.recv()) < 20:
+        pass
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    while receiver.poll(0):
+        try:
+            last = receiver.recv()
+        except EOFError:
+            break
+    found = [point.step for point in Journal(tmp_path).read().points]
+    assert found in (list(range(last + 1)), list(range(last + 2)))
+
+
+def test_a_result_is_kept_until_it_is_dropped(tmp_path: Path) -> None:
+    folder = tmp_path / "not yet there"
+    assert kept_result(folder, "0123456789ab") is None
+    keep_result(folder, "0123456789ab", {"top1": 1 / 3, "gone": math.nan})
+    found = kept_result(folder, "0123456789ab")
+    assert found is not None
+    assert found["top1"] == 1 / 3
+    assert math.isnan(found["gone"])
+    keep_result(folder, "0123456789ab", {})
+    assert kept_result(folder, "0123456789ab") == {}
+    drop_result(folder)
+    drop_result(folder)
+    assert kept_result(folder, "0123456789ab") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"spec_id": "ba9876543210", "metrics": {"top1": 0.5}}', "is of run ba9876543210, not of 0123456789ab"),
+        ('{"spec_id": "0123456789ab", "metrics": {"top1"', "is broken"),
+        ('{"spec_id": "0123456789ab", "metrics": {"top1": null}}', "is broken"),
+        ('{"spec_id": "0123456789ab", "metrics": [1]}', "is broken"),
+        ("[]", "is broken"),
+        ("", "is broken"),
+    ],
+)
+def test_a_result_that_is_broken_or_another_run_s_is_passed_over(
+    content: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / RESULT).write_text(content)
+    assert kept_result(tmp_path, "0123456789ab") is None
+    assert said in caplog.text
+
+
+class Answer(Exception):  # noqa: N818, as MLflow's own
+    """An exception as MLflow raises it, without its import of seconds; tests with a real server are in test_status.py."""
+
+    def __init__(self, status: int, message: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+
+    def get_http_status_code(self) -> int:
+        return self.status
+
+
+def test_what_may_be_better_a_while_later() -> None:
+    assert away(ConnectionRefusedError(), file=False)
+    assert away(Answer(503), file=False)
+    assert away(Answer(500), file=False)
+    assert not away(Answer(404), file=False)
+    assert not away(Answer(400), file=False)
+    assert not away(ValueError("no luck"), file=False)
+    assert away(Answer(503, "(sqlite3.OperationalError) database is locked"), file=True)
+    assert not away(Answer(503, "(sqlite3.OperationalError) no such table: runs"), file=True)
+
+
+def test_a_full_disk_is_told_from_what_else_sqlite_says() -> None:
+    assert no_room(Answer(503, "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT ...]")) == "database or disk is full"
+    assert no_room(Answer(503, "(sqlite3.OperationalError) disk I/O error")) == "disk I/O error"
+    assert no_room(Answer(503, "(sqlite3.OperationalError) database is locked")) == ""
+
+
+def failing(times: int, error: Exception) -> Callable[[], int]:
+    """What fails so often, and then says how often it was called."""
+    calls = []
+
+    def action() -> int:
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return len(calls)
+
+    return action
+
+
+def is_away(error: Exception) -> bool:
+    return away(error, file=False)
+
+
+def test_a_store_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
+    assert patiently(failing(3, ConnectionRefusedError("nobody\nhere")), away=is_away, seconds=60) == 4
+    assert caplog.messages == ["The tracking store does not answer (nobody); waiting for it, 60 s at most."]
+
+
+def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
+    with pytest.raises(AwayError, match=r"^The tracking store did not answer for 0 s \(nobody\)\. Nothing is lost: start it, and .*\.$"):
+        patiently(failing(10**6, ConnectionRefusedError("nobody")), away=is_away, seconds=0.05)
+
+
+@pytest.mark.parametrize(("seconds", "error"), [(0, ConnectionRefusedError("nobody")), (60, Answer(404)), (60, AwayError("given up"))])
+def test_what_waiting_does_not_help_is_raised_at_once(seconds: float, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        patiently(failing(1, error), away=is_away, seconds=seconds)
+    assert caught.value is error
+
+
+def wait_for_ever(inside: bool, sender: multiprocessing.connection.Connection) -> None:
+    """Waits for a store that never comes, in the midst of what saves its work before it stops or not."""
+    interrupt.listen()
+
+    def nobody() -> None:
+        sender.send("waits")
+        raise ConnectionRefusedError
+
+    def wait() -> None:
+        patiently(nobody, away=is_away, seconds=600)
+
+    try:
+        if inside:
+            with interrupt.patiently():
+                wait()
+        else:
+            wait()
+    except interrupt.Interrupted as error:
+        sender.send(str(error))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_request_to_stop_ends_the_waiting_at_once(inside: bool) -> None:
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=wait_for_ever, args=(inside, sender))
+    process.start()
+    assert receiver.recv() == "waits"
+    os.kill(process.pid or 0, signal.SIGTERM)
+    since = time.monotonic()
+    assert receiver.poll(60)
+    assert receiver.recv() == "SIGTERM"
+    assert time.monotonic() - since < 2, "it waited for the next attempt"
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_mlflow_is_told_to_be_hasty_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with giving_up_after(2):
+        assert (os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) == ("2", "0")
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_the_file_is_plain_json_lines(tmp_path: Path) -> None:
+    Journal(tmp_path).add(points(1), {"a": "b"})
+    (line,) = (tmp_path / FILE).read_text().splitlines()
+    assert json.loads(line) == {"points": [["loss", 0.25, 1_700_000_000_001, 1]], "tags": {"a": "b"}}

@@ -1,0 +1,489 @@
+"""What the store says of a run whose process, lease, disk or server failed, and that nothing it measured is lost: real ones of each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from conftest import ROOT, Home
+
+from reproduce import interrupt, lease
+from reproduce.data.views import Augmentation
+from reproduce.journal import FILE, REFUSED, RESULT, Journal, keep_result
+from reproduce.lease import Held, LostError
+from reproduce.methods.msbreg import MSBReg
+from reproduce.patience import PATIENCE
+from reproduce.plan import Request
+from reproduce.site import Site
+from reproduce.spec import LARS, Pretrain, Settings
+from reproduce.tracking import BusyError, Run, RunState, Store
+
+pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
+
+fork = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Settings, name="toy"):
+    """A data set."""
+
+    title: ClassVar[str] = "Toy"
+    caveat: ClassVar[str] = ""
+
+
+PRETRAIN = Pretrain(
+    method=MSBReg(), dataset=Toy(), backbone="small", augmentation=Augmentation(), optimizer=LARS(base_lr=0.5), epochs=3, batch_size=32
+)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new store, which takes seconds to create: tests copy it."""
+    import mlflow.tracking  # noqa: F401, forked processes need not import it again
+
+    site = Site(runs=tmp_path_factory.mktemp("template"))
+    Store(site).ui_command()  # which creates it
+    return site.runs / "mlflow.db"
+
+
+@pytest.fixture
+def site(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    shutil.copy(template, runs)
+    return Site(runs=runs)
+
+
+def ended(target: Callable[..., None], *arguments: object) -> int | None:
+    """Runs `target` in a process of its own and returns its exit code, -n after signal n."""
+    process = fork.Process(target=target, args=arguments)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def ask(runs: Path, sql: str, *values: str) -> list[tuple[Any, ...]]:
+    """Asks the store's database itself."""
+    with contextlib.closing(sqlite3.connect(runs / "mlflow.db")) as database:
+        return database.execute(sql, values).fetchall()
+
+
+def measured(runs: Path, key: str) -> list[tuple[int, float]]:
+    """Every row of a metric, whatever MLflow's client makes of it."""
+    return [(step, value) for step, value in ask(runs, "SELECT step, value FROM metrics WHERE key = ? ORDER BY step, timestamp", key)]
+
+
+def status(site: Site) -> tuple[str, RunState]:
+    """MLflow's status of the only record of `PRETRAIN`, and what `invoke status` says of it."""
+    (row,) = [row for row in Store(site).status() if row.spec_id == PRETRAIN.id]
+    ((found,),) = ask(site.runs, "SELECT status FROM runs WHERE run_uuid = ?", row.run_id)
+    return found, row
+
+
+def eat_memory(run: Run) -> None:
+    """Fills the address space, as a process does that the system gives no more."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, resource.RLIM_INFINITY))
+    eaten = []
+    while True:
+        eaten.append(bytearray(1_000_000))
+
+
+def be_killed_for_memory(run: Run) -> None:
+    """What the kernel does to a process when the machine has no more."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_interrupted(run: Run) -> None:
+    interrupt.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fail(run: Run) -> None:
+    raise ValueError("no luck\nsecond line")
+
+
+def leave(run: Run) -> None:
+    sys.exit(3)
+
+
+def attempt(site: Site, how: Callable[[Run], None], leased: bool) -> None:
+    """A run that measures twice and then ends somehow, as the worker does it: with a lease, or without."""
+    with contextlib.ExitStack() as stack:
+        hold = stack.enter_context(lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10)) if leased else None
+        run = stack.enter_context(Store(site).start(PRETRAIN, scale="smoke", hold=hold))
+        run.log(1, {"loss": 1.0})
+        run.flush()
+        run.log(2, {"loss": 0.5})
+        how(run)
+
+
+ENDS = {
+    "MemoryError": (eat_memory, 1, "FAILED", "failed", "MemoryError"),
+    "exception": (fail, 1, "FAILED", "failed", "ValueError: no luck"),
+    "sys.exit": (leave, 3, "FAILED", "failed", "SystemExit: 3"),
+    "told to stop": (be_interrupted, 1, "KILLED", "interrupted", "Interrupted: SIGTERM"),
+    "killed for memory": (be_killed_for_memory, -9, "KILLED", "interrupted", "its process {pid} on {host} is gone"),
+}
+
+
+@pytest.mark.parametrize("leased", [False, True])
+@pytest.mark.parametrize("end", ENDS)
+def test_the_status_is_right_however_a_run_ends(end: str, leased: bool, site: Site) -> None:
+    how, code, recorded, state, reason = ENDS[end]
+    assert ended(attempt, site, how, leased) == code
+    owner = json.loads(ask(site.runs, "SELECT value FROM tags WHERE key = 'owner'")[0][0])
+    reason = reason.format(**owner)
+    assert ({"token", "place"} <= set(owner)) == leased
+    _, row = status(site)
+    assert (row.state, row.reason) == (state, reason)
+    Store(site).reap()
+    found, row = status(site)
+    assert (found, row.state, row.reason) == (recorded, state, reason)
+    assert measured(site.runs, "loss") == ([(1, 1.0)] if code == -9 else [(1, 1.0), (2, 0.5)])
+    assert Store(site).finished([PRETRAIN.id]) == {}
+
+
+def be_killed_before_it_is_recorded(site: Site) -> None:
+    """A run whose lease says why it failed, and whose store was away at that moment."""
+    with lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10) as held:
+        Store(site).start(PRETRAIN, scale="smoke", hold=held)
+        raise ValueError("no luck")
+
+
+def test_a_failure_that_could_not_be_recorded_is_taken_from_the_lease(site: Site) -> None:
+    assert ended(be_killed_before_it_is_recorded, site) == 1
+    found, row = status(site)
+    assert (found, row.state, row.reason) == ("RUNNING", "failed", "ValueError: no luck")
+    assert Store(site).reap() == [row.run_id]
+    found, row = status(site)
+    assert (found, row.state, row.reason) == ("FAILED", "failed", "ValueError: no luck")
+
+
+@contextlib.contextmanager
+def held(site: Site) -> Iterator[Held]:
+    with lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10) as found:
+        yield found
+
+
+def rewrite_lease(site: Site, **changes: object) -> None:
+    """As another process, which took the run over, or another machine, on which it runs, would."""
+    path = site.runs / PRETRAIN.id / lease.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def snapshot(site: Site) -> list[list[tuple[Any, ...]]]:
+    """All that the store says of runs."""
+    return [sorted(ask(site.runs, f"SELECT * FROM {table}"), key=repr) for table in ("runs", "tags", "metrics", "params")]
+
+
+def log(run: Run) -> None:
+    run.log(2, {"loss": 0.5})
+    run.flush()
+
+
+WRITES: dict[str, Callable[[Run], None]] = {
+    "log": log,
+    "tag": lambda run: run.tag("a", "b"),
+    "text": lambda run: run.text("a", "b.txt"),
+    "finish": lambda run: run.finish({"top1": 0.5}),
+    "an error": fail,
+}
+
+
+def lose(site: Site, hold: Held, how: str, before: list[Any]) -> None:
+    """A run that is taken over and then writes; what the store said at that moment is put into `before`."""
+    with Store(site).start(PRETRAIN, scale="smoke", hold=hold) as run:
+        run.log(1, {"loss": 1.0})
+        rewrite_lease(site, token="0" * 32)
+        before += snapshot(site)
+        WRITES[how](run)
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_who_has_lost_the_lease_writes_nothing_more(how: str, site: Site) -> None:
+    before: list[Any] = []
+    with held(site) as found:
+        with pytest.raises(ValueError if how == "an error" else LostError):
+            lose(site, found, how, before)
+        rewrite_lease(site, token=found.token)
+    assert snapshot(site) == before
+    assert not Journal(site.runs / PRETRAIN.id).read()
+
+
+def test_a_run_with_a_lease_is_finished_under_it(site: Site) -> None:
+    with held(site) as found, Store(site).start(PRETRAIN, scale="smoke", hold=found) as run:
+        run.log(1, {"loss": 1.0})
+        keep_result(site.runs / PRETRAIN.id, PRETRAIN.id, {"top1": 0.5})
+        run.finish({"top1": 0.5})
+        found.finished()
+    assert status(site)[0] == "FINISHED"
+    assert Store(site).finished([PRETRAIN.id])[PRETRAIN.id].metrics == {"top1": 0.5}
+    assert not {FILE, RESULT} & {path.name for path in (site.runs / PRETRAIN.id).iterdir()}
+
+
+def test_a_run_of_another_machine_is_known_by_its_lease(site: Site) -> None:
+    """Another machine that shares the folder of runs: its process cannot be seen from here, its beats can."""
+    store = Store(site)
+    with held(site) as found:
+        run = store.start(PRETRAIN, scale="smoke", hold=found)
+        owner = json.loads(store._client.get_run(run.run_id).data.tags["owner"])
+        store._client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another"}))
+        rewrite_lease(site, host="another")
+        assert store.status()[0].state == "running"
+        assert store.reap() == []
+        with pytest.raises(BusyError, match=f"process {os.getpid()} on another"):
+            store.start(PRETRAIN, scale="smoke")
+
+        path = site.runs / PRETRAIN.id / lease.FILE
+        os.utime(path, (time.time() - 31, time.time() - 31))  # three heartbeats of ten seconds are missing
+        assert store.status()[0].state == "interrupted"
+        os.utime(path)
+        rewrite_lease(site, token="0" * 32)  # somebody else has the run, who has not yet got as far as its record
+        assert store.status()[0].state == "interrupted"
+        with store.start(PRETRAIN, scale="smoke") as second:
+            assert second.run_id == run.run_id
+            second.finish({})
+        rewrite_lease(site, token=found.token)
+
+
+def test_a_run_in_another_folder_is_not_judged_by_the_lease_here(site: Site, tmp_path: Path) -> None:
+    store = Store(site)
+    with held(site) as found:
+        run = store.start(PRETRAIN, scale="smoke", hold=found)
+        owner = json.loads(store._client.get_run(run.run_id).data.tags["owner"])
+        store._client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another", "place": "0" * 32}))
+        rewrite_lease(site, token="0" * 32)
+        assert store.reap() == []
+        assert store.status()[0].state == "running"
+        rewrite_lease(site, token=found.token)
+
+
+def send_and_be_killed(site: Site) -> None:
+    """A kill between sending and forgetting what was sent: the file is as it was before."""
+    run = Store(site).start(PRETRAIN, scale="smoke")
+    for step in range(600):
+        run.log(step, {"loss": 1 / (step + 3), "rank": math.nan, "lr": 0.1 + step * 1e-17})
+    run._keep()
+    run._journal.add(tags={"data_digest": "abc"})
+    file = site.runs / PRETRAIN.id / FILE
+    shutil.copy(file, file.with_suffix(".before"))
+    run._deliver()
+    file.with_suffix(".before").replace(file)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_is_sent_again_after_a_kill_is_there_once(site: Site) -> None:
+    assert ended(send_and_be_killed, site) == -signal.SIGKILL
+    assert len(Journal(site.runs / PRETRAIN.id).read().points) > 0
+    before = len(measured(site.runs, "rank"))
+    with Store(site).start(PRETRAIN, scale="smoke") as run:
+        assert not Journal(site.runs / PRETRAIN.id).read()
+        assert len(measured(site.runs, "rank")) == before
+        run.log(600, {"loss": 0.5})
+        run.finish({})
+    assert measured(site.runs, "loss") == [(step, 1 / (step + 3)) for step in range(600)] + [(600, 0.5)]
+    assert Store(site)._client.get_run(run.run_id).data.tags["data_digest"] == "abc"
+
+
+def fill_the_disk(site: Site, sender: multiprocessing.connection.Connection) -> None:
+    """Measures until the store's file may not grow any more; the journal, much smaller, may."""
+    with Store(site).start(PRETRAIN, scale="smoke") as run:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((site.runs / "mlflow.db").stat().st_size + 100_000, resource.RLIM_INFINITY))
+        for step in range(100_000):
+            run.log(step, {"loss": 1 / (step + 3)})
+            if step % 50 == 49:
+                try:
+                    run.flush()
+                except OSError as error:
+                    sender.send((step, str(error)))
+                    raise
+
+
+def test_a_full_disk_of_the_store_stops_the_run_and_loses_nothing(site: Site) -> None:
+    receiver, sender = fork.Pipe(duplex=False)
+    assert ended(fill_the_disk, site, sender) == 1
+    step, message = receiver.recv()
+    assert "mlflow.db cannot be written (" in message
+    assert "make room" in message
+    assert len(message.splitlines()) == 1
+    found, row = status(site)
+    assert (found, row.state) in (("RUNNING", "interrupted"), ("FAILED", "failed"))
+    waiting = {point.step for point in Journal(site.runs / PRETRAIN.id).read().points}
+    assert waiting >= set(range(step - 49, step + 1))
+    assert ask(site.runs, "PRAGMA integrity_check") == [("ok",)]
+    with Store(site).start(PRETRAIN, scale="smoke") as run:
+        run.finish({})
+    assert measured(site.runs, "loss") == [(each, 1 / (each + 3)) for each in range(step + 1)]
+
+
+def misname(run: Run) -> None:
+    run.log(3, {"no such name?": 1.0})
+    run.flush()
+
+
+def test_what_the_store_refuses_is_put_aside_and_named(site: Site) -> None:
+    with pytest.raises(ValueError, match=rf"refuses what was measured, now in .*{REFUSED}: .*") as caught:
+        attempt(site, misname, leased=False)
+    assert len(str(caught.value).splitlines()) == 1
+    with Store(site).start(PRETRAIN, scale="smoke") as run:
+        run.finish({})
+    assert (site.runs / PRETRAIN.id / REFUSED).exists()
+
+
+class Server:
+    """MLflow's server over the store of a site, which can be killed and started again."""
+
+    def __init__(self, site: Site, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.site = replace(site, tracking_uri=f"http://127.0.0.1:{self.port}")
+        command, extra = Store(site).ui_command(self.port)
+        self._command, self._environment, self._log = command, {**os.environ, **extra}, folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
+        while not self._answers():
+            assert self._process.poll() is None, self._log.read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def measure_without_a_server(site: Site, pipe: multiprocessing.connection.Connection) -> None:
+    """Measures, goes on measuring while the server is gone, says what that cost, and is killed."""
+    with Store(site).start(PRETRAIN, scale="smoke") as run:
+        for step in (1, 2, 3):
+            run.log(step, {"loss": 1 / step})
+            run.flush()
+        pipe.send("measured")
+        pipe.recv()
+        slowest = 0.0
+        for step in (4, 5, 6):
+            since = time.monotonic()
+            run.log(step, {"loss": 1 / step})
+            run.flush()
+            run.tag("note", f"of step {step}")
+            slowest = max(slowest, time.monotonic() - since)
+        pipe.send(slowest)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def finish_when_it_comes_back(site: Site, pipe: multiprocessing.connection.Connection, log: Path) -> None:
+    """The next attempt, which is begun while the server is gone."""
+    interrupt.listen()
+    logging.basicConfig(filename=log, force=True)
+    try:
+        with Store(site, patience=PATIENCE).start(PRETRAIN, scale="smoke") as run:
+            for step in (7, 8, 9):
+                run.log(step, {"loss": 1 / step})
+            run.finish({"top1": 0.5})
+    except interrupt.Interrupted as error:
+        pipe.send(str(error))
+
+
+def test_a_server_that_goes_away_costs_nothing(site: Site, tmp_path: Path) -> None:
+    server = Server(site, tmp_path)
+    here, there = fork.Pipe()
+    try:
+        server.start()
+        first = fork.Process(target=measure_without_a_server, args=(server.site, there))
+        first.start()
+        assert here.poll(60)
+        assert here.recv() == "measured"
+        server.kill()
+        here.send("go on")
+        assert here.poll(60)
+        assert here.recv() < 1.5, "a server that is gone kept the run from its work"
+        first.join()
+        assert measured(site.runs, "loss") == [(step, 1 / step) for step in (1, 2, 3)]
+
+        processes = []
+        for name in ("interrupted.log", "finished.log"):
+            process = fork.Process(target=finish_when_it_comes_back, args=(server.site, there, tmp_path / name))
+            process.start()
+            processes.append(process)
+            deadline = time.monotonic() + 60
+            while not (tmp_path / name).exists() or "does not answer" not in (tmp_path / name).read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        since = time.monotonic()
+        os.kill(processes[0].pid or 0, signal.SIGTERM)
+        assert here.poll(60)
+        assert here.recv() == "SIGTERM"
+        assert time.monotonic() - since < 3, "it would not be interrupted while it waited"
+        server.start()
+        processes[1].join(120)
+        assert processes[1].exitcode == 0
+    finally:
+        server.kill()
+    assert measured(site.runs, "loss") == [(step, 1 / step) for step in range(1, 10)]
+    found, row = status(site)
+    assert (found, row.state, row.metrics) == ("FINISHED", "finished", {"top1": 0.5})
+    assert ask(site.runs, "SELECT value FROM tags WHERE key = 'note'") == [("of step 6",)]
+    assert (tmp_path / "finished.log").read_text().count("does not answer") == 1
+    assert list(site.runs.glob(f"{PRETRAIN.id}/{FILE}")) == []
+
+
+TINY = ("epochs=400", "dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
+
+
+@pytest.mark.parametrize(("number", "code", "recorded"), [(signal.SIGTERM, 143, "KILLED"), (signal.SIGKILL, -9, "RUNNING")])
+def test_a_worker_that_is_struck_is_interrupted(number: int, code: int, recorded: str, site: Site, tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    request = Request(table="table8", rows="BYOL", changes=TINY)
+    spec_id = request.specs()[0].id
+    command = [sys.executable, "-m", "reproduce.worker", request.dumps(), spec_id]
+    worker = subprocess.Popen(command, cwd=ROOT, env=home.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((home.runs / spec_id).glob("epoch-*.pt")):
+            assert worker.poll() is None, worker.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        worker.send_signal(number)
+        _, errors = worker.communicate(timeout=60)
+        assert worker.returncode == code, errors
+    finally:
+        worker.kill()
+    (row,) = Store(site).status()
+    assert (row.spec_id, row.state) == (spec_id, "interrupted")
+    assert ask(site.runs, "SELECT status FROM runs") == [(recorded,)]
+    assert ("SIGTERM" in row.reason) == (number == signal.SIGTERM)
+    Store(site).reap()
+    assert ask(site.runs, "SELECT status FROM runs") == [("KILLED",)]
