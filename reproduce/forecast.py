@@ -16,23 +16,24 @@ import importlib
 import itertools
 import json
 import math
-import socket
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from reproduce import checkpoint, tracking
+from reproduce.attach import Others
 from reproduce.data.dataset import Dataset
 from reproduce.data.views import Augmentation
 from reproduce.detection.protocol import Detection
+from reproduce.lease import Lease
 from reproduce.nn import cost
 from reproduce.nn.heads import Heads
 from reproduce.plan import Job
-from reproduce.produce import Blocked, RefusedError, clock
+from reproduce.produce import Blocked, RefusedError, clock, launcher
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -58,7 +59,7 @@ FORWARD_AND_BACKWARD, BOTH_NETWORKS = 3, 4
 ALIKE_IN = ("backbone", "precision", "dataset.size", "augmentation.small.size")
 """Settings in which two pretrainings must agree to take the same time for a view."""
 
-Fate = Literal["reuse", "running", "resume", "run", "blocked"]
+Fate = Literal["reuse", "attach", "resume", "run", "blocked"]
 
 
 class Estimate(NamedTuple):
@@ -77,8 +78,10 @@ class Step:
     why: str
     left: float = 1.0
     """The part of its work that is to be done, where it is started."""
+    devices: int = 1
+    """GPUs or cores that it takes at once."""
     estimate: Estimate | None = None
-    """Of the whole run; None: not known, or nothing is to be done."""
+    """Of the whole run on one of them; None: not known, or nothing is to be done."""
 
     @property
     def starts(self) -> bool:
@@ -87,7 +90,7 @@ class Step:
 
     @property
     def seconds(self) -> float | None:
-        """From its start to its end, where it is started; None: not known."""
+        """Of all its devices together, where it is started; None: not known."""
         return self.left * self.estimate.seconds if self.estimate else None
 
     def __str__(self) -> str:
@@ -102,7 +105,7 @@ class Forecast:
     device: Literal["GPU", "CPU"]
     """What each run takes one of: a GPU, or a core."""
     at_once: int
-    """Runs that go on at the same time."""
+    """Runs of one device that go on at the same time."""
     disk: int | None
     """Bytes that what is to be done leaves behind and takes meanwhile; None: not known."""
     problems: tuple[str, ...] = ()
@@ -139,8 +142,9 @@ class Forecast:
     def _estimates(self) -> Iterator[str]:
         known = [step for step in self.todo if step.estimate]
         seconds = math.fsum(step.seconds or 0.0 for step in known)
-        at_once = min(self.at_once, len(self.todo))
-        runs = f"{at_once} run{'s' if at_once > 1 else ''} at once"
+        at_once = min(self.at_once, sum(step.devices for step in self.todo))
+        one_each = all(step.devices == 1 for step in self.todo)
+        runs = f"{at_once} {'run' if one_each else self.device}{'s' if at_once > 1 else ''} at once"
         if len(known) < len(self.todo):
             partly = f"; {_hours(seconds)} for the {len(known)} runs of which it is" if known else ""
             yield f"{self.device}-hours: not known{partly}. Wall time: not known, {runs}."
@@ -153,12 +157,12 @@ class Forecast:
             yield f"  {sources['FLOPs']} estimated from FLOPs, roughly, at an assumed {SPEEDS[self.device]:.1e} a second."
         if sources[""]:
             yield f"  {sources['']} not known: {', '.join(sorted({_kind(step.spec) for step in self.todo if not step.estimate}))}."
-        if running := sum(step.fate == "running" for step in self.steps):
-            yield f"  {running} that another process does {'is' if running == 1 else 'are'} not counted."
+        if attached := sum(step.fate == "attach" for step in self.steps):
+            yield f"  {attached} that somebody else does {'is' if attached == 1 else 'are'} not counted."
         yield f"Disk: {'not known' if self.disk is None else f'{self.disk / 1e9:.2g} GB'}."
 
 
-FATES: dict[Fate, str] = {"reuse": "finished", "running": "running elsewhere", "resume": "to resume", "run": "to do", "blocked": "blocked"}
+FATES: dict[Fate, str] = {"reuse": "finished", "attach": "done by others", "resume": "to resume", "run": "to do", "blocked": "blocked"}
 """How the last line counts what becomes of runs."""
 
 
@@ -171,22 +175,24 @@ def forecast(wanted: Sequence[Job], blocked: Callable[[list[Job]], Mapping[str, 
     Raises:
         ConnectionError: the tracking server does not answer.
     """
-    from reproduce.launch import local
-
+    where = launcher(site)
     records = store.records(job.spec.id for job in wanted)
     lacking = blocked([job for job in wanted if job.spec.id not in records or records[job.spec.id].state.state != "finished"])
-    past: dict[tuple[str, str], list[Record]] = {}
-    device, model = local.device(site)
+    past: dict[tuple[str, str], Past] = {}
+    device, model = where.device(site)
+    claimed = Others(site).claims(job.spec.id for job in wanted)
     steps = []
     for job in wanted:
-        step = fate(job.spec, records.get(job.spec.id), lacking.get(job.spec.id), site.runs / job.spec.id)
+        spec_id = job.spec.id
+        step = fate(job.spec, records.get(spec_id), claimed.get(spec_id), lacking.get(spec_id), site.runs / spec_id)
+        step = replace(step, devices=job.devices(site))
         if step.starts:
             key = job.spec.name, job.request.scale
             if key not in past:
-                past[key] = store.newest_finished(*key, NEWEST)
+                past[key] = Past(store.newest_finished(*key, NEWEST))
             step = _completed(step, past[key], device, model)
         steps.append(step)
-    at_once = local.at_once(site)
+    at_once = where.at_once(site)
     problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.fate == "blocked")
     disk = room([step.spec for step in steps if step.starts], store, at_once)
     return Forecast(steps=tuple(steps), device=device, at_once=at_once, disk=disk, problems=tuple(problems))
@@ -222,21 +228,22 @@ def check(made: Forecast, digest: str, most_hours: float | None) -> None:
 # What becomes of a run
 
 
-def fate(spec: Spec, record: Record | None, blocked: Blocked | None, folder: Path) -> Step:
+def fate(spec: Spec, record: Record | None, lease: Lease | None, blocked: Blocked | None, folder: Path) -> Step:
     """What becomes of a run, and why as far as its own record and its folder say it.
 
     Args:
         record: what the store knows of it; None: nothing.
+        lease: of who does it; None: nobody.
         folder: where its checkpoints are.
     """
     state = record.state.state if record else None
     if record and state == "finished":
         return Step(spec=spec, fate="reuse", why=f"finished {_finished(record)}")
-    if record and state == "running" and record.host == socket.gethostname():
-        return Step(spec=spec, fate="running", why=f"{record.state.reason} does it")
+    if lease:
+        return Step(spec=spec, fate="attach", why=_attached(lease))
     if blocked:
         return Step(spec=spec, fate="blocked", why=str(blocked))
-    elsewhere = f"{record.state.reason} began it, which cannot be seen from here" if record and state == "running" else ""
+    elsewhere = f"{record.state.reason} began it, with another folder of runs" if record and state == "running" else ""
     before = elsewhere or (f"{state}, {record.state.reason}" if record else "")
     there = _checkpoint(spec, folder)
     if there is not None:
@@ -245,12 +252,22 @@ def fate(spec: Spec, record: Record | None, blocked: Blocked | None, folder: Pat
     return Step(spec=spec, fate="run", why=f"{before}; it starts anew" if before else "")
 
 
+def _attached(lease: Lease) -> str:
+    """Who does a run, and how far it is."""
+    if lease.state != "running":
+        return f"{lease.who} waits in the queue"
+    if lease.progress is None or not lease.progress.total:
+        return f"{lease.who} does it"
+    note = f", {lease.progress.note}" if lease.progress.note else ""
+    return f"{lease.who} does it: {lease.progress.done / lease.progress.total:.0%}{note}"
+
+
 def _checkpoint(spec: Spec, folder: Path) -> tuple[str, float] | None:
     """The newest checkpoint in words, and the part of the work behind it; None: there is none."""
     done, total = checkpoint.newest(folder), _length(spec)
     if done:
-        unit = "epoch" if isinstance(spec, Pretrain) else "iteration"
-        return f"a checkpoint of {unit} {done} of {total}", max(0.0, 1 - done / total) if total else 1.0
+        unit = "iteration" if isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection) else "epoch"
+        return f"a checkpoint of {unit} {round(done, 2):.10g} of {total}", max(0.0, 1 - done / total) if total else 1.0
     if (folder / checkpoint.DETECTRON2 / "last_checkpoint").exists():
         return "a checkpoint of Detectron2", 1.0
     return None
@@ -265,25 +282,48 @@ def _length(spec: Spec) -> int:
     """What checkpoints count: epochs or iterations; 0: it has none."""
     if isinstance(spec, Pretrain):
         return spec.epochs
-    return spec.protocol.schedule.iterations if isinstance(spec.protocol, Detection) else 0
+    return cast(Protocol, spec.protocol).length
 
 
-def _completed(step: Step, past: Sequence[Record], device: str, model: str) -> Step:
+class Past(tuple["Record", ...]):
+    """Finished runs of a kind, the newest first, made ready to be compared with each run of a plan."""
+
+    @cached_property
+    def _shared(self) -> frozenset[tuple[str, str]]:
+        """The settings that all of them have."""
+        return frozenset.intersection(*(frozenset(record.settings.items()) for record in self))
+
+    @cached_property
+    def _own(self) -> list[frozenset[tuple[str, str]]]:
+        """What each has besides."""
+        return [frozenset(record.settings.items()) - self._shared for record in self]
+
+    def nearest(self, ours: Mapping[str, str]) -> Record | None:
+        """The run that has the fewest `_differences` from these settings, the newest of several; None: there is no run."""
+        if not self:
+            return None
+        apart = self._shared.symmetric_difference(ours.items())  # few, so that each comparison is of few
+        counts = [len({key for key, value in apart ^ own if value != "none"}) for own in self._own]
+        return self[counts.index(min(counts))]
+
+
+def _completed(step: Step, past: Past, device: str, model: str) -> Step:
     """A step that is to be done, with its estimate and, where it was never begun, the nearest finished run."""
     why = step.why or nearest(step.spec, past)
     return replace(step, why=why, estimate=estimate(step.spec, past, device, model))
 
 
-def nearest(spec: Spec, past: Sequence[Record]) -> str:
+def nearest(spec: Spec, past: Past) -> str:
     """Why a run is not reused: the finished run that differs in the fewest settings, the newest of several, in words.
 
     Args:
         past: finished runs of its kind, the newest first.
     """
     ours = tracking.settings(spec)
-    found = min((_differences(ours, record.settings) for record in past), key=len, default=None)
-    if found is None:
+    like = past.nearest(ours)
+    if like is None:
         return "no finished run with these settings, nor any of its kind at this scale"
+    found = _differences(ours, like.settings)
     told = [f"{key}: {theirs}, here {here}" for key, (theirs, here) in itertools.islice(found.items(), TOLD)]
     if not told:
         return "no finished run with these settings; the nearest has the same under another id, from another version of the code"
@@ -388,17 +428,26 @@ def _evaluation(spec: Evaluate) -> float | None:
 
 
 def makespan(steps: Iterable[Step], at_once: int) -> float:
-    """Seconds until all is done, where each step starts as soon as what it needs is done and a place is free, as the launcher does it."""
-    waiting = {step.spec.id: (step.seconds or 0.0, {spec.id for spec in step.spec.needs()}) for step in steps}
+    """Seconds until all is done, where each step starts as soon as what it needs is done and its devices are free, as the launcher does it.
+
+    A step on several devices takes its time divided by their number, and is not overtaken while it waits for them.
+    """
+    waiting = {step.spec.id: step for step in steps}
     unfinished = set(waiting)
-    running: list[tuple[float, str]] = []
-    now = 0.0
+    running: list[tuple[float, str, int]] = []
+    now, free = 0.0, max(at_once, *(step.devices for step in waiting.values()), 1)
     while waiting or running:
-        ready = [spec_id for spec_id, (_, needs) in waiting.items() if not needs & unfinished]
-        for spec_id in ready[: at_once - len(running)]:
-            heapq.heappush(running, (now + waiting.pop(spec_id)[0], spec_id))
-        now, ended = heapq.heappop(running)
+        for spec_id, step in list(waiting.items()):
+            if {spec.id for spec in step.spec.needs()} & unfinished:
+                continue
+            if step.devices > free:
+                break
+            free -= step.devices
+            del waiting[spec_id]
+            heapq.heappush(running, (now + (step.seconds or 0.0) / step.devices, spec_id, step.devices))
+        now, ended, devices = heapq.heappop(running)
         unfinished.discard(ended)
+        free += devices
     return now
 
 

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from reproduce.nn import backbones
 from reproduce.overrides import override
+from reproduce.protocols.protocol import Protocol
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Measured, Row, Table
+from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Settings, Spec, Weights, geometry, unknown
 
 SCALES = ("smoke", "small", "paper")
@@ -430,6 +432,11 @@ class Job:
 
     spec: Spec
     request: Order
+
+    def devices(self, site: Site) -> int:
+        """GPUs, or processes on a CPU, that the run takes at a site."""
+        several = isinstance(self.spec, Pretrain) or cast(Protocol, self.spec.protocol).takes_devices
+        return site.devices if several else 1
 
 
 def jobs(requests: Iterable[Order]) -> list[Job]:

@@ -29,8 +29,8 @@ SPEAK_EVERY = 60.0
 """Seconds between two lines about a run under way, where there is no terminal for a bar."""
 FRACTIONS = ("top", "majority", "map", "held_out", "ap", "box_ap", "mask_ap")
 """What the names of metrics begin with that are printed in per cent."""
-COMPLETE, FAILED, INCOMPLETE = 0, 1, 3
-"""Exit codes: every cell that has a run is filled; a run failed; some cells are empty."""
+COMPLETE, FAILED, INCOMPLETE, INTERRUPTED = 0, 1, 3, 128
+"""Exit codes: every cell that has a run is filled; a run failed; some cells are empty; and, with the number of its signal, interrupted."""
 
 
 class RefusedError(Exception):
@@ -124,6 +124,8 @@ class _Outcome:
     """Those of them that were tried."""
     ran: int
     """How many were done just now."""
+    attached: int
+    """How many of these somebody else did."""
     started: float
     store: Store
 
@@ -135,7 +137,8 @@ class _Outcome:
     def summary(self) -> str:
         """What happened, in a line, and a line for each run that failed."""
         reused, seconds = len(self.finished) - self.ran, time.monotonic() - self.started
-        lines = [f"{self.ran} runs done, {reused} reused, {len(self.missing)} missing, in {clock(seconds)}."]
+        others = f" ({self.attached} of them by others)" if self.attached else ""
+        lines = [f"{self.ran} runs done{others}, {reused} reused, {len(self.missing)} missing, in {clock(seconds)}."]
         failed = [job for job in self.wanted if job.spec.id in self.failed]
         return "\n".join(lines + [f"failed: {job.spec.id} {title(job.spec)}: {self.failed[job.spec.id]}" for job in failed])
 
@@ -149,11 +152,12 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     from reproduce import tracking
 
     started = time.monotonic()
-    launch = launcher(site)
+    launch = launcher(site).launch
     store = tracking.Store(site)
     finished = store.finished([job.spec.id for job in wanted])
     todo = [job for job in wanted if job.spec.id not in finished]
     reasons: dict[str, str] = {}
+    attached: set[str] = set()
     blocked = {} if render_only else _without_data(todo, site)
     todo = [job for job in todo if job.spec.id not in blocked]
     if blocked:
@@ -162,23 +166,29 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
         store.reap()
         with _Console(todo, len(finished)) as console:
             reasons = launch(todo, site, console.watch)
+            attached = console.attached
         finished = store.finished([job.spec.id for job in wanted])
     unfinished = [job.spec.id for job in wanted if job.spec.id not in finished]
     missing = {spec_id: (blocked | reasons).get(spec_id, "no finished run with these settings") for spec_id in unfinished}
     ran = sum(job.spec.id in finished for job in todo)
-    return _Outcome(wanted, finished, missing, reasons, ran, started, store)
+    return _Outcome(wanted, finished, missing, reasons, ran, len(attached & finished.keys()), started, store)
 
 
 def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS) -> int:
-    """Prints what becomes of each run that the requests need, and what that takes; starts nothing.
+    """Prints what becomes of each run that the requests need, what that takes, and what a scheduler would be given; starts nothing.
 
     Raises:
         RefusedError: the limits forbid this plan.
     """
     from reproduce import forecast
 
+    requests = list(requests)
     made = _forecast(requests, site)
     print("\n".join(made.lines()), flush=True)
+    scripts = getattr(launcher(site), "scripts", None)
+    starting = {step.spec.id for step in made.todo}
+    if scripts and starting:
+        print("\n".join(["", *scripts([job for job in jobs(requests) if job.spec.id in starting], site)]), flush=True)
     forecast.check(made, *limits)
     return COMPLETE
 
@@ -279,7 +289,7 @@ def missing(dataset: Settings, protocol: Settings | None, site: Site, *, fetch: 
 
 
 def launcher(site: Site) -> Any:
-    """The `launch` function of the site's launcher.
+    """The module of the site's launcher.
 
     Raises:
         LookupError: there is no such launcher.
@@ -288,7 +298,7 @@ def launcher(site: Site) -> Any:
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]
     if site.launcher not in names:
         raise LookupError(unknown("launcher", site.launcher, names))
-    return importlib.import_module(f"reproduce.launch.{site.launcher}").launch
+    return importlib.import_module(f"reproduce.launch.{site.launcher}")
 
 
 def _render(request: Request, site: Site, done: _Outcome) -> str:
@@ -333,6 +343,8 @@ class _Console:
         self._rates: dict[str, float] = {}
         self._first: dict[tuple[str, str], tuple[float, int]] = {}
         self._spoken: dict[str, float] = {}
+        self.attached: set[str] = set()
+        """Runs that somebody else does."""
         print(f"{len(todo)} runs to do, {reused} reused.", flush=True)
 
     def __enter__(self) -> _Console:
@@ -346,19 +358,28 @@ class _Console:
         self._bar.close()
 
     def watch(self, event: dict[str, Any]) -> None:
-        """One event of a worker."""
+        """One event of a run."""
         spec_id, kind = event["id"], event["event"]
-        if kind == "started":
+        if kind in ("attached", "started"):
             self._since[spec_id] = time.monotonic()
+        if kind == "attached":
+            self.attached.add(spec_id)
+            self._line(f"attached to {event['who']}{', queued' if event['state'] == 'queued' else ''}: {title(self._specs[spec_id])}")
+        elif kind == "submitted":
+            self._line(f"submitted to {event['who']}: {event['num']} runs")
+        elif kind == "freed":
+            self.attached.discard(spec_id)
+            self._rates.pop(spec_id, None)
+            self._line(f"taken over from {event['who']}{', ' + event['reason'] if event['reason'] else ''}: {title(self._specs[spec_id])}")
         elif kind == "progress":
             self._progress(spec_id, event)
-        else:
+        elif kind in ("finished", "failed"):
             self._ended += 1
             rate = self._rates.pop(spec_id, None)
             self._advance(spec_id, 1.0)
             took = clock(time.monotonic() - self._since.get(spec_id, time.monotonic()))
             speed = f", {_speed(rate)} images/s" if rate else ""
-            how = took + speed if kind == "finished" else f"FAILED: {event['reason']}"
+            how = f"{took}{speed}{', by ' + event['who'] if 'who' in event else ''}" if kind == "finished" else f"FAILED: {event['reason']}"
             self._line(f"[{self._ended}/{len(self._specs)}] {title(self._specs[spec_id])}: {how}")
 
     def _progress(self, spec_id: str, event: dict[str, Any]) -> None:

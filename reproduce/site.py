@@ -17,6 +17,88 @@ from typing import Any
 from reproduce.spec import unknown
 
 PROJECT = Path(__file__).resolve().parent.parent
+ASKED_BY = ("gpus-per-node", "gres", "none")
+"""How a cluster is asked for GPUs."""
+EARLIEST = 60
+"""Seconds by which Slurm may send the signal before the time limit earlier than it was told to (sbatch(1), --signal)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """How jobs are asked for on a cluster: the table [slurm]. What is empty, or 0, is left to Slurm's own defaults."""
+
+    partition: str = ""
+    """Several are separated by commas."""
+    account: str = ""
+    """Who pays."""
+    qos: str = ""
+    """The quality of service."""
+    time: str = ""
+    """Limit of one job, as of `sbatch --time`, such as 1-12:00:00. A run that takes longer is put back into the queue, and goes on."""
+    gpus: str = "gpus-per-node"
+    """One of ASKED_BY: `--gpus-per-node=4`, `--gres=gpu:4`, or not at all."""
+    gpu_type: str = ""
+    """Such as a100; empty: any."""
+    gpus_per_node: int = 8
+    """Those that one node has: `devices` beyond them take several nodes."""
+    cpus_per_gpu: int = 0
+    """Cores for each GPU, or for each process on a CPU."""
+    memory: str = ""
+    """Of the node, for each GPU or process, such as 32G."""
+    max_at_once: int = 0
+    """Jobs of one array that run at the same time; 0: any number."""
+    array_size: int = 1000
+    """Elements of one array at most: the cluster's MaxArraySize less one. More runs take several arrays."""
+    grace: int = 120
+    """Seconds before the time limit at which a run is told to write its checkpoint and stop."""
+    poll: float = 30.0
+    """Seconds between two calls of squeue, one for all jobs."""
+    extra: tuple[str, ...] = ()
+    """Further options of sbatch, each as it stands, such as --constraint=a100."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell that run on the node before a run starts, as they stand, such as `module load cuda`."""
+
+    def __post_init__(self) -> None:
+        for key in ("partition", "account", "qos", "gpu_type"):
+            if not re.fullmatch(r"[\w.,@+-]*", getattr(self, key), re.ASCII):
+                raise ValueError(f"slurm.{key} is {getattr(self, key)!r}: letters, digits and any of . , @ + - _ are expected.")
+        if not re.fullmatch(r"(\d+[KMGT]?)?", self.memory, re.ASCII):
+            raise ValueError(f"slurm.memory is {self.memory!r}: a number with K, M, G or T is expected, such as 32G.")
+        if self.gpus not in ASKED_BY:
+            raise ValueError(f"slurm.gpus: {unknown('way to ask for GPUs', self.gpus, ASKED_BY)}")
+        lowest = {"gpus_per_node": 1, "array_size": 1, "grace": 1, "poll": 0.1, "cpus_per_gpu": 0, "max_at_once": 0}
+        for key, least in lowest.items():
+            if getattr(self, key) < least:
+                raise ValueError(f"slurm.{key} is {getattr(self, key)}: at least {least} is expected.")
+        for key in ("extra", "setup"):
+            if broken := [line for line in getattr(self, key) if not line.isprintable()]:
+                raise ValueError(f"slurm.{key} has {broken[0]!r}: each entry is a line of its own.")
+        if wrong := [line for line in self.extra if not line.startswith("-")]:
+            raise ValueError(f"slurm.extra has {wrong[0]!r}: an option of sbatch is expected, such as --constraint=a100.")
+        if self.time and _seconds(self.time) <= self.grace + EARLIEST:
+            raise ValueError(
+                f"slurm.time is {self.time!r}, and runs are told to stop {self.grace} s (slurm.grace) to {self.grace + EARLIEST} s before: "
+                "no run would get anywhere. Set a longer time, or a shorter grace."
+            )
+
+
+def _seconds(time: str) -> int:
+    """A time limit in Slurm's notation: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, ...
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time, re.ASCII)
+    if not found:
+        raise ValueError(f"slurm.time is {time!r}: minutes, hours:minutes:seconds or days-hours:minutes:seconds are expected.")
+    days, *rest = found.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is not None:
+        numbers = [*numbers, 0, 0][:3]
+    elif len(numbers) < 3:
+        numbers = [0, *numbers, 0][:3]
+    hours, minutes, seconds = numbers
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +117,10 @@ class Site:
     """A module of `reproduce/launch`."""
     jobs: int = 0
     """Runs at once; 0: one for each GPU, or one for each core where there is none."""
+    devices: int = 1
+    """GPUs, or processes on a CPU, of one pretraining and of one fine-tuning of a detector; other evaluations take one."""
+    heartbeat: float = 10.0
+    """Seconds between two signs of life of whoever does a run; three that are missing mean that it is dead."""
     workers: int = 0
     """Processes that decode images for one run; 0: decode in the run's own process."""
     checkpoint_every: int = 1
@@ -45,12 +131,18 @@ class Site:
     """Features that were extracted stay in `<runs>/features` up to this size, in 10^9 bytes; 0: none are kept. Safe to delete."""
     detectron2: Path | None = None
     """Detectron2's source folder, which needs no building; None: the installed package, if there is one."""
+    slurm: Slurm = Slurm()
+    """How jobs are asked for on a cluster, for the launcher `slurm`."""
     data: Mapping[str, Path] = field(default_factory=dict)
     """The root of each data set, by the name of its key under [data]."""
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
+        if self.devices < 1:
+            raise ValueError(f"devices is {self.devices}: at least 1 is expected.")
+        if self.heartbeat <= 0:
+            raise ValueError(f"heartbeat is {self.heartbeat}: a number of seconds above 0 is expected.")
         for key in ("jobs", "workers", "cache_gb", "features_gb"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} is {getattr(self, key)}: at least 0 is expected.")
@@ -125,16 +217,37 @@ def load() -> Site:
 
 def _value(path: Path, key: str, value: Any) -> Any:
     """One key of the site file as its field wants it; relative paths are taken from the project."""
-    kinds = {entry.name: entry.type for entry in fields(Site)}
+    kinds = {entry.name: str(entry.type) for entry in fields(Site)}
     if key not in kinds:
         raise ValueError(f"{path}: {unknown('key', key, kinds)}")
     if key == "data":
         if not isinstance(value, dict) or not all(isinstance(root, str) for root in value.values()):
             raise ValueError(f"{path}: [data] maps names to folders, each a string.")
         return {name: PROJECT / Path(root).expanduser() for name, root in value.items()}
-    kind = str(kinds[key]).removesuffix(" | None")
+    if key == "slurm":
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: slurm is a table of its own, [slurm].")
+        return Slurm(**{name: _slurm_value(path, name, each) for name, each in value.items()})
+    kind = kinds[key].removesuffix(" | None")
     if kind == "Path" and isinstance(value, str):
         return PROJECT / Path(value).expanduser()
+    return _typed(path, key, value, kind)
+
+
+def _slurm_value(path: Path, key: str, value: Any) -> Any:
+    """One key of the table [slurm] as its field wants it."""
+    kinds = {entry.name: str(entry.type) for entry in fields(Slurm)}
+    if key not in kinds:
+        raise ValueError(f"{path}: {unknown('key of [slurm]', key, kinds)}")
+    if not kinds[key].startswith("tuple"):
+        return _typed(path, f"slurm.{key}", value, kinds[key])
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise ValueError(f"{path}: slurm.{key} is {value!r}, a list of strings is expected.")
+    return tuple(value)
+
+
+def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
+    """`value`, if it is of that kind."""
     wanted = {"str": str, "int": int, "float": (int, float), "Path": str}[kind]
     if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
         raise ValueError(f"{path}: {key} is {value!r}, a {kind} is expected.")

@@ -1,10 +1,12 @@
-"""One run from start to end, in a process of its own.
+"""One run from start to end, in a process of its own; under torchrun, in several.
 
-    python -m reproduce.worker REQUEST ID      one run, then exit (how a scheduler starts it)
-    python -m reproduce.worker                 runs named on standard input, one `{"request": ..., "id": ...}` a line, until it ends
+    python -m reproduce.worker                        runs named on standard input, one `{"request": ..., "id": ...}` a line, until it ends
+    python -m reproduce.worker REQUEST ID             one run; with --leash before it, until standard input ends
+    python -m reproduce.worker --list FILE INDEX      the run that line INDEX (from 0) of FILE names, as a scheduler starts it
 
 A run is named by a request (`plan.py`) and its id: the worker builds the request's runs again and finds the spec. If its code would make
 another run, the id is not there and it says so. Events go to standard output, one JSON object a line; everything else to the run's log.
+The exit code of a single run is 0 where it is finished or somebody else does it, 1 where it failed, 143 where it was interrupted.
 """
 
 from __future__ import annotations
@@ -17,16 +19,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import filelock
 
+from reproduce import interrupt, journal
+from reproduce import lease as leases
 from reproduce import site as sites
+from reproduce.interrupt import Interrupted
+from reproduce.lease import BusyError, Held, LostError
+from reproduce.patience import PATIENCE
 from reproduce.plan import Order, loads
-from reproduce.progress import Silent, Watch
+from reproduce.progress import Progress, Silent, Watch
 from reproduce.site import Site
 from reproduce.spec import Pretrain, Spec, Weights
 
@@ -35,14 +44,12 @@ if TYPE_CHECKING:
 
     from reproduce.nn.encoder import Encoder
     from reproduce.results import Finished
-    from reproduce.tracking import Store
+    from reproduce.tracking import Run, Store
 
 REPORT_EVERY = 0.5
 """Seconds between two progress events."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was told to stop (SIGINT, SIGTERM, or its parent is gone)."""
+FAILED, INTERRUPTED = 1, 128 + signal.SIGTERM
+"""Exit codes of a single run."""
 
 
 def find(request: Order, spec_id: str) -> Spec:
@@ -60,47 +67,87 @@ def find(request: Order, spec_id: str) -> Spec:
     )
 
 
-def perform(spec: Spec, scale: str, site: Site, events: TextIO) -> None:
-    """Does one run unless it is finished, and records it.
+def perform(spec: Spec, scale: str, site: Site, events: TextIO | None) -> None:
+    """Does one run unless it is finished, and records it, as its owner.
 
     Raises:
+        BusyError: another process that is alive does it.
         LookupError: a run that it needs is not finished.
+        Interrupted: it was told to stop; what can be kept is in its folder.
+        LostError: another process has taken the run over.
         Exception: whatever went wrong in training or evaluation, after the run was marked as failed.
     """
     from reproduce import checkpoint, tracking
     from reproduce.nn import distributed
 
     folder = site.runs / spec.id
-    folder.mkdir(parents=True, exist_ok=True)
     device = distributed.device(site.device)
     main = distributed.rank() == 0
-    with filelock.FileLock(folder / "lock") if main else _nothing():
-        store = tracking.Store(site)
+    with _owned(folder, spec.id, site, main) as held:
+        store = tracking.Store(site, patience=PATIENCE)
         if distributed.agreed(main and bool(store.finished([spec.id]))):
+            if held:
+                held.finished()
             return
         needed = store.finished([other.id for other in spec.needs()])
         for other in spec.needs():
             if other.id not in needed:
                 raise LookupError(f"Run {spec.id} needs run {other.id}, which is not finished in {site.store}.")
         parent = needed[spec.needs()[0].id].run_id if spec.needs() else None
-        with store.start(spec, scale=scale, parent_run_id=parent) if main else _nothing() as run:
-            record, reporter = run if main else Silent(), _Reporter(spec.id, events if main else None)
-            if isinstance(spec, Pretrain):
-                from reproduce.nn.encoder import FILE
-                from reproduce.train import pretrain
+        with store.start(spec, scale=scale, parent_run_id=parent, hold=held) if main else _nothing() as run:
+            reporter = _Reporter(spec.id, events, held)
 
-                metrics = pretrain(spec, site, folder, device, record, reporter)
-                if main:
-                    run.artifact(folder / FILE)
-            else:
-                from reproduce.evaluate import evaluate
+            def encoder(of: Pretrain | Weights, watch: Watch) -> Encoder:
+                return _encoder(of, needed, store, site, device, watch)
 
-                watch = Watch(record, reporter, folder)
-                encoder = _encoder(spec.encoder, needed, store, site, device, watch)
-                metrics = evaluate(spec, encoder, site, device, watch)
+            metrics = _measured(spec, site, device, run, reporter, held, encoder)
             if main:
                 run.finish(metrics)
                 checkpoint.discard(folder)
+                journal.drop_result(folder)
+        if held:
+            held.finished()
+
+
+def _measured(
+    spec: Spec,
+    site: Site,
+    device: torch.device,
+    run: Run | None,
+    reporter: Callable[[Progress], None],
+    held: Held | None,
+    encoder: Callable[[Pretrain | Weights, Watch], Encoder],
+) -> dict[str, float]:
+    """Trains or evaluates; what comes out is on disk before it is recorded, so that no work is lost where the record cannot be written.
+
+    Args:
+        run: takes what is measured; None: this is not the first process.
+        encoder: gets the one that an evaluation is of.
+    """
+    from reproduce.nn import distributed
+    from reproduce.nn.encoder import FILE
+
+    folder, record, hold = site.runs / spec.id, run or Silent(), held.check if held else lambda: None
+    kept = journal.kept_result(folder, spec.id) if distributed.main_process() else None
+    if isinstance(spec, Pretrain) and not (folder / FILE).exists():
+        kept = None
+    if distributed.agreed(kept is not None):
+        metrics = kept or {}
+    elif isinstance(spec, Pretrain):
+        from reproduce.train import pretrain
+
+        metrics = pretrain(spec, site, folder, device, record, reporter, hold=hold)
+    else:
+        from reproduce.evaluate import evaluate
+
+        watch = Watch(record, reporter, folder, hold=hold)
+        metrics = evaluate(spec, encoder(spec.encoder, watch), site, device, watch)
+    if run and held:
+        held.check()
+        journal.keep_result(folder, spec.id, metrics)
+        if isinstance(spec, Pretrain):
+            run.artifact(folder / FILE)
+    return metrics
 
 
 def _encoder(
@@ -130,34 +177,59 @@ def _encoder(
 
 
 @contextmanager
+def _owned(folder: Path, spec_id: str, site: Site, main: bool) -> Iterator[Held | None]:
+    """Inside, this run is ours; the first of its processes holds the lease."""
+    from reproduce.nn import distributed
+
+    held, busy = None, None
+    if main:
+        try:
+            lost = partial(interrupt.ask, "another process has taken it over")
+            held = leases.take(folder, spec_id, heartbeat=site.heartbeat, job=leases.job_of_environment(), lost=lost)
+        except BusyError as error:
+            busy = error
+    if distributed.agreed(busy is not None):
+        raise busy or SystemExit(0)  # of the other processes of a run nobody wants to hear
+    if held is None:
+        yield None
+        return
+    with held:
+        try:
+            yield held
+        except Interrupted:
+            held.check()  # LostError says more
+            raise
+
+
+@contextmanager
 def _nothing() -> Iterator[Any]:
     yield None
 
 
 class _Reporter:
-    """Sends progress events, but not more often than anybody can read."""
+    """Sends progress events, but not more often than anybody can read, and tells the lease."""
 
-    def __init__(self, spec_id: str, events: TextIO | None) -> None:
-        self._id, self._events, self._last = spec_id, events, 0.0
+    def __init__(self, spec_id: str, events: TextIO | None, held: Held | None) -> None:
+        self._id, self._events, self._held, self._last = spec_id, events, held, 0.0
 
-    def __call__(self, progress: Any) -> None:
+    def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
+        if self._held:
+            self._held.report(progress)
         if self._events and (now - self._last > REPORT_EVERY or progress.done == progress.total):
             self._last = now
             send(self._events, "progress", self._id, **progress._asdict())
 
 
-def send(events: TextIO, event: str, spec_id: str, **fields: Any) -> None:
-    """One event as a line of JSON.
-
-    Raises:
-        Interrupted: nobody reads it any more, so whoever started this process is gone.
-    """
+def send(events: TextIO | None, event: str, spec_id: str, **fields: Any) -> None:
+    """One event as a line of JSON; where nobody reads it any more, whoever started this process is gone, and the run is told to stop."""
+    if events is None:
+        return
     try:
         events.write(json.dumps({"event": event, "id": spec_id, **fields}) + "\n")
         events.flush()
     except BrokenPipeError:
-        raise Interrupted("its parent process is gone") from None
+        interrupt.ask("its parent process is gone")
 
 
 def serve(site: Site, events: TextIO) -> None:
@@ -166,29 +238,54 @@ def serve(site: Site, events: TextIO) -> None:
     When standard input ends, whoever started this process is gone or wants it to stop: the run under way is interrupted.
     """
     asked: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    working = threading.Event()
+    threading.Thread(target=_listen, args=(asked, working), daemon=True).start()
     while line := asked.get():
         order = json.loads(line)
-        send(events, "started", order["id"])
-        try:
-            request = loads(order["request"])
-            with _logged(site.runs / order["id"]):
-                perform(find(request, order["id"]), request.scale, site, events)
-        except Interrupted:
-            send(events, "failed", order["id"], reason="interrupted")
+        working.set()
+        code = attempt(order["request"], order["id"], site, events)
+        working.clear()
+        if code == INTERRUPTED:
             return
-        except Exception as error:
-            send(events, "failed", order["id"], reason=f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0])
-        else:
-            send(events, "finished", order["id"])
 
 
-def _listen(asked: queue.Queue[str]) -> None:
+def attempt(request: str, spec_id: str, site: Site, events: TextIO | None) -> int:
+    """Does one run and says how it ended, as an event and as an exit code.
+
+    Args:
+        events: None: this is not the first of the run's processes.
+    """
+    send(events, "started", spec_id)
+    try:
+        order = loads(request)
+        with _logged(site.runs / spec_id):
+            perform(find(order, spec_id), order.scale, site, events)
+    except (BusyError, LostError):
+        send(events, "busy", spec_id)
+        return 0
+    except Interrupted as error:
+        send(events, "failed", spec_id, reason=f"interrupted: {error}")
+        return INTERRUPTED
+    except Exception as error:
+        send(events, "failed", spec_id, reason=f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0])
+        return FAILED
+    send(events, "finished", spec_id)
+    return 0
+
+
+def _listen(asked: queue.Queue[str], working: threading.Event) -> None:
     """Passes lines on; at the end of input, interrupts the run under way."""
     for line in sys.stdin:
         asked.put(line)
     asked.put("")
-    os.kill(os.getpid(), signal.SIGTERM)
+    if working.is_set():
+        interrupt.ask("its parent process is gone, or stops")
+
+
+def _leash() -> None:
+    """At the end of input, interrupts the run."""
+    sys.stdin.read()
+    interrupt.ask("its parent process is gone, or stops")
 
 
 @contextmanager
@@ -200,6 +297,8 @@ def _logged(folder: Path) -> Iterator[None]:
         os.dup2(log.fileno(), 2)
         try:
             yield
+        except BusyError:
+            raise  # the log is of whoever does the run
         except BaseException:
             traceback.print_exc()
             raise
@@ -209,29 +308,36 @@ def _logged(folder: Path) -> Iterator[None]:
             os.close(console)
 
 
-def _stop(signum: int, frame: object) -> NoReturn:
-    raise Interrupted(signal.Signals(signum).name)
+def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
+    """The run that the command line names."""
+    from reproduce.nn import distributed
+
+    if arguments[0] == "--leash":
+        arguments = arguments[1:]
+        threading.Thread(target=_leash, daemon=True).start()
+    if arguments[0] == "--list":
+        with Path(arguments[1]).open(encoding="utf-8") as file:
+            order = json.loads(next(islice(file, int(arguments[2]), None)))
+        arguments = (order["request"], order["id"])
+    request, spec_id = arguments
+    with distributed.processes(site.device):
+        return attempt(request, spec_id, site, events if distributed.main_process() else None)
 
 
-def main() -> None:
-    """The command line of this module."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+def main() -> int:
+    """The command line of this module; returns the exit code."""
+    interrupt.listen()
     site = sites.load()
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints must not look like an event
-    if len(sys.argv) == 1:
-        try:
-            serve(site, events)
-        except Interrupted:
-            return
-    else:
-        from reproduce.nn import distributed
-
-        request = loads(sys.argv[1])
-        with distributed.processes(site.device):
-            perform(find(request, sys.argv[2]), request.scale, site, events)
+    try:
+        if len(sys.argv) > 1:
+            return _once(sys.argv[1:], site, events)
+        serve(site, events)
+    except Interrupted:
+        return INTERRUPTED if len(sys.argv) > 1 else 0
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,11 +46,28 @@ C = TypeVar("C")
 
 # Bottom first. A module may import from its own line and from those above it here; where a package is named, its modules are meant.
 LAYERS = (
-    ("reproduce.lazy", "reproduce.spec", "reproduce.identity", "reproduce.site", "reproduce.progress"),
-    ("reproduce.nn", "reproduce.data", "reproduce.methods.method", "reproduce.protocols.protocol", "reproduce.checkpoint"),
+    (
+        "reproduce.lazy",
+        "reproduce.spec",
+        "reproduce.identity",
+        "reproduce.site",
+        "reproduce.progress",
+        "reproduce.interrupt",
+        "reproduce.squeue",
+    ),
+    ("reproduce.lease", "reproduce.attach"),
+    (
+        "reproduce.nn",
+        "reproduce.data",
+        "reproduce.methods.method",
+        "reproduce.protocols.protocol",
+        "reproduce.checkpoint",
+        "reproduce.journal",
+        "reproduce.patience",
+    ),
     ("reproduce.detection",),
     ("reproduce.methods", "reproduce.protocols"),
-    ("reproduce.report", "reproduce.results", "reproduce.tracking", "reproduce.environment", "reproduce.portable"),
+    ("reproduce.report", "reproduce.results", "reproduce.ledger", "reproduce.tracking", "reproduce.environment", "reproduce.portable"),
     ("reproduce.train", "reproduce.evaluate"),
     (
         "reproduce.launch",
@@ -62,6 +79,7 @@ LAYERS = (
         "reproduce.explain",
         "reproduce.forecast",
         "reproduce.archive",
+        "reproduce.garbage",
     ),
     ("configs",),
     ("tables",),
@@ -73,6 +91,7 @@ STANDARD_LIBRARY_ONLY = (
     "reproduce.identity",
     "reproduce.site",
     "reproduce.progress",
+    "reproduce.interrupt",
     "reproduce.report.table",
 )
 ONLY_IN = {"mlflow": "reproduce.tracking", "pandas": "reproduce.results", "jinja2": "reproduce.report.render"}
@@ -509,6 +528,9 @@ def test_a_backbone_pools_images_to_the_features_that_it_names(name: str) -> Non
 @pytest.mark.parametrize("module", modules("reproduce.launch"), ids=lambda module: module.__name__)
 def test_a_launcher_without_jobs_has_no_failures(module: ModuleType, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    assert module.launch([], Site(runs=tmp_path, device="cpu"), events.append) == {}
+    site = Site(runs=tmp_path, device="cpu")
+    assert module.launch([], site, events.append) == {}
+    assert module.device(site)[0] == "CPU"
+    assert module.at_once(site) >= 1
     assert events == []
     assert not list(tmp_path.iterdir())

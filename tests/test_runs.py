@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-EPOCHS, STEPS = 8, 3
-"""Epochs of the run that is interrupted, and steps of each."""
+EPOCHS, STEPS, LONG = 8, 3, 150
+"""Epochs of the run that is interrupted, and steps of each; epochs of one that a second command finds under way."""
 TINY = ("dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
 KINDS = ("md", "tex", "html", "csv", "json")
 
@@ -63,8 +63,9 @@ def wait(found: Callable[[], T | None], what: str, process: subprocess.Popen[str
 
 
 def newest_epoch(home: Home, spec_id: str) -> int:
-    """The epoch of the newest checkpoint of a run; 0: none."""
-    return max((int(path.stem.removeprefix("epoch-")) for path in (home.runs / spec_id).glob("epoch-*.pt")), default=0)
+    """The whole epochs that the newest checkpoint of a run has behind it; 0: none."""
+    names = (path.stem.removeprefix("epoch-") for path in (home.runs / spec_id).glob("epoch-*.pt"))
+    return max((int(name.partition("-")[0]) for name in names), default=0)
 
 
 def query(home: Home, sql: str, *values: str) -> list[tuple[Any, ...]]:
@@ -205,7 +206,7 @@ def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_
     pretraining, evaluation = (spec.id for spec in specs(epochs=EPOCHS))
     arguments = row(epochs=EPOCHS)
     printed = {}
-    ways = {kill_worker: (1, "RUNNING"), kill_command: (-9, "KILLED"), press_ctrl_c: (1, "KILLED"), terminate: (-15, "KILLED")}
+    ways = {kill_worker: (1, "RUNNING"), kill_command: (-9, "KILLED"), press_ctrl_c: (130, "KILLED"), terminate: (143, "KILLED")}
     for strike, (code, recorded) in ways.items():
         before = newest_epoch(place, pretraining)
         with under_way(place, arguments, pretraining, before + 1) as (command, worker):
@@ -296,14 +297,58 @@ def test_rendering_only_starts_nothing_and_says_why_cells_are_empty(place: Home)
     assert "–" in (place.reports / "smoke" / "table8.md").read_text()
 
 
-def test_two_commands_at_once_share_the_work(place: Home) -> None:
-    commands = [place.start(*row(epochs=2)) for _ in range(2)]
-    printed = [command.communicate(timeout=200) for command in commands]
-    assert [command.returncode for command in commands] == [0, 0], printed
-    assert all("2 runs done" in out or "reused" in out for out, _ in printed)
-    for spec in specs(epochs=2):
+def test_a_second_command_attaches_to_the_first_and_both_end_with_the_same_table(place: Home) -> None:
+    pretraining, evaluation = specs(epochs=LONG)
+    with under_way(place, row(epochs=LONG), pretraining.id, 1) as (first, worker):
+        planned = place.invoke(*row(epochs=LONG), "--dry-run").stdout.splitlines()
+        second = place.start(*row(epochs=LONG))
+        printed = [command.communicate(timeout=200) for command in (first, second)]
+    assert [command.returncode for command in (first, second)] == [0, 0], printed
+    assert planned[0].startswith(f"attach   {pretraining.id}  byol ")
+    assert re.search(rf": process {worker.pid} on \S+ does it", planned[0])
+    (out, errors), report = printed[1], (place.reports / "smoke" / "table8.md").read_bytes()
+    assert errors == ""
+    assert re.search(rf"^attached to process {worker.pid} on \S+: byol ", out, re.M), out
+    assert "by others), 0 reused, 0 missing" in out
+    assert place.invoke("reports").returncode == 3
+    assert place.invoke(*row(epochs=LONG)).stdout.startswith("0 runs done, 2 reused")
+    assert (place.reports / "smoke" / "table8.md").read_bytes() == report
+    for spec in (pretraining, evaluation):
         assert records(place, spec.id) == ["FINISHED"]
         assert attempts(place, spec.id) == 1
+
+
+def test_who_waits_for_a_command_that_is_killed_goes_on_with_its_run(place: Home) -> None:
+    pretraining, _ = specs(epochs=LONG)
+    with under_way(place, row(epochs=LONG), pretraining.id, 1) as (first, worker):
+        second = place.start(*row(epochs=LONG))
+        assert second.stdout is not None
+        lines = iter(second.stdout.readline, "")
+        assert next(line for line in lines if line.startswith("attached to process "))
+        first.kill()
+        worker.kill()
+        rest, errors = second.communicate(timeout=200)
+    assert (second.returncode, errors) == (0, ""), rest
+    assert re.search(rf"^taken over from process {worker.pid} on ", rest, re.M)
+    assert attempts(place, pretraining.id) == 2
+
+
+def test_a_run_on_two_devices_is_interrupted_and_resumed_and_leaves_no_process(place: Home) -> None:
+    """On two CPU processes, which torchrun starts for the pretraining; its evaluation takes one."""
+    place.site_file.write_text(place.site_file.read_text() + "devices = 2\n")
+    pretraining, evaluation = specs(epochs=EPOCHS)
+    with under_way(place, row(epochs=EPOCHS), pretraining.id, 1) as (command, _):
+        workers = [child for child in psutil.Process(command.pid).children(recursive=True) if pretraining.id in child.cmdline()]
+        assert len(workers) == 3, "torchrun and two processes of the run"
+        press_ctrl_c(command, workers[0])
+        printed = command.communicate(timeout=60)
+    assert (command.returncode, states(place)) == (130, {pretraining.id: "interrupted"}), printed
+    done = place.invoke(*row(epochs=EPOCHS))
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert states(place) == {pretraining.id: "finished", evaluation.id: "finished"}
+    assert attempts(place, pretraining.id) == 2
+    steps = [step for (step,) in query(place, "SELECT step FROM metrics WHERE key = 'loss'")]
+    assert sorted(set(steps)) == [STEPS * epoch for epoch in range(1, EPOCHS + 1)]
 
 
 def test_two_processes_of_torchrun_complete_a_run(place: Home) -> None:

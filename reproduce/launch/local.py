@@ -1,7 +1,8 @@
-"""Runs on this machine: one worker process for each GPU, or for each core of a CPU.
+"""Runs on this machine: as many at once as there are GPUs, or cores of a CPU, or as the site's `jobs` says.
 
-A worker does one run after the other, so that it imports torch once. It runs in a session of its own and stops when its standard input
-ends, so no process outlives the command that started it.
+A worker does one run after the other, so that it imports torch once; a run that takes several devices has processes of its own, started by
+torchrun. Workers run in sessions of their own and stop when their standard input ends, so no process outlives the command that started it.
+Runs that somebody else does, here or on another machine, are waited for.
 """
 
 from __future__ import annotations
@@ -11,67 +12,48 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 from typing import Any, Literal
 
 from reproduce import environment
+from reproduce.attach import POLL, Others
 from reproduce.plan import Job
 from reproduce.site import PROJECT, Site, site_file
 
-GRACE = 10.0
-"""Seconds that a worker has to stop before it is killed."""
+GRACE = 30.0
+"""Seconds that workers have to write their checkpoints and stop before they are killed."""
 
 MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 """Keeps freed memory in the process: fresh pages from the system cost a small CPU step a fifth of its time."""
+GPU = "CUDA_VISIBLE_DEVICES"
 
 Watch = Callable[[dict[str, Any]], None]
 
 
 def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
-    """Does the runs, each as soon as those that it needs are finished.
+    """Does the runs, each as soon as those that it needs are finished, and waits for those that somebody else does.
 
     Args:
         jobs: upstream first; what they need is among them or finished.
-        watch: called with each event of a worker (`started`, `progress`, `finished`, `failed`).
+        watch: called with each event of a run (`attached`, `started`, `progress`, `finished`, `failed`, `freed`).
 
     Returns:
         Why each run that did not finish has none, by id.
+
+    Raises:
+        ValueError: a run takes more devices than there are.
+        KeyboardInterrupt: it was told to stop, and no process is left.
     """
-    slots = _slots(site, len(jobs))
-    events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
-    waiting, unfinished = list(jobs), {job.spec.id for job in jobs}
-    failed: dict[str, str] = {}
-    workers = [_Worker(environment, events) for environment in slots]
-    try:
-        while waiting or any(worker.job for worker in workers):
-            for worker in workers:
-                if worker.job is None and (job := _next(waiting, unfinished, failed)):
-                    worker.give(job)
-            if not any(worker.job for worker in workers):
-                break
-            worker, event = events.get()
-            if event is None:
-                event = worker.died()
-            if event is None:
-                continue
-            if event["event"] in ("finished", "failed"):
-                worker.job = None
-                unfinished.discard(event["id"])
-            if event["event"] == "failed":
-                failed[event["id"]] = f"{event['reason']} (log: runs/{event['id']}/log.txt)"
-            watch(event)
-    finally:
-        for worker in workers:
-            worker.stop()
-    return failed
+    return _Launch(jobs, site, watch).run()
 
 
 def at_once(site: Site) -> int:
-    """How many runs go on at the same time where there are as many."""
-    return len(_slots(site, sys.maxsize))
+    """How many runs of one device go on at the same time where there are as many."""
+    return site.jobs or len(_places(site, sys.maxsize))
 
 
 def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
@@ -86,34 +68,153 @@ def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
         return "GPU", ""
 
 
-def _next(waiting: list[Job], unfinished: set[str], failed: dict[str, str]) -> Job | None:
-    """Takes the first job whose needs are done; jobs whose needs failed are failed with them."""
-    for job in list(waiting):
-        needs = {spec.id for spec in job.spec.needs()}
-        if broken := needs & set(failed):
-            waiting.remove(job)
-            unfinished.discard(job.spec.id)
-            first = sorted(broken)[0]
-            failed[job.spec.id] = f"needs run {first}, which failed: {failed[first]}"
-        elif not needs & unfinished:
-            waiting.remove(job)
-            return job
-    return None
+class _Launch:
+    """Who does what at the moment."""
+
+    def __init__(self, jobs: list[Job], site: Site, watch: Watch) -> None:
+        self._watch = watch
+        self._devices = {job.spec.id: job.devices(site) for job in jobs}
+        self._places = _places(site, sum(self._devices.values()))
+        self._free = list(range(len(self._places)))
+        self._most = site.jobs or len(self._places)
+        self._waiting, self._unfinished = list(jobs), {job.spec.id for job in jobs}
+        self._failed: dict[str, str] = {}
+        self._events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
+        self._idle: dict[int, _Worker] = {}
+        self._busy: list[_Worker] = []
+        self._others = Others(site)
+        self._attached: dict[str, Job] = {}
+        self._looked = -float("inf")
+
+    def run(self) -> dict[str, str]:
+        """As `launch`."""
+        try:
+            while self._waiting or self._busy or self._attached:
+                self._attach()
+                self._start()
+                if self._busy or self._attached:
+                    self._next()
+        except KeyboardInterrupt:
+            print("Interrupted: what runs here writes a checkpoint and stops; the same command goes on from there.", flush=True)
+            raise
+        finally:
+            _stop([*self._busy, *self._idle.values()])
+        return self._failed
+
+    def _attach(self) -> None:
+        """Leaves to others what they do already, and takes back what they have left."""
+        if time.monotonic() - self._looked < POLL:
+            return
+        self._looked = time.monotonic()
+        for event in self._others.poll():
+            self._tell(event)
+        self._follow(list(self._waiting))
+
+    def _follow(self, jobs: Sequence[Job]) -> None:
+        """Of these waiting jobs, attaches to those that somebody does."""
+        claimed = self._others.claims([job.spec.id for job in jobs])
+        for job in jobs:
+            if job.spec.id in claimed:
+                self._waiting.remove(job)
+                self._attached[job.spec.id] = job
+                self._tell(self._others.follow(job.spec.id, claimed[job.spec.id]))
+
+    def _start(self) -> None:
+        """Starts jobs in their order as long as one can start and there is room for the first that can: a wide one is not overtaken."""
+        while len(self._busy) < self._most and (job := self._ready()) and (taken := self._room(self._devices[job.spec.id])):
+            self._others.release(job.spec.id)
+            self._waiting.remove(job)
+            self._free = [place for place in self._free if place not in taken]
+            worker = self._idle.pop(taken[0], None) if len(taken) == 1 else None
+            _stop([self._idle.pop(place) for place in taken if place in self._idle])  # an idle worker keeps its GPU's memory
+            worker = worker or _Worker(tuple(taken), _together([self._places[place] for place in taken]), self._events)
+            self._busy.append(worker)
+            worker.give(job)
+
+    def _ready(self) -> Job | None:
+        """The first job whose needs are done; jobs whose needs failed are failed with them."""
+        for job in list(self._waiting):
+            needs = {spec.id for spec in job.spec.needs()}
+            if broken := needs & self._failed.keys():
+                first = min(broken)
+                self._waiting.remove(job)
+                self._unfinished.discard(job.spec.id)
+                self._failed[job.spec.id] = f"needs run {first}, which failed: {self._failed[first]}"
+            elif not needs & self._unfinished:
+                return job
+        return None
+
+    def _room(self, num: int) -> list[int]:
+        """So many free places, each on a device of its own; empty: there are not as many."""
+        found: dict[str, int] = {}
+        for place in self._free:
+            found.setdefault(self._places[place].get(GPU, str(place)), place)
+        return list(found.values())[:num] if len(found) >= num else []
+
+    def _next(self) -> None:
+        """Waits for an event of a worker, but no longer than until others are to be looked at."""
+        try:
+            worker, event = self._events.get(timeout=POLL if self._attached or self._waiting else None)
+        except Empty:
+            return
+        if event is None:
+            event = worker.died()
+        if event is None:
+            return
+        if event["event"] in ("finished", "failed", "busy"):
+            job, worker.job = worker.job, None
+            self._busy.remove(worker)
+            self._free = sorted((*self._free, *worker.places))
+            if worker.serves:
+                self._idle[worker.places[0]] = worker
+            if event["event"] == "busy":  # somebody was faster
+                assert job is not None
+                self._waiting.insert(0, job)
+                self._follow([job])
+                return
+        self._tell(event)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        """Notes what an event changes, and passes it on."""
+        kind, spec_id = event["event"], event["id"]
+        job = self._attached.pop(spec_id, None) if kind in ("finished", "failed", "freed") else None
+        if kind == "freed":
+            assert job is not None
+            self._waiting.insert(0, job)
+        elif kind in ("finished", "failed"):
+            self._unfinished.discard(spec_id)
+        if kind == "failed":
+            self._failed[spec_id] = f"{event['reason']} (log: runs/{spec_id}/log.txt)"
+        self._watch(event)
 
 
-def _slots(site: Site, num_jobs: int) -> list[dict[str, str]]:
-    """The environment of each worker: a GPU of its own, or one thread of the CPU.
+def _places(site: Site, most: int) -> list[dict[str, str]]:
+    """The environment of each process: a GPU of its own, or one thread of the CPU.
 
     One thread, however many cores are free: sums depend on how they are shared out, and a run must not depend on what runs beside it.
+
+    Args:
+        most: as many are needed at the most.
+
+    Raises:
+        ValueError: there are fewer GPUs than a run takes.
     """
-    places = {"MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "", "MLFLOW_TRACKING_URI": site.store}
+    own = {"MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "", "MLFLOW_TRACKING_URI": site.store}
+    gpus = [site.device.removeprefix("cuda:")] if site.device.startswith("cuda:") else _gpus() if site.device in ("auto", "cuda") else []
+    if gpus and len(gpus) < site.devices:
+        raise ValueError(f"devices is {site.devices}, but {len(gpus)} GPU can be used here: set it to at most that in the site file.")
     if site.device.startswith("cuda:"):
-        return [places]
-    gpus = _gpus() if site.device in ("auto", "cuda") else []
-    count = max(1, min(site.jobs or len(gpus) or _cores(), num_jobs))
+        return [own]
+    count = max(1, min(site.jobs * (1 if gpus else site.devices) or len(gpus) or _cores(), most), site.devices)
     if gpus:
-        return [places | {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(count)]
-    return [places | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | MEMORY] * count
+        return [own | {GPU: gpus[index % len(gpus)]} for index in range(count)]
+    return [own | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | MEMORY] * count
+
+
+def _together(places: Sequence[dict[str, str]]) -> dict[str, str]:
+    """The environment of a run on several places."""
+    gpus = [place[GPU] for place in places if GPU in place]
+    return places[0] | ({GPU: ",".join(gpus)} if gpus else {})
 
 
 def _cores() -> int:
@@ -123,8 +224,8 @@ def _cores() -> int:
 
 def _gpus() -> list[str]:
     """The GPUs that this process may use, without importing torch."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    if GPU in os.environ:
+        return [name for name in os.environ[GPU].split(",") if name.strip()]
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -134,33 +235,47 @@ def _gpus() -> list[str]:
 
 @dataclass(eq=False)
 class _Worker:
-    """One worker process, started again if it dies."""
+    """A process for runs of one device, started again if it dies; or the processes of one run on several."""
 
+    places: tuple[int, ...]
     environment: dict[str, str]
     events: Queue[tuple[_Worker, dict[str, Any] | None]]
     job: Job | None = None
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
+    @property
+    def serves(self) -> bool:
+        """Whether it takes one run after the other."""
+        return len(self.places) == 1
+
     def give(self, job: Job) -> None:
         """Starts `job` on this worker."""
         self.job = job
+        if not self.serves:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(self.places)}"]
+            self._run([*torchrun, "-m", "reproduce.worker", "--leash", job.request.dumps(), job.spec.id])
+            return
         if self.process is None:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "reproduce.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=PROJECT,
-                env={**os.environ, **self.environment},
-                start_new_session=True,
-            )
-            Thread(target=self._read, args=(self.process,), daemon=True).start()
+            self._run(["-m", "reproduce.worker"])
+        assert self.process is not None
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"request": job.request.dumps(), "id": job.spec.id}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # It died between two runs: the reader reports it.
+
+    def _run(self, arguments: Sequence[str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+            env={**os.environ, **self.environment},
+            start_new_session=True,
+        )
+        Thread(target=self._read, args=(self.process,), daemon=True).start()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -179,15 +294,35 @@ class _Worker:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return {"event": "failed", "id": self.job.spec.id, "reason": f"its process ended with {how}"}
 
-    def stop(self) -> None:
-        """Ends the process: by the end of its input, by force where that is not enough."""
-        if self.process is None:
+    def ask(self) -> None:
+        """Lets the process end, by the end of its input."""
+        if self.process is not None and self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+
+    def kill(self) -> None:
+        """Ends the process, and those that it has started, by force."""
+        import psutil  # type: ignore[import-untyped]
+
+        if self.process is None or self.process.poll() is not None:
             return
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in (*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.wait()
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """Ends workers: all are asked, and those that are not gone in time, or when it is asked again, are killed."""
+    for worker in workers:
+        worker.ask()
+    deadline = time.monotonic() + GRACE
+    try:
+        for worker in workers:
+            if worker.process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for worker in workers:
+            worker.kill()

@@ -1,0 +1,124 @@
+"""Runs that somebody else does: who has them, how far they are, how they end, as their leases tell.
+
+others = Others(site)
+for spec_id, lease in others.claims(ids).items():    # alive, or waiting in a scheduler's queue
+    others.follow(spec_id, lease)
+for event in others.poll(): ...                      # progress, finished, failed, or freed: its owner is gone, do it yourself
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from reproduce import lease as leases
+from reproduce import squeue
+from reproduce.lease import Lease
+from reproduce.site import Site
+
+POLL = 1.0
+"""Seconds between two looks at the leases."""
+
+
+class Others:
+    """The runs of a site that other processes and a scheduler's jobs do."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._followed: dict[str, Lease] = {}
+        self._queue = _Queue(site)
+
+    def __len__(self) -> int:
+        return len(self._followed)
+
+    def __contains__(self, spec_id: object) -> bool:
+        return spec_id in self._followed
+
+    def claims(self, ids: Iterable[str]) -> dict[str, Lease]:
+        """The leases of those runs that a process or a scheduler's job does, or is going to do."""
+        found = {spec_id: lease for spec_id in ids if (lease := leases.read(self._site.runs / spec_id))}
+        self._queue.look((lease.job for lease in found.values()), at_once=True)
+        owned = {spec_id: lease for spec_id, lease in found.items() if self._owned(lease)}
+        for spec_id in found.keys() - owned.keys():
+            leases.drop(self._site.runs / spec_id, found[spec_id].job)  # a job that left the queue unseen would keep all others away
+        return owned
+
+    def queued(self) -> dict[str, Lease]:
+        """The runs that wait in a scheduler's queue, for the first time or to go on, by their ids."""
+        folders = sorted(self._site.runs.glob(f"*/{leases.FILE}"))
+        claimed = self.claims(file.parent.name for file in folders)
+        return {spec_id: lease for spec_id, lease in claimed.items() if lease.state != "running" or not lease.alive}
+
+    def release(self, spec_id: str) -> None:
+        """Frees a run that waits as a job which has left its queue without doing it."""
+        folder = self._site.runs / spec_id
+        found = leases.read(folder)
+        if found and found.state == "queued" and not self._owned(found):
+            leases.drop(folder, found.job)
+
+    def follow(self, spec_id: str, lease: Lease) -> dict[str, Any]:
+        """Begins to look after a run; returns the event that says so."""
+        self._followed[spec_id] = lease
+        return {"event": "attached", "id": spec_id, "who": lease.who, "state": lease.state}
+
+    def poll(self) -> Iterator[dict[str, Any]]:
+        """What has changed since the last time; a run that has ended, or has lost its owner, is followed no more."""
+        self._queue.look((lease.job for lease in self._followed.values()), at_once=True)
+        for spec_id, before in list(self._followed.items()):
+            now = leases.read(self._site.runs / spec_id)
+            if now and self._owned(now):
+                self._followed[spec_id] = now
+                if now.state == "running" and before.state != "running":
+                    yield {"event": "started", "id": spec_id}
+                if now.progress and now.progress != before.progress:
+                    yield {"event": "progress", "id": spec_id, **now.progress._asdict()}
+                continue
+            del self._followed[spec_id]
+            if now and now.state == "finished":
+                yield {"event": "finished", "id": spec_id, "who": now.who}
+            elif now and now.state == "failed":
+                yield {"event": "failed", "id": spec_id, "reason": f"{now.reason}, in {now.who}"}
+            else:
+                if now:
+                    leases.drop(self._site.runs / spec_id, now.job)
+                yield {"event": "freed", "id": spec_id, "who": before.who, "reason": now.reason if now else ""}
+
+    def _owned(self, lease: Lease) -> bool:
+        """Whether somebody still has the run: a job that was put back into its queue has no process, but will."""
+        if lease.state in ("finished", "failed"):
+            return False
+        if lease.job and (lease.state != "running" or not lease.alive):
+            return self._queue.has(lease.job)
+        return lease.alive
+
+
+class _Queue:
+    """What a scheduler still lists, asked at most once in an interval."""
+
+    def __init__(self, site: Site) -> None:
+        self._every = site.slurm.poll
+        self._asked = -float("inf")
+        self._known: dict[str, bool] = {}
+
+    def look(self, jobs: Iterable[str], *, at_once: bool = False) -> None:
+        """Asks for these jobs together, if the interval is over, or at once for one that was never asked for."""
+        wanted = [job for job in jobs if job]
+        over = time.monotonic() - self._asked >= self._every
+        if wanted and (over or (at_once and not self._known.keys() >= set(wanted))):
+            self._ask(wanted)
+
+    def has(self, job: str) -> bool:
+        """Whether a job is listed, or was when the queue was asked last."""
+        if job not in self._known:
+            self._ask([job])
+        return self._known[job]
+
+    def _ask(self, jobs: list[str]) -> None:
+        """A queue that does not answer says nothing against a job."""
+        try:
+            listed = squeue.queued(jobs)
+            self._known |= {job: job in listed for job in jobs}
+        except (LookupError, RuntimeError):
+            self._known |= {job: self._known.get(job, True) for job in jobs}
+        self._asked = time.monotonic()

@@ -1,0 +1,130 @@
+"""Runs that others do, as their leases and the queue of a cluster tell: a small `squeue` of our own stands for Slurm's."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reproduce import lease
+from reproduce.attach import Others
+from reproduce.progress import Progress
+from reproduce.site import Site, Slurm
+
+RUN, OTHER = "0123456789ab", "ba9876543210"
+
+
+class Queue:
+    """What `squeue` answers, and how often it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.listed, self.calls = folder / "listed", folder / "calls"
+        self.list()
+        self.calls.write_text("")
+        program = folder / "squeue"
+        program.write_text(f'#!/bin/sh\necho "$@" >> {self.calls}\ncat {self.listed}\n')
+        program.chmod(0o755)
+
+    def list(self, *jobs: str) -> None:
+        self.listed.write_text("".join(f"{job}|PENDING\n" for job in jobs))
+
+    def num_calls(self) -> int:
+        return len(self.calls.read_text().splitlines())
+
+
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return Queue(tmp_path / "bin")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(runs=tmp_path / "runs", slurm=Slurm(poll=0.1))
+
+
+def rewrite(site: Site, spec_id: str, **fields: Any) -> None:
+    """Changes a lease as its owner would."""
+    path = site.runs / spec_id / lease.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def kinds(others: Others) -> list[tuple[str, str]]:
+    return [(event["id"], event["event"]) for event in others.poll()]
+
+
+def test_what_nobody_does_is_not_claimed_and_needs_no_queue(site: Site, squeue: Queue) -> None:
+    with pytest.raises(ValueError, match="no luck"), lease.take(site.runs / RUN, RUN, heartbeat=10):
+        raise ValueError("no luck")
+    assert Others(site).claims([RUN, OTHER]) == {}
+    assert squeue.num_calls() == 0
+
+
+def test_a_run_of_a_process_is_followed_to_its_end(site: Site) -> None:
+    others = Others(site)
+    with lease.take(site.runs / RUN, RUN, heartbeat=10) as held:
+        (claimed,) = others.claims([RUN]).values()
+        assert others.follow(RUN, claimed)["who"] == held.lease.who
+        assert kinds(others) == []
+        rewrite(site, RUN, progress=[1, 4, "images", ""])
+        (event,) = others.poll()
+        assert (event["event"], event["done"], event["total"]) == ("progress", 1, 4)
+        assert kinds(others) == [], "nothing has changed"
+        held.report(Progress(4, 4, "images", ""))
+        held.finished()
+    assert kinds(others) == [(RUN, "finished")]
+    assert len(others) == 0
+
+
+@pytest.mark.parametrize(("state", "event"), [("failed", "failed"), ("interrupted", "freed"), ("finished", "finished")])
+def test_how_it_ended_is_told(state: str, event: str, site: Site) -> None:
+    others = Others(site)
+    lease.take(site.runs / RUN, RUN, heartbeat=10)
+    others.follow(RUN, others.claims([RUN])[RUN])
+    rewrite(site, RUN, state=state, reason="ValueError: no luck")
+    (told,) = others.poll()
+    assert told["event"] == event
+    if event == "failed":
+        assert told["reason"].startswith("ValueError: no luck, in process ")
+
+
+def test_a_queued_run_is_its_jobs_until_that_leaves_the_queue(site: Site, squeue: Queue) -> None:
+    lease.queue(site.runs / RUN, RUN, job="7_0", heartbeat=10)
+    lease.queue(site.runs / OTHER, OTHER, job="7_1", heartbeat=10)
+    squeue.list("7_0", "7_1")
+    others = Others(site)
+    for spec_id, found in others.claims([RUN, OTHER]).items():
+        others.follow(spec_id, found)
+    assert squeue.num_calls() == 1, "one call for all"
+    assert kinds(others) == []
+    assert list(others.queued()) == [RUN, OTHER]
+    squeue.list("7_1")
+    later = Others(site)
+    assert list(later.claims([RUN, OTHER])) == [OTHER]
+    later.release(RUN)
+    later.release(OTHER)
+    assert lease.read(site.runs / RUN) is None
+    assert lease.read(site.runs / OTHER) is not None
+    lease.take(site.runs / RUN, RUN, heartbeat=10)
+
+
+def test_a_run_that_is_put_back_into_the_queue_stays_its_jobs(site: Site, squeue: Queue) -> None:
+    squeue.list("7_0")
+    with pytest.raises(KeyboardInterrupt), lease.take(site.runs / RUN, RUN, heartbeat=10, job="7_0"):
+        raise KeyboardInterrupt("SIGTERM")
+    found = lease.read(site.runs / RUN)
+    assert found is not None
+    assert (found.state, found.alive) == ("interrupted", False)
+    assert list(Others(site).claims([RUN])) == [RUN]
+    squeue.list()
+    assert Others(site).claims([RUN]) == {}
+
+
+def test_a_queue_that_does_not_answer_takes_no_run_from_its_job(site: Site, squeue: Queue) -> None:
+    lease.queue(site.runs / RUN, RUN, job="7_0", heartbeat=10)
+    (squeue.listed.parent / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact controller' >&2\nexit 1\n")
+    assert list(Others(site).claims([RUN])) == [RUN]
