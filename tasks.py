@@ -8,10 +8,12 @@ from __future__ import annotations
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +40,14 @@ SHARED = {
     "dry-run": "print what becomes of each run and why, the hours and the disk that it takes, and the plan's digest; start nothing",
     "apply": "run the plan of this digest, which --dry-run prints, and no other",
     "max-gpu-hours": "start nothing where more hours of a GPU (of a core, where there is none) are estimated, or nobody knows how many",
+    "jobs": "runs at once (the site's `jobs`; else one for each GPU, or each core where there is none)",
+    "launcher": "where runs start: local or slurm (the site's `launcher`)",
     "render-only": "render from finished runs; start nothing",
     "baselines": "quoted (the default), or released: evaluate the encoders that the quoted methods' authors released",
     "add-row": "a row for an encoder of yours, as LABEL=FILE, such as Mine=encoder.pth (may be repeated); not every table takes one",
 }
-PLANNED = ("dry-run", "apply", "max-gpu-hours")
-"""Of these, those that ask for a plan or bind what is started to it."""
+PLANNED = ("dry-run", "apply", "max-gpu-hours", "jobs", "launcher")
+"""Of these, those that ask for a plan, bind what is started to it, or say where it is started."""
 CUT = {
     "rows": "only the rows whose label matches this glob, such as 'Ours*' (commas separate several)",
     "columns": "only the columns whose key matches this glob",
@@ -67,11 +71,12 @@ def make(
     render_only: bool = False,
     apply: str = "",
     max_gpu_hours: str = "",
+    jobs: str = "",
+    launcher: str = "",
     **fields: Any,
 ) -> None:
     """Runs and renders `tables`; a mistake in the options ends in one line and exit code 2."""
-    from reproduce import plan
-    from reproduce.produce import RefusedError, keep, launcher, produce, show_plan
+    from reproduce import plan, produce
 
     plan_only = dry_run or c.config.run.dry
     with one_line():
@@ -81,12 +86,14 @@ def make(
         rows = [(label, *plan.weights_of(given)) for label, given in map(plan.added_row, add_row)]
         added = tuple((label, weights) for label, weights, _ in rows)
         requests = plan.requests(tables, seeds=whole(seeds), added=added, **fields)
-        site, _ = store()
-        launcher(site)
+        site = site_with(jobs, launcher)
         if not (plan_only or render_only):
-            keep({weights.sha256: path for _, weights, path in rows if path}, requests, site)
-    with one_line(RefusedError, ConnectionError):
-        code = show_plan(requests, site, allowed) if plan_only else produce(requests, site, render_only=render_only, limits=allowed)
+            produce.keep({weights.sha256: path for _, weights, path in rows if path}, requests, site)
+    with one_line(produce.RefusedError, ConnectionError), stoppable():
+        if plan_only:
+            code = produce.show_plan(requests, site, allowed)
+        else:
+            code = produce.produce(requests, site, render_only=render_only, limits=allowed)
     if code:
         raise Exit(None, code)
 
@@ -129,6 +136,37 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
         raise Exit(str(error) if isinstance(error, OSError) else str(error.args[0]), WRONG_USE) from None
 
 
+def site_with(jobs: str, launcher: str) -> Site:
+    """This machine's site, with what --jobs and --launcher say.
+
+    Raises:
+        LookupError: there is no such launcher.
+        ValueError: the number of jobs is none.
+    """
+    from reproduce import produce
+
+    site, _ = store()
+    if jobs and (not (jobs.isascii() and jobs.isdigit()) or int(jobs) == 0):
+        raise ValueError(f"--jobs takes a whole number from 1 on, not '{jobs}'.")
+    given = {"jobs": int(jobs)} if jobs else {}
+    site = replace(site, **given, **({"launcher": launcher} if launcher else {}))  # type: ignore[arg-type]
+    produce.launcher(site)
+    return site
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """In here, Ctrl-C and SIGTERM let runs write their checkpoints, and end this process with the shell's code for the signal."""
+    from reproduce import interrupt
+    from reproduce.produce import INTERRUPTED
+
+    interrupt.listen()
+    try:
+        yield
+    except interrupt.Interrupted as error:
+        raise Exit(None, INTERRUPTED + signal.Signals[str(error)]) from None
+
+
 def store() -> tuple[Site, Store]:
     """This machine's site and its tracking store, which is not opened yet."""
     from reproduce import site as sites
@@ -169,11 +207,13 @@ def table_task(table: str, name: str, told: str, aliases: Iterable[str] = (), co
         dry_run: bool = False,
         apply: str = "",
         max_gpu_hours: str = "",
+        jobs: str = "",
+        launcher: str = "",
         render_only: bool = False,
     ) -> None:
         options: dict[str, Any] = {"scale": scale, "rows": rows, "columns": columns, "baselines": baselines, "changes": tuple(set)}
         how: dict[str, Any] = {"dry_run": dry_run, "apply": apply, "max_gpu_hours": max_gpu_hours, "render_only": render_only}
-        make(c, [table], seeds=seeds, add_row=add_row, **options, **how)
+        make(c, [table], seeds=seeds, add_row=add_row, jobs=jobs, launcher=launcher, **options, **how)
 
     run.__doc__ = told
     verbatim = tuple(map(Verbatim, aliases))
@@ -197,13 +237,15 @@ def tables(
     dry_run: bool = False,
     apply: str = "",
     max_gpu_hours: str = "",
+    jobs: str = "",
+    launcher: str = "",
     render_only: bool = False,
 ) -> None:
     """Every table: run what is missing, render all."""
     names = [path.stem for path in table_files()]
     options: dict[str, Any] = {"scale": scale, "baselines": baselines, "changes": tuple(set)}
     how: dict[str, Any] = {"dry_run": dry_run, "apply": apply, "max_gpu_hours": max_gpu_hours, "render_only": render_only}
-    make(c, names, seeds=seeds, add_row=add_row, **options, **how)
+    make(c, names, seeds=seeds, add_row=add_row, jobs=jobs, launcher=launcher, **options, **how)
 
 
 @task(iterable=["add_row"], auto_shortflags=False, help={key: SHARED[key] for key in ("scale", "seeds", "baselines", "add-row")})
@@ -239,6 +281,8 @@ def evaluate(
     dry_run: bool = False,
     apply: str = "",
     max_gpu_hours: str = "",
+    jobs: str = "",
+    launcher: str = "",
 ) -> None:
     """One encoder of yours by one protocol: --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette."""
     from reproduce import plan, produce
@@ -248,11 +292,10 @@ def evaluate(
         allowed = limits(apply, max_gpu_hours)
         names = {"protocol": protocol, "dataset": dataset}
         request, path = plan.evaluation(checkpoint, backbone, seeds=whole(seeds), changes=tuple(set), **names)
-        site, _ = store()
-        produce.launcher(site)
+        site = site_with(jobs, launcher)
         if path and not plan_only:
             produce.keep({request.weights.sha256: path}, [request], site)
-    with one_line(produce.RefusedError, ConnectionError):
+    with one_line(produce.RefusedError, ConnectionError), stoppable():
         code = produce.show_plan([request], site, allowed) if plan_only else produce.evaluate(request, site, limits=allowed)
     if code:
         raise Exit(None, code)
@@ -260,10 +303,14 @@ def evaluate(
 
 @task(auto_shortflags=False)
 def status(c: Context) -> None:
-    """Every run in the tracking store and its true state: running, finished, failed or interrupted."""
+    """Every run in the tracking store and its true state: running, finished, failed or interrupted; and those in a scheduler's queue."""
+    from reproduce.attach import Others
+
     with one_line():
-        _, opened = store()
+        site, opened = store()
     with one_line(ConnectionError):
+        for spec_id, lease in Others(site).queued().items():
+            print(f"{'queued':<11}  {spec_id}  {lease.who}")
         for row in opened.status():
             print(row)
 
@@ -307,6 +354,21 @@ def diff(c: Context, first: str, second: str) -> None:
     with one_line(ConnectionError, LookupError):
         for line in explain.difference(first, second, opened):
             print(line)
+
+
+@task(auto_shortflags=False, help={"delete": "remove what is listed; without it, it is only listed"})
+def gc(c: Context, delete: bool = False) -> None:
+    """List what no table and no finished run refers to, with its size, age and the reason; --delete removes it."""
+    from reproduce import garbage
+
+    with one_line():
+        site, opened = store()
+    with one_line(ConnectionError, OSError):
+        found = garbage.find(site, opened)
+        lines, num_left = garbage.remove(found) if delete and not c.config.run.dry else (list(found.lines()), 0)
+    print("\n".join(lines))
+    if num_left:
+        raise Exit(None, 1)
 
 
 EXPORT = {
@@ -376,8 +438,9 @@ def download(c: Context, dataset: str = "") -> None:
 
 @task(auto_shortflags=False, help={"fast": "only the tests that take under a minute together"})
 def test(c: Context, fast: bool = False) -> None:
-    """The tests; everything that CI checks is in .ci/run."""
-    command = [sys.executable, "-m", "pytest", *(["-m", "not slow"] if fast else [])]
+    """The tests, on up to four cores; everything that CI checks is in .ci/run."""
+    spread = ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"]  # a file's tests share what is costly to set up
+    command = [sys.executable, "-m", "pytest", *spread, *(["-m", "not slow"] if fast else [])]
     raise Exit(None, subprocess.run(command, cwd=PROJECT, check=False).returncode)
 
 
@@ -395,6 +458,7 @@ TASKS = (
     status,
     why,
     diff,
+    gc,
     export,
     receive,
     doctor,

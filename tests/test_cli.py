@@ -26,6 +26,7 @@ TASKS = (
     "status",
     "why",
     "diff",
+    "gc",
     "export",
     "import",
     "doctor",

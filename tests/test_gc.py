@@ -1,0 +1,334 @@
+"""`invoke gc`: what nothing refers to is listed, and removed on demand; what somebody needs, owns or put there stays.
+
+Most tests look at one folder of runs of every kind, whose records are real and whose files are small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Home
+
+from reproduce import checkpoint, garbage, journal, lease
+from reproduce.nn import feature_cache
+from reproduce.nn.encoder import FILE
+from reproduce.plan import Request
+from reproduce.site import Site
+from reproduce.spec import Spec
+from reproduce.tracking import OWNER, Store
+
+pytestmark = pytest.mark.slow
+
+DAY = 24 * 3600
+
+
+def pair(*changes: str, seeds: int = 1, table: str = "table8", **fields: str) -> tuple[Spec, ...]:
+    """The pretraining and the evaluation of a row; of several seeds those of the last."""
+    return Request(table=table, rows=fields.pop("rows", "BYOL"), changes=changes, seeds=seeds, **fields).specs()[-2:]  # type: ignore[arg-type]
+
+
+FINISHED, EVALUATION = pair("epochs=3")
+WANTED = pair(seeds=10)[0]
+"""Of the tenth seed, whose runs are kept; not finished."""
+OF_A_RELEASE = pair(table="table4", rows="SwAV*", scale="small", baselines="released")[-1]
+ELEVENTH = pair(seeds=11)[0]
+STRANGE = pair("epochs=5")[0]
+OWNED = pair("epochs=6")[0]
+ELSEWHERE = pair("epochs=7")[0]
+QUEUED = pair("epochs=8")[0]
+UNKNOWN = pair("epochs=9")[0]
+"""Without a record."""
+MEASURED = pair("epochs=11")[1]
+"""Whose result waits on disk."""
+ONLY_ITS_ENCODER = pair("epochs=12")[0]
+"""An encoder without a record."""
+FAR = pair("epochs=13")[0]
+"""Failed on another machine, where its folder is."""
+BEFORE = pair("epochs=15")[0]
+"""Of which only a record is left."""
+EVALUATED, LATER = pair("epochs=14")
+"""A pretraining whose finished record was deleted, and which was begun again, and the finished evaluation of its encoder."""
+
+GONE = {STRANGE.id, ELEVENTH.id, UNKNOWN.id, BEFORE.id}
+
+
+def stopped(store: Store, spec: Spec) -> None:
+    """Records an attempt that was interrupted."""
+    with pytest.raises(KeyboardInterrupt), store.start(spec, scale="smoke"):
+        raise KeyboardInterrupt("SIGINT")
+
+
+def put(path: Path, content: bytes = b"x" * 1000, age: float = 0.0) -> Path:
+    """A file, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    written = time.time() - age
+    os.utime(path, (written, written))
+    return path
+
+
+def trained(site: Site, spec: Spec, value: float) -> str:
+    """An encoder in a run's folder; returns its digest."""
+    tensors = {"backbone.weight": torch.full((2, 2), value)}
+    checkpoint.save_encoder(site.runs / spec.id / FILE, tensors, spec_id=spec.id)
+    return checkpoint.digest(tensors)
+
+
+def features(site: Site, encoder: str) -> Path:
+    """A file of features as `feature_cache` writes it."""
+    describe: Callable[[], dict[str, str]] = lambda: {"encoder": encoder}  # noqa: E731
+    feature_cache.once(describe, num_rows=2, site=site, device=torch.device("cpu"), compute=lambda: torch.ones(2, 3))
+    return next(path for path in (site.runs / "features").glob("*.safetensors") if feature_cache.encoder_of(path) == encoder)
+
+
+def begun(site: Site, spec: Spec) -> None:
+    """The folder of a run that was begun: 1000 bytes of a checkpoint."""
+    put(site.runs / spec.id / "epoch-00001.pt")
+    put(site.runs / spec.id / "log.txt", b"")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Runs of every kind. Each test takes a copy."""
+    home = Home(tmp_path_factory.mktemp("gc"))
+    site = Site(runs=home.runs, reports=home.reports)
+    store = Store(site)
+    for value, spec in enumerate((FINISHED, EVALUATION, LATER)):
+        with store.start(spec, scale="smoke") as run:
+            run.tag("encoder_digest", "e" * 64)
+            run.finish({"top1": 0.5 + value / 8})
+    for spec in (WANTED, OF_A_RELEASE, ELEVENTH, STRANGE, ELSEWHERE, MEASURED, FAR, BEFORE, EVALUATED):
+        stopped(store, spec)
+        begun(site, spec)
+    for spec in (OWNED, QUEUED, UNKNOWN):
+        begun(site, spec)
+    for spec in (FAR, BEFORE):
+        shutil.rmtree(home.runs / spec.id)
+    (record,) = [state.run_id for state in store.status() if state.spec_id == FAR.id]
+    store._client.set_tag(record, OWNER, json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
+    begun(site, FINISHED)
+    put(home.runs / MEASURED.id / journal.RESULT)
+    here, gone = trained(site, FINISHED, 1.0), trained(site, STRANGE, 2.0)
+    trained(site, ONLY_ITS_ENCODER, 3.0)
+    for digest in (here, gone, "e" * 64, "f" * 64):
+        features(site, digest)
+    put(home.runs / "features" / "notes.txt")
+    put(home.runs / "features" / "0123.99.tmp", age=2 * DAY)
+    put(home.runs / FINISHED.id / ".epoch-00004.pt.99.tmp", age=2 * DAY)
+    put(home.runs / EVALUATION.id / ".epoch-00004.pt.99.tmp", age=3600)
+    put(home.reports / "smoke" / ".table8.md.99.tmp", age=2 * DAY)
+    put(home.runs / "0123456789ab" / "thesis.tex")
+    put(home.runs / "thesis" / "epoch-00001.pt")
+    put(home.runs / "abcdef.txt")
+    put(home.folder / "beside" / "epoch-00001.pt")
+    return home
+
+
+@pytest.fixture
+def place(everything: Home, tmp_path: Path) -> Iterator[tuple[Site, Store]]:
+    """A copy of everything, with the leases that only a living process can give."""
+    shutil.copytree(everything.folder, tmp_path / "home")
+    site = Site(runs=tmp_path / "home" / "runs", reports=tmp_path / "home" / "reports")
+    (site.runs / ("c" * 12)).symlink_to(tmp_path / "home" / "beside")
+    lease.queue(site.runs / QUEUED.id, QUEUED.id, job="123_4", heartbeat=10.0)
+    of_another_machine(site, beat=0.0)
+    with lease.take(site.runs / OWNED.id, OWNED.id, heartbeat=10.0):
+        yield site, Store(site)
+
+
+def of_another_machine(site: Site, beat: float) -> None:
+    """A lease that another machine's process last renewed so many seconds ago."""
+    process = {"host": "elsewhere", "pid": 1, "started": 0.0, "job": "", "reason": "", "progress": None}
+    content = {"spec_id": ELSEWHERE.id, "token": "0" * 32, "heartbeat": 10.0, "state": "running", **process}
+    put(site.runs / ELSEWHERE.id / lease.FILE, json.dumps(content).encode(), age=beat)
+
+
+def snapshot(folder: Path) -> set[str]:
+    """Every file below a folder but the locks."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def names(found: garbage.Found, kind: str) -> set[str]:
+    return {item.name for item in found.items if item.kind == kind}
+
+
+def test_what_nothing_refers_to_is_listed_and_nothing_else(place: tuple[Site, Store]) -> None:
+    site, store = place
+    before = snapshot(site.runs)
+    found = garbage.find(site, store)
+    assert snapshot(site.runs) == before
+    assert names(found, "run") == {f"runs/{spec_id}" for spec_id in GONE - {BEFORE.id}}
+    records = {state.run_id: state.spec_id for state in store.status() if state.spec_id in GONE}
+    assert names(found, "record") == set(records)
+    assert set(records.values()) == GONE - {UNKNOWN.id}
+    assert names(found, "checkpoints") == {f"runs/{FINISHED.id}: epoch-00001.pt"}
+    assert names(found, "draft") == {
+        f"runs/{FINISHED.id}/.epoch-00004.pt.99.tmp",
+        "runs/features/0123.99.tmp",
+        "reports/smoke/.table8.md.99.tmp",
+    }
+    encoders = {feature_cache.encoder_of(site.runs.parent / name) for name in names(found, "features")}
+    assert encoders == {"f" * 64, checkpoint.digest({"backbone.weight": torch.full((2, 2), 2.0)})}
+    assert sorted(note.split()[1] for note in found.notes) == sorted(f"runs/{spec.id}:" for spec in (MEASURED, ONLY_ITS_ENCODER))
+
+
+def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[Site, Store]) -> None:
+    site, store = place
+    os.utime(site.runs / UNKNOWN.id, (0, 0))
+    for path in (site.runs / UNKNOWN.id).iterdir():
+        os.utime(path, (time.time() - 3 * DAY,) * 2)
+    lines = list(garbage.find(site, store).lines())
+    (unknown,) = [line for line in lines if UNKNOWN.id in line]
+    assert unknown.split("  ")[-1] == f"runs/{UNKNOWN.id}: it has no record, and no table makes it"
+    assert unknown.split()[:5] == ["run", "1", "kB", "3", "days"]
+    (strange,) = [line for line in lines if line.startswith("run ") and STRANGE.id in line]
+    assert "interrupted (KeyboardInterrupt: SIGINT), and no table makes it" in strange
+    counts = "3 runs, 1 run's checkpoints, 3 drafts, 2 files of features, 3 records: "
+    assert lines[-1].startswith(counts)
+    assert lines[-1].endswith("kB. `invoke gc --delete` removes that.")
+
+
+def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, Store]) -> None:
+    site, store = place
+    before, states = snapshot(site.runs), {state.run_id: state for state in store.status()}
+    found = garbage.find(site, store)
+    lines, num_left = garbage.remove(found)
+    assert num_left == 0
+    assert [line for line in lines if line.startswith("stays")] == list(found.notes)
+    gone = {name for name in before if name.split("/")[0] in GONE}
+    gone |= {name.removeprefix("runs/") for kind in ("draft", "features") for name in names(found, kind)}
+    gone |= {f"{FINISHED.id}/epoch-00001.pt", "reports/smoke/.table8.md.99.tmp"}
+    assert {name for name in before - snapshot(site.runs) if not name.startswith("mlflow")} == gone & before
+    assert not [path.name for path in site.runs.iterdir() if path.name in GONE or path.name.startswith(garbage.ASIDE)]
+    assert not (site.reports / "smoke" / ".table8.md.99.tmp").exists()
+    assert {state.run_id: state for state in store.status()} == {
+        run_id: state for run_id, state in states.items() if state.spec_id not in GONE
+    }
+    again = garbage.find(site, store)
+    assert again.items == ()
+    assert list(again.lines())[-1] == "There is nothing to remove."
+
+
+def test_deleted_records_can_be_restored(place: tuple[Site, Store]) -> None:
+    site, store = place
+    found = garbage.find(site, store)
+    garbage.remove(found)
+    (deleted,) = [item.name for item in found.items if item.kind == "record" and STRANGE.id in item.why]
+    store._client.restore_run(deleted)
+    assert {state.spec_id for state in store.status() if state.run_id == deleted} == {STRANGE.id}
+
+
+def test_a_run_goes_when_its_owner_elsewhere_has_missed_three_heartbeats(place: tuple[Site, Store]) -> None:
+    site, store = place
+    name = f"runs/{ELSEWHERE.id}"
+    of_another_machine(site, beat=25.0)
+    assert name not in names(garbage.find(site, store), "run")
+    of_another_machine(site, beat=35.0)
+    assert name in names(garbage.find(site, store), "run")
+
+
+def test_what_is_begun_or_finished_between_the_look_and_the_removal_stays(place: tuple[Site, Store]) -> None:
+    site, store = place
+    found = garbage.find(site, store)
+    with store.start(ELEVENTH, scale="smoke") as run:
+        run.finish({"top1": 0.5})
+    with lease.take(site.runs / STRANGE.id, STRANGE.id, heartbeat=10.0):
+        lines, num_left = garbage.remove(found)
+    told = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("stays")}
+    assert f"process {os.getpid()} on " in told[f"runs/{STRANGE.id}"]
+    assert told[f"runs/{ELEVENTH.id}"].endswith("it is finished now")
+    assert (site.runs / STRANGE.id / "epoch-00001.pt").exists()
+    assert (site.runs / ELEVENTH.id / "epoch-00001.pt").exists()
+    assert not (site.runs / UNKNOWN.id).exists()
+    assert {STRANGE.id, ELEVENTH.id} <= {state.spec_id for state in store.status()}
+    assert num_left == 0, "what somebody needs now is no failure"
+
+
+def test_a_folder_that_is_gone_meanwhile_is_no_error_and_one_that_may_not_go_is_a_line(place: tuple[Site, Store]) -> None:
+    site, store = place
+    found = garbage.find(site, store)
+    shutil.rmtree(site.runs / UNKNOWN.id)
+    about = {"kind": "draft", "size": 1, "age": 1.0, "why": "a test"}
+    fixed = garbage.Item(name="fixed", remove=lambda: str(Path("/proc/version").unlink()), **about)  # type: ignore[arg-type]
+    lines, num_left = garbage.remove(garbage.Found(items=(*found.items, fixed)))
+    assert num_left == 1
+    assert [line for line in lines if line.startswith("stays")] == ["stays  fixed: Operation not permitted"]
+
+
+def test_a_folder_of_runs_behind_a_link_and_one_that_is_not_there(place: tuple[Site, Store], tmp_path: Path) -> None:
+    site, store = place
+    (tmp_path / "link").symlink_to(site.runs)
+    linked = Site(runs=tmp_path / "link", reports=site.reports, tracking_uri=store.uri)
+    by_link, directly = (garbage.find(each, Store(each)).items for each in (linked, site))
+    assert [(item.kind, item.name, item.why) for item in by_link] == [(item.kind, item.name, item.why) for item in directly]
+    nowhere = Site(runs=tmp_path / "nowhere")
+    assert list(garbage.find(nowhere, Store(nowhere)).lines()) == [f"There is no folder {nowhere.runs}.", "There is nothing to remove."]
+    assert not nowhere.runs.exists()
+
+
+def test_another_store_s_runs_stay(place: tuple[Site, Store], tmp_path: Path) -> None:
+    """With the wrong tracking store every run looks unfinished, and encoders that took days must not go."""
+    site, _ = place
+    put(site.runs / EVALUATION.id / "log.txt", b"")
+    with lease.take(site.runs / EVALUATION.id, EVALUATION.id, heartbeat=10.0) as held:
+        held.finished()
+    other = Site(runs=site.runs, reports=site.reports, tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
+    found = garbage.find(other, Store(other))
+    assert not {f"runs/{spec.id}" for spec in (FINISHED, EVALUATION, STRANGE)} & names(found, "run")
+
+
+MANY = 20_000
+
+
+def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tuple[Site, Store]) -> None:
+    site, store = place
+    folder = site.runs / UNKNOWN.id
+    for number in range(MANY):
+        (folder / f"{number}").touch()
+    home = Home(site.runs.parent)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "invoke", "gc", "--delete"], cwd=ROOT, env=home.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 300
+    while not (aside := list(site.runs.glob(f"{garbage.ASIDE}{UNKNOWN.id}*"))):
+        assert command.poll() is None, command.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    command.send_signal(signal.SIGKILL)
+    command.communicate()
+    assert not folder.exists()
+    assert 0 < len(list(aside[0].iterdir())) <= MANY + 5, "it was too fast to be killed"
+    found = garbage.find(site, store)
+    assert f"runs/{aside[0].name}" in names(found, "draft")
+    garbage.remove(found)
+    assert not aside[0].exists()
+
+
+def test_tables_are_as_before(home: Home) -> None:
+    """From the command line: a finished table is reused and rendered to the same bytes after everything else is gone."""
+    tiny = ("epochs=0", "dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
+    table = ("table8", "--rows", "BYOL", *(word for change in tiny for word in ("--set", change)))
+    assert home.invoke(*table).returncode == 0
+    site = Site(runs=home.runs)
+    stopped(Store(site), STRANGE)
+    begun(site, STRANGE)
+    reports = {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()}
+
+    for arguments in (("--dry", "gc", "--delete"), ("gc", "--delete")):
+        listed = home.invoke(*arguments)
+        assert (listed.returncode, listed.stderr) == (0, "")
+        assert (home.runs / STRANGE.id).exists() == ("--dry" in arguments)
+        assert "1 run, 1 record: 1 kB." in listed.stdout
+    done = home.invoke(*table)
+    assert done.stdout.startswith("0 runs done, 2 reused, 0 missing, in ")
+    assert {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()} == reports

@@ -1,0 +1,194 @@
+"""Several commands at once that share runs: each run is done once, all commands end with the same reports.
+
+    MSBREG_TRIALS=100 pytest tests/test_simultaneous.py      # half a minute each on two cores
+
+Commands and workers are the real ones. Only training and evaluating, in the worker's process, are stand-ins of a second: they note in one
+file that they were called, and give a number that follows from the run's id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Home
+
+from reproduce.plan import Request
+from reproduce.site import Site
+from reproduce.spec import Spec
+from reproduce.tracking import Store
+
+pytestmark = pytest.mark.slow
+
+TRIALS = int(os.environ.get("MSBREG_TRIALS", "2"))
+FIRST = 51
+"""A seed whose first two trials are of three and four commands, and have all tables."""
+COMMANDS = {
+    "table1": ("BYOL,Ours (K=4)", "imagenet100_top1,imagenet100_5nn"),
+    "table8": ("BYOL,BYOL + L_b + L_s,Ours (K=4) + L_b + L_s", "*"),
+    "table11": ("lambda_s=0 lambda_b=0,lambda_s=0.004 lambda_b=0.5", "k2"),
+    "table12": ("BYOL,Ours (K=4)", "acc,uniformity"),
+}
+"""Rows and columns of tables at smoke, of four to six runs each, ten in all: three pretrainings are each needed by two to four of them."""
+LATEST = 2.0
+"""Seconds between the first command and the last: as long as two stand-ins."""
+STAND_IN = '''
+import importlib.machinery, os, sys, time
+
+def note(spec):
+    line = os.open(os.environ["STAND_IN_NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(line, f"{spec.id}\\n".encode())
+    os.close(line)
+
+def work(report):
+    from reproduce.progress import Progress
+    for done in range(10):
+        time.sleep(0.1)
+        report(Progress(done + 1, 10, "images", "a stand-in"))
+
+def pretrain(spec, site, folder, device, record, report, **more):
+    from reproduce.nn.encoder import Encoder, build_network
+    note(spec)
+    work(report)
+    online = build_network(spec).online
+    Encoder(spec, online.backbone, online.projector).save(folder)
+    return {"loss": 1.0}
+
+def evaluate(spec, encoder, site, device, watch):
+    note(spec)
+    work(watch.report)
+    return dict.fromkeys(spec.protocol.metrics, int(spec.id[:4], 16) / 65536)
+
+class Instead:
+    """Puts a stand-in in the place of a function as soon as its module has been imported."""
+
+    @staticmethod
+    def find_spec(name, path, target=None):
+        function = {"reproduce.train": pretrain, "reproduce.evaluate": evaluate}.get(name)
+        if function is None:
+            return None
+        found = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = found.loader.exec_module
+        found.loader.exec_module = lambda module: (execute(module), setattr(module, function.__name__, function))
+        return found
+
+sys.meta_path.insert(0, Instead)
+'''
+
+
+@dataclass
+class Stage(Home):
+    """A home in which workers have the stand-ins; one worker for each command, as commands are enough for two cores."""
+
+    site: str = field(default='device = "cpu"\njobs = 1\n')
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {"PYTHONPATH": str(self.folder / "stand_in"), "STAND_IN_NOTES": str(self.notes)}
+
+    @property
+    def notes(self) -> Path:
+        return self.folder / "notes.txt"
+
+    def processes(self) -> list[psutil.Process]:
+        """Those of this home, but for zombies."""
+        return [process for process in psutil.process_iter() if self._here(process)]
+
+    def _here(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("MSBREG_SITE") == str(self.site_file) and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+
+def arguments(table: str) -> tuple[str, ...]:
+    rows, columns = COMMANDS[table]
+    return (table, "--rows", rows, "--columns", columns)
+
+
+def specs(table: str) -> tuple[Spec, ...]:
+    rows, columns = COMMANDS[table]
+    return Request(table=table, rows=rows, columns=columns).specs()
+
+
+def value(spec: Spec) -> float:
+    """What the stand-in measures."""
+    return int(spec.id[:4], 16) / 65536
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new tracking store, which takes seconds to create: trials copy it."""
+    site = Site(runs=tmp_path_factory.mktemp("template") / "runs")
+    Store(site).ui_command()  # which creates it
+    return site.runs / "mlflow.db"
+
+
+@pytest.fixture
+def stage(template: Path, tmp_path: Path) -> Iterator[Stage]:
+    """An empty home with the stand-ins; at the end nothing is left running."""
+    made = Stage(tmp_path / "home")
+    made.runs.mkdir()
+    shutil.copy(template, made.runs)
+    (made.folder / "stand_in").mkdir()
+    (made.folder / "stand_in" / "sitecustomize.py").write_text(STAND_IN)
+    yield made
+    for process in made.processes():
+        process.kill()
+
+
+REPORTS: dict[str, bytes] = {}
+"""What each report that knows no run's name in the store holds, whichever trial made it first."""
+
+
+def test_the_commands_share_runs() -> None:
+    """Or the trials would show nothing."""
+    needed = Counter(spec.id for table in COMMANDS for spec in specs(table))
+    assert 8 <= len(needed) <= 12
+    assert sum(number > 1 for number in needed.values()) >= 4
+
+
+@pytest.mark.parametrize("trial", range(TRIALS))
+def test_no_run_is_done_twice(trial: int, stage: Stage) -> None:
+    draw = random.Random(FIRST + trial)
+    num = draw.randint(2, 8)
+    tables = draw.choices(sorted(COMMANDS), k=num)
+    commands = []
+    for table in tables:
+        commands.append(stage.start(*arguments(table)))
+        time.sleep(draw.uniform(0, LATEST / len(tables)))  # no waiting for anything: when commands begin is what is varied
+    printed = [command.communicate(timeout=600) for command in commands]
+    assert [command.returncode for command in commands] == [0] * len(tables), printed
+    assert [errors for _, errors in printed] == [""] * len(tables)
+
+    wanted = {spec.id: spec for table in tables for spec in specs(table)}
+    assert Counter(stage.notes.read_text().split()) == Counter(list(wanted)), printed
+    known = Store(Site(runs=stage.runs)).status()
+    assert {(state.spec_id, state.state) for state in known} == {(spec_id, "finished") for spec_id in wanted}
+    assert len(known) == len(wanted)
+    assert not stage.processes()
+
+    for table in set(tables):
+        rows = json.loads((stage.reports / "smoke" / f"{table}.json").read_text())["rows"]
+        values = [cell["value"] for row in rows for cell in row["cells"].values() if cell["value"] is not None]
+        assert sorted(values) == pytest.approx(
+            sorted(value(spec) * (100 if metric.startswith("top") else 1) for spec, metric in shown(table))
+        )
+    for path in sorted((stage.reports / "smoke").iterdir()):
+        if path.suffix in (".md", ".tex", ".csv"):
+            assert REPORTS.setdefault(path.name, path.read_bytes()) == path.read_bytes(), path.name
+
+
+def shown(table: str) -> list[tuple[Spec, str]]:
+    """The evaluation behind each cell, and what of it the cell shows."""
+    rows, columns = COMMANDS[table]
+    return [(ours.runs(1)[0], ours.metric) for _, _, ours in Request(table=table, rows=rows, columns=columns).build().measured()]
