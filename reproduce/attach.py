@@ -39,10 +39,7 @@ class Others:
         """The leases of those runs that a process or a scheduler's job does, or is going to do."""
         found = {spec_id: lease for spec_id in ids if (lease := leases.read(self._site.runs / spec_id))}
         self._queue.look((lease.job for lease in found.values()), at_once=True)
-        owned = {spec_id: lease for spec_id, lease in found.items() if self._owned(lease)}
-        for spec_id in found.keys() - owned.keys():
-            leases.drop(self._site.runs / spec_id, found[spec_id].job)  # a job that left the queue unseen would keep all others away
-        return owned
+        return {spec_id: lease for spec_id, lease in found.items() if self._owned(lease)}
 
     def queued(self) -> dict[str, Lease]:
         """The runs that wait in a scheduler's queue, for the first time or to go on, by their ids."""
@@ -51,7 +48,7 @@ class Others:
         return {spec_id: lease for spec_id, lease in claimed.items() if lease.state != "running" or not lease.alive}
 
     def release(self, spec_id: str) -> None:
-        """Frees a run that waits as a job which has left its queue without doing it."""
+        """Frees a run that waits as a job which has left its queue, and would keep all others away."""
         folder = self._site.runs / spec_id
         found = leases.read(folder)
         if found and found.state == "queued" and not self._owned(found):

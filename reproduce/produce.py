@@ -171,7 +171,8 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     unfinished = [job.spec.id for job in wanted if job.spec.id not in finished]
     missing = {spec_id: (blocked | reasons).get(spec_id, "no finished run with these settings") for spec_id in unfinished}
     ran = sum(job.spec.id in finished for job in todo)
-    return _Outcome(wanted, finished, missing, reasons, ran, len(attached & finished.keys()), started, store)
+    failed = {spec_id: reason for spec_id, reason in reasons.items() if spec_id not in finished}  # killed after its record was complete
+    return _Outcome(wanted, finished, missing, failed, ran, len(attached & finished.keys()), started, store)
 
 
 def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS) -> int:
@@ -390,7 +391,7 @@ class _Console:
             self._rates[spec_id] = rate
         if unit != FETCHED:
             self._advance(spec_id, event["done"] / event["total"])
-        if not self._lively and now - self._spoken.get(spec_id, self._since[spec_id]) > SPEAK_EVERY:
+        if not self._lively and now - self._spoken.get(spec_id, self._since.get(spec_id, now)) > SPEAK_EVERY:
             self._spoken[spec_id] = now
             left = f", {clock((event['total'] - event['done']) / rate)} left" if rate else ""
             self._line(f"{title(self._specs[spec_id])}: {event['note']}, {_speed(rate)} {unit}/s{left}")
