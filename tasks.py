@@ -61,6 +61,21 @@ class Verbatim(str):
         return False
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """In here, Ctrl-C and SIGTERM let runs write their checkpoints, and end this process with the shell's code for the signal."""
+    from reproduce import interrupt
+
+    interrupt.listen()  # before anything that takes time is imported
+    try:
+        yield
+    except interrupt.Interrupted as error:
+        from reproduce.produce import INTERRUPTED
+
+        raise Exit(None, INTERRUPTED + signal.Signals[str(error)]) from None
+
+
+@stoppable()
 def make(
     c: Context,
     tables: list[str],
@@ -89,7 +104,7 @@ def make(
         site = site_with(jobs, launcher)
         if not (plan_only or render_only):
             produce.keep({weights.sha256: path for _, weights, path in rows if path}, requests, site)
-    with one_line(produce.RefusedError, ConnectionError), stoppable():
+    with one_line(OSError, code=produce.FAILED), one_line(produce.RefusedError, ConnectionError):
         if plan_only:
             code = produce.show_plan(requests, site, allowed)
         else:
@@ -125,15 +140,15 @@ def limits(apply: str, max_gpu_hours: str) -> Limits:
 
 
 @contextmanager
-def one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """A mistake of the user's in here, an error of these kinds, ends in its one line and exit code 2."""
+def one_line(*kinds: type[Exception], code: int = WRONG_USE) -> Iterator[None]:
+    """A mistake of the user's in here, an error of these kinds, ends in its one line and that exit code."""
     kinds = kinds or (LookupError, ValueError, TypeError, OSError)
     try:
         yield
     except (KeyError, IndexError):
         raise  # ours
     except kinds as error:
-        raise Exit(str(error) if isinstance(error, OSError) else str(error.args[0]), WRONG_USE) from None
+        raise Exit(str(error) if isinstance(error, OSError) else str(error.args[0]), code) from None
 
 
 def site_with(jobs: str, launcher: str) -> Site:
@@ -148,23 +163,12 @@ def site_with(jobs: str, launcher: str) -> Site:
     site, _ = store()
     if jobs and (not (jobs.isascii() and jobs.isdigit()) or int(jobs) == 0):
         raise ValueError(f"--jobs takes a whole number from 1 on, not '{jobs}'.")
-    given = {"jobs": int(jobs)} if jobs else {}
-    site = replace(site, **given, **({"launcher": launcher} if launcher else {}))  # type: ignore[arg-type]
+    if jobs:
+        site = replace(site, jobs=int(jobs), slurm=replace(site.slurm, max_at_once=int(jobs)))
+    if launcher:
+        site = replace(site, launcher=launcher)
     produce.launcher(site)
     return site
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """In here, Ctrl-C and SIGTERM let runs write their checkpoints, and end this process with the shell's code for the signal."""
-    from reproduce import interrupt
-    from reproduce.produce import INTERRUPTED
-
-    interrupt.listen()
-    try:
-        yield
-    except interrupt.Interrupted as error:
-        raise Exit(None, INTERRUPTED + signal.Signals[str(error)]) from None
 
 
 def store() -> tuple[Site, Store]:
@@ -270,6 +274,7 @@ EVALUATE = {
 
 
 @task(iterable=["set"], auto_shortflags=False, help=EVALUATE | {key: SHARED[key] for key in ("seeds", *PLANNED)})
+@stoppable()
 def evaluate(
     c: Context,
     checkpoint: str = "",
@@ -295,7 +300,7 @@ def evaluate(
         site = site_with(jobs, launcher)
         if path and not plan_only:
             produce.keep({request.weights.sha256: path}, [request], site)
-    with one_line(produce.RefusedError, ConnectionError), stoppable():
+    with one_line(OSError, code=produce.FAILED), one_line(produce.RefusedError, ConnectionError):
         code = produce.show_plan([request], site, allowed) if plan_only else produce.evaluate(request, site, limits=allowed)
     if code:
         raise Exit(None, code)
@@ -309,10 +314,12 @@ def status(c: Context) -> None:
     with one_line():
         site, opened = store()
     with one_line(ConnectionError):
-        for spec_id, lease in Others(site).queued().items():
+        queued = Others(site).queued()
+        for spec_id, lease in queued.items():
             print(f"{'queued':<11}  {spec_id}  {lease.who}")
         for row in opened.status():
-            print(row)
+            if row.state == "finished" or row.spec_id not in queued:
+                print(row)
 
 
 WHY = {

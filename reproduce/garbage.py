@@ -18,7 +18,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import time
 from collections import Counter, defaultdict
@@ -175,7 +174,7 @@ def _may_go(runs: _Runs, spec_id: str) -> bool:
     folder = runs.folders.get(spec_id)
     if folder is None:
         # A record of another machine's run, whose checkpoints cannot be seen from here, stays.
-        return all(record.host == socket.gethostname() for record in runs.unfinished[spec_id])
+        return all(record.host == lease.this_host() for record in runs.unfinished[spec_id])
     held = lease.read(folder)
     if (held and held.state == "finished") or (spec_id not in runs.unfinished and (folder / FILE).exists()):
         runs.notes.append(f"stays  {_name(folder, runs.site)}: this tracking store does not know the run, another one may")

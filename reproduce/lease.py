@@ -34,6 +34,8 @@ from reproduce.progress import Progress
 FILE, LOCK, PLACE = "lease.json", "lease.lock", ".place"
 MISSED = 3
 """Heartbeats after which an owner that cannot be seen counts as dead."""
+NUMBERS, MACHINES = Path("/proc/self/ns/pid"), "pid:[4026531836]"
+"""Where Linux says among which processes this one has its number, and what it says outside of all containers."""
 LONGEST = 500
 """Characters of a reason."""
 
@@ -80,7 +82,7 @@ class Lease:
         if self.state != "running":
             return self.state == "queued"
         missed = self.age > MISSED * self.heartbeat
-        return process_alive(self.host, self.pid, self.started, stopped=not missed) if self.host == socket.gethostname() else not missed
+        return process_alive(self.host, self.pid, self.started, stopped=not missed) if self.host == this_host() else not missed
 
     @property
     def who(self) -> str:
@@ -224,11 +226,20 @@ class Held:
             _write(self._folder, Lease(**cast(Any, own), **process(), state=state, reason=reason[:LONGEST], progress=self._progress))
 
 
+def this_host() -> str:
+    """The name of this machine; in a container also that of its processes' numbers, as several may share a machine and its name."""
+    try:
+        numbers = str(NUMBERS.readlink())
+    except OSError:  # not Linux
+        numbers = MACHINES
+    return socket.gethostname() if numbers == MACHINES else f"{socket.gethostname()} {numbers}"
+
+
 def process() -> dict[str, Any]:
     """This process, such that no later one can be taken for it: `host`, `pid` and when it `started`."""
     import psutil  # type: ignore[import-untyped]
 
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"host": this_host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
 def process_alive(host: str, pid: int, started: float, *, stopped: bool = True) -> bool:
@@ -239,7 +250,7 @@ def process_alive(host: str, pid: int, started: float, *, stopped: bool = True) 
     """
     import psutil
 
-    assert host == socket.gethostname()
+    assert host == this_host()
     try:
         found = psutil.Process(pid)
         # Two seconds, as start times follow from the clock, which may have been set meanwhile.
@@ -272,7 +283,7 @@ def place(runs: Path) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """An exception as a reason."""
+    """An exception as a reason, short enough for a tag."""
     text = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {text}"[:LONGEST] if text else type(error).__name__
 

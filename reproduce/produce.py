@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from reproduce.data.dataset import Dataset
 from reproduce.nn import weights
+from reproduce.patience import PATIENCE
 from reproduce.plan import Evaluation, Job, Order, Request, jobs
 from reproduce.progress import FETCHED
 from reproduce.protocols.protocol import Protocol
@@ -22,6 +23,8 @@ from reproduce.tracking import title
 
 if TYPE_CHECKING:
     from reproduce.forecast import Forecast
+    from reproduce.report.filled import Filled
+    from reproduce.report.table import Table
     from reproduce.results import Finished
     from reproduce.tracking import Store
 
@@ -60,12 +63,16 @@ def produce(requests: list[Request], site: Site, *, render_only: bool = False, l
 
     Raises:
         RefusedError: no run can be started, as the data that they need are not here; or the limits forbid it.
+        ConnectionError: the tracking store does not answer.
+        OSError: the reports cannot be written.
     """
     _check(requests, site, limits)
     done = _carry_out(jobs(requests), site, render_only=render_only)
-    reports = [_render(request, site, done) for request in requests]
-    print(done.summary())
-    print("\n".join(reports))
+    print(done.summary(), flush=True)
+    rendered = [_render(request, site, done) for request in requests]
+    for table, filled, paths in rendered:
+        if done.finished and not table.left_out:  # a cut table would empty the cells that it leaves out
+            done.store.log_table(filled, paths)
     return done.code
 
 
@@ -167,6 +174,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
         with _Console(todo, len(finished)) as console:
             reasons = launch(todo, site, console.watch)
             attached = console.attached
+        store = tracking.Store(site, patience=PATIENCE)  # after hours of runs, a server that restarts just now is waited for
         finished = store.finished([job.spec.id for job in wanted])
     unfinished = [job.spec.id for job in wanted if job.spec.id not in finished]
     missing = {spec_id: (blocked | reasons).get(spec_id, "no finished run with these settings") for spec_id in unfinished}
@@ -302,20 +310,29 @@ def launcher(site: Site) -> Any:
     return importlib.import_module(f"reproduce.launch.{site.launcher}")
 
 
-def _render(request: Request, site: Site, done: _Outcome) -> str:
-    """Writes one table's reports and its aggregates; returns a line on what is in them and where they are."""
+def _render(request: Request, site: Site, done: _Outcome) -> tuple[Table, Filled, list[Path]]:
+    """Writes one table's reports, and says in a line what is in them and where they are.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     from reproduce.report import render
     from reproduce.report.filled import fill
 
     table = request.build()
     reasons = {spec_id: site.without_places(reason) for spec_id, reason in done.missing.items()}
     filled = fill(table, request.seeds, done.finished, reasons)
-    paths = render.write(filled, site.reports / request.scale)
-    render.write_index(site.reports / request.scale)
-    if done.finished and not table.left_out:  # a cut table would empty the cells that it leaves out
-        done.store.log_table(filled, paths)
+    try:
+        paths = render.write(filled, site.reports / request.scale)
+        render.write_index(site.reports / request.scale)
+    except OSError as error:
+        raise OSError(
+            f"The reports of {request.table} cannot be written in {site.reports / request.scale} ({error.strerror}). No finished run is "
+            "lost: once they can, the same command renders them."
+        ) from error
     shown = next(path for path in paths if path.suffix == ".md")
-    return f"{render.summary(filled)}: {shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown}"
+    print(f"{render.summary(filled)}: {shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown}", flush=True)
+    return table, filled, paths
 
 
 def clock(seconds: float) -> str:

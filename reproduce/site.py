@@ -6,6 +6,7 @@ data. See `configs/site.example.toml`.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -68,7 +69,7 @@ class Slurm:
             raise ValueError(f"slurm.gpus: {unknown('way to ask for GPUs', self.gpus, ASKED_BY)}")
         lowest = {"gpus_per_node": 1, "array_size": 1, "grace": 1, "poll": 0.1, "cpus_per_gpu": 0, "max_at_once": 0}
         for key, least in lowest.items():
-            if getattr(self, key) < least:
+            if not least <= getattr(self, key) < math.inf:
                 raise ValueError(f"slurm.{key} is {getattr(self, key)}: at least {least} is expected.")
         for key in ("extra", "setup"):
             if broken := [line for line in getattr(self, key) if not line.isprintable()]:
@@ -141,10 +142,10 @@ class Site:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
         if self.devices < 1:
             raise ValueError(f"devices is {self.devices}: at least 1 is expected.")
-        if self.heartbeat <= 0:
+        if not 0 < self.heartbeat < math.inf:
             raise ValueError(f"heartbeat is {self.heartbeat}: a number of seconds above 0 is expected.")
         for key in ("jobs", "workers", "cache_gb", "features_gb"):
-            if getattr(self, key) < 0:
+            if not getattr(self, key) >= 0:  # nan is not
                 raise ValueError(f"{key} is {getattr(self, key)}: at least 0 is expected.")
 
     @property

@@ -9,8 +9,8 @@
 MLflow's own status says FINISHED after an exception and RUNNING for ever after a kill. Here a run is finished when it carries the tag
 `complete`, the last thing that is written; `start` sets the status for every way in which a run can end, and `reap` for those whose process
 is gone. What a run measures goes through a file in its folder (`journal.py`), so that a store that does not answer costs nothing; MLflow
-ignores what is sent twice. Names of tags are the constants below. The only module that imports mlflow, and only to
-write, or to read what `ledger` cannot, such as a server: the import and the opening of the store take 3 CPU-seconds.
+ignores what is sent twice. Names of tags are the constants below. The only module that imports mlflow, and only to write, or to read what
+`ledger` cannot, such as a server: the import and the opening of the store take 3 CPU-seconds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from urllib.parse import urlsplit
 
 from reproduce import environment, identity, journal, lease
 from reproduce.journal import Journal, Point
-from reproduce.lease import Held, Lease, LostError
+from reproduce.lease import Held, Lease, LostError, in_a_line
 from reproduce.ledger import Ledger, Wanted
 from reproduce.patience import EVERY, HASTE, UPLOAD, away, giving_up_after, in_short, no_room, patiently
 from reproduce.portable import ENVIRONMENT, PortableRun, travels
@@ -234,20 +234,29 @@ class Store:
 
         A process on another machine can be seen from here by its lease alone, where both have the same folder of runs; else its runs are
         left as they are.
+
+        Raises:
+            ConnectionError: the store does not answer, or cannot be written.
+            OSError: there is no room in it.
         """
         dead: list[str] = []
-        experiments = self._experiments()
+        with self._in_a_line():
+            experiments = self._experiments()
         if not experiments:
             return dead
-        with self._lock():
+        with self._in_a_line(), self._lock():
             for status in ("RUNNING", "FINISHED"):  # FINISHED without its completion tag: killed between the two
                 for run in self._search(experiments, Wanted(status=status, there=(SPEC,), absent=(COMPLETE,))):
-                    if _alive(run, self._site.runs) is False:
+                    if _alive(run, self._site.runs) is False and not self._finished_since(run):
                         state, reason = _ending(run, self._site.runs)
                         self._client.set_tag(run.info.run_id, REASON, reason)
                         self._client.set_terminated(run.info.run_id, status="FAILED" if state == "failed" else "KILLED")
                         dead.append(run.info.run_id)
         return dead
+
+    def _finished_since(self, run: Any) -> bool:
+        """Whether a run whose owner is gone has finished since it was read: its lease says so after its record does."""
+        return COMPLETE in self._client.get_run(run.info.run_id).data.tags
 
     def status(self) -> list[RunState]:
         """Every run and its true state, the newest first; changes nothing."""
@@ -354,7 +363,7 @@ class Store:
             except (MlflowException, OSError) as error:
                 if self._server:
                     self._knock()  # a server that does not answer may well have it
-                raise LookupError(f"The tracking store has no {name} of its run {run_id} ({_first_line(error)}).") from None
+                raise LookupError(f"The tracking store has no {name} of its run {run_id} ({in_a_line(error)}).") from None
 
         folder.mkdir(parents=True, exist_ok=True)
         return self._patiently(fetch)
@@ -416,7 +425,7 @@ class Store:
             try:
                 self._adopt(run, source, self._experiment(run.scale))
             except MlflowException as error:
-                raise ValueError(f"{self.uri} does not take the record of run {run.spec_id}: {_first_line(error)}") from None
+                raise ValueError(f"{self.uri} does not take the record of run {run.spec_id}: {in_a_line(error)}") from None
         return None
 
     def log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
@@ -429,7 +438,15 @@ class Store:
 
         Returns:
             The MLflow id of the run.
+
+        Raises:
+            ConnectionError: the store does not answer, or cannot be written.
+            OSError: there is no room in it.
         """
+        with self._in_a_line():
+            return self._patiently(lambda: self._log_table(filled, paths))
+
+    def _log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
         name = " ".join((filled.table, filled.scale, *filled.changes)).replace("'", "")  # it stands in a filter
         values = _cell_means(filled)
         digest = _table_digest(values, paths)
@@ -510,6 +527,7 @@ class Store:
         self._create()
         from mlflow.tracking import MlflowClient
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs, with its traceback, it raises, too
         return MlflowClient(self.uri)
 
     def _knock(self, seconds: float = 10) -> None:
@@ -528,6 +546,7 @@ class Store:
 
         Raises:
             AwayError: it was for as long as this store has patience.
+            ConnectionError: it does not do it, and this store has no patience.
             OSError: the disk of the store is full.
         """
 
@@ -537,7 +556,8 @@ class Store:
             with self._room():
                 return action()
 
-        return patiently(attempt, away=self._away, seconds=self._patience)
+        with nullcontext() if self._patience else self._in_a_line():
+            return patiently(attempt, away=self._away, seconds=self._patience)
 
     def _away(self, error: Exception) -> bool:
         """Whether the store may take the same a while later."""
@@ -555,6 +575,17 @@ class Store:
                 f"The tracking store {self._file} cannot be written ({problem}): make room, and the same command goes on from the last "
                 "checkpoint."
             ) from error
+
+    @contextmanager
+    def _in_a_line(self) -> Iterator[None]:
+        """Says in one line, for a command, what MLflow says in many: its store is full, locked or may only be read, or breaks off."""
+        try:
+            with self._room():
+                yield
+        except Exception as error:
+            if not hasattr(error, "get_http_status_code"):  # one of MLflow's, which need not be imported for this
+                raise
+            raise ConnectionError(f"The tracking store {self.uri} does not do what is asked of it: {in_short(error)}") from error
 
     def _create(self) -> None:
         """Creates the sqlite store, once however many processes ask for it: the file appears when its tables are complete."""
@@ -820,7 +851,7 @@ class Run:
         if isinstance(error, MemoryError):
             traceback.clear_frames(error.__traceback__)  # what filled the memory is still held by those that have failed
         killed = isinstance(error, (KeyboardInterrupt, Terminated))
-        reason = "ended without finish()" if error is None else _first_line(error)
+        reason = "ended without finish()" if error is None else in_a_line(error)
         try:
             with _undisturbed(), giving_up_after(HASTE):
                 self._save_what_is_left()
@@ -835,7 +866,7 @@ class Run:
             if error is None:
                 raise
             # The first error matters more than that its record failed; `status` and `reap` see that the process is gone.
-            logger.warning("Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, _first_line(failure))
+            logger.warning("Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, in_a_line(failure))
 
     def _save_what_is_left(self) -> None:
         """The last measurements, on disk at least; whatever is wrong with them must not keep the run from being marked."""
@@ -843,7 +874,7 @@ class Run:
             try:
                 save()
             except Exception as failure:
-                logger.warning("Run %s: its last measurements are not in the store: %s", self.spec.id, _first_line(failure))
+                logger.warning("Run %s: its last measurements are not in the store: %s", self.spec.id, in_a_line(failure))
 
     def _describe(self, attempt: int) -> None:
         """Sends what an earlier attempt could not, then the settings, and the environment of this attempt."""
@@ -915,7 +946,7 @@ class Run:
             except Exception as error:
                 if getattr(error, "error_code", "") == REFUSED:
                     kept = self._journal.set_aside()
-                    raise ValueError(f"The tracking store refuses what was measured, now in {kept}: {_first_line(error)}") from error
+                    raise ValueError(f"The tracking store refuses what was measured, now in {kept}: {in_a_line(error)}") from error
                 raise
             self._journal.sent(waiting)
 
@@ -999,8 +1030,7 @@ def _owner(run: Any) -> dict[str, Any]:
 
 def _is_mine(run: Any) -> bool:
     """Whether this process owns an MLflow run."""
-    owner = _owner(run)
-    return (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid())
+    return lease.process().items() <= _owner(run).items()
 
 
 def _who(run: Any) -> str:
@@ -1020,7 +1050,7 @@ def _alive(run: Any, runs: Path) -> bool | None:
     owner, leased = _owner(run), _lease(run, runs)
     if leased is not None:
         return leased.token == owner["token"] and leased.alive
-    if owner.get("host") != socket.gethostname():
+    if owner.get("host") != lease.this_host():
         return None
     return lease.process_alive(owner["host"], owner["pid"], owner["started"])
 
@@ -1085,12 +1115,6 @@ def _now() -> int:
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _first_line(error: BaseException) -> str:
-    """An exception in one line, short enough for a tag."""
-    text = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
 
 
 def _cell_means(filled: Filled) -> dict[str, float]:

@@ -71,7 +71,9 @@ def pretrain(
     if steps_per_epoch == 0:
         raise ValueError(f"batch_size is {spec.batch_size}, but {spec.dataset.name} has only {len(images)} images to pretrain on.")
     if spec.batch_size % distributed.world_size():
-        raise ValueError(f"batch_size {spec.batch_size} does not divide into {distributed.world_size()} equal shares.")
+        raise ValueError(
+            f"batch_size {spec.batch_size} does not divide into {distributed.world_size()} equal shares: set another `devices`."
+        )
     num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
     peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)
 
@@ -208,13 +210,14 @@ class Meter:
     def state_dict(self) -> dict[str, Any]:
         """What it has summed since it was last read, of every process; all of them must ask."""
         sums = {name: distributed.gather(total.reshape(1)).cpu() for name, total in self._sums.items()}  # (processes,)
-        return {"sums": sums, "steps": self._steps, "images": self._images}
+        return {"sums": sums, "steps": self._steps, "images": self._images, "seconds": time.perf_counter() - self._since}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Goes on from what `state_dict` gave. Another number of processes shares the sums alike, as only their mean is read."""
         alike = {len(total) == distributed.world_size() for total in state["sums"].values()} == {True}
         self._sums = {name: (total[distributed.rank()] if alike else total.mean()).to(device) for name, total in state["sums"].items()}
         self._steps, self._images = state["steps"], state["images"]
+        self._since = time.perf_counter() - state["seconds"]
 
 
 def _batches(spec: Pretrain, site: Site, images: Images, epoch: int, steps: int, first: int) -> Iterator[Batch]:

@@ -67,8 +67,11 @@ def find(request: Order, spec_id: str) -> Spec:
     )
 
 
-def perform(spec: Spec, scale: str, site: Site, events: TextIO | None) -> None:
+def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str = "") -> None:
     """Does one run unless it is finished, and records it, as its owner.
+
+    Args:
+        job: as of `attempt`.
 
     Raises:
         BusyError: another process that is alive does it.
@@ -83,7 +86,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None) -> None:
     folder = site.runs / spec.id
     device = distributed.device(site.device)
     main = distributed.rank() == 0
-    with _owned(folder, spec.id, site, main) as held:
+    with _owned(folder, spec.id, site, main, job) as held:
         store = tracking.Store(site, patience=PATIENCE)
         if distributed.agreed(main and bool(store.finished([spec.id]))):
             if held:
@@ -177,7 +180,7 @@ def _encoder(
 
 
 @contextmanager
-def _owned(folder: Path, spec_id: str, site: Site, main: bool) -> Iterator[Held | None]:
+def _owned(folder: Path, spec_id: str, site: Site, main: bool, job: str) -> Iterator[Held | None]:
     """Inside, this run is ours; the first of its processes holds the lease."""
     from reproduce.nn import distributed
 
@@ -185,7 +188,7 @@ def _owned(folder: Path, spec_id: str, site: Site, main: bool) -> Iterator[Held 
     if main:
         try:
             lost = partial(interrupt.ask, "another process has taken it over")
-            held = leases.take(folder, spec_id, heartbeat=site.heartbeat, job=leases.job_of_environment(), lost=lost)
+            held = leases.take(folder, spec_id, heartbeat=site.heartbeat, job=job, lost=lost)
         except BusyError as error:
             busy = error
     if distributed.agreed(busy is not None):
@@ -238,28 +241,31 @@ def serve(site: Site, events: TextIO) -> None:
     When standard input ends, whoever started this process is gone or wants it to stop: the run under way is interrupted.
     """
     asked: queue.Queue[str] = queue.Queue()
-    working = threading.Event()
-    threading.Thread(target=_listen, args=(asked, working), daemon=True).start()
+    working, ended = threading.Event(), threading.Event()
+    threading.Thread(target=_listen, args=(asked, working, ended), daemon=True).start()
     while line := asked.get():
         order = json.loads(line)
         working.set()
+        if ended.is_set():  # before `working` was, so that nobody is going to interrupt the run
+            return
         code = attempt(order["request"], order["id"], site, events)
         working.clear()
         if code == INTERRUPTED:
             return
 
 
-def attempt(request: str, spec_id: str, site: Site, events: TextIO | None) -> int:
+def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: str = "") -> int:
     """Does one run and says how it ended, as an event and as an exit code.
 
     Args:
         events: None: this is not the first of the run's processes.
+        job: the scheduler's job that was submitted for this run; empty: there is none.
     """
     send(events, "started", spec_id)
     try:
         order = loads(request)
         with _logged(site.runs / spec_id):
-            perform(find(order, spec_id), order.scale, site, events)
+            perform(find(order, spec_id), order.scale, site, events, job)
     except (BusyError, LostError):
         send(events, "busy", spec_id)
         return 0
@@ -273,10 +279,11 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None) -> in
     return 0
 
 
-def _listen(asked: queue.Queue[str], working: threading.Event) -> None:
+def _listen(asked: queue.Queue[str], working: threading.Event, ended: threading.Event) -> None:
     """Passes lines on; at the end of input, interrupts the run under way."""
     for line in sys.stdin:
         asked.put(line)
+    ended.set()
     asked.put("")
     if working.is_set():
         interrupt.ask("its parent process is gone, or stops")
@@ -297,7 +304,7 @@ def _logged(folder: Path) -> Iterator[None]:
         os.dup2(log.fileno(), 2)
         try:
             yield
-        except BusyError:
+        except (BusyError, SystemExit):
             raise  # the log is of whoever does the run
         except BaseException:
             traceback.print_exc()
@@ -312,16 +319,17 @@ def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
     """The run that the command line names."""
     from reproduce.nn import distributed
 
+    job = ""  # a job in which somebody called the launcher `local` does more than this run, and is none that goes on with it
     if arguments[0] == "--leash":
         arguments = arguments[1:]
         threading.Thread(target=_leash, daemon=True).start()
     if arguments[0] == "--list":
         with Path(arguments[1]).open(encoding="utf-8") as file:
             order = json.loads(next(islice(file, int(arguments[2]), None)))
-        arguments = (order["request"], order["id"])
+        arguments, job = (order["request"], order["id"]), leases.job_of_environment()
     request, spec_id = arguments
     with distributed.processes(site.device):
-        return attempt(request, spec_id, site, events if distributed.main_process() else None)
+        return attempt(request, spec_id, site, events if distributed.main_process() else None, job)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,29 @@ class Home:
 def home(tmp_path: Path) -> Home:
     """An empty home."""
     return Home(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an empty tracking store, which takes seconds to create: tests copy it, those of other processes (pytest-xdist) too."""
+    from reproduce.site import Site
+    from reproduce.tracking import Store
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in the one that all of them share
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        Store(Site(runs=folder / "template")).ui_command()  # which creates it, once however many ask for it
+    return folder / "template" / "mlflow.db"
+
+
+@pytest.fixture
+def place(template: Path, home: Home) -> Home:
+    """A home with a store and no runs."""
+    home.runs.mkdir()
+    shutil.copy(template, home.runs)
+    return home
 
 
 @pytest.fixture

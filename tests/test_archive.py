@@ -70,14 +70,6 @@ def site_in(folder: Path) -> Site:
     return Site(runs=folder / "runs", reports=folder / "reports", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store; creation takes seconds, so tests copy it."""
-    site = site_in(tmp_path_factory.mktemp("template"))
-    Store(site).ui_command()
-    return site.runs / "mlflow.db"
-
-
 def fresh(folder: Path, template: Path) -> Site:
     site = site_in(folder)
     site.runs.mkdir(parents=True)

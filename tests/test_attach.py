@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from reproduce import lease
+from reproduce import lease, worker
 from reproduce.attach import Others
+from reproduce.plan import Request
 from reproduce.progress import Progress
 from reproduce.site import Site, Slurm
 
@@ -128,3 +130,21 @@ def test_a_queue_that_does_not_answer_takes_no_run_from_its_job(site: Site, sque
     lease.queue(site.runs / RUN, RUN, job="7_0", heartbeat=10)
     (squeue.listed.parent / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact controller' >&2\nexit 1\n")
     assert list(Others(site).claims([RUN])) == [RUN]
+
+
+def test_a_job_in_which_somebody_calls_the_local_launcher_is_not_waited_for_to_do_a_run(
+    site: Site, squeue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays in the queue as long as the very command does that would wait for it."""
+    monkeypatch.setenv("SLURM_JOB_ID", "15")
+    squeue.list("15")
+    request = Request(table="table8", rows="BYOL")
+    evaluation = request.specs()[1].id  # whose pretraining is not finished
+    assert worker.attempt(request.dumps(), evaluation, site, None) == worker.FAILED
+    rewrite(site, evaluation, state="interrupted")
+    assert Others(site).claims([evaluation]) == {}
+
+    (tmp_path / "jobs").write_text(json.dumps({"request": request.dumps(), "id": evaluation}) + "\n")
+    assert worker._once(["--list", str(tmp_path / "jobs"), "0"], site, io.StringIO()) == worker.FAILED
+    rewrite(site, evaluation, state="interrupted")
+    assert Others(site).claims([evaluation])[evaluation].job == "15", "one that was submitted for the run goes on with it"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -130,6 +132,7 @@ def test_a_mistake_ends_in_one_line_and_code_2(arguments: tuple[str, ...], says:
         ('devise = "cpu"', "There is no key 'devise'. Did you mean 'device'?"),
         ('jobs = "two"', "jobs is 'two', a int is expected."),
         ("jobs =", "is not valid TOML"),
+        ("heartbeat = nan", "heartbeat is nan: a number of seconds above 0 is expected."),
         ('launcher = "slrum"', "There is no launcher 'slrum'."),
         ('tracking_uri = "mlruns"', "The tracking store is 'mlruns', a folder, which MLflow no longer writes."),
         ('[data]\nstl10 = ["/data"]', "[data] maps names to folders, each a string."),
@@ -190,6 +193,26 @@ def test_a_table_that_needs_no_runs_is_printed_at_once(home: Home) -> None:
     assert done.stdout.startswith("0 runs done, 0 reused, 0 missing, in ")
     assert done.stdout.endswith(f"{home.reports / 'smoke' / 'table9.md'}\n")
     assert not home.runs.exists()
+
+
+def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -> None:
+    home.reports.write_text("a file where a folder is to be")
+    done = home.invoke("table9")
+    assert done.returncode == 1
+    assert done.stdout.startswith("0 runs done, 0 reused, 0 missing, in "), "what became of the runs is said first"
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"The reports of table9 cannot be written in {home.reports / 'smoke'} (Not a directory). ")
+
+
+def test_ctrl_c_before_anything_is_started_ends_with_the_code_of_its_signal(home: Home) -> None:
+    """While the command reads its site file, which is a pipe here, so that it waits for us."""
+    home.site_file.unlink()
+    os.mkfifo(home.site_file)
+    command = home.start("table9")
+    with home.site_file.open("w"):  # opens when the command does
+        command.send_signal(signal.SIGINT)
+        assert command.communicate(timeout=60) == ("", "")
+    assert command.returncode == 130
 
 
 def test_status_of_an_empty_place_is_empty(home: Home) -> None:

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import re
 import signal
-import socket
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -294,7 +293,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(tmp_path: Path, m
     record = Store(site).records([reused.id])[reused.id]
     assert (record.attempts, record.device) == (1, Store(site).records([killed.id])[killed.id].device)
     assert record.ended is not None
-    host = socket.gethostname()
+    host = lease.this_host()
     assert {name: each.fate for name, each in found.items()} == {
         "reused": "reuse",
         "killed": "resume",

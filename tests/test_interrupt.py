@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -25,13 +26,17 @@ from reproduce import checkpoint, interrupt
 from reproduce.data.images import batches
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.interrupt import Interrupted
+from reproduce.launch.local import GRACE
+from reproduce.methods.method import Part
 from reproduce.nn import distributed
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
 from reproduce.progress import Progress
 from reproduce.site import Site
 from reproduce.spec import Pretrain
-from reproduce.train import pretrain
+from reproduce.tracking import Store
+from reproduce.train import Meter, pretrain
+from reproduce.worker import serve
 
 EPOCHS, STEPS, BATCH = 2, 5, 16
 """Of the runs in this process."""
@@ -264,6 +269,16 @@ def test_processes_stop_at_the_same_step_and_go_on_as_one_or_as_two(tmp_path: Pa
         assert found == pytest.approx(alone, rel=5e-3)  # rounding grows: a ReLU's input close to 0 may change its sign
 
 
+def test_the_speed_of_an_epoch_that_was_interrupted_counts_the_time_of_all_its_images() -> None:
+    first, second = Meter(), Meter()
+    first.add(Part(torch.tensor(1.0), {}, torch.randn(8, 4)))
+    first.count(64)
+    second.load_state_dict(first.state_dict() | {"seconds": 100.0}, CPU)
+    second.add(Part(torch.tensor(1.0), {}, torch.randn(8, 4)))
+    second.count(64)
+    assert second.read(1)["images_per_second"] == pytest.approx(128 / 100, rel=0.1)
+
+
 # The worker
 
 
@@ -288,7 +303,10 @@ def start(home: Home) -> subprocess.Popen[str]:
 
 
 def strike(home: Home, number: signal.Signals, step: int) -> tuple[int, float]:
-    """Sends a signal when the worker has done `step` steps; its exit code and the seconds that it took to end."""
+    """Sends a signal when the worker says that `step` steps are done; its exit code and the seconds that it took to end.
+
+    It says so after its first step, and then every half second: many steps of a fast machine.
+    """
     worker = start(home)
     try:
         assert worker.stdout is not None
@@ -310,31 +328,59 @@ def strike(home: Home, number: signal.Signals, step: int) -> tuple[int, float]:
         worker.communicate()
 
 
+class AtOnce(threading.Thread):
+    """A thread that is done when it has been started."""
+
+    def start(self) -> None:
+        self.run()
+
+
+def test_a_worker_whose_input_ended_before_it_looked_begins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C while workers start: the run is in the input, and so is its end."""
+    order = json.dumps({"request": REQUEST.dumps(), "id": "0123456789ab"})
+    monkeypatch.setattr("sys.stdin", io.StringIO(order + "\n"))
+    monkeypatch.setattr(threading, "Thread", AtOnce)
+    events = io.StringIO()
+    serve(Site(runs=tmp_path), events)
+    assert events.getvalue() == ""
+
+
+def query(home: Home, sql: str) -> list[tuple[Any, ...]]:
+    """Asks the store's database itself, without MLflow."""
+    with contextlib.closing(sqlite3.connect(home.runs / "mlflow.db")) as database:
+        return database.execute(sql).fetchall()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_a_worker_that_is_struck_in_the_middle_of_an_epoch_stops_within_seconds_and_goes_on_bit_equal(home: Home) -> None:
+def test_a_worker_that_is_struck_in_the_middle_of_an_epoch_stops_within_seconds_and_goes_on_bit_equal(place: Home) -> None:
     run: Any = REQUEST.specs()[0]
-    folder = home.runs / run.id
+    folder, store = place.runs / run.id, Store(Site(runs=place.runs))
     done = 0.0
-    for number, step in ((signal.SIGTERM, 2), (signal.SIGKILL, 9), (signal.SIGINT, LONG + 2)):
-        code, took = strike(home, number, step)
-        assert took < 10
+    for number, step in ((signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGINT, LONG + 2)):
+        code, took = strike(place, number, step)
+        assert took < GRACE, "a command would have killed it before it had stopped"
         assert not (folder / FILE).exists()
+        (row,) = store.status()
+        assert (row.spec_id, row.state, number.name in row.reason) == (run.id, "interrupted", number != signal.SIGKILL)
         if number == signal.SIGKILL:
             assert (code, checkpoint.newest(folder)) == (-9, done)
+            assert query(place, "SELECT status FROM runs") == [("RUNNING",)], "MLflow cannot know"
+            store.reap()
+        assert query(place, "SELECT status FROM runs") == [("KILLED",)]
+        if number == signal.SIGKILL:
             continue
         assert code == 143
         assert any("-step-" in name for name in left(folder)), "it ended with an epoch, and this test shows nothing"
         assert checkpoint.newest(folder) > done
         done = checkpoint.newest(folder)
-    last = start(home)
+    last = start(place)
     _, errors = last.communicate(timeout=120)
     assert last.returncode == 0, errors
 
-    alone = home.folder / "alone"
-    expected = steady(pretrain(run, Site(runs=home.runs), alone, CPU, Notes(), lambda progress: None))
-    with contextlib.closing(sqlite3.connect(home.runs / "mlflow.db")) as database:
-        recorded = dict(database.execute("SELECT key, value FROM latest_metrics").fetchall())
+    alone = place.folder / "alone"
+    expected = steady(pretrain(run, Site(runs=place.runs), alone, CPU, Notes(), lambda progress: None))
+    recorded = dict(query(place, "SELECT key, value FROM latest_metrics"))
     assert {"loss", "std", "rank", "lr"} <= expected.keys()
     assert {key: recorded[key] for key in expected} == expected
     assert weights(folder) == weights(alone)

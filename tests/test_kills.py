@@ -154,14 +154,6 @@ def plan() -> list[list[Kill]]:
     return lives
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new tracking store, which takes seconds to create."""
-    site = Site(runs=tmp_path_factory.mktemp("template") / "runs")
-    Store(site).ui_command()  # which creates it
-    return site.runs / "mlflow.db"
-
-
 def empty(folder: Path, template: Path) -> Home:
     """A home with a store and no runs."""
     home = Home(folder)

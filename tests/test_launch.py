@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from queue import Queue
+from typing import Any
 
 import pytest
 
+from reproduce import plan
 from reproduce.launch import local
+from reproduce.plan import Request
 from reproduce.site import Site
 
 
@@ -46,3 +51,33 @@ def test_workers_use_the_place_of_whoever_started_them(monkeypatch: pytest.Monke
     (slot,) = local._places(Site(device="cpu"), 1)
     assert slot["MSBREG_SITE"] == str(tmp_path / "site.toml")
     assert slot["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path / 'here.db'}"
+
+
+def test_a_run_of_several_processes_has_ended_when_all_of_them_have(tmp_path: Path) -> None:
+    """The next run is to have their devices. What torchrun says goes to the run's log: it prints a traceback whenever a run is stopped."""
+    events: Queue[Any] = Queue()
+    worker = local._Worker((0, 1), {}, events, tmp_path)
+    ended, later = {"event": "finished", "id": "0123456789ab"}, {"event": "progress", "id": "0123456789ab"}
+    still_there = (
+        f"import sys; print({json.dumps(json.dumps(ended))}); print({json.dumps(json.dumps(later))}, flush=True); sys.stdin.read()"
+    )
+    with local._log(tmp_path / "0123456789ab") as log:
+        worker._run(["-c", f"{still_there}; sys.exit('stopped')"], log)
+    assert events.get(timeout=60) == (worker, later)
+    worker.ask()
+    assert [events.get(timeout=60) for _ in range(2)] == [(worker, ended), (worker, None)]
+    assert (tmp_path / "0123456789ab" / "log.txt").read_text() == "stopped\n"
+
+
+def test_a_run_that_a_process_got_at_its_end_goes_to_another_and_one_that_cannot_start_fails() -> None:
+    """One that was told to stop says that its run failed, and is given the next before it is gone."""
+    events: Queue[Any] = Queue()
+    (job, *_) = plan.jobs([Request(table="table8", rows="BYOL")])
+    worker = local._Worker((0,), {"MSBREG_SITE": "/nowhere/site.toml"}, events)
+    worker._run(["-c", "pass"])
+    assert events.get(timeout=60) == (worker, None)
+    worker.give(job)
+    assert worker.died() == {"event": "busy", "id": job.spec.id}
+    worker.give(job)
+    assert events.get(timeout=60) == (worker, None)
+    assert worker.died() == {"event": "failed", "id": job.spec.id, "reason": "its process ended with exit code 1"}

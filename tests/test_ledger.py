@@ -8,7 +8,6 @@ import multiprocessing
 import resource
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 from conftest import INVOKE, ROOT, Home
 
+from reproduce import lease
 from reproduce.ledger import SCHEMAS, Ledger, Wanted
 from reproduce.plan import Request, jobs
 from reproduce.site import Site
@@ -32,19 +32,20 @@ FEW, MANY = 100, 10_000
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Site:
+def experiments(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Site:
     """A store with our three kinds of experiments, empty."""
-    site = Site(runs=tmp_path_factory.mktemp("template"))
+    site = Site(runs=tmp_path_factory.mktemp("experiments"))
+    shutil.copy(template, site.runs)
     for name in ("smoke", "gone", "tables"):
         Store(site)._experiment(name)
     return site
 
 
 @pytest.fixture
-def site(tmp_path: Path, template: Site) -> Site:
+def site(tmp_path: Path, experiments: Site) -> Site:
     runs = tmp_path / "runs of mine ä #1"  # in the address of a file these are written otherwise
     runs.mkdir()
-    shutil.copy(template.runs / FILE, runs)
+    shutil.copy(experiments.runs / FILE, runs)
     return Site(runs=runs)
 
 
@@ -82,7 +83,7 @@ def populated(site: Site) -> dict[str, str]:
     writer = Writer(site)
     client, store = writer.client, writer.store
     smoke, gone = store._experiment("smoke"), store._experiment("gone")
-    dead = json.dumps({"host": socket.gethostname(), "pid": 999_999_999, "started": 1.0})
+    dead = json.dumps({"host": lease.this_host(), "pid": 999_999_999, "started": 1.0})
     one = {SPEC: "0123456789ab", SCALE: "smoke", "kind": "evaluate", OWNER: dead, "commit": "c" * 40}
     two = {SPEC: "0123ffffffff", SCALE: "smoke", "kind": "pretrain", OWNER: dead, DEVICE: "Chip", ATTEMPTS: "2"}
     final = [(f"{FINAL}top1", 0.123456789012345678, 0), (f"{FINAL}gone", math.nan, 0), ("loss", 3.0, 2), ("loss", 2.0, 2), ("loss", 9.0, 1)]
@@ -297,11 +298,11 @@ def foreign(file: Path, count: int, *, bare: bool = False) -> None:
 
 
 @pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory, template: Site) -> tuple[Home, Home]:
+def homes(tmp_path_factory: pytest.TempPathFactory, experiments: Site) -> tuple[Home, Home]:
     """Two homes where Table 8 is finished and rendered: with few and with many runs of others in the store."""
     few = Home(tmp_path_factory.mktemp("few"))
     few.runs.mkdir()
-    shutil.copy(template.runs / FILE, few.runs)
+    shutil.copy(experiments.runs / FILE, few.runs)
     writer = Writer(Site(runs=few.runs))
     for number, job in enumerate(jobs([Request(table="table8")])):
         tags = {SPEC: job.spec.id, COMPLETE: job.spec.id, SCALE: "smoke", "kind": job.spec.name}
@@ -338,9 +339,10 @@ def test_nothing_heavy_is_imported_where_nothing_is_to_be_done(homes: tuple[Home
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_hundred_times_as_many_runs_of_others_cost_next_to_nothing(homes: tuple[Home, Home], command: tuple[str, ...]) -> None:
-    """Processor time; the bound leaves room for a busy machine. By MLflow's client it was twice as much, and four seconds more."""
-    few, many = (min(seconds(home, command) for _ in range(2)) for home in homes)
-    assert many < 1.6 * few + 0.2
+    """Processor time; the bound, of one of three trials, leaves room for a busy machine. By MLflow's client it was twice as much, and four
+    seconds more."""
+    trials = ([seconds(home, command) for home in homes] for _ in range(3))
+    assert any(many < 1.6 * few + 0.2 for few, many in trials)
 
 
 def seconds(home: Home, command: tuple[str, ...]) -> float:

@@ -105,22 +105,6 @@ def cell(home: Home) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new tracking store, which takes seconds to create: tests copy it."""
-    home = Home(tmp_path_factory.mktemp("template"))
-    Store(Site(runs=home.runs)).ui_command()  # which creates it
-    return home.runs / "mlflow.db"
-
-
-@pytest.fixture
-def place(template: Path, home: Home) -> Home:
-    """A home with a store and no runs."""
-    home.runs.mkdir()
-    shutil.copy(template, home.runs)
-    return home
-
-
-@pytest.fixture(scope="module")
 def finished(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, str]:
     """A home in which the row was done without interruption, and what was printed."""
     home = Home(tmp_path_factory.mktemp("finished"))
@@ -343,6 +327,7 @@ def test_a_run_on_two_devices_is_interrupted_and_resumed_and_leaves_no_process(p
         press_ctrl_c(command, workers[0])
         printed = command.communicate(timeout=60)
     assert (command.returncode, states(place)) == (130, {pretraining.id: "interrupted"}), printed
+    assert printed[1] == "", "torchrun's traceback belongs into the run's log"
     done = place.invoke(*row(epochs=EPOCHS))
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert states(place) == {pretraining.id: "finished", evaluation.id: "finished"}

@@ -125,14 +125,6 @@ def value(spec: Spec) -> float:
     return int(spec.id[:4], 16) / 65536
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new tracking store, which takes seconds to create: trials copy it."""
-    site = Site(runs=tmp_path_factory.mktemp("template") / "runs")
-    Store(site).ui_command()  # which creates it
-    return site.runs / "mlflow.db"
-
-
 @pytest.fixture
 def stage(template: Path, tmp_path: Path) -> Iterator[Stage]:
     """An empty home with the stand-ins; at the end nothing is left running."""

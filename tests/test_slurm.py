@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import Home
 
 from reproduce import lease as leases
 from reproduce import site as sites
@@ -29,7 +30,6 @@ from reproduce.plan import Job, Request, jobs
 from reproduce.site import Site, Slurm
 from reproduce.spec import Pretrain, Spec
 from reproduce.tracking import Store
-from tests.conftest import Home
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "srun")
 SEARCH = f"{os.environ['PATH']}:/usr/sbin"
@@ -63,7 +63,7 @@ PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
     """Waits for something that other processes do."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -16,6 +16,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,15 +26,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from conftest import ROOT, Home
 
-from reproduce import interrupt, lease
+from reproduce import interrupt, lease, tracking
 from reproduce.data.views import Augmentation
 from reproduce.journal import FILE, REFUSED, RESULT, Journal, keep_result
 from reproduce.lease import Held, LostError
 from reproduce.methods.msbreg import MSBReg
-from reproduce.patience import PATIENCE
-from reproduce.plan import Request
+from reproduce.patience import PATIENCE, PAUSE
 from reproduce.site import Site
 from reproduce.spec import LARS, Pretrain, Settings
 from reproduce.tracking import BusyError, Run, RunState, Store
@@ -56,18 +55,10 @@ PRETRAIN = Pretrain(
 )
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new store, which takes seconds to create: tests copy it."""
-    import mlflow.tracking  # noqa: F401, forked processes need not import it again
-
-    site = Site(runs=tmp_path_factory.mktemp("template"))
-    Store(site).ui_command()  # which creates it
-    return site.runs / "mlflow.db"
-
-
 @pytest.fixture
 def site(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    import mlflow.tracking  # noqa: F401, forked processes need not import it again
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -165,6 +156,34 @@ def test_the_status_is_right_however_a_run_ends(end: str, leased: bool, site: Si
     assert Store(site).finished([PRETRAIN.id]) == {}
 
 
+def test_a_store_that_takes_nothing_is_told_to_a_command_in_one_line(site: Site) -> None:
+    """Read-only, locked or broken: MLflow says it in many."""
+    assert ended(attempt, site, be_killed_for_memory, True) == -9
+    ask(site.runs, "CREATE TRIGGER no BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'not today'); END")
+    with pytest.raises(ConnectionError, match=r"mlflow\.db does not do what is asked of it: .*not today$"):
+        Store(site).reap()
+
+
+def test_a_server_that_is_stopped_while_it_is_asked_is_told_to_a_command_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the connection, and closes it without an answer."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):  # at the end of the test
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"^The tracking store {address} does not do what is asked of it: ") as told:
+            Store(Site(runs=tmp_path, tracking_uri=address)).finished([PRETRAIN.id])
+        server.shutdown(socket.SHUT_RDWR)
+    assert len(str(told.value).splitlines()) == 1
+
+
 def be_killed_before_it_is_recorded(site: Site) -> None:
     """A run whose lease says why it failed, and whose store was away at that moment."""
     with lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10) as held:
@@ -241,6 +260,25 @@ def test_a_run_with_a_lease_is_finished_under_it(site: Site) -> None:
     assert status(site)[0] == "FINISHED"
     assert Store(site).finished([PRETRAIN.id])[PRETRAIN.id].metrics == {"top1": 0.5}
     assert not {FILE, RESULT} & {path.name for path in (site.runs / PRETRAIN.id).iterdir()}
+
+
+def test_a_run_that_finishes_while_the_dead_are_looked_for_is_none_of_them(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+        hold = stack.enter_context(lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10))
+        run = stack.enter_context(Store(site).start(PRETRAIN, scale="smoke", hold=hold))
+        look = tracking._alive
+
+        def finish_first(*arguments: Any) -> bool | None:
+            run.finish({"loss": 0.5})
+            hold.finished()
+            stack.close()
+            return look(*arguments)
+
+        monkeypatch.setattr(tracking, "_alive", finish_first)
+        assert Store(site).reap() == []
+    monkeypatch.undo()
+    found, row = status(site)
+    assert (found, row.state) == ("FINISHED", "finished")
 
 
 def test_a_run_of_another_machine_is_known_by_its_lease(site: Site) -> None:
@@ -429,7 +467,7 @@ def test_a_server_that_goes_away_costs_nothing(site: Site, tmp_path: Path) -> No
         server.kill()
         here.send("go on")
         assert here.poll(60)
-        assert here.recv() < 1.5, "a server that is gone kept the run from its work"
+        assert here.recv() < PAUSE, "a server that is gone kept the run from its work"
         first.join()
         assert measured(site.runs, "loss") == [(step, 1 / step) for step in (1, 2, 3)]
 
@@ -458,32 +496,3 @@ def test_a_server_that_goes_away_costs_nothing(site: Site, tmp_path: Path) -> No
     assert ask(site.runs, "SELECT value FROM tags WHERE key = 'note'") == [("of step 6",)]
     assert (tmp_path / "finished.log").read_text().count("does not answer") == 1
     assert list(site.runs.glob(f"{PRETRAIN.id}/{FILE}")) == []
-
-
-TINY = ("epochs=400", "dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
-
-
-@pytest.mark.parametrize(("number", "code", "recorded"), [(signal.SIGTERM, 143, "KILLED"), (signal.SIGKILL, -9, "RUNNING")])
-def test_a_worker_that_is_struck_is_interrupted(number: int, code: int, recorded: str, site: Site, tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    request = Request(table="table8", rows="BYOL", changes=TINY)
-    spec_id = request.specs()[0].id
-    command = [sys.executable, "-m", "reproduce.worker", request.dumps(), spec_id]
-    worker = subprocess.Popen(command, cwd=ROOT, env=home.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not list((home.runs / spec_id).glob("epoch-*.pt")):
-            assert worker.poll() is None, worker.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        worker.send_signal(number)
-        _, errors = worker.communicate(timeout=60)
-        assert worker.returncode == code, errors
-    finally:
-        worker.kill()
-    (row,) = Store(site).status()
-    assert (row.spec_id, row.state) == (spec_id, "interrupted")
-    assert ask(site.runs, "SELECT status FROM runs") == [(recorded,)]
-    assert ("SIGTERM" in row.reason) == (number == signal.SIGTERM)
-    Store(site).reap()
-    assert ask(site.runs, "SELECT status FROM runs") == [("KILLED",)]

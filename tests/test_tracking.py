@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import pytest
 
-from reproduce import identity
+from reproduce import identity, lease
 from reproduce.data.views import Augmentation
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
@@ -142,7 +142,7 @@ def test_the_record_has_settings_axes_and_environment(site: Site, tmp_path: Path
     assert data.params.items() >= expected.items()
     assert data.tags.items() >= (data.params | {"spec_id": PRETRAIN.id, "group": PRETRAIN.id, "table": "table8", "scale": "smoke"}).items()
     owner = json.loads(data.tags["owner"])
-    assert (owner["pid"], owner["host"]) == (os.getpid(), socket.gethostname())
+    assert (owner["pid"], owner["host"]) == (os.getpid(), lease.this_host())
     assert json.loads(store.download(run.run_id, "spec.json", tmp_path).read_text()) == identity.canonical(PRETRAIN)
     environment = json.loads(store.download(run.run_id, "environment.json", tmp_path).read_text())
     assert environment["packages"]["mlflow"].count(".") == 2

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any, Literal
@@ -30,6 +31,9 @@ GRACE = 30.0
 MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 """Keeps freed memory in the process: fresh pages from the system cost a small CPU step a fifth of its time."""
 GPU = "CUDA_VISIBLE_DEVICES"
+
+ENDS = ("finished", "failed", "busy")
+"""Events after which a worker has no run."""
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -58,7 +62,7 @@ def at_once(site: Site) -> int:
 
 def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
     """What each run takes one of, a GPU or a core, and its name as runs record it; finds out without torch."""
-    gpus = [site.device.removeprefix("cuda:")] if site.device.startswith("cuda:") else _gpus() if site.device in ("auto", "cuda") else []
+    gpus = _gpus_of(site)
     if not gpus:
         return "CPU", environment.processor()
     try:
@@ -83,6 +87,7 @@ class _Launch:
         self._idle: dict[int, _Worker] = {}
         self._busy: list[_Worker] = []
         self._others = Others(site)
+        self._runs = site.runs
         self._attached: dict[str, Job] = {}
         self._looked = -float("inf")
 
@@ -127,7 +132,7 @@ class _Launch:
             self._free = [place for place in self._free if place not in taken]
             worker = self._idle.pop(taken[0], None) if len(taken) == 1 else None
             _stop([self._idle.pop(place) for place in taken if place in self._idle])  # an idle worker keeps its GPU's memory
-            worker = worker or _Worker(tuple(taken), _together([self._places[place] for place in taken]), self._events)
+            worker = worker or _Worker(tuple(taken), _together([self._places[place] for place in taken]), self._events, self._runs)
             self._busy.append(worker)
             worker.give(job)
 
@@ -161,13 +166,15 @@ class _Launch:
             event = worker.died()
         if event is None:
             return
-        if event["event"] in ("finished", "failed", "busy"):
+        if event["event"] == "started":
+            worker.ending = False
+        if event["event"] in ENDS:
             job, worker.job = worker.job, None
             self._busy.remove(worker)
             self._free = sorted((*self._free, *worker.places))
             if worker.serves:
                 self._idle[worker.places[0]] = worker
-            if event["event"] == "busy":  # somebody was faster
+            if event["event"] == "busy":  # somebody was faster, or the process was about to end
                 assert job is not None
                 self._waiting.insert(0, job)
                 self._follow([job])
@@ -200,7 +207,7 @@ def _places(site: Site, most: int) -> list[dict[str, str]]:
         ValueError: there are fewer GPUs than a run takes.
     """
     own = {"MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "", "MLFLOW_TRACKING_URI": site.store}
-    gpus = [site.device.removeprefix("cuda:")] if site.device.startswith("cuda:") else _gpus() if site.device in ("auto", "cuda") else []
+    gpus = _gpus_of(site)
     if gpus and len(gpus) < site.devices:
         raise ValueError(f"devices is {site.devices}, but {len(gpus)} GPU can be used here: set it to at most that in the site file.")
     if site.device.startswith("cuda:"):
@@ -222,6 +229,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _gpus_of(site: Site) -> list[str]:
+    """The GPUs that runs of a site may use; empty: they take cores."""
+    if site.device.startswith("cuda:"):
+        return [site.device.removeprefix("cuda:")]
+    return _gpus() if site.device in ("auto", "cuda") else []
+
+
 def _gpus() -> list[str]:
     """The GPUs that this process may use, without importing torch."""
     if GPU in os.environ:
@@ -240,8 +254,11 @@ class _Worker:
     places: tuple[int, ...]
     environment: dict[str, str]
     events: Queue[tuple[_Worker, dict[str, Any] | None]]
+    runs: Path = PROJECT / "runs"
     job: Job | None = None
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
+    ending: bool = False
+    """Whether the process may have ended before it got the job: one that has done a run may be told to stop, and has not begun this one."""
 
     @property
     def serves(self) -> bool:
@@ -253,8 +270,10 @@ class _Worker:
         self.job = job
         if not self.serves:
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(self.places)}"]
-            self._run([*torchrun, "-m", "reproduce.worker", "--leash", job.request.dumps(), job.spec.id])
+            with _log(self.runs / job.spec.id) as log:
+                self._run([*torchrun, "-m", "reproduce.worker", "--leash", job.request.dumps(), job.spec.id], log)
             return
+        self.ending = self.process is not None
         if self.process is None:
             self._run(["-m", "reproduce.worker"])
         assert self.process is not None
@@ -265,11 +284,12 @@ class _Worker:
         except BrokenPipeError:
             pass  # It died between two runs: the reader reports it.
 
-    def _run(self, arguments: Sequence[str]) -> None:
+    def _run(self, arguments: Sequence[str], log: Any = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
             cwd=PROJECT,
             env={**os.environ, **self.environment},
@@ -279,18 +299,28 @@ class _Worker:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
+        end: dict[str, Any] | None = None
         for line in process.stdout:
-            if line.endswith("\n"):  # a killed process may leave half a line
-                self.events.put((self, json.loads(line)))
+            if not line.endswith("\n"):  # a killed process may leave half a line
+                continue
+            event = json.loads(line)
+            if event["event"] in ENDS and not self.serves:
+                end = event  # the other processes of the run may still be there, on devices that the next run is to have
+            else:
+                self.events.put((self, event))
         process.wait()
+        if end:
+            self.events.put((self, end))
         self.events.put((self, None))
 
     def died(self) -> dict[str, Any] | None:
-        """The event for the run that was lost with the process, if there was one."""
+        """The event for the run that was lost with the process, if there was one; `busy` for one that another process is to do."""
         assert self.process is not None
         code, self.process = self.process.returncode, None
         if self.job is None:
             return None
+        if self.ending:
+            return {"event": "busy", "id": self.job.spec.id}
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return {"event": "failed", "id": self.job.spec.id, "reason": f"its process ended with {how}"}
 
@@ -311,6 +341,15 @@ class _Worker:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         self.process.wait()
+
+
+def _log(folder: Path) -> contextlib.AbstractContextManager[Any]:
+    """The log of a run, for what torchrun says; the terminal, where no log can be written: then the run, too, says why."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / "log.txt").open("a")
+    except OSError:
+        return contextlib.nullcontext()
 
 
 def _stop(workers: Sequence[_Worker]) -> None:

@@ -297,7 +297,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def _replace(path: Path, text: str) -> Path:
     """Writes a whole file or nothing: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
         return temporary.replace(path)
