@@ -417,7 +417,8 @@ def doctor(c: Context, table: str = "", scale: str = "") -> None:
         requests = doctor.requests(table, scale)
         site, opened = store()
         produce.launcher(site)
-    print("\n".join(doctor.report(requests, site, opened)))
+    with one_line(produce.RefusedError):
+        print("\n".join(doctor.report(requests, site, opened)))
 
 
 @task(auto_shortflags=False, help={"port": "on 127.0.0.1"})

@@ -5,8 +5,8 @@
     waiting = journal.read()                                                        # whatever a killed process left, too
     journal.sent(waiting)                                                           # the store has it
 
-    keep_result(folder, spec_id, {"top1": 0.81})    # before the run is recorded as finished
-    kept_result(folder, spec_id)                    # what an earlier attempt came to, or None
+    keep_result(folder, spec_id, Result({"top1": 0.81}, commit))    # before the run is recorded as finished
+    kept_result(folder, spec_id)                                    # what an earlier attempt came to, or None
 
 Between sending and `sent` a process may die: what is read is then sent a second time, which changes nothing where a measurement is named
 by its key, step, value and time, as MLflow names it.
@@ -114,23 +114,31 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
 
-def keep_result(folder: Path, spec_id: str, metrics: Mapping[str, float]) -> None:
+class Result(NamedTuple):
+    """What a run came to."""
+
+    metrics: dict[str, float]
+    commit: str
+    """Of the code that computed it."""
+
+
+def keep_result(folder: Path, spec_id: str, result: Result) -> None:
     """Puts the final values of a run on disk: whatever becomes of the process or the store, they are not computed again.
 
     Raises:
         OSError: the file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(folder / RESULT, json.dumps({"spec_id": spec_id, "metrics": dict(metrics)}, indent=2).encode())
+    checkpoint.write(folder / RESULT, json.dumps({"spec_id": spec_id, **result._asdict()}, indent=2).encode())
 
 
-def kept_result(folder: Path, spec_id: str) -> dict[str, float] | None:
+def kept_result(folder: Path, spec_id: str) -> Result | None:
     """The final values that an earlier attempt left; None: there are none. A file that is broken or another run's is passed over."""
     path = folder / RESULT
     try:
         content = json.loads(path.read_bytes())
         metrics = {str(name): float(value) for name, value in content["metrics"].items()}
-        found = content["spec_id"]
+        found, commit = content["spec_id"], str(content["commit"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -139,7 +147,7 @@ def kept_result(folder: Path, spec_id: str) -> dict[str, float] | None:
     if found != spec_id:
         logger.warning("%s is of run %s, not of %s, and is passed over.", path, found, spec_id)
         return None
-    return metrics
+    return Result(metrics, commit)
 
 
 def drop_result(folder: Path) -> None:

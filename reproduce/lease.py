@@ -82,7 +82,7 @@ class Lease:
         if self.state != "running":
             return self.state == "queued"
         missed = self.age > MISSED * self.heartbeat
-        return process_alive(self.host, self.pid, self.started, stopped=not missed) if self.host == this_host() else not missed
+        return process_alive(self.host, self.pid, self.started, heard=not missed) if self.host == this_host() else not missed
 
     @property
     def who(self) -> str:
@@ -242,21 +242,21 @@ def process() -> dict[str, Any]:
     return {"host": this_host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def process_alive(host: str, pid: int, started: float, *, stopped: bool = True) -> bool:
+def process_alive(host: str, pid: int, started: float, *, heard: bool | None = None) -> bool:
     """Whether a process of this machine still is there.
 
     Args:
-        stopped: whether one that was suspended counts.
+        heard: whether it gave a sign of life lately: then the clock by which it `started` may have been set since; if it should have and
+            did not, one that was suspended counts as gone. None: it gives none.
     """
     import psutil
 
     assert host == this_host()
     try:
         found = psutil.Process(pid)
-        # Two seconds, as start times follow from the clock, which may have been set meanwhile.
-        same = abs(found.create_time() - started) < 2
-        gone = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) if stopped else (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, psutil.STATUS_STOPPED)
-        return bool(same and found.status() not in gone)
+        same = abs(found.create_time() - started) < 2  # seconds, as the clock is set a little all the time
+        gone = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, *((psutil.STATUS_STOPPED,) if heard is False else ()))
+        return bool((same or heard) and found.status() not in gone)
     except psutil.NoSuchProcess:
         return False
 

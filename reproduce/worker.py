@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import filelock
 
-from reproduce import interrupt, journal
+from reproduce import environment, interrupt, journal
 from reproduce import lease as leases
 from reproduce import site as sites
 from reproduce.interrupt import Interrupted
+from reproduce.journal import Result
 from reproduce.lease import BusyError, Held, LostError
 from reproduce.patience import PATIENCE
 from reproduce.plan import Order, loads
@@ -134,8 +135,11 @@ def _measured(
     kept = journal.kept_result(folder, spec.id) if distributed.main_process() else None
     if isinstance(spec, Pretrain) and not (folder / FILE).exists():
         kept = None
+    commit = environment.code()[0]
+    if kept and kept.commit != commit:
+        record.tag("resumed_from_commit", kept.commit)
     if distributed.agreed(kept is not None):
-        metrics = kept or {}
+        metrics = kept.metrics if kept else {}
     elif isinstance(spec, Pretrain):
         from reproduce.train import pretrain
 
@@ -147,7 +151,7 @@ def _measured(
         metrics = evaluate(spec, encoder(spec.encoder, watch), site, device, watch)
     if run and held:
         held.check()
-        journal.keep_result(folder, spec.id, metrics)
+        journal.keep_result(folder, spec.id, kept or Result(metrics, commit))
         if isinstance(spec, Pretrain):
             run.artifact(folder / FILE)
     return metrics
@@ -232,7 +236,7 @@ def send(events: TextIO | None, event: str, spec_id: str, **fields: Any) -> None
         events.write(json.dumps({"event": event, "id": spec_id, **fields}) + "\n")
         events.flush()
     except BrokenPipeError:
-        interrupt.ask("its parent process is gone")
+        interrupt.ask("the command that started it is gone")
 
 
 def serve(site: Site, events: TextIO) -> None:
@@ -286,13 +290,13 @@ def _listen(asked: queue.Queue[str], working: threading.Event, ended: threading.
     ended.set()
     asked.put("")
     if working.is_set():
-        interrupt.ask("its parent process is gone, or stops")
+        interrupt.ask("the command that started it has stopped")
 
 
 def _leash() -> None:
     """At the end of input, interrupts the run."""
     sys.stdin.read()
-    interrupt.ask("its parent process is gone, or stops")
+    interrupt.ask("the command that started it has stopped")
 
 
 @contextmanager

@@ -195,6 +195,14 @@ def test_a_table_that_needs_no_runs_is_printed_at_once(home: Home) -> None:
     assert not home.runs.exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=" ".join)
+def test_more_devices_than_there_are_end_in_one_line_and_code_2(options: tuple[str, ...], home: Home) -> None:
+    home.site_file.write_text(f'runs = "{home.runs}"\nreports = "{home.reports}"\ndevice = "cuda"\ndevices = 4\n')
+    done = home.invoke("table8", "--rows", "BYOL", *options, CUDA_VISIBLE_DEVICES="0,1")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("devices is 4, but 2 GPU can be used here: ")
+
+
 def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -> None:
     home.reports.write_text("a file where a folder is to be")
     done = home.invoke("table9")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from reproduce import interrupt, patience
-from reproduce.journal import FILE, RESULT, Journal, Point, drop_result, keep_result, kept_result
+from reproduce.journal import FILE, RESULT, Journal, Point, Result, drop_result, keep_result, kept_result
 from reproduce.patience import AwayError, away, giving_up_after, no_room, patiently
 
 fork = multiprocessing.get_context("fork")
@@ -131,13 +131,14 @@ def test_kill_9_while_adding_loses_nothing_that_was_added(tmp_path: Path) -> Non
 def test_a_result_is_kept_until_it_is_dropped(tmp_path: Path) -> None:
     folder = tmp_path / "not yet there"
     assert kept_result(folder, "0123456789ab") is None
-    keep_result(folder, "0123456789ab", {"top1": 1 / 3, "gone": math.nan})
+    keep_result(folder, "0123456789ab", Result({"top1": 1 / 3, "gone": math.nan}, "c0ffee"))
     found = kept_result(folder, "0123456789ab")
     assert found is not None
-    assert found["top1"] == 1 / 3
-    assert math.isnan(found["gone"])
-    keep_result(folder, "0123456789ab", {})
-    assert kept_result(folder, "0123456789ab") == {}
+    assert found.metrics["top1"] == 1 / 3
+    assert math.isnan(found.metrics["gone"])
+    assert found.commit == "c0ffee"
+    keep_result(folder, "0123456789ab", Result({}, "c0ffee"))
+    assert kept_result(folder, "0123456789ab") == ({}, "c0ffee")
     drop_result(folder)
     drop_result(folder)
     assert kept_result(folder, "0123456789ab") is None
@@ -146,10 +147,11 @@ def test_a_result_is_kept_until_it_is_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"spec_id": "ba9876543210", "metrics": {"top1": 0.5}}', "is of run ba9876543210, not of 0123456789ab"),
+        ('{"spec_id": "ba9876543210", "metrics": {"top1": 0.5}, "commit": ""}', "is of run ba9876543210, not of 0123456789ab"),
         ('{"spec_id": "0123456789ab", "metrics": {"top1"', "is broken"),
         ('{"spec_id": "0123456789ab", "metrics": {"top1": null}}', "is broken"),
-        ('{"spec_id": "0123456789ab", "metrics": [1]}', "is broken"),
+        ('{"spec_id": "0123456789ab", "metrics": [1], "commit": ""}', "is broken"),
+        ('{"spec_id": "0123456789ab", "metrics": {"top1": 0.5}}', "is broken"),
         ("[]", "is broken"),
         ("", "is broken"),
     ],

@@ -12,6 +12,7 @@ import pytest
 from reproduce import plan
 from reproduce.launch import local
 from reproduce.plan import Request
+from reproduce.produce import RefusedError
 from reproduce.site import Site
 
 
@@ -36,7 +37,7 @@ def test_a_run_on_several_gpus_has_them_all_and_needs_as_many(monkeypatch: pytes
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,7")
     places = local._places(Site(devices=3, jobs=1), 24)
     assert local._together(places)["CUDA_VISIBLE_DEVICES"] == "0,1,4"
-    with pytest.raises(ValueError, match=r"^devices is 8, but 4 GPU"):
+    with pytest.raises(RefusedError, match=r"^devices is 8, but 4 GPU"):
         local._places(Site(devices=8), 24)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert len(local._places(Site(devices=2, jobs=3), 24)) == 6

@@ -144,6 +144,15 @@ def test_an_owner_in_a_container_with_the_name_of_this_machine_is_judged_by_its_
     assert not present(tmp_path).alive
 
 
+def test_a_clock_that_is_set_kills_no_owner_that_is_heard_of(tmp_path: Path) -> None:
+    """A machine that sleeps or sets its clock has other start times for the same processes; a number may be another process's too."""
+    with lease.take(tmp_path, RUN, heartbeat=1000.0):
+        change(tmp_path, started=0.0, heartbeat=10.0, age=29.0)
+        assert present(tmp_path).alive
+        change(tmp_path, age=31.0)
+        assert not present(tmp_path).alive
+
+
 def test_a_suspended_owner_loses_its_run_and_stops_before_it_writes(tmp_path: Path) -> None:
     """As a machine that was put to sleep: it wakes up and believes that it still has the run."""
     log = tmp_path / "written"

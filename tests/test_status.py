@@ -29,7 +29,7 @@ import pytest
 
 from reproduce import interrupt, lease, tracking
 from reproduce.data.views import Augmentation
-from reproduce.journal import FILE, REFUSED, RESULT, Journal, keep_result
+from reproduce.journal import FILE, REFUSED, RESULT, Journal, Result, keep_result
 from reproduce.lease import Held, LostError
 from reproduce.methods.msbreg import MSBReg
 from reproduce.patience import PATIENCE, PAUSE
@@ -254,7 +254,7 @@ def test_who_has_lost_the_lease_writes_nothing_more(how: str, site: Site) -> Non
 def test_a_run_with_a_lease_is_finished_under_it(site: Site) -> None:
     with held(site) as found, Store(site).start(PRETRAIN, scale="smoke", hold=found) as run:
         run.log(1, {"loss": 1.0})
-        keep_result(site.runs / PRETRAIN.id, PRETRAIN.id, {"top1": 0.5})
+        keep_result(site.runs / PRETRAIN.id, PRETRAIN.id, Result({"top1": 0.5}, "c0ffee"))
         run.finish({"top1": 0.5})
         found.finished()
     assert status(site)[0] == "FINISHED"

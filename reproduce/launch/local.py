@@ -23,6 +23,7 @@ from typing import Any, Literal
 from reproduce import environment
 from reproduce.attach import POLL, Others
 from reproduce.plan import Job
+from reproduce.produce import RefusedError
 from reproduce.site import PROJECT, Site, site_file
 
 GRACE = 30.0
@@ -49,7 +50,7 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
         Why each run that did not finish has none, by id.
 
     Raises:
-        ValueError: a run takes more devices than there are.
+        RefusedError: a run takes more devices than there are.
         KeyboardInterrupt: it was told to stop, and no process is left.
     """
     return _Launch(jobs, site, watch).run()
@@ -204,12 +205,12 @@ def _places(site: Site, most: int) -> list[dict[str, str]]:
         most: as many are needed at the most.
 
     Raises:
-        ValueError: there are fewer GPUs than a run takes.
+        RefusedError: there are fewer GPUs than a run takes.
     """
     own = {"MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "", "MLFLOW_TRACKING_URI": site.store}
     gpus = _gpus_of(site)
     if gpus and len(gpus) < site.devices:
-        raise ValueError(f"devices is {site.devices}, but {len(gpus)} GPU can be used here: set it to at most that in the site file.")
+        raise RefusedError(f"devices is {site.devices}, but {len(gpus)} GPU can be used here: set it to at most that in the site file.")
     if site.device.startswith("cuda:"):
         return [own]
     count = max(1, min(site.jobs * (1 if gpus else site.devices) or len(gpus) or _cores(), most), site.devices)

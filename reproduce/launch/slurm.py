@@ -384,7 +384,9 @@ def _sbatch(jobs: Sequence[Job], after: Sequence[str], site: Site, *, taken: Seq
         draft.write_text(text, encoding="utf-8")
         draft.replace(folder / name)
     command = ["sbatch", "--parsable", "--export=ALL", str(folder / "script.sh")]
-    environment = {**os.environ, **_environment(site)}
+    # Inside of an allocation, what Slurm has set there would be taken for the options of each job; SLURM_CONF says where Slurm is.
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
+    environment = outside | _environment(site)
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
     except OSError:
