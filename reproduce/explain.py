@@ -13,10 +13,10 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from reproduce.entry import title
 from reproduce.plan import Request
 from reproduce.results import observe
 from reproduce.spec import Spec
-from reproduce.tracking import title
 
 if TYPE_CHECKING:
     from reproduce.report.table import Cell, Column, Measured, Row

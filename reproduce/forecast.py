@@ -24,7 +24,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from reproduce import checkpoint, tracking
+from reproduce import checkpoint, entry
 from reproduce.attach import Others
 from reproduce.data.dataset import Dataset
 from reproduce.data.views import Augmentation
@@ -39,7 +39,8 @@ from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 if TYPE_CHECKING:
-    from reproduce.tracking import Record, Store
+    from reproduce.entry import Record
+    from reproduce.tracking import Store
 
 NEWEST = 200
 """Finished runs of each kind and scale that are looked at for the nearest and for hours: a store may hold thousands."""
@@ -94,7 +95,7 @@ class Step:
         return self.left * self.estimate.seconds if self.estimate else None
 
     def __str__(self) -> str:
-        return f"{self.fate:<7}  {self.spec.id}  {tracking.title(self.spec)}: {self.why}"
+        return f"{self.fate:<7}  {self.spec.id}  {entry.title(self.spec)}: {self.why}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +320,7 @@ def nearest(spec: Spec, past: Past) -> str:
     Args:
         past: finished runs of its kind, the newest first.
     """
-    ours = tracking.settings(spec)
+    ours = entry.settings(spec)
     like = past.nearest(ours)
     if like is None:
         return "no finished run with these settings, nor any of its kind at this scale"
@@ -350,7 +351,7 @@ def estimate(spec: Spec, past: Sequence[Record], device: str, model: str) -> Est
         device: `GPU` or `CPU`.
         model: its name.
     """
-    ours = tracking.settings(spec)
+    ours = entry.settings(spec)
     usable = (record for record in past if record.device == model and record.attempts == 1 and record.ended)
     scaled = (_scaled(ours, record, isinstance(spec, Pretrain)) for record in usable)
     found = list(itertools.islice((each for each in scaled if each is not None), ALIKE))
@@ -405,7 +406,7 @@ def _published(dataset: str) -> Mapping[str, int]:
 
 def _pretraining(spec: Pretrain) -> float | None:
     """Operations of a pretraining with an online and a target network."""
-    settings, network = tracking.settings(spec), cost.network(spec.backbone)
+    settings, network = entry.settings(spec), cost.network(spec.backbone)
     images = _num_images(settings, settings.get("dataset.pretrain_split", ""))
     if network is None or images is None:
         return None
@@ -419,7 +420,7 @@ def _evaluation(spec: Evaluate) -> float | None:
     network, dataset = cost.network(spec.encoder.backbone), spec.dataset
     if network is None or not isinstance(dataset, Dataset):
         return None
-    settings = tracking.settings(spec)
+    settings = entry.settings(spec)
     counts = [_num_images(settings, split) for split in (dataset.train_split, dataset.test_split)]
     if counts[0] is None or counts[1] is None:
         return None

@@ -36,8 +36,9 @@ from reproduce.plan import SCALES, NotHereError, Request, table_names
 from reproduce.site import Site
 
 if TYPE_CHECKING:
+    from reproduce.entry import Record
     from reproduce.report.table import Table
-    from reproduce.tracking import Record, Store
+    from reproduce.tracking import Store
 
 SEEDS = 10
 """Seeds from 0 on of which a table's runs are kept."""

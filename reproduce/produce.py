@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from reproduce.data.dataset import Dataset
+from reproduce.entry import title
 from reproduce.nn import weights
 from reproduce.patience import PATIENCE
 from reproduce.plan import Evaluation, Job, Order, Request, jobs
@@ -19,7 +20,6 @@ from reproduce.progress import FETCHED
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain, Settings, Spec, Weights, unknown
-from reproduce.tracking import title
 
 if TYPE_CHECKING:
     from reproduce.forecast import Forecast

@@ -9,8 +9,8 @@
 MLflow's own status says FINISHED after an exception and RUNNING for ever after a kill. Here a run is finished when it carries the tag
 `complete`, the last thing that is written; `start` sets the status for every way in which a run can end, and `reap` for those whose process
 is gone. What a run measures goes through a file in its folder (`journal.py`), so that a store that does not answer costs nothing; MLflow
-ignores what is sent twice. Names of tags are the constants below. The only module that imports mlflow, and only to write, or to read what
-`ledger` cannot, such as a server: the import and the opening of the store take 3 CPU-seconds.
+ignores what is sent twice. What a run's tags are and say is in `entry.py`. The only module that imports mlflow, and only to write, or to
+read what `ledger.py` cannot, such as a server: the import and the opening of the store take 3 CPU-seconds.
 """
 
 from __future__ import annotations
@@ -31,42 +31,45 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
-from reproduce import environment, identity, journal, lease
+from reproduce import entry, environment, identity, journal, lease
+from reproduce.entry import (
+    ATTEMPTS,
+    COMPLETE,
+    DEVICE,
+    DIGEST,
+    FINAL,
+    IMPORTED,
+    OF_THIS_STORE,
+    OWNER,
+    PARENT,
+    REASON,
+    SCALE,
+    SETTINGS,
+    SPEC,
+    TABLE,
+    Record,
+    RunState,
+)
 from reproduce.journal import Journal, Point
-from reproduce.lease import Held, Lease, LostError, in_a_line
+from reproduce.lease import Held, LostError, in_a_line
 from reproduce.ledger import Ledger, Wanted
 from reproduce.patience import EVERY, HASTE, UPLOAD, away, giving_up_after, in_short, no_room, patiently
 from reproduce.portable import ENVIRONMENT, PortableRun, travels
 from reproduce.results import Finished
 from reproduce.site import Site
-from reproduce.spec import Evaluate, Pretrain, Spec, Weights
+from reproduce.spec import Evaluate, Spec
 
 if TYPE_CHECKING:
     from reproduce.report.filled import Filled
 
 T = TypeVar("T")
 
-SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = "spec_id", "complete", "owner", "reason", "group", "scale", "table", "digest"
-"""Tags. `complete` holds the spec's id again, so that one condition finds a finished run."""
-IMPORTED = "imported"
-"""The tag of a run that was done elsewhere: where its record comes from."""
-OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED)
-"""Tags that every store gives a run anew."""
-DEVICE, ATTEMPTS = "device", "attempts"
-"""Tags by which the time of a finished run can be compared: what it ran on, and whether it is that of one attempt alone."""
-PARENT = "mlflow.parentRunId"
-SETTINGS = "spec.json"
-"""The artifact that holds the spec."""
-FINAL = "final/"
-"""Prefix of final metrics: their histories are not mixed with those of training, whose steps a resumed run repeats."""
 EXPERIMENTS = "msbreg/"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """What the UI takes an experiment for: training, not traces of language models."""
@@ -80,19 +83,6 @@ LONGEST = 200
 """Characters of a row's label in the name of a metric, of which MLflow takes 250."""
 REFUSED = "INVALID_PARAMETER_VALUE"
 """MLflow's word for what it never takes."""
-SHORT_NAMES = {
-    "K": "method.num_views",
-    "lambda_s": "method.lambda_s",
-    "lambda_b": "method.lambda_b",
-    "lambda_uniform": "method.lambda_uniform",
-    "norm": "method.heads.norm",
-    "method": "method",
-    "backbone": "backbone",
-    "epochs": "epochs",
-    "batch_size": "batch_size",
-}
-"""Axes of the tables by the name that the MLflow UI shows, of the pretraining run."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -102,53 +92,6 @@ class BusyError(RuntimeError):
 
 class Terminated(SystemExit):
     """SIGTERM, as an exception: the run ends as killed, the process with exit code 143."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunState:
-    """A line of `invoke status`."""
-
-    spec_id: str
-    run_id: str
-    name: str
-    scale: str
-    state: Literal["finished", "running", "interrupted", "failed"]
-    """What is true, not what MLflow's status says: a run whose process is gone is interrupted."""
-    reason: str
-    """Why it failed or was interrupted, or which process runs it."""
-    started: datetime
-    metrics: Mapping[str, float]
-    """Final values."""
-
-    def __str__(self) -> str:
-        values = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        started = f"{self.started.astimezone():%Y-%m-%d %H:%M}"
-        line = f"{self.state:<11}  {self.spec_id}  {self.scale:<5}  {started}  {self.name}  {self.reason or values}"
-        return line.rstrip()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What the store knows of one run."""
-
-    state: RunState
-    settings: dict[str, str]
-    """Every setting by its dotted path, as text."""
-    commit: str
-    dirty: bool
-    """Whether the code had changes that were not committed."""
-    digests: dict[str, str]
-    """Of the data and of the encoder that an evaluation used, by the names of their tags."""
-    address: str
-    """Of its page: on the server, or below the address that `invoke ui` serves."""
-    ended: datetime | None
-    """None: it has not, or its process is gone."""
-    device: str
-    """The processor or GPU of its last attempt, by its name; empty: not recorded."""
-    attempts: int | None
-    """More than one: it was resumed. None: not recorded."""
-    host: str
-    """The machine of the process that owns it, or did."""
 
 
 class Store:
@@ -176,7 +119,7 @@ class Store:
         """The finished runs among the specs named by `ids`; of a spec that has several, the one that ended last."""
         found = self._patiently(lambda: self._newest_finished(ids, self._experiments()))
         return {
-            spec_id: Finished(spec_id=spec_id, run_id=found[spec_id].info.run_id, metrics=_final(found[spec_id]))
+            spec_id: Finished(spec_id=spec_id, run_id=found[spec_id].info.run_id, metrics=entry.final(found[spec_id]))
             for spec_id in sorted(found)
         }
 
@@ -202,8 +145,8 @@ class Store:
         """
         if parent_run_id is None and isinstance(spec, Evaluate) and (parent := self.finished([spec.encoder.id])):
             parent_run_id = parent[spec.encoder.id].run_id
-        tags = _tags(spec, scale) | dict(labels or {}) | ({PARENT: parent_run_id} if parent_run_id else {})
-        tags[OWNER] = json.dumps(_me(self._site.runs, hold))
+        tags = entry.first_tags(spec, scale) | dict(labels or {}) | ({PARENT: parent_run_id} if parent_run_id else {})
+        tags[OWNER] = json.dumps(entry.me(self._site.runs, hold))
         run_id, attempt = self._patiently(lambda: self._claim(spec, scale, tags, hold))
         run = Run(self, spec, run_id, hold)
         try:
@@ -221,7 +164,7 @@ class Store:
             experiment = self._experiment(scale)
             earlier = self._resumable(spec.id, experiment)
             if earlier is None:
-                return self._client.create_run(experiment, run_name=title(spec), tags=tags).info.run_id, 1
+                return self._client.create_run(experiment, run_name=entry.title(spec), tags=tags).info.run_id, 1
             run_id = earlier.info.run_id
             self._log_batches(run_id, tags=tags)  # the owner first: until then `reap` would take the run for a dead one's
             self._client.update_run(run_id, status="RUNNING")
@@ -247,8 +190,8 @@ class Store:
         with self._in_a_line(), self._lock():
             for status in ("RUNNING", "FINISHED"):  # FINISHED without its completion tag: killed between the two
                 for run in self._search(experiments, Wanted(status=status, there=(SPEC,), absent=(COMPLETE,))):
-                    if _alive(run, self._site.runs) is False and not self._finished_since(run):
-                        state, reason = _ending(run, self._site.runs)
+                    if entry.alive(run, self._site.runs) is False and not self._finished_since(run):
+                        state, reason = entry.ending(run, self._site.runs)
                         self._client.set_tag(run.info.run_id, REASON, reason)
                         self._client.set_terminated(run.info.run_id, status="FAILED" if state == "failed" else "KILLED")
                         dead.append(run.info.run_id)
@@ -260,7 +203,7 @@ class Store:
 
     def status(self) -> list[RunState]:
         """Every run and its true state, the newest first; changes nothing."""
-        return [_state(run, self._site.runs) for run in self._search(self._experiments(), Wanted(there=(SPEC,)))]
+        return [entry.state_of(run, self._site.runs) for run in self._search(self._experiments(), Wanted(there=(SPEC,)))]
 
     def record_of(self, spec_id: str) -> Record | None:
         """The newest finished run of the spec, else its newest; None: there is none."""
@@ -294,7 +237,7 @@ class Store:
         """Deletes an unfinished record that nobody writes, and says whether it did; MLflow can restore what it deletes."""
         with self._lock():
             run = self._client.get_run(run_id)
-            if _state(run, self._site.runs).state in ("finished", "running"):
+            if entry.state_of(run, self._site.runs).state in ("finished", "running"):
                 return False
             if run.info.lifecycle_stage == "active":
                 self._client.delete_run(run_id)
@@ -325,24 +268,7 @@ class Store:
         return found
 
     def _record(self, run: Any) -> Record:
-        tags, settings = run.data.tags, dict(run.data.params)
-        prefix = "encoder." if tags.get("kind") == Evaluate.name else ""
-        for short, path in SHORT_NAMES.items():  # the axes of the tables stand there twice
-            if prefix + path != short and prefix + path in settings:
-                settings.pop(short, None)
-        page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        return Record(
-            state=_state(run, self._site.runs),
-            settings=settings,
-            commit=tags.get("commit", "not known"),
-            dirty=tags.get("dirty") == "True",
-            digests={key: value for key, value in sorted(tags.items()) if "_digest" in key},
-            address=f"{self.uri}/{page}" if self._server else f"/{page} of `invoke ui`",
-            ended=datetime.fromtimestamp(run.info.end_time / 1000, UTC) if run.info.end_time else None,
-            device=tags.get(DEVICE, ""),
-            attempts=int(tags[ATTEMPTS]) if ATTEMPTS in tags else None,
-            host=str(_owner(run).get("host", "")),
-        )
+        return entry.record_of(run, self._site.runs, self.uri if self._server else "")
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric in order of steps; where a resumed run repeated a step, the value that it logged last."""
@@ -383,7 +309,7 @@ class Store:
             def artifact(name: str) -> Any:
                 return json.loads(self.download(run_id, name, Path(folder)).read_text(encoding="utf-8"))
 
-            names = (entry.path for entry in self._client.list_artifacts(run_id))
+            names = (file.path for file in self._client.list_artifacts(run_id))
             return PortableRun(
                 spec_id=spec_id,
                 name=run.info.run_name,
@@ -392,7 +318,7 @@ class Store:
                 settings=artifact(SETTINGS),
                 tags={key: value for key, value in tags.items() if travels(key, OF_THIS_STORE)},
                 params=dict(run.data.params),
-                final=_final(run),
+                final=entry.final(run),
                 histories={
                     key: tuple((each.step, each.value, each.timestamp) for each in self._points(run_id, key))
                     for key in run.data.metrics
@@ -421,7 +347,7 @@ class Store:
             experiments = self._experiments()
             here = self._newest_finished([run.spec_id], experiments).get(run.spec_id)
             if here is not None:
-                return Finished(spec_id=run.spec_id, run_id=here.info.run_id, metrics=_final(here))
+                return Finished(spec_id=run.spec_id, run_id=here.info.run_id, metrics=entry.final(here))
             try:
                 self._adopt(run, source, self._experiment(run.scale))
             except MlflowException as error:
@@ -675,9 +601,9 @@ class Store:
         """
         free = []
         for run in self._search([experiment], Wanted(tags={SPEC: [spec_id]}, absent=(COMPLETE, IMPORTED))):
-            alive = _alive(run, self._site.runs)
-            if run.info.status in ("RUNNING", "FINISHED") and alive and not _is_mine(run):
-                raise BusyError(f"Run {spec_id} is being done by {_who(run)}: wait for it, or stop it first.")
+            alive = entry.alive(run, self._site.runs)
+            if run.info.status in ("RUNNING", "FINISHED") and alive and not entry.is_mine(run):
+                raise BusyError(f"Run {spec_id} is being done by {entry.who(run)}: wait for it, or stop it first.")
             if run.info.status != "RUNNING" or alive is not None:
                 free.append(run)
         return free[0] if free else None
@@ -702,7 +628,7 @@ class Store:
     def _adopt(self, run: PortableRun, source: str, experiment: str) -> None:
         """Writes the record of a run that has none here."""
         for left in self._search([experiment], Wanted(tags={SPEC: [run.spec_id]}, there=(IMPORTED,))):
-            if _alive(left, self._site.runs) is False or _is_mine(left):
+            if entry.alive(left, self._site.runs) is False or entry.is_mine(left):
                 self._client.delete_run(left.info.run_id)
         parent = self._newest_finished([run.needs], self._experiments()).get(run.needs) if run.needs else None
         tags = {key: value for key, value in run.tags.items() if travels(key, OF_THIS_STORE)}
@@ -718,7 +644,7 @@ class Store:
 
     def _attempts(self, run_id: str) -> int:
         """How many attempts the run's artifacts tell of."""
-        return sum(entry.path.startswith("environment") for entry in self._client.list_artifacts(run_id))
+        return sum(file.path.startswith("environment") for file in self._client.list_artifacts(run_id))
 
     def _log_batches(
         self,
@@ -884,7 +810,7 @@ class Run:
             with _undisturbed():
                 self._check()
                 self._deliver()
-                self._store._log_batches(self.run_id, params=_settings(self.spec))
+                self._store._log_batches(self.run_id, params=entry.shown_settings(self.spec))
                 if attempt == 1:
                     self._store._client.log_text(self.run_id, _document(identity.canonical(self.spec)), SETTINGS)
                 name = "environment.json" if attempt == 1 else f"environment-{attempt}.json"
@@ -958,143 +884,6 @@ def _filters(wanted: Wanted) -> Iterator[str]:
     fixed += [f"tags.{key} IS NOT NULL" for key in wanted.there] + [f"tags.{key} IS NULL" for key in wanted.absent]
     for values in itertools.product(*wanted.tags.values()):
         yield " and ".join((*(f"tags.{key} = '{value}'" for key, value in zip(wanted.tags, values, strict=True)), *fixed))
-
-
-def title(spec: Spec | Weights) -> str:
-    """A run's name in the UI: `msbreg K=4 λs=.004 λb=.5 stl10 320 epochs seed 0`; of an evaluation, `linear: ` and that."""
-    if isinstance(spec, Evaluate):
-        settings = dict(spec.protocol.leaves())
-        words = [spec.protocol.name]
-        if "k" in settings:
-            words.append(f"k={settings['k']}")
-        if "labels" in settings:
-            words.append(settings["labels"])
-        if not isinstance(spec.encoder, Pretrain) or spec.dataset != spec.encoder.dataset:
-            words += ["on", spec.dataset.name]
-        return f"{' '.join(words)}: {title(spec.encoder)}"
-    if isinstance(spec, Weights):
-        return spec.title
-    settings = dict(spec.method.leaves())
-    words = [spec.method.name]
-    for sign, key in {"K": "num_views", "λs": "lambda_s", "λb": "lambda_b", "λu": "lambda_uniform"}.items():
-        if settings.get(key):
-            words.append(f"{sign}={settings[key]:g}".replace("=0.", "=."))
-    if settings.get("heads.norm", "batchnorm") != "batchnorm":
-        words.append(settings["heads.norm"])
-    return " ".join((*words, spec.dataset.name, f"{spec.epochs} epochs", f"seed {spec.seed}"))
-
-
-def group(spec: Spec) -> str:
-    """What the seeds of one experiment share: the id of its seed 0."""
-    spec = spec.replace("seed", 0)
-    pretrained = isinstance(spec, Evaluate) and isinstance(spec.encoder, Pretrain)
-    return (spec.replace("encoder.seed", 0) if pretrained else spec).id
-
-
-def _tags(spec: Spec, scale: str) -> dict[str, str]:
-    """Every tag that a run has from its start."""
-    commit, dirty = environment.code()
-    own = {SPEC: spec.id, GROUP: group(spec), SCALE: scale, "commit": commit, "dirty": str(dirty)}
-    return _settings(spec) | own | {"kind": spec.name, "mlflow.source.git.commit": commit}
-
-
-def settings(spec: Spec) -> dict[str, str]:
-    """Every setting by its dotted path, as text, as in a `Record`."""
-    return {key: _text(value) for key, value in spec.leaves()}
-
-
-def _settings(spec: Spec) -> dict[str, str]:
-    """Every setting by its dotted path and every axis of the tables by its short name, as text."""
-    values = dict(spec.leaves())
-    prefix = "encoder." if isinstance(spec, Evaluate) else ""
-    short = {name: values[prefix + path] for name, path in SHORT_NAMES.items() if prefix + path in values}
-    return {key: _text(value) for key, value in (short | values).items()}
-
-
-def _text(value: object) -> str:
-    """A setting as MLflow shows it; numbers stay numbers for its plots."""
-    if value is None:
-        return "none"
-    return json.dumps(identity.canonical(value)) if isinstance(value, tuple) else str(value)
-
-
-def _me(runs: Path, hold: Held | None) -> dict[str, Any]:
-    """This process, such that no later one can be taken for it, and its lease."""
-    return lease.process() | ({} if hold is None else {"token": hold.token, "place": lease.place(runs)})
-
-
-def _owner(run: Any) -> dict[str, Any]:
-    owner: dict[str, Any] = json.loads(run.data.tags.get(OWNER, "{}"))
-    return owner
-
-
-def _is_mine(run: Any) -> bool:
-    """Whether this process owns an MLflow run."""
-    return lease.process().items() <= _owner(run).items()
-
-
-def _who(run: Any) -> str:
-    return f"process {_owner(run).get('pid')} on {_owner(run).get('host')}"
-
-
-def _lease(run: Any, runs: Path) -> Lease | None:
-    """The lease of an MLflow run, if the folder of runs that it lies in is `runs`, as seen from here."""
-    named = _owner(run).get("place")
-    if not named or not (runs / lease.PLACE).exists() or lease.place(runs) != named:
-        return None
-    return lease.read(runs / run.data.tags[SPEC])
-
-
-def _alive(run: Any, runs: Path) -> bool | None:
-    """Whether the process that owns an MLflow run still is there; None: it is on another machine, and no lease here tells of it."""
-    owner, leased = _owner(run), _lease(run, runs)
-    if leased is not None:
-        return leased.token == owner["token"] and leased.alive
-    if owner.get("host") != lease.this_host():
-        return None
-    return lease.process_alive(owner["host"], owner["pid"], owner["started"])
-
-
-def _ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]:
-    """How an MLflow run that its process left unfinished ended, and why: its lease may know what could not be recorded."""
-    leased = _lease(run, runs)
-    if leased is not None and leased.token == _owner(run)["token"]:
-        if leased.state == "failed":
-            return "failed", leased.reason
-        if leased.state == "interrupted":
-            return "interrupted", leased.reason
-    return "interrupted", f"its {_who(run)} is gone"
-
-
-def _state(run: Any, runs: Path) -> RunState:
-    """The truth about an MLflow run, from its tags, its lease and its process."""
-    tags, status = run.data.tags, run.info.status
-    state: Literal["finished", "running", "interrupted", "failed"]
-    reason = tags.get(REASON, "")
-    if COMPLETE in tags:
-        state = "finished"
-    elif status in ("FAILED", "KILLED"):
-        state, reason = "failed" if status == "FAILED" else "interrupted", reason or _ending(run, runs)[1]
-    elif status == "RUNNING" and _alive(run, runs) is not False:
-        state, reason = "running", _who(run)
-    else:
-        state, reason = _ending(run, runs)
-    return RunState(
-        spec_id=tags[SPEC],
-        run_id=run.info.run_id,
-        name=run.info.run_name,
-        scale=tags.get(SCALE, ""),
-        state=state,
-        reason=reason,
-        started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-        metrics=_final(run) if state == "finished" else {},
-    )
-
-
-def _final(run: Any) -> dict[str, float]:
-    """The final metrics of an MLflow run, by their own names."""
-    metrics = run.data.metrics
-    return {key.removeprefix(FINAL): metrics[key] for key in sorted(metrics) if key.startswith(FINAL)}
 
 
 def _document(content: object) -> str:

@@ -67,7 +67,8 @@ LAYERS = (
     ),
     ("reproduce.detection",),
     ("reproduce.methods", "reproduce.protocols"),
-    ("reproduce.report", "reproduce.results", "reproduce.ledger", "reproduce.tracking", "reproduce.environment", "reproduce.portable"),
+    ("reproduce.report", "reproduce.results", "reproduce.environment", "reproduce.portable"),
+    ("reproduce.ledger", "reproduce.entry", "reproduce.tracking"),
     ("reproduce.train", "reproduce.evaluate"),
     (
         "reproduce.launch",

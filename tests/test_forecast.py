@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
-from reproduce import checkpoint, doctor, lease, tracking
+from reproduce import checkpoint, doctor, entry, lease
+from reproduce.entry import Record, RunState
 from reproduce.forecast import Estimate, Forecast, Past, Step, check, estimate, forecast, makespan, nearest
 from reproduce.methods.method import Method
 from reproduce.nn import backbones, cost
@@ -30,7 +31,7 @@ from reproduce.protocols.linear_sgd import LinearSGD
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
-from reproduce.tracking import Record, RunState, Store
+from reproduce.tracking import Store
 
 if TYPE_CHECKING:
     from conftest import Home
@@ -56,7 +57,7 @@ def finished(spec: Spec, seconds: float = 60, **fields: Any) -> Record:
     """The record of a run that is finished, as the store gives it."""
     state = RunState(spec_id=spec.id, run_id="0" * 32, name="", scale="smoke", state="finished", reason="", started=START, metrics={})
     known: dict[str, Any] = {"commit": "abc1234def", "dirty": False, "digests": {}, "address": "", "device": "Chip", "attempts": 1}
-    known |= {"host": "here", "settings": tracking.settings(spec), "ended": START + timedelta(seconds=seconds)}
+    known |= {"host": "here", "settings": entry.settings(spec), "ended": START + timedelta(seconds=seconds)}
     return Record(state=state, **(known | fields))
 
 

@@ -20,12 +20,13 @@ import torch
 from conftest import ROOT, Home
 
 from reproduce import checkpoint, garbage, journal, lease
+from reproduce.entry import OWNER
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
 from reproduce.site import Site
 from reproduce.spec import Spec
-from reproduce.tracking import OWNER, Store
+from reproduce.tracking import Store
 
 pytestmark = pytest.mark.slow
 

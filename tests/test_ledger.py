@@ -20,10 +20,11 @@ import pytest
 from conftest import INVOKE, ROOT, Home
 
 from reproduce import lease
+from reproduce.entry import ATTEMPTS, COMPLETE, DEVICE, FINAL, OWNER, REASON, SCALE, SPEC
 from reproduce.ledger import SCHEMAS, Ledger, Wanted
 from reproduce.plan import Request, jobs
 from reproduce.site import Site
-from reproduce.tracking import ATTEMPTS, COMPLETE, DEVICE, FINAL, OWNER, REASON, SCALE, SPEC, Store
+from reproduce.tracking import Store
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 

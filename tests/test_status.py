@@ -27,15 +27,16 @@ from typing import Any, ClassVar
 
 import pytest
 
-from reproduce import interrupt, lease, tracking
+from reproduce import entry, interrupt, lease
 from reproduce.data.views import Augmentation
+from reproduce.entry import RunState
 from reproduce.journal import FILE, REFUSED, RESULT, Journal, Result, keep_result
 from reproduce.lease import Held, LostError
 from reproduce.methods.msbreg import MSBReg
 from reproduce.patience import PATIENCE, PAUSE
 from reproduce.site import Site
 from reproduce.spec import LARS, Pretrain, Settings
-from reproduce.tracking import BusyError, Run, RunState, Store
+from reproduce.tracking import BusyError, Run, Store
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
@@ -266,7 +267,7 @@ def test_a_run_that_finishes_while_the_dead_are_looked_for_is_none_of_them(site:
     with contextlib.ExitStack() as stack:
         hold = stack.enter_context(lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10))
         run = stack.enter_context(Store(site).start(PRETRAIN, scale="smoke", hold=hold))
-        look = tracking._alive
+        look = entry.alive
 
         def finish_first(*arguments: Any) -> bool | None:
             run.finish({"loss": 0.5})
@@ -274,7 +275,7 @@ def test_a_run_that_finishes_while_the_dead_are_looked_for_is_none_of_them(site:
             stack.close()
             return look(*arguments)
 
-        monkeypatch.setattr(tracking, "_alive", finish_first)
+        monkeypatch.setattr(entry, "alive", finish_first)
         assert Store(site).reap() == []
     monkeypatch.undo()
     found, row = status(site)

@@ -23,6 +23,7 @@ import pytest
 
 from reproduce import identity, lease
 from reproduce.data.views import Augmentation
+from reproduce.entry import group, title
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
 from reproduce.report.filled import Filled, fill
@@ -30,7 +31,7 @@ from reproduce.report.table import Cell, Column, Measured, Row, Table
 from reproduce.results import Finished
 from reproduce.site import PROJECT, Site
 from reproduce.spec import LARS, Evaluate, Pretrain, Settings
-from reproduce.tracking import BusyError, Run, Store, Terminated, group, title
+from reproduce.tracking import BusyError, Run, Store, Terminated
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
