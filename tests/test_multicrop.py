@@ -183,7 +183,7 @@ def test_training_draws_eight_views_and_logs_the_loss_of_their_pairs(tmp_path: P
     measured = train.pretrain(run, site, tmp_path / "run", cpu, Silent(), lambda progress: None)
     assert isinstance(run.dataset, Dataset)
     images = run.dataset.load("train", site)
-    ((canvas, sizes, which),) = train._batches(run, site, images, 0, 1)
+    ((canvas, sizes, which),) = train._batches(run, site, images, epoch=0, steps=1, first=0)
     views = train.draw_views(run, canvas, sizes, which, 0)
     assert [view.shape[-1] for view in views] == [32] * 2 + [14] * 6
     network, _ = train.start(run, cpu)
