@@ -22,15 +22,14 @@ from typing import Any, Literal
 
 from reproduce import environment
 from reproduce.attach import POLL, Others
+from reproduce.launch import variables
 from reproduce.plan import Job
 from reproduce.produce import RefusedError
-from reproduce.site import PROJECT, Site, site_file
+from reproduce.site import PROJECT, Site
 
 GRACE = 30.0
 """Seconds that workers have to write their checkpoints and stop before they are killed."""
 
-MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
-"""Keeps freed memory in the process: fresh pages from the system cost a small CPU step a fifth of its time."""
 GPU = "CUDA_VISIBLE_DEVICES"
 
 ENDS = ("finished", "failed", "busy")
@@ -199,16 +198,14 @@ class _Launch:
 def _places(site: Site, most: int) -> list[dict[str, str]]:
     """The environment of each process: a GPU of its own, or one thread of the CPU.
 
-    One thread, however many cores are free: sums depend on how they are shared out, and a run must not depend on what runs beside it.
-
     Args:
         most: as many are needed at the most.
 
     Raises:
         RefusedError: there are fewer GPUs than a run takes.
     """
-    own = {"MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "", "MLFLOW_TRACKING_URI": site.store}
     gpus = _gpus_of(site)
+    own = variables(site, gpus=bool(gpus))
     if gpus and len(gpus) < site.devices:
         raise RefusedError(f"devices is {site.devices}, but {len(gpus)} GPU can be used here: set it to at most that in the site file.")
     if site.device.startswith("cuda:"):
@@ -216,7 +213,7 @@ def _places(site: Site, most: int) -> list[dict[str, str]]:
     count = max(1, min(site.jobs * (1 if gpus else site.devices) or len(gpus) or _cores(), most), site.devices)
     if gpus:
         return [own | {GPU: gpus[index % len(gpus)]} for index in range(count)]
-    return [own | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | MEMORY] * count
+    return [own] * count
 
 
 def _together(places: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -32,10 +32,10 @@ import filelock
 
 from reproduce import lease as leases
 from reproduce.attach import POLL, Others
-from reproduce.launch.local import MEMORY
+from reproduce.launch import variables
 from reproduce.lease import Lease
 from reproduce.plan import Job
-from reproduce.site import PROJECT, Site, site_file
+from reproduce.site import PROJECT, Site
 from reproduce.spec import Pretrain
 
 FOLDER = "slurm"
@@ -386,7 +386,7 @@ def _sbatch(jobs: Sequence[Job], after: Sequence[str], site: Site, *, taken: Seq
     command = ["sbatch", "--parsable", "--export=ALL", str(folder / "script.sh")]
     # Inside of an allocation, what Slurm has set there would be taken for the options of each job; SLURM_CONF says where Slurm is.
     outside = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
-    environment = outside | _environment(site)
+    environment = outside | variables(site, gpus=_gpus(site))
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
     except OSError:
@@ -403,12 +403,6 @@ def _besides(taken: Sequence[str]) -> str:
     """What to do with the arrays that Slurm has taken before it refused one."""
     numbers = " ".join(taken)
     return f" What it took before goes on: {numbers}; `scancel {numbers}` cancels it." if taken else ""
-
-
-def _environment(site: Site) -> dict[str, str]:
-    """What a job is told about the place of its runs, by its environment, as a tracking server's address may hold a password."""
-    own = {"MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "", "MLFLOW_TRACKING_URI": site.store}
-    return own if _gpus(site) else own | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | MEMORY
 
 
 def _arrays(names: Iterable[str]) -> list[str]:
