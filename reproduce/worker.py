@@ -108,7 +108,6 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
             if main:
                 run.finish(metrics)
                 checkpoint.discard(folder)
-                journal.drop_result(folder)
         if held:
             held.finished()
 
