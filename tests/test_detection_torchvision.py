@@ -5,6 +5,7 @@ Images are 32 x 32 px of noise with one or two bright rectangles, red or green, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -24,10 +25,12 @@ from pycocotools import mask as encoding
 from torch import nn
 from toys import CPU, Notes, encoder
 
+from reproduce import checkpoint, interrupt
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
 from reproduce.detection import detector as models
 from reproduce.detection import examples, record
 from reproduce.detection import torchvision as engine
+from reproduce.interrupt import Interrupted
 from reproduce.nn import backbones
 from reproduce.nn.stages import stages
 from reproduce.progress import Progress, Watch
@@ -389,7 +392,7 @@ def test_a_loss_that_is_not_finite_names_its_step(splits: tuple[Annotated, Annot
 def test_a_checkpoint_of_other_images_is_refused(splits: tuple[Annotated, Annotated], tmp_path: Path) -> None:
     protocol = replace(VOC, batch_size=16, iterations=1, drops=(), warmup_iterations=0, precise_bn_iterations=0)
     fitted(protocol, splits[0], Watch(folder=tmp_path))
-    with pytest.raises(ValueError, match="not those of the checkpoint"):
+    with pytest.raises(ValueError, match=r"^The checkpoint in .* is of a training with another list of images: remove it to start anew\.$"):
         fitted(protocol, splits[1], Watch(folder=tmp_path))
 
 
@@ -414,7 +417,7 @@ def test_splits_of_other_classes_and_images_without_objects_are_named(splits: tu
 
 
 SHORT = replace(COCO, iterations=6, drops=(5,))
-"""24 steps of 4 images, with a checkpoint after each."""
+"""24 steps of 4 images."""
 
 
 def measure(folder: Path, data: Path, report: Any = lambda progress: None) -> tuple[dict[str, float], dict[str, float]]:
@@ -424,10 +427,29 @@ def measure(folder: Path, data: Path, report: Any = lambda progress: None) -> tu
     return measured, notes.logged[24]
 
 
+def test_a_training_that_is_told_to_stop_goes_on_to_the_same_bits(splits: tuple[Annotated, Annotated], tmp_path: Path) -> None:
+    protocol, steps, notes = replace(VOC, iterations=2, drops=(1,), warmup_iterations=1), itertools.count(1), Notes()
+
+    def strike(progress: Progress) -> None:
+        if next(steps) in (3, 5):
+            interrupt.ask("a test")
+
+    watch = Watch(notes, strike, tmp_path)
+    for done in (3, 5):
+        with pytest.raises(Interrupted, match="a test"):
+            fitted(protocol, splits[0], watch)
+        assert checkpoint.newest(tmp_path) == done
+    parts, whole = fitted(protocol, splits[0], watch), fitted(protocol, splits[0])
+    assert checkpoint.newest(tmp_path) == 8
+    assert list(notes.logged) == [8], "what was measured before is not measured again"
+    assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
 @pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path: Path, one_thread: None) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "from reproduce import checkpoint; checkpoint.EVERY = 0.0\n"  # one after each step
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; from test_detection_torchvision import measure\n"
         "measure(Path(sys.argv[3]), Path(sys.argv[4]), lambda progress: print(progress.done, flush=True))\n"

@@ -16,6 +16,7 @@ import pytest
 import torch
 from toys import CPU, SHARED, Notes, on_two_processes
 
+from reproduce import interrupt
 from reproduce import site as sites
 from reproduce.data.coco2017 import COCO2017
 from reproduce.data.detection import Annotated, DetectionDataset, Picture
@@ -24,6 +25,7 @@ from reproduce.detection import detectron2
 from reproduce.detection import detectron2_config as config
 from reproduce.detection.predictions import Predicted
 from reproduce.detection.record import PICTURE, scores
+from reproduce.interrupt import Interrupted
 from reproduce.nn import backbones
 from reproduce.nn.encoder import Encoder
 from reproduce.progress import Progress, Watch
@@ -182,7 +184,7 @@ def first_weights(protocol: Any, dataset: DetectionDataset, backbone: str, site:
     model = detectron2._detector(cfg, seed=0)
     images = dataset.load(dataset.train_split, site)
     watch = Watch(record, folder=folder)
-    detectron2._first_weights(model, encoder(backbone), dataset, images, folder, watch, _checkpointer(model, folder))
+    detectron2._first_weights(model, encoder(backbone), dataset, images, folder, watch, _checkpointer(model, folder, watch))
     return model, record
 
 
@@ -215,6 +217,36 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     assert timeless[0] == timeless[1]
     whole, parts = finished(tmp_path / "whole"), finished(tmp_path / "stopped")
     assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
+
+
+def test_a_run_that_is_told_to_stop_writes_a_checkpoint_after_the_step_under_way(site: Site, tmp_path: Path) -> None:
+    protocol = dataclasses.replace(VOC, iterations=500)  # 2 000 steps; the first checkpoint that is due is that of step 40
+
+    def strike(progress: Progress) -> None:
+        if progress.done == 4 * 3:
+            interrupt.ask("a test")
+
+    with pytest.raises(Interrupted, match="a test"):
+        run(protocol, TINY_VOC, site, tmp_path / "run", report=strike)
+    assert (tmp_path / "run" / "detectron2" / "last_checkpoint").read_text() == "model_0000002.pth"
+    seen: list[Progress] = []
+
+    def go_on(progress: Progress) -> None:
+        seen.append(progress)
+        interrupt.ask("a test")
+
+    with pytest.raises(Interrupted, match="a test"):
+        run(protocol, TINY_VOC, site, tmp_path / "run", report=go_on)
+    assert [progress.done for progress in seen] == [4 * 4]
+
+
+def test_a_run_that_another_process_has_taken_over_writes_no_checkpoint(site: Site, tmp_path: Path) -> None:
+    def hold() -> None:
+        raise Interrupted("lost")
+
+    with pytest.raises(Interrupted, match="lost"):
+        run(VOC, TINY_VOC, site, tmp_path / "run", hold=hold)
+    assert [path.name for path in (tmp_path / "run" / "detectron2").iterdir()] == ["weights.pkl"]
 
 
 def test_what_was_trained_to_its_end_is_only_tested_again(site: Site, tmp_path: Path) -> None:

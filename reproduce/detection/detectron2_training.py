@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reproduce import interrupt
 from reproduce.data.detection import Annotated
 from reproduce.detection import detectron2_formats as formats
 from reproduce.detection import record, stream
@@ -51,9 +52,10 @@ def train(
 
     Raises:
         FloatingPointError: the loss is no longer finite.
+        Interrupted: the run is told to stop; what it has done is in a checkpoint.
         ValueError: nothing to train on, a broken image, or a checkpoint of a training on other images.
     """
-    from detectron2.engine import SimpleTrainer, create_ddp_model
+    from detectron2.engine import SimpleTrainer, create_ddp_model, hooks
     from detectron2.solver import build_lr_scheduler, build_optimizer
 
     iterations = protocol.schedule.iterations
@@ -61,7 +63,7 @@ def train(
     devices = None if cfg.MODEL.DEVICE == "cpu" else [torch.cuda.current_device()]
     trainer = SimpleTrainer(create_ddp_model(model, broadcast_buffers=False, device_ids=devices), (), optimizer)
     trainer.max_iter = iterations
-    checkpointer = _checkpointer(model, folder, trainer=trainer, images=_SameImages(images))
+    checkpointer = _checkpointer(model, folder, watch, trainer=trainer, images=_SameImages(images))
     loader = _loaders(protocol, cfg, images, seed=seed, workers=workers)
     behind = loader(iterations)  # the images that would come next
     trainer.register_hooks(_hooks(trainer, build_lr_scheduler(cfg, optimizer), checkpointer, behind, protocol, seed, watch))
@@ -76,7 +78,8 @@ def train(
     shown = loader(first)
     trainer.reset_data_loader(lambda: shown)
     try:
-        with contextlib.closing(shown), contextlib.closing(behind):
+        with contextlib.closing(shown), contextlib.closing(behind), interrupt.patiently() as asked:
+            trainer.register_hooks([hooks.CallbackHook(after_step=partial(_stop, asked=asked, checkpointer=checkpointer))])
             trainer.train(first, iterations)
     except FloatingPointError as error:
         reason = " ".join(str(error).split())
@@ -200,7 +203,7 @@ def _hooks(trainer: Any, scheduler: Any, checkpointer: Any, behind: Readable, pr
         found.append(hooks.PreciseBN(0, trainer.model, behind, protocol.precise_bn_iterations))
     if distributed.main_process():
         period = max(1, min(FARTHEST, iterations // CHECKPOINTS))
-        found.append(hooks.CallbackHook(after_step=lambda trainer: _tell(trainer, protocol, watch, period)))
+        found.append(hooks.CallbackHook(after_step=lambda trainer: _tell(trainer, protocol, watch)))
         found.append(hooks.PeriodicCheckpointer(checkpointer, period))
     return found
 
@@ -215,20 +218,24 @@ def _seed_everything(seed: int, iteration: int) -> None:
     torch.manual_seed(value)
 
 
-def _tell(trainer: Any, protocol: Detection, watch: Watch, period: int) -> None:
-    """Detectron2's scalars of this step to the record now and then, and how far the training is.
-
-    Args:
-        period: steps between two checkpoints; what was logged before one is written before it, as nobody measures it again.
-    """
+def _tell(trainer: Any, protocol: Detection, watch: Watch) -> None:
+    """Detectron2's scalars of this step to the record now and then, and how far the training is."""
     done, iterations = trainer.iter + 1, protocol.schedule.iterations
     latest = {name: value for name, (value, step) in trainer.storage.latest().items() if step == trainer.iter}
     if done % record.LOG_EVERY == 0 or done == iterations:
         watch.record.log(done, {name: float(value) for name, value in latest.items()})
-    if done % period == 0 or done == iterations:
-        watch.record.flush()
     images = protocol.batch_size
     watch.report(Progress(done * images, iterations * images, "images", f"loss {latest['total_loss']:.3g}"))
+
+
+def _stop(trainer: Any, asked: Callable[[], str], checkpointer: Any) -> None:
+    """Ends the training with a checkpoint, after the same step on all processes, where one of them is told to stop."""
+    if not distributed.anyone(bool(asked())):
+        return
+    if distributed.main_process():
+        checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
+    distributed.agreed(True)  # the others wait for the file: torchrun ends all processes as soon as one has ended
+    interrupt.stop(asked() or interrupt.ELSEWHERE)
 
 
 class _SameImages:
@@ -245,7 +252,7 @@ class _SameImages:
             raise ValueError("The training images are not those of this run's checkpoint: remove its folder `detectron2` to start anew.")
 
 
-def _checkpointer(model: Any, folder: Path, **parts: Any) -> Any:
+def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
     """Detectron2's checkpointer; the two newest files stay, and the file that names the newest is never half-written."""
     from detectron2.checkpoint import DetectionCheckpointer
 
@@ -256,6 +263,11 @@ def _checkpointer(model: Any, folder: Path, **parts: Any) -> Any:
         def _load_model(self, checkpoint: Any) -> Any:
             self.incompatible = super()._load_model(checkpoint)
             return self.incompatible
+
+        def save(self, name: str, **extra: Any) -> None:
+            watch.hold()
+            watch.record.flush()  # a run that goes on from here does not measure again what came before
+            super().save(name, **extra)
 
         def tag_last_checkpoint(self, name: str) -> None:
             last = folder / LAST

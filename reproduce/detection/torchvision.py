@@ -1,8 +1,8 @@
 """The engine that needs no installation: torchvision's detectors with the encoder as their backbone, in one process.
 
 It honours every setting of the protocol, but is another protocol than Detectron2's (`detector.py`), so its numbers do not stand for that.
-Everything random in a step follows from the run's seed and the step's number, so a training that is killed goes on from its checkpoint to
-the numbers that it would have had.
+Everything random in a step follows from the run's seed and the step's number, so a training that is interrupted goes on from its checkpoint
+to the numbers that it would have had.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reproduce import checkpoint
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from reproduce.detection.protocol import Detection
     from reproduce.nn.encoder import Encoder
 
-CHECKPOINTS = 20
-"""Of a training, at equal distances: a kill costs at most a twentieth of it."""
 TESTED_TOGETHER = 8
 """Test images that are shown at once, at most, and only ones of the same size: none is padded for another's sake."""
 
@@ -80,36 +77,37 @@ def fit(detector: Any, protocol: Detection, train: Annotated, site: Site, device
 
     Raises:
         FloatingPointError: the loss is no longer finite.
+        Interrupted: the run is told to stop; what it has done is in a checkpoint.
         ValueError: there is nothing to train on, or the checkpoint was trained on other images.
     """
     from reproduce.detection.detector import parameter_groups
 
     iterations, size = protocol.schedule.iterations, protocol.batch_size
     optimizer = torch.optim.SGD(parameter_groups(detector, protocol), lr=protocol.rate(0), momentum=protocol.momentum)
-    first = _resume(detector, optimizer, train, watch.folder)
+    kept = checkpoint.Keeper(watch, {"list of images": train.digest})
+    first = _resume(detector, optimizer, kept)
     shown = batches(protocol, train, site, seed, first, iterations + protocol.precise_bn_iterations)
     detector.train()
-    for iteration, batch in enumerate(islice(shown, iterations - first), first):
-        lr = protocol.rate(iteration)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        losses = _losses(detector, protocol, batch, device, seed, iteration)
-        loss = torch.stack(list(losses.values())).sum()
-        measured = {"loss": loss.item()} | {name: each.item() for name, each in losses.items()}
-        if not math.isfinite(measured["loss"]):
-            terms = ", ".join(f"{name} = {value:g}" for name, value in measured.items())
-            raise FloatingPointError(f"The loss is no longer finite at step {iteration + 1}: {terms}. A lower base_lr may help.")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        done = iteration + 1
-        if done % record.LOG_EVERY == 0 or done == iterations:
-            watch.record.log(done, measured | {"lr": lr})
-        watch.report(Progress(done * size, iterations * size, "images", f"loss {measured['loss']:.3g}"))
-        if watch.folder is not None and (done % max(1, iterations // CHECKPOINTS) == 0 or done == iterations):
-            watch.record.flush()  # a run that goes on from here does not measure again what came before
-            watch.hold()
-            checkpoint.save(watch.folder, _state(detector, optimizer, train, done), done)
+    with kept.patiently() as due:
+        for iteration, batch in enumerate(islice(shown, iterations - first), first):
+            lr = protocol.rate(iteration)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            losses = _losses(detector, protocol, batch, device, seed, iteration)
+            loss = torch.stack(list(losses.values())).sum()
+            measured = {"loss": loss.item()} | {name: each.item() for name, each in losses.items()}
+            if not math.isfinite(measured["loss"]):
+                terms = ", ".join(f"{name} = {value:g}" for name, value in measured.items())
+                raise FloatingPointError(f"The loss is no longer finite at step {iteration + 1}: {terms}. A lower base_lr may help.")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            done = iteration + 1
+            if done % record.LOG_EVERY == 0 or done == iterations:
+                watch.record.log(done, measured | {"lr": lr})
+            watch.report(Progress(done * size, iterations * size, "images", f"loss {measured['loss']:.3g}"))
+            if due() or done == iterations:  # the test, too, may be interrupted
+                kept.save(_state(detector, optimizer, done), iteration, 1, 1)
     _precise_batchnorm(detector, protocol, shown, device, seed)
 
 
@@ -174,21 +172,18 @@ def _precise_batchnorm(detector: Any, protocol: Detection, shown: Iterator[Batch
             _losses(detector, protocol, batch, device, seed, number)
 
 
-def _resume(detector: Any, optimizer: Any, train: Annotated, folder: Path | None) -> int:
+def _resume(detector: Any, optimizer: Any, kept: checkpoint.Keeper) -> int:
     """Puts the newest checkpoint in its place; returns how many steps were done."""
-    saved = checkpoint.latest(folder) if folder is not None else None
-    if saved is None:
+    if kept.saved is None:
         return 0
-    if saved["data"] != train.digest:
-        raise ValueError(f"The training images are not those of the checkpoint in {folder}: remove it to start anew.")
-    detector.load_state_dict(saved["detector"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return int(saved["iteration"])
+    detector.load_state_dict(kept.saved["detector"])
+    optimizer.load_state_dict(kept.saved["optimizer"])
+    return int(kept.saved["iteration"])
 
 
-def _state(detector: Any, optimizer: Any, train: Annotated, iteration: int) -> dict[str, Any]:
+def _state(detector: Any, optimizer: Any, iteration: int) -> dict[str, Any]:
     """What a training needs to go on after `iteration` steps."""
-    return {"detector": detector.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration, "data": train.digest}
+    return {"detector": detector.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
 
 
 def _predicted(each: Picture, output: dict[str, Tensor]) -> Predicted:
