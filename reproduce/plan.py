@@ -148,12 +148,11 @@ class Evaluation:
 
         _check_seeds(self.seeds)
         protocol = _component("protocol", self.protocol, "reproduce.protocols", Protocol)
-        dataset: Settings = _component("data set", self.dataset, "reproduce.data", Dataset, DetectionDataset)
-        if not isinstance(dataset, protocol.takes):
-            kind = "boxes" if protocol.takes is DetectionDataset else "one or more labels for each image"
-            fitting = components("reproduce.data", protocol.takes)
+        dataset: Any = _component("data set", self.dataset, "reproduce.data", Dataset, DetectionDataset)
+        if not protocol.accepts(type(dataset)):
+            fitting = [name for name, other in components("reproduce.data", protocol.takes).items() if protocol.accepts(other)]
             raise ValueError(
-                f"{protocol.name} needs a data set with {kind}, which {dataset.name} is not: {', '.join(sorted(fitting))} are."
+                f"{protocol.name} needs a data set with {protocol.wants}, which {dataset.name} is not: {', '.join(sorted(fitting))} are."
             )
         expected = geometry(self.weights, dataset)
         if dataset.name.startswith(SYNTHETIC):
@@ -163,6 +162,7 @@ class Evaluation:
         for change in self.changes:
             run = override([run], change)[0](run)
         _check_backbone(run)
+        _check(run)
         return run
 
     def specs(self) -> tuple[Spec, ...]:
@@ -375,7 +375,7 @@ def requests(
     for change in changes:
         _where_possible(made, LookupError, partial(_with_change, change))
     for job in jobs(made):
-        _check_warmup(job.spec)
+        _check(job.spec)
     return made
 
 
@@ -402,9 +402,11 @@ def _where_possible(made: list[Request], refusal: type[Exception], option: Calla
         raise problems[0]
 
 
-def _check_warmup(spec: Spec) -> None:
-    """Raises ValueError where the learning rate would never reach its peak; here, as one change may need another to make sense."""
-    if isinstance(spec, Pretrain) and 0 < spec.epochs < spec.optimizer.warmup_epochs:
+def _check(spec: Spec) -> None:
+    """Raises ValueError where settings do not fit together; here, after all changes, as one may need another to make sense."""
+    if isinstance(spec, Evaluate):
+        cast(Protocol, spec.protocol).check_for(spec.dataset, spec.encoder.backbone)
+    elif 0 < spec.epochs < spec.optimizer.warmup_epochs:
         raise ValueError(f"epochs is {spec.epochs}, less than the warm-up's {spec.optimizer.warmup_epochs}: set warmup_epochs too.")
 
 
@@ -435,8 +437,14 @@ class Job:
 
     def devices(self, site: Site) -> int:
         """GPUs, or processes on a CPU, that the run takes at a site."""
-        several = isinstance(self.spec, Pretrain) or cast(Protocol, self.spec.protocol).takes_devices
-        return site.devices if several else 1
+        return site.devices if self.shared_batch else 1
+
+    @property
+    def shared_batch(self) -> int:
+        """Images of a step that all devices of the run share equally; 0: it takes one device."""
+        if isinstance(self.spec, Pretrain):
+            return self.spec.batch_size
+        return cast(Protocol, self.spec.protocol).shared_batch
 
 
 def jobs(requests: Iterable[Order]) -> list[Job]:

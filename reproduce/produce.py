@@ -238,12 +238,25 @@ def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str,
     wanted = {job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None) for job in todo}
     problems = {each: next(missing(*each, site, fetch=fetch), None) for each in dict.fromkeys(wanted.values())}
     found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
+    found |= {job.spec.id: Blocked(uneven) for job in todo if (uneven := _uneven(job, site))}
     for job in todo:
         for needed in job.spec.needs():
             if needed.id in found:
                 found.setdefault(job.spec.id, Blocked(found[needed.id].problem, f"run {needed.id}, which it needs,"))
     vain = in_vain([job.spec for job in todo], found)
     return found | {spec_id: Blocked(found[first].problem, f"only runs such as {first} need it, which") for spec_id, first in vain.items()}
+
+
+def _uneven(job: Job, site: Site) -> Missing | None:
+    """A batch that the site's devices cannot share equally."""
+    devices, batch = job.devices(site), job.shared_batch
+    if batch % devices == 0:
+        return None
+    return Missing(
+        f"a batch that {devices} devices can share",
+        f"A batch of {batch} images does not divide into {devices} equal shares: set another `devices` in the site file"
+        f"{'' if isinstance(job.spec, Pretrain) else ', or --set protocol.batch_size'}.",
+    )
 
 
 def in_vain(specs: Sequence[Spec], blocked: Container[str]) -> dict[str, str]:

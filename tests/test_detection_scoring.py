@@ -22,6 +22,7 @@ from toys import SHARED
 
 from reproduce.data.coco2017 import COCO2017
 from reproduce.data.detection import Annotated, Box, Instance, Picture
+from reproduce.data.imagenette import Imagenette
 from reproduce.data.synthetic_detection import SyntheticCOCO2017, SyntheticVOC0712
 from reproduce.data.voc0712 import VOC0712
 from reproduce.detection import picture, scoring
@@ -504,22 +505,29 @@ def test_a_picture_of_images_without_objects_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# Whose rules
+# What fits together
 
 
 @pytest.mark.parametrize(
-    ("protocol", "dataset", "said"),
+    ("protocol", "dataset", "backbone", "said"),
     [
-        (VOCDetection(engine="torchvision"), COCO2017(), "scores by the rules of VOC, but coco2017 is annotated by those of COCO"),
-        (COCOMaskRCNN(engine="torchvision"), SyntheticVOC0712(), "scores by the rules of COCO, but synthetic_voc0712 .* of VOC"),
-        (VOCDetection(), VOC0712(test_split="2007_test+2012_val"), "Detectron2 measures on one list of VOC"),
+        (VOCDetection(), VOC0712(test_split="2007_test+2012_val"), "resnet50", "Detectron2 measures on one list of VOC"),
+        (COCOMaskRCNN(), COCO2017(), "small", r"takes a ResNet .* not the backbone 'small': .*engine=torchvision"),
+        (COCOMaskRCNN(anchor_sizes=(32, 64)), COCO2017(), "resnet50", "one anchor size for each of 5 levels"),
+        (VOCDetection(norm="LN"), VOC0712(), "resnet50", "norm is 'LN'"),
     ],
 )
-def test_a_benchmark_scores_its_own_data(protocol: Any, dataset: Any, said: str) -> None:
+def test_what_detectron2_cannot_do_is_known_before_anything_starts(protocol: Any, dataset: Any, backbone: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        protocol.check_data(dataset, Site())
+        protocol.check_for(dataset, backbone)
 
 
-def test_torchvision_scores_the_data_of_both_benchmarks() -> None:
-    VOCDetection(engine="torchvision").check_data(VOC0712(test_split="2007_test+2012_val"), Site())
-    COCOMaskRCNN(engine="torchvision").check_data(SyntheticCOCO2017(), Site())
+def test_torchvision_takes_what_detectron2_does_not() -> None:
+    VOCDetection(engine="torchvision").check_for(VOC0712(test_split="2007_test+2012_val"), "small")
+    COCOMaskRCNN(engine="torchvision").check_for(SyntheticCOCO2017(), "small")
+
+
+def test_a_benchmark_scores_its_own_data() -> None:
+    kinds = (VOC0712, SyntheticVOC0712, COCO2017, SyntheticCOCO2017, Imagenette)
+    assert [VOCDetection.accepts(kind) for kind in kinds] == [True, True, False, False, False]
+    assert [COCOMaskRCNN.accepts(kind) for kind in kinds] == [False, False, True, True, False]

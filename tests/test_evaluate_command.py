@@ -88,6 +88,14 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
     [
         ({"protocol": "knnn"}, "There is no protocol 'knnn'. Did you mean 'knn'? Known: "),
         ({"dataset": "imagenete"}, "There is no data set 'imagenete'. Did you mean 'imagenet"),
+        (
+            {"dataset": "voc0712"},
+            "knn needs a data set with one or more labels for each image, which voc0712 is not: imagenet, imagenet100",
+        ),
+        (
+            {"protocol": "voc_detection", "dataset": "coco2017"},
+            "voc_detection needs a data set with boxes by the rules of VOC, which coco2017 is not: synthetic_voc0712, voc0712 are.",
+        ),
         ({"changes": ("protocol.kk=3",)}, "There is no setting 'protocol.kk'. Did you mean 'protocol.k'?"),
         ({"changes": ("k=many",)}, "k takes a whole number, not 'many'."),
         ({"changes": ("backbone=resnet19",)}, "There is no backbone 'resnet19'. Did you mean 'resnet18'?"),
@@ -227,10 +235,14 @@ def test_released_baselines_fill_quoted_cells_and_change_no_other_run(name: str)
         assert ("evaluated here" in new.note) == filled_here
 
 
+@pytest.mark.slow
 def test_options_go_to_the_tables_that_can_take_them() -> None:
     made = plan.requests(table_names(), baselines="released", added=(("Mine", MINE),), changes=("epochs=20",))
     assert {request.table for request in made if request.baselines == "released"} == set(TAKE_RELEASED)
     assert {request.table for request in made if request.added} == set(TAKE_ROWS)
+
+
+def test_options_that_no_table_asked_for_can_take_are_refused_and_a_row_is_asked_for_alone() -> None:
     with pytest.raises(ValueError, match=rf"^table8 has no row whose encoder was released: .* is for {', '.join(TAKE_RELEASED)}\.$"):
         plan.requests(["table8", "table9"], baselines="released")
     with pytest.raises(LookupError, match=r"There is no kind of baselines 'releasd'\. Did you mean 'released'"):

@@ -332,6 +332,17 @@ def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Pat
             assert each.why.split()[4] in waiting
 
 
+def test_a_batch_that_the_devices_cannot_share_is_known_before_anything_starts(tmp_path: Path) -> None:
+    wanted = jobs([Request(table="table8", rows="BYOL")])
+    site = Site(runs=tmp_path / "runs", device="cpu", devices=3)
+    lacks = "lacks a batch that 3 devices can share"
+    assert [each.why for each in steps_of(wanted, site)] == [lacks, f"run {wanted[0].spec.id}, which it needs, {lacks}"]
+    assert {each.problem.why for each in blocked(wanted, site).values()} == {
+        "A batch of 32 images does not divide into 3 equal shares: set another `devices` in the site file."
+    }
+    assert [each.fate for each in steps_of(wanted, replace(site, devices=4))] == ["run", "run"]
+
+
 # The command line
 
 

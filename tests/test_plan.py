@@ -256,7 +256,7 @@ def test_seeds_are_those_of_pretraining_and_evaluation_alike_and_seed_0_is_the_s
     assert len({spec.id for spec in three}) == 6
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [SCALES[0], *(pytest.param(scale, marks=pytest.mark.slow) for scale in SCALES[1:])])
 def test_every_run_comes_once_and_after_what_it_needs(scale: str) -> None:
     done: set[str] = set()
     for job in jobs([Request(table=table, scale=scale, seeds=2) for table in table_names()]):
@@ -332,3 +332,12 @@ def test_changes_that_make_sense_only_together_may_come_in_any_order() -> None:
         assert made.specs()[0].epochs == 5
     with pytest.raises(ValueError, match="epochs is 5, less than the warm-up's 10: set warmup_epochs too"):
         plan.requests(["table8"], changes=("epochs=5",), scale="small")
+
+
+def test_an_engine_that_cannot_take_the_backbone_is_refused_before_anything_is_trained() -> None:
+    """Detectron2 has no backbone of the scale smoke, and its pyramid has a level more."""
+    engine, others = "protocol.engine=detectron2", ("backbone=resnet18_3x3", "protocol.anchor_sizes=4,8,16,32,64")
+    with pytest.raises(ValueError, match=r"^The engine detectron2 takes a ResNet .*, not the backbone 'small'"):
+        plan.requests(["table10"], changes=(engine,))
+    (made,) = plan.requests(["table10"], changes=(engine, *others))
+    assert {spec.protocol.engine for spec in made.specs() if isinstance(spec, Evaluate)} == {"detectron2"}

@@ -254,9 +254,11 @@ def test_devices_beyond_one_node_meet_on_the_first_of_several(tmp_path: Path) ->
 
 
 def test_a_detector_takes_as_many_devices_as_a_pretraining(tmp_path: Path) -> None:
-    texts = slurm.scripts(jobs_of("table10"), Site(runs=tmp_path, devices=2))
+    texts = slurm.scripts(jobs_of("table10", scale="small"), Site(runs=tmp_path, devices=2))
     assert ["--gpus-per-node=2" in options(text) for text in texts] == [True, True]
     assert "--dependency=afterany:ARRAY1" in options(texts[1])
+    smoke = slurm.scripts(jobs_of("table10"), Site(runs=tmp_path, devices=2))
+    assert ["--gpus-per-node=2" in options(text) for text in smoke] == [True, False], "torchvision's engine runs in one process"
 
 
 def test_more_runs_than_an_array_holds_take_several(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
+from reproduce.detection import detectron2_config
 from reproduce.progress import Watch
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
@@ -52,8 +53,6 @@ class Schedule(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Detection(Protocol):
     """Settings of both; a subclass gives the values and the architecture."""
-
-    takes_devices: ClassVar[bool] = True
 
     engine: Literal["detectron2", "torchvision"] = "detectron2"
     """Whose detector: the paper's, or torchvision's, which needs no installation, differs in many details and does not stand for it."""
@@ -123,6 +122,14 @@ class Detection(Protocol):
     benchmark: ClassVar[Literal["voc", "coco"]]
     """Whose rules score."""
 
+    @classmethod
+    def accepts(cls, dataset: type[Settings]) -> bool:
+        return issubclass(dataset, DetectionDataset) and dataset.benchmark == cls.benchmark
+
+    @property
+    def shared_batch(self) -> int:
+        return self.batch_size if self.engine == "detectron2" else 0
+
     def check(self) -> None:
         for key in AT_LEAST_1:
             value = getattr(self, key)
@@ -189,15 +196,14 @@ class Detection(Protocol):
     def requirement(self) -> str:
         return ENGINES[self.engine]
 
+    def check_for(self, dataset: Settings, backbone: str) -> None:
+        if self.engine == "detectron2":
+            shown = cast(DetectionDataset, dataset)
+            if "+" in shown.test_split:
+                raise ValueError(f"test_split is {shown.test_split}, but Detectron2 measures on one list of VOC, such as 2007_test.")
+            detectron2_config.settings(self, backbone, shown, device="cpu", seed=0)
+
     def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
-        shown = cast(DetectionDataset, dataset)
-        if shown.benchmark != self.benchmark:
-            raise ValueError(
-                f"{self.name} scores by the rules of {self.benchmark.upper()}, but {shown.name} is annotated by those of "
-                f"{shown.benchmark.upper()}."
-            )
-        if "+" in shown.test_split and self.engine == "detectron2":
-            raise ValueError(f"test_split is {shown.test_split}, but Detectron2 measures on one list of VOC, such as 2007_test.")
         self._engine.check(site)
 
     def run(

@@ -39,6 +39,7 @@ class COCOMaskRCNN(Detection, name="coco_mask_rcnn"):
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
     """No source fixes the paper's: four convolutions and a fully connected layer with BatchNorm (DenseCL, PixPro), or two of the latter."""
 
+    wants: ClassVar[str] = "boxes and masks by the rules of COCO"
     masks: ClassVar[bool] = True
     fpn: ClassVar[bool] = True
     benchmark: ClassVar[Literal["voc", "coco"]] = "coco"

@@ -22,8 +22,18 @@ class Protocol(Settings):
 
     takes: ClassVar[type[Settings]] = Dataset
     """The kind of data set that it is run on."""
-    takes_devices: ClassVar[bool] = False
-    """Whether it trains long enough to take as many devices as the site gives a pretraining."""
+    wants: ClassVar[str] = "one or more labels for each image"
+    """What such a data set has, in words."""
+
+    @classmethod
+    def accepts(cls, dataset: type[Settings]) -> bool:
+        """Whether it can be run on data sets of that class."""
+        return issubclass(dataset, cls.takes)
+
+    @property
+    def shared_batch(self) -> int:
+        """Where it trains long enough to take as many devices as a pretraining, the images of a step, which these share equally; else 0."""
+        return 0
 
     @property
     def length(self) -> int:
@@ -52,6 +62,13 @@ class Protocol(Settings):
             num_train, num_test: images of the splits.
         """
         return None
+
+    def check_for(self, dataset: Settings, backbone: str) -> None:
+        """Finds out, on any machine, whether it can evaluate encoders of that backbone on `dataset`; most take all that they accept.
+
+        Raises:
+            ValueError: it cannot; the message says what would work.
+        """
 
     def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
         """Finds out, before anything starts, whether what the protocol needs beside the images of `dataset` is there; most need nothing.

@@ -39,6 +39,7 @@ class VOCDetection(Detection, name="voc_detection"):
     box_resolution: int = 14
     """detectron2/config/defaults.py: the fifth stage halves it."""
 
+    wants: ClassVar[str] = "boxes by the rules of VOC"
     masks: ClassVar[bool] = False
     fpn: ClassVar[bool] = False
     benchmark: ClassVar[Literal["voc", "coco"]] = "voc"
