@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -40,8 +41,8 @@ EVERY = 60.0
 """Seconds between two checkpoints of an evaluation, at least: a kill costs little more, and one of seconds writes none."""
 LARGEST_HEADER = 100_000_000
 """Bytes: the limit of safetensors itself."""
-DETECTRON2 = "detectron2"
-"""The folder of a run in which Detectron2 keeps its own checkpoints."""
+DETECTRON2, LAST = "detectron2", "last_checkpoint"
+"""A run's folder in which Detectron2 keeps its own checkpoints; the file there that names the newest (fvcore/common/checkpoint.py)."""
 
 NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+)-of-(\d+))?")
 """Of a checkpoint's file, without the ending: epochs done, then steps of the one under way."""
@@ -92,8 +93,11 @@ def latest(folder: Path, device: str = "cpu") -> dict[str, Any] | None:
 
 
 def newest(folder: Path) -> float:
-    """How many epochs the newest checkpoint in `folder` has behind it, by its name, without reading it; 0: there is none."""
-    return max(_by_epochs(folder), default=0.0)
+    """How many epochs the newest checkpoint in `folder` has behind it, by its name, without reading it; 0: there is none.
+
+    Of a detector it is iterations; infinity: all of them.
+    """
+    return max(_by_epochs(folder), default=_of_detectron2(folder / DETECTRON2 / LAST))
 
 
 def discard(folder: Path) -> None:
@@ -252,6 +256,15 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _of_detectron2(last: Path) -> float:
+    """How many iterations the checkpoint that `last` names has behind it; 0: there is none."""
+    name = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""
+    if name == "model_final.pth":
+        return math.inf
+    numbered = re.fullmatch(r"model_(\d{7,})\.pth", name)
+    return int(numbered[1]) + 1.0 if numbered else 0.0
 
 
 def _path(folder: Path, epoch: int, step: int, steps: int) -> Path:

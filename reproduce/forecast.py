@@ -265,13 +265,12 @@ def _attached(lease: Lease) -> str:
 
 def _checkpoint(spec: Spec, folder: Path) -> tuple[str, float] | None:
     """The newest checkpoint in words, and the part of the work behind it; None: there is none."""
-    done, total = checkpoint.newest(folder), _length(spec)
-    if done:
-        unit = "iteration" if isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection) else "epoch"
-        return f"a checkpoint of {unit} {round(done, 2):.10g} of {total}", max(0.0, 1 - done / total) if total else 1.0
-    if (folder / checkpoint.DETECTRON2 / "last_checkpoint").exists():
-        return "a checkpoint of Detectron2", 1.0
-    return None
+    total = _length(spec)
+    done = min(checkpoint.newest(folder), total)
+    if not done:
+        return None
+    unit = "iteration" if isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection) else "epoch"
+    return f"a checkpoint of {unit} {round(done, 2):.10g} of {total}", 1 - done / total
 
 
 def _finished(record: Record) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reproduce import interrupt
+from reproduce.checkpoint import LAST
 from reproduce.data.detection import Annotated
 from reproduce.detection import detectron2_formats as formats
 from reproduce.detection import record, stream
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 CHECKPOINTS, FARTHEST = 50, 500
 """Checkpoints of a training, and the most steps between two of them: as much is lost by a kill at most."""
-LAST = "last_checkpoint"
-"""The file that names the newest checkpoint (fvcore/common/checkpoint.py)."""
 
 
 def train(
