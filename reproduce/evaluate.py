@@ -24,10 +24,10 @@ def evaluate(spec: Evaluate, encoder: Encoder, site: Site, device: torch.device,
     Raises:
         ValueError: the data do not fit the protocol.
     """
-    dataset = cast(Dataset, spec.dataset)
+    dataset = spec.dataset
     if distributed.main_process():
-        for split in (dataset.train_split, dataset.test_split):
-            name = split.replace("+", "_")  # MLflow takes no + in a name
-            watch.record.tag(f"data_digest_{name}", dataset.load(split, site).digest)
+        if isinstance(dataset, Dataset):  # annotations of objects take long to read: detection tells their digests as it reads them
+            for split in (dataset.train_split, dataset.test_split):
+                watch.tag_data(split, dataset.load(split, site).digest)
         watch.record.tag("encoder_digest", encoder.digest)
-    return cast(Protocol, spec.protocol).run(encoder, dataset, site, device, spec.seed, watch)
+    return cast(Protocol, spec.protocol).run(encoder, cast(Dataset, dataset), site, device, spec.seed, watch)

@@ -63,6 +63,10 @@ class Watch:
     hold: Callable[[], None] = lambda: None
     """Called before a checkpoint is written; raises when another process has taken the run over."""
 
+    def tag_data(self, split: str, digest: str) -> None:
+        """Records what the images of a split are."""
+        self.record.tag(f"data_digest_{split.replace('+', '_')}", digest)  # MLflow takes no + in a name
+
     def part(self, before: int, total: int) -> Watch:
         """For a part of the work: what it counts comes after `before` of `total`."""
         return replace(self, report=lambda progress: self.report(progress._replace(done=before + progress.done, total=total)))

@@ -30,6 +30,7 @@ from reproduce.data.detection import Annotated, DetectionDataset, Instance, Pict
 from reproduce.detection import detector as models
 from reproduce.detection import examples, record
 from reproduce.detection import torchvision as engine
+from reproduce.evaluate import evaluate
 from reproduce.interrupt import Interrupted
 from reproduce.nn import backbones
 from reproduce.nn.stages import stages
@@ -37,6 +38,7 @@ from reproduce.progress import Progress, Watch
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.site import Site
+from reproduce.spec import Evaluate
 
 pytestmark = pytest.mark.slow  # torchvision or pycocotools and pictures: seconds in all
 
@@ -387,6 +389,26 @@ def test_a_mask_is_where_it_is_at_least_as_likely_as_not() -> None:
 def test_a_loss_that_is_not_finite_names_its_step(splits: tuple[Annotated, Annotated]) -> None:
     with pytest.raises(FloatingPointError, match=r"no longer finite at step \d+: loss = .*loss_classifier = "):
         fitted(replace(VOC, base_lr=1e12, warmup_iterations=0), splits[0])
+
+
+def test_an_evaluation_reads_each_split_once_and_tells_what_it_is(tmp_path: Path) -> None:
+    read: list[str] = []
+
+    class Counted(Rectangles, name="counted_rectangles"):
+        def load(self, split: str, site: Site) -> Annotated:
+            read.append(split)
+            return annotated(site.runs / split, 8, len(split))
+
+    protocol = replace(VOC, iterations=1, drops=(), warmup_iterations=0, precise_bn_iterations=1)
+    given, notes = encoder(), Notes()
+    dataset = Counted(train_split="one+two", test_split="three")
+    evaluate(Evaluate(encoder=given.spec, protocol=protocol, dataset=dataset), given, Site(runs=tmp_path), CPU, Watch(notes))
+    assert read == ["one+two", "three"]
+    assert notes.tags == {
+        "data_digest_one_two": "8 images of seed 7",
+        "data_digest_three": "8 images of seed 5",
+        "encoder_digest": given.digest,
+    }
 
 
 def test_a_checkpoint_of_other_images_is_refused(splits: tuple[Annotated, Annotated], tmp_path: Path) -> None:

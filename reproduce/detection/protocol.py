@@ -217,6 +217,8 @@ class Detection(Protocol):
         """
         shown = cast(DetectionDataset, dataset)
         train, test = shown.load(shown.train_split, site), shown.load(shown.test_split, site)
+        watch.tag_data(shown.train_split, train.digest)
+        watch.tag_data(shown.test_split, test.digest)
         measured: dict[str, float] = self._engine.fine_tune(self, encoder, shown, train, test, site, device, seed, watch)
         return measured
 
