@@ -41,8 +41,9 @@ EVERY = 60.0
 """Seconds between two checkpoints of an evaluation, at least: a kill costs little more, and one of seconds writes none."""
 LARGEST_HEADER = 100_000_000
 """Bytes: the limit of safetensors itself."""
-DETECTRON2, LAST = "detectron2", "last_checkpoint"
-"""A run's folder in which Detectron2 keeps its own checkpoints; the file there that names the newest (fvcore/common/checkpoint.py)."""
+DETECTRON2, LAST, FINISHED = "detectron2", "last_checkpoint", "model_final.pth"
+"""A run's folder in which Detectron2 keeps its own checkpoints; the file there that names the newest; what that is called where nothing is
+left to train (fvcore/common/checkpoint.py)."""
 
 NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+)-of-(\d+))?")
 """Of a checkpoint's file, without the ending: epochs done, then steps of the one under way."""
@@ -261,7 +262,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def _of_detectron2(last: Path) -> float:
     """How many iterations the checkpoint that `last` names has behind it; 0: there is none."""
     name = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""
-    if name == "model_final.pth":
+    if name == FINISHED:
         return math.inf
     numbered = re.fullmatch(r"model_(\d{7,})\.pth", name)
     return int(numbered[1]) + 1.0 if numbered else 0.0

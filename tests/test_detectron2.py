@@ -256,6 +256,21 @@ def test_what_was_trained_to_its_end_is_only_tested_again(site: Site, tmp_path: 
     assert {progress.note for progress in seen} == {"testing"}
 
 
+def test_statistics_of_batchnorm_that_were_interrupted_are_computed_again(site: Site, tmp_path: Path) -> None:
+    measured, _ = run(VOC, TINY_VOC, site, tmp_path / "run")
+    whole, folder = finished(tmp_path / "run")["model"], tmp_path / "run" / "detectron2"
+    (folder / "model_final.pth").unlink()
+    (folder / "last_checkpoint").write_text("model_0000003.pth")
+    seen: list[Progress] = []
+    assert run(VOC, TINY_VOC, site, tmp_path / "run", report=seen.append)[0] == measured
+    assert {progress.note for progress in seen} == {"testing"}
+    trained = torch.load(folder / "model_0000003.pth", weights_only=True)["model"]
+    moved = {name for name, value in finished(tmp_path / "run")["model"].items() if not torch.equal(value, trained[name])}
+    assert moved
+    assert all(name.endswith(("running_mean", "running_var")) for name in moved)
+    assert all(torch.equal(value, finished(tmp_path / "run")["model"][name]) for name, value in whole.items())
+
+
 def test_processes_that_decode_change_nothing(site: Site, tmp_path: Path) -> None:
     alone, _ = run(VOC, TINY_VOC, site, tmp_path / "0")
     helped, _ = run(VOC, TINY_VOC, dataclasses.replace(site, workers=2), tmp_path / "2")

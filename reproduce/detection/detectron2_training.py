@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reproduce import interrupt
-from reproduce.checkpoint import LAST
+from reproduce.checkpoint import FINISHED, LAST
 from reproduce.data.detection import Annotated
 from reproduce.detection import detectron2_formats as formats
 from reproduce.detection import record, stream
@@ -54,7 +54,7 @@ def train(
         Interrupted: the run is told to stop; what it has done is in a checkpoint.
         ValueError: nothing to train on, a broken image, or a checkpoint of a training on other images.
     """
-    from detectron2.engine import SimpleTrainer, create_ddp_model, hooks
+    from detectron2.engine import SimpleTrainer, create_ddp_model
     from detectron2.solver import build_lr_scheduler, build_optimizer
 
     iterations = protocol.schedule.iterations
@@ -64,25 +64,22 @@ def train(
     trainer.max_iter = iterations
     checkpointer = _checkpointer(model, folder, watch, trainer=trainer, images=_SameImages(images))
     loader = _loaders(protocol, cfg, images, seed=seed, workers=workers)
-    behind = loader(iterations)  # the images that would come next
-    trainer.register_hooks(_hooks(trainer, build_lr_scheduler(cfg, optimizer), checkpointer, behind, protocol, seed, watch))
+    trainer.register_hooks(_hooks(trainer, build_lr_scheduler(cfg, optimizer), protocol, seed, watch))
     first = 0
     if checkpointer.has_checkpoint():
         checkpointer.resume_or_load("")
         first = trainer.iter + 1
     else:
         prepare(checkpointer)
-    if first == iterations:  # killed while it was tested
+    if checkpointer.get_checkpoint_file().endswith(FINISHED):  # killed while it was tested
         return
-    shown = loader(first)
-    trainer.reset_data_loader(lambda: shown)
-    try:
-        with contextlib.closing(shown), contextlib.closing(behind), interrupt.patiently() as asked:
-            trainer.register_hooks([hooks.CallbackHook(after_step=partial(_stop, asked=asked, checkpointer=checkpointer))])
-            trainer.train(first, iterations)
-    except FloatingPointError as error:
-        reason = " ".join(str(error).split())
-        raise FloatingPointError(f"Training fails at step {trainer.iter + 1}: {reason} A lower base_lr may help.") from error
+    if first < iterations:
+        with contextlib.closing(loader(first)) as shown:
+            _steps(trainer, shown, first, checkpointer)
+    with contextlib.closing(loader(iterations)) as behind:  # the images that would come next
+        _precise_batchnorm(trainer, behind, protocol, seed)
+    if distributed.main_process():
+        checkpointer.save(FINISHED.removesuffix(".pth"), iteration=iterations - 1)
 
 
 def mapper(protocol: Detection, cfg: Any) -> Any:
@@ -183,28 +180,53 @@ def _sampler(order: Callable[[], Iterator[stream.Shown]]) -> Any:
     return Order()
 
 
-def _hooks(trainer: Any, scheduler: Any, checkpointer: Any, behind: Readable, protocol: Detection, seed: int, watch: Watch) -> list[Any]:
-    """What happens around a step, in the order of Detectron2's default trainer; the random state is set first, for whatever follows.
-
-    Args:
-        behind: the images from which precise BatchNorm statistics are computed.
-    """
+def _steps(trainer: Any, shown: Readable, first: int, checkpointer: Any) -> None:
+    """Trains from step `first` to the end, after which there is a checkpoint."""
     from detectron2.engine import hooks
-    from fvcore.nn.precise_bn import get_bn_modules
 
-    iterations = protocol.schedule.iterations
+    trainer.reset_data_loader(lambda: shown)
+    try:
+        with interrupt.patiently() as asked:
+            trainer.register_hooks([hooks.CallbackHook(after_step=partial(_keep, asked=asked, checkpointer=checkpointer))])
+            trainer.train(first, trainer.max_iter)
+    except FloatingPointError as error:
+        reason = " ".join(str(error).split())
+        raise FloatingPointError(f"Training fails at step {trainer.iter + 1}: {reason} A lower base_lr may help.") from error
+
+
+def _hooks(trainer: Any, scheduler: Any, protocol: Detection, seed: int, watch: Watch) -> list[Any]:
+    """What happens around a step, in the order of Detectron2's default trainer; the random state is set first, for whatever follows."""
+    from detectron2.engine import hooks
+
     found = [
         hooks.CallbackHook(before_step=lambda trainer: _seed_everything(seed, trainer.iter)),
         hooks.IterationTimer(),
         hooks.LRScheduler(trainer.optimizer, scheduler),
     ]
-    if protocol.precise_bn_iterations and get_bn_modules(trainer.model):  # not with FrozenBN or GN
-        found.append(hooks.PreciseBN(0, trainer.model, behind, protocol.precise_bn_iterations))
     if distributed.main_process():
-        period = max(1, min(FARTHEST, iterations // CHECKPOINTS))
         found.append(hooks.CallbackHook(after_step=lambda trainer: _tell(trainer, protocol, watch)))
-        found.append(hooks.PeriodicCheckpointer(checkpointer, period))
     return found
+
+
+def _keep(trainer: Any, asked: Callable[[], str], checkpointer: Any) -> None:
+    """Writes a checkpoint now and then, at the end, and where a process is told to stop, which ends all of them after the same step."""
+    done, period = trainer.iter + 1, max(1, min(FARTHEST, trainer.max_iter // CHECKPOINTS))
+    stopping = distributed.anyone(bool(asked()))
+    if distributed.main_process() and (stopping or done % period == 0 or done == trainer.max_iter):
+        checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
+    if stopping:
+        distributed.agreed(True)  # the others wait for the file: torchrun ends all processes as soon as one has ended
+        interrupt.stop(asked() or interrupt.ELSEWHERE)
+
+
+def _precise_batchnorm(trainer: Any, images: Readable, protocol: Detection, seed: int) -> None:
+    """BatchNorm's test statistics over other images, by Detectron2's hook. Its proposals are drawn, too, so a seed comes first."""
+    from detectron2.engine import hooks
+    from fvcore.nn.precise_bn import get_bn_modules
+
+    if protocol.precise_bn_iterations and get_bn_modules(trainer.model):  # not with FrozenBN or GN
+        _seed_everything(seed, trainer.max_iter)
+        hooks.PreciseBN(0, trainer.model, images, protocol.precise_bn_iterations).update_stats()
 
 
 def _seed_everything(seed: int, iteration: int) -> None:
@@ -225,16 +247,6 @@ def _tell(trainer: Any, protocol: Detection, watch: Watch) -> None:
         watch.record.log(done, {name: float(value) for name, value in latest.items()})
     images = protocol.batch_size
     watch.report(Progress(done * images, iterations * images, "images", f"loss {latest['total_loss']:.3g}"))
-
-
-def _stop(trainer: Any, asked: Callable[[], str], checkpointer: Any) -> None:
-    """Ends the training with a checkpoint, after the same step on all processes, where one of them is told to stop."""
-    if not distributed.anyone(bool(asked())):
-        return
-    if distributed.main_process():
-        checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
-    distributed.agreed(True)  # the others wait for the file: torchrun ends all processes as soon as one has ended
-    interrupt.stop(asked() or interrupt.ELSEWHERE)
 
 
 class _SameImages:
