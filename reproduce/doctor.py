@@ -31,6 +31,7 @@ from reproduce.nn import backbones, distributed
 from reproduce.nn.cost import FLOAT, Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
 from reproduce.produce import in_vain, missing
+from reproduce.protocols.protocol import Protocol
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain, Settings, Spec, unknown
 
@@ -42,6 +43,8 @@ WIDTH = 120
 """Columns of a terminal that lines should fit in."""
 LABEL = 18
 """Columns of what stands before a line's text."""
+HERE = "here"
+"""What is told of that for which nothing is missing."""
 GPU, DISK = "GPU", "disk"
 """What is missing beside data and engines, by the labels of the lines that say more."""
 PAPER_GPUS = 8
@@ -61,6 +64,8 @@ class Need(NamedTuple):
     """Runs that lack nothing, nor does what they need first, nor all that needs them."""
     missing: tuple[str, ...]
     """Names of what the others lack."""
+    here: tuple[str, ...]
+    """Names of what any of them needs and has; that the packages of requirements.txt are installed goes without saying."""
     disk: int
     """Bytes, an estimate."""
 
@@ -104,6 +109,12 @@ class Machine:
 
         return at_once(self.site)
 
+    def has_gpu(self, spec: Spec) -> bool | None:
+        """Whether the GPU that a run needs is here; None: it needs none."""
+        if isinstance(spec, Pretrain) and spec.precision == "bfloat16":
+            return self.device not in ("", "cpu")
+        return None if self.device else False
+
     @cache  # noqa: B019 (a machine lives as long as its report)
     def lacks(self, dataset: Settings, protocol: Settings | None) -> tuple[str, ...]:
         """Names of what a run on `dataset` by `protocol` lacks."""
@@ -134,11 +145,11 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
     yield from ("", "Data")
     for label, text in _data(site):
         yield from _entry(label, text)
-    yield from ("", *_wrapped(f"Tables: runs that can start, disk for all of them, what is missing. {_rule(machine)}"))
+    yield from ("", *_wrapped(f"Tables: runs that can start, disk for all of them, what is missing and what is here. {_rule(machine)}"))
     specs = {request: request.specs() for request in asked}
     needs = {request: need(specs[request], machine) for request in asked}
     for request, found in needs.items():
-        yield from _entry(f"{request.table:<9}{request.scale}", _told(found, request.scale, machine))
+        yield f"  {f'{request.table:<9}{request.scale}':<{LABEL - 1}} {_told(found)}"  # one line, however long
     yield ""
     yield from _wrapped(_ready(needs, specs, machine))
     yield from _wrapped(_next(needs))
@@ -147,11 +158,14 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
 def need(specs: Iterable[Spec], machine: Machine) -> Need:
     """What the runs of `specs`, upstream first, need and lack on this machine."""
     lacking: dict[str, list[str]] = {}
+    asked: dict[str, None] = {}
     specs = list(specs)
     for spec in specs:
         names = list(machine.lacks(spec.dataset, spec.protocol if isinstance(spec, Evaluate) else None))
-        if not machine.device or (machine.device == "cpu" and isinstance(spec, Pretrain) and spec.precision == "bfloat16"):
+        has_gpu = machine.has_gpu(spec)
+        if has_gpu is False:
             names.append(GPU)
+        asked |= dict.fromkeys([*_asked_for(spec, machine.site), *([GPU] if has_gpu else [])])
         for needed in spec.needs():
             names += lacking[needed.id]
         lacking[spec.id] = names
@@ -160,7 +174,18 @@ def need(specs: Iterable[Spec], machine: Machine) -> Need:
     space = disk(specs, machine)
     if space > machine.free_disk:
         everything.append(DISK)
-    return Need(len(specs), sum(not names for names in lacking.values()), tuple(dict.fromkeys(everything)), space)
+    here = tuple(name for name in asked if name not in everything)
+    return Need(len(specs), sum(not names for names in lacking.values()), tuple(dict.fromkeys(everything)), here, space)
+
+
+def _asked_for(spec: Spec, site: Site) -> Iterator[str]:
+    """What a run reads and what its protocol asks for beside that, by the names of `missing`; nothing that is generated or fetched."""
+    if spec.dataset.name.startswith(SYNTHETIC):
+        return
+    yield spec.dataset.name
+    requirement = cast(Protocol, spec.protocol).requirement if isinstance(spec, Evaluate) else ""
+    if requirement and (requirement != lists.KEY or _subsets(site) == HERE):
+        yield requirement
 
 
 def disk(specs: Iterable[Spec], machine: Machine) -> int:
@@ -295,7 +320,7 @@ def _data(site: Site) -> Iterator[tuple[str, str]]:
     for name, cls in sorted(components("reproduce.data", Dataset, DetectionDataset).items()):
         if not name.startswith(SYNTHETIC):
             problems = [each.why for each in missing(cls(), None, site, fetch=False)]
-            yield name, " ".join(problems) or "here"
+            yield name, " ".join(problems) or HERE
     yield lists.KEY, _subsets(site)
     known = data_roots()
     for key in site.data:
@@ -315,18 +340,18 @@ def _subsets(site: Site) -> str:
     except (LookupError, ValueError, OSError) as error:
         return str(error)
     here = all(path.is_file() for path in paths)
-    return "here" if here else "not set: SimCLR's lists of labelled images are fetched, once, by the first run that needs them"
+    return HERE if here else "not set: SimCLR's lists of labelled images are fetched, once, by the first run that needs them"
 
 
 # What is told of the tables
 
 
-def _told(need: Need, scale: str, machine: Machine) -> str:
+def _told(need: Need) -> str:
     if not need.num_runs:
         return "nothing is run"
     state = f"missing: {', '.join(need.missing)}" if need.missing else "ready"
-    if scale == "paper" and len(machine.gpus) < PAPER_GPUS:
-        state += f" (the paper: {PAPER_GPUS} GPUs of 16 GB)"
+    if need.here:
+        state += f"; here: {', '.join(need.here)}"
     return f"{need.startable:>3} of {need.num_runs:<3}  {_gb(need.disk):>12}  {state}"
 
 
@@ -335,7 +360,7 @@ def _rule(machine: Machine) -> str:
     return (
         f"Disk is an estimate that counts nothing as done: the encoder of each pretraining{twice} and {CHECKPOINTS} checkpoints of each "
         f"run that goes on at the same time, here up to {machine.at_once}. Logs, the tracking database and the images of the smoke scale "
-        "come on top, some 0.2 GB in all."
+        f"come on top, some 0.2 GB in all. For the scale paper, the paper had {PAPER_GPUS} GPUs of 16 GB."
     )
 
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 REFERENCE_BATCH = 16
 """Images per step for which rates and iterations are given (both sources)."""
-ENGINES = {"detectron2": "Detectron2", "torchvision": "torchvision"}
-"""As printed."""
+ENGINES = {"detectron2": "Detectron2", "torchvision": ""}
+"""What each needs that the suite's own requirements do not install, as printed."""
 AT_LEAST_1 = (
     *("batch_size", "iterations", "group", "train_sizes", "test_size", "max_size", "anchor_sizes"),
     *("rpn_train_top", "rpn_test_top", "rois", "box_resolution", "max_detections"),
