@@ -154,7 +154,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     """Does the runs that are not finished.
 
     Raises:
-        RefusedError: none can be started, as the data that they need are not here.
+        RefusedError: none can be started, as the data that they need are not here, and no evaluation is finished.
     """
     from reproduce import tracking
 
@@ -165,7 +165,8 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     todo = [job for job in wanted if job.spec.id not in finished]
     reasons: dict[str, str] = {}
     attached: set[str] = set()
-    blocked = {} if render_only else _without_data(todo, site)
+    measured = any(isinstance(job.spec, Evaluate) and job.spec.id in finished for job in wanted)
+    blocked = {} if render_only else _without_data(todo, site, measured=measured)
     todo = [job for job in todo if job.spec.id not in blocked]
     if blocked:
         print("\n".join(dict.fromkeys(blocked.values())))
@@ -217,14 +218,17 @@ def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
     return forecast.forecast(wanted, lambda todo: blocked(todo, site, fetch=False), tracking.Store(site), site)
 
 
-def _without_data(todo: list[Job], site: Site) -> dict[str, str]:
+def _without_data(todo: list[Job], site: Site, *, measured: bool = False) -> dict[str, str]:
     """The runs whose data are not here, and what would get them: asked once for each data set and protocol, before anything starts.
 
+    Args:
+        measured: whether an evaluation is finished already, so that there are numbers to show.
+
     Raises:
-        RefusedError: all runs are among them.
+        RefusedError: all runs are among them, and there is nothing to show.
     """
     found = {spec_id: each.problem.why for spec_id, each in blocked(todo, site).items()}
-    if todo and len(found) == len(todo):
+    if todo and len(found) == len(todo) and not measured:
         raise RefusedError(" ".join(dict.fromkeys(found.values())))
     return found
 

@@ -28,6 +28,11 @@ def test_a_table_without_any_of_its_data_is_refused_with_every_root(tmp_path: Pa
     assert all(f"The data root '{key}' is not set" in str(refused.value) for key in ("imagenette", "stl10"))
 
 
+def test_a_table_that_has_numbers_is_not_refused_for_the_rest(tmp_path: Path) -> None:
+    todo = jobs([Request(table="table1", scale="small", rows="BYOL")])
+    assert set(_without_data(todo, Site(runs=tmp_path), measured=True)) == {job.spec.id for job in todo}
+
+
 def test_generated_data_need_no_root(tmp_path: Path) -> None:
     assert _without_data(jobs([Request(table="table1")]), Site(runs=tmp_path)) == {}
 
