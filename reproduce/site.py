@@ -119,7 +119,7 @@ class Site:
     jobs: int = 0
     """Runs at once; 0: one for each GPU, or one for each core where there is none."""
     devices: int = 1
-    """GPUs, or processes on a CPU, of one pretraining and of one fine-tuning of a detector; other evaluations take one."""
+    """GPUs, or processes on a CPU, of one pretraining and of one fine-tuning by Detectron2; other evaluations take one."""
     heartbeat: float = 10.0
     """Seconds between two signs of life of whoever does a run; three that are missing mean that it is dead."""
     workers: int = 0

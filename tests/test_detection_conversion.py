@@ -24,11 +24,13 @@ from reproduce.data.voc0712 import VOC0712
 from reproduce.detection import conversion, detectron2
 from reproduce.detection.detectron2_config import settings
 from reproduce.detection.detectron2_formats import dictionary, measured, metadata, trainable
+from reproduce.forecast import fate
 from reproduce.nn import backbones
 from reproduce.nn.stages import stages
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.site import Site
+from reproduce.spec import Evaluate, Weights
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet18_3x3": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
@@ -114,7 +116,7 @@ def test_a_resnet50_has_318_tensors_and_its_classifier_is_dropped() -> None:
     assert all(type(value) is np.ndarray for value in content["model"].values())
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in BLOCKS])
 def test_a_resnet_under_detectron2s_names_computes_what_ours_does(name: str) -> None:
     backbone = lively(name)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -393,9 +395,11 @@ def test_results_in_per_cent_become_fractions_under_our_names() -> None:
 def test_nothing_found_is_zero_and_no_number_is_an_error() -> None:
     nothing = {"bbox": dict.fromkeys(("AP", "AP50", "AP75"), float("nan"))}
     assert measured(nothing, ("ap", "ap50"), num_found=0) == {"ap": 0.0, "ap50": 0.0}
-    with pytest.raises(ValueError, match="has no bbox/AP: bbox/AP, bbox/AP50, bbox/AP75"):
+    with pytest.raises(ValueError, match="has no number for bbox/AP: the images that are measured on show no object"):
         measured(nothing, ("ap",), num_found=5)
-    with pytest.raises(ValueError, match="has no segm/AP: nothing at all"):
+    with pytest.raises(ValueError, match="has no segm/AP, but bbox/AP, bbox/AP50, bbox/AP75"):
+        measured(nothing, ("mask_ap",), num_found=5)
+    with pytest.raises(ValueError, match="has no segm/AP, but nothing at all"):
         measured({}, ("mask_ap",), num_found=5)
 
 
@@ -438,6 +442,23 @@ print(sorted({"torch", "numpy", "detectron2"} & set(sys.modules)))
     assert reason.startswith("Detectron2 is here, but not what it needs: ")
     assert "no-such-package. Get it: .venv/bin/pip install -r requirements-detectron2.txt" in reason
     assert imported == "[]"
+
+
+@pytest.mark.parametrize(
+    ("last", "told", "left"),
+    [
+        ("model_0000499.pth", "a checkpoint of iteration 500 of 24000", 1 - 500 / 24_000),
+        ("model_final.pth", "a checkpoint of iteration 24000 of 24000", 0.0),
+    ],
+)
+def test_a_plan_says_how_far_detectron2_is(last: str, told: str, left: float, tmp_path: Path) -> None:
+    spec = Evaluate(encoder=Weights(sha256="0"), protocol=VOCDetection(), dataset=VOC0712())
+    assert fate(spec, None, None, None, tmp_path).fate == "run"
+    (tmp_path / checkpoint.DETECTRON2).mkdir()
+    (tmp_path / checkpoint.DETECTRON2 / checkpoint.LAST).write_text(last)
+    found = fate(spec, None, None, None, tmp_path)
+    assert (found.fate, found.why) == ("resume", f"{told} is there")
+    assert found.left == pytest.approx(left)
 
 
 def test_a_finished_runs_checkpoints_of_detectron2_do_not_stay(tmp_path: Path) -> None:

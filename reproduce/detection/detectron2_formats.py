@@ -71,14 +71,19 @@ def measured(results: Mapping[str, Mapping[str, float]], metrics: Sequence[str],
         num_found: detections in all; of none, Detectron2 has no average precision on COCO where the benchmark's is 0.
 
     Raises:
-        ValueError: a metric is not there.
+        ValueError: a metric is not there, or is no number.
     """
     found = {}
     for metric in metrics:
         prefix, _, name = metric.rpartition("_")
-        value = results.get(TASKS[prefix], {}).get(name.upper(), math.nan)
-        if math.isnan(value) and num_found:
-            known = [f"{task}/{key}" for task, values in results.items() for key in values]
-            raise ValueError(f"Detectron2's evaluation has no {TASKS[prefix]}/{name.upper()}: {', '.join(known) or 'nothing at all'}.")
+        wanted, values = f"{TASKS[prefix]}/{name.upper()}", results.get(TASKS[prefix], {})
+        value = values.get(name.upper(), math.nan)
+        if num_found and name.upper() not in values:
+            known = [f"{task}/{key}" for task, others in results.items() for key in others]
+            raise ValueError(f"Detectron2's evaluation has no {wanted}, but {', '.join(known) or 'nothing at all'}.")
+        if num_found and math.isnan(value):
+            raise ValueError(
+                f"Detectron2's evaluation has no number for {wanted}: the images that are measured on show no object that counts."
+            )
         found[metric] = 0.0 if math.isnan(value) else value / 100
     return found
