@@ -225,6 +225,17 @@ def test_a_compressed_encoding_is_kept_as_it_is(tmp_path):
     assert coco2017.read(coco_files(tmp_path, content), "val2017").pictures[0].instances[0].segmentation == compressed
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_compressed_encodings_are_decoded_as_by_pycocotools(seed):
+    from pycocotools import mask
+
+    runs = np.random.default_rng(seed).integers(0, 10 ** np.random.default_rng(seed).integers(1, 5, 30))
+    runs[1:] += 1
+    pixels = np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8)
+    encoded = mask.encode(np.asfortranarray(pixels[:, None]))["counts"]
+    assert coco2017._runs(encoded.decode()) == runs.tolist()
+
+
 def change(table, index, **values):
     """A change of one row of the JSON file."""
 
@@ -259,10 +270,26 @@ def change(table, index, **values):
         ),
         (change("annotations", 0, segmentation={"size": [6, 8], "counts": [10, 4, 35]}), "908 .*do not add up to the 48 pixels"),
         (change("annotations", 0, segmentation={"size": [6, 8], "counts": [10, -4, 42]}), "908 .*do not add up"),
+        *(
+            (change("annotations", 0, segmentation={"size": [6, 8], "counts": text}), f"908 .*{message}")
+            for text, message in {
+                "": "do not add up to the 48 pixels",
+                ":4S1": "do not add up to the 48 pixels",  # 10, 4, 35
+                ":L2R1": "do not add up",  # 10, -4, 2 more than ...
+                ":4R": "compressed run-length encoding that is cut",
+                ":4z1": "compressed run-length encoding with the character 'z'",
+            }.items()
+        ),
+        (change("annotations", 2, area=None), "the annotation 5 of the image 17 has the area None, not a number of pixels"),
+        (change("annotations", 2, area=-1), "the annotation 5 .*has the area -1, not"),
+        (lambda content: content["annotations"][0].pop("area"), r"is not a list of .*KeyError\('area'\)"),
         (change("images", 1, width=0), r"the image 4 \(000000000004\.jpg\) has 0 x 6 pixels, which no image has"),
         (change("images", 1, height=-6), r"the image 4 .* has 8 x -6 pixels"),
         (change("images", 1, width=8.5), r"the image 4 .* has 8\.5 x 6 pixels"),
         (change("images", 1, file_name="../secret.jpg"), r"the image 4 is the file '\.\./secret\.jpg', which is not the name of one"),
+        (change("images", 1, file_name="a\nb.jpg"), r"the image 4 is the file 'a\\nb\.jpg', which is not the name of one"),
+        (change("images", 1, file_name=""), "the image 4 is the file '', which is not the name of one"),
+        (change("categories", 0, name="tooth\npick"), r"80 categories are not COCO's 80: 90 \(tooth pick"),
         (change("categories", 0, name="toothpick"), r"80 categories are not COCO's 80: 90 \(tooth"),
         (lambda content: content["categories"].pop(), r"79 categories are not COCO's 80: 1 \(person\), COCO has it and the file has not"),
         (lambda content: content["images"].clear(), "it has no images"),

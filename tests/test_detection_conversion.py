@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from reproduce.data.detection import Annotated, Instance, Picture
 from reproduce.data.voc0712 import VOC0712
 from reproduce.detection import conversion, detectron2
 from reproduce.detection.detectron2_config import settings
-from reproduce.detection.detectron2_formats import dictionary, measured, metadata, trainable
+from reproduce.detection.detectron2_formats import check_coco, check_voc, dictionary, measured, metadata, trainable, write_voc
 from reproduce.forecast import fate
 from reproduce.nn import backbones
 from reproduce.nn.stages import stages
@@ -368,17 +370,72 @@ def test_a_real_voc_image_becomes_a_dictionary(tmp_path: Path) -> None:
     person = {"bbox": [7.0, 11.0, 352.0, 498.0], "bbox_mode": 0, "category_id": 14, "iscrowd": 0}
     assert (made["image_id"], made["height"], made["width"]) == ("000001", 500, 353)
     assert made["annotations"] == [dog, person]  # xmin 48, ymin 240, xmax 195, ymax 371, counted from 1
-    known = metadata(VOC0712(), images)
-    assert (known["dirname"], known["year"], known["split"]) == (str(folder), 2007, "test")
+    known = metadata(VOC0712(), images, tmp_path / "voc")
+    assert (known["dirname"], known["year"], known["split"]) == (str(tmp_path / "voc"), 2007, "test")
     assert known["thing_classes"][11] == "dog"
 
 
 def test_cocos_evaluation_is_told_its_file_and_its_numbers(tmp_path: Path) -> None:
     (file := tmp_path / "instances_val2017.json").write_text("{}")
-    known = metadata(COCO2017(), Annotated((), coco2017.CLASSES, coco2017.CATEGORY_IDS, file, ""))
+    known = metadata(COCO2017(), Annotated((), coco2017.CLASSES, coco2017.CATEGORY_IDS, file, ""), tmp_path)
     assert known["json_file"] == str(file)
     assert known["thing_dataset_id_to_contiguous_id"][90] == 79
     assert len(known["thing_dataset_id_to_contiguous_id"]) == 80
+
+
+# What the evaluators read
+
+LEFT_OUT = "<object><name> cat </name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8.0</ymax></bndbox></object>"
+"""An object that says neither its pose nor whether it is truncated or difficult, as the development kit's own reader takes it."""
+
+
+def voc_of(root: Path, *objects: str) -> Annotated:
+    """VOC2007's test split of one image for each of `objects`, the list with a blank line."""
+    folder = root / "VOC2007"
+    for place in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / place).mkdir(parents=True)
+    for number, text in enumerate(objects):
+        (folder / "JPEGImages" / f"{number}.jpg").touch()
+        size = "<size><width>12</width><height>10</height></size>"
+        (folder / "Annotations" / f"{number}.xml").write_text(f"<annotation>{size}{text}</annotation>")
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("\n\n".join(map(str, range(len(objects)))))
+    return VOC0712().load("2007_test", Site(data={"voc": root}))
+
+
+def test_what_the_evaluator_of_voc_reads_says_what_ours_does_and_all_that_it_asks_for(tmp_path: Path) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>12</xmax><ymax>10</ymax></bndbox>"
+    hard = f"<object><name>dog</name><difficult>1</difficult>{box}</object>"
+    images = voc_of(tmp_path, LEFT_OUT + hard, "")
+    check_voc(images, "2007_test")
+    write_voc(images, "2007_test", tmp_path / "voc")
+    assert (tmp_path / "voc" / "ImageSets" / "Main" / "test.txt").read_text() == "0\n1\n"
+    found = [ElementTree.parse(tmp_path / "voc" / "Annotations" / f"{number}.xml").getroot() for number in range(2)]
+    texts = [[[part.text for part in each.iter() if not len(part)] for each in root.findall("object")] for root in found]
+    cat = ["cat", "Unspecified", "0", "0", "2", "3", "9", "8"]
+    assert texts == [[cat, ["dog", "Unspecified", "0", "1", "1", "1", "12", "10"]], []]
+    assert [part.tag for part in found[0][0]] == ["name", "pose", "truncated", "difficult", "bndbox"]
+
+
+def test_what_the_evaluator_of_voc_cannot_measure_is_known_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"VOC2007: a box of the image 1 has fractions of pixels"):
+        check_voc(voc_of(tmp_path / "fractions", LEFT_OUT, LEFT_OUT.replace("<xmin>2", "<xmin>2.5")), "2007_test")
+    images = voc_of(tmp_path / "classes", LEFT_OUT)
+    check_voc(images, "2007_test")
+    with pytest.raises(
+        ValueError, match=r"the images of 2012_val show no object that counts of aeroplane, bicycle, .*: by the rules after 2007"
+    ):
+        check_voc(images, "2012_val")
+
+
+@pytest.mark.parametrize("polygons", [[], [[1, 1]], [[1, 1, 5, 5], [0, 0, 4, 0, 4, 4]]])
+def test_masks_that_the_evaluator_of_coco_cannot_read_are_known_before_anything_is_trained(polygons: Any, tmp_path: Path) -> None:
+    rows = [{"id": 3, "segmentation": [[0, 0, 4, 0, 4, 4]]}, {"id": 4, "segmentation": {"size": [5, 5], "counts": [25]}}]
+    images = Annotated((), coco2017.CLASSES, coco2017.CATEGORY_IDS, tmp_path / "instances.json", "")
+    images.origin.write_text(json.dumps({"annotations": rows}))
+    check_coco(images)
+    images.origin.write_text(json.dumps({"annotations": [*rows, {"id": 7, "segmentation": polygons}]}))
+    with pytest.raises(ValueError, match=r"instances\.json: the annotation 7 has no polygon, or one of fewer than three points"):
+        check_coco(images)
 
 
 # Results
@@ -395,7 +452,7 @@ def test_results_in_per_cent_become_fractions_under_our_names() -> None:
 def test_nothing_found_is_zero_and_no_number_is_an_error() -> None:
     nothing = {"bbox": dict.fromkeys(("AP", "AP50", "AP75"), float("nan"))}
     assert measured(nothing, ("ap", "ap50"), num_found=0) == {"ap": 0.0, "ap50": 0.0}
-    with pytest.raises(ValueError, match="has no number for bbox/AP: the images that are measured on show no object"):
+    with pytest.raises(ValueError, match="has no number for bbox/AP: the images show no object that it can be measured on"):
         measured(nothing, ("ap",), num_found=5)
     with pytest.raises(ValueError, match="has no segm/AP, but bbox/AP, bbox/AP50, bbox/AP75"):
         measured(nothing, ("mask_ap",), num_found=5)

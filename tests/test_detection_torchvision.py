@@ -411,6 +411,20 @@ def test_an_evaluation_reads_each_split_once_and_tells_what_it_is(tmp_path: Path
     }
 
 
+def test_images_without_an_object_that_counts_are_refused_before_anything_is_trained(splits: tuple[Annotated, Annotated]) -> None:
+    class Hard(Rectangles, name="hard_rectangles"):
+        def load(self, split: str, site: Site) -> Annotated:
+            pictures = tuple(
+                each._replace(instances=tuple(one._replace(difficult=True) for one in each.instances)) for each in splits[1].pictures
+            )
+            return splits[0] if split == "train" else replace(splits[1], pictures=pictures)
+
+    reported = list[Progress]()
+    with pytest.raises(ValueError, match=r"instances\.json: the images of test show no object that counts: there is nothing to measure"):
+        VOC.run(encoder(), Hard(train_split="train", test_split="test"), SITE, CPU, 0, Watch(report=reported.append))
+    assert not reported
+
+
 def test_a_checkpoint_of_other_images_is_refused(splits: tuple[Annotated, Annotated], tmp_path: Path) -> None:
     protocol = replace(VOC, batch_size=16, iterations=1, drops=(), warmup_iterations=0, precise_bn_iterations=0)
     fitted(protocol, splits[0], Watch(folder=tmp_path))

@@ -207,7 +207,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         run(protocol, dataset, site, tmp_path / "stopped", backbone, report=stop_at(3))
     kept = sorted(path.name for path in (tmp_path / "stopped" / "detectron2").iterdir())
-    assert kept == ["last_checkpoint", "model_0000000.pth", "model_0000001.pth", "weights.pkl"]
+    assert kept == ["last_checkpoint", "model_0000000.pth", "model_0000001.pth", *([] if protocol.fpn else ["voc"]), "weights.pkl"]
     seen: list[Progress] = []
     again, resumed = run(protocol, dataset, site, tmp_path / "stopped", backbone, report=seen.append)
     assert seen[0].done == 4 * 3
@@ -246,7 +246,7 @@ def test_a_run_that_another_process_has_taken_over_writes_no_checkpoint(site: Si
 
     with pytest.raises(Interrupted, match="lost"):
         run(VOC, TINY_VOC, site, tmp_path / "run", hold=hold)
-    assert [path.name for path in (tmp_path / "run" / "detectron2").iterdir()] == ["weights.pkl"]
+    assert not list((tmp_path / "run" / "detectron2").glob("*.pth"))
 
 
 def test_what_was_trained_to_its_end_is_only_tested_again(site: Site, tmp_path: Path) -> None:
@@ -321,10 +321,10 @@ def test_a_broken_image_is_named_in_a_line(workers: int, site: Site, tmp_path: P
     model = detectron2._detector(cfg, seed=0)
     decoding = dataclasses.replace(site, workers=workers)
     with pytest.raises(ValueError, match=r"^\S*broken.jpg cannot be used: .*truncated"):
-        detectron2._tested(model, cfg, TINY_VOC, other, decoding, Watch())
+        detectron2._tested(model, cfg, TINY_VOC, other, tmp_path, decoding, Watch())
     wider = dataclasses.replace(images, pictures=(images.pictures[0]._replace(width=65), *images.pictures[1:]))
     with pytest.raises(ValueError, match=r"cannot be used: Mismatched image shape.* got \(64, 64\), expect \(65, 64\)"):
-        detectron2._tested(model, cfg, TINY_VOC, wider, decoding, Watch())
+        detectron2._tested(model, cfg, TINY_VOC, wider, tmp_path, decoding, Watch())
 
 
 # Scores
@@ -383,12 +383,16 @@ def guesses(images: Annotated, *, masks: bool, perfect: bool) -> dict[int | str,
     return {picture.id: of(picture) for picture in images.pictures}
 
 
-def scored(protocol: Any, dataset: DetectionDataset, site: Site, *, perfect: bool) -> tuple[dict[str, float], dict[str, float]]:
+def scored(
+    protocol: Any, dataset: DetectionDataset, site: Site, folder: Path, *, perfect: bool
+) -> tuple[dict[str, float], dict[str, float]]:
     """By Detectron2's evaluation, and by ours."""
     images = dataset.load(dataset.test_split, site)
     found = guesses(images, masks=protocol.masks, perfect=perfect)
     cfg = detectron2._config(config.settings(protocol, "resnet18", dataset, device="cpu", seed=0))
-    results, seen = detectron2._tested(Oracle(found, images), cfg, dataset, images, site, Watch())
+    if dataset.benchmark == "voc":
+        detectron2.formats.write_voc(images, dataset.test_split, folder)
+    results, seen = detectron2._tested(Oracle(found, images), cfg, dataset, images, folder, site, Watch())
     theirs = detectron2.formats.measured(results, protocol.metrics, num_found=1)
     ours = {
         f"{prefix}{key}": getattr(found, key) for prefix, found in scores(protocol, images, seen).items() for key in ("ap", "ap50", "ap75")
@@ -396,22 +400,22 @@ def scored(protocol: Any, dataset: DetectionDataset, site: Site, *, perfect: boo
     return theirs, ours
 
 
-def test_the_objects_themselves_have_an_average_precision_of_one(site: Site) -> None:
-    theirs, ours = scored(VOC, TINY_VOC, site, perfect=True)
+def test_the_objects_themselves_have_an_average_precision_of_one(site: Site, tmp_path: Path) -> None:
+    theirs, ours = scored(VOC, TINY_VOC, site, tmp_path, perfect=True)
     assert theirs == pytest.approx(dict.fromkeys(VOC.metrics, 1.0))
     assert ours == pytest.approx(theirs)
 
 
-def test_detectron2s_average_precision_on_voc_is_ours_but_for_its_rounding(site: Site) -> None:
-    theirs, ours = scored(VOC, TINY_VOC, site, perfect=False)
+def test_detectron2s_average_precision_on_voc_is_ours_but_for_its_rounding(site: Site, tmp_path: Path) -> None:
+    theirs, ours = scored(VOC, TINY_VOC, site, tmp_path, perfect=False)
     assert 0.05 < theirs["ap"] < theirs["ap50"] < 0.95
     assert ours == pytest.approx(theirs, abs=detectron2.AGREEMENT["voc"])
 
 
 @pytest.mark.parametrize("perfect", [True, False])
 @pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are not here")
-def test_detectron2s_average_precision_on_real_coco_images_is_ours(perfect: bool, site: Site) -> None:
-    theirs, ours = scored(COCO, COCO2017(), site, perfect=perfect)
+def test_detectron2s_average_precision_on_real_coco_images_is_ours(perfect: bool, site: Site, tmp_path: Path) -> None:
+    theirs, ours = scored(COCO, COCO2017(), site, tmp_path, perfect=perfect)
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert all(math.isfinite(value) for value in theirs.values())
     assert (theirs["box_ap"] > 0.99) is perfect

@@ -118,7 +118,7 @@ CATEGORIES = {
 CLASSES = tuple(CATEGORIES.values())
 CATEGORY_IDS = tuple(CATEGORIES)
 LABELS = {category: label for label, category in enumerate(CATEGORY_IDS)}
-FORGOTTEN = frozenset(("license", "coco_url", "flickr_url", "date_captured", "area"))
+FORGOTTEN = frozenset(("license", "coco_url", "flickr_url", "date_captured"))
 """What is not kept of the JSON file, not even while it is parsed."""
 
 
@@ -207,7 +207,8 @@ def _check_categories(rows: Iterable[Mapping[str, Any]]) -> None:
     if found != CATEGORIES:
         other = sorted(found.items() ^ CATEGORIES.items())[0]
         where = "COCO has it and the file has not" if other in CATEGORIES.items() else "COCO has no such category"
-        raise ValueError(f"its {len(found)} categories are not COCO's {len(CATEGORIES)}: {other[0]} ({other[1]}), {where}")
+        name = " ".join(str(other[1]).split())
+        raise ValueError(f"its {len(found)} categories are not COCO's {len(CATEGORIES)}: {other[0]} ({name}), {where}")
 
 
 def _by_id(rows: Iterable[Mapping[str, Any]], kind: str) -> dict[int, Mapping[str, Any]]:
@@ -226,7 +227,7 @@ def _by_id(rows: Iterable[Mapping[str, Any]], kind: str) -> dict[int, Mapping[st
 
 def _check_image(row: Mapping[str, Any]) -> None:
     name, sides = row["file_name"], (row["width"], row["height"])
-    if Path(name).name != name:
+    if not name or Path(name).name != name or not name.isprintable():
         raise ValueError(f"the image {row['id']} is the file {name!r}, which is not the name of one")
     if not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(f"the image {row['id']} ({name}) has {sides[0]!r} x {sides[1]!r} pixels, which no image has")
@@ -238,6 +239,8 @@ def _instance(row: Mapping[str, Any], image: Mapping[str, Any]) -> Instance | No
         raise ValueError(f"has the category {row['category_id']!r}, which COCO has not")
     if row["iscrowd"] not in (0, 1):
         raise ValueError(f"has iscrowd {row['iscrowd']!r}, not 0 or 1")
+    if not _is_number(row["area"]) or row["area"] < 0:  # by which an object is small, medium or large: the benchmark's scoring reads it
+        raise ValueError(f"has the area {row['area']!r}, not a number of pixels")
     segmentation = _segmentation(row["segmentation"], (image["height"], image["width"]))
     if segmentation == []:
         return None
@@ -246,10 +249,14 @@ def _instance(row: Mapping[str, Any], image: Mapping[str, Any]) -> Instance | No
 
 def _box(bbox: Sequence[float]) -> Box:
     """Left, top, right, bottom of left, top, width, height."""
-    if len(bbox) != 4 or not all(type(number) in (int, float) and math.isfinite(number) for number in bbox) or min(bbox[2:]) < 0:
+    if len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) < 0:
         raise ValueError(f"has the bbox {bbox!r}, not left, top, width and height in pixels")
     left, top, width, height = map(float, bbox)
     return left, top, left + width, top + height
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _segmentation(given: Any, size: tuple[int, int]) -> list[Sequence[float]] | dict[str, Any]:
@@ -264,11 +271,34 @@ def _segmentation(given: Any, size: tuple[int, int]) -> list[Sequence[float]] | 
 
 
 def _check_runs(given: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """A run-length encoding, plain or compressed, must fit the image; whether a compressed one does is seen when it is decoded."""
-    counts = given["counts"]
+    """A run-length encoding, plain or compressed, must fit the image: pycocotools' decoder does not look."""
+    counts = _runs(given["counts"]) if isinstance(given["counts"], str) else given["counts"]
     if given["size"] != list(size):
         raise ValueError(f"has a run-length encoding of size {given['size']!r} (height, width), its image has {list(size)}")
-    if isinstance(counts, str):
-        return
     if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
         raise ValueError(f"has a run-length encoding whose runs do not add up to the {size[0] * size[1]} pixels of its image")
+
+
+def _runs(text: str) -> list[int]:
+    """The runs of a compressed encoding (ppwwyyxx/cocoapi common/maskApi.c, rleFrString).
+
+    Six bits of each character count: five of a number, the lowest first, and whether more follow. From the fourth on a number is what the
+    run is longer than the last but one.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        six = ord(character) - 48
+        if not 0 <= six < 64:
+            raise ValueError(f"has a compressed run-length encoding with the character {character!r}")
+        value |= (six & 31) << shift
+        shift += 5
+        if six & 32:
+            continue
+        if six & 16:  # negative
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("has a compressed run-length encoding that is cut")
+    return runs

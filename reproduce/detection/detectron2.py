@@ -56,8 +56,8 @@ NEEDS = {
     "yaml": "PyYAML",
 }
 """The packages that these two protocols make Detectron2 import, and their names on PyPI; of its others (setup.py) they use none."""
-WEIGHTS, KEYS, CONFIG = "weights.pkl", "detectron2_weights.txt", "detectron2_config.yaml"
-"""Files: the encoder's tensors; which of them went where; the whole config."""
+WEIGHTS, KEYS, CONFIG, VOC = "weights.pkl", "detectron2_weights.txt", "detectron2_config.yaml", "voc"
+"""Files: the encoder's tensors; which of them went where; the whole config; a folder of annotations to measure by."""
 PARITY = 1e-4
 """Relative error of res4 above which the features are not the encoder's; rounding gives 1e-6, a stride in the wrong convolution .2."""
 SIDE = 256
@@ -123,6 +123,10 @@ def fine_tune(
 
     values = config.settings(protocol, encoder.spec.backbone, dataset, device=str(device), seed=seed)
     check(site)
+    if dataset.benchmark == "voc":
+        formats.check_voc(test, dataset.test_split)
+    else:
+        formats.check_coco(test)
     devices = [device] if device.type == "cuda" else []
     with _folder(watch) as folder, _on_stderr(), torch.random.fork_rng(devices=devices):
         _import(site)
@@ -131,12 +135,14 @@ def fine_tune(
         if distributed.main_process():
             watch.record.tag("detectron2", version(site))
             _leave(watch, CONFIG, cfg.dump())
+            if dataset.benchmark == "voc":
+                formats.write_voc(test, dataset.test_split, folder / VOC)
         model = _detector(cfg, seed)
         prepare = partial(_first_weights, model, encoder, dataset, train, folder, watch)
         trained_on = protocol.schedule.iterations * protocol.batch_size
         shown = trained_on + len(test.pictures)
         training.train(model, cfg, protocol, train, folder, prepare, seed=seed, workers=site.workers, watch=watch.part(0, shown))
-        results, found = _tested(model, cfg, dataset, test, site, watch.part(trained_on, shown))
+        results, found = _tested(model, cfg, dataset, test, folder / VOC, site, watch.part(trained_on, shown))
         return _concluded(protocol, test, results, found, watch)
 
 
@@ -282,9 +288,13 @@ def _predicted(image: int | str, instances: Any, masks: bool) -> Predicted:
 
 
 def _tested(
-    model: Any, cfg: Any, dataset: DetectionDataset, test: Annotated, site: Site, watch: Watch
+    model: Any, cfg: Any, dataset: DetectionDataset, test: Annotated, voc: Path, site: Site, watch: Watch
 ) -> tuple[dict[str, Any], list[Predicted]]:
-    """Detectron2's results, in per cent, and what was found; on the first process, the others have neither."""
+    """Detectron2's results, in per cent, and what was found; on the first process, the others have neither.
+
+    Args:
+        voc: as of `detectron2_formats.metadata`.
+    """
     from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
     from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, PascalVOCDetectionEvaluator, inference_on_dataset
 
@@ -295,11 +305,10 @@ def _tested(
         [formats.dictionary(picture, masks=False) for picture in test.pictures], mapper=partial(mapped, map_one), num_workers=site.workers
     )
     MetadataCatalog.pop(DATA, None)
-    MetadataCatalog.get(DATA).set(**formats.metadata(dataset, test))
+    MetadataCatalog.get(DATA).set(**formats.metadata(dataset, test, voc))
     try:
         tasks = ("bbox", "segm") if masks else ("bbox",)
-        voc = not test.origin.is_file()
-        theirs = PascalVOCDetectionEvaluator(DATA) if voc else COCOEvaluator(DATA, tasks, use_fast_impl=False)
+        theirs = PascalVOCDetectionEvaluator(DATA) if dataset.benchmark == "voc" else COCOEvaluator(DATA, tasks, use_fast_impl=False)
         found = _Found(len(test.pictures), masks, watch)
         with contextlib.closing(Readable(loader)) as shown:
             results = inference_on_dataset(model, shown, DatasetEvaluators([theirs, found]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture, is_polygon
@@ -54,14 +56,78 @@ def _polygons(each: Instance) -> Any:
     return [polygon for polygon in each.segmentation or () if is_polygon(polygon)]
 
 
-def metadata(dataset: DetectionDataset, images: Annotated) -> dict[str, Any]:
-    """What Detectron2's evaluators ask for: where VOC's annotations of a year lie and which list is meant, or COCO's file."""
+def check_coco(images: Annotated) -> None:
+    """Finds out, before anything is trained, whether Detectron2's evaluator can read the masks that it scores by.
+
+    Raises:
+        ValueError: an object has no polygon, or one that encloses nothing, on which pycocotools stops.
+    """
+    with images.origin.open(encoding="utf-8") as file:
+        rows = json.load(file)["annotations"]
+    for row in rows:
+        polygons = row["segmentation"]
+        if isinstance(polygons, list) and not (polygons and all(map(is_polygon, polygons))):
+            raise ValueError(
+                f"{images.origin}: the annotation {row['id']} has no polygon, or one of fewer than three points, on which Detectron2's "
+                "evaluation stops. Get the file again."
+            )
+
+
+def check_voc(images: Annotated, split: str) -> None:
+    """The same of boxes and classes.
+
+    Raises:
+        ValueError: a box has fractions of pixels, or a class has no object where the average precision is not that of 2007.
+    """
+    for picture in images.pictures:
+        if any(number != int(number) for each in picture.instances for number in each.box):
+            raise ValueError(
+                f"{images.origin}: a box of the image {picture.id} has fractions of pixels, which Detectron2's evaluation does not take."
+            )
+    seen = {each.label for picture in images.pictures for each in picture.instances if not each.difficult}
+    lost = [name for label, name in enumerate(images.classes) if label not in seen]
+    if lost and not split.startswith("2007"):
+        raise ValueError(
+            f"{images.origin}: the images of {split} show no object that counts of {', '.join(lost)}: by the rules after 2007 there is no "
+            "average precision of such a class."
+        )
+
+
+def write_voc(images: Annotated, split: str, folder: Path) -> None:
+    """A list and annotations of the images in VOC's layout, as `check_voc` passes them, for Detectron2's evaluator.
+
+    It reads the files by itself, and stops at what the benchmark allows, such as a blank line, or an object that does not say whether it
+    is truncated.
+    """
+    for place in ("Annotations", "ImageSets/Main"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    for picture in images.pictures:
+        objects = "".join(_object(images.classes[each.label], each) for each in picture.instances)
+        (folder / "Annotations" / f"{picture.id}.xml").write_text(f"<annotation>\n{objects}</annotation>\n")
+    names = "".join(f"{picture.id}\n" for picture in images.pictures)
+    (folder / "ImageSets" / "Main" / f"{split.partition('_')[2]}.txt").write_text(names)
+
+
+def _object(name: str, each: Instance) -> str:
+    """An object of an annotation; pixels count from 1 there."""
+    left, top, right, bottom = map(int, each.box)
+    box = f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
+    flags = f"<pose>Unspecified</pose><truncated>0</truncated><difficult>{int(each.difficult)}</difficult>"
+    return f"<object><name>{name}</name>{flags}<bndbox>{box}</bndbox></object>\n"
+
+
+def metadata(dataset: DetectionDataset, images: Annotated, voc: Path) -> dict[str, Any]:
+    """What Detectron2's evaluators ask for: which list and annotations of VOC are meant, and of what year, or COCO's file.
+
+    Args:
+        voc: the folder of `write_voc`.
+    """
     common: dict[str, Any] = {"thing_classes": list(images.classes)}
-    if images.origin.is_file():
+    if dataset.benchmark == "coco":
         places = {category: label for label, category in enumerate(images.category_ids)}
         return common | {"json_file": str(images.origin), "thing_dataset_id_to_contiguous_id": places}
     year, _, split = dataset.test_split.partition("_")
-    return common | {"dirname": str(images.origin), "year": int(year), "split": split}
+    return common | {"dirname": str(voc), "year": int(year), "split": split}
 
 
 def measured(results: Mapping[str, Mapping[str, float]], metrics: Sequence[str], *, num_found: int) -> dict[str, float]:
@@ -82,8 +148,6 @@ def measured(results: Mapping[str, Mapping[str, float]], metrics: Sequence[str],
             known = [f"{task}/{key}" for task, others in results.items() for key in others]
             raise ValueError(f"Detectron2's evaluation has no {wanted}, but {', '.join(known) or 'nothing at all'}.")
         if num_found and math.isnan(value):
-            raise ValueError(
-                f"Detectron2's evaluation has no number for {wanted}: the images that are measured on show no object that counts."
-            )
+            raise ValueError(f"Detectron2's evaluation has no number for {wanted}: the images show no object that it can be measured on.")
         found[metric] = 0.0 if math.isnan(value) else value / 100
     return found

@@ -213,12 +213,15 @@ class Detection(Protocol):
 
         Raises:
             LookupError: the engine is not here.
+            ValueError: the images cannot be trained or measured on.
             FloatingPointError: the loss is no longer finite.
         """
         shown = cast(DetectionDataset, dataset)
         train, test = shown.load(shown.train_split, site), shown.load(shown.test_split, site)
         watch.tag_data(shown.train_split, train.digest)
         watch.tag_data(shown.test_split, test.digest)
+        if all(each.crowd or each.difficult for picture in test.pictures for each in picture.instances):
+            raise ValueError(f"{test.origin}: the images of {shown.test_split} show no object that counts: there is nothing to measure.")
         measured: dict[str, float] = self._engine.fine_tune(self, encoder, shown, train, test, site, device, seed, watch)
         return measured
 
