@@ -63,7 +63,10 @@ class Verbatim(str):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """In here, Ctrl-C and SIGTERM let runs write their checkpoints, and end this process with the shell's code for the signal."""
+    """In here, Ctrl-C and SIGTERM let runs write their checkpoints, and end this process with the shell's code for the signal.
+
+    An import completes the record that it is writing.
+    """
     from reproduce import interrupt
 
     interrupt.listen()  # before anything that takes time is imported
@@ -396,6 +399,7 @@ def export(c: Context, file: str = "", scale: str = "", encoders: bool = False) 
 
 
 @task(name="import", auto_shortflags=False, help={"file": "what `invoke export` wrote, such as msbreg.zip"})
+@stoppable()
 def receive(c: Context, file: str = "") -> None:
     """Add the runs and reports of an exported file to this site; what is here stays as it is."""
     from reproduce import archive

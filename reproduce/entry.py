@@ -2,6 +2,7 @@
 
     entry.title(spec)                       # "msbreg K=4 λs=.004 λb=.5 stl10 320 epochs seed 0"
     entry.state_of(run, runs).state         # "interrupted", though MLflow says RUNNING: its process is gone
+    entry.cell_means(filled)                # {"MSBReg K 4/top1": 81.2}, of the entry that each table has beside its runs
 
 An entry is a run as MLflow's client or `ledger.py` give it. MLflow's own status says FINISHED after an exception and RUNNING for ever after
 a kill; a run is finished when it carries the tag `complete`, and what else is true follows from its owner and its lease. Imports no mlflow.
@@ -9,16 +10,21 @@ a kill; a run is finished when it carries the tag `complete`, and what else is t
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce import environment, identity, lease
 from reproduce.lease import Held, Lease
 from reproduce.spec import Evaluate, Pretrain, Spec, Weights
+
+if TYPE_CHECKING:
+    from reproduce.report.filled import Filled
 
 SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = "spec_id", "complete", "owner", "reason", "group", "scale", "table", "digest"
 """Tags. `complete` holds the spec's id again, so that one condition finds a finished run."""
@@ -45,6 +51,8 @@ SHORT_NAMES = {
     "batch_size": "batch_size",
 }
 """Axes of the tables by the name that the MLflow UI shows, of the pretraining run."""
+LONGEST = 200
+"""Characters of a row's label in the name of a metric, of which MLflow takes 250."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,3 +263,24 @@ def final(run: Any) -> dict[str, float]:
     """The final metrics of an MLflow run, by their own names."""
     metrics = run.data.metrics
     return {key.removeprefix(FINAL): metrics[key] for key in sorted(metrics) if key.startswith(FINAL)}
+
+
+def cell_means(filled: Filled) -> dict[str, float]:
+    """A table's numbers by `row/column`, the row's label in the characters that MLflow takes."""
+    values: dict[str, float] = {}
+    slugs: set[str] = set()
+    for row in filled.rows:
+        slug = re.sub(r"[^\w.]+", " ", row.label).strip(" .")[:LONGEST] or "row"
+        while slug in slugs:  # two labels that differ in symbols alone
+            slug += " again"
+        slugs.add(slug)
+        values |= {f"{slug}/{key}": cell.value for key, cell in row.cells.items() if cell.value is not None}
+    return values
+
+
+def table_digest(values: Mapping[str, float], paths: Sequence[Path]) -> str:
+    """What changes when a table's numbers or one of its files does."""
+    total = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for path in sorted(paths):
+        total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()

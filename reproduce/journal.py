@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,21 @@ class Point(NamedTuple):
     timestamp: int
     """Milliseconds since 1970, when it was measured."""
     step: int
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def points(metrics: Mapping[str, float], step: int, at: int | None = None) -> list[Point]:
+    """What was measured at a step, as MLflow can keep it: an infinity, which it would turn into 1.8e308, becomes NaN.
+
+    Args:
+        at: when, in milliseconds since 1970; None: now.
+    """
+    timestamp, values = now() if at is None else at, {key: float(value) for key, value in metrics.items()}
+    return [Point(key, value if math.isfinite(value) else math.nan, timestamp, step) for key, value in values.items()]
 
 
 @dataclass(frozen=True)

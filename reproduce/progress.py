@@ -25,7 +25,7 @@ class Progress(NamedTuple):
 
 
 class Record(Protocol):
-    """Where a run's measurements go, such as a `tracking.Run`."""
+    """Where a run's measurements go, such as a `recording.Run`."""
 
     def log(self, step: int, metrics: Mapping[str, float], /) -> None:
         """Measurements after `step` steps."""

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from reproduce.nn.encoder import Encoder
     from reproduce.results import Finished
-    from reproduce.tracking import Run, Store
+    from reproduce.tracking import Store
+    from reproduce.tracking.recording import Run
 
 REPORT_EVERY = 0.5
 """Seconds between two progress events."""

@@ -21,7 +21,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import Home
+from invoke import Context, Exit
+from toys import ended
 
+import tasks
 from reproduce import archive, checkpoint
 from reproduce.archive import export, receive
 from reproduce.nn.encoder import FILE
@@ -142,7 +145,7 @@ def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
     found, there = store.finished(spec.id for spec in SPECS), before.finished(spec.id for spec in SPECS)
     for spec_id, run in there.items():
         assert repr(found[spec_id].metrics) == repr(run.metrics)  # as text a nan equals a nan
-    first, original = store._client.get_run(found[FIRST.id].run_id), before._client.get_run(there[FIRST.id].run_id)
+    first, original = store.connection.client.get_run(found[FIRST.id].run_id), before.connection.client.get_run(there[FIRST.id].run_id)
     assert store.history(first.info.run_id, "loss") == [(1, 4.0), (2, 2.0), (3, 1 / 3)]
     assert math.isnan(store.history(first.info.run_id, "rank")[0][1])
     assert (first.info.start_time, first.info.end_time, first.info.status) == (original.info.start_time, original.info.end_time, "FINISHED")
@@ -153,7 +156,7 @@ def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
     }
     with zipfile.ZipFile(sent) as zipped:
         assert first.data.tags["imported"] == hashlib.sha256(zipped.read("manifest.json")).hexdigest()
-    names = {entry.path for entry in store._client.list_artifacts(first.info.run_id)}
+    names = {entry.path for entry in store.connection.client.list_artifacts(first.info.run_id)}
     assert names == {"spec.json", "environment.json", "environment-2.json"}
     for name in names:
         ours, theirs = (
@@ -161,7 +164,7 @@ def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
             for each, run, folder in ((store, first, "new"), (before, original, "old"))
         )
         assert ours == theirs
-    child = store._client.get_run(found[EVALUATIONS[0].id].run_id)
+    child = store.connection.client.get_run(found[EVALUATIONS[0].id].run_id)
     assert child.data.tags["mlflow.parentRunId"] == found[EVALUATIONS[0].encoder.id].run_id
     assert {row.state for row in store.status()} == {"finished"}
     for spec in (FIRST, SECOND):
@@ -242,8 +245,8 @@ def test_an_encoder_that_did_not_come_along_is_missed_in_words(sent: Path, origi
 # Kills ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def interrupted(sent: Path, site: Site, at: int, seen: Any) -> None:
-    """Imports in this process until a file of the site is written or renamed for the `at`-th time, and then is killed."""
+def strike(site: Site, at: int, number: signal.Signals) -> Callable[[], int]:
+    """Sends a signal to this process when a file of the site is written or renamed for the `at`-th time; how often that has happened."""
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -252,11 +255,27 @@ def interrupted(sent: Path, site: Site, at: int, seen: Any) -> None:
         if writes and str(arguments[0]).startswith(str(site.runs.parent)) and not str(arguments[0]).endswith(".lock"):
             count += 1
             if count == at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)
+    return lambda: count
+
+
+def interrupted(sent: Path, site: Site, at: int, seen: Any) -> None:
+    """Imports in this process, and is killed at a write."""
+    count = strike(site, at, signal.SIGKILL)
     receive(sent, site, Store(site))
-    seen.put(count)
+    seen.put(count())
+
+
+def told_to_stop(sent: Path, home: Home) -> None:
+    """`invoke import`, in this process, with a Ctrl-C at the first write, which is in the midst of the first record."""
+    os.environ |= home.environment
+    strike(Site(runs=home.runs), 1, signal.SIGINT)
+    try:
+        tasks.receive.body(Context(), file=str(sent))
+    except Exit as error:
+        sys.exit(error.code)
 
 
 def test_an_import_that_is_killed_anywhere_is_completed_by_the_same_command(
@@ -299,6 +318,12 @@ def test_what_an_import_left_half_written_is_not_resumed_by_a_training(sent: Pat
     spec = next(spec for spec in SPECS if spec.id == left.spec_id)
     run = Store(site).start(spec, scale="smoke")
     assert run.run_id != left.run_id
+
+
+def test_an_import_that_is_told_to_stop_completes_the_record_under_way(sent: Path, place: Home) -> None:
+    assert ended(told_to_stop, sent, place) == 128 + signal.SIGINT
+    (row,) = Store(Site(runs=place.runs)).status()
+    assert row.state == "finished"
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------------------------
@@ -543,7 +568,7 @@ def test_the_commands_print_a_line_and_end_with_their_codes(sent: Path, origin: 
         assert says in done.stderr
         assert done.stderr.count("\n") == 1
     store = Store(site_in(home.folder))
-    store._client.log_metric(store.finished([EVALUATIONS[0].id])[EVALUATIONS[0].id].run_id, f"final/{min(metrics())}", 0.75)
+    store.connection.client.log_metric(store.finished([EVALUATIONS[0].id])[EVALUATIONS[0].id].run_id, f"final/{min(metrics())}", 0.75)
     done = home.invoke("import", "--file", str(sent))
     assert (done.returncode, done.stderr) == (1, "")
     assert f"clash: {EVALUATIONS[0].id} " in done.stdout

@@ -118,7 +118,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Home
     for spec in (FAR, BEFORE):
         shutil.rmtree(home.runs / spec.id)
     (record,) = [state.run_id for state in store.status() if state.spec_id == FAR.id]
-    store._client.set_tag(record, OWNER, json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
+    store.connection.client.set_tag(record, OWNER, json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
     begun(site, FINISHED)
     put(home.runs / MEASURED.id / journal.RESULT)
     here, gone = trained(site, FINISHED, 1.0), trained(site, STRANGE, 2.0)
@@ -227,7 +227,7 @@ def test_deleted_records_can_be_restored(place: tuple[Site, Store]) -> None:
     found = garbage.find(site, store)
     garbage.remove(found)
     (deleted,) = [item.name for item in found.items if item.kind == "record" and STRANGE.id in item.why]
-    store._client.restore_run(deleted)
+    store.connection.client.restore_run(deleted)
     assert {state.spec_id for state in store.status() if state.run_id == deleted} == {STRANGE.id}
 
 

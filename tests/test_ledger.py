@@ -38,7 +38,7 @@ def experiments(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Sit
     site = Site(runs=tmp_path_factory.mktemp("experiments"))
     shutil.copy(template, site.runs)
     for name in ("smoke", "gone", "tables"):
-        Store(site)._experiment(name)
+        Store(site).connection.experiment(name)
     return site
 
 
@@ -53,7 +53,7 @@ def site(tmp_path: Path, experiments: Site) -> Site:
 def by_mlflow(site: Site) -> Store:
     """A store that asks MLflow's client, as it does a server."""
     store = Store(site)
-    store._ledger = None
+    store.connection.ledger = None
     return store
 
 
@@ -62,7 +62,7 @@ class Writer:
 
     def __init__(self, site: Site) -> None:
         self.store = Store(site)
-        self.client = self.store._client
+        self.client = self.store.connection.client
         self.count = 0
 
     def add(self, experiment: str, status: str = "RUNNING", *, metrics: Iterable[tuple[str, float, int]] = (), **tags: str) -> str:
@@ -83,7 +83,7 @@ def populated(site: Site) -> dict[str, str]:
     """Runs of every kind in the store of a site; MLflow's names of some of them."""
     writer = Writer(site)
     client, store = writer.client, writer.store
-    smoke, gone = store._experiment("smoke"), store._experiment("gone")
+    smoke, gone = store.connection.experiment("smoke"), store.connection.experiment("gone")
     dead = json.dumps({"host": lease.this_host(), "pid": 999_999_999, "started": 1.0})
     one = {SPEC: "0123456789ab", SCALE: "smoke", "kind": "evaluate", OWNER: dead, "commit": "c" * 40}
     two = {SPEC: "0123ffffffff", SCALE: "smoke", "kind": "pretrain", OWNER: dead, DEVICE: "Chip", ATTEMPTS: "2"}
@@ -142,18 +142,18 @@ QUESTIONS = (
 def test_every_question_is_answered_as_by_mlflow(site: Site) -> None:
     names = populated(site)
     ours, theirs = Store(site), by_mlflow(site)
-    experiments = ours._experiments()
-    assert ours._ledger is not None
-    assert sorted(experiments) == sorted(theirs._experiments())
+    experiments = ours.connection.experiments()
+    assert ours.connection.ledger is not None
+    assert sorted(experiments) == sorted(theirs.connection.experiments())
     assert len(experiments) == 2
-    assert ours._experiments("smoke") == theirs._experiments("smoke") != []
-    assert ours._experiments("gone") == theirs._experiments("gone") == []
+    assert ours.connection.experiments("smoke") == theirs.connection.experiments("smoke") != []
+    assert ours.connection.experiments("gone") == theirs.connection.experiments("gone") == []
     for wanted in (*QUESTIONS, *(Wanted(run_id=each) for each in names.values())):
         for limit in (None, 1, 2, 100):
-            found = [list(map(shown, store._search(experiments, wanted, limit))) for store in (ours, theirs)]
+            found = [list(map(shown, store.connection.search(wanted, experiments, limit))) for store in (ours, theirs)]
             assert found[0] == found[1], (wanted, limit)
     several = Wanted(tags={SPEC: ["0123456789ab", "0123ffffffff", "none"]})
-    found = [list(map(shown, store._search(experiments, several))) for store in (ours, theirs)]
+    found = [list(map(shown, store.connection.search(several, experiments))) for store in (ours, theirs)]
     assert len(found[0]) == 6
     assert sorted(found[0]) == sorted(found[1])
 
@@ -181,7 +181,7 @@ def test_the_store_says_the_same_by_either_way(site: Site) -> None:
 
 def test_more_runs_than_are_read_at_once(site: Site) -> None:
     foreign(site.runs / FILE, 1200, bare=True)
-    found = list(Store(site)._search(Store(site)._experiments(), Wanted(there=(SPEC,))))
+    found = list(Store(site).connection.search(Wanted(there=(SPEC,))))
     assert len({run.info.run_id for run in found}) == 1200
     assert [run.info.start_time for run in found] == sorted((run.info.start_time for run in found), reverse=True)
 
@@ -190,7 +190,7 @@ def write(site: Site, ids: list[str]) -> None:
     """Makes a finished run of each spec, in as many transactions as a real one; another process."""
     from mlflow.entities import Metric, Param
 
-    client, experiment = Store(site)._client, Store(site)._experiment("smoke")
+    client, experiment = Store(site).connection.client, Store(site).connection.experiment("smoke")
     for number, spec_id in enumerate(ids):
         run_id = client.create_run(experiment, tags={SPEC: spec_id}).info.run_id
         metrics = [Metric(f"{FINAL}{each}", number, 1, 0) for each in range(50)]
@@ -230,12 +230,12 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_what_a_killed_writer_left_is_rolled_back(site: Site) -> None:
     file = site.runs / FILE
     foreign(file, 300, bare=True)
-    before = list(map(shown, Store(site)._search(["1", "2", "3"], Wanted())))
+    before = list(map(shown, Store(site).connection.search(Wanted(), ["1", "2", "3"])))
     assert subprocess.run([sys.executable, "-c", KILLED_IN_A_WRITE, str(file)], check=False).returncode == -signal.SIGKILL
     journal = file.with_name(f"{FILE}-journal")
     assert journal.stat().st_size > 0
     assert b"half-written" in file.read_bytes(), "its pages had reached the file"
-    assert list(map(shown, Store(site)._search(["1", "2", "3"], Wanted()))) == before
+    assert list(map(shown, Store(site).connection.search(Wanted(), ["1", "2", "3"]))) == before
     assert not journal.exists()
 
 
@@ -307,7 +307,7 @@ def homes(tmp_path_factory: pytest.TempPathFactory, experiments: Site) -> tuple[
     writer = Writer(Site(runs=few.runs))
     for number, job in enumerate(jobs([Request(table="table8")])):
         tags = {SPEC: job.spec.id, COMPLETE: job.spec.id, SCALE: "smoke", "kind": job.spec.name}
-        writer.add(writer.store._experiment("smoke"), "FINISHED", metrics=[(f"{FINAL}top1", number / 100, 0)], **tags)
+        writer.add(writer.store.connection.experiment("smoke"), "FINISHED", metrics=[(f"{FINAL}top1", number / 100, 0)], **tags)
     done = few.invoke("table8")
     assert done.returncode == 0, done.stderr
     many = Home(tmp_path_factory.mktemp("many"))

@@ -21,39 +21,25 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
+from toys import PRETRAIN, ended
 
 from reproduce import entry, interrupt, lease
-from reproduce.data.views import Augmentation
 from reproduce.entry import RunState
 from reproduce.journal import FILE, REFUSED, RESULT, Journal, Result, keep_result
 from reproduce.lease import Held, LostError
-from reproduce.methods.msbreg import MSBReg
 from reproduce.patience import PATIENCE, PAUSE
 from reproduce.site import Site
-from reproduce.spec import LARS, Pretrain, Settings
-from reproduce.tracking import BusyError, Run, Store
+from reproduce.tracking import BusyError, Store
+from reproduce.tracking.recording import Run
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
 fork = multiprocessing.get_context("fork")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Toy(Settings, name="toy"):
-    """A data set."""
-
-    title: ClassVar[str] = "Toy"
-    caveat: ClassVar[str] = ""
-
-
-PRETRAIN = Pretrain(
-    method=MSBReg(), dataset=Toy(), backbone="small", augmentation=Augmentation(), optimizer=LARS(base_lr=0.5), epochs=3, batch_size=32
-)
 
 
 @pytest.fixture
@@ -65,14 +51,6 @@ def site(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sit
     runs.mkdir()
     shutil.copy(template, runs)
     return Site(runs=runs)
-
-
-def ended(target: Callable[..., None], *arguments: object) -> int | None:
-    """Runs `target` in a process of its own and returns its exit code, -n after signal n."""
-    process = fork.Process(target=target, args=arguments)
-    process.start()
-    process.join(60)
-    return process.exitcode
 
 
 def ask(runs: Path, sql: str, *values: str) -> list[tuple[Any, ...]]:
@@ -287,8 +265,8 @@ def test_a_run_of_another_machine_is_known_by_its_lease(site: Site) -> None:
     store = Store(site)
     with held(site) as found:
         run = store.start(PRETRAIN, scale="smoke", hold=found)
-        owner = json.loads(store._client.get_run(run.run_id).data.tags["owner"])
-        store._client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another"}))
+        owner = json.loads(store.connection.client.get_run(run.run_id).data.tags["owner"])
+        store.connection.client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another"}))
         rewrite_lease(site, host="another")
         assert store.status()[0].state == "running"
         assert store.reap() == []
@@ -311,8 +289,8 @@ def test_a_run_in_another_folder_is_not_judged_by_the_lease_here(site: Site, tmp
     store = Store(site)
     with held(site) as found:
         run = store.start(PRETRAIN, scale="smoke", hold=found)
-        owner = json.loads(store._client.get_run(run.run_id).data.tags["owner"])
-        store._client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another", "place": "0" * 32}))
+        owner = json.loads(store.connection.client.get_run(run.run_id).data.tags["owner"])
+        store.connection.client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another", "place": "0" * 32}))
         rewrite_lease(site, token="0" * 32)
         assert store.reap() == []
         assert store.status()[0].state == "running"
@@ -343,7 +321,7 @@ def test_what_is_sent_again_after_a_kill_is_there_once(site: Site) -> None:
         run.log(600, {"loss": 0.5})
         run.finish({})
     assert measured(site.runs, "loss") == [(step, 1 / (step + 3)) for step in range(600)] + [(600, 0.5)]
-    assert Store(site)._client.get_run(run.run_id).data.tags["data_digest"] == "abc"
+    assert Store(site).connection.client.get_run(run.run_id).data.tags["data_digest"] == "abc"
 
 
 def fill_the_disk(site: Site, sender: multiprocessing.connection.Connection) -> None:

@@ -15,14 +15,13 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
+from toys import PRETRAIN, Label, ended
 
-from reproduce import identity, lease
-from reproduce.data.views import Augmentation
+from reproduce import identity, interrupt, lease
 from reproduce.entry import group, title
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
@@ -30,37 +29,16 @@ from reproduce.report.filled import Filled, fill
 from reproduce.report.table import Cell, Column, Measured, Row, Table
 from reproduce.results import Finished
 from reproduce.site import PROJECT, Site
-from reproduce.spec import LARS, Evaluate, Pretrain, Settings
-from reproduce.tracking import BusyError, Run, Store, Terminated
+from reproduce.spec import Evaluate
+from reproduce.tracking import BusyError, Store
+from reproduce.tracking.recording import Run
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
 fork = multiprocessing.get_context("fork")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Toy(Settings, name="toy"):
-    """A data set and a protocol in one."""
-
-    title: ClassVar[str] = "Toy"
-    caveat: ClassVar[str] = ""
-
-    sizes: tuple[int, ...] = (32, 64)
-    k: int | None = None
-
-
-PRETRAIN = Pretrain(
-    method=MSBReg(), dataset=Toy(), backbone="small", augmentation=Augmentation(), optimizer=LARS(base_lr=0.5), epochs=3, batch_size=32
-)
-EVALUATE = Evaluate(encoder=PRETRAIN, protocol=Toy(k=5), dataset=Toy())
-
-
-def ended(target: Callable[..., None], *arguments: object) -> int | None:
-    """Runs `target` in a process of its own and returns its exit code, -n after signal n."""
-    process = fork.Process(target=target, args=arguments)
-    process.start()
-    process.join(60)
-    return process.exitcode
+EVALUATE = Evaluate(encoder=PRETRAIN, protocol=Label(k=5), dataset=Label())
 
 
 def open_new(site: Site, results: multiprocessing.Queue[tuple[int, int]]) -> None:
@@ -104,7 +82,7 @@ def site(tmp_path: Path, race: tuple[Site, object]) -> Site:
 
 
 def mlflow_status(site: Site, run_id: str) -> str:
-    return str(Store(site)._client.get_run(run_id).info.status)
+    return str(Store(site).connection.client.get_run(run_id).info.status)
 
 
 def test_two_processes_create_a_store_once(race: tuple[Site, list[tuple[int, int]]]) -> None:
@@ -137,7 +115,7 @@ def test_the_record_has_settings_axes_and_environment(site: Site, tmp_path: Path
         run.artifact(file, "folder/renamed.bin")
         run.text("hello", "note.txt")
         run.finish({})
-    data = store._client.get_run(run.run_id).data
+    data = store.connection.client.get_run(run.run_id).data
     expected = {"K": "4", "lambda_b": "0.5", "lambda_s": "0.004", "norm": "batchnorm", "method": "msbreg", "method.heads.hidden": "512"}
     expected |= {"epochs": "3", "batch_size": "32", "seed": "0", "backbone": "small", "dataset": "toy", "dataset.sizes": "[32, 64]"}
     assert data.params.items() >= expected.items()
@@ -159,7 +137,7 @@ def test_an_evaluation_is_the_child_of_its_pretraining_run(site: Site) -> None:
         parent.finish({})
     with store.start(EVALUATE, scale="smoke") as child:
         child.finish({"top1": 0.5})
-    data = store._client.get_run(child.run_id).data
+    data = store.connection.client.get_run(child.run_id).data
     assert data.tags["mlflow.parentRunId"] == parent.run_id
     assert data.params.items() >= {"K": "4", "epochs": "3", "protocol": "toy", "protocol.k": "5", "encoder.method.num_views": "4"}.items()
 
@@ -180,6 +158,11 @@ def kill(signum: int) -> Callable[[Run], None]:
     return lambda run: os.kill(os.getpid(), signum)
 
 
+def be_told(run: Run) -> None:
+    interrupt.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def attempt(site: Site, how: Callable[[Run], None]) -> None:
     with Store(site).start(PRETRAIN, scale="smoke") as run:
         run.log(1, {"loss": 1.0})
@@ -193,7 +176,7 @@ ENDS = {
     "sys.exit": (leave, 0, "FAILED", "failed", "SystemExit: 0"),
     "no finish": (forget, 0, "FAILED", "failed", "ended without finish()"),
     "Ctrl-C": (kill(signal.SIGINT), 1, "KILLED", "interrupted", "KeyboardInterrupt"),
-    "SIGTERM": (kill(signal.SIGTERM), 143, "KILLED", "interrupted", "Terminated: 143"),
+    "SIGTERM": (be_told, 1, "KILLED", "interrupted", "Interrupted: SIGTERM"),
 }
 
 
@@ -208,7 +191,7 @@ def test_the_status_is_true_after(end: str, site: Site) -> None:
     assert store.finished([PRETRAIN.id]) == {}
     assert store.history(row.run_id, "loss") == [(1, 1.0), (2, 0.5)]
     assert store.reap() == []
-    names = {entry.path for entry in store._client.list_artifacts(row.run_id)}
+    names = {entry.path for entry in store.connection.client.list_artifacts(row.run_id)}
     assert ("error.txt" in names) == (end in ("exception", "sys.exit"))
 
 
@@ -226,7 +209,7 @@ def test_a_run_killed_with_sigkill_is_interrupted_and_reaped(site: Site) -> None
 
 def terminate_just_before_the_tag(site: Site) -> None:
     run = Store(site).start(PRETRAIN, scale="smoke")
-    run._store._client.set_terminated(run.run_id)
+    run._connection.client.set_terminated(run.run_id)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -242,28 +225,25 @@ def test_finished_without_the_completion_tag_is_not_finished(site: Site) -> None
 
 
 class Impatient(dict[str, float]):
-    """Metrics that send SIGTERM while they are written."""
+    """Metrics that send signals while they are written: the terminal's, and torchrun's just after it."""
 
     def items(self):  # type: ignore[no-untyped-def]
-        os.kill(os.getpid(), signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
         return super().items()
 
 
+def finish_impatiently(run: Run) -> None:
+    interrupt.listen()
+    run.finish(Impatient(top1=0.5))
+
+
 def test_a_signal_during_finish_waits_for_the_completion_tag(site: Site) -> None:
-    assert ended(attempt, site, lambda run: run.finish(Impatient(top1=0.5))) == 143
+    assert ended(attempt, site, finish_impatiently) == 1
     store = Store(site)
     assert store.finished([PRETRAIN.id])[PRETRAIN.id].metrics == {"top1": 0.5}
     assert store.status()[0].state == "finished"
     assert mlflow_status(site, store.status()[0].run_id) == "FINISHED"
-
-
-def test_sigterm_is_what_it_was_after_the_run(site: Site) -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Store(site).start(PRETRAIN, scale="smoke") as run:
-        with pytest.raises(Terminated, match="143"):
-            signal.raise_signal(signal.SIGTERM)
-        run.finish({})
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_a_killed_run_goes_on_in_the_same_record(site: Site, tmp_path: Path) -> None:
@@ -281,9 +261,9 @@ def test_a_killed_run_goes_on_in_the_same_record(site: Site, tmp_path: Path) -> 
         run.finish({"loss": 0.125})
     assert store.history(run.run_id, "loss") == [(1, 1.0), (2, 0.25), (3, 0.125)]
     assert store.finished([PRETRAIN.id])[PRETRAIN.id].run_id == first.run_id
-    names = {entry.path for entry in store._client.list_artifacts(run.run_id)}
+    names = {entry.path for entry in store.connection.client.list_artifacts(run.run_id)}
     assert names == {"spec.json", "environment.json", "environment-2.json", "error.txt"}
-    assert "reason" not in store._client.get_run(run.run_id).data.tags
+    assert "reason" not in store.connection.client.get_run(run.run_id).data.tags
 
 
 def hold(site: Site, started: multiprocessing.Queue[str]) -> None:
@@ -310,16 +290,16 @@ def test_a_run_that_is_alive_is_neither_resumed_nor_reaped(site: Site) -> None:
 def test_a_process_id_that_was_given_away_again_is_not_the_owner(site: Site) -> None:
     store = Store(site)
     run = store.start(PRETRAIN, scale="smoke")
-    owner = json.loads(store._client.get_run(run.run_id).data.tags["owner"])
-    store._client.set_tag(run.run_id, "owner", json.dumps(owner | {"started": owner["started"] - 60}))
+    owner = json.loads(store.connection.client.get_run(run.run_id).data.tags["owner"])
+    store.connection.client.set_tag(run.run_id, "owner", json.dumps(owner | {"started": owner["started"] - 60}))
     assert store.reap() == [run.run_id]
 
 
 def test_a_run_on_another_machine_is_left_alone(site: Site) -> None:
     store = Store(site)
     run = store.start(PRETRAIN, scale="smoke")
-    owner = json.loads(store._client.get_run(run.run_id).data.tags["owner"])
-    store._client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another"}))
+    owner = json.loads(store.connection.client.get_run(run.run_id).data.tags["owner"])
+    store.connection.client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another"}))
     assert store.reap() == []
     assert store.status()[0].state == "running"
     with store.start(PRETRAIN, scale="smoke") as second:
@@ -334,11 +314,11 @@ def test_the_newest_finished_run_counts_and_deleted_ones_do_not(site: Site) -> N
     for top1 in (0.1, 0.2):
         with store.start(PRETRAIN, scale="smoke") as run:
             run.finish({"top1": top1})
-        store._client.update_run(run.run_id, status="FINISHED")
+        store.connection.client.update_run(run.run_id, status="FINISHED")
         ids.append(run.run_id)
     assert ids[0] != ids[1]
     assert store.finished([PRETRAIN.id])[PRETRAIN.id].metrics == {"top1": 0.2}
-    store._client.delete_run(ids[1])
+    store.connection.client.delete_run(ids[1])
     assert store.finished([PRETRAIN.id])[PRETRAIN.id].metrics == {"top1": 0.1}
 
 
@@ -388,16 +368,16 @@ def test_a_table_is_recorded_once_and_again_only_when_it_changed(site: Site, tmp
     store, report = Store(site), tmp_path / "table8.md"
     report.write_text("| 80 | 81 |")
     run_id = store.log_table(filled(0.8, 0.81), [report])
-    recorded = store._client.get_run(run_id)
+    recorded = store.connection.client.get_run(run_id)
     assert recorded.data.metrics == {"Ours K 4/acc": 80.0, "Ours K 4 again/acc": 81.0}
     assert recorded.info.run_name == "table8 smoke epochs=5"
     assert store.log_table(filled(0.8, 0.81), [report]) == run_id
-    assert store._client.get_run(run_id).info.end_time == recorded.info.end_time
-    assert len(store._client.get_metric_history(run_id, "Ours K 4/acc")) == 1
+    assert store.connection.client.get_run(run_id).info.end_time == recorded.info.end_time
+    assert len(store.connection.client.get_metric_history(run_id, "Ours K 4/acc")) == 1
 
     report.write_text("| - | 82 |")
     assert store.log_table(filled(None, 0.82), [report]) == run_id
-    metrics = store._client.get_run(run_id).data.metrics
+    metrics = store.connection.client.get_run(run_id).data.metrics
     assert math.isnan(metrics["Ours K 4/acc"])
     assert metrics["Ours K 4 again/acc"] == 82.0
     assert store.download(run_id, "table8.md", tmp_path / "copy").read_text() == "| - | 82 |"
@@ -409,7 +389,7 @@ def test_a_table_is_recorded_whatever_a_row_is_called(site: Site, tmp_path: Path
     store, report, table = Store(site), tmp_path / "table8.md", filled(0.8, 0.81)
     report.write_text("| 80 | 81 |")
     run_id = store.log_table(replace(table, rows=(replace(table.rows[0], label=label), table.rows[1])), [report])
-    assert store._client.get_run(run_id).data.metrics == {metric: 80.0, "Ours K 4/acc": 81.0}
+    assert store.connection.client.get_run(run_id).data.metrics == {metric: 80.0, "Ours K 4/acc": 81.0}
 
 
 def test_titles_and_groups() -> None:
@@ -469,7 +449,7 @@ def test_a_server_on_this_machine_keeps_runs_as_sqlite_does(site: Site, tmp_path
     try:
         assert answers(server, f"http://127.0.0.1:{port}/health"), (tmp_path / "server.log").read_text()
         remote = replace(site, tracking_uri=f"http://127.0.0.1:{port}")
-        assert ended(attempt, remote, kill(signal.SIGTERM)) == 143
+        assert ended(attempt, remote, be_told) == 1
         store = Store(remote)
         assert store.status()[0].state == "interrupted"
         with store.start(PRETRAIN, scale="smoke") as run:

@@ -1,7 +1,8 @@
-"""What tests of evaluations share: images in memory, an untrained encoder, a record that keeps what it is told, a second process."""
+"""What tests share: images in memory, an untrained encoder, a spec, a record that keeps what it is told, a second process."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from reproduce.data.views import Augmentation
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.encoder import Encoder, build_network
 from reproduce.site import Site
-from reproduce.spec import LARS, Pretrain
+from reproduce.spec import LARS, Pretrain, Settings
 
 R = TypeVar("R")
 
@@ -102,6 +103,23 @@ class Toy(Dataset, name="toy_of_classifiers"):
         return np.array(self.subset, np.int64)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Label(Settings, name="toy"):
+    """A data set and a protocol in one, of runs that are recorded and never done."""
+
+    sizes: tuple[int, ...] = (32, 64)
+    k: int | None = None
+
+    title: ClassVar[str] = "Toy"
+    caveat: ClassVar[str] = ""
+
+
+PRETRAIN = Pretrain(
+    method=MSBReg(), dataset=Label(), backbone="small", augmentation=Augmentation(), optimizer=LARS(base_lr=0.5), epochs=3, batch_size=32
+)
+"""A run that is recorded and never done."""
+
+
 class Notes:
     """A record in memory."""
 
@@ -134,6 +152,14 @@ def encoder() -> Encoder:
     online = build_network(spec).online
     online.eval().requires_grad_(False)
     return Encoder(spec, online.backbone, online.projector)
+
+
+def ended(target: Callable[..., None], *arguments: object) -> int | None:
+    """Runs `target` in a process of its own, a fork of this one, and returns its exit code, -n after signal n."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    process.join(60)
+    return process.exitcode
 
 
 def on_two_processes(work: Callable[..., R], folder: Path, *arguments: Any) -> list[R]:
