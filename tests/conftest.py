@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -17,9 +18,17 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Half a million objects are imported and stay: looking through them for garbage, again and again, takes seconds.
+gc.disable()
 
 ROOT = Path(__file__).parent.parent
 INVOKE = (sys.executable, "-m", "invoke")
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now is never looked through; what the tests make is."""
+    gc.freeze()
+    gc.enable()
 
 
 @dataclass

@@ -54,10 +54,10 @@ def imported(home: Home, *arguments: str) -> set[str]:
     [
         ("--list",),
         ("--help", "table8"),
-        ("--help", "tables"),
+        pytest.param(("--help", "tables"), marks=pytest.mark.slow),
         ("table8", "--scale", "smol", "--dry-run"),
-        ("table8", "--set", "epoch=5", "--dry-run"),
-        ("table8", "--rows", "nobody"),
+        pytest.param(("table8", "--set", "epoch=5", "--dry-run"), marks=pytest.mark.slow),
+        pytest.param(("table8", "--rows", "nobody"), marks=pytest.mark.slow),
         ("table8", "--scale", "paper", "--dry-run"),
     ],
     ids=" ".join,
@@ -75,7 +75,10 @@ def test_every_task_is_listed_with_a_line_of_help(home: Home) -> None:
         assert re.search(r"[.:]", task["help"]), task["help"]
 
 
-@pytest.mark.parametrize("name", [*ALIASES, "table11", "tables", "bench"])
+NAMES = (*ALIASES, "table11", "tables", "bench")
+
+
+@pytest.mark.parametrize("name", [*NAMES[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def test_every_name_answers_with_its_help(name: str, home: Home) -> None:
     done = home.invoke("--help", name)
     assert (done.returncode, done.stderr) == (0, "")
@@ -177,7 +180,7 @@ def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
     assert [line.rpartition(": no finished run")[0] for line in what] == [pretraining, f"linear: {pretraining}"]
 
 
-@pytest.mark.parametrize(("scale", "key"), [("small", "imagenette"), ("paper", "imagenet")])
+@pytest.mark.parametrize(("scale", "key"), [("small", "imagenette"), pytest.param("paper", "imagenet", marks=pytest.mark.slow)])
 def test_data_that_are_missing_are_named_before_anything_starts(scale: str, key: str, home: Home) -> None:
     done = home.invoke("table8", "--scale", scale, "--rows", "BYOL")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
@@ -195,7 +198,7 @@ def test_a_table_that_needs_no_runs_is_printed_at_once(home: Home) -> None:
     assert not home.runs.exists()
 
 
-@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=" ".join)
+@pytest.mark.parametrize("options", [(), pytest.param(("--dry-run",), marks=pytest.mark.slow)], ids=" ".join)
 def test_more_devices_than_there_are_end_in_one_line_and_code_2(options: tuple[str, ...], home: Home) -> None:
     home.site_file.write_text(f'runs = "{home.runs}"\nreports = "{home.reports}"\ndevice = "cuda"\ndevices = 4\n')
     done = home.invoke("table8", "--rows", "BYOL", *options, CUDA_VISIBLE_DEVICES="0,1")

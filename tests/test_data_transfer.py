@@ -397,7 +397,7 @@ def official(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("name", "count"), [("1percent", 12_811), ("10percent", 128_116)])
+@pytest.mark.parametrize(("name", "count"), [("1percent", 12_811), pytest.param("10percent", 128_116, marks=pytest.mark.slow)])
 def test_the_lists_of_imagenet_have_the_published_counts(official, tmp_path, name, count):
     path = lists.of_imagenet(name, Site(runs=tmp_path, data={"imagenet_subsets": official}))
     lines = path.read_bytes().split()

@@ -64,7 +64,7 @@ def finished(spec: Spec, seconds: float = 60, **fields: Any) -> Record:
 # What a network costs, without torch
 
 
-@pytest.mark.parametrize("name", backbones.names())
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in backbones.names()])
 def test_every_backbone_costs_what_torch_counts(name: str) -> None:
     found = cost.network(name)
     assert found is not None, f"{name} has no layers in reproduce/nn/cost.py"
@@ -365,7 +365,7 @@ def test_a_plan_is_applied_only_as_it_was_looked_at(home: Home) -> None:
     ("arguments", "says"),
     [
         (("--apply", "now"), "--apply takes the 12 hexadecimal digits that --dry-run prints last, not 'now'."),
-        (("--max-gpu-hours", "few"), "--max-gpu-hours takes a number, such as 0.5, not 'few'."),
+        pytest.param(("--max-gpu-hours", "few"), "--max-gpu-hours takes a number, such as 0.5, not 'few'.", marks=pytest.mark.slow),
         (("--max-gpu-hours", "1", "--render-only"), "--render-only starts nothing: leave it out, or --apply and --max-gpu-hours."),
     ],
     ids=["apply", "hours", "render only"],

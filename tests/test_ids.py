@@ -97,6 +97,11 @@ class Stored:
 
 STORED = [Stored(**each) for each in json.loads(GOLDEN.read_text(encoding="utf-8"))] if GOLDEN.exists() else []
 EACH = pytest.mark.parametrize("run", STORED, ids=lambda run: f"{run.table}-{run.scale}-{run.id}")
+MOST_AT_SMOKE = pytest.mark.parametrize(
+    "run",
+    [run if run.scale == "smoke" else pytest.param(run, marks=pytest.mark.slow) for run in STORED],
+    ids=lambda run: f"{run.table}-{run.scale}-{run.id}",
+)
 
 
 def rebuilt(plain: Any, extended: tuple[str, ...] = ()) -> Any:
@@ -132,7 +137,7 @@ def changed(spec: Settings) -> Iterator[tuple[str, Any, Settings]]:
         assert len(accepted) > 1 or has_one_value(path, hint) or value == (), f"{spec.name}: no other {path} than {value!r} is accepted"
 
 
-@EACH
+@MOST_AT_SMOKE
 def test_every_change_of_every_setting_is_another_run(run: Stored) -> None:
     spec = rebuilt(run.settings)
     ids: dict[str, tuple[str, Any]] = {spec.id: ("unchanged", None)}
@@ -143,6 +148,7 @@ def test_every_change_of_every_setting_is_another_run(run: Stored) -> None:
     assert len(paths) > 10
 
 
+@pytest.mark.slow
 def test_no_two_runs_of_the_suite_share_an_id() -> None:
     specs = {
         spec for scale, table in itertools.product(SCALES, table_names()) for spec in Request(table=table, scale=scale, seeds=3).specs()
@@ -230,6 +236,7 @@ def ids_elsewhere(**environment: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_key_of_the_site_and_no_variable_moves_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "site.toml"
     file.write_text(SITE)

@@ -187,6 +187,7 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_that_is_stopped_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path: Path) -> None:
     site = Site(runs=tmp_path)
@@ -210,6 +211,7 @@ def test_a_run_that_is_stopped_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path
     assert weights(tmp_path / "struck") == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_checkpoint_without_steps_is_still_read_and_a_lost_lease_writes_nothing(tmp_path: Path) -> None:
     site = Site(runs=tmp_path)

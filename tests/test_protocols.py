@@ -120,6 +120,7 @@ def test_distances_keep_their_digits_far_from_the_origin() -> None:
     assert squared[0].tolist() == pytest.approx([0.81, 1.21, 3.61], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_test", [1, 30, 99, 400])
 def test_five_nearest_neighbours_agree_with_scikit_learn(num_test: int) -> None:
     from sklearn.neighbors import KNeighborsClassifier  # here, so that the processes started below do not import it

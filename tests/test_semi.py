@@ -259,7 +259,10 @@ def struck(
     return protocol.run(network or encoder(), Toy(), Site(), CPU, 5, watch)
 
 
-@pytest.mark.parametrize("protocol", [FROZEN, TUNED, replace(TUNED, batchnorm="eval", num_held_out=0, epochs=(2,))])
+@pytest.mark.parametrize(
+    "protocol",
+    [FROZEN, TUNED, pytest.param(replace(TUNED, batchnorm="eval", num_held_out=0, epochs=(2,)), marks=pytest.mark.slow)],
+)
 def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(protocol: SemiSupervised, tmp_path: Path) -> None:
     whole, parts = Notes(), Notes()
     found = measure(protocol, notes=whole)
@@ -272,6 +275,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(protocol: SemiSu
     assert parts.tags == whole.tags
 
 
+@pytest.mark.slow
 def test_the_best_training_and_the_lost_ones_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first training is the best, and one diverges; a kill in the last one must not change that."""
     monkeypatch.setattr(checkpoint, "EVERY", 0.0)

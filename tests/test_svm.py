@@ -18,10 +18,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import average_precision_score
-from sklearn.model_selection import GridSearchCV
-from sklearn.svm import LinearSVC
 from toys import CPU, SHARED, Notes, Pictures, encoder, on_two_processes
 
 from reproduce.data.dataset import Dataset
@@ -116,6 +112,8 @@ def ranked(marks: str) -> tuple[np.ndarray, np.ndarray]:
     ],
 )
 def test_average_precision_of_hand_computed_rankings(marks: str, all_point: float, plain: float, eleven: float) -> None:
+    from sklearn.metrics import average_precision_score  # here, as it takes seconds to import, in every process of the tests
+
     scores, positive = ranked(marks)
     assert average_precision(scores, positive) == pytest.approx(all_point, rel=1e-14)
     assert average_precision_score(positive, scores) == pytest.approx(plain, rel=1e-14)
@@ -134,6 +132,8 @@ def test_images_that_tie_pass_the_threshold_together_in_any_order() -> None:
 
 @pytest.mark.parametrize("levels", [3, 10, 10**9])
 def test_average_precision_is_the_definition_and_never_below_scikit_learns(levels: int) -> None:
+    from sklearn.metrics import average_precision_score
+
     random, equal, above = np.random.default_rng(levels), 0, 0
     for _ in range(150):
         n = int(random.integers(1, 25))
@@ -156,6 +156,10 @@ def test_average_precision_is_the_definition_and_never_below_scikit_learns(level
 
 def independent(settings: LinearSVM, rows: tuple[np.ndarray, np.ndarray], targets: tuple[np.ndarray, np.ndarray], seed: int) -> Any:
     """(AP, C) of each class by scikit-learn's own grid search on features of any length."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import LinearSVC
+
     x, x_test = (row.astype(np.float64) / (np.linalg.norm(row.astype(np.float64), axis=1)[:, None] + 1e-5) for row in rows)
     svm = LinearSVC(
         class_weight={1: settings.positive_weight, -1: 1},

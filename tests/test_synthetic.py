@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.neighbors import KNeighborsClassifier
 
 from reproduce.data import scenes as drawing
 from reproduce.data import stl10, voc
@@ -309,6 +308,8 @@ def test_two_processes_generate_once(tmp_path: Path) -> None:
 
 
 def accuracy(train: NDArray[np.float64], test: NDArray[np.float64], scenes: dict[str, Any]) -> float:
+    from sklearn.neighbors import KNeighborsClassifier
+
     classifier = KNeighborsClassifier(n_neighbors=5).fit(train, scenes["train"][0])
     return float(classifier.score(test, scenes["test"][0]))
 
