@@ -2,7 +2,7 @@
 
     apply, told = override(runs, "tau=0.996")       # a function from a run to the same run with that setting, and its full name
 
-A key may be short: the setting of pretraining that ends in it is meant, else one of the evaluation.
+A key may be short: the setting of pretraining that ends in it is meant, else one of the evaluation; after `evaluation.` one of the latter.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from reproduce.spec import GEOMETRY, Evaluate, Pretrain, Weights, unknown
 
+EVALUATION = "evaluation."
+"""What a key begins with that means the evaluation's data set where pretraining has one, too."""
 ORIGIN = ("encoder.url", "encoder.sha256")
 """Settings of an encoder from elsewhere that say which file it is: a run must not be recorded as one of another file."""
 
@@ -48,7 +50,13 @@ def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Ev
                 run = run.replace(each, parse(text, run.field_type(each), key))
         return run
 
-    return apply, f"{path.removeprefix('encoder.')}={text}"
+    return apply, f"{_told(path, first)}={text}"
+
+
+def _told(path: str, run: Evaluate) -> str:
+    """A path as it is written where it can mean nothing else."""
+    paths = [each for each, _ in run.leaves()]
+    return f"{EVALUATION}{path}" if f"encoder.{path}" in paths else path.removeprefix("encoder.")
 
 
 def _rank(run: Evaluate, path: str) -> int:
@@ -70,12 +78,15 @@ def settings_named(key: str, run: Evaluate) -> list[str]:
     """The paths in `run` that `key` means: a setting of the pretraining first, else one of the evaluation.
 
     A full path is itself; otherwise the shortest path that ends in `key` is meant. A setting of the data set is one of pretraining and of
-    evaluation alike where both use the same; so is what an encoder expects of its images (GEOMETRY) where it sees such ones.
+    evaluation alike where both use the same; so is what an encoder expects of its images (GEOMETRY) where it sees such ones. After
+    EVALUATION a key means the evaluation's alone.
 
     Raises:
         ValueError: several settings of the same depth have that name.
     """
-    paths = [path for path, _ in run.leaves()]
+    alone = key.startswith(EVALUATION)
+    key = key.removeprefix(EVALUATION)
+    paths = [path for path, _ in run.leaves() if not (alone and path.startswith("encoder."))]
     for part in ("encoder.", "protocol.", ""):
         inside = [path for path in paths if path.startswith(part)]
         exact = [path for path in inside if path in (key, part + key)]

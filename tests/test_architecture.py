@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import pkgutil
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -444,6 +445,9 @@ def test_a_data_set_describes_itself(cls: type[Dataset]) -> None:
     assert dataset.size <= dataset.canvas
     assert all(0 < value < 1 for value in (*dataset.mean, *dataset.std))
     assert dataset.test_split not in (dataset.train_split, dataset.pretrain_split)
+    for key in ("pretrain_split", "train_split", "test_split"):
+        with pytest.raises(ValueError, match=rf"^{cls.name} takes {key} of {re.escape(', '.join(cls.splits))}, not 'tset'\.$"):
+            replace(dataset, **{key: "tset"})
 
 
 UNSET = r"^The data root '(\w+)' is not set: add `\1 = .* under \[data\] in .*\. Layout: .*\. Get it: .*\.$"
@@ -474,6 +478,9 @@ def test_a_data_set_with_boxes_describes_itself(cls: type[DetectionDataset]) -> 
     assert len(set(dataset.classes)) == len(dataset.classes) > 1
     assert all(0 < value < 1 for value in (*dataset.mean, *dataset.std))
     assert dataset.test_split != dataset.train_split
+    for key in ("train_split", "test_split"):
+        with pytest.raises(ValueError, match=rf"^{cls.name} takes {key} of {', '.join(cls.splits)}, not 'tset'\.$"):
+            replace(dataset, **{key: "tset"})
 
 
 @pytest.mark.parametrize("cls", WITH_BOXES)

@@ -66,6 +66,8 @@ class Rectangles(DetectionDataset, name="rectangles"):
     """Of two colours."""
 
     classes = CLASSES
+    splits = ("train", "test", "one+two", "three")
+    benchmark = "coco"
 
 
 DATA = Rectangles(mean=(0.2, 0.2, 0.2), std=(0.2, 0.2, 0.2), train_split="train", test_split="test")

@@ -82,6 +82,10 @@ def byol(*changes: str, **fields: Any) -> Evaluate:
         ("dataset.size", ["encoder.dataset.size", "dataset.size"]),
         ("encoder.dataset.size", ["encoder.dataset.size", "dataset.size"]),
         ("backbone", ["encoder.backbone"]),
+        ("evaluation.size", ["dataset.size"]),
+        ("evaluation.dataset.size", ["dataset.size"]),
+        ("evaluation.epochs", ["protocol.epochs"]),
+        ("evaluation.backbone", []),
         ("au", []),
         ("method.blur", []),
         ("", []),
@@ -97,12 +101,24 @@ def test_a_transfers_own_data_set_stays_when_that_of_pretraining_changes() -> No
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
 def test_images_of_a_transfer_change_with_those_that_the_encoder_was_trained_on(scale: str) -> None:
-    changes = ("dataset.mean=0.4,0.4,0.4", "canvas=128", "dataset.test_split=other", "dataset.mean=0.3,0.4,0.5")
+    changes = ("dataset.mean=0.4,0.4,0.4", "canvas=128", "dataset.test_split=train", "dataset.mean=0.3,0.4,0.5")
     for _, _, ours in Request(table="table5", scale=scale, changes=changes).build().measured():
         trained, shown = dict(ours.spec.encoder.leaves()), dict(ours.spec.dataset.leaves())
         assert trained["dataset.mean"] == shown["mean"] == (0.3, 0.4, 0.5)
         assert trained["dataset.canvas"] == shown.get("canvas", 128) == 128  # a detector's images have sizes of their own
-        assert trained["dataset.test_split"] == "other" != shown["test_split"], "what is not of the images stays"
+        assert trained["dataset.test_split"] == "train" != shown["test_split"], "what is not of the images stays"
+
+
+def test_the_evaluations_data_set_can_be_changed_alone_and_the_caption_says_so() -> None:
+    request = Request(table="table5", scale="small", columns="ap*", changes=("evaluation.dataset.test_split=2007_val",))
+    table = request.build()
+    assert table.changes == ("evaluation.dataset.test_split=2007_val",)
+    for _, _, ours in table.measured():
+        assert dict(ours.spec.dataset.leaves())["test_split"] == "2007_val"
+        assert dict(ours.spec.encoder.leaves())["dataset.test_split"] == "val"
+    assert byol("evaluation.train_split=val").encoder.dataset.train_split == "train"
+    with pytest.raises(ValueError, match=r"^imagenette takes test_split of train, val, not '2007_val'\.$"):
+        Request(table="table5", scale="small", columns="ap*", changes=("dataset.test_split=2007_val",)).build()
 
 
 def test_a_name_that_several_settings_share_is_refused_with_both() -> None:

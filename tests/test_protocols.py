@@ -47,6 +47,7 @@ class Toy(Dataset, name="toy"):
     test_classes: tuple[str, ...] = ("a", "b", "c", "d", "e")
 
     test_split: ClassVar[str] = "test"
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
     def load(self, split: str, site: Site) -> Images:
         if split == "unlabelled":

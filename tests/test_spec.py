@@ -75,6 +75,10 @@ def settings_in(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield from settings_in(item, f"{where}.")
 
 
+SPLITS = ("train", "val", "test", "2007_val", "train2017", "val2017")
+"""Words of which each setting that takes few words takes two at least."""
+
+
 def other_values(value: Any, hint: Any) -> Iterator[Any]:
     """Values unlike `value` that a setting of that type may take; some of them may make no sense."""
     if isinstance(value, Settings):
@@ -87,7 +91,7 @@ def other_values(value: Any, hint: Any) -> Iterator[Any]:
     elif isinstance(value, (int, float)):
         yield from (value + 1, value - 1, value * 2, value / 2 if isinstance(value, float) else value + 2)
     elif isinstance(value, str):
-        yield f"{value}x"
+        yield from (other for other in (f"{value}x", *SPLITS) if other != value)
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             yield from ((*value[:index], other, *value[index + 1 :]) for other in other_values(item, None))

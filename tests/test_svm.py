@@ -59,6 +59,7 @@ class Toy(Dataset, name="toy_of_svms"):
 
     train_split: ClassVar[str] = "trainval"
     test_split: ClassVar[str] = "test"
+    splits: ClassVar[tuple[str, ...]] = ("train", "trainval", "test")
 
     def load(self, split: str, site: Site) -> Images:
         test = split == "test"

@@ -91,6 +91,7 @@ class Toy(Dataset, name="toy_of_classifiers"):
 
     title: ClassVar[str] = "toy images"
     test_split: ClassVar[str] = "test"
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
     def load(self, split: str, site: Site) -> Images:
         if split == "test":

@@ -131,6 +131,7 @@ class COCO2017(DetectionDataset, name="coco2017"):
     test_split: str = "val2017"
     """5 000 images (the same file)."""
 
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "COCO 2017"
     classes: ClassVar[tuple[str, ...]] = CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "coco"

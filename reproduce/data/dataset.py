@@ -38,6 +38,8 @@ class Dataset(Settings):
     test_split: str = "val"
     """Labelled; only ever measured on."""
 
+    splits: ClassVar[tuple[str, ...]] = ("train", "val")
+    """All that there are."""
     title: ClassVar[str]
     """As printed in captions."""
     published: ClassVar[Mapping[str, int]] = {}
@@ -50,6 +52,9 @@ class Dataset(Settings):
             )
         if not all(value > 0 for value in self.std):
             raise ValueError(f"{self.name} takes std > 0 for each channel, not {self.std}.")
+        for key in ("pretrain_split", "train_split", "test_split"):
+            if getattr(self, key) not in self.splits:
+                raise ValueError(f"{self.name} takes {key} of {', '.join(self.splits)}, not '{getattr(self, key)}'.")
 
     def check_root(self, site: Site) -> None:
         """Raises LookupError where `site` does not say where the files are, or a folder or list of their layout is not there.

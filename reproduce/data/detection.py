@@ -89,6 +89,8 @@ class DetectionDataset(Settings):
     test_split: str
     """Only ever measured on."""
 
+    splits: ClassVar[tuple[str, ...]]
+    """All that there are; several of VOC's are joined by `+`."""
     title: ClassVar[str]
     """As printed in captions."""
     classes: ClassVar[tuple[str, ...]]
@@ -99,6 +101,10 @@ class DetectionDataset(Settings):
     def check(self) -> None:
         if not all(value > 0 for value in self.std):
             raise ValueError(f"{self.name} takes std > 0 for each channel, not {self.std}.")
+        for key in ("train_split", "test_split"):
+            split = getattr(self, key)
+            if not set(split.split("+") if self.benchmark == "voc" else [split]) <= set(self.splits):
+                raise ValueError(f"{self.name} takes {key} of {', '.join(self.splits)}, not '{split}'.")
 
     def check_root(self, site: Site) -> None:
         """Raises LookupError where `site` does not say where the files are, or a folder or list of their layout is not there.

@@ -55,6 +55,7 @@ class STL10(Dataset, name="stl10"):
     test_split: str = "test"
     """8 000 images (the same file)."""
 
+    splits: ClassVar[tuple[str, ...]] = tuple(SPLITS)
     title: ClassVar[str] = "STL-10"
     published: ClassVar[Mapping[str, int]] = {"train": 5_000, "test": 8_000, "unlabeled": 100_000}
 

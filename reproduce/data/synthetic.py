@@ -134,6 +134,7 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
     pretrain_split: str = "train+unlabeled"
     test_split: str = "test"
 
+    splits: ClassVar[tuple[str, ...]] = ("train", "test", "unlabeled", "train+unlabeled")
     title: ClassVar[str] = "synthetic scenes (STL-10 layout)"
 
     def load(self, split: str, site: Site) -> Images:
@@ -168,6 +169,7 @@ class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
     train_split: str = "trainval"
     test_split: str = "test"
 
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "trainval", "test")
     title: ClassVar[str] = "synthetic scenes (VOC2007 layout)"
 
     def check(self) -> None:

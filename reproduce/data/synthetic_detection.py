@@ -68,6 +68,7 @@ class SyntheticVOC0712(_Synthetic, name="synthetic_voc0712"):
     train_split: str = "2007_trainval+2012_trainval"
     test_split: str = "2007_test"
 
+    splits: ClassVar[tuple[str, ...]] = voc0712.SPLITS
     title: ClassVar[str] = "synthetic scenes (VOC07+12 layout)"
     classes: ClassVar[tuple[str, ...]] = voc.CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "voc"
@@ -107,6 +108,7 @@ class SyntheticCOCO2017(_Synthetic, name="synthetic_coco2017"):
     train_split: str = "train2017"
     test_split: str = "val2017"
 
+    splits: ClassVar[tuple[str, ...]] = coco2017.SPLITS
     title: ClassVar[str] = "synthetic scenes (COCO layout)"
     classes: ClassVar[tuple[str, ...]] = coco2017.CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "coco"

@@ -35,6 +35,7 @@ class VOC0712(DetectionDataset, name="voc0712"):
     test_split: str = "2007_test"
     """4 952 images (the same file)."""
 
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "VOC07+12"
     classes: ClassVar[tuple[str, ...]] = voc.CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "voc"

@@ -54,6 +54,7 @@ class VOC2007(Dataset, name="voc2007"):
     test_split: str = "test"
     """4 952 images (the same)."""
 
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "VOC2007"
     published: ClassVar[Mapping[str, int]] = {"trainval": 5_011, "test": 4_952}
 
