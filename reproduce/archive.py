@@ -35,6 +35,7 @@ from reproduce import checkpoint
 from reproduce.nn.encoder import FILE
 from reproduce.plan import CUSTOM, SCALES
 from reproduce.portable import OF_THE_MACHINE, PortableRun, from_json, to_json
+from reproduce.produce import counted
 from reproduce.report import render
 from reproduce.report.filled import loads
 from reproduce.site import Site
@@ -86,8 +87,8 @@ def export(file: Path, scale: str, site: Site, store: Store, *, encoders: bool =
             if encoders and run.is_pretraining:
                 members[f"runs/{spec_id}/{FILE}"] = _encoder(spec_id, site, store, Path(folder))
         _write_zip(file, members)
-    told = ", ".join(f"{_plural(len(tables), 'table')} ({name})" for name, tables in _tables(reports).items())
-    return f"{file}: {told}, {_plural(len(runs), 'run')}, {file.stat().st_size / 1e6:.1f} MB."
+    told = ", ".join(f"{counted(len(tables), 'table')} ({name})" for name, tables in _tables(reports).items())
+    return f"{file}: {told}, {counted(len(runs), 'run')}, {file.stat().st_size / 1e6:.1f} MB."
 
 
 def _check_free(file: Path) -> None:
@@ -244,9 +245,9 @@ class Received:
         return int(bool(self.clashes))
 
     def __str__(self) -> str:
-        runs = f"{_plural(self.added, 'run')} added, {self.here} here already, {len(self.clashes)} with other values here."
-        tables = "".join(f" {_plural(number, 'table')} added to the reports at {scale}." for scale, number in self.tables.items())
-        encoders = f" {_plural(self.encoders, 'encoder')} added." if self.encoders else ""
+        runs = f"{counted(self.added, 'run')} added, {self.here} here already, {len(self.clashes)} with other values here."
+        tables = "".join(f" {counted(number, 'table')} added to the reports at {scale}." for scale, number in self.tables.items())
+        encoders = f" {counted(self.encoders, 'encoder')} added." if self.encoders else ""
         return "\n".join([runs + encoders + tables, *self.clashes, *self.kept])
 
 
@@ -470,7 +471,3 @@ class _Archive:
 
     def _refuse(self, problem: str, remedy: str = "have it exported again") -> NoReturn:
         raise ValueError(f"{self._file} is refused: {problem}; nothing was written. What would work: {remedy}.")
-
-
-def _plural(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"

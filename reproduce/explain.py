@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from reproduce.entry import title
 from reproduce.plan import Request
+from reproduce.produce import counted
 from reproduce.results import observe
 from reproduce.spec import Spec
 
@@ -69,7 +70,7 @@ def _cell(request: Request, row: Row, column: Column, ours: Measured, finished: 
             if run.id not in finished:
                 todo[run.id] = run
     if todo:
-        yield f"  To fill it, {len(todo)} {'run' if len(todo) == 1 else 'runs'}: {_command(request, row.label, column.key)}"
+        yield f"  To fill it, {counted(len(todo), 'run')}: {_command(request, row.label, column.key)}"
 
 
 def _command(request: Request, row: str, column: str) -> str:

@@ -33,7 +33,7 @@ from reproduce.lease import Lease
 from reproduce.nn import cost
 from reproduce.nn.heads import Heads
 from reproduce.plan import Job
-from reproduce.produce import Blocked, RefusedError, clock, launcher
+from reproduce.produce import Blocked, RefusedError, clock, counted, launcher
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -135,7 +135,7 @@ class Forecast:
         yield from self.problems
         counts = Counter(step.fate for step in self.steps)
         told = [f"{counts[fate]} {word}" for fate, word in FATES.items() if counts[fate]]
-        yield f"{len(self.steps)} runs: {', '.join(told) or 'none'}."
+        yield f"{counted(len(self.steps), 'run')}: {', '.join(told) or 'none'}."
         if self.todo:
             yield from self._estimates()
         yield f"Plan {self.digest}: --apply {self.digest} runs it and no other."
@@ -147,7 +147,7 @@ class Forecast:
         one_each = all(step.devices == 1 for step in self.todo)
         runs = f"{at_once} {'run' if one_each else self.device}{'s' if at_once > 1 else ''} at once"
         if len(known) < len(self.todo):
-            partly = f"; {_hours(seconds)} for the {len(known)} runs of which it is" if known else ""
+            partly = f"; {_hours(seconds)} for the {counted(len(known), 'run')} of which it is" if known else ""
             yield f"{self.device}-hours: not known{partly}. Wall time: not known, {runs}."
         else:
             yield f"{self.device}-hours: {_hours(seconds)}. Wall time: {clock(makespan(self.todo, at_once))}, {runs}."

@@ -145,7 +145,7 @@ class _Outcome:
         """What happened, in a line, and a line for each run that failed."""
         reused, seconds = len(self.finished) - self.ran, time.monotonic() - self.started
         others = f" ({self.attached} of them by others)" if self.attached else ""
-        lines = [f"{self.ran} runs done{others}, {reused} reused, {len(self.missing)} missing, in {clock(seconds)}."]
+        lines = [f"{counted(self.ran, 'run')} done{others}, {reused} reused, {len(self.missing)} missing, in {clock(seconds)}."]
         failed = [job for job in self.wanted if job.spec.id in self.failed]
         return "\n".join(lines + [f"failed: {job.spec.id} {title(job.spec)}: {self.failed[job.spec.id]}" for job in failed])
 
@@ -352,6 +352,11 @@ def _render(request: Request, site: Site, done: _Outcome) -> tuple[Table, Filled
     return table, filled, paths
 
 
+def counted(number: int, word: str) -> str:
+    """A number of things: `1 run`, `2 runs`."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def clock(seconds: float) -> str:
     """A duration as `12 s`, `3:05` or `2:04:09`."""
     whole = round(seconds)
@@ -380,7 +385,7 @@ class _Console:
         self._spoken: dict[str, float] = {}
         self.attached: set[str] = set()
         """Runs that somebody else does."""
-        print(f"{len(todo)} runs to do, {reused} reused.", flush=True)
+        print(f"{counted(len(todo), 'run')} to do, {reused} reused.", flush=True)
 
     def __enter__(self) -> _Console:
         from tqdm import tqdm  # type: ignore[import-untyped]
@@ -401,7 +406,7 @@ class _Console:
             self.attached.add(spec_id)
             self._line(f"attached to {event['who']}{', queued' if event['state'] == 'queued' else ''}: {title(self._specs[spec_id])}")
         elif kind == "submitted":
-            self._line(f"submitted to {event['who']}: {event['num']} runs")
+            self._line(f"submitted to {event['who']}: {counted(event['num'], 'run')}")
         elif kind == "freed":
             self.attached.discard(spec_id)
             self._rates.pop(spec_id, None)

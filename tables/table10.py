@@ -54,7 +54,7 @@ def table() -> Table:
             note="The quoted numbers are DetCon's report. Ours is BYOL with its own settings, 1000 epochs.",
         ),
         _row("VICReg", ("39.4", "36.4"), weights=released.VICREG_1000),
-        _row("SwAV", ("41.6", "37.8"), weights=released.SWAV_800),
+        _row("SwAV", ("41.6", "37.8"), weights=released.SWAV_800, note="The paper says that it uses more augmentations than MSBReg."),
         _row("Barlow Twins", ("40.0", "36.7"), weights=released.BARLOW_TWINS_1000),
         _row("OBoW", ("40.8", "36.4"), weights=released.OBOW_200),
         _row(OURS, ("41.8", "37.8"), run=msbreg_imagenet(300)),
@@ -70,7 +70,7 @@ def table() -> Table:
             "The box head has four convolutions and a fully connected layer, with BatchNorm: a choice, as neither the paper nor its "
             "sources say (--set box_head=2fc is the other, and that of the scale smoke).",
             "At paper scale the peak rate is the paper's .05 in every row of ours; VICReg's own is .04.",
-            "At the scale small, detectors are trained for a quarter of the iterations, and with a ResNet-18 on images of half the side; "
+            "At the scale small, detectors are trained for a quarter of the iterations, and with a 3x3 stem on images of half the side; "
             "at the scale smoke for 200 steps, on images of 64 pixels.",
         ),
         measure=_measured,

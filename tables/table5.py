@@ -95,7 +95,7 @@ def table() -> Table:
             "from their own papers.",
             "At paper scale detection of ours is with the paper's schedule in every row. In their own papers Barlow Twins' peak rate is .1 "
             "with 1000 iterations of warm-up, and OBoW's is .01. Sources print the mean of five fine-tunings: --seeds 5.",
-            "At the scale small, detectors are trained for a quarter of the iterations, and with a ResNet-18 on images of half the side; "
+            "At the scale small, detectors are trained for a quarter of the iterations, and with a 3x3 stem on images of half the side; "
             "at the scale smoke for 200 steps, on images of 64 pixels.",
         ),
         measure=_measured,

@@ -322,7 +322,7 @@ def test_a_file_is_evaluated_once_wherever_it_lies_and_fills_a_row(home: Home) -
     expected = protocol.run(Encoder(spec.encoder, network, None), spec.dataset, Site(runs=home.runs), torch.device("cpu"), 0)
     assert f"top1_20 {100 * expected['top1_20']:.2f} %" in done.stdout
     assert f"top1_200 {100 * expected['top1_200']:.2f} %" in done.stdout
-    assert "\n1 runs done, 0 reused, 0 missing, in " in done.stdout
+    assert "\n1 run done, 0 reused, 0 missing, in " in done.stdout
 
     moved = path.rename(home.folder / "elsewhere")
     table = home.invoke("table4", "--rows", "Mine", "--add-row", f"Mine={moved}", *settings)

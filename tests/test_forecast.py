@@ -244,7 +244,7 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
         "  1 that somebody else does is not counted.",
     ]
     unknown = list(made(step(tiny(), 7200), step(evaluation(tiny()))).lines())[2:]
-    assert unknown[1] == "GPU-hours: not known; 2 for the 1 runs of which it is. Wall time: not known, 2 runs at once."
+    assert unknown[1] == "GPU-hours: not known; 2 for the 1 run of which it is. Wall time: not known, 2 runs at once."
     assert "  1 not known: knn on synthetic_folder." in unknown
 
 

@@ -363,7 +363,7 @@ def test_an_encoder_that_is_not_here_is_fetched_from_the_store(place: Home, fini
     options = (word for change in changes for word in ("--set", change))
     done = place.invoke("table1", "--rows", "BYOL", "--columns", "imagenet100_5nn", *options)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 runs done, 1 reused, 0 missing" in done.stdout
+    assert "1 run done, 1 reused, 0 missing" in done.stdout
     assert weights(place, pretraining.id) == weights(reference, pretraining.id)
 
 

@@ -349,7 +349,7 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(login: LoginNode) -
     login.site_file.write_text(login.site_file.read_text() + 'partition = "nowhere"\n')
     done = login.submit("table4", "--rows", "Ours*")
     assert done.returncode == 2
-    assert done.stderr.startswith("Slurm did not take 1 runs: ")
+    assert done.stderr.startswith("Slurm did not take 1 run: ")
     assert "nvalid partition" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(login.runs.glob("*/lease.json"))

@@ -35,6 +35,7 @@ from reproduce.attach import POLL, Others
 from reproduce.launch import variables
 from reproduce.lease import Lease
 from reproduce.plan import Job
+from reproduce.produce import counted
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Pretrain
 
@@ -395,7 +396,9 @@ def _sbatch(jobs: Sequence[Job], after: Sequence[str], site: Site, *, taken: Seq
         raise SubmitError(f"sbatch did not answer within {TIMEOUT:.0f} s: Slurm's controller may be down.{_besides(taken)}") from None
     if done.returncode:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1].removeprefix("sbatch: error: ")
-        raise SubmitError(f"Slurm did not take {len(jobs)} runs: {said.rstrip('.')}. See [slurm] in the site file.{_besides(taken)}")
+        raise SubmitError(
+            f"Slurm did not take {counted(len(jobs), 'run')}: {said.rstrip('.')}. See [slurm] in the site file.{_besides(taken)}"
+        )
     return done.stdout.strip().splitlines()[-1].partition(";")[0]
 
 
