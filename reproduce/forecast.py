@@ -28,6 +28,7 @@ from reproduce import checkpoint, entry
 from reproduce.attach import Others
 from reproduce.data.dataset import Dataset
 from reproduce.data.views import Augmentation
+from reproduce.detection import cost as detectors
 from reproduce.detection.protocol import Detection
 from reproduce.lease import Lease
 from reproduce.nn import cost
@@ -415,9 +416,13 @@ def _pretraining(spec: Pretrain) -> float | None:
 
 
 def _evaluation(spec: Evaluate) -> float | None:
-    """Operations of what an evaluation sends through the encoder."""
+    """Operations of what an evaluation sends through the encoder, or of a detector's training."""
     network, dataset = cost.network(spec.encoder.backbone), spec.dataset
-    if network is None or not isinstance(dataset, Dataset):
+    if network is None:
+        return None
+    if isinstance(spec.protocol, Detection):
+        return detectors.operations(spec.protocol, network)
+    if not isinstance(dataset, Dataset):
         return None
     settings = entry.settings(spec)
     counts = [_num_images(settings, split) for split in (dataset.train_split, dataset.test_split)]

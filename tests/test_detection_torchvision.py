@@ -30,9 +30,10 @@ from reproduce.data.detection import Annotated, DetectionDataset, Instance, Pict
 from reproduce.detection import detector as models
 from reproduce.detection import examples, record
 from reproduce.detection import torchvision as engine
+from reproduce.detection.cost import operations
 from reproduce.evaluate import evaluate
 from reproduce.interrupt import Interrupted
-from reproduce.nn import backbones
+from reproduce.nn import backbones, cost
 from reproduce.nn.stages import stages
 from reproduce.progress import Progress, Watch
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
@@ -291,6 +292,23 @@ def test_settings_arrive_where_torchvision_reads_them() -> None:
     shown, _ = models.test_mode(detector, protocol).transform([torch.rand(3, 20, 30)])
     assert (detector.rpn.pre_nms_top_n(), detector.rpn.post_nms_top_n()) == (50, 10)
     assert shown.image_sizes == [torch.Size([42, 64])]  # 48 x 72 would be more than 64
+
+
+@pytest.mark.parametrize(("protocol", "tolerance"), [(VOC, 0.05), (COCO, 0.3)], ids=["c4", "fpn"])
+def test_the_operations_of_a_step_are_those_that_torch_counts(protocol: Any, tolerance: float) -> None:
+    """An image of 96 x 128 pixels. Masks are counted for as many objects as there may be at most, and here for three."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sized = replace(protocol, train_sizes=(96,), max_size=128, iterations=1, drops=(), warmup_iterations=0, precise_bn_iterations=0)
+    detector = built(replace(sized, batch_size=1)).train()
+    boxes = torch.tensor([[5.0, 5, 40, 60], [50, 20, 90, 80], [10, 70, 60, 90]])
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2, 1]), "masks": torch.ones(3, 96, 128, dtype=torch.uint8)}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        detector([torch.rand(3, 96, 128)], [target])
+    network = cost.network("small")
+    assert network is not None
+    forward = operations(replace(sized, batch_size=16), network) / 16 / 3
+    assert forward == pytest.approx(counter.get_total_flops(), rel=tolerance)
 
 
 # Training

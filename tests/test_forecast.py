@@ -18,19 +18,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
 from reproduce import checkpoint, doctor, entry, lease
+from reproduce.data.synthetic import SyntheticFolder
+from reproduce.detection.cost import operations
+from reproduce.detection.protocol import Detection
 from reproduce.entry import Record, RunState
 from reproduce.forecast import Estimate, Forecast, Past, Step, check, estimate, forecast, makespan, nearest
 from reproduce.methods.method import Method
 from reproduce.nn import backbones, cost
+from reproduce.nn.cost import Conv, Network
 from reproduce.nn.heads import Heads
 from reproduce.plan import Job, Request, jobs
 from reproduce.produce import RefusedError, blocked
 from reproduce.protocols.alignment import AlignmentUniformity
 from reproduce.protocols.knn import NearestNeighbours
 from reproduce.protocols.linear_sgd import LinearSGD
+from reproduce.protocols.protocol import Protocol
 from reproduce.protocols.semi import SemiSupervised
+from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.site import Site
-from reproduce.spec import Evaluate, Pretrain, Spec
+from reproduce.spec import Evaluate, Pretrain, Spec, Weights
 from reproduce.tracking import Store
 
 if TYPE_CHECKING:
@@ -184,9 +190,17 @@ def test_the_published_sizes_of_real_data_give_an_estimate_at_paper_scale() -> N
     assert found.seconds == pytest.approx(4 * 320 * 126_689 * 4 * 2 * 1.81e9 / 18e12, rel=0.01)
 
 
+class Quiet(Protocol, name="quiet"):
+    """Does not say what it sends through the encoder."""
+
+
 def test_what_nobody_knows_is_not_invented() -> None:
-    detection = next(job.spec for job in jobs([Request(table="table10")]) if isinstance(job.spec, Evaluate))
-    assert estimate(detection, [], "CPU", "Chip") is None
+    for table in ("table1", "table10"):
+        known = next(job.spec for job in jobs([Request(table=table)]) if isinstance(job.spec, Evaluate))
+        assert estimate(known, [], "CPU", "Chip") is not None
+        assert estimate(replace(known, encoder=Weights(backbone="resnet101", sha256="0")), [], "CPU", "Chip") is None
+    silent = replace(known, protocol=Quiet(), dataset=SyntheticFolder())
+    assert estimate(silent, [], "CPU", "Chip") is None
 
 
 def step(spec: Spec, seconds: float | None = None, fate: Any = "run", **fields: Any) -> Step:
@@ -330,6 +344,26 @@ def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Pat
             assert each.fate == "blocked"
             assert re.fullmatch(r"only runs such as (\w+) need it, which lacks coco2017", each.why)
             assert each.why.split()[4] in waiting
+
+
+def test_the_operations_of_a_detector_are_those_counted_by_hand() -> None:
+    """3072 pixels, as 48 x 64; the last layer is the head of ten boxes of 14 x 14 places, 7 x 7 behind it."""
+    layers = (Conv(3, 4, 3, 2), Conv(4, 8, 3, 4), Conv(8, 16, 1, 8))
+    protocol = VOCDetection(train_sizes=(40, 56), iterations=5, drops=(), warmup_iterations=0, rois=10, precise_bn_iterations=2)
+    stem, second = 2 * 3 * 4 * 9 * 3072 / 4, 2 * 4 * 8 * 9 * 3072 / 16
+    proposals, heads = 2 * 8 * 8 * 9 * 3072 / 16, 10 * 2 * 8 * 16 * 7 * 7
+    images = 16 * (3 * 5 + 2)
+    assert operations(protocol, Network(layers)) == pytest.approx(images * (stem + second + proposals + heads))
+
+
+@pytest.mark.parametrize(("table", "seconds"), [("table5", 35), ("table10", 74)])
+def test_the_hours_of_a_detector_at_the_scale_smoke_are_as_long_as_it_took(table: str, seconds: float) -> None:
+    """Measured on one core of two, both at work: 34 and 36 s, twice 74 s."""
+    spec = next(spec for spec in Request(table=table).specs() if isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection))
+    found = estimate(spec, (), "CPU", "")
+    assert found is not None
+    assert found.source == "FLOPs"
+    assert seconds / 2 < found.seconds < seconds * 2
 
 
 def test_a_batch_that_the_devices_cannot_share_is_known_before_anything_starts(tmp_path: Path) -> None:
