@@ -261,7 +261,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _of_detectron2(last: Path) -> float:
     """How many iterations the checkpoint that `last` names has behind it; 0: there is none."""
-    name = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""
+    try:
+        name = last.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:  # not begun, or done and recorded in this moment
+        return 0.0
     if name == FINISHED:
         return math.inf
     numbered = re.fullmatch(r"model_(\d{7,})\.pth", name)

@@ -246,7 +246,7 @@ def serve(site: Site, events: TextIO) -> None:
     """
     asked: queue.Queue[str] = queue.Queue()
     working, ended = threading.Event(), threading.Event()
-    threading.Thread(target=_listen, args=(asked, working, ended), daemon=True).start()
+    threading.Thread(target=_listen, args=(_input(), asked, working, ended), daemon=True).start()
     while line := asked.get():
         order = json.loads(line)
         working.set()
@@ -283,9 +283,19 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
     return 0
 
 
-def _listen(asked: queue.Queue[str], working: threading.Event, ended: threading.Event) -> None:
+def _input() -> TextIO:
+    """Standard input, for a thread to read.
+
+    A process that is forked meanwhile, such as one that decodes images, closes `sys.stdin`: were it this one, it would wait for ever for
+    a thread that it does not have.
+    """
+    given, sys.stdin = sys.stdin, Path(os.devnull).open()  # noqa: SIM115 (for as long as the process lives)
+    return given
+
+
+def _listen(orders: TextIO, asked: queue.Queue[str], working: threading.Event, ended: threading.Event) -> None:
     """Passes lines on; at the end of input, interrupts the run under way."""
-    for line in sys.stdin:
+    for line in orders:
         asked.put(line)
     ended.set()
     asked.put("")
@@ -293,9 +303,9 @@ def _listen(asked: queue.Queue[str], working: threading.Event, ended: threading.
         interrupt.ask("the command that started it has stopped")
 
 
-def _leash() -> None:
+def _leash(leash: TextIO) -> None:
     """At the end of input, interrupts the run."""
-    sys.stdin.read()
+    leash.read()
     interrupt.ask("the command that started it has stopped")
 
 
@@ -326,7 +336,7 @@ def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
     job = ""  # a job in which somebody called the launcher `local` does more than this run, and is none that goes on with it
     if arguments[0] == "--leash":
         arguments = arguments[1:]
-        threading.Thread(target=_leash, daemon=True).start()
+        threading.Thread(target=_leash, args=(_input(),), daemon=True).start()
     if arguments[0] == "--list":
         with Path(arguments[1]).open(encoding="utf-8") as file:
             order = json.loads(next(islice(file, int(arguments[2]), None)))

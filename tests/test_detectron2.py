@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from toys import CPU, SHARED, Notes, on_two_processes
@@ -238,6 +241,24 @@ def test_a_run_that_is_told_to_stop_writes_a_checkpoint_after_the_step_under_way
     with pytest.raises(Interrupted, match="a test"):
         run(protocol, TINY_VOC, site, tmp_path / "run", report=go_on)
     assert [progress.done for progress in seen] == [4 * 4]
+
+
+def test_processes_that_decode_outlive_a_signal_to_the_whole_group(site: Site, tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
+
+    def strike(progress: Progress) -> None:
+        if progress.done < 4 * 2:  # each of the two has decoded a batch
+            return
+        for decoder in set(psutil.Process().children()) - before:
+            subprocess.run(["kill", f"-{signal.SIGTERM.value}", str(decoder.pid)], check=True)  # by a process that is not their parent
+        if progress.done == 4 * 3:
+            interrupt.ask("a test")
+
+    protocol, decoding = dataclasses.replace(VOC, iterations=500), dataclasses.replace(site, workers=2)
+    with pytest.raises(Interrupted, match="a test"):
+        run(protocol, TINY_VOC, decoding, tmp_path / "run", report=strike)
+    assert (tmp_path / "run" / "detectron2" / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_run_that_another_process_has_taken_over_writes_no_checkpoint(site: Site, tmp_path: Path) -> None:

@@ -347,6 +347,26 @@ def test_a_worker_whose_input_ended_before_it_looked_begins_nothing(tmp_path: Pa
     assert events.getvalue() == ""
 
 
+@pytest.mark.slow
+def test_a_worker_that_waits_for_orders_can_start_processes_that_decode(tmp_path: Path) -> None:
+    """A forked process closes standard input, which a thread of the worker is reading."""
+    script = (
+        "import multiprocessing, queue, threading; from reproduce import worker\n"
+        "reading = (worker._input(), queue.Queue(), threading.Event(), threading.Event())\n"
+        "threading.Thread(target=worker._listen, args=reading, daemon=True).start()\n"
+        "assert reading[1].get() == 'an order\\n'\n"
+        "forked = multiprocessing.get_context('fork').Process(target=print, args=('forked',))\n"
+        "forked.start(); forked.join(20); print(forked.exitcode, flush=True); forked.kill()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("an order\n")
+    process.stdin.flush()
+    assert process.stdout.read().split() == ["forked", "0"]
+    process.communicate(timeout=20)
+
+
 def query(home: Home, sql: str) -> list[tuple[Any, ...]]:
     """Asks the store's database itself, without MLflow."""
     with contextlib.closing(sqlite3.connect(home.runs / "mlflow.db")) as database:

@@ -443,7 +443,7 @@ def _by_processes(images: Images, parts: Sequence[NDArray[np.int64]], shape: Sha
     sampler: Any = [piece for part in pieces for piece in part]
     own = torch.Generator()  # else the loader draws from torch's global one, and the number of workers would move a run
     pictures = _Pieces(images, shape)
-    decoded = iter(DataLoader(pictures, sampler=sampler, batch_size=None, num_workers=workers, generator=own, worker_init_fn=_deaf))
+    decoded = iter(DataLoader(pictures, sampler=sampler, batch_size=None, num_workers=workers, generator=own, worker_init_fn=deaf))
     try:
         for part, expected in zip(parts, pieces, strict=True):
             got = [_raised(next(decoded)) for _ in expected]
@@ -457,7 +457,7 @@ def _by_processes(images: Images, parts: Sequence[NDArray[np.int64]], shape: Sha
         del decoded  # ends the workers now: an iterator left in a traceback or to the garbage collector ends them seconds later
 
 
-def _deaf(worker: int) -> None:
+def deaf(worker: int) -> None:
     """For a worker: it ends with the process that it decodes for, or when that one says so.
 
     A signal to the whole group, as a terminal and torchrun send it, must leave the step under way its images.

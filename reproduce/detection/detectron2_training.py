@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from reproduce import interrupt
 from reproduce.checkpoint import FINISHED, LAST
 from reproduce.data.detection import Annotated
+from reproduce.data.images import deaf
 from reproduce.detection import detectron2_formats as formats
 from reproduce.detection import record, stream
 from reproduce.lazy import torch
@@ -93,9 +94,13 @@ def mapper(protocol: Detection, cfg: Any) -> Any:
 
 
 class Readable:
-    """A loader whose broken images are raised here: an error in a process of its own would lose the line that names the file."""
+    """A loader whose broken images are raised here: an error in a process of its own would lose the line that names the file.
+
+    The processes that decode live through a signal to the whole group, so that the step under way still ends, with a checkpoint.
+    """
 
     def __init__(self, loader: Any) -> None:
+        loader.worker_init_fn = partial(_begin_decoding, loader.worker_init_fn)
         self._loader = loader
         self._begun: list[Generator[list[Any]]] = []
 
@@ -117,6 +122,13 @@ class Readable:
                 if isinstance(each, ValueError):
                     raise each
             yield batch
+
+
+def _begin_decoding(theirs: Callable[[int], None] | None, worker: int) -> None:
+    """What a process that decodes does first: what Detectron2 wants of it, if anything, and what we want."""
+    if theirs is not None:
+        theirs(worker)
+    deaf(worker)
 
 
 def mapped(map_one: Callable[[Any], Any], each: dict[str, Any]) -> Any:
