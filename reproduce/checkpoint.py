@@ -141,7 +141,7 @@ class Keeper:
         self.saved = latest(watch.folder) if watch.folder is not None else None
         """The state that was saved; None: there is none."""
         if self.saved is not None and distributed.main_process():
-            wrong = [name for name, digest in self._about.items() if self.saved["about"].get(name) != digest]
+            wrong = [name for name, digest in self._about.items() if self.saved.get("about", {}).get(name) != digest]
             if wrong:
                 raise ValueError(
                     f"The checkpoint in {watch.folder} is of a training with another {' and another '.join(wrong)}: "

@@ -179,10 +179,11 @@ def forecast(wanted: Sequence[Job], blocked: Callable[[list[Job]], Mapping[str, 
     """
     where = launcher(site)
     records = store.records(job.spec.id for job in wanted)
-    lacking = blocked([job for job in wanted if job.spec.id not in records or records[job.spec.id].state.state != "finished"])
+    claimed = Others(site).claims(job.spec.id for job in wanted)
+    unfinished = [job for job in wanted if job.spec.id not in records or records[job.spec.id].state.state != "finished"]
+    lacking = blocked([job for job in unfinished if job.spec.id not in claimed])
     past: dict[tuple[str, str], Past] = {}
     device, model = where.device(site)
-    claimed = Others(site).claims(job.spec.id for job in wanted)
     steps = []
     for job in wanted:
         spec_id = job.spec.id

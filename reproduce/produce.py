@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from reproduce.attach import Others
 from reproduce.data.dataset import Dataset
 from reproduce.entry import title
 from reproduce.nn import weights
@@ -154,7 +155,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     """Does the runs that are not finished.
 
     Raises:
-        RefusedError: none can be started, as the data that they need are not here, and no evaluation is finished.
+        RefusedError: none can start here, and no evaluation is finished.
     """
     from reproduce import tracking
 
@@ -166,7 +167,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     reasons: dict[str, str] = {}
     attached: set[str] = set()
     measured = any(isinstance(job.spec, Evaluate) and job.spec.id in finished for job in wanted)
-    blocked = {} if render_only else _without_data(todo, site, measured=measured)
+    blocked = {} if render_only else _cannot_start(todo, site, measured=measured)
     todo = [job for job in todo if job.spec.id not in blocked]
     if blocked:
         print("\n".join(dict.fromkeys(blocked.values())))
@@ -218,8 +219,8 @@ def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
     return forecast.forecast(wanted, lambda todo: blocked(todo, site, fetch=False), tracking.Store(site), site)
 
 
-def _without_data(todo: list[Job], site: Site, *, measured: bool = False) -> dict[str, str]:
-    """The runs whose data are not here, and what would get them: asked once for each data set and protocol, before anything starts.
+def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dict[str, str]:
+    """The runs that cannot start here and that nobody else does, and what would help: asked once for each data set and protocol.
 
     Args:
         measured: whether an evaluation is finished already, so that there are numbers to show.
@@ -227,7 +228,8 @@ def _without_data(todo: list[Job], site: Site, *, measured: bool = False) -> dic
     Raises:
         RefusedError: all runs are among them, and there is nothing to show.
     """
-    found = {spec_id: each.problem.why for spec_id, each in blocked(todo, site).items()}
+    claimed = Others(site).claims(job.spec.id for job in todo)
+    found = {spec_id: each.problem.why for spec_id, each in blocked([job for job in todo if job.spec.id not in claimed], site).items()}
     if todo and len(found) == len(todo) and not measured:
         raise RefusedError(" ".join(dict.fromkeys(found.values())))
     return found
@@ -242,7 +244,7 @@ def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str,
     wanted = {job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None) for job in todo}
     problems = {each: next(missing(*each, site, fetch=fetch), None) for each in dict.fromkeys(wanted.values())}
     found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
-    found |= {job.spec.id: Blocked(uneven) for job in todo if (uneven := _uneven(job, site))}
+    found = {job.spec.id: Blocked(uneven) for job in todo if (uneven := _uneven(job, site))} | found
     for job in todo:
         for needed in job.spec.needs():
             if needed.id in found:

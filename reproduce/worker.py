@@ -52,6 +52,8 @@ REPORT_EVERY = 0.5
 """Seconds between two progress events."""
 FAILED, INTERRUPTED = 1, 128 + signal.SIGTERM
 """Exit codes of a single run."""
+FAILURE = "failure.txt"
+"""The file of a run in which a process that is not the first says why it fails, before torchrun tells the others to stop."""
 
 
 def find(request: Order, spec_id: str) -> Spec:
@@ -105,7 +107,12 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
             def encoder(of: Pretrain | Weights, watch: Watch) -> Encoder:
                 return _encoder(of, needed, store, site, device, watch)
 
-            metrics = _measured(spec, site, device, run, reporter, held, encoder)
+            try:
+                metrics = _measured(spec, site, device, run, reporter, held, encoder)
+            except (Interrupted, RuntimeError) as error:  # the latter: the others cannot be reached
+                if main and (reason := _failed_elsewhere(folder)):
+                    raise RuntimeError(reason) from error
+                raise
             if main:
                 run.finish(metrics)
                 checkpoint.discard(folder)
@@ -157,6 +164,12 @@ def _measured(
     return metrics
 
 
+def _failed_elsewhere(folder: Path) -> str:
+    """That another process of the run has failed, and why; empty: none has."""
+    path = folder / FAILURE
+    return f"another process of the run failed, {path.read_text(encoding='utf-8')}" if path.exists() else ""
+
+
 def _encoder(
     spec: Pretrain | Weights, needed: Mapping[str, Finished], store: Store, site: Site, device: torch.device, watch: Watch
 ) -> Encoder:
@@ -193,6 +206,7 @@ def _owned(folder: Path, spec_id: str, site: Site, main: bool, job: str) -> Iter
         try:
             lost = partial(interrupt.ask, "another process has taken it over")
             held = leases.take(folder, spec_id, heartbeat=site.heartbeat, job=job, lost=lost)
+            (folder / FAILURE).unlink(missing_ok=True)
         except BusyError as error:
             busy = error
     if distributed.agreed(busy is not None):
@@ -265,19 +279,24 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
         events: None: this is not the first of the run's processes.
         job: the scheduler's job that was submitted for this run; empty: there is none.
     """
+    folder = site.runs / spec_id
     send(events, "started", spec_id)
     try:
         order = loads(request)
-        with _logged(site.runs / spec_id):
+        with _logged(folder):
             perform(find(order, spec_id), order.scale, site, events, job)
     except (BusyError, LostError):
         send(events, "busy", spec_id)
         return 0
     except Interrupted as error:
-        send(events, "failed", spec_id, reason=f"interrupted: {error}")
-        return INTERRUPTED
+        reason = _failed_elsewhere(folder) if events else ""  # then its record says so: the signal came after it
+        send(events, "failed", spec_id, reason=reason or f"interrupted: {error}")
+        return FAILED if reason else INTERRUPTED
     except Exception as error:
-        send(events, "failed", spec_id, reason=f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0])
+        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+        if events is None:
+            (folder / FAILURE).write_text(reason, encoding="utf-8")
+        send(events, "failed", spec_id, reason=reason)
         return FAILED
     send(events, "finished", spec_id)
     return 0

@@ -131,7 +131,7 @@ def test_decoders_outlive_a_signal_to_the_whole_group_and_end_with_the_loop(tmp_
     images = SyntheticFolder(num_train=192, num_val=20).load("train", Site(runs=tmp_path))
     before = set(psutil.Process().children())
     shown = batches(images, range(192), 32, canvas=40, workers=2)
-    found = [next(shown)]
+    found = [next(shown), next(shown)]  # one of each: both have begun
     decoders = set(psutil.Process().children()) - before
     assert len(decoders) == 2
     for decoder in decoders:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from reproduce import lease
 from reproduce.plan import Request, jobs
-from reproduce.produce import RefusedError, _printed, _without_data
+from reproduce.produce import RefusedError, _cannot_start, _printed
 from reproduce.site import Site
 
 
@@ -15,7 +16,7 @@ def test_runs_whose_data_are_missing_wait_and_the_others_go_on(tmp_path: Path) -
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
     todo = jobs([Request(table="table1", scale="small", rows="BYOL")])
-    blocked = _without_data(todo, Site(runs=tmp_path, data={"imagenette": tmp_path}))
+    blocked = _cannot_start(todo, Site(runs=tmp_path, data={"imagenette": tmp_path}))
     assert {job.spec.id for job in todo if job.spec.dataset.name == "stl10"} == set(blocked)
     assert 0 < len(blocked) < len(todo)
     assert all(reason.startswith("The data root 'stl10' is not set: add `stl10 = ") for reason in blocked.values())
@@ -24,17 +25,27 @@ def test_runs_whose_data_are_missing_wait_and_the_others_go_on(tmp_path: Path) -
 def test_a_table_without_any_of_its_data_is_refused_with_every_root(tmp_path: Path) -> None:
     todo = jobs([Request(table="table1", scale="small", rows="BYOL")])
     with pytest.raises(RefusedError) as refused:
-        _without_data(todo, Site(runs=tmp_path))
+        _cannot_start(todo, Site(runs=tmp_path))
     assert all(f"The data root '{key}' is not set" in str(refused.value) for key in ("imagenette", "stl10"))
 
 
 def test_a_table_that_has_numbers_is_not_refused_for_the_rest(tmp_path: Path) -> None:
     todo = jobs([Request(table="table1", scale="small", rows="BYOL")])
-    assert set(_without_data(todo, Site(runs=tmp_path), measured=True)) == {job.spec.id for job in todo}
+    assert set(_cannot_start(todo, Site(runs=tmp_path), measured=True)) == {job.spec.id for job in todo}
+
+
+def test_a_run_that_somebody_does_is_followed_though_its_data_are_not_here(tmp_path: Path) -> None:
+    """As another machine that shares the folder of runs; what comes after it lacks the same data."""
+    todo, site = jobs([Request(table="table8", scale="small", rows="BYOL")]), Site(runs=tmp_path)
+    pretraining, evaluation = (job.spec.id for job in todo)
+    with lease.take(site.runs / pretraining, pretraining, heartbeat=10):
+        assert set(_cannot_start(todo, site)) == {evaluation}
+    with pytest.raises(RefusedError, match="imagenette"):
+        _cannot_start(todo, site)
 
 
 def test_generated_data_need_no_root(tmp_path: Path) -> None:
-    assert _without_data(jobs([Request(table="table1")]), Site(runs=tmp_path)) == {}
+    assert _cannot_start(jobs([Request(table="table1")]), Site(runs=tmp_path)) == {}
 
 
 @pytest.mark.parametrize(
@@ -56,8 +67,8 @@ def test_an_encoder_is_not_pretrained_for_evaluations_that_cannot_run(tmp_path: 
     site = Site(runs=tmp_path, data={"imagenette": tmp_path})
     detection = jobs([Request(table="table10", scale="small")])
     with pytest.raises(RefusedError, match="data root 'coco' is not set"):
-        _without_data(detection, site)
+        _cannot_start(detection, site)
     both = jobs([Request(table="table10", scale="small"), Request(table="table4", scale="small", rows="Ours*")])
-    blocked = _without_data(both, site)
+    blocked = _cannot_start(both, site)
     free = {job.spec.id for job in both} - set(blocked)
     assert free == {job.spec.id for job in jobs([Request(table="table4", scale="small", rows="Ours*")])}

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import pytest
+import torch
 from conftest import ROOT, Home
 
+from reproduce.nn import seeds
 from reproduce.plan import Request
 from reproduce.site import Site
 from reproduce.tracking import Store
@@ -334,6 +336,34 @@ def test_a_run_on_two_devices_is_interrupted_and_resumed_and_leaves_no_process(p
     assert attempts(place, pretraining.id) == 2
     steps = [step for (step,) in query(place, "SELECT step FROM metrics WHERE key = 'loss'")]
     assert sorted(set(steps)) == [STEPS * epoch for epoch in range(1, EPOCHS + 1)]
+
+
+def test_images_are_decoded_by_processes_of_their_own(place: Home, finished: tuple[Home, str]) -> None:
+    """A worker that reads its orders must be able to fork."""
+    place.site_file.write_text(place.site_file.read_text() + "workers = 1\ncache_gb = 0.0\n")
+    done = place.invoke(*row(epochs=EPOCHS))
+    assert (done.returncode, done.stderr) == (0, "")
+    pretraining, _ = specs(epochs=EPOCHS)
+    assert weights(place, pretraining.id) == weights(finished[0], pretraining.id)
+
+
+def test_the_error_of_one_of_two_processes_is_the_runs(place: Home) -> None:
+    """The second process decodes an image that is broken; torchrun then tells the first one to stop."""
+    place.site_file.write_text(place.site_file.read_text() + "devices = 2\ncache_gb = 0.0\n")
+    pretraining, _ = specs()
+    images = pretraining.dataset.load("train", Site(runs=place.runs))  # type: ignore[attr-defined]
+    first = torch.randperm(len(images), generator=seeds.generator("order", pretraining.seed, 0))[: pretraining.batch_size]
+    broken = Path(os.fsdecode(images._path(first[-1])))
+    broken.write_bytes(broken.read_bytes()[:-40])
+    done = place.invoke(*row())
+    assert done.returncode == 1
+    assert re.search(
+        rf"^failed: {pretraining.id} .*: another process of the run failed, ValueError: .*{re.escape(broken.name)}",
+        done.stdout,
+        re.MULTILINE,
+    )
+    assert states(place) == {pretraining.id: "failed"}
+    assert records(place, pretraining.id) == ["FAILED"]
 
 
 def test_two_processes_of_torchrun_complete_a_run(place: Home) -> None:

@@ -25,7 +25,7 @@ from reproduce.nn import features, seeds
 from reproduce.nn.classifiers import Classifiers
 from reproduce.nn.encoder import Encoder
 from reproduce.plan import Job, Request
-from reproduce.produce import RefusedError, _without_data
+from reproduce.produce import RefusedError, _cannot_start
 from reproduce.progress import Progress, Watch
 from reproduce.protocols.knn import NearestNeighbours
 from reproduce.protocols.semi import SemiSupervised
@@ -239,11 +239,11 @@ def test_a_missing_list_is_found_before_anything_starts(tmp_path: Path) -> None:
     assert isinstance(pretraining, Pretrain)
     runs = [Evaluate(encoder=pretraining, protocol=protocol, dataset=SyntheticSTL10()) for protocol in (FROZEN, NearestNeighbours())]
     todo = [Job(run, Request(table="table1")) for run in runs]
-    ((blocked, why),) = _without_data(todo, site).items()
+    ((blocked, why),) = _cannot_start(todo, site).items()
     assert blocked == runs[0].id
     assert "1percent" in why
     with pytest.raises(RefusedError, match="1percent"):
-        _without_data(todo[:1], site)
+        _cannot_start(todo[:1], site)
     assert not list(tmp_path.iterdir())
 
 

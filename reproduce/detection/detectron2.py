@@ -125,7 +125,7 @@ def fine_tune(
     check(site)
     if dataset.benchmark == "voc":
         formats.check_voc(test, dataset.test_split)
-    else:
+    elif distributed.main_process():
         formats.check_coco(test)
     devices = [device] if device.type == "cuda" else []
     with _folder(watch) as folder, _on_stderr(), torch.random.fork_rng(devices=devices):
