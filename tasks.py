@@ -451,7 +451,8 @@ def download(c: Context, dataset: str = "") -> None:
 @task(auto_shortflags=False, help={"fast": "only the tests that take under a minute together"})
 def test(c: Context, fast: bool = False) -> None:
     """The tests, on up to four cores; everything that CI checks is in .ci/run."""
-    spread = ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"]  # a file's tests share what is costly to set up
+    # A file's tests share what is costly to set up; tests/conftest.py says in which order files are begun.
+    spread = ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder"]
     command = [sys.executable, "-m", "pytest", *spread, *(["-m", "not slow"] if fast else [])]
     raise Exit(None, subprocess.run(command, cwd=PROJECT, check=False).returncode)
 

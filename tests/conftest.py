@@ -25,6 +25,19 @@ ROOT = Path(__file__).parent.parent
 INVOKE = (sys.executable, "-m", "invoke")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests come first, then those of many, so that no process is alone with one of them at the end."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+
+    def weight(tests: list[pytest.Item]) -> tuple[float, int]:
+        return sum(test.get_closest_marker("slow") is not None for test in tests) / len(tests), len(tests)
+
+    items[:] = [item for tests in sorted(files.values(), key=weight, reverse=True) for item in tests]
+
+
 def pytest_collection_finish() -> None:
     """What is there by now is never looked through; what the tests make is."""
     gc.freeze()
