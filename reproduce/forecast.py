@@ -56,8 +56,8 @@ GPU: NVIDIA's ResNet-50 trains on 5 816 images/s on eight V100 in mixed precisio
 3 x 8.2e9 operations. CPU: one core of a small cloud machine at the smoke scale, all around the network included: 19 200 views of MSBReg,
 25e6 operations each, in 22 s.
 """
-FORWARD_AND_BACKWARD, BOTH_NETWORKS = 3, 4
-"""Forward passes that a view's work amounts to: online, forward and backward, and with the target's forward pass. Heads are left out."""
+BOTH_NETWORKS = 4
+"""Forward passes that a view's work amounts to: online, forward and backward, and the target's. Heads are left out."""
 ALIKE_IN = ("backbone", "precision", "dataset.size", "augmentation.small.size")
 """Settings in which two pretrainings must agree to take the same time for a view."""
 
