@@ -152,7 +152,7 @@ def test_a_broken_image_is_an_error_that_names_it_from_every_process(folder, end
     next(stream)
     with pytest.raises(ValueError, match=rf"^{path} cannot be decoded: .*\. Get it again\.$"):
         next(stream)
-    assert psutil.Process().children() == before
+    assert set(psutil.Process().children()) <= set(before)
 
 
 def test_a_file_that_vanished_after_the_scan_is_named(folder):
@@ -289,7 +289,7 @@ def test_a_loop_that_stops_early_leaves_nothing_running(folder, workers):
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
-    assert psutil.Process().children() == before
+    assert set(psutil.Process().children()) <= set(before)
 
 
 def test_the_copy_for_a_worker_holds_no_pixels(folder, stl):
