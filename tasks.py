@@ -1,6 +1,7 @@
 """The command line: `invoke --list` shows every task, `invoke --help TASK` its options.
 
-One task for each table of the paper, found by listing `tables/`; nothing heavy is imported before a task runs.
+One task for each table of the paper, found by listing `tables/`; nothing heavy is imported before a task
+runs.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from invoke.exceptions import Exit
 from invoke.tasks import Task, task
 
 if TYPE_CHECKING:
-    from reproduce.produce import Limits
+    from reproduce.commands.make import Limits
     from reproduce.site import Site
-    from reproduce.tracking import Store
+    from reproduce.tracking.store import Store
 
 PROJECT = Path(__file__).resolve().parent
 sys.path.insert(0, str(PROJECT))
@@ -55,7 +56,8 @@ CUT = {
 
 
 class Verbatim(str):
-    """An alias that keeps its underscores: invoke turns them into dashes in every name that is not empty, and this one says that it is."""
+    """An alias that keeps its underscores: invoke turns them into dashes in every name that is not empty, and
+    this one says that it is."""
 
     def __bool__(self) -> bool:
         return False
@@ -63,17 +65,18 @@ class Verbatim(str):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """In here, Ctrl-C and SIGTERM let runs write their checkpoints, and end this process with the shell's code for the signal.
+    """In here, Ctrl-C and SIGTERM let runs write their checkpoints, and end this process with the shell's
+    code for the signal.
 
     An import completes the record that it is writing.
     """
-    from reproduce import interrupt
+    from reproduce.runs import interrupt
 
     interrupt.listen()  # before anything that takes time is imported
     try:
         yield
     except interrupt.Interrupted as error:
-        from reproduce.produce import INTERRUPTED
+        from reproduce.commands.make import INTERRUPTED
 
         raise Exit(None, INTERRUPTED + signal.Signals[str(error)]) from None
 
@@ -94,7 +97,8 @@ def make(
     **fields: Any,
 ) -> None:
     """Runs and renders `tables`; a mistake in the options ends in one line and exit code 2."""
-    from reproduce import plan, produce
+    from reproduce import plan, readiness
+    from reproduce.commands import make
 
     plan_only = dry_run or c.config.run.dry
     with one_line():
@@ -106,12 +110,12 @@ def make(
         requests = plan.requests(tables, seeds=whole(seeds), added=added, **fields)
         site = site_with(jobs, launcher)
         if not (plan_only or render_only):
-            produce.keep({weights.sha256: path for _, weights, path in rows if path}, requests, site)
-    with one_line(OSError, code=produce.FAILED), one_line(produce.RefusedError, ConnectionError):
+            make.keep({weights.sha256: path for _, weights, path in rows if path}, requests, site)
+    with one_line(OSError, code=make.FAILED), one_line(readiness.RefusedError, ConnectionError):
         if plan_only:
-            code = produce.show_plan(requests, site, allowed)
+            code = make.show_plan(requests, site, allowed)
         else:
-            code = produce.produce(requests, site, render_only=render_only, limits=allowed)
+            code = make.produce(requests, site, render_only=render_only, limits=allowed)
     if code:
         raise Exit(None, code)
 
@@ -133,10 +137,12 @@ def limits(apply: str, max_gpu_hours: str) -> Limits:
     Raises:
         ValueError: one of them is no digest, or no number of hours.
     """
-    from reproduce.produce import Limits
+    from reproduce.commands.make import Limits
 
     if apply and not re.fullmatch("[0-9a-f]{12}", apply):
-        raise ValueError(f"--apply takes the 12 hexadecimal digits that --dry-run prints last, not '{apply}'.")
+        raise ValueError(
+            f"--apply takes the 12 hexadecimal digits that --dry-run prints last, not '{apply}'."
+        )
     if not re.fullmatch(r"(\d+(\.\d*)?|\.\d+)?", max_gpu_hours, re.ASCII):
         raise ValueError(f"--max-gpu-hours takes a number, such as 0.5, not '{max_gpu_hours}'.")
     return Limits(apply, float(max_gpu_hours) if max_gpu_hours else None)
@@ -161,7 +167,7 @@ def site_with(jobs: str, launcher: str) -> Site:
         LookupError: there is no such launcher.
         ValueError: the number of jobs is none.
     """
-    from reproduce import produce
+    from reproduce import readiness
 
     site, _ = store()
     if jobs and (not (jobs.isascii() and jobs.isdigit()) or int(jobs) == 0):
@@ -170,21 +176,22 @@ def site_with(jobs: str, launcher: str) -> Site:
         site = replace(site, jobs=int(jobs), slurm=replace(site.slurm, max_at_once=int(jobs)))
     if launcher:
         site = replace(site, launcher=launcher)
-    produce.launcher(site)
+    readiness.launcher(site)
     return site
 
 
 def store() -> tuple[Site, Store]:
     """This machine's site and its tracking store, which is not opened yet."""
     from reproduce import site as sites
-    from reproduce.tracking import Store
+    from reproduce.tracking.store import Store
 
     site = sites.load()
     return site, Store(site)
 
 
 def table_tasks(path: Path) -> list[Task[Any]]:
-    """The tasks of one table: the whole, and the parts that its file names; help is read from the file without importing it."""
+    """The tasks of one table: the whole, and the parts that its file names; help is read from the file
+    without importing it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     named = {
         target.id: node.value
@@ -195,10 +202,18 @@ def table_tasks(path: Path) -> list[Task[Any]]:
     }
     aliases, parts = (ast.literal_eval(named[name]) if name in named else () for name in ("ALIASES", "PARTS"))
     whole = table_task(path.stem, path.stem, ast.get_docstring(tree) or "", aliases)
-    return [whole, *(table_task(path.stem, name, told, [name.replace("-", "_")], columns) for name, (columns, told) in dict(parts).items())]
+    return [
+        whole,
+        *(
+            table_task(path.stem, name, told, [name.replace("-", "_")], columns)
+            for name, (columns, told) in dict(parts).items()
+        ),
+    ]
 
 
-def table_task(table: str, name: str, told: str, aliases: Iterable[str] = (), columns: str = "*") -> Task[Any]:
+def table_task(
+    table: str, name: str, told: str, aliases: Iterable[str] = (), columns: str = "*"
+) -> Task[Any]:
     """A task that makes a table, or the columns of it that match a glob."""
     default = columns
 
@@ -218,13 +233,31 @@ def table_task(table: str, name: str, told: str, aliases: Iterable[str] = (), co
         launcher: str = "",
         render_only: bool = False,
     ) -> None:
-        options: dict[str, Any] = {"scale": scale, "rows": rows, "columns": columns, "baselines": baselines, "changes": tuple(set)}
-        how: dict[str, Any] = {"dry_run": dry_run, "apply": apply, "max_gpu_hours": max_gpu_hours, "render_only": render_only}
+        options: dict[str, Any] = {
+            "scale": scale,
+            "rows": rows,
+            "columns": columns,
+            "baselines": baselines,
+            "changes": tuple(set),
+        }
+        how: dict[str, Any] = {
+            "dry_run": dry_run,
+            "apply": apply,
+            "max_gpu_hours": max_gpu_hours,
+            "render_only": render_only,
+        }
         make(c, [table], seeds=seeds, add_row=add_row, jobs=jobs, launcher=launcher, **options, **how)
 
     run.__doc__ = told
     verbatim = tuple(map(Verbatim, aliases))
-    return Task(run, name=name, aliases=verbatim, iterable=["set", "add_row"], auto_shortflags=False, help=SHARED | CUT)
+    return Task(
+        run,
+        name=name,
+        aliases=verbatim,
+        iterable=["set", "add_row"],
+        auto_shortflags=False,
+        help=SHARED | CUT,
+    )
 
 
 def table_files() -> list[Path]:
@@ -251,11 +284,20 @@ def tables(
     """Every table: run what is missing, render all."""
     names = [path.stem for path in table_files()]
     options: dict[str, Any] = {"scale": scale, "baselines": baselines, "changes": tuple(set)}
-    how: dict[str, Any] = {"dry_run": dry_run, "apply": apply, "max_gpu_hours": max_gpu_hours, "render_only": render_only}
+    how: dict[str, Any] = {
+        "dry_run": dry_run,
+        "apply": apply,
+        "max_gpu_hours": max_gpu_hours,
+        "render_only": render_only,
+    }
     make(c, names, seeds=seeds, add_row=add_row, jobs=jobs, launcher=launcher, **options, **how)
 
 
-@task(iterable=["add_row"], auto_shortflags=False, help={key: SHARED[key] for key in ("scale", "seeds", "baselines", "add-row")})
+@task(
+    iterable=["add_row"],
+    auto_shortflags=False,
+    help={key: SHARED[key] for key in ("scale", "seeds", "baselines", "add-row")},
+)
 def reports(
     c: Context,
     scale: str = "smoke",
@@ -264,7 +306,15 @@ def reports(
     add_row: list[str] = [],  # noqa: B006
 ) -> None:
     """Render every table from finished runs; start nothing."""
-    make(c, [path.stem for path in table_files()], seeds=seeds, add_row=add_row, render_only=True, scale=scale, baselines=baselines)
+    make(
+        c,
+        [path.stem for path in table_files()],
+        seeds=seeds,
+        add_row=add_row,
+        render_only=True,
+        scale=scale,
+        baselines=baselines,
+    )
 
 
 EVALUATE = {
@@ -276,7 +326,9 @@ EVALUATE = {
 }
 
 
-@task(iterable=["set"], auto_shortflags=False, help=EVALUATE | {key: SHARED[key] for key in ("seeds", *PLANNED)})
+@task(
+    iterable=["set"], auto_shortflags=False, help=EVALUATE | {key: SHARED[key] for key in ("seeds", *PLANNED)}
+)
 @stoppable()
 def evaluate(
     c: Context,
@@ -292,8 +344,10 @@ def evaluate(
     jobs: str = "",
     launcher: str = "",
 ) -> None:
-    """One encoder of yours by one protocol: --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette."""
-    from reproduce import plan, produce
+    """One encoder of yours by one protocol: --checkpoint encoder.pth --protocol weighted_knn --dataset
+    imagenette."""
+    from reproduce import plan, readiness
+    from reproduce.commands import make
 
     plan_only = dry_run or c.config.run.dry
     with one_line():
@@ -302,17 +356,22 @@ def evaluate(
         request, path = plan.evaluation(checkpoint, backbone, seeds=whole(seeds), changes=tuple(set), **names)
         site = site_with(jobs, launcher)
         if path and not plan_only:
-            produce.keep({request.weights.sha256: path}, [request], site)
-    with one_line(OSError, code=produce.FAILED), one_line(produce.RefusedError, ConnectionError):
-        code = produce.show_plan([request], site, allowed) if plan_only else produce.evaluate(request, site, limits=allowed)
+            make.keep({request.weights.sha256: path}, [request], site)
+    with one_line(OSError, code=make.FAILED), one_line(readiness.RefusedError, ConnectionError):
+        code = (
+            make.show_plan([request], site, allowed)
+            if plan_only
+            else make.evaluate(request, site, limits=allowed)
+        )
     if code:
         raise Exit(None, code)
 
 
 @task(auto_shortflags=False)
 def status(c: Context) -> None:
-    """Every run in the tracking store and its true state: running, finished, failed or interrupted; and those in a scheduler's queue."""
-    from reproduce.attach import Others
+    """Every run in the tracking store and its true state: running, finished, failed or interrupted; and those
+    in a scheduler's queue."""
+    from reproduce.runs.claims import Others
 
     with one_line():
         site, opened = store()
@@ -332,7 +391,12 @@ WHY = {
 }
 
 
-@task(positional=["table"], iterable=["set"], auto_shortflags=False, help=WHY | {key: SHARED[key] for key in ("scale", "seeds", "set")})
+@task(
+    positional=["table"],
+    iterable=["set"],
+    auto_shortflags=False,
+    help=WHY | {key: SHARED[key] for key in ("scale", "seeds", "set")},
+)
 def why(
     c: Context,
     table: str,
@@ -342,40 +406,49 @@ def why(
     seeds: str = "1",
     set: list[str] = [],  # noqa: B006
 ) -> None:
-    """Where a cell's number comes from: its runs, settings, data, code and MLflow pages; of an empty one, what would fill it."""
-    from reproduce import explain, plan
+    """Where a cell's number comes from: its runs, settings, data, code and MLflow pages; of an empty one,
+    what would fill it."""
+    from reproduce import plan
+    from reproduce.commands import why
 
     with one_line():
-        request = plan.Request(table=table, rows=row, columns=column, scale=scale, seeds=whole(seeds), changes=tuple(set))
+        request = plan.Request(
+            table=table, rows=row, columns=column, scale=scale, seeds=whole(seeds), changes=tuple(set)
+        )
         request.build()
         _, opened = store()
     with one_line(ConnectionError):
-        for line in explain.why(request, opened):
+        for line in why.why(request, opened):
             print(line)
 
 
-@task(positional=["first", "second"], auto_shortflags=False, help={"first": "a run's id, or its beginning", "second": "another's"})
+@task(
+    positional=["first", "second"],
+    auto_shortflags=False,
+    help={"first": "a run's id, or its beginning", "second": "another's"},
+)
 def diff(c: Context, first: str, second: str) -> None:
     """The settings in which two runs differ, and both runs' final metrics."""
-    from reproduce import explain
+    from reproduce.commands import why
 
     with one_line():
         _, opened = store()
     with one_line(ConnectionError, LookupError):
-        for line in explain.difference(first, second, opened):
+        for line in why.difference(first, second, opened):
             print(line)
 
 
 @task(auto_shortflags=False, help={"delete": "remove what is listed; without it, it is only listed"})
 def gc(c: Context, delete: bool = False) -> None:
-    """List what no table and no finished run refers to, with its size, age and the reason; --delete removes it."""
-    from reproduce import garbage
+    """List what no table and no finished run refers to, with its size, age and the reason; --delete removes
+    it."""
+    from reproduce.commands import gc
 
     with one_line():
         site, opened = store()
     with one_line(ConnectionError, OSError):
-        found = garbage.find(site, opened)
-        lines, num_left = garbage.remove(found) if delete and not c.config.run.dry else (list(found.lines()), 0)
+        found = gc.find(site, opened)
+        lines, num_left = gc.remove(found) if delete and not c.config.run.dry else (list(found.lines()), 0)
     print("\n".join(lines))
     if num_left:
         raise Exit(None, 1)
@@ -391,7 +464,7 @@ EXPORT = {
 @task(auto_shortflags=False, help=EXPORT)
 def export(c: Context, file: str = "", scale: str = "", encoders: bool = False) -> None:
     """The rendered reports and the records of all runs behind them as one file: --file msbreg.zip."""
-    from reproduce import archive
+    from reproduce.commands import archive
 
     with one_line():
         site, opened = store()
@@ -402,7 +475,7 @@ def export(c: Context, file: str = "", scale: str = "", encoders: bool = False) 
 @stoppable()
 def receive(c: Context, file: str = "") -> None:
     """Add the runs and reports of an exported file to this site; what is here stays as it is."""
-    from reproduce import archive
+    from reproduce.commands import archive
 
     with one_line():
         site, opened = store()
@@ -412,16 +485,20 @@ def receive(c: Context, file: str = "") -> None:
         raise Exit(None, received.code)
 
 
-@task(auto_shortflags=False, help={"table": "one table, such as table5; empty: all", "scale": "smoke, small or paper; empty: all"})
+@task(
+    auto_shortflags=False,
+    help={"table": "one table, such as table5; empty: all", "scale": "smoke, small or paper; empty: all"},
+)
 def doctor(c: Context, table: str = "", scale: str = "") -> None:
     """What this machine has, and what each table needs of it at each scale; starts nothing."""
-    from reproduce import doctor, produce
+    from reproduce import readiness
+    from reproduce.commands import doctor
 
     with one_line():
         requests = doctor.requests(table, scale)
         site, opened = store()
-        produce.launcher(site)
-    with one_line(produce.RefusedError):
+        readiness.launcher(site)
+    with one_line(readiness.RefusedError):
         print("\n".join(doctor.report(requests, site, opened)))
 
 
@@ -438,7 +515,10 @@ def ui(c: Context, port: str = "5000") -> None:
     os.execvpe(command[0], command, {**os.environ, **environment})  # noqa: S606 (this process becomes the server: nothing is left behind)
 
 
-@task(auto_shortflags=False, help={"dataset": "stl10, imagenette, voc2007 or voc0712; empty: say which data sets can be downloaded"})
+@task(
+    auto_shortflags=False,
+    help={"dataset": "stl10, imagenette, voc2007 or voc0712; empty: say which data sets can be downloaded"},
+)
 def download(c: Context, dataset: str = "") -> None:
     """Fetch a public data set into its root from configs/site.toml."""
     from reproduce import site as sites
@@ -460,7 +540,12 @@ def test(c: Context, fast: bool = False) -> None:
 @task(auto_shortflags=False, help={"only": "one of the files of bench/, such as views"})
 def bench(c: Context, only: str = "") -> None:
     """Ratios that matter: training step over backbone, views/s, memory in K; writes reports/bench.json."""
-    raise Exit(None, subprocess.run([sys.executable, "-m", "bench", *([only] if only else [])], cwd=PROJECT, check=False).returncode)
+    raise Exit(
+        None,
+        subprocess.run(
+            [sys.executable, "-m", "bench", *([only] if only else [])], cwd=PROJECT, check=False
+        ).returncode,
+    )
 
 
 TASKS = (

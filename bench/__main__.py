@@ -4,8 +4,9 @@
     python -m bench step memory    # only these
     python -m bench step --quick   # tiny settings: shows that a benchmark runs, its numbers mean nothing
 
-Every benchmark compares two things in one run. A file takes part by printing, as its last line, a JSON list of what `compare.record`
-returns. The exit code is 1 if a benchmark fails and 2 if there is none of that name; a bar that does not hold is printed, not an error.
+Every benchmark compares two things in one run. A file takes part by printing, as its last line, a JSON list
+of what `compare.record` returns. The exit code is 1 if a benchmark fails and 2 if there is none of that name;
+a bar that does not hold is printed, not an error.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce import site as sites
-from reproduce.spec import unknown
+from reproduce.messages import unknown
 
 FOLDER = Path(__file__).resolve().parent
 FAILED, WRONG_USE = 1, 2
@@ -48,7 +49,9 @@ def lines(records: list[dict[str, Any]]) -> list[str]:
 
 def _line(record: dict[str, Any], width: int) -> str:
     value = "-" if record["value"] is None else f"{record['value']:.2f} {record['unit']}"
-    verdict = {True: f"holds (bar {record['bar']})", False: f"FAILS (bar {record['bar']})", None: ""}[record["holds"]]
+    verdict = {True: f"holds (bar {record['bar']})", False: f"FAILS (bar {record['bar']})", None: ""}[
+        record["holds"]
+    ]
     return f"{record['bench']:10}{record['case']:{width}}  {value:>8}  {verdict}".rstrip()
 
 

@@ -1,10 +1,13 @@
 """The exact neighbour search, ours against scikit-learn's brute force, and its peak memory.
 
-    python -m bench knn          # about 4 minutes on two CPU cores; ours at most as long, memory the same for a bank of four times the size
+    python -m bench knn          # about 4 minutes on two CPU cores; ours at most as long, memory the same for
+    a bank of four times the size
 
-A bank of 50 000 features of 512 numbers, ImageNet-100's with a ResNet-18 to within a factor of three, is searched with 5 000 queries on the
-CPU, with one thread and with two for both sides. The numbers are Gaussian: distances then differ least, which is the hardest case for a
-search that sorts by bounds first. Memory is counted beyond the bank and the queries, in a fresh process for each bank.
+A bank of 50 000 features of 512 numbers, ImageNet-100's with a ResNet-18 to within a factor of three, is
+searched with 5 000 queries on the
+CPU, with one thread and with two for both sides. The numbers are Gaussian: distances then differ least, which
+is the hardest case for a search that sorts by bounds first. Memory is counted beyond the bank and the
+queries, in a fresh process for each bank.
 """
 
 from __future__ import annotations
@@ -36,14 +39,19 @@ SLOWER, MORE_MEMORY = 1.0, 1.1
 def measure(quick: bool = False) -> list[dict[str, Any]]:
     """Records of the times for each case and number of threads, and one of the memory."""
     bank, queries, rounds = (500, 20, 1) if quick else (50_000, 5_000, 3)
-    # First, while this process is small: the system counts what it has as its child's until that is another program.
+    # First, while this process is small: the system counts what it has as its child's until that is another
+    # program.
     memory = _memory(*((500, 2_000, 16) if quick else (*BANKS, 512)), bar=None if quick else MORE_MEMORY)
     threads = [count for count in (1, 2) if count <= (os.cpu_count() or 1)]
-    return [*(_time(metric, k, bank, queries, rounds, count) for count in threads for metric, k in CASES), memory]
+    return [
+        *(_time(metric, k, bank, queries, rounds, count) for count in threads for metric, k in CASES),
+        memory,
+    ]
 
 
 def _time(metric: str, k: int, num_bank: int, num_queries: int, rounds: int, threads: int) -> dict[str, Any]:
-    """Ours over scikit-learn's; the cosine's neighbours are Euclidean ones of normalised rows, and ours pays for normalising."""
+    """Ours over scikit-learn's; the cosine's neighbours are Euclidean ones of normalised rows, and ours pays
+    for normalising."""
     from sklearn.neighbors import NearestNeighbors
     from threadpoolctl import threadpool_limits
 
@@ -61,7 +69,9 @@ def _time(metric: str, k: int, num_bank: int, num_queries: int, rounds: int, thr
     try:
         with threadpool_limits(threads):
             clock = time.process_time if threads == 1 else time.perf_counter
-            found = in_turns(ours, lambda: reference.kneighbors(queries.numpy()), rounds=rounds, device=CPU, clock=clock)
+            found = in_turns(
+                ours, lambda: reference.kneighbors(queries.numpy()), rounds=rounds, device=CPU, clock=clock
+            )
     finally:
         torch.set_num_threads(before)
     size = f"{num_queries} queries, {num_bank} x 512"
@@ -92,7 +102,9 @@ def _in_fresh_process(num_bank: int, d: int) -> int:
     # glibc then gives every freed tensor back to the system, so that resident memory is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "bench.bench_knn", "--peak", str(num_bank), str(d)]
-    return int(subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    return int(
+        subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    )
 
 
 def peak(num_bank: int, d: int) -> int:

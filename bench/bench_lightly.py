@@ -1,11 +1,13 @@
-"""BYOL's training step and its views, ours and lightly's (lightly-ai/lightly, MIT), where lightly is installed.
+"""BYOL's training step and its views, ours and lightly's (lightly-ai/lightly, MIT), where lightly is
+installed.
 
     pip install lightly           # not in requirements.txt: nothing else uses it
     python -m bench lightly       # about 2 minutes on two CPU cores
 
-Both steps train the same backbone with heads of the same width on the same two views; lightly's is written as its BYOL example and its
-ImageNet benchmark write it (examples/pytorch/byol.py, benchmarks/imagenet/resnet50/byol.py), with its own LARS. Both pipelines draw views
-of BYOL's T and T' from images that are decoded already and end in normalised float32 tensors, on one core.
+Both steps train the same backbone with heads of the same width on the same two views; lightly's is written as
+its BYOL example and its ImageNet benchmark write it (examples/pytorch/byol.py,
+benchmarks/imagenet/resnet50/byol.py), with its own LARS. Both pipelines draw views of BYOL's T and T' from
+images that are decoded already and end in normalised float32 tensors, on one core.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from torch import Tensor, nn
 from bench.bench_step import LEARNING_RATE, random_views
 from bench.compare import Comparison, in_turns, machine, prepare, record
 from configs import pretrain
-from reproduce.data.views import Augmentation
+from reproduce.data.augmentation import Augmentation
 from reproduce.methods.byol import BYOL
 from reproduce.nn import backbones
 from reproduce.nn.heads import Heads
 from reproduce.spec import Pretrain
 from reproduce.train import Meter, draw_views, start, train_step
 
-STEP, VIEWS = "BYOL step: ours over lightly's, {}, 64 px, batch {}", "BYOL views/s: ours over lightly's, 64 px from {} px"
+STEP, VIEWS = (
+    "BYOL step: ours over lightly's, {}, 64 px, batch {}",
+    "BYOL views/s: ours over lightly's, 64 px from {} px",
+)
 SIZE, CANVAS = 64, 96
 T = Augmentation(blur=1.0, solarize=0.0)
 T_AND_T_PRIME = replace(T, every_second=replace(T, blur=0.1, solarize=0.2))
@@ -44,15 +49,33 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
     backbone, images, rounds = ("small", 4, 1) if quick else ("resnet18", 64, 7)
     step, views = STEP.format(backbone, images), VIEWS.format(CANVAS)
     if find_spec("lightly") is None:
-        return [record("lightly", case, None, unit="x", detail="lightly is not installed") for case in (step, views)]
-    spec = replace(pretrain.byol(pretrain.stl10, batch_size=images), backbone=backbone, precision="float32", augmentation=T_AND_T_PRIME)
+        return [
+            record("lightly", case, None, unit="x", detail="lightly is not installed")
+            for case in (step, views)
+        ]
+    spec = replace(
+        pretrain.byol(pretrain.stl10, batch_size=images),
+        backbone=backbone,
+        precision="float32",
+        augmentation=T_AND_T_PRIME,
+    )
     steps, pipelines = _steps(spec, rounds, device), _pipelines(spec, rounds)
     rates = [2 * images / seconds for seconds in (pipelines.first, pipelines.second)]
     return [
         record(
-            "lightly", step, steps.ratio, unit="x", detail=f"{1000 * steps.first:.1f} over {1000 * steps.second:.1f} ms; {machine(device)}"
+            "lightly",
+            step,
+            steps.ratio,
+            unit="x",
+            detail=f"{1000 * steps.first:.1f} over {1000 * steps.second:.1f} ms; {machine(device)}",
         ),
-        record("lightly", views, 1 / pipelines.ratio, unit="x", detail=f"{rates[0]:.0f} over {rates[1]:.0f} views/s; one CPU core"),
+        record(
+            "lightly",
+            views,
+            1 / pipelines.ratio,
+            unit="x",
+            detail=f"{rates[0]:.0f} over {rates[1]:.0f} views/s; one CPU core",
+        ),
     ]
 
 

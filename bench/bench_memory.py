@@ -2,11 +2,14 @@
 
     python -m bench memory          # about 2 minutes on two CPU cores; K = 8 at most 10 % above K = 2
 
-Each K trains a few steps in a fresh process: its views drawn and the full method's `train_step` of `reproduce/train.py` on a ResNet-18 at
-64 px. Counted is everything that training holds at its peak: weights, target, momentum, gradients, activations and the K views. On a GPU
-that is torch's peak of allocated memory; on a CPU it is the process's peak of resident memory, less what it had before there was a network.
+Each K trains a few steps in a fresh process: its views drawn and the full method's `train_step` of
+`reproduce/train.py` on a ResNet-18 at
+64 px. Counted is everything that training holds at its peak: weights, target, momentum, gradients,
+activations and the K views. On a GPU that is torch's peak of allocated memory; on a CPU it is the process's
+peak of resident memory, less what it had before there was a network.
 
-Views go through the network one at a time, so only the views themselves and their projections multiply with K.
+Views go through the network one at a time, so only the views themselves and their projections multiply with
+K.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 BAR = 1.10
 NUM_VIEWS = (2, 4, 8)
 STEPS = 3
-"""From the second on the optimiser has its momentum, and the views of the step before are still there while new ones are drawn."""
+"""From the second on the optimiser has its momentum, and the views of the step before are still there while
+new ones are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,16 @@ class Case:
     def spec(self, num_views: int, device: torch.device) -> Pretrain:
         """The full method on STL-10."""
         run = pretrain.msbreg(pretrain.stl10, num_views=num_views, batch_size=self.batch_size)
-        return replace(run, backbone=self.backbone, precision="float32" if device.type == "cpu" else "bfloat16")
+        return replace(
+            run, backbone=self.backbone, precision="float32" if device.type == "cpu" else "bfloat16"
+        )
 
 
 ON_CPU = (Case(backbone="resnet18", batch_size=64, bar=BAR),)
-ON_GPU = (Case(backbone="resnet18_3x3", batch_size=512, bar=BAR), Case(backbone="resnet18", batch_size=512, bar=BAR))
+ON_GPU = (
+    Case(backbone="resnet18_3x3", batch_size=512, bar=BAR),
+    Case(backbone="resnet18", batch_size=512, bar=BAR),
+)
 QUICK = (Case(backbone="small", batch_size=4),)
 
 
@@ -80,7 +89,15 @@ def _in_fresh_process(case: Case, num_views: int) -> int:
     """Peak bytes of training with `num_views` views."""
     # glibc then gives every freed tensor back to the system, so that resident memory is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "bench.bench_memory", "--peak", case.backbone, str(case.batch_size), str(num_views)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.bench_memory",
+        "--peak",
+        case.backbone,
+        str(case.batch_size),
+        str(num_views),
+    ]
     done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, check=True)
     return int(done.stdout)
 

@@ -1,11 +1,12 @@
-"""Milliseconds per step of LARS and of the target's moving average, ours against a plain loop over the parameters.
+"""Milliseconds per step of LARS and of the target's moving average, ours against a plain loop over the
+parameters.
 
     python -m bench optim          # about 30 s on a CPU; below 1 ours is faster
 
-The loop is what the common PyTorch implementations do: for one parameter after the other, decay, two norms, the trust ratio by
-`torch.where`, momentum, update; then the average. Both keep all numbers on the device. Rounds of the two alternate and each keeps its best,
-so that a busy moment of the machine hits neither alone. On a CPU both are bound by memory where the network is large, and by calls where it
-is small.
+The loop is what the common PyTorch implementations do: for one parameter after the other, decay, two norms,
+the trust ratio by `torch.where`, momentum, update; then the average. Both keep all numbers on the device.
+Rounds of the two alternate and each keeps its best, so that a busy moment of the machine hits neither alone.
+On a CPU both are bound by memory where the network is large, and by calls where it is small.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def _records(name: str, heads: Heads, device: torch.device) -> list[dict[str, An
             parameter.grad = 1e-3 * torch.randn_like(parameter)
         lars[kind] = _ours(network) if kind == "ours" else _loop(list(network.online.parameters()))
         average[kind] = _follow(network) if kind == "ours" else _loop_average(network)
-    return [_record(f"{name}: {title} over a loop", _best(runs, device), device) for title, runs in (("LARS", lars), ("average", average))]
+    return [
+        _record(f"{name}: {title} over a loop", _best(runs, device), device)
+        for title, runs in (("LARS", lars), ("average", average))
+    ]
 
 
 def _record(case: str, seconds: dict[str, float], device: torch.device) -> dict[str, Any]:
@@ -53,7 +57,9 @@ def _record(case: str, seconds: dict[str, float], device: torch.device) -> dict[
 
 
 def _ours(network: Siamese) -> Callable[[], None]:
-    return LARS(parameters_of(network.online), lr=RATE, weight_decay=DECAY, momentum=MOMENTUM, trust_coefficient=TRUST).step
+    return LARS(
+        parameters_of(network.online), lr=RATE, weight_decay=DECAY, momentum=MOMENTUM, trust_coefficient=TRUST
+    ).step
 
 
 def _follow(network: Siamese) -> Callable[[], Any]:
@@ -71,7 +77,9 @@ def _loop(parameters: list[nn.Parameter]) -> Callable[[], None]:
                 update = update.add(w, alpha=DECAY)
                 w_norm, u_norm = w.norm(), update.norm()
                 one = torch.ones_like(w_norm)
-                update = update.mul(torch.where(w_norm > 0, torch.where(u_norm > 0, TRUST * w_norm / u_norm, one), one))
+                update = update.mul(
+                    torch.where(w_norm > 0, torch.where(u_norm > 0, TRUST * w_norm / u_norm, one), one)
+                )
             m.mul_(MOMENTUM).add_(update)
             w.add_(m, alpha=-RATE)
 
@@ -80,7 +88,13 @@ def _loop(parameters: list[nn.Parameter]) -> Callable[[], None]:
 
 def _loop_average(network: Siamese) -> Callable[[], None]:
     online: Any = network.online
-    pairs = list(zip(network.target.parameters(), [*online.backbone.parameters(), *online.projector.parameters()], strict=True))
+    pairs = list(
+        zip(
+            network.target.parameters(),
+            [*online.backbone.parameters(), *online.projector.parameters()],
+            strict=True,
+        )
+    )
 
     @torch.no_grad()
     def step() -> None:
@@ -91,7 +105,8 @@ def _loop_average(network: Siamese) -> Callable[[], None]:
 
 
 def _best(steps: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
-    """The fewest seconds per step of each over ROUNDS alternating rounds, after one round that does not count."""
+    """The fewest seconds per step of each over ROUNDS alternating rounds, after one round that does not
+    count."""
     rounds = [{kind: _seconds(step, device) for kind, step in steps.items()} for _ in range(ROUNDS + 1)]
     return {kind: min(found[kind] for found in rounds[1:]) for kind in steps}
 

@@ -2,9 +2,9 @@
 
     python -m bench step          # about 2 minutes on two CPU cores; at most 1.10 on a ResNet-18 at 64 px
 
-Both sides take the same K views through the same modules in the same mode: K forward passes of the target's backbone, K forward and
-backward passes of the online one. The step is `train_step` of `reproduce/train.py`, all of it; drawing the views is not in either side, and
-`bench_views.py` measures it.
+Both sides take the same K views through the same modules in the same mode: K forward passes of the target's
+backbone, K forward and backward passes of the online one. The step is `train_step` of `reproduce/train.py`,
+all of it; drawing the views is not in either side, and `bench_views.py` measures it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Case:
     def spec(self, device: torch.device) -> Pretrain:
         """The full method, with every term of the loss."""
         run = pretrain.msbreg(pretrain.stl10, num_views=self.num_views, batch_size=self.batch_size)
-        return replace(run, backbone=self.backbone, precision="float32" if device.type == "cpu" else "bfloat16")
+        return replace(
+            run, backbone=self.backbone, precision="float32" if device.type == "cpu" else "bfloat16"
+        )
 
     def __str__(self) -> str:
         return f"{self.backbone}, {self.size} px, batch {self.batch_size}, K = {self.num_views}: step over backbone alone"
@@ -78,7 +80,12 @@ def compare(case: Case, device: torch.device) -> Comparison:
     def step() -> None:
         train_step(spec, network, optimizer, meter, views, step=0, num_steps=100, lr=LEARNING_RATE)
 
-    return in_turns(step, lambda: backbone_alone(network, views, direction, spec.precision), rounds=case.rounds, device=device)
+    return in_turns(
+        step,
+        lambda: backbone_alone(network, views, direction, spec.precision),
+        rounds=case.rounds,
+        device=device,
+    )
 
 
 def random_views(num_views: int, batch_size: int, size: int, device: torch.device) -> list[Tensor]:

@@ -2,11 +2,12 @@
 
     python -m bench sweep          # about 1 minute on one CPU core; at most 1.15
 
-Both sides are an epoch of `classifiers.fit`, which trains the classifiers of ImageNet's protocols: views drawn, one forward pass of the
-frozen backbone a batch, logits, gradients and updates of all classifiers. Images are decoded beforehand and nothing is held out.
+Both sides are an epoch of `classifiers.fit`, which trains the classifiers of ImageNet's protocols: views
+drawn, one forward pass of the frozen backbone a batch, logits, gradients and updates of all classifiers.
+Images are decoded beforehand and nothing is held out.
 
-On a CPU the backbones are that of the smoke scale and a ResNet-18 at 64 px. On a GPU a ResNet-50 at 224 px sends batches of 1024 to
-classifiers of 1000 classes, as on ImageNet.
+On a CPU the backbones are that of the smoke scale and a ResNet-18 at 64 px. On a GPU a ResNet-50 at 224 px
+sends batches of 1024 to classifiers of 1000 classes, as on ImageNet.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from reproduce.nn import backbones, classifiers
 from reproduce.nn.classifiers import Classifiers, Stream
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.features import Split
-from reproduce.progress import Watch
 from reproduce.protocols.linear_sgd import LinearSGD
+from reproduce.runs.progress import Watch
 from reproduce.site import Site
 
 BAR = 1.15
@@ -62,7 +63,18 @@ ON_CPU = (
     Case(backbone="small", size=32, num_classes=10, batch_size=64, num_batches=15, rounds=15, bar=BAR),
     Case(backbone="resnet18_3x3", size=64, num_classes=100, batch_size=64, num_batches=2, rounds=5, bar=BAR),
 )
-ON_GPU = (Case(backbone="resnet50", size=224, num_classes=1000, batch_size=1024, num_batches=5, rounds=5, bar=BAR, precision="bfloat16"),)
+ON_GPU = (
+    Case(
+        backbone="resnet50",
+        size=224,
+        num_classes=1000,
+        batch_size=1024,
+        num_batches=5,
+        rounds=5,
+        bar=BAR,
+        precision="bfloat16",
+    ),
+)
 QUICK = (Case(backbone="small", size=8, num_classes=3, batch_size=4, num_batches=1, rounds=1),)
 """Shows that the benchmark runs; its number means nothing."""
 
@@ -71,7 +83,10 @@ class Noise(Images):
     """Images of random pixels that are decoded already."""
 
     def __init__(self, case: Case) -> None:
-        super().__init__(np.arange(case.batch_size * case.num_batches) % case.num_classes, [str(i) for i in range(case.num_classes)])
+        super().__init__(
+            np.arange(case.batch_size * case.num_batches) % case.num_classes,
+            [str(i) for i in range(case.num_classes)],
+        )
         self._pixels = torch.randint(256, (case.batch_size, 3, case.size, case.size), dtype=torch.uint8)
 
     def name(self, index: int) -> str:
@@ -86,7 +101,11 @@ class Noise(Images):
 
     def read(self, indices: Any, shape: Shape) -> Batch:
         which: NDArray[np.int64] = np.asarray(indices)
-        return Batch(self._pixels[which % len(self._pixels)], torch.full((len(which), 2), self._pixels.shape[-1]), torch.tensor(which))
+        return Batch(
+            self._pixels[which % len(self._pixels)],
+            torch.full((len(which), 2), self._pixels.shape[-1]),
+            torch.tensor(which),
+        )
 
 
 def measure(quick: bool = False) -> list[dict[str, Any]]:
@@ -97,7 +116,9 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
 
 
 def _record(case: Case, device: torch.device) -> dict[str, Any]:
-    found = in_turns(epoch(case, SWEEP, device), epoch(case, ALONE, device), rounds=case.rounds, device=device)
+    found = in_turns(
+        epoch(case, SWEEP, device), epoch(case, ALONE, device), rounds=case.rounds, device=device
+    )
     per_batch = f"{1000 * found.first / case.num_batches:.1f} ms a batch over {1000 * found.second / case.num_batches:.1f} ms"
     detail = f"{per_batch}; {machine(device)}; median of {case.rounds} rounds"
     return record("sweep", str(case), found.ratio, unit="x", detail=detail, at_most=case.bar)
@@ -106,7 +127,12 @@ def _record(case: Case, device: torch.device) -> dict[str, Any]:
 def epoch(case: Case, protocol: LinearSGD, device: torch.device) -> Callable[[], Any]:
     """An epoch of training with the rates of `protocol`."""
     spec = replace(pretrain.byol_imagenet(100), backbone=case.backbone, precision=case.precision)
-    backbone = backbones.build(case.backbone, seed=0).to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    backbone = (
+        backbones.build(case.backbone, seed=0)
+        .to(device=device, memory_format=torch.channels_last)
+        .eval()
+        .requires_grad_(False)
+    )
     images = Noise(case)
     indices = torch.arange(len(images))
     dataset: Dataset = replace(ImageNet(), size=case.size, resize=case.size, canvas=case.size)
@@ -130,11 +156,13 @@ def epoch(case: Case, protocol: LinearSGD, device: torch.device) -> Callable[[],
         weight_decay=protocol.weight_decay,
     )
     names = [f"lr {lr:g}" for lr in protocol.base_lrs]
-    encoder = Encoder(spec, backbone, None)
+    encoder = Encoder(spec.backbone, backbone)
 
     def run() -> None:
         rates = protocol.rates(0, stream.num_steps)
-        classifiers.fit(trained, names, encoder, stream, lambda step: rates, epochs=1, held_out=None, watch=Watch())
+        classifiers.fit(
+            trained, names, encoder, stream, lambda step: rates, epochs=1, held_out=None, watch=Watch()
+        )
 
     return run
 

@@ -1,15 +1,18 @@
-"""Views per second: our batched augmentation against torchvision v2 image by image, on tensors and on PIL images.
+"""Views per second: our batched augmentation against torchvision v2 image by image, on tensors and on PIL
+images.
 
     python -m bench views          # about 20 s on an idle machine; at least 3 at 32 and at 64 px
 
-All three apply the paper's Table 9 to the same images, already decoded and on their canvas, and end in float32 tensors from 0 to 1; none
-batches, normalises or moves its result. Ours runs with two threads. The other two run on one core and are credited with twice that rate, as
-if two workers scaled perfectly and handed over their results for nothing. The tensor pipeline works on uint8, which torchvision advises for
-speed. The PIL pipeline is timed a second time, without a bar, with Pillow's own GaussianBlur, as in the loader of MoCo: box filters, so not
-the same views, and faster than torchvision's blur, which goes by way of a tensor.
+All three apply the paper's Table 9 to the same images, already decoded and on their canvas, and end in
+float32 tensors from 0 to 1; none batches, normalises or moves its result. Ours runs with two threads. The
+other two run on one core and are credited with twice that rate, as if two workers scaled perfectly and handed
+over their results for nothing. The tensor pipeline works on uint8, which torchvision advises for speed. The
+PIL pipeline is timed a second time, without a bar, with Pillow's own GaussianBlur, as in the loader of MoCo:
+box filters, so not the same views, and faster than torchvision's blur, which goes by way of a tensor.
 
-Rounds alternate and each candidate keeps its best, so that a busy moment of the machine does not hit one alone. The ratios need an idle
-machine all the same; those of views per CPU-second, in the detail, which leave out how well two threads share the cores, nearly do not.
+Rounds alternate and each candidate keeps its best, so that a busy moment of the machine does not hit one
+alone. The ratios need an idle machine all the same; those of views per CPU-second, in the detail, which leave
+out how well two threads share the cores, nearly do not.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from bench.compare import record
-from reproduce.data.views import Augmentation, blur_radius, sample
+from reproduce.data.augmentation import Augmentation
+from reproduce.data.views import blur_radius, sample
 
 CASES = ((32, 32), (64, 96))
 """Side of a view and of the canvas."""
@@ -47,7 +51,9 @@ def measure() -> list[dict[str, Any]]:
 
 def _records(size: int, side: int) -> list[dict[str, Any]]:
     images = _images(BATCH, side)
-    pil = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images[:IMAGES_PER_ROUND]]
+    pil = [
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images[:IMAGES_PER_ROUND]
+    ]
     some = list(images[:IMAGES_PER_ROUND])
     others: dict[str, Callable[[], Rate]] = {
         "torchvision v2 on tensors": lambda: _one_by_one(_torchvision_pipeline(size), some),
@@ -56,7 +62,10 @@ def _records(size: int, side: int) -> list[dict[str, Any]]:
     }
     one, two = "ours with one thread", "ours with two threads"
     rates = _best({one: lambda: _ours(images, size, 1), two: lambda: _ours(images, size, THREADS), **others})
-    return [_record(f"{size} px from {side} px: views/s over {name}", rates[one], rates[two], rates[name]) for name in others]
+    return [
+        _record(f"{size} px from {side} px: views/s over {name}", rates[one], rates[two], rates[name])
+        for name in others
+    ]
 
 
 def _record(case: str, one: Rate, ours: Rate, other: Rate) -> dict[str, Any]:
@@ -76,7 +85,9 @@ class Rate(NamedTuple):
 def _best(candidates: dict[str, Callable[[], Rate]]) -> dict[str, Rate]:
     """The highest of ROUNDS alternating rates of each, after one round that does not count."""
     rounds = [{name: run() for name, run in candidates.items()} for _ in range(ROUNDS + 1)][1:]
-    return {name: Rate(max(r[name].wall for r in rounds), max(r[name].cpu for r in rounds)) for name in candidates}
+    return {
+        name: Rate(max(r[name].wall for r in rounds), max(r[name].cpu for r in rounds)) for name in candidates
+    }
 
 
 def _ours(images: Tensor, size: int, threads: int) -> Rate:
@@ -111,7 +122,13 @@ def _torchvision_pipeline(size: int) -> Callable[[Any], Tensor]:
 
 def _pillow_blur_pipeline(size: int) -> Callable[[Any], Tensor]:
     a = Augmentation()
-    return v2.Compose([*_crop_and_colour(a, size), v2.RandomApply([_PillowBlur(a.blur_sigma)], a.blur), *_solarize_and_convert(a)])
+    return v2.Compose(
+        [
+            *_crop_and_colour(a, size),
+            v2.RandomApply([_PillowBlur(a.blur_sigma)], a.blur),
+            *_solarize_and_convert(a),
+        ]
+    )
 
 
 class _PillowBlur(v2.Transform):
@@ -122,7 +139,9 @@ class _PillowBlur(v2.Transform):
         self.low, self.high = sigma
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return inpt.filter(ImageFilter.GaussianBlur(self.low + (self.high - self.low) * float(torch.rand(()))))
+        return inpt.filter(
+            ImageFilter.GaussianBlur(self.low + (self.high - self.low) * float(torch.rand(())))
+        )
 
 
 def _crop_and_colour(a: Augmentation, size: int) -> list[v2.Transform]:

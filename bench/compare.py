@@ -29,12 +29,14 @@ def in_turns(
     device: torch.device,
     clock: Callable[[], float] = time.process_time,
 ) -> Comparison:
-    """Times `first` and `second` in each of `rounds` rounds, in alternating order, after a round that does not count.
+    """Times `first` and `second` in each of `rounds` rounds, in alternating order, after a round that does
+    not count.
 
     A ratio is taken within each round, so that a machine that is busy for a while slows both of its sides.
 
     Args:
-        clock: what a CPU's seconds are read from. Those of this process are not lengthened by others on the machine, but those of its
+        clock: what a CPU's seconds are read from. Those of this process are not lengthened by others on the
+            machine, but those of its
             threads add up: `time.perf_counter` is the one for what takes several.
     """
     seconds: list[tuple[float, float]] = []
@@ -45,7 +47,11 @@ def in_turns(
         else:
             seconds.append((_seconds(first, device, clock), _seconds(second, device, clock)))
     firsts, seconds_ = zip(*seconds[1:], strict=True)
-    return Comparison(statistics.median(a / b for a, b in seconds[1:]), statistics.median(firsts), statistics.median(seconds_))
+    return Comparison(
+        statistics.median(a / b for a, b in seconds[1:]),
+        statistics.median(firsts),
+        statistics.median(seconds_),
+    )
 
 
 def _seconds(run: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
@@ -62,7 +68,14 @@ def _seconds(run: Callable[[], Any], device: torch.device, clock: Callable[[], f
 
 
 def record(
-    bench: str, case: str, value: float | None, *, unit: str, detail: str, at_most: float | None = None, at_least: float | None = None
+    bench: str,
+    case: str,
+    value: float | None,
+    *,
+    unit: str,
+    detail: str,
+    at_most: float | None = None,
+    at_least: float | None = None,
 ) -> dict[str, Any]:
     """One line of the table and of the JSON.
 
@@ -75,13 +88,28 @@ def record(
         at_most, at_least: the bar, where there is one.
     """
     bar = f"<= {at_most:g}" if at_most is not None else f">= {at_least:g}" if at_least is not None else None
-    holds = None if value is None or bar is None else value <= at_most if at_most is not None else value >= (at_least or 0.0)
+    holds = (
+        None
+        if value is None or bar is None
+        else value <= at_most
+        if at_most is not None
+        else value >= (at_least or 0.0)
+    )
     rounded = None if value is None else round(value, 3)
-    return {"bench": bench, "case": case, "value": rounded, "unit": unit, "bar": bar, "holds": holds, "detail": detail}
+    return {
+        "bench": bench,
+        "case": case,
+        "value": rounded,
+        "unit": unit,
+        "bar": bar,
+        "holds": holds,
+        "detail": detail,
+    }
 
 
 def prepare() -> torch.device:
-    """The GPU if there is one, else the CPU with one thread, as the local launcher uses it: a run on each core."""
+    """The GPU if there is one, else the CPU with one thread, as the local launcher uses it: a run on each
+    core."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     torch.set_num_threads(1)  # and threads that wait for each other would count as work

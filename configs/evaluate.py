@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from reproduce.data.coco2017 import COCO2017
+from reproduce.data.dataset import Dataset
+from reproduce.data.detection import DetectionDataset
 from reproduce.data.imagenet import ImageNet
 from reproduce.data.inaturalist2018 import INaturalist2018
 from reproduce.data.places205 import Places205
 from reproduce.data.voc0712 import VOC0712
 from reproduce.data.voc2007 import VOC2007
+from reproduce.nn.weights import Weights, geometry
 from reproduce.protocols.alignment import AlignmentUniformity
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.knn import NearestNeighbours, WeightedNeighbours
@@ -19,11 +22,14 @@ from reproduce.protocols.linear_sgd import LinearSGD
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.svm import LinearSVM
 from reproduce.protocols.voc_detection import VOCDetection
-from reproduce.spec import Evaluate, Pretrain, Settings, Weights, geometry
+from reproduce.spec import Evaluate, Pretrain
+
+AnyDataset = TypeVar("AnyDataset", bound=Dataset | DetectionDataset)
 
 
 def linear(encoder: Pretrain) -> Evaluate:
-    """A linear classifier on frozen features (section 8.1; htdt/self-supervised eval/sgd.py): `top1`, `top5`."""
+    """A linear classifier on frozen features (section 8.1; htdt/self-supervised eval/sgd.py): `top1`,
+    `top5`."""
     return Evaluate(encoder=encoder, protocol=LinearEvaluation(), dataset=encoder.dataset)
 
 
@@ -33,17 +39,20 @@ def knn5(encoder: Pretrain) -> Evaluate:
 
 
 def alignment(encoder: Pretrain) -> Evaluate:
-    """Wang and Isola's two losses on projections (Table 12; ssnl/align_uniform): `alignment`, `uniformity`; on features: `..._features`."""
+    """Wang and Isola's two losses on projections (Table 12; ssnl/align_uniform): `alignment`, `uniformity`;
+    on features: `..._features`."""
     return Evaluate(encoder=encoder, protocol=AlignmentUniformity(), dataset=encoder.dataset)
 
 
 def imagenet_linear(encoder: Pretrain | Weights) -> Evaluate:
-    """ImageNet's linear evaluation (Tables 2 and 7): BYOL's, as section 8.1 leaves it open (protocol sheet, 2): `top1`, `top5`."""
+    """ImageNet's linear evaluation (Tables 2 and 7): BYOL's, as section 8.1 leaves it open (protocol sheet,
+    2): `top1`, `top5`."""
     return Evaluate(encoder=encoder, protocol=LinearSGD(), dataset=seen_by(encoder, ImageNet()))
 
 
 def semi(encoder: Pretrain | Weights, labels: Literal["1percent", "10percent"]) -> Evaluate:
-    """Semi-supervised classification with 1 % or 10 % of ImageNet's labels (Table 3, section 8.2): `top1`, `top5`.
+    """Semi-supervised classification with 1 % or 10 % of ImageNet's labels (Table 3, section 8.2): `top1`,
+    `top5`.
 
     With 1 % the encoder is frozen and the classifier's rate is 2.0; with 10 % they are .25 and 2.5e-4.
     """
@@ -54,7 +63,8 @@ def semi(encoder: Pretrain | Weights, labels: Literal["1percent", "10percent"]) 
 
 
 def knn(encoder: Pretrain | Weights) -> Evaluate:
-    """Weighted votes of 20 and of 200 neighbours (Table 4, section 8.3; protocol sheet, 4): `top1_20`, `top1_200`."""
+    """Weighted votes of 20 and of 200 neighbours (Table 4, section 8.3; protocol sheet, 4): `top1_20`,
+    `top1_200`."""
     return Evaluate(encoder=encoder, protocol=WeightedNeighbours(), dataset=seen_by(encoder, ImageNet()))
 
 
@@ -69,26 +79,41 @@ def places205(encoder: Pretrain | Weights) -> Evaluate:
 
 
 def inaturalist2018(encoder: Pretrain | Weights) -> Evaluate:
-    """A linear classifier on iNaturalist 2018 with the paper's schedule (Table 5, section 8.4): `top1`, `top5`."""
-    return Evaluate(encoder=encoder, protocol=_transfer(epochs=84), dataset=seen_by(encoder, INaturalist2018()))
+    """A linear classifier on iNaturalist 2018 with the paper's schedule (Table 5, section 8.4): `top1`,
+    `top5`."""
+    return Evaluate(
+        encoder=encoder, protocol=_transfer(epochs=84), dataset=seen_by(encoder, INaturalist2018())
+    )
 
 
 def voc_detection(encoder: Pretrain | Weights) -> Evaluate:
-    """A Faster R-CNN fine-tuned and measured on VOC07+12 (Table 5, section 8.4; protocol sheet, 11): `ap50`, `ap75`, `ap`."""
+    """A Faster R-CNN fine-tuned and measured on VOC07+12 (Table 5, section 8.4; protocol sheet, 11): `ap50`,
+    `ap75`, `ap`."""
     return Evaluate(encoder=encoder, protocol=VOCDetection(), dataset=seen_by(encoder, VOC0712()))
 
 
 def coco_mask_rcnn(encoder: Pretrain | Weights) -> Evaluate:
-    """A Mask R-CNN fine-tuned and measured on COCO 2017 (Table 10, section 8.4; protocol sheet, 11): `box_ap`, `mask_ap`, ..."""
+    """A Mask R-CNN fine-tuned and measured on COCO 2017 (Table 10, section 8.4; protocol sheet, 11):
+    `box_ap`, `mask_ap`, ..."""
     return Evaluate(encoder=encoder, protocol=COCOMaskRCNN(), dataset=seen_by(encoder, COCO2017()))
 
 
 def _transfer(epochs: int) -> LinearSGD:
-    """Section 8.4: rate .2 at batch 256, divided by 10 two times, at equally spaced epochs; one rate, so nothing is held out."""
-    return LinearSGD(base_lrs=(0.2,), epochs=epochs, batch_size=256, weight_decay=1e-4, nesterov=False, num_drops=2, num_held_out=0)
+    """Section 8.4: rate .2 at batch 256, divided by 10 two times, at equally spaced epochs; one rate, so
+    nothing is held out."""
+    return LinearSGD(
+        base_lrs=(0.2,),
+        epochs=epochs,
+        batch_size=256,
+        weight_decay=1e-4,
+        nesterov=False,
+        num_drops=2,
+        num_held_out=0,
+    )
 
 
-def seen_by(encoder: Pretrain | Weights, dataset: Settings) -> Settings:
-    """`dataset` with its images at the size and the normalisation that `encoder` was trained with; those of a detector keep their size."""
+def seen_by(encoder: Pretrain | Weights, dataset: AnyDataset) -> AnyDataset:
+    """`dataset` with its images at the size and the normalisation that `encoder` was trained with; those of a
+    detector keep their size."""
     trained_on = encoder.dataset if isinstance(encoder, Pretrain) else encoder
-    return replace(dataset, **geometry(trained_on, dataset))  # type: ignore[type-var]
+    return replace(dataset, **geometry(trained_on, dataset))

@@ -1,25 +1,32 @@
 """The three scales, as functions from an evaluation at paper scale to the same evaluation at another.
 
-smoke: embedded synthetic data in the real layouts, a small residual network at 32 px, minutes on two CPU cores.
+smoke: embedded synthetic data in the real layouts, a small residual network at 32 px, minutes on two CPU
+cores.
 small: real public photographs on one GPU, hours; Imagenette stands in for ImageNet-100 and ImageNet.
 paper: as printed.
 
-The method's own settings (K, the lambdas, the normalisation of the heads) are the same at every scale; that is what the tables compare.
+The method's own settings (K, the lambdas, the normalisation of the heads) are the same at every scale; that
+is what the tables compare.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
-from configs.evaluate import seen_by
-from reproduce.data.views import Augmentation
-from reproduce.detection.protocol import Detection
+from configs.evaluate import AnyDataset, seen_by
+from reproduce.data.augmentation import Augmentation
+from reproduce.data.dataset import Dataset
+from reproduce.data.detection import DetectionDataset
+from reproduce.data.imagenette import Imagenette
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
+from reproduce.protocols.detection import Detection
 from reproduce.protocols.linear_sgd import LinearSGD
+from reproduce.protocols.protocol import Protocol
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.svm import LinearSVM
-from reproduce.spec import Evaluate, Pretrain, Settings
+from reproduce.spec import Evaluate, Pretrain
 
 STAND_INS = {
     "smoke": "Synthetic scenes stand in for every data set and a small network for the backbone.",
@@ -32,7 +39,8 @@ NO_STAND_IN = "{} has no small stand-in of its kind: run the cell at the scale p
 CROPS = (0.2, 1.0)
 """Area of a crop at smoke scale, relative to the image's."""
 SMALL_CROPS = (0.07, 0.2)
-"""The same of multi-crop's small crops, which end where the large ones begin, as in the paper: 8 to 14 of 32 pixels, seen at 14."""
+"""The same of multi-crop's small crops, which end where the large ones begin, as in the paper: 8 to 14 of 32
+pixels, seen at 14."""
 LARGEST_BATCH = 1024
 """Of pretraining below paper scale, whose data sets are a few of BYOL's batches of 4096."""
 
@@ -43,30 +51,36 @@ def paper(run: Evaluate) -> Evaluate:
 
 
 def small(run: Evaluate) -> Evaluate | str:
-    """Real photographs: Imagenette at 64 px for the ImageNet family; STL-10, VOC and COCO as they are; a ResNet-18; nothing for the rest.
+    """Real photographs: Imagenette at 64 px for the ImageNet family; STL-10, VOC and COCO as they are; a
+    ResNet-18; nothing for the rest.
 
     Weights from elsewhere keep their network and see images of the size that they were trained on.
     """
     if run.dataset.name in ("places205", "inaturalist2018"):
-        return NO_STAND_IN.format(run.dataset.title)  # type: ignore[attr-defined]
+        return NO_STAND_IN.format(run.dataset.title)
     encoder = _small_pretrain(run.encoder) if isinstance(run.encoder, Pretrain) else run.encoder
     dataset = seen_by(encoder, _small_dataset(run.dataset))
-    return replace(run, encoder=encoder, dataset=dataset, protocol=_small_protocol(run.protocol, encoder.backbone))
+    return replace(
+        run, encoder=encoder, dataset=dataset, protocol=_small_protocol(run.protocol, encoder.backbone)
+    )
 
 
 def smoke(run: Evaluate) -> Evaluate:
-    """Synthetic data at 32 px, a small network, a few epochs; weights from elsewhere keep their network and their normalisation."""
-    dataset = _smoke_dataset(run.dataset)
+    """Synthetic data at 32 px, a small network, a few epochs; weights from elsewhere keep their network and
+    their normalisation."""
+    dataset = _smoke_dataset(run.dataset) if isinstance(run.dataset, Dataset) else _smoke_scenes(run.dataset)
     if isinstance(run.encoder, Pretrain):
         encoder = _smoke_pretrain(run.encoder)
-        return replace(run, encoder=encoder, dataset=dataset, protocol=_smoke_protocol(run.protocol, encoder.backbone))
+        return replace(
+            run, encoder=encoder, dataset=dataset, protocol=_smoke_protocol(run.protocol, encoder.backbone)
+        )
     protocol = _smoke_protocol(run.protocol, run.encoder.backbone)
-    return replace(run, dataset=replace(dataset, mean=run.encoder.mean, std=run.encoder.std), protocol=protocol)  # type: ignore[type-var]
+    return replace(
+        run, dataset=replace(dataset, mean=run.encoder.mean, std=run.encoder.std), protocol=protocol
+    )
 
 
-def _small_dataset(dataset: Settings) -> Settings:
-    from reproduce.data.imagenette import Imagenette
-
+def _small_dataset(dataset: AnyDataset) -> AnyDataset | Imagenette:
     return dataset if dataset.name in ("stl10", "voc2007", "voc0712", "coco2017") else Imagenette()
 
 
@@ -82,14 +96,17 @@ def _small_pretrain(run: Pretrain) -> Pretrain:
     )
 
 
-def _small_protocol(protocol: Settings, backbone: str) -> Settings:
+def _small_protocol(protocol: Protocol, backbone: str) -> Protocol:
     """A detector learns for a quarter of the iterations.
 
-    A backbone with a 3x3 stem halves an image once less: images and anchors of half the side give it the same grids as another has.
+    A backbone with a 3x3 stem halves an image once less: images and anchors of half the side give it the same
+    grids as another has.
     """
     if not isinstance(protocol, Detection):
         return _held_out(protocol, 947)
-    shorter = replace(protocol, iterations=protocol.iterations // 4, drops=tuple(drop // 4 for drop in protocol.drops))
+    shorter = replace(
+        protocol, iterations=protocol.iterations // 4, drops=tuple(drop // 4 for drop in protocol.drops)
+    )
     if not backbone.endswith("_3x3"):
         return shorter
     return replace(
@@ -101,29 +118,36 @@ def _small_protocol(protocol: Settings, backbone: str) -> Settings:
     )
 
 
-def _held_out(protocol: Settings, count: int) -> Settings:
+def _held_out(protocol: Protocol, count: int) -> Protocol:
     """`protocol` with `count` images held out where it holds any out: a tenth of the train split."""
     if isinstance(protocol, (LinearSGD, SemiSupervised)) and protocol.num_held_out:
         return replace(protocol, num_held_out=count)
     return protocol
 
 
-def _smoke_dataset(dataset: Settings) -> Settings:
-    from reproduce.data import synthetic, synthetic_detection
+def _smoke_dataset(dataset: Dataset) -> Dataset:
+    from reproduce.data import synthetic
 
-    layouts: dict[str, type[Settings]] = {
+    layouts: dict[str, Callable[[], Dataset]] = {
         "stl10": synthetic.SyntheticSTL10,
         "voc2007": synthetic.SyntheticVOC2007,
         "places205": synthetic.SyntheticPlaces205,
         "inaturalist2018": synthetic.SyntheticINaturalist2018,
-        "voc0712": synthetic_detection.SyntheticVOC0712,
-        "coco2017": synthetic_detection.SyntheticCOCO2017,
     }
     return layouts.get(dataset.name, synthetic.SyntheticFolder)()
 
 
-def _smoke_protocol(protocol: Settings, backbone: str) -> Settings:
-    """A sixteenth of the batch, but at least 64 images; an eighth of the epochs where each goes through the whole train split.
+def _smoke_scenes(dataset: DetectionDataset) -> DetectionDataset:
+    from reproduce.data import synthetic_detection
+
+    if dataset.benchmark == "voc":
+        return synthetic_detection.SyntheticVOC0712()
+    return synthetic_detection.SyntheticCOCO2017()
+
+
+def _smoke_protocol(protocol: Protocol, backbone: str) -> Protocol:
+    """A sixteenth of the batch, but at least 64 images; an eighth of the epochs where each goes through the
+    whole train split.
 
     An SVM stops at a tenth of the iterations, which its largest costs reach.
     """
@@ -140,7 +164,8 @@ def _smoke_protocol(protocol: Settings, backbone: str) -> Settings:
 
 
 def _smoke_detection(protocol: Detection, backbone: str) -> Detection:
-    """torchvision's detectors on images of 64 px with few proposals: a step takes .2 s on a CPU core; the rate goes with the few steps.
+    """torchvision's detectors on images of 64 px with few proposals: a step takes .2 s on a CPU core; the
+    rate goes with the few steps.
 
     A pyramid takes an anchor size for each level, of which the small backbone gives one less than a ResNet.
     """
@@ -173,17 +198,21 @@ def _smoke_detection(protocol: Detection, backbone: str) -> Detection:
 
 
 def _smoke_pretrain(run: Pretrain) -> Pretrain:
-    """A sixteenth of the batch and an eightieth of the epochs: some 150 steps, in which a rate of the paper's would hardly move a weight.
+    """A sixteenth of the batch and an eightieth of the epochs: some 150 steps, in which a rate of the paper's
+    would hardly move a weight.
 
-    So the base rate is 4 times and the trust coefficient 10 times the paper's, and the target follows faster. ImageNet's rate, .15 in place
-    of ImageNet-100's .4, goes with epochs of ten times as many steps; the same scenes stand in for both, so both have the same rate here.
-    The heads are a quarter as wide, which keeps the singular value loss of white predictions, d (d + 1) / (n - 1): 34 with d = 32 and
-    n = 32, 32 with the paper's 128 and 512.
+    So the base rate is 4 times and the trust coefficient 10 times the paper's, and the target follows faster.
+    ImageNet's rate, .15 in place of ImageNet-100's .4, goes with epochs of ten times as many steps; the same
+    scenes stand in for both, so both have the same rate here. The heads are a quarter as wide, which keeps
+    the singular value loss of white predictions, d (d + 1) / (n - 1): 34 with d = 32 and n = 32, 32 with the
+    paper's 128 and 512.
     """
     faster = 4 * 0.4 / 0.15 if run.dataset.name == "imagenet" else 4
     heads = run.method.heads  # type: ignore[attr-defined]
     narrow = replace(heads, hidden=heads.hidden // 4, output=heads.output // 4)
-    optimizer = replace(run.optimizer, base_lr=faster * run.optimizer.base_lr, trust_coefficient=0.01, warmup_epochs=1)
+    optimizer = replace(
+        run.optimizer, base_lr=faster * run.optimizer.base_lr, trust_coefficient=0.01, warmup_epochs=1
+    )
     dataset = _smoke_dataset(run.dataset)
     return replace(
         run,
@@ -206,10 +235,10 @@ def _wider_crops(augmentation: Augmentation) -> Augmentation:
     return replace(augmentation, crop_scale=CROPS, every_second=wider, small=small)
 
 
-def _resized(augmentation: Settings, before: Settings, after: Settings) -> Augmentation:
-    """`augmentation` with small crops that are as large beside the views of `after` as they were beside those of `before`: 3 / 7."""
-    assert isinstance(augmentation, Augmentation)
+def _resized(augmentation: Augmentation, before: Dataset, after: Dataset) -> Augmentation:
+    """`augmentation` with small crops that are as large beside the views of `after` as they were beside those
+    of `before`: 3 / 7."""
     if augmentation.small is None:
         return augmentation
-    size = math.ceil(augmentation.small.size * after.size / before.size)  # type: ignore[attr-defined]
+    size = math.ceil(augmentation.small.size * after.size / before.size)
     return replace(augmentation, small=replace(augmentation.small, size=size))

@@ -1,7 +1,8 @@
 """`torch`, imported when it is first used.
 
-A settings class and the maths that it parametrises belong in one file, yet building a table must not wait seconds for torch. Files that
-define settings therefore write `from reproduce.lazy import torch`; functions use it as usual, and the import happens at their first call.
+A settings class and the maths that it parametrises belong in one file, yet building a table must not wait
+seconds for torch. Files that define settings therefore write `from reproduce.lazy import torch`; functions
+use it as usual, and the import happens at their first call.
 """
 
 from __future__ import annotations

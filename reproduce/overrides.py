@@ -1,8 +1,10 @@
 """What `--set key=value` means: which setting of which runs, and the value that its text stands for.
 
-    apply, told = override(runs, "tau=0.996")       # a function from a run to the same run with that setting, and its full name
+    apply, told = override(runs, "tau=0.996")       # a function from a run to the same run with that setting,
+    and its full name
 
-A key may be short: the setting of pretraining that ends in it is meant, else one of the evaluation; after `evaluation.` one of the latter.
+A key may be short: the setting of pretraining that ends in it is meant, else one of the evaluation; after
+`evaluation.` one of the latter.
 """
 
 from __future__ import annotations
@@ -13,18 +15,22 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from reproduce.spec import GEOMETRY, Evaluate, Pretrain, Weights, unknown
+from reproduce.messages import unknown
+from reproduce.nn.weights import GEOMETRY, Weights
+from reproduce.spec import Evaluate, Pretrain
 
 EVALUATION = "evaluation."
 """What a key begins with that means the evaluation's data set where pretraining has one, too."""
 ORIGIN = ("encoder.url", "encoder.sha256")
-"""Settings of an encoder from elsewhere that say which file it is: a run must not be recorded as one of another file."""
+"""Settings of an encoder from elsewhere that say which file it is: a run must not be recorded as one of
+another file."""
 
 
 def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Evaluate], str]:
     """What one `key=value` does to a run, and how a caption tells it.
 
-    A key means one thing among `runs`: where it names a setting of any pretraining, those of evaluations stay as they are.
+    A key means one thing among `runs`: where it names a setting of any pretraining, those of evaluations stay
+    as they are.
 
     Raises:
         LookupError: no run has such a setting.
@@ -41,7 +47,9 @@ def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Ev
         raise LookupError(unknown("setting", key, sorted({path for run in runs for path in _settable(run)})))
     first, path = min(meant, key=lambda each: _rank(*each))
     if path in ORIGIN:
-        raise ValueError(f"Which file is evaluated is not set by --set ({key}): --checkpoint or --add-row names it.")
+        raise ValueError(
+            f"Which file is evaluated is not set by --set ({key}): --checkpoint or --add-row names it."
+        )
 
     def apply(run: Evaluate) -> Evaluate:
         paths = settings_named(key, run)
@@ -60,7 +68,8 @@ def _told(path: str, run: Evaluate) -> str:
 
 
 def _rank(run: Evaluate, path: str) -> int:
-    """Whose setting it is: 0 that of a pretraining, 1 of weights from elsewhere, 2 of an evaluation. In a table the lowest is meant."""
+    """Whose setting it is: 0 that of a pretraining, 1 of weights from elsewhere, 2 of an evaluation. In a
+    table the lowest is meant."""
     if not path.startswith("encoder."):
         return 2
     return 0 if isinstance(run.encoder, Pretrain) else 1
@@ -70,16 +79,20 @@ def _settable(run: Evaluate) -> Iterator[str]:
     """The settings that have a value of their own and that --set may change, as one would write them."""
     paths = [path for path, _ in run.leaves()]
     for path in paths:
-        if path.split(".")[-1] != "seed" and path not in ORIGIN and not any(other.startswith(f"{path}.") for other in paths):
+        if (
+            path.split(".")[-1] != "seed"
+            and path not in ORIGIN
+            and not any(other.startswith(f"{path}.") for other in paths)
+        ):
             yield path.removeprefix("encoder.")
 
 
 def settings_named(key: str, run: Evaluate) -> list[str]:
     """The paths in `run` that `key` means: a setting of the pretraining first, else one of the evaluation.
 
-    A full path is itself; otherwise the shortest path that ends in `key` is meant. A setting of the data set is one of pretraining and of
-    evaluation alike where both use the same; so is what an encoder expects of its images (GEOMETRY) where it sees such ones. After
-    EVALUATION a key means the evaluation's alone.
+    A full path is itself; otherwise the shortest path that ends in `key` is meant. A setting of the data set
+    is one of pretraining and of evaluation alike where both use the same; so is what an encoder expects of
+    its images (GEOMETRY) where it sees such ones. After EVALUATION a key means the evaluation's alone.
 
     Raises:
         ValueError: several settings of the same depth have that name.
@@ -96,14 +109,20 @@ def settings_named(key: str, run: Evaluate) -> list[str]:
         depth = min(path.count(".") for path in ending)
         nearest = [path for path in ending if path.count(".") == depth]
         if len(nearest) > 1:
-            raise ValueError(f"'{key}' may mean {' or '.join(path.removeprefix('encoder.') for path in nearest)}: give one of these.")
+            raise ValueError(
+                f"'{key}' may mean {' or '.join(path.removeprefix('encoder.') for path in nearest)}: give one of these."
+            )
         if nearest[0].startswith("encoder.dataset.") and isinstance(run.encoder, Pretrain):
             values, own = dict(run.leaves()), nearest[0].removeprefix("encoder.")
             follows = own.removeprefix("dataset.") in GEOMETRY and values.get(own) == values[nearest[0]]
             if follows or run.dataset == run.encoder.dataset:
                 nearest.append(own)
         if isinstance(run.encoder, Weights) and (expected := nearest[0].removeprefix("encoder.")) in GEOMETRY:
-            shown = {path: value for path, value in run.leaves() if path in (f"encoder.{expected}", f"dataset.{expected}")}
+            shown = {
+                path: value
+                for path, value in run.leaves()
+                if path in (f"encoder.{expected}", f"dataset.{expected}")
+            }
             if len(set(shown.values())) == 1:
                 nearest = list(shown)
         return nearest
@@ -111,7 +130,8 @@ def settings_named(key: str, run: Evaluate) -> list[str]:
 
 
 def parse(text: str, hint: Any, key: str) -> Any:
-    """The value that `text` stands for in a setting of type `hint`: numbers, true/false, none, words, comma-separated tuples.
+    """The value that `text` stands for in a setting of type `hint`: numbers, true/false, none, words,
+    comma-separated tuples.
 
     Raises:
         ValueError: it is not one.
@@ -145,4 +165,6 @@ def parse(text: str, hint: Any, key: str) -> Any:
         return number
     if hint is str:
         return text
-    raise ValueError(f"{key} cannot be set to '{text}' from the command line; set one of its own settings, such as {key}.NAME=VALUE.")
+    raise ValueError(
+        f"{key} cannot be set to '{text}' from the command line; set one of its own settings, such as {key}.NAME=VALUE."
+    )

@@ -1,10 +1,11 @@
-"""From what the user asked for to the runs that it takes: build the table, bring it to a scale, change settings, list its runs.
+"""From what the user asked for to the runs that it takes: build the table, bring it to a scale, change
+settings, list its runs.
 
     Request(table="table4", scale="small")                     # a table
     Evaluation(weights=..., protocol="knn", dataset="stl10")   # one evaluation of weights from elsewhere
 
-A request is plain data, so that a worker on another machine can build the same table again and find its run by id. Here alone `reproduce`
-looks upward, to `tables` and `configs`, by the names in a request.
+A request is plain data, so that a worker on another machine can build the same table again and find its run
+by id. Here alone `reproduce` looks upward, to `tables` and `configs`, by the names in a request.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
+from reproduce.messages import unknown
 from reproduce.nn import backbones
+from reproduce.nn.weights import Weights, geometry
 from reproduce.overrides import override
-from reproduce.protocols.protocol import Protocol
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Measured, Row, Table
+from reproduce.settings import Settings
 from reproduce.site import Site
-from reproduce.spec import Evaluate, Pretrain, Settings, Spec, Weights, geometry, unknown
+from reproduce.spec import Evaluate, Pretrain, Spec
 
 SCALES = ("smoke", "small", "paper")
 BASELINES = ("quoted", "released")
-"""Whether the rows that quote a baseline stay as they are, or are filled by evaluating the encoder that its authors released."""
+"""Whether the rows that quote a baseline stay as they are, or are filled by evaluating the encoder that its
+authors released."""
 CUSTOM = "custom"
 """The scale under which evaluations outside of the tables are recorded: the user's own settings."""
 SYNTHETIC = "synthetic_"
@@ -70,8 +74,8 @@ class Request:
 
         Raises:
             LookupError: an unknown table, scale, row, column or setting; the message names the nearest.
-            ValueError, TypeError: a setting does not take the value; a backbone that there is not is such a value. Or the table has no
-                released baselines, or takes no added row, or has one of that name.
+            ValueError, TypeError: a setting does not take the value; a backbone that there is not is such a
+                value. Or the table has no released baselines, or takes no added row, or has one of that name.
         """
         if self.table not in table_names():
             raise LookupError(unknown("table", self.table, table_names()))
@@ -134,7 +138,8 @@ class Evaluation:
         return CUSTOM
 
     def build(self) -> Evaluate:
-        """The evaluation of seed 0: the protocol's settings by default, images as the encoder expects them, then the changes.
+        """The evaluation of seed 0: the protocol's settings by default, images as the encoder expects them,
+        then the changes.
 
         Scenes that are drawn at one size keep it, as at the scale smoke.
 
@@ -150,7 +155,11 @@ class Evaluation:
         protocol = _component("protocol", self.protocol, "reproduce.protocols", Protocol)
         dataset: Any = _component("data set", self.dataset, "reproduce.data", Dataset, DetectionDataset)
         if not protocol.accepts(type(dataset)):
-            fitting = [name for name, other in components("reproduce.data", protocol.takes).items() if protocol.accepts(other)]
+            fitting = [
+                name
+                for name, other in components("reproduce.data", protocol.takes).items()
+                if protocol.accepts(other)
+            ]
             raise ValueError(
                 f"{protocol.name} needs a data set with {protocol.wants}, which {dataset.name} is not: {', '.join(sorted(fitting))} are."
             )
@@ -191,7 +200,9 @@ def loads(text: str) -> Order:
 
 def _weights(plain: dict[str, Any]) -> Weights:
     """Weights that have been to JSON and back."""
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
+    }
     return Weights(**fields)
 
 
@@ -245,11 +256,11 @@ def weights_of(given: str, backbone: str = "") -> tuple[Weights, Path | None]:
         LookupError: there is neither.
         ValueError: the file holds no weights, or of another backbone.
     """
-    from reproduce.nn import weights
+    from reproduce.nn import weight_files
 
     path, known = Path(given).expanduser(), released()
     if path.is_file():
-        return weights.describe(path, backbone), path
+        return weight_files.describe(path, backbone), path
     if given.lower() not in known:
         raise LookupError(unknown("file or released encoder", given, known))
     found = known[given.lower()]
@@ -267,7 +278,9 @@ def evaluation(checkpoint: str, backbone: str = "", **fields: Any) -> tuple[Eval
     Raises:
         LookupError, ValueError, TypeError: as `weights_of` and `Evaluation.build`.
     """
-    Evaluation(weights=Weights(sha256="any"), **fields).build()  # names and settings first: to read a file takes seconds
+    Evaluation(
+        weights=Weights(sha256="any"), **fields
+    ).build()  # names and settings first: to read a file takes seconds
     weights, path = weights_of(checkpoint, backbone)
     return Evaluation(weights=weights, **fields), path
 
@@ -275,7 +288,8 @@ def evaluation(checkpoint: str, backbone: str = "", **fields: Any) -> tuple[Eval
 def added_row(text: str) -> tuple[str, str]:
     """The label and the file (or released encoder) of a row that the command line adds.
 
-    Both may hold the sign `=`, as in `Ours (K = 8)=lr=.2.pth`: the one is meant after which there is such a file, else the first.
+    Both may hold the sign `=`, as in `Ours (K = 8)=lr=.2.pth`: the one is meant after which there is such a
+    file, else the first.
 
     Raises:
         ValueError: it is not of the form `Label=FILE`.
@@ -285,7 +299,9 @@ def added_row(text: str) -> tuple[str, str]:
     complete = [(label, given) for label, given in parts if label and given]
     if not complete or not all(parts[0]):
         raise ValueError(f"--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
-    there = (part for part in complete if Path(part[1]).expanduser().is_file() or part[1].lower() in released())
+    there = (
+        part for part in complete if Path(part[1]).expanduser().is_file() or part[1].lower() in released()
+    )
     return next(there, complete[0])
 
 
@@ -296,7 +312,9 @@ def _with_released(table: Table) -> Table:
         NotHereError: there is no such cell.
     """
     if not _takes_released(table):
-        raise NotHereError(f"{table.name} has no row whose encoder was released: --baselines released is for {_tables(_takes_released)}.")
+        raise NotHereError(
+            f"{table.name} has no row whose encoder was released: --baselines released is for {_tables(_takes_released)}."
+        )
 
     def changed(row: Row) -> Row:
         instead = {key: cell.released for key, cell in row.cells.items() if cell.released and not cell.ours}
@@ -308,7 +326,9 @@ def _with_released(table: Table) -> Table:
         cells = {key: replace(cell, ours=instead.get(key, cell.ours)) for key, cell in row.cells.items()}
         return replace(row, cells=cells, note=f"{row.note} {told}".strip())
 
-    return replace(table, rows=tuple(map(changed, table.rows)), changes=(*table.changes, "baselines=released"))
+    return replace(
+        table, rows=tuple(map(changed, table.rows)), changes=(*table.changes, "baselines=released")
+    )
 
 
 def _takes_released(table: Table) -> bool:
@@ -317,7 +337,10 @@ def _takes_released(table: Table) -> bool:
 
 def _tables(suited: Callable[[Table], bool]) -> str:
     """The names of the tables that are suited to something."""
-    return ", ".join(name for name in table_names() if suited(importlib.import_module(f"tables.{name}").table())) or "no table"
+    return (
+        ", ".join(name for name in table_names() if suited(importlib.import_module(f"tables.{name}").table()))
+        or "no table"
+    )
 
 
 def _with_row(table: Table, label: str, weights: Weights) -> Table:
@@ -354,7 +377,8 @@ def requests(
     added: tuple[tuple[str, Weights], ...] = (),
     **fields: Any,
 ) -> list[Request]:
-    """A request for each of the tables, each with what it can take: changes whose setting its runs have, released baselines, added rows.
+    """A request for each of the tables, each with what it can take: changes whose setting its runs have,
+    released baselines, added rows.
 
     What none of them can take is an error.
 
@@ -362,7 +386,8 @@ def requests(
         fields: of every request.
 
     Raises:
-        LookupError: an unknown table, scale, row or column, or a setting that no table has; the message names the nearest.
+        LookupError: an unknown table, scale, row or column, or a setting that no table has; the message names
+            the nearest.
         ValueError, TypeError: a setting does not take the value.
     """
     made = [Request(table=table, **fields) for table in tables]
@@ -383,7 +408,9 @@ def _with_change(change: str, request: Request) -> Request:
     return replace(request, changes=(*request.changes, change))
 
 
-def _where_possible(made: list[Request], refusal: type[Exception], option: Callable[[Request], Request]) -> None:
+def _where_possible(
+    made: list[Request], refusal: type[Exception], option: Callable[[Request], Request]
+) -> None:
     """Gives every request an option, but for those whose table answers with a `refusal`.
 
     Raises:
@@ -403,11 +430,14 @@ def _where_possible(made: list[Request], refusal: type[Exception], option: Calla
 
 
 def _check(spec: Spec) -> None:
-    """Raises ValueError where settings do not fit together; here, after all changes, as one may need another to make sense."""
+    """Raises ValueError where settings do not fit together; here, after all changes, as one may need another
+    to make sense."""
     if isinstance(spec, Evaluate):
-        cast(Protocol, spec.protocol).check_for(spec.dataset, spec.encoder.backbone)
+        spec.protocol.check_for(spec.dataset, spec.encoder.backbone)
     elif 0 < spec.epochs < spec.optimizer.warmup_epochs:
-        raise ValueError(f"epochs is {spec.epochs}, less than the warm-up's {spec.optimizer.warmup_epochs}: set warmup_epochs too.")
+        raise ValueError(
+            f"epochs is {spec.epochs}, less than the warm-up's {spec.optimizer.warmup_epochs}: set warmup_epochs too."
+        )
 
 
 def table_names() -> list[str]:
@@ -419,7 +449,9 @@ def table_names() -> list[str]:
 def _datasets(table: Table) -> set[Settings]:
     """What the table's encoders are trained and evaluated on."""
     specs = [ours.spec for *_, ours in table.measured()]
-    return {spec.dataset for spec in specs} | {spec.encoder.dataset for spec in specs if isinstance(spec.encoder, Pretrain)}
+    return {spec.dataset for spec in specs} | {
+        spec.encoder.dataset for spec in specs if isinstance(spec.encoder, Pretrain)
+    }
 
 
 def _changed(table: Table, change: str) -> Table:
@@ -444,7 +476,7 @@ class Job:
         """Images of a step that all devices of the run share equally; 0: it takes one device."""
         if isinstance(self.spec, Pretrain):
             return self.spec.batch_size
-        return cast(Protocol, self.spec.protocol).shared_batch
+        return self.spec.protocol.shared_batch
 
 
 def jobs(requests: Iterable[Order]) -> list[Job]:

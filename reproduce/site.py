@@ -1,7 +1,8 @@
-"""Where data, runs, reports and the tracking store are: everything about a place, nothing that can move a number.
+"""Where data, runs, reports and the tracking store are: everything about a place, nothing that can move a
+number.
 
-`load()` reads `configs/site.toml` (or the file that `MSBREG_SITE` names); every key has a default, so the file is needed only for real
-data. See `configs/site.example.toml`.
+`load()` reads `configs/site.toml` (or the file that `MSBREG_SITE` names); every key has a default, so the
+file is needed only for real data. See `configs/site.example.toml`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from reproduce.spec import unknown
+from reproduce.messages import unknown
 
 PROJECT = Path(__file__).resolve().parent.parent
 ASKED_BY = ("gpus-per-node", "gres", "none")
 """How a cluster is asked for GPUs."""
 EARLIEST = 60
-"""Seconds by which Slurm may send the signal before the time limit earlier than it was told to (sbatch(1), --signal)."""
+"""Seconds by which Slurm may send the signal before the time limit earlier than it was told to (sbatch(1),
+--signal)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """How jobs are asked for on a cluster: the table [slurm]. What is empty, or 0, is left to Slurm's own defaults."""
+    """How jobs are asked for on a cluster: the table [slurm]. What is empty, or 0, is left to Slurm's own
+    defaults."""
 
     partition: str = ""
     """Several are separated by commas."""
@@ -35,7 +38,8 @@ class Slurm:
     qos: str = ""
     """The quality of service."""
     time: str = ""
-    """Limit of one job, as of `sbatch --time`, such as 1-12:00:00. A run that takes longer is put back into the queue, and goes on."""
+    """Limit of one job, as of `sbatch --time`, such as 1-12:00:00. A run that takes longer is put back into
+    the queue, and goes on."""
     gpus: str = "gpus-per-node"
     """One of ASKED_BY: `--gpus-per-node=4`, `--gres=gpu:4`, or not at all."""
     gpu_type: str = ""
@@ -62,12 +66,23 @@ class Slurm:
     def __post_init__(self) -> None:
         for key in ("partition", "account", "qos", "gpu_type"):
             if not re.fullmatch(r"[\w.,@+-]*", getattr(self, key), re.ASCII):
-                raise ValueError(f"slurm.{key} is {getattr(self, key)!r}: letters, digits and any of . , @ + - _ are expected.")
+                raise ValueError(
+                    f"slurm.{key} is {getattr(self, key)!r}: letters, digits and any of . , @ + - _ are expected."
+                )
         if not re.fullmatch(r"(\d+[KMGT]?)?", self.memory, re.ASCII):
-            raise ValueError(f"slurm.memory is {self.memory!r}: a number with K, M, G or T is expected, such as 32G.")
+            raise ValueError(
+                f"slurm.memory is {self.memory!r}: a number with K, M, G or T is expected, such as 32G."
+            )
         if self.gpus not in ASKED_BY:
             raise ValueError(f"slurm.gpus: {unknown('way to ask for GPUs', self.gpus, ASKED_BY)}")
-        lowest = {"gpus_per_node": 1, "array_size": 1, "grace": 1, "poll": 0.1, "cpus_per_gpu": 0, "max_at_once": 0}
+        lowest = {
+            "gpus_per_node": 1,
+            "array_size": 1,
+            "grace": 1,
+            "poll": 0.1,
+            "cpus_per_gpu": 0,
+            "max_at_once": 0,
+        }
         for key, least in lowest.items():
             if not least <= getattr(self, key) < math.inf:
                 raise ValueError(f"slurm.{key} is {getattr(self, key)}: at least {least} is expected.")
@@ -75,7 +90,9 @@ class Slurm:
             if broken := [line for line in getattr(self, key) if not line.isprintable()]:
                 raise ValueError(f"slurm.{key} has {broken[0]!r}: each entry is a line of its own.")
         if wrong := [line for line in self.extra if not line.startswith("-")]:
-            raise ValueError(f"slurm.extra has {wrong[0]!r}: an option of sbatch is expected, such as --constraint=a100.")
+            raise ValueError(
+                f"slurm.extra has {wrong[0]!r}: an option of sbatch is expected, such as --constraint=a100."
+            )
         if self.time and _seconds(self.time) <= self.grace + EARLIEST:
             raise ValueError(
                 f"slurm.time is {self.time!r}, and runs are told to stop {self.grace} s (slurm.grace) to {self.grace + EARLIEST} s before: "
@@ -84,14 +101,17 @@ class Slurm:
 
 
 def _seconds(time: str) -> int:
-    """A time limit in Slurm's notation: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, ...
+    """A time limit in Slurm's notation: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
+    days-hours:minutes, ...
 
     Raises:
         ValueError: it is none.
     """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time, re.ASCII)
     if not found:
-        raise ValueError(f"slurm.time is {time!r}: minutes, hours:minutes:seconds or days-hours:minutes:seconds are expected.")
+        raise ValueError(
+            f"slurm.time is {time!r}: minutes, hours:minutes:seconds or days-hours:minutes:seconds are expected."
+        )
     days, *rest = found.groups()
     numbers = [int(part) for part in rest if part is not None]
     if days is not None:
@@ -111,7 +131,8 @@ class Site:
     reports: Path = PROJECT / "reports"
     """Rendered tables, one folder for each scale."""
     tracking_uri: str = ""
-    """An MLflow server or database; empty: `sqlite:///<runs>/mlflow.db`. The variable MLFLOW_TRACKING_URI comes first."""
+    """An MLflow server or database; empty: `sqlite:///<runs>/mlflow.db`. The variable MLFLOW_TRACKING_URI
+    comes first."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, ...; `auto`: the GPU if there is one."""
     launcher: str = "local"
@@ -119,9 +140,11 @@ class Site:
     jobs: int = 0
     """Runs at once; 0: one for each GPU, or one for each core where there is none."""
     devices: int = 1
-    """GPUs, or processes on a CPU, of one pretraining and of one fine-tuning by Detectron2; other evaluations take one."""
+    """GPUs, or processes on a CPU, of one pretraining and of one fine-tuning by Detectron2; other evaluations
+    take one."""
     heartbeat: float = 10.0
-    """Seconds between two signs of life of whoever does a run; three that are missing mean that it is dead."""
+    """Seconds between two signs of life of whoever does a run; three that are missing mean that it is
+    dead."""
     workers: int = 0
     """Processes that decode images for one run; 0: decode in the run's own process."""
     checkpoint_every: int = 1
@@ -129,7 +152,8 @@ class Site:
     cache_gb: float = 4.0
     """A data set whose decoded images fit in this is kept in memory."""
     features_gb: float = 20.0
-    """Features that were extracted stay in `<runs>/features` up to this size, in 10^9 bytes; 0: none are kept. Safe to delete."""
+    """Features that were extracted stay in `<runs>/features` up to this size, in 10^9 bytes; 0: none are
+    kept. Safe to delete."""
     detectron2: Path | None = None
     """Detectron2's source folder, which needs no building; None: the installed package, if there is one."""
     slurm: Slurm = Slurm()
@@ -150,20 +174,29 @@ class Site:
 
     @property
     def store(self) -> str:
-        """The tracking URI in force. A relative sqlite file is taken from the project, or from here where the environment names it."""
+        """The tracking URI in force. A relative sqlite file is taken from the project, or from here where the
+        environment names it."""
         from_environment = os.environ.get("MLFLOW_TRACKING_URI", "")
         given = from_environment or self.tracking_uri or f"sqlite:///{self.runs / 'mlflow.db'}"
         file = given.removeprefix("sqlite:///")
         return given if file == given else f"sqlite:///{(Path.cwd() if from_environment else PROJECT) / file}"
 
     def without_places(self, text: str) -> str:
-        """`text` with the folders of this machine by their names: a report tells of no machine, and is the same on the next one."""
-        names = {str(path): f"<{key}>" for key, path in self.data.items()} | {str(self.runs): "runs", str(self.reports): "reports"}
+        """`text` with the folders of this machine by their names: a report tells of no machine, and is the
+        same on the next one."""
+        names = {str(path): f"<{key}>" for key, path in self.data.items()} | {
+            str(self.runs): "runs",
+            str(self.reports): "reports",
+        }
         names |= {self.store: "the tracking store", str(site_file()): site_file().name, str(PROJECT): "."}
         if self.detectron2:
             names[str(self.detectron2)] = "<detectron2>"
-        places = sorted((place for place in names if len(place) > 1), key=len, reverse=True)  # the innermost folder first
-        return re.sub(rf"(?<![\w.-])({'|'.join(map(re.escape, places))})(?![\w-])", lambda found: names[found[1]], text)
+        places = sorted(
+            (place for place in names if len(place) > 1), key=len, reverse=True
+        )  # the innermost folder first
+        return re.sub(
+            rf"(?<![\w.-])({'|'.join(map(re.escape, places))})(?![\w-])", lambda found: names[found[1]], text
+        )
 
     def root(self, key: str, layout: str, source: str, holds: Iterable[str] = ()) -> Path:
         """The folder of the data set `key`.
@@ -171,10 +204,12 @@ class Site:
         Args:
             layout: what the folder must hold, in words.
             source: the command or page that gets it.
-            holds: files and folders that must be in it; each is asked whether it is there, and nothing is listed.
+            holds: files and folders that must be in it; each is asked whether it is there, and nothing is
+                listed.
 
         Raises:
-            LookupError: the key is not set, the folder is not there, or it lacks something; the message says what would work.
+            LookupError: the key is not set, the folder is not there, or it lacks something; the message says
+                what would work.
         """
         if key not in self.data:
             problem = f'is not set: add `{key} = "/path"` under [data] in {_shown(site_file())}'
@@ -193,7 +228,8 @@ def site_file() -> Path:
 
 
 def _shown(path: Path) -> str:
-    """A file as one would type it in the project's folder: messages may end up in reports, which name no machine's places."""
+    """A file as one would type it in the project's folder: messages may end up in reports, which name no
+    machine's places."""
     return str(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path)
 
 

@@ -1,7 +1,8 @@
 """Self-supervised pretraining, from the first batch to the encoder: the one training loop of every method.
 
-Everything random follows from the spec's seed and from counters (epoch, image, view, step), never from a generator's state, so a run that
-is resumed ends with the weights of one that was not interrupted, and any number of processes sees the same batches, views and noise.
+Everything random follows from the spec's seed and from counters (epoch, image, view, step), never from a
+generator's state, so a run that is resumed ends with the weights of one that was not interrupted, and any
+number of processes sees the same batches, views and noise.
 
 Checkpoints are written after whole epochs, and after the step under way when the run is told to stop.
 """
@@ -13,20 +14,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from reproduce import checkpoint, environment, interrupt
 from reproduce.data import views
-from reproduce.data.dataset import Dataset
 from reproduce.data.images import Batch, Images, batches
-from reproduce.methods.method import Method, Part
-from reproduce.nn import collapse, distributed, schedules, seeds
-from reproduce.nn.encoder import Encoder, build_network
+from reproduce.methods.method import Part
+from reproduce.nn import backbones, collapse, distributed, schedules, seeds
+from reproduce.nn.encoder import FILE, Encoder
 from reproduce.nn.lars import LARS, parameters_of
-from reproduce.progress import Progress, Record
+from reproduce.nn.sync_batchnorm import sync_batchnorm
+from reproduce.runs import checkpoint, environment, interrupt
+from reproduce.runs.progress import Progress, Record
 from reproduce.site import Site
 from reproduce.spec import Pretrain
 
@@ -53,7 +54,8 @@ def pretrain(
         folder: holds the checkpoints; training goes on from the newest that is whole.
         record: takes what is measured.
         report: called after every step.
-        hold: called before a checkpoint or the encoder is written; raises when another process has taken the run over.
+        hold: called before a checkpoint or the encoder is written; raises when another process has taken the
+            run over.
 
     Returns:
         The measurements of the last epoch: loss, its terms, std and rank of the embeddings, images/s.
@@ -63,13 +65,15 @@ def pretrain(
         Interrupted: the run is told to stop; what it has done is in a checkpoint.
         ValueError: a batch is larger than the data set, or the checkpoint was trained on other images.
     """
-    method, dataset = cast(Method, spec.method), cast(Dataset, spec.dataset)
+    method, dataset = spec.method, spec.dataset
     images = dataset.load(dataset.pretrain_split, site)
     if spec.precision == "bfloat16" and device.type == "cpu":
         raise ValueError("precision is bfloat16, which is for GPUs: on a CPU, --set precision=float32.")
     steps_per_epoch = len(images) // spec.batch_size
     if steps_per_epoch == 0:
-        raise ValueError(f"batch_size is {spec.batch_size}, but {spec.dataset.name} has only {len(images)} images to pretrain on.")
+        raise ValueError(
+            f"batch_size is {spec.batch_size}, but {spec.dataset.name} has only {len(images)} images to pretrain on."
+        )
     if spec.batch_size % distributed.world_size():
         raise ValueError(
             f"batch_size {spec.batch_size} does not divide into {distributed.world_size()} equal shares: set another `devices`."
@@ -99,20 +103,35 @@ def pretrain(
     if distributed.world_size() > 1:
         network.online = DistributedDataParallel(network.online)
 
-    with interrupt.patiently() as asked:
+    with interrupt.deferred() as asked:
         for epoch in range(first_epoch, spec.epochs):
             first = first_index if epoch == first_epoch else 0
-            for index, (canvas, sizes, which) in enumerate(_batches(spec, site, images, epoch, steps_per_epoch, first), first):
+            for index, (canvas, sizes, which) in enumerate(
+                _batches(spec, site, images, epoch, steps_per_epoch, first), first
+            ):
                 step, last = epoch * steps_per_epoch + index, index + 1 == steps_per_epoch
-                lr = schedules.learning_rate(step, peak=peak_lr, warmup_steps=warmup_steps, num_steps=num_steps)
+                lr = schedules.learning_rate(
+                    step, peak=peak_lr, warmup_steps=warmup_steps, num_steps=num_steps
+                )
                 batch = draw_views(spec, canvas.to(device, non_blocking=True), sizes, which, epoch)
-                followed = train_step(spec, network, optimizer, meter, batch, step=step, num_steps=num_steps, lr=lr)
+                followed = train_step(
+                    spec, network, optimizer, meter, batch, step=step, num_steps=num_steps, lr=lr
+                )
                 if (step + 1) % LOG_EVERY == 0 or last:
                     measured = meter.read(step) | {"lr": lr, **followed}
                     record.log(step + 1, measured)
-                report(Progress((step + 1) * spec.batch_size, num_steps * spec.batch_size, "images", f"epoch {epoch + 1}/{spec.epochs}"))
+                report(
+                    Progress(
+                        (step + 1) * spec.batch_size,
+                        num_steps * spec.batch_size,
+                        "images",
+                        f"epoch {epoch + 1}/{spec.epochs}",
+                    )
+                )
                 stopping = distributed.anyone(bool(asked()))
-                if stopping or (last and ((epoch + 1) % site.checkpoint_every == 0 or epoch + 1 == spec.epochs)):
+                if stopping or (
+                    last and ((epoch + 1) % site.checkpoint_every == 0 or epoch + 1 == spec.epochs)
+                ):
                     done = (epoch + 1, 0) if last else (epoch, index + 1)
                     state = _state(network, optimizer, meter, *done, measured, digest)
                     if distributed.main_process():
@@ -120,19 +139,62 @@ def pretrain(
                         record.flush()  # a run that is resumed from this checkpoint does not measure again what came before
                         checkpoint.save(folder, state, done[0], step=done[1], steps=steps_per_epoch)
                 if stopping:
-                    distributed.agreed(True)  # the others wait for the file: torchrun ends all processes as soon as one has ended
+                    distributed.agreed(
+                        True
+                    )  # the others wait for the file: torchrun ends all processes as soon as one has ended
                     interrupt.stop(asked() or interrupt.ELSEWHERE)
     online = distributed.unwrapped(network.online)
     if distributed.main_process():
         hold()
-        Encoder(spec, online.backbone, online.projector).save(folder)
+        encoder_of(spec, online).save(folder)
     return measured
+
+
+def build_network(spec: Pretrain) -> Any:
+    """Build the network of a pretraining run with the initial weights that follow from its seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds.seed("weights", spec.seed))
+        return spec.method.network(backbones.build(spec.backbone))
+
+
+def encoder_of(spec: Pretrain, online: Any, digest: str = "") -> Encoder:
+    """Return the encoder in the online network of the run of `spec`."""
+    return Encoder(
+        spec.backbone,
+        online.backbone,
+        online.projector,
+        spec.id,
+        digest,
+        augmentation=spec.augmentation,
+        precision=spec.precision,
+    )
+
+
+def load_encoder(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
+    """Return the encoder that the run of `spec` left in `folder`, in eval mode on `device`.
+
+    Raises:
+        LookupError: the file does not exist.
+        ValueError: the file is broken or belongs to another run.
+    """
+    online = build_network(spec).online
+    tensors = checkpoint.load_encoder(folder / FILE, spec_id=spec.id)
+    for part in ("backbone", "projector"):
+        getattr(online, part).load_state_dict(
+            {
+                key.removeprefix(f"{part}."): value
+                for key, value in tensors.items()
+                if key.startswith(f"{part}.")
+            }
+        )
+    online.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return encoder_of(spec, online, checkpoint.digest(tensors))
 
 
 def start(spec: Pretrain, device: torch.device) -> tuple[Any, LARS]:
     """The network of `spec` with its initial weights, ready to train on `device`, and its optimiser."""
     network: Any = build_network(spec).to(device=device, memory_format=torch.channels_last)
-    network = distributed.sync_batchnorm(network).train()
+    network = sync_batchnorm(network).train()
     optimizer = LARS(
         parameters_of(network.online),
         weight_decay=spec.optimizer.weight_decay,
@@ -143,9 +205,18 @@ def start(spec: Pretrain, device: torch.device) -> tuple[Any, LARS]:
 
 
 def train_step(
-    spec: Pretrain, network: Any, optimizer: LARS, meter: Meter, batch: list[Tensor], *, step: int, num_steps: int, lr: float
+    spec: Pretrain,
+    network: Any,
+    optimizer: LARS,
+    meter: Meter,
+    batch: list[Tensor],
+    *,
+    step: int,
+    num_steps: int,
+    lr: float,
 ) -> dict[str, float]:
-    """Step `step` (from 0) of `num_steps`: the loss forward and backward, part by part, the optimiser's step, the target's update.
+    """Step `step` (from 0) of `num_steps`: the loss forward and backward, part by part, the optimiser's step,
+    the target's update.
 
     Args:
         batch: the K views of this process's images, as `draw_views` makes them.
@@ -153,7 +224,7 @@ def train_step(
     Returns:
         What the method wants logged beside its loss.
     """
-    method = cast(Method, spec.method)
+    method = spec.method
     parts = method.parts(network, batch, seed=spec.seed, step=step)
     for part in _backward(network, parts, method.num_parts, batch[0].device, spec.precision):
         meter.add(part)
@@ -190,7 +261,8 @@ class Meter:
         self._images += images
 
     def read(self, step: int) -> dict[str, float]:
-        """Means over the steps since the last reading, the state of the newest embeddings, images/s; starts anew.
+        """Means over the steps since the last reading, the state of the newest embeddings, images/s; starts
+        anew.
 
         Raises:
             FloatingPointError: the loss is no longer finite.
@@ -209,44 +281,76 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """What it has summed since it was last read, of every process; all of them must ask."""
-        sums = {name: distributed.gather(total.reshape(1)).cpu() for name, total in self._sums.items()}  # (processes,)
-        return {"sums": sums, "steps": self._steps, "images": self._images, "seconds": time.perf_counter() - self._since}
+        sums = {
+            name: distributed.gather(total.reshape(1)).cpu() for name, total in self._sums.items()
+        }  # (processes,)
+        return {
+            "sums": sums,
+            "steps": self._steps,
+            "images": self._images,
+            "seconds": time.perf_counter() - self._since,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Goes on from what `state_dict` gave. Another number of processes shares the sums alike, as only their mean is read."""
+        """Goes on from what `state_dict` gave. Another number of processes shares the sums alike, as only
+        their mean is read."""
         alike = {len(total) == distributed.world_size() for total in state["sums"].values()} == {True}
-        self._sums = {name: (total[distributed.rank()] if alike else total.mean()).to(device) for name, total in state["sums"].items()}
+        self._sums = {
+            name: (total[distributed.rank()] if alike else total.mean()).to(device)
+            for name, total in state["sums"].items()
+        }
         self._steps, self._images = state["steps"], state["images"]
         self._since = time.perf_counter() - state["seconds"]
 
 
-def _batches(spec: Pretrain, site: Site, images: Images, epoch: int, steps: int, first: int) -> Iterator[Batch]:
-    """This process's share of the epoch's batches from number `first` on: canvases (uint8), original sizes and image indices.
+def _batches(
+    spec: Pretrain, site: Site, images: Images, epoch: int, steps: int, first: int
+) -> Iterator[Batch]:
+    """This process's share of the epoch's batches from number `first` on: canvases (uint8), original sizes
+    and image indices.
 
-    A batch is cut into contiguous shares, in the order of the ranks, so that gathered rows are in the order of one process.
+    A batch is cut into contiguous shares, in the order of the ranks, so that gathered rows are in the order
+    of one process.
     """
-    order = torch.randperm(len(images), generator=seeds.generator("order", spec.seed, epoch))[: steps * spec.batch_size]
+    order = torch.randperm(len(images), generator=seeds.generator("order", spec.seed, epoch))[
+        : steps * spec.batch_size
+    ]
     share = spec.batch_size // distributed.world_size()
     mine = order.view(steps, distributed.world_size(), share)[first:, distributed.rank()].reshape(-1)
-    canvas = cast(Dataset, spec.dataset).canvas
+    canvas = spec.dataset.canvas
     yield from batches(images, mine, share, canvas=canvas, workers=site.workers)
 
 
 def draw_views(spec: Pretrain, canvas: Tensor, sizes: Tensor, which: Tensor, epoch: int) -> list[Tensor]:
-    """The K normalised views of a batch, each (images, 3, size, size) in the run's precision; in multi-crop their sizes differ.
+    """The K normalised views of a batch, each (images, 3, size, size) in the run's precision; in multi-crop
+    their sizes differ.
 
-    Autocast would round a float32 view to bfloat16 in the first layer of both networks: the numbers are the same, the memory is half.
+    Autocast would round a float32 view to bfloat16 in the first layer of both networks: the numbers are the
+    same, the memory is half.
     """
-    method, dataset, augmentation = cast(Method, spec.method), cast(Dataset, spec.dataset), cast(views.Augmentation, spec.augmentation)
+    method, dataset, augmentation = spec.method, spec.dataset, spec.augmentation
     sampled = views.sample_all(
-        canvas, sizes, which, augmentation=augmentation, size=dataset.size, seed=spec.seed, epoch=epoch, num_views=method.num_views
+        canvas,
+        sizes,
+        which,
+        augmentation=augmentation,
+        size=dataset.size,
+        seed=spec.seed,
+        epoch=epoch,
+        num_views=method.num_views,
     )
     dtype = torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
-    return [views.normalise(view, dataset.mean, dataset.std).to(dtype, memory_format=torch.channels_last) for view in sampled]
+    return [
+        views.normalise(view, dataset.mean, dataset.std).to(dtype, memory_format=torch.channels_last)
+        for view in sampled
+    ]
 
 
-def _backward(network: Any, parts: Iterator[Part], num_parts: int, device: torch.device, precision: str) -> Iterator[Part]:
-    """Forward and backward of one part after the other; only the last synchronises gradients between processes."""
+def _backward(
+    network: Any, parts: Iterator[Part], num_parts: int, device: torch.device, precision: str
+) -> Iterator[Part]:
+    """Forward and backward of one part after the other; only the last synchronises gradients between
+    processes."""
     for index in range(num_parts):
         alone = distributed.world_size() > 1 and index + 1 < num_parts
         with network.online.no_sync() if alone else nullcontext():
@@ -256,7 +360,15 @@ def _backward(network: Any, parts: Iterator[Part], num_parts: int, device: torch
         yield part
 
 
-def _state(network: Any, optimizer: LARS, meter: Meter, epoch: int, step: int, measured: dict[str, float], digest: str) -> dict[str, Any]:
+def _state(
+    network: Any,
+    optimizer: LARS,
+    meter: Meter,
+    epoch: int,
+    step: int,
+    measured: dict[str, float],
+    digest: str,
+) -> dict[str, Any]:
     """What a run needs to go on after `epoch` epochs and `step` steps of the next; every process must ask."""
     weights = {key.replace("online.module.", "online."): value for key, value in network.state_dict().items()}
     return {

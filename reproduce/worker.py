@@ -1,12 +1,14 @@
 """One run from start to end, in a process of its own; under torchrun, in several.
 
-    python -m reproduce.worker                        runs named on standard input, one `{"request": ..., "id": ...}` a line, until it ends
-    python -m reproduce.worker REQUEST ID             one run; with --leash before it, until standard input ends
-    python -m reproduce.worker --list FILE INDEX      the run that line INDEX (from 0) of FILE names, as a scheduler starts it
+    python -m reproduce.worker                        runs named on standard input, one `{"request": ...,
+    "id": ...}` a line, until it ends python -m reproduce.worker REQUEST ID             one run; with --leash
+    before it, until standard input ends python -m reproduce.worker --list FILE INDEX      the run that line
+    INDEX (from 0) of FILE names, as a scheduler starts it
 
-A run is named by a request (`plan.py`) and its id: the worker builds the request's runs again and finds the spec. If its code would make
-another run, the id is not there and it says so. Events go to standard output, one JSON object a line; everything else to the run's log.
-The exit code of a single run is 0 where it is finished or somebody else does it, 1 where it failed, 143 where it was interrupted.
+A run is named by a request (`plan.py`) and its id: the worker builds the request's runs again and finds the
+spec. If its code would make another run, the id is not there and it says so. Events go to standard output,
+one JSON object a line; everything else to the run's log. The exit code of a single run is 0 where it is
+finished or somebody else does it, 1 where it failed, 143 where it was interrupted.
 """
 
 from __future__ import annotations
@@ -28,32 +30,34 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import filelock
 
-from reproduce import environment, interrupt, journal
-from reproduce import lease as leases
 from reproduce import site as sites
-from reproduce.interrupt import Interrupted
-from reproduce.journal import Result
-from reproduce.lease import BusyError, Held, LostError
-from reproduce.patience import PATIENCE
+from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
-from reproduce.progress import Progress, Silent, Watch
+from reproduce.runs import environment, interrupt, journal
+from reproduce.runs import lease as leases
+from reproduce.runs.interrupt import Interrupted
+from reproduce.runs.journal import Result
+from reproduce.runs.lease import BusyError, Held, LostError
+from reproduce.runs.progress import Progress, Silent, Watch
 from reproduce.site import Site
-from reproduce.spec import Pretrain, Spec, Weights
+from reproduce.spec import Pretrain, Spec
+from reproduce.tracking.retry import PATIENCE
 
 if TYPE_CHECKING:
     import torch
 
     from reproduce.nn.encoder import Encoder
-    from reproduce.results import Finished
-    from reproduce.tracking import Store
+    from reproduce.report.observe import Finished
     from reproduce.tracking.recording import Run
+    from reproduce.tracking.store import Store
 
 REPORT_EVERY = 0.5
 """Seconds between two progress events."""
 FAILED, INTERRUPTED = 1, 128 + signal.SIGTERM
 """Exit codes of a single run."""
 FAILURE = "failure.txt"
-"""The file of a run in which a process that is not the first says why it fails, before torchrun tells the others to stop."""
+"""The file of a run in which a process that is not the first says why it fails, before torchrun tells the
+others to stop."""
 
 
 def find(request: Order, spec_id: str) -> Spec:
@@ -84,14 +88,15 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
         LostError: another process has taken the run over.
         Exception: whatever went wrong in training or evaluation, after the run was marked as failed.
     """
-    from reproduce import checkpoint, tracking
     from reproduce.nn import distributed
+    from reproduce.runs import checkpoint
+    from reproduce.tracking.store import Store
 
     folder = site.runs / spec.id
     device = distributed.device(site.device)
     main = distributed.rank() == 0
     with _owned(folder, spec.id, site, main, job) as held:
-        store = tracking.Store(site, patience=PATIENCE)
+        store = Store(site, patience=PATIENCE)
         if distributed.agreed(main and bool(store.finished([spec.id]))):
             if held:
                 held.finished()
@@ -99,7 +104,9 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
         needed = store.finished([other.id for other in spec.needs()])
         for other in spec.needs():
             if other.id not in needed:
-                raise LookupError(f"Run {spec.id} needs run {other.id}, which is not finished in {site.store}.")
+                raise LookupError(
+                    f"Run {spec.id} needs run {other.id}, which is not finished in {site.store}."
+                )
         parent = needed[spec.needs()[0].id].run_id if spec.needs() else None
         with store.start(spec, scale=scale, parent_run_id=parent, hold=held) if main else _nothing() as run:
             reporter = _Reporter(spec.id, events, held)
@@ -129,7 +136,8 @@ def _measured(
     held: Held | None,
     encoder: Callable[[Pretrain | Weights, Watch], Encoder],
 ) -> dict[str, float]:
-    """Trains or evaluates; what comes out is on disk before it is recorded, so that no work is lost where the record cannot be written.
+    """Trains or evaluates; what comes out is on disk before it is recorded, so that no work is lost where the
+    record cannot be written.
 
     Args:
         run: takes what is measured; None: this is not the first process.
@@ -171,14 +179,21 @@ def _failed_elsewhere(folder: Path) -> str:
 
 
 def _encoder(
-    spec: Pretrain | Weights, needed: Mapping[str, Finished], store: Store, site: Site, device: torch.device, watch: Watch
+    spec: Pretrain | Weights,
+    needed: Mapping[str, Finished],
+    store: Store,
+    site: Site,
+    device: torch.device,
+    watch: Watch,
 ) -> Encoder:
-    """The encoder of a pretraining run, fetched from the tracking store if it was trained on another machine, or one from elsewhere."""
-    from reproduce.nn import distributed, weights
-    from reproduce.nn.encoder import FILE, load
+    """The encoder of a pretraining run, fetched from the tracking store if it was trained on another machine,
+    or one from elsewhere."""
+    from reproduce.nn import distributed, weight_files
+    from reproduce.nn.encoder import FILE
+    from reproduce.train import load_encoder
 
     if isinstance(spec, Weights):
-        return weights.load(spec, site, device, watch)
+        return weight_files.load(spec, site, device, watch)
     folder = site.runs / spec.id
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:
@@ -193,7 +208,7 @@ def _encoder(
                     ) from None
                 fetched.replace(folder / FILE)
     distributed.agreed(True)  # the others wait for the file
-    return load(spec, folder, device)
+    return load_encoder(spec, folder, device)
 
 
 @contextmanager
@@ -243,7 +258,8 @@ class _Reporter:
 
 
 def send(events: TextIO | None, event: str, spec_id: str, **fields: Any) -> None:
-    """One event as a line of JSON; where nobody reads it any more, whoever started this process is gone, and the run is told to stop."""
+    """One event as a line of JSON; where nobody reads it any more, whoever started this process is gone, and
+    the run is told to stop."""
     if events is None:
         return
     try:
@@ -256,7 +272,8 @@ def send(events: TextIO | None, event: str, spec_id: str, **fields: Any) -> None
 def serve(site: Site, events: TextIO) -> None:
     """Does the runs named on standard input, one after the other, and says how each ended.
 
-    When standard input ends, whoever started this process is gone or wants it to stop: the run under way is interrupted.
+    When standard input ends, whoever started this process is gone or wants it to stop: the run under way is
+    interrupted.
     """
     asked: queue.Queue[str] = queue.Queue()
     working, ended = threading.Event(), threading.Event()
@@ -289,7 +306,9 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
         send(events, "busy", spec_id)
         return 0
     except Interrupted as error:
-        reason = _failed_elsewhere(folder) if events else ""  # then its record says so: the signal came after it
+        reason = (
+            _failed_elsewhere(folder) if events else ""
+        )  # then its record says so: the signal came after it
         send(events, "failed", spec_id, reason=reason or f"interrupted: {error}")
         return FAILED if reason else INTERRUPTED
     except Exception as error:
@@ -305,14 +324,16 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
 def _input() -> TextIO:
     """Standard input, for a thread to read.
 
-    A process that is forked meanwhile, such as one that decodes images, closes `sys.stdin`: were it this one, it would wait for ever for
-    a thread that it does not have.
+    A process that is forked meanwhile, such as one that decodes images, closes `sys.stdin`: were it this one,
+    it would wait for ever for a thread that it does not have.
     """
     given, sys.stdin = sys.stdin, Path(os.devnull).open()  # noqa: SIM115 (for as long as the process lives)
     return given
 
 
-def _listen(orders: TextIO, asked: queue.Queue[str], working: threading.Event, ended: threading.Event) -> None:
+def _listen(
+    orders: TextIO, asked: queue.Queue[str], working: threading.Event, ended: threading.Event
+) -> None:
     """Passes lines on; at the end of input, interrupts the run under way."""
     for line in orders:
         asked.put(line)
@@ -330,7 +351,8 @@ def _leash(leash: TextIO) -> None:
 
 @contextmanager
 def _logged(folder: Path) -> Iterator[None]:
-    """What is written to standard error meanwhile goes to the run's log, and so does the traceback of a failure."""
+    """What is written to standard error meanwhile goes to the run's log, and so does the traceback of a
+    failure."""
     folder.mkdir(parents=True, exist_ok=True)
     console = os.dup(2)
     with (folder / "log.txt").open("a") as log:

@@ -1,11 +1,13 @@
 """Table 10: instance segmentation on COCO 2017.
 
-Source: section 9, Table 10; section 8.4. A Mask R-CNN with a feature pyramid is fine-tuned on train2017 with the 1x schedule and measured
+Source: section 9, Table 10; section 8.4. A Mask R-CNN with a feature pyramid is fine-tuned on train2017 with
+the 1x schedule and measured
 on val2017: average precision of boxes and of masks.
 
-Runs: 2 pretrainings, both Table 3's, and 2 evaluations, each of which gives both columns. BYOL is trained with its own settings for 1000
-epochs. The other rows are quoted by the paper; `--baselines released` fine-tunes their released encoders instead. Expect, at paper scale,
-41.6 and 37.2 for BYOL, 41.8 and 37.8 for ours.
+Runs: 2 pretrainings, both Table 3's, and 2 evaluations, each of which gives both columns. BYOL is trained
+with its own settings for 1000 epochs. The other rows are quoted by the paper; `--baselines released`
+fine-tunes their released encoders instead. Expect, at paper scale, 41.6 and 37.2 for BYOL, 41.8 and 37.8 for
+ours.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from __future__ import annotations
 from configs import released
 from configs.evaluate import coco_mask_rcnn
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
+from reproduce.nn.weights import Weights
 from reproduce.report.table import Cell, Claim, Column, Measured, Reported, Row, Table, Values
-from reproduce.spec import Pretrain, Weights
+from reproduce.spec import Pretrain
 
 ALIASES = ("coco-mask-rcnn", "coco_mask_rcnn")
 COLUMNS = (
@@ -54,7 +57,12 @@ def table() -> Table:
             note="The quoted numbers are DetCon's report. Ours is BYOL with its own settings, 1000 epochs.",
         ),
         _row("VICReg", ("39.4", "36.4"), weights=released.VICREG_1000),
-        _row("SwAV", ("41.6", "37.8"), weights=released.SWAV_800, note="The paper says that it uses more augmentations than MSBReg."),
+        _row(
+            "SwAV",
+            ("41.6", "37.8"),
+            weights=released.SWAV_800,
+            note="The paper says that it uses more augmentations than MSBReg.",
+        ),
         _row("Barlow Twins", ("40.0", "36.7"), weights=released.BARLOW_TWINS_1000),
         _row("OBoW", ("40.8", "36.4"), weights=released.OBOW_200),
         _row(OURS, ("41.8", "37.8"), run=msbreg_imagenet(300)),
@@ -77,15 +85,33 @@ def table() -> Table:
     )
 
 
-def _row(label: str, printed: tuple[str, str], *, run: Pretrain | None = None, weights: Weights | None = None, note: str = "") -> Row:
+def _row(
+    label: str,
+    printed: tuple[str, str],
+    *,
+    run: Pretrain | None = None,
+    weights: Weights | None = None,
+    note: str = "",
+) -> Row:
     """One row: the paper's numbers, and the encoder that gives ours or takes the place of a quoted one."""
     ours = _measured(run) if run else {}
     instead = _measured(weights) if weights else {}
     cells = {
-        key: Cell(paper=Reported(value=text), ours=ours.get(key), released=instead.get(key), why_not_ours="" if run else RELEASED)
+        key: Cell(
+            paper=Reported(value=text),
+            ours=ours.get(key),
+            released=instead.get(key),
+            why_not_ours="" if run else RELEASED,
+        )
         for key, text in zip(KEYS, printed, strict=True)
     }
-    return Row(label=label, shown=label.replace("(K=4)", "($K = 4$)"), cells=cells, note=note, rule_before=label == OURS)
+    return Row(
+        label=label,
+        shown=label.replace("(K=4)", "($K = 4$)"),
+        cells=cells,
+        note=note,
+        rule_before=label == OURS,
+    )
 
 
 def _measured(encoder: Pretrain | Weights) -> dict[str, Measured]:

@@ -1,10 +1,11 @@
 """Table 11: the grid of K, lambda_s and lambda_b on ImageNet-100.
 
-Source: section 10, Table 11. Top-1 of a linear classifier. The paper prints three blocks, one for each K, beside each other; here K is the
-column. K = 2 is BYOL with the same two weights.
+Source: section 10, Table 11. Top-1 of a linear classifier. The paper prints three blocks, one for each K,
+beside each other; here K is the column. K = 2 is BYOL with the same two weights.
 
-Runs: 60 pretrainings and 60 linear evaluations, 12 of them Table 8's; cut it with `--rows` and `--columns`. Expect, at paper scale, the
-best accuracy at lambda_s = .004 and lambda_b = .5 for K = 4 (80 %) and K = 8 (82 %), elsewhere for K = 2 (73 %).
+Runs: 60 pretrainings and 60 linear evaluations, 12 of them Table 8's; cut it with `--rows` and `--columns`.
+Expect, at paper scale, the best accuracy at lambda_s = .004 and lambda_b = .5 for K = 4 (80 %) and K = 8 (82
+%), elsewhere for K = 2 (73 %).
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from itertools import pairwise
 
 from configs.evaluate import linear
 from configs.pretrain import byol, imagenet100, msbreg
-from reproduce.report.table import Cell, Claim, Column, Measured, MissingNumberError, Reported, Row, Table, Values
+from reproduce.report.table import (
+    Cell,
+    Claim,
+    Column,
+    Measured,
+    MissingNumberError,
+    Reported,
+    Row,
+    Table,
+    Values,
+)
 from reproduce.spec import Pretrain
 
 ALIASES = ("ablation-grid", "ablation_grid")
@@ -77,9 +88,13 @@ def _label(lambda_s: str, lambda_b: str) -> str:
 def _row(lambda_s: str, lambda_b: str) -> Row:
     cells = {}
     for (key, views), printed in zip(VIEWS.items(), PRINTED[lambda_s, lambda_b], strict=True):
-        note = DOUBTS.get((lambda_s, lambda_b, key), "") if printed else "Not legible in the scan of the paper."
+        note = (
+            DOUBTS.get((lambda_s, lambda_b, key), "") if printed else "Not legible in the scan of the paper."
+        )
         run = _run(views, lambda_s=float(lambda_s), lambda_b=float(lambda_b))
-        cells[key] = Cell(paper=Reported(value=printed, note=note), ours=Measured(spec=linear(run), metric="top1"))
+        cells[key] = Cell(
+            paper=Reported(value=printed, note=note), ours=Measured(spec=linear(run), metric="top1")
+        )
     return Row(
         label=_label(lambda_s, lambda_b),
         shown=lambda_s,
@@ -100,7 +115,8 @@ def _acc(v: Values, key: str, lambda_s: str, lambda_b: str) -> float:
 
 
 def _defaults_are_best(v: Values, key: str) -> bool:
-    """Whether lambda_s = .004 and lambda_b = .5 beat all other pairs; the cell that the scan lost counts only where it has a number."""
+    """Whether lambda_s = .004 and lambda_b = .5 beat all other pairs; the cell that the scan lost counts only
+    where it has a number."""
     others = []
     for lambda_s, lambda_b in PRINTED:
         if (lambda_s, lambda_b) == ("0.004", "0.5"):
@@ -134,7 +150,11 @@ CLAIMS = (
         holds=lambda v: _defaults_are_best(v, "k4"),
         source=SECTION,
     ),
-    Claim(text=r"$\lambda_s = 0.004$, $\lambda_b = 0.5$ is best for $K = 8$.", holds=lambda v: _defaults_are_best(v, "k8"), source=SECTION),
+    Claim(
+        text=r"$\lambda_s = 0.004$, $\lambda_b = 0.5$ is best for $K = 8$.",
+        holds=lambda v: _defaults_are_best(v, "k8"),
+        source=SECTION,
+    ),
     Claim(
         text=r"$\lambda_s = 0.004$, $\lambda_b = 0.5$ is not best for $K = 2$ (the paper says so of $K = 4$ and $K = 8$ only).",
         holds=lambda v: not _defaults_are_best(v, "k2"),

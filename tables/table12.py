@@ -1,10 +1,12 @@
 """Table 12: alignment and uniformity of the embeddings on ImageNet-100.
 
-Source: section 11, Table 12; the two losses are Wang and Isola's (ssnl/align_uniform). Top-1 of a linear classifier, and both losses of the
-projections of two views of validation images; layer and temperature are not stated, and -3.8 is out of reach for pooled ReLU features.
+Source: section 11, Table 12; the two losses are Wang and Isola's (ssnl/align_uniform). Top-1 of a linear
+classifier, and both losses of the projections of two views of validation images; layer and temperature are
+not stated, and -3.8 is out of reach for pooled ReLU features.
 
-Runs: 4 pretrainings, 3 of them Table 8's, 4 linear evaluations and 4 of alignment and uniformity. Expect, at paper scale, ours to be the
-most uniform (near -3.8; the least possible in 128 dimensions is about -3.94), the least aligned and the most accurate.
+Runs: 4 pretrainings, 3 of them Table 8's, 4 linear evaluations and 4 of alignment and uniformity. Expect, at
+paper scale, ours to be the most uniform (near -3.8; the least possible in 128 dimensions is about -3.94), the
+least aligned and the most accurate.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from reproduce.report.table import Cell, Claim, Column, Measured, Reported, Row,
 from reproduce.spec import Pretrain
 
 LAMBDA_UNIFORM = 2 / 3
-"""A choice, as the paper gives no weight: BYOL sums two directions, so this is ssnl/moco_align_uniform's 2 L_align + L_uniform(t = 2)."""
+"""A choice, as the paper gives no weight: BYOL sums two directions, so this is ssnl/moco_align_uniform's 2
+L_align + L_uniform(t = 2)."""
 
 BASELINES = ("BYOL", "BYOL + L_uniform", "BYOL + L_b + L_s")
 OURS = "Ours (K=4)"
@@ -24,7 +27,13 @@ OURS = "Ours (K=4)"
 def table() -> Table:
     """The paper's four rows."""
     rows = (
-        _row("BYOL", "BYOL", ("71.9", "0.25", "-1.52"), byol(imagenet100), "71.92 in Table 8, 71.56 in Table 1; each is kept as printed."),
+        _row(
+            "BYOL",
+            "BYOL",
+            ("71.9", "0.25", "-1.52"),
+            byol(imagenet100),
+            "71.92 in Table 8, 71.56 in Table 1; each is kept as printed.",
+        ),
         _row(
             "BYOL + L_uniform",
             r"BYOL + $\mathcal{L}_\text{uniform}$",
@@ -68,9 +77,15 @@ def _row(label: str, shown: str, printed: tuple[str, str, str], run: Pretrain, d
         label=label,
         shown=shown,
         cells={
-            "acc": Cell(paper=Reported(value=acc, note=doubt), ours=Measured(spec=linear(run), metric="top1")),
-            "alignment": Cell(paper=Reported(value=align), ours=Measured(spec=alignment(run), metric="alignment")),
-            "uniformity": Cell(paper=Reported(value=uniform), ours=Measured(spec=alignment(run), metric="uniformity")),
+            "acc": Cell(
+                paper=Reported(value=acc, note=doubt), ours=Measured(spec=linear(run), metric="top1")
+            ),
+            "alignment": Cell(
+                paper=Reported(value=align), ours=Measured(spec=alignment(run), metric="alignment")
+            ),
+            "uniformity": Cell(
+                paper=Reported(value=uniform), ours=Measured(spec=alignment(run), metric="uniformity")
+            ),
         },
     )
 
@@ -86,7 +101,10 @@ SECTION = "section 11"
 CLAIMS = (
     Claim(
         text="The uniformity loss improves BYOL and lowers its uniformity loss (1st and 2nd row).",
-        holds=lambda v: v("BYOL + L_uniform", "acc") > v("BYOL", "acc") and v("BYOL + L_uniform", "uniformity") < v("BYOL", "uniformity"),
+        holds=lambda v: (
+            v("BYOL + L_uniform", "acc") > v("BYOL", "acc")
+            and v("BYOL + L_uniform", "uniformity") < v("BYOL", "uniformity")
+        ),
         source=SECTION,
     ),
     Claim(

@@ -1,11 +1,12 @@
 """Table 2: top-1 of a linear classifier on ImageNet after 100, 200 and 400 epochs of pretraining.
 
-Source: section 4.1, Table 2. A ResNet-50; a pretraining for each column, not one that is read three times, as the cosine schedules
-differ. The third column of ours is of 300 epochs (the paper's dagger).
+Source: section 4.1, Table 2. A ResNet-50; a pretraining for each column, not one that is read three times, as
+the cosine schedules differ. The third column of ours is of 300 epochs (the paper's dagger).
 
-Runs: 6 pretrainings and 6 linear evaluations. BYOL is trained with its own settings for 100, 200 and 400 epochs, ours for 100, 200 and 300;
-ours are Table 7's, and the last one feeds Tables 3, 4 and 5 too. The other rows are quoted by the paper; where their encoders are released,
-`--baselines released` evaluates these. Expect, at paper scale, 66.5, 70.6 and 73.2 % for BYOL and 70.7, 73.8 and 74.6 % for ours.
+Runs: 6 pretrainings and 6 linear evaluations. BYOL is trained with its own settings for 100, 200 and 400
+epochs, ours for 100, 200 and 300; ours are Table 7's, and the last one feeds Tables 3, 4 and 5 too. The other
+rows are quoted by the paper; where their encoders are released, `--baselines released` evaluates these.
+Expect, at paper scale, 66.5, 70.6 and 73.2 % for BYOL and 70.7, 73.8 and 74.6 % for ours.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Iterable, Mapping
 from configs import released
 from configs.evaluate import imagenet_linear
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
+from reproduce.nn.weights import Weights
 from reproduce.report.table import Cell, Claim, Column, Measured, Reported, Row, Table, Values
-from reproduce.spec import Pretrain, Weights
+from reproduce.spec import Pretrain
 
 COLUMNS = (
     Column(key="e100", title="100 epochs", digits=1),
@@ -36,7 +38,10 @@ BATCH_SIZES = {
     OURS: 512,
 }
 """As the paper prints them, in the order of its rows."""
-OTHERS = {key: tuple(label for label in BATCH_SIZES if label != OURS and (label, key) != ("W-MSE 4", "e200")) for key in KEYS}
+OTHERS = {
+    key: tuple(label for label in BATCH_SIZES if label != OURS and (label, key) != ("W-MSE 4", "e200"))
+    for key in KEYS
+}
 """The other methods that have a number in each column."""
 MATCHED = 2.0
 """Percentage points by which a `compatible` result may lie below; a choice."""
@@ -115,7 +120,8 @@ def _row(
     note: str = "",
     doubts: Mapping[str, str] | None = None,
 ) -> Row:
-    """One row: the paper's numbers (None: an empty cell), and what gives ours, a run for each column or released weights by column."""
+    """One row: the paper's numbers (None: an empty cell), and what gives ours, a run for each column or
+    released weights by column."""
     ours = dict(zip(KEYS, map(_measured, runs), strict=False))
     instead = {key: _measured(encoder) for key, encoder in (weights or {}).items()}
     cells = {}

@@ -1,11 +1,13 @@
 """Table 3: semi-supervised classification with 1 % and 10 % of ImageNet's labels.
 
-Source: section 4.1, Table 3; the settings are those of section 8.2. Top-1 and top-5 of a classifier that is trained on SimCLR's two lists
+Source: section 4.1, Table 3; the settings are those of section 8.2. Top-1 and top-5 of a classifier that is
+trained on SimCLR's two lists
 of labelled images: with 1 % on the frozen encoder, with 10 % together with it.
 
-Runs: 2 pretrainings and 4 evaluations. BYOL is trained with its own settings for 1000 epochs, as the quoted one was; ours for 300, and it
-is Table 2's last. The other rows are quoted by the paper; `--baselines released` evaluates their released encoders instead. Expect, at
-paper scale, 53 and 69 % top-1 for BYOL, 59 and 71 % for ours.
+Runs: 2 pretrainings and 4 evaluations. BYOL is trained with its own settings for 1000 epochs, as the quoted
+one was; ours for 300, and it is Table 2's last. The other rows are quoted by the paper; `--baselines
+released` evaluates their released encoders instead. Expect, at paper scale, 53 and 69 % top-1 for BYOL, 59
+and 71 % for ours.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from collections.abc import Iterable, Mapping
 from configs import released
 from configs.evaluate import semi
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
+from reproduce.nn.weights import Weights
 from reproduce.report.table import Cell, Claim, Column, Measured, Reported, Row, Table, Values
-from reproduce.spec import Pretrain, Weights
+from reproduce.spec import Pretrain
 
 COLUMNS = (
     Column(key="top1_1percent", title="1 % labels", group="Top-1 (%)", digits=1),
@@ -30,7 +33,8 @@ OURS, OBOW = "Ours (K=4)", "OBoW"
 TWO_VIEWS = ("SimCLR", "BYOL", "VICReg", "SwAV (with multi-crop)", "Barlow Twins")
 """The other methods that have a number in every column; OBoW has no top-1."""
 MATCHED = 2.0
-"""Percentage points: a matched result lies at most so far below, a large margin is more than that; a choice."""
+"""Percentage points: a matched result lies at most so far below, a large margin is more than that; a
+choice."""
 
 EMPTY = "The paper leaves this cell empty."
 RELEASED = "The paper quotes this method's numbers; --baselines released evaluates the released encoder."
@@ -86,7 +90,8 @@ def _row(
     note: str = "",
     doubts: Mapping[str, str] | None = None,
 ) -> Row:
-    """One row: the paper's numbers (None: an empty cell), and the encoder that gives ours or takes the place of a quoted one."""
+    """One row: the paper's numbers (None: an empty cell), and the encoder that gives ours or takes the place
+    of a quoted one."""
     ours = _measured(run) if run else {}
     instead = _measured(weights) if weights else {}
     cells = {}

@@ -1,11 +1,12 @@
 """Table 4: accuracy of the 20 and the 200 nearest neighbours on ImageNet.
 
-Source: section 4.1, Table 4; section 8.3. The neighbours' votes are weighted by their similarity, as in the work that the paper follows.
+Source: section 4.1, Table 4; section 8.3. The neighbours' votes are weighted by their similarity, as in the
+work that the paper follows.
 
-Runs: 2 pretrainings, both Table 3's, and 2 evaluations, each of which gives both columns. BYOL is not in the paper's table: it and Barlow
-Twins stand in VICReg's Table 11, where the paper has its numbers from, and are added here, marked. The other rows are quoted by the paper;
-`--baselines released` evaluates released encoders of them instead. Expect, at paper scale, 66.7 and 64.9 % for BYOL, 66.2 and 63.0 % for
-ours.
+Runs: 2 pretrainings, both Table 3's, and 2 evaluations, each of which gives both columns. BYOL is not in the
+paper's table: it and Barlow Twins stand in VICReg's Table 11, where the paper has its numbers from, and are
+added here, marked. The other rows are quoted by the paper; `--baselines released` evaluates released encoders
+of them instead. Expect, at paper scale, 66.7 and 64.9 % for BYOL, 66.2 and 63.0 % for ours.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Iterable
 from configs import released
 from configs.evaluate import knn
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
+from reproduce.nn.weights import Weights
 from reproduce.report.table import Cell, Claim, Column, Measured, Reported, Row, Table, Values
-from reproduce.spec import Pretrain, Weights
+from reproduce.spec import Pretrain
 
 COLUMNS = (
     Column(key="top1_20", title="20-NN", digits=1),
@@ -81,7 +83,8 @@ def _row(
     note: str = "",
     added: bool = False,
 ) -> Row:
-    """One row: the paper's numbers (None: an empty cell), and the encoder that gives ours or takes the place of a quoted one."""
+    """One row: the paper's numbers (None: an empty cell), and the encoder that gives ours or takes the place
+    of a quoted one."""
     ours = _measured(run) if run else {}
     instead = _measured(weights) if weights else {}
     cells = {

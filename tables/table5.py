@@ -1,12 +1,13 @@
 """Table 5: transfer to VOC2007, Places205 and iNaturalist 2018, and detection on VOC07+12.
 
-Source: section 4.2, Table 5; section 8.4. On frozen features: a linear SVM for each class of VOC2007 (mean average precision) and a linear
-classifier on Places205 and on iNaturalist 2018 (top-1). Fine-tuned: a Faster R-CNN on VOC07+12 (average precision at an overlap of .5, of
-.75, and on average from .5 to .95).
+Source: section 4.2, Table 5; section 8.4. On frozen features: a linear SVM for each class of VOC2007 (mean
+average precision) and a linear classifier on Places205 and on iNaturalist 2018 (top-1). Fine-tuned: a Faster
+R-CNN on VOC07+12 (average precision at an overlap of .5, of .75, and on average from .5 to .95).
 
-Runs: 2 pretrainings, both Table 3's, and 8 evaluations; `invoke voc-detection` runs the 2 of detection alone. BYOL is trained with its own
-settings for 1000 epochs. The other rows are quoted by the paper; `--baselines released` evaluates their released encoders instead, where
-there are any. Expect, at paper scale, 86.6, 54.0, 47.6 and 55.3 (AP) for BYOL, 87.8, 56.4, 47.9 and 56.7 for ours.
+Runs: 2 pretrainings, both Table 3's, and 8 evaluations; `invoke voc-detection` runs the 2 of detection alone.
+BYOL is trained with its own settings for 1000 epochs. The other rows are quoted by the paper; `--baselines
+released` evaluates their released encoders instead, where there are any. Expect, at paper scale, 86.6, 54.0,
+47.6 and 55.3 (AP) for BYOL, 87.8, 56.4, 47.9 and 56.7 for ours.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections.abc import Iterable, Mapping
 from configs import released
 from configs.evaluate import inaturalist2018, places205, voc07, voc_detection
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
+from reproduce.nn.weights import Weights
 from reproduce.report.table import Cell, Claim, Column, Measured, Reported, Row, Table, Values
-from reproduce.spec import Pretrain, Weights
+from reproduce.spec import Pretrain
 
 PARTS = {"voc-detection": ("ap*", "Object detection on VOC07+12: the right half of Table 5.")}
 """Tasks that run some columns alone."""
@@ -72,7 +74,12 @@ def table() -> Table:
             note="The quoted BYOL is the one of 1000 epochs, and so is ours, with BYOL's own settings.",
         ),
         _row("SimSiam", (None, None, None, "82.4", "63.7", "57.0"), "not stated"),
-        _row("Barlow Twins", ("86.2", "54.1", "46.5", "82.6", "63.4", "56.8"), "1000", weights=released.BARLOW_TWINS_1000),
+        _row(
+            "Barlow Twins",
+            ("86.2", "54.1", "46.5", "82.6", "63.4", "56.8"),
+            "1000",
+            weights=released.BARLOW_TWINS_1000,
+        ),
         _row(
             "SwAV",
             ("88.9", "56.5", "48.6", "82.6", "62.7", "56.1"),
@@ -113,14 +120,19 @@ def _row(
     note: str = "",
     doubts: Mapping[str, str] | None = None,
 ) -> Row:
-    """One row: the paper's numbers (None: an empty cell), and the encoder that gives ours or takes the place of a quoted one.
+    """One row: the paper's numbers (None: an empty cell), and the encoder that gives ours or takes the place
+    of a quoted one.
 
     Args:
         detector: what takes its place in detection, where it is another encoder.
     """
     ours = _measured(run) if run else {}
     instead = _measured(weights) if weights else {}
-    instead |= {key: measured for key, measured in _measured(detector).items() if key in DETECTION} if detector else {}
+    instead |= (
+        {key: measured for key, measured in _measured(detector).items() if key in DETECTION}
+        if detector
+        else {}
+    )
     reason = "" if run else RELEASED if weights else QUOTED
     cells = {}
     for key, text in zip(KEYS, printed, strict=True):

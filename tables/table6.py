@@ -1,10 +1,12 @@
 """Table 6: normalisation layers and mode collapse on STL-10 (printed again as Table 13).
 
-Source: section 4.3, Table 6; section 11, Table 13 is the same table. Top-1 of a linear classifier on STL-10; BN or LN is the normalisation
-in the heads, the backbone keeps its BatchNorm.
+Source: section 4.3, Table 6; section 11, Table 13 is the same table. Top-1 of a linear classifier on STL-10;
+BN or LN is the normalisation in the heads, the backbone keeps its BatchNorm.
 
-Runs: 9 pretrainings and 9 linear evaluations. Expect BYOL with LN to collapse to chance and ours not to. The paper gives neither K,
-lambda_s nor the epochs of these rows: BYOL's have K = 2 and lambda_s 0, ours the defaults K = 4 and .004, all of them 320 epochs.
+Runs: 9 pretrainings and 9 linear evaluations. Expect BYOL with LN to collapse to chance and ours not to. The
+paper gives neither K,
+lambda_s nor the epochs of these rows: BYOL's have K = 2 and lambda_s 0, ours the defaults K = 4 and .004, all
+of them 320 epochs.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ ALIASES = ("table13",)
 CHANCE = 10.0
 """Per cent: STL-10 and what stands in for it at the smoke scale have ten classes."""
 COLLAPSED = 1.5 * CHANCE
-"""A top-1 up to here counts as collapsed to chance; a choice, with room for the scatter of a collapsed run."""
+"""A top-1 up to here counts as collapsed to chance; a choice, with room for the scatter of a collapsed
+run."""
 SLIGHT = 10.0
 """Percentage points up to which a degradation counts as slight; a choice, the paper calls no number."""
 
@@ -44,7 +47,15 @@ def table() -> Table:
             Reported(value="91.4", note="At batch 256; Table 1 prints 93.00 at batch 512."),
             msbreg(stl10, lambda_b=5e-2, heads=BN, batch_size=256),
         ),
-        _row("BYOL (LN)", "BYOL", "LN", "0", Reported(value="10.6"), byol(stl10, heads=LN, batch_size=256), rule=True),
+        _row(
+            "BYOL (LN)",
+            "BYOL",
+            "LN",
+            "0",
+            Reported(value="10.6"),
+            byol(stl10, heads=LN, batch_size=256),
+            rule=True,
+        ),
         _row(
             "BYOL + our L_b (LN, lambda_b=5e-3)",
             r"BYOL + our $\mathcal{L}_b$",
@@ -53,7 +64,14 @@ def table() -> Table:
             Reported(value="75.3"),
             byol(stl10, lambda_b=5e-3, heads=LN, batch_size=256),
         ),
-        _row("BYOL (LN, batch 1024)", "BYOL", "LN", "0", Reported(value="10.6"), byol(stl10, heads=LN, batch_size=1024)),
+        _row(
+            "BYOL (LN, batch 1024)",
+            "BYOL",
+            "LN",
+            "0",
+            Reported(value="10.6"),
+            byol(stl10, heads=LN, batch_size=1024),
+        ),
         _row(
             "Ours (LN, lambda_b=5e-5)",
             "Ours",
@@ -164,7 +182,8 @@ CLAIMS = (
     Claim(
         text=r"A $\lambda_b$ larger than $5 \times 10^{-4}$ is slightly worse, so that $5 \times 10^{-4}$ is the best of the three.",
         holds=lambda v: all(
-            _slightly_below(v, larger, "Ours (LN, lambda_b=5e-4)") for larger in ("Ours (LN, lambda_b=5e-3)", "Ours (LN, lambda_b=5e-2)")
+            _slightly_below(v, larger, "Ours (LN, lambda_b=5e-4)")
+            for larger in ("Ours (LN, lambda_b=5e-3)", "Ours (LN, lambda_b=5e-2)")
         ),
         source="section 4.3",
     ),

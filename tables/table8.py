@@ -1,10 +1,11 @@
 """Table 8: ablation of the three regularisations on ImageNet-100.
 
-Source: section 4.5, Table 8 (the text calls it "Table 11"). Top-1 of a linear classifier. L_c is the multiview centroid loss, L_b the
-Brownian diffusive loss, L_s the singular value loss; where used, lambda_b = .5 and lambda_s = .004.
+Source: section 4.5, Table 8 (the text calls it "Table 11"). Top-1 of a linear classifier. L_c is the
+multiview centroid loss, L_b the Brownian diffusive loss, L_s the singular value loss; where used, lambda_b =
+.5 and lambda_s = .004.
 
-Runs: 12 pretrainings and 12 linear evaluations, all of them shared with Table 11, some with Tables 1 and 12. Expect, at paper scale,
-72 % for BYOL, 80 % for the full method at K = 4 and 82 % at K = 8.
+Runs: 12 pretrainings and 12 linear evaluations, all of them shared with Table 11, some with Tables 1 and 12.
+Expect, at paper scale, 72 % for BYOL, 80 % for the full method at K = 4 and 82 % at K = 8.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ def table() -> Table:
         title=r"Ablation of the multiview centroid loss $\mathcal{L}_c$, the Brownian diffusive loss $\mathcal{L}_b$ and the singular "
         r"value loss $\mathcal{L}_s$: top-1 of a linear classifier on ImageNet-100.",
         columns=(Column(key="acc", title="Acc. (%)"),),
-        rows=tuple(_row(method, losses, printed) for method in METHODS for losses, printed in zip(LOSSES, PRINTED[method], strict=True)),
+        rows=tuple(
+            _row(method, losses, printed)
+            for method in METHODS
+            for losses, printed in zip(LOSSES, PRINTED[method], strict=True)
+        ),
         claims=CLAIMS,
         notes=(
             "Section 7.1 trains for 320 epochs, section 10 says 300 for the same numbers; 320 are used at paper scale.",
@@ -73,7 +78,9 @@ def _run(method: str, with_b: bool, with_s: bool) -> Pretrain:
     lambda_b, lambda_s = LAMBDA_B if with_b else 0.0, LAMBDA_S if with_s else 0.0
     if method == "BYOL":
         return byol(imagenet100, lambda_b=lambda_b, lambda_s=lambda_s)
-    return msbreg(imagenet100, num_views=4 if method == "Ours (K=4)" else 8, lambda_b=lambda_b, lambda_s=lambda_s)
+    return msbreg(
+        imagenet100, num_views=4 if method == "Ours (K=4)" else 8, lambda_b=lambda_b, lambda_s=lambda_s
+    )
 
 
 def _mark(present: bool) -> str:
@@ -121,7 +128,9 @@ CLAIMS = (
     ),
     Claim(
         text="More views are better: $K = 8$ beats $K = 4$ in every combination of the other losses.",
-        holds=lambda v: all(_acc(v, "Ours (K=8)", losses) > _acc(v, "Ours (K=4)", losses) for losses in LOSSES),
+        holds=lambda v: all(
+            _acc(v, "Ours (K=8)", losses) > _acc(v, "Ours (K=4)", losses) for losses in LOSSES
+        ),
         source=SECTION,
     ),
     Claim(
@@ -149,8 +158,16 @@ CLAIMS = (
         holds=lambda v: _gains_grow(v, "Ours (K=8)"),
         source=SECTION,
     ),
-    Claim(text="All losses together are best at $K = 4$.", holds=lambda v: _full_is_best(v, "Ours (K=4)"), source=SECTION),
-    Claim(text="All losses together are best at $K = 8$.", holds=lambda v: _full_is_best(v, "Ours (K=8)"), source=SECTION),
+    Claim(
+        text="All losses together are best at $K = 4$.",
+        holds=lambda v: _full_is_best(v, "Ours (K=4)"),
+        source=SECTION,
+    ),
+    Claim(
+        text="All losses together are best at $K = 8$.",
+        holds=lambda v: _full_is_best(v, "Ours (K=8)"),
+        source=SECTION,
+    ),
     Claim(
         text=r"$\mathcal{L}_b$ and $\mathcal{L}_s$ together are best on BYOL, too.",
         holds=lambda v: _full_is_best(v, "BYOL"),

@@ -1,12 +1,12 @@
 """Table 9: image augmentation parameters.
 
-Source: section 7.3, Table 9. Nothing is run: the paper's settings stand beside the defaults of this suite, read from
-`reproduce/data/views.py`. Expect the two to agree in every row.
+Source: section 7.3, Table 9. Nothing is run: the paper's settings stand beside the defaults of this suite,
+read from `reproduce/data/views.py`. Expect the two to agree in every row.
 """
 
 from __future__ import annotations
 
-from reproduce.data.views import Augmentation
+from reproduce.data.augmentation import Augmentation
 from reproduce.report.table import Cell, Column, Reported, Row, Table
 
 ALWAYS = 1.0
@@ -37,7 +37,9 @@ def table() -> Table:
             _row("9. Gaussian Blurring Probability", "1.0", ours.blur, note=MERGED),
             _row("10. Solarization Probability", "0.2", ours.solarize, note=MERGED),
         ),
-        notes=("Our values are the defaults of the suite's settings, not measurements; all K views are drawn with them, alike.",),
+        notes=(
+            "Our values are the defaults of the suite's settings, not measurements; all K views are drawn with them, alike.",
+        ),
         row_title="Image augmentation parameter",
     )
 

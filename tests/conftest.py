@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported: threads that wait for each other over tiny tensors take minutes where the cores are busy.
+# Before torch is imported: threads that wait for each other over tiny tensors take minutes where the cores
+# are busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Half a million objects are imported and stay: looking through them for garbage, again and again, takes seconds.
+# Half a million objects are imported and stay: looking through them for garbage, again and again, takes
+# seconds.
 gc.disable()
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +29,8 @@ INVOKE = (sys.executable, "-m", "invoke")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of slow tests come first, then those of many, so that no process is alone with one of them at the end."""
+    """Files of slow tests come first, then those of many, so that no process is alone with one of them at the
+    end."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
@@ -46,7 +49,8 @@ def pytest_collection_finish() -> None:
 
 @dataclass
 class Home:
-    """Runs and reports in `folder`; two runs at once, so that each takes one thread on a machine with two cores."""
+    """Runs and reports in `folder`; two runs at once, so that each takes one thread on a machine with two
+    cores."""
 
     folder: Path
     site: str = 'device = "cpu"\njobs = 2\n'
@@ -74,7 +78,13 @@ class Home:
     def invoke(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs `invoke` to its end."""
         return subprocess.run(
-            [*INVOKE, *arguments], cwd=ROOT, env=self.environment | environment, capture_output=True, text=True, timeout=300, check=False
+            [*INVOKE, *arguments],
+            cwd=ROOT,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -92,7 +102,10 @@ class Home:
     def files(self) -> dict[str, tuple[int, int]]:
         """Every file here with its size and time of writing."""
         found = {path: path.stat() for path in self.folder.rglob("*") if path.is_file()}
-        return {str(path.relative_to(self.folder)): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+        return {
+            str(path.relative_to(self.folder)): (stat.st_size, stat.st_mtime_ns)
+            for path, stat in found.items()
+        }
 
 
 @pytest.fixture
@@ -103,12 +116,15 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of an empty tracking store, which takes seconds to create: tests copy it, those of other processes (pytest-xdist) too."""
+    """The file of an empty tracking store, which takes seconds to create: tests copy it, those of other
+    processes (pytest-xdist) too."""
     from reproduce.site import Site
-    from reproduce.tracking import Store
+    from reproduce.tracking.store import Store
 
     folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in the one that all of them share
+    if (
+        "PYTEST_XDIST_WORKER" in os.environ
+    ):  # each process has a folder of its own in the one that all of them share
         folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -1,4 +1,5 @@
-"""Reports and records that go from one site to another as a file: what arrives, what is refused, and what a kill on the way leaves."""
+"""Reports and records that go from one site to another as a file: what arrives, what is refused, and what a
+kill on the way leaves."""
 
 from __future__ import annotations
 
@@ -25,15 +26,16 @@ from invoke import Context, Exit
 from toys import ended
 
 import tasks
-from reproduce import archive, checkpoint
-from reproduce.archive import export, receive
+from reproduce.commands import archive
+from reproduce.commands.archive import export, receive
+from reproduce.commands.make import produce
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
-from reproduce.portable import from_json, to_json
-from reproduce.produce import produce
+from reproduce.runs import checkpoint
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain, Spec
-from reproduce.tracking import Store
+from reproduce.tracking.portable import from_json, to_json
+from reproduce.tracking.store import Store
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
@@ -66,7 +68,11 @@ def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file by its name, but for hidden ones, which a rendering that is killed may leave."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("[!.]*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("[!.]*"))
+        if path.is_file()
+    }
 
 
 def site_in(folder: Path) -> Site:
@@ -95,7 +101,11 @@ def origin(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Site:
         site = fresh(tmp_path_factory.mktemp("origin"), template)
         store = Store(site)
         for spec in SPECS:
-            final = {"loss": math.nan, "images_per_second": 600.0} if isinstance(spec, Pretrain) else dict.fromkeys(metrics(), TOP[spec.id])
+            final = (
+                {"loss": math.nan, "images_per_second": 600.0}
+                if isinstance(spec, Pretrain)
+                else dict.fromkeys(metrics(), TOP[spec.id])
+            )
             trained(store, spec, final)
         (site.runs / SECOND.id / FILE).unlink()
         assert produce([REQUEST], site, render_only=True) == 0
@@ -126,17 +136,23 @@ def site(tmp_path: Path, template: Path) -> Site:
 def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, origin: Site, site: Site) -> None:
     received = receive(sent, site, Store(site))
     assert (
-        str(received) == "4 runs added, 0 here already, 0 with other values here. 2 encoders added. 1 table added to the reports at smoke."
+        str(received)
+        == "4 runs added, 0 here already, 0 with other values here. 2 encoders added. 1 table added to the reports at smoke."
     )
     assert received.code == 0
-    assert {path.name for path in site.reports.glob("smoke/*")} == {"index.html", *(f"table4.{kind}" for kind in archive.render.FORMATS)}
+    assert {path.name for path in site.reports.glob("smoke/*")} == {
+        "index.html",
+        *(f"table4.{kind}" for kind in archive.render.FORMATS),
+    }
     assert tree(site.reports) == tree(origin.reports)
     shutil.rmtree(site.reports)
     assert produce([REQUEST], site, render_only=True) == 0
     assert tree(site.reports) == tree(origin.reports)
     assert b"25.0" in tree(site.reports)["smoke/table4.md"]
     for content in tree(site.reports).values():
-        assert not re.search(rb"\b[0-9a-f]{32}\b", content), "MLflow's name of a run, which is another one in every store"
+        assert not re.search(rb"\b[0-9a-f]{32}\b", content), (
+            "MLflow's name of a run, which is another one in every store"
+        )
 
 
 def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
@@ -145,10 +161,17 @@ def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
     found, there = store.finished(spec.id for spec in SPECS), before.finished(spec.id for spec in SPECS)
     for spec_id, run in there.items():
         assert repr(found[spec_id].metrics) == repr(run.metrics)  # as text a nan equals a nan
-    first, original = store.connection.client.get_run(found[FIRST.id].run_id), before.connection.client.get_run(there[FIRST.id].run_id)
+    first, original = (
+        store.connection.client.get_run(found[FIRST.id].run_id),
+        before.connection.client.get_run(there[FIRST.id].run_id),
+    )
     assert store.history(first.info.run_id, "loss") == [(1, 4.0), (2, 2.0), (3, 1 / 3)]
     assert math.isnan(store.history(first.info.run_id, "rank")[0][1])
-    assert (first.info.start_time, first.info.end_time, first.info.status) == (original.info.start_time, original.info.end_time, "FINISHED")
+    assert (first.info.start_time, first.info.end_time, first.info.status) == (
+        original.info.start_time,
+        original.info.end_time,
+        "FINISHED",
+    )
     assert first.data.params == original.data.params
     local = {"owner", "imported"}
     assert {key: value for key, value in first.data.tags.items() if key not in local} == {
@@ -171,7 +194,9 @@ def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
         assert list(checkpoint.load_encoder(site.runs / spec.id / FILE, spec_id=spec.id)) == ["backbone.w"]
 
 
-def test_the_same_runs_give_the_same_bytes_here_and_after_an_import(sent: Path, origin: Site, site: Site, tmp_path: Path) -> None:
+def test_the_same_runs_give_the_same_bytes_here_and_after_an_import(
+    sent: Path, origin: Site, site: Site, tmp_path: Path
+) -> None:
     for path in origin.reports.rglob("*.*"):
         os.utime(path, (1, 1))
     export(tmp_path / "again.zip", "", origin, Store(origin), encoders=True)
@@ -222,7 +247,10 @@ def test_reports_and_encoders_that_are_others_here_are_kept(sent: Path, origin: 
     encoder.write_bytes(b"mine")
     received = receive(sent, site, Store(site))
     assert (received.code, received.added, received.encoders, received.tables) == (0, 4, 1, {})
-    assert [str(folder / "table4.*") in line or str(encoder) in line for line in received.kept] == [True, True]
+    assert [str(folder / "table4.*") in line or str(encoder) in line for line in received.kept] == [
+        True,
+        True,
+    ]
     assert "invoke reports --scale smoke" in str(received)
     assert (folder / "table4.md").read_text() == "mine"
     assert not (folder / "table4.json").exists()
@@ -232,7 +260,9 @@ def test_reports_and_encoders_that_are_others_here_are_kept(sent: Path, origin: 
     assert tree(site.reports) == tree(origin.reports)
 
 
-def test_an_encoder_that_did_not_come_along_is_missed_in_words(sent: Path, origin: Site, site: Site, tmp_path: Path) -> None:
+def test_an_encoder_that_did_not_come_along_is_missed_in_words(
+    sent: Path, origin: Site, site: Site, tmp_path: Path
+) -> None:
     export(tmp_path / "small.zip", "smoke", origin, Store(origin))
     receive(tmp_path / "small.zip", site, Store(site))
     with pytest.raises(LookupError, match=r"has no encoder\.safetensors of its run"):
@@ -242,17 +272,25 @@ def test_an_encoder_that_did_not_come_along_is_missed_in_words(sent: Path, origi
     assert not list(tmp_path.glob("*large*"))
 
 
-# Kills ---------------------------------------------------------------------------------------------------------------------------------
+# Kills
+# ---------------------------------------------------------------------------------------------------------------------------------
 
 
 def strike(site: Site, at: int, number: signal.Signals) -> Callable[[], int]:
-    """Sends a signal to this process when a file of the site is written or renamed for the `at`-th time; how often that has happened."""
+    """Sends a signal to this process when a file of the site is written or renamed for the `at`-th time; how
+    often that has happened."""
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
-        writes = event == "os.rename" or (event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR))
-        if writes and str(arguments[0]).startswith(str(site.runs.parent)) and not str(arguments[0]).endswith(".lock"):
+        writes = event == "os.rename" or (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if (
+            writes
+            and str(arguments[0]).startswith(str(site.runs.parent))
+            and not str(arguments[0]).endswith(".lock")
+        ):
             count += 1
             if count == at:
                 os.kill(os.getpid(), number)
@@ -269,7 +307,8 @@ def interrupted(sent: Path, site: Site, at: int, seen: Any) -> None:
 
 
 def told_to_stop(sent: Path, home: Home) -> None:
-    """`invoke import`, in this process, with a Ctrl-C at the first write, which is in the midst of the first record."""
+    """`invoke import`, in this process, with a Ctrl-C at the first write, which is in the midst of the first
+    record."""
     os.environ |= home.environment
     strike(Site(runs=home.runs), 1, signal.SIGINT)
     try:
@@ -297,7 +336,9 @@ def test_an_import_that_is_killed_anywhere_is_completed_by_the_same_command(
         store = Store(site)
         done = store.finished(spec.id for spec in SPECS)
         halfway += 0 < len(done) < 4
-        assert all(set(run.metrics.values()) == {TOP[spec_id]} for spec_id, run in done.items() if spec_id in TOP)
+        assert all(
+            set(run.metrics.values()) == {TOP[spec_id]} for spec_id, run in done.items() if spec_id in TOP
+        )
         assert {row.state for row in store.status()} <= {"finished", "interrupted"}
         received = receive(sent, site, store)
         assert (received.added, received.here, received.code) == (4 - len(done), len(done), 0)
@@ -309,7 +350,9 @@ def test_an_import_that_is_killed_anywhere_is_completed_by_the_same_command(
     assert halfway
 
 
-def test_what_an_import_left_half_written_is_not_resumed_by_a_training(sent: Path, template: Path, tmp_path: Path) -> None:
+def test_what_an_import_left_half_written_is_not_resumed_by_a_training(
+    sent: Path, template: Path, tmp_path: Path
+) -> None:
     site = fresh(tmp_path / "killed", template)
     process = fork.Process(target=interrupted, args=(sent, site, 1, None))
     process.start()
@@ -326,7 +369,8 @@ def test_an_import_that_is_told_to_stop_completes_the_record_under_way(sent: Pat
     assert row.state == "finished"
 
 
-# Refusals ------------------------------------------------------------------------------------------------------------------------------
+# Refusals
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
 def members(file: Path) -> Members:
@@ -337,13 +381,17 @@ def members(file: Path) -> Members:
 def listed(content: Members) -> Members:
     """The members with a manifest that fits them."""
     files = {
-        name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in content.items() if name != "manifest.json"
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        for name, data in content.items()
+        if name != "manifest.json"
     }
     manifest = {"kind": archive.KIND, "version": archive.VERSION, "files": files}
     return content | {"manifest.json": json.dumps(manifest).encode()}
 
 
-def zipped(file: Path, content: Members, change: Callable[[zipfile.ZipInfo], None] = lambda info: None) -> Path:
+def zipped(
+    file: Path, content: Members, change: Callable[[zipfile.ZipInfo], None] = lambda info: None
+) -> Path:
     with zipfile.ZipFile(file, "w") as archive_file:
         for name, data in content.items():
             info = zipfile.ZipInfo(name)
@@ -381,15 +429,27 @@ def without(content: Members, *names: str) -> Members:
 
 
 REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
-    "another version": (lambda c: edited(c, "manifest.json", version), "is of version 2, and this one reads version 1"),
+    "another version": (
+        lambda c: edited(c, "manifest.json", version),
+        "is of version 2, and this one reads version 1",
+    ),
     "another program's": (lambda c: c | {"manifest.json": b"{}"}, "manifest.json is another program's"),
     "no manifest": (lambda c: without(c, "manifest.json"), "it has no manifest.json"),
     "no JSON": (lambda c: c | {"manifest.json": b"[" * 100_000}, "manifest.json is no JSON"),
     "a file fewer": (lambda c: without(c, "reports/smoke/table4.md"), "it lacks reports/smoke/table4.md"),
-    "a file more": (lambda c: c | {"reports/smoke/table9.md": b"x"}, "it holds reports/smoke/table9.md, which its manifest does not list"),
-    "other bytes": (lambda c: c | {RECORD: c[RECORD].replace(b"0.25", b"0.52")}, f"{RECORD} is not the file that the manifest lists"),
+    "a file more": (
+        lambda c: c | {"reports/smoke/table9.md": b"x"},
+        "it holds reports/smoke/table9.md, which its manifest does not list",
+    ),
+    "other bytes": (
+        lambda c: c | {RECORD: c[RECORD].replace(b"0.25", b"0.52")},
+        f"{RECORD} is not the file that the manifest lists",
+    ),
     "other sizes": (lambda c: c | {RECORD: c[RECORD] + b" "}, r"has \d+ bytes, and its manifest says \d+"),
-    "a parent folder": (lambda c: listed(c | {"reports/smoke/../../../evil.md": b"x"}), "is no name of a report"),
+    "a parent folder": (
+        lambda c: listed(c | {"reports/smoke/../../../evil.md": b"x"}),
+        "is no name of a report",
+    ),
     "two dots": (lambda c: listed(c | {"reports/../evil.md": b"x"}), "is no name of a report"),
     "an absolute name": (lambda c: listed(c | {"/tmp/evil.md": b"x"}), "is no name of a report"),
     "a drive": (lambda c: listed(c | {"reports/smoke/C:evil.md": b"x"}), "is no name of a report"),
@@ -402,12 +462,18 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
         lambda c: listed(edited(c, RECORD, settings)),
         f"it says that it is run {EVALUATIONS[0].id}, and its settings",
     ),
-    "a record of another run": (lambda c: listed(c | {RECORD: c[UPSTREAM]}), f"{RECORD} is the record of run {EVALUATIONS[0].encoder.id}"),
+    "a record of another run": (
+        lambda c: listed(c | {RECORD: c[UPSTREAM]}),
+        f"{RECORD} is the record of run {EVALUATIONS[0].encoder.id}",
+    ),
     "no run upstream": (
         lambda c: listed(without(c, UPSTREAM, UPSTREAM.replace("record.json", FILE))),
         f"run {EVALUATIONS[0].id} rests on run {EVALUATIONS[0].encoder.id}, which is not in it",
     ),
-    "no run that is cited": (lambda c: listed(without(c, RECORD)), f"reports/smoke/table4.json rests on run {EVALUATIONS[0].id}"),
+    "no run that is cited": (
+        lambda c: listed(without(c, RECORD)),
+        f"reports/smoke/table4.json rests on run {EVALUATIONS[0].id}",
+    ),
     "an encoder of another run": (
         lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": c[f"runs/{SECOND.id}/{FILE}"]}),
         f"is the encoder of run {SECOND.id}",
@@ -417,28 +483,45 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
         lambda c: listed(c | {RECORD.replace("record.json", FILE): b""}),
         f"no record of a pretraining run {EVALUATIONS[0].id}",
     ),
-    "a report of another version": (lambda c: listed(c | {"reports/smoke/table4.json": b"{}"}), "is not a report that this version wrote"),
-    "a field more": (lambda c: listed(edited(c, RECORD, lambda record: record | {"more": 1})), "is no record of a run"),
+    "a report of another version": (
+        lambda c: listed(c | {"reports/smoke/table4.json": b"{}"}),
+        "is not a report that this version wrote",
+    ),
+    "a field more": (
+        lambda c: listed(edited(c, RECORD, lambda record: record | {"more": 1})),
+        "is no record of a run",
+    ),
     "a tag that is no name": (
-        lambda c: listed(edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"a/../b": ""}})),
+        lambda c: listed(
+            edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"a/../b": ""}})
+        ),
         "'a/../b' is no name of a tag",
     ),
     "a scale that is a path": (
-        lambda c: listed(edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"scale": "../x"}})),
+        lambda c: listed(
+            edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"scale": "../x"}})
+        ),
         "its tag 'scale' is no scale",
     ),
     "a text for a number": (value(b'"4"'), "'4' stands where a float belongs"),
     "an infinity": (value(b"Infinity"), "inf stands where a number or null belongs"),
-    "half a character": (lambda c: listed(edited(c, RECORD, lambda record: record | {"name": "\ud800"})), "can't encode"),
+    "half a character": (
+        lambda c: listed(edited(c, RECORD, lambda record: record | {"name": "\ud800"})),
+        "can't encode",
+    ),
     "a step beyond all": (
-        lambda c: listed(edited(c, RECORD, lambda record: record | {"histories": {"loss": [[2**70, 1.0, 1]]}})),
+        lambda c: listed(
+            edited(c, RECORD, lambda record: record | {"histories": {"loss": [[2**70, 1.0, 1]]}})
+        ),
         "stands where a step or a time belongs",
     ),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_an_archive_is_refused_in_one_line_before_anything_is_written(what: str, sent: Path, site: Site, tmp_path: Path) -> None:
+def test_an_archive_is_refused_in_one_line_before_anything_is_written(
+    what: str, sent: Path, site: Site, tmp_path: Path
+) -> None:
     change, says = REFUSED[what]
     file, before = zipped(tmp_path / "bad.zip", change(members(sent))), tree(site.runs.parent)
     with pytest.raises(ValueError, match=says) as caught:
@@ -485,7 +568,9 @@ def opened(file: Path) -> tuple[str, str] | str:
         return str(error)
 
 
-def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(sent: Path, site: Site, tmp_path: Path) -> None:
+def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(
+    sent: Path, site: Site, tmp_path: Path
+) -> None:
     """A flip of what a zip says beside its files, such as a date, changes no file and may pass."""
     whole, chance, file = sent.read_bytes(), random.Random(0), tmp_path / "bad.zip"
     good, refused = opened(sent), 0
@@ -514,11 +599,16 @@ def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_p
     with pytest.raises(LookupError, match="no report in any scale's folder"):
         export(tmp_path / "new.zip", "", site, store)
     shutil.copytree(origin.reports, site.reports)
-    with pytest.raises(LookupError, match=r"table4\.json rests on run [0-9a-f]{12}: There is no finished run .* --render-only"):
+    with pytest.raises(
+        LookupError,
+        match=r"table4\.json rests on run [0-9a-f]{12}: There is no finished run .* --render-only",
+    ):
         export(tmp_path / "new.zip", "", site, store)
     report = site.reports / "smoke" / "table4.json"
     report.write_text(report.read_text().replace(EVALUATIONS[0].id, "f" * 32))
-    with pytest.raises(ValueError, match=r"no run's id: render it again by `invoke table4 --scale smoke --render-only`"):
+    with pytest.raises(
+        ValueError, match=r"no run's id: render it again by `invoke table4 --scale smoke --render-only`"
+    ):
         export(tmp_path / "new.zip", "", site, store)
     (tmp_path / "old.zip").write_text("mine")
     with pytest.raises(FileExistsError, match="is there already"):
@@ -543,14 +633,19 @@ def test_a_record_is_the_same_after_a_file(sent: Path) -> None:
 def test_a_reason_in_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     site = Site(runs=tmp_path / "runs", data={"voc": tmp_path / "data", "coco": tmp_path / "data" / "coco"})
     place = f"{tmp_path}/data"
-    assert site.without_places(f"root 'voc' is {place}, no folder; {place}/coco/a.jpg; {place}-2; x{place}") == (
-        f"root 'voc' is <voc>, no folder; <coco>/a.jpg; {place}-2; x{place}"
+    assert site.without_places(
+        f"root 'voc' is {place}, no folder; {place}/coco/a.jpg; {place}-2; x{place}"
+    ) == (f"root 'voc' is <voc>, no folder; <coco>/a.jpg; {place}-2; x{place}")
+    assert (
+        site.without_places(f"not in {site.store}, see {site.runs}/0a/log.txt")
+        == "not in the tracking store, see runs/0a/log.txt"
     )
-    assert site.without_places(f"not in {site.store}, see {site.runs}/0a/log.txt") == "not in the tracking store, see runs/0a/log.txt"
     assert site.without_places(f"{PROJECT}/configs/site.toml") in ("./configs/site.toml", "site.toml")
 
 
-def test_the_commands_print_a_line_and_end_with_their_codes(sent: Path, origin: Site, home: Home, template: Path, tmp_path: Path) -> None:
+def test_the_commands_print_a_line_and_end_with_their_codes(
+    sent: Path, origin: Site, home: Home, template: Path, tmp_path: Path
+) -> None:
     home.runs.mkdir()
     shutil.copy(template, home.runs)
     done = home.invoke("import", "--file", str(sent))
@@ -568,7 +663,9 @@ def test_the_commands_print_a_line_and_end_with_their_codes(sent: Path, origin: 
         assert says in done.stderr
         assert done.stderr.count("\n") == 1
     store = Store(site_in(home.folder))
-    store.connection.client.log_metric(store.finished([EVALUATIONS[0].id])[EVALUATIONS[0].id].run_id, f"final/{min(metrics())}", 0.75)
+    store.connection.client.log_metric(
+        store.finished([EVALUATIONS[0].id])[EVALUATIONS[0].id].run_id, f"final/{min(metrics())}", 0.75
+    )
     done = home.invoke("import", "--file", str(sent))
     assert (done.returncode, done.stderr) == (1, "")
     assert f"clash: {EVALUATIONS[0].id} " in done.stdout

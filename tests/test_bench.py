@@ -23,7 +23,9 @@ def bench(tmp_path, *arguments):
     site = tmp_path / "site.toml"
     site.write_text(f'reports = "{tmp_path}"\n')
     command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=PROJECT, env={"MSBREG_SITE": str(site)}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=PROJECT, env={"MSBREG_SITE": str(site)}, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.slow
@@ -43,7 +45,8 @@ def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
     done = bench(tmp_path, "stepp")
     assert done.returncode == 2
     assert (
-        done.stderr.strip() == "There is no benchmark 'stepp'. Did you mean 'step'? Known: knn, lightly, memory, optim, step, sweep, views."
+        done.stderr.strip()
+        == "There is no benchmark 'stepp'. Did you mean 'step'? Known: knn, lightly, memory, optim, step, sweep, views."
     )
     assert not (tmp_path / "bench.json").exists()
 
@@ -77,7 +80,9 @@ def test_a_step_and_the_backbone_alone_send_the_same_views_through_the_same_back
     views = bench_step.random_views(TINY.num_views, TINY.batch_size, TINY.size, CPU)
     seen = {"online": [], "target": []}
     for name, calls in seen.items():
-        getattr(network, name).backbone.register_forward_pre_hook(lambda _, inputs, calls=calls: calls.append(inputs[0]))
+        getattr(network, name).backbone.register_forward_pre_hook(
+            lambda _, inputs, calls=calls: calls.append(inputs[0])
+        )
     bench_step.backbone_alone(network, views, torch.randn(TINY.batch_size, 64), spec.precision)
     train_step(spec, network, optimizer, Meter(), views, step=0, num_steps=9, lr=1e-3)
     for calls in seen.values():

@@ -16,13 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from reproduce import checkpoint
+from reproduce.runs import checkpoint
 
 fork = multiprocessing.get_context("fork")
 
 STATE: dict[str, Any] = {
-    "network": OrderedDict(weight=torch.arange(6.0).reshape(2, 3), count=torch.tensor(7), half=torch.tensor([0.5], dtype=torch.bfloat16)),
-    "optimizer": {"state": {0: {"momentum": torch.tensor([1e-30, -1.0])}, 1: {}}, "groups": [{"lr": 0.1, "params": [0, 1]}]},
+    "network": OrderedDict(
+        weight=torch.arange(6.0).reshape(2, 3),
+        count=torch.tensor(7),
+        half=torch.tensor([0.5], dtype=torch.bfloat16),
+    ),
+    "optimizer": {
+        "state": {0: {"momentum": torch.tensor([1e-30, -1.0])}, 1: {}},
+        "groups": [{"lr": 0.1, "params": [0, 1]}],
+    },
     "epoch": 3,
     "measured": {"loss": 1 / 3, "name": "naïve", "nothing": None, "flag": True, "pair": (1, 2.5)},
 }
@@ -68,7 +75,12 @@ def test_the_newest_epochs_stay_and_the_newest_is_read(tmp_path: Path) -> None:
     (tmp_path / "encoder.safetensors").write_bytes(b"not ours to remove")
     for epoch in (9, 10, 99_999, 100_000):
         checkpoint.save(tmp_path, state(epoch), epoch, keep=3)
-    assert {path.name for path in tmp_path.iterdir()} == {"epoch-00010.pt", "epoch-99999.pt", "epoch-100000.pt", "encoder.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "epoch-00010.pt",
+        "epoch-99999.pt",
+        "epoch-100000.pt",
+        "encoder.safetensors",
+    }
     assert_same(checkpoint.latest(tmp_path), state(100_000))
 
 
@@ -85,8 +97,12 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["flipped bit of a weight", "flipped bit of the digest", "cut short", "empty"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "how", ["flipped bit of a weight", "flipped bit of the digest", "cut short", "empty"]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoint.save(tmp_path, state(1), 1)
     damage(checkpoint.save(tmp_path, state(2), 2), how)
     with caplog.at_level(logging.WARNING):
@@ -98,9 +114,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(how: str, tmp_
 
 @pytest.mark.parametrize(
     ("bad", "named"),
-    [(np.float64(0.5), r"state\['a'\]\[1\] is a float64"), (Path("x"), r"state\['a'\]\[1\] is a \w+Path"), ({1, 2}, "is a set")],
+    [
+        (np.float64(0.5), r"state\['a'\]\[1\] is a float64"),
+        (Path("x"), r"state\['a'\]\[1\] is a \w+Path"),
+        ({1, 2}, "is a set"),
+    ],
 )
-def test_what_could_not_be_read_back_is_refused_when_it_is_saved(bad: object, named: str, tmp_path: Path) -> None:
+def test_what_could_not_be_read_back_is_refused_when_it_is_saved(
+    bad: object, named: str, tmp_path: Path
+) -> None:
     with pytest.raises(TypeError, match=named):
         checkpoint.save(tmp_path, {"a": [0, bad]}, 1)
     assert list(tmp_path.iterdir()) == []
@@ -132,7 +154,9 @@ def save_for_ever(folder: Path, saved: multiprocessing.connection.Connection) ->
 
 
 @pytest.mark.parametrize("epochs", [1, 4, 9])
-def test_kill_9_while_saving_loses_nothing_that_was_saved(epochs: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_kill_9_while_saving_loses_nothing_that_was_saved(
+    epochs: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=save_for_ever, args=(tmp_path, sender))
     process.start()
@@ -165,7 +189,10 @@ def test_an_encoder_comes_back_with_its_values(tmp_path: Path) -> None:
     shared = torch.arange(12.0).reshape(4, 3)
     tensors = ENCODER | {"a": shared, "b": shared, "c": shared.T}
     path = checkpoint.save_encoder(tmp_path / "new" / "encoder.safetensors", tensors, spec_id="0123456789ab")
-    assert_same(dict(sorted(checkpoint.load_encoder(path, spec_id="0123456789ab").items())), dict(sorted(tensors.items())))
+    assert_same(
+        dict(sorted(checkpoint.load_encoder(path, spec_id="0123456789ab").items())),
+        dict(sorted(tensors.items())),
+    )
     assert [file.name for file in path.parent.iterdir()] == ["encoder.safetensors"]
 
 
@@ -190,6 +217,15 @@ def test_an_absent_encoder_says_which_run_is_missing(tmp_path: Path) -> None:
 
 def test_an_encoder_s_digest_depends_on_values_names_types_and_shapes() -> None:
     one = torch.tensor([[1.0, 2.0]])
-    variants = [{"a": one}, {"b": one}, {"a": one.T}, {"a": one.half()}, {"a": one + 1}, {"a": one.view(torch.int32)}]
+    variants = [
+        {"a": one},
+        {"b": one},
+        {"a": one.T},
+        {"a": one.half()},
+        {"a": one + 1},
+        {"a": one.view(torch.int32)},
+    ]
     assert len({checkpoint.digest(tensors) for tensors in variants}) == len(variants)
-    assert checkpoint.digest({"a": one, "b": one.T}) == checkpoint.digest({"b": one.T.contiguous(), "a": one.clone()})
+    assert checkpoint.digest({"a": one, "b": one.T}) == checkpoint.digest(
+        {"b": one.T.contiguous(), "a": one.clone()}
+    )

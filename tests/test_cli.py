@@ -43,8 +43,12 @@ ALIASES = ("table13", "ablation-grid", "ablation_grid", "coco-mask-rcnn", "coco_
 def imported(home: Home, *arguments: str) -> set[str]:
     """The top-level packages that a command imports, as Python itself reports them."""
     command = [sys.executable, "-X", "importtime", "-m", "invoke", *arguments]
-    done = subprocess.run(command, cwd=PROJECT, env=home.environment, capture_output=True, text=True, check=False)
-    names = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    done = subprocess.run(
+        command, cwd=PROJECT, env=home.environment, capture_output=True, text=True, check=False
+    )
+    names = {
+        line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")
+    }
     assert "invoke" in names
     return {name.split(".")[0] for name in names}
 
@@ -62,7 +66,9 @@ def imported(home: Home, *arguments: str) -> set[str]:
     ],
     ids=" ".join,
 )
-def test_nothing_heavy_is_imported_to_list_help_plan_or_refuse(arguments: tuple[str, ...], home: Home) -> None:
+def test_nothing_heavy_is_imported_to_list_help_plan_or_refuse(
+    arguments: tuple[str, ...], home: Home
+) -> None:
     assert not imported(home, *arguments) & HEAVY
 
 
@@ -78,7 +84,9 @@ def test_every_task_is_listed_with_a_line_of_help(home: Home) -> None:
 NAMES = (*ALIASES, "table11", "tables", "bench")
 
 
-@pytest.mark.parametrize("name", [*NAMES[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
+@pytest.mark.parametrize(
+    "name", [*NAMES[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
+)
 def test_every_name_answers_with_its_help(name: str, home: Home) -> None:
     done = home.invoke("--help", name)
     assert (done.returncode, done.stderr) == (0, "")
@@ -88,20 +96,36 @@ def test_every_name_answers_with_its_help(name: str, home: Home) -> None:
 def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> None:
     text = home.invoke("--help", "table8").stdout
     assert "Table 8: ablation of the three regularisations on ImageNet-100." in text
-    for option in ("--scale=STRING", "--seeds=STRING", "--rows=STRING", "--columns=STRING", "--set ", "--dry-run", "--render-only"):
+    for option in (
+        "--scale=STRING",
+        "--seeds=STRING",
+        "--rows=STRING",
+        "--columns=STRING",
+        "--set ",
+        "--dry-run",
+        "--render-only",
+    ):
         assert option in text
-    assert not re.search(r"^\s+-[a-z]\b", text, re.MULTILINE), "short flags depend on the order of the arguments"
+    assert not re.search(r"^\s+-[a-z]\b", text, re.MULTILINE), (
+        "short flags depend on the order of the arguments"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("table8", "--scale", "smok"), "There is no scale 'smok'. Did you mean 'smoke'? Known: smoke, small, paper."),
+        (
+            ("table8", "--scale", "smok"),
+            "There is no scale 'smok'. Did you mean 'smoke'? Known: smoke, small, paper.",
+        ),
         (("table8", "--seeds", "1,2"), "--seeds takes a whole number, not '1,2'."),
         (("table8", "--seeds", "-1"), "--seeds takes a whole number, not '-1'."),
         (("table8", "--seeds", "0"), "--seeds is 0: at least one seed is needed."),
-        (("table8", "--rows", "BYOL + L_x"), "There is no row 'BYOL + L_x'. Did you mean 'BYOL + L_s'? Known: "),
+        (
+            ("table8", "--rows", "BYOL + L_x"),
+            "There is no row 'BYOL + L_x'. Did you mean 'BYOL + L_s'? Known: ",
+        ),
         (("table8", "--columns", "top1"), "There is no column 'top1'. Known: acc."),
         (("table8", "--set", "epochs"), "--set takes key=value, such as epochs=5, not 'epochs'."),
         (("table8", "--set", "epochs=five"), "epochs takes a whole number, not 'five'."),
@@ -112,12 +136,18 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
         (("table8", "--set", "protocol.epochs=0"), "linear takes epochs >= 1"),
         (("table8", "--set", "crop_scale=1"), "crop_scale takes 2 values separated by commas, not '1'."),
         (("table8", "--set", "num_views=1"), "byol needs at least 2 views of each image, not num_views=1."),
-        (("table8", "--set", "backbone=resnet19"), "There is no backbone 'resnet19'. Did you mean 'resnet18'? Known: "),
+        (
+            ("table8", "--set", "backbone=resnet19"),
+            "There is no backbone 'resnet19'. Did you mean 'resnet18'? Known: ",
+        ),
         (("table8", "--set", "method=byol"), "method cannot be set to 'byol' from the command line"),
         (("table9", "--set", "epochs=5"), "There is no setting 'epochs'. Known: none."),
         (("tables", "--set", "epoch=5"), "There is no setting 'epoch'. Did you mean 'epochs'? Known: "),
         (("reports", "--scale", "large"), "There is no scale 'large'. Known: smoke, small, paper."),
-        (("download", "--dataset", "stl11"), "There is no data set to fetch 'stl11'. Did you mean 'stl10'? Known: "),
+        (
+            ("download", "--dataset", "stl11"),
+            "There is no data set to fetch 'stl11'. Did you mean 'stl10'? Known: ",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -137,13 +167,18 @@ def test_a_mistake_ends_in_one_line_and_code_2(arguments: tuple[str, ...], says:
         ("jobs =", "is not valid TOML"),
         ("heartbeat = nan", "heartbeat is nan: a number of seconds above 0 is expected."),
         ('launcher = "slrum"', "There is no launcher 'slrum'."),
-        ('tracking_uri = "mlruns"', "The tracking store is 'mlruns', a folder, which MLflow no longer writes."),
+        (
+            'tracking_uri = "mlruns"',
+            "The tracking store is 'mlruns', a folder, which MLflow no longer writes.",
+        ),
         ('[data]\nstl10 = ["/data"]', "[data] maps names to folders, each a string."),
     ],
     ids=lambda value: value.splitlines()[0] if "=" in value else "",
 )
 @pytest.mark.parametrize("task", ["table8", "status"])
-def test_a_mistake_in_the_site_file_ends_in_one_line_and_code_2(task: str, content: str, says: str, home: Home) -> None:
+def test_a_mistake_in_the_site_file_ends_in_one_line_and_code_2(
+    task: str, content: str, says: str, home: Home
+) -> None:
     if task == "status" and "launcher" in content:
         pytest.skip("status launches nothing")
     home.site_file.write_text(f'runs = "{home.runs}"\n{content}\n')
@@ -160,14 +195,22 @@ def test_a_site_file_that_is_not_there_is_named(home: Home) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [("table8", "--rows", "Ours (K=4)"), ("tables", "--set", "epochs=2")], ids=" ".join)
-def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(arguments: tuple[str, ...], home: Home) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("table8", "--rows", "Ours (K=4)"), ("tables", "--set", "epochs=2")], ids=" ".join
+)
+def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(
+    arguments: tuple[str, ...], home: Home
+) -> None:
     before = home.files()
     ours, invokes = home.invoke(*arguments, "--dry-run"), home.invoke("--dry", *arguments)
     assert (ours.returncode, ours.stderr) == (invokes.returncode, invokes.stderr) == (0, "")
     assert ours.stdout == invokes.stdout
     lines = ours.stdout.splitlines()
-    runs = [line for line in lines if re.match(r"run      [0-9a-f]{12}  \w+.*: no finished run with these settings", line)]
+    runs = [
+        line
+        for line in lines
+        if re.match(r"run      [0-9a-f]{12}  \w+.*: no finished run with these settings", line)
+    ]
     assert lines[len(runs)] == f"{len(runs)} runs: {len(runs)} to do."
     assert re.fullmatch(r"Plan ([0-9a-f]{12}): --apply \1 runs it and no other\.", lines[-1])
     assert home.files() == before
@@ -177,10 +220,15 @@ def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
     planned = home.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--dry-run").stdout.splitlines()
     what = [line.split(maxsplit=2)[2] for line in planned[:2]]
     pretraining = "msbreg K=4 λs=.004 λb=.5 synthetic_folder 4 epochs seed 0"
-    assert [line.rpartition(": no finished run")[0] for line in what] == [pretraining, f"linear: {pretraining}"]
+    assert [line.rpartition(": no finished run")[0] for line in what] == [
+        pretraining,
+        f"linear: {pretraining}",
+    ]
 
 
-@pytest.mark.parametrize(("scale", "key"), [("small", "imagenette"), pytest.param("paper", "imagenet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("scale", "key"), [("small", "imagenette"), pytest.param("paper", "imagenet", marks=pytest.mark.slow)]
+)
 def test_data_that_are_missing_are_named_before_anything_starts(scale: str, key: str, home: Home) -> None:
     done = home.invoke("table8", "--scale", scale, "--rows", "BYOL")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
@@ -200,7 +248,9 @@ def test_a_table_that_needs_no_runs_is_printed_at_once(home: Home) -> None:
 
 @pytest.mark.parametrize("options", [(), pytest.param(("--dry-run",), marks=pytest.mark.slow)], ids=" ".join)
 def test_more_devices_than_there_are_end_in_one_line_and_code_2(options: tuple[str, ...], home: Home) -> None:
-    home.site_file.write_text(f'runs = "{home.runs}"\nreports = "{home.reports}"\ndevice = "cuda"\ndevices = 4\n')
+    home.site_file.write_text(
+        f'runs = "{home.runs}"\nreports = "{home.reports}"\ndevice = "cuda"\ndevices = 4\n'
+    )
     done = home.invoke("table8", "--rows", "BYOL", *options, CUDA_VISIBLE_DEVICES="0,1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith("devices is 4, but 2 GPU can be used here: ")
@@ -210,9 +260,13 @@ def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -
     home.reports.write_text("a file where a folder is to be")
     done = home.invoke("table9")
     assert done.returncode == 1
-    assert done.stdout.startswith("0 runs done, 0 reused, 0 missing, in "), "what became of the runs is said first"
+    assert done.stdout.startswith("0 runs done, 0 reused, 0 missing, in "), (
+        "what became of the runs is said first"
+    )
     assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith(f"The reports of table9 cannot be written in {home.reports / 'smoke'} (Not a directory). ")
+    assert done.stderr.startswith(
+        f"The reports of table9 cannot be written in {home.reports / 'smoke'} (Not a directory). "
+    )
 
 
 def test_ctrl_c_before_anything_is_started_ends_with_the_code_of_its_signal(home: Home) -> None:

@@ -42,7 +42,10 @@ def folder_of(root, classes=("n01", "n02"), splits=("train", "val"), per_class=3
     for split in splits:
         for label, name in enumerate(classes):
             for index in range(per_class):
-                save(root / split / name / f"{name}_{index}.png", photograph(100 * label + index, 20 + index % 5, 30 - 2 * (index % 5)))
+                save(
+                    root / split / name / f"{name}_{index}.png",
+                    photograph(100 * label + index, 20 + index % 5, 30 - 2 * (index % 5)),
+                )
     return root
 
 
@@ -83,7 +86,8 @@ def test_a_canvas_of_the_images_own_size_is_the_image(tmp_path):
 
 
 def test_a_canvas_squashes_the_whole_image_and_keeps_its_size(tmp_path):
-    """Two columns, black and white: squashed to a square the border stays in the middle, and the corners keep their colours."""
+    """Two columns, black and white: squashed to a square the border stays in the middle, and the corners keep
+    their colours."""
     pixels = np.zeros((10, 40, 3), np.uint8)
     pixels[:, 20:] = 255
     save(tmp_path / "a" / "x.png", pixels)
@@ -109,7 +113,9 @@ def test_a_centre_crop_is_that_of_torchvision(tmp_path, height, width):
 
     pixels = photograph(3, height, width)
     save(tmp_path / "a" / "x.png", pixels)
-    wanted = transforms.Compose([transforms.Resize(70, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(64)])
+    wanted = transforms.Compose(
+        [transforms.Resize(70, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(64)]
+    )
     crop = imagefolder.read(tmp_path).test_crop([0], 70, 64)
     assert np.array_equal(crop[0].permute(1, 2, 0), np.asarray(wanted(Image.fromarray(pixels))))
 
@@ -225,7 +231,9 @@ def test_the_digest_sees_a_lost_a_cut_and_a_renamed_file_and_not_the_place(tmp_p
 
 
 def same(ours, theirs):
-    return len(ours) == len(theirs) and all(torch.equal(x, y) for a, b in zip(ours, theirs, strict=True) for x, y in zip(a, b, strict=True))
+    return len(ours) == len(theirs) and all(
+        torch.equal(x, y) for a, b in zip(ours, theirs, strict=True) for x, y in zip(a, b, strict=True)
+    )
 
 
 @pytest.mark.parametrize("shape", [{"canvas": 16}, {"crop": (18, 16)}])
@@ -234,7 +242,10 @@ def test_batches_are_the_same_bytes_whatever_the_workers_and_the_memory(tmp_path
     root = folder_of(tmp_path, per_class=40)
     order = np.random.default_rng(0).permutation(80)[:75]
     plain = imagefolder.read(root / "train")
-    expected = [plain.read(order[begin : begin + 70], Canvas(16) if "canvas" in shape else CentreCrop(18, 16)) for begin in (0, 70)]
+    expected = [
+        plain.read(order[begin : begin + 70], Canvas(16) if "canvas" in shape else CentreCrop(18, 16))
+        for begin in (0, 70)
+    ]
     for workers in (0, 2):
         images = imagefolder.read(root / "train", cache_gb=cache_gb)
         for _ in range(2):  # with memory, the second epoch comes from it
@@ -312,7 +323,9 @@ def test_reading_draws_no_global_random_numbers(folder, workers):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("wrong", [{"canvas": 8, "workers": -1}, {"canvas": 8, "crop": (8, 8)}, {}, {"crop": (8, 9)}])
+@pytest.mark.parametrize(
+    "wrong", [{"canvas": 8, "workers": -1}, {"canvas": 8, "crop": (8, 8)}, {}, {"crop": (8, 9)}]
+)
 def test_impossible_batches_are_refused_at_the_call(folder, wrong):
     with pytest.raises(ValueError, match=r"Batches|centre crop"):
         batches(imagefolder.read(folder / "train"), [0], 1, **wrong)
@@ -326,7 +339,8 @@ def stl_pixels(split, count):
 
 
 def stl_files(root, place="stl10_binary"):
-    """The binary release: for each image the red, green and blue plane, each column by column; labels 1 to 10."""
+    """The binary release: for each image the red, green and blue plane, each column by column; labels 1 to
+    10."""
     folder = root / place
     folder.mkdir(parents=True)
     for split, count in (("train", 20), ("test", 10), ("unlabeled", 3)):
@@ -337,7 +351,9 @@ def stl_files(root, place="stl10_binary"):
                         file.write(bytes(image[:, column, channel]))
         if split != "unlabeled":
             (folder / f"{split}_y.bin").write_bytes(bytes(1 + index % 10 for index in range(count)))
-    (folder / "class_names.txt").write_text("airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n")
+    (folder / "class_names.txt").write_text(
+        "airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n"
+    )
     return root
 
 
@@ -363,7 +379,9 @@ def test_stl10_images_stand_upright(stl):
 def test_stl10_is_what_torchvision_reads(stl, monkeypatch):
     from torchvision import datasets
 
-    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)  # the checksums are those of the real release
+    monkeypatch.setattr(
+        datasets.STL10, "_check_integrity", lambda self: True
+    )  # the checksums are those of the real release
     for split in ("train", "test", "unlabeled", "train+unlabeled"):
         ours, theirs = stl10.read(stl, split), datasets.STL10(stl, split)
         assert ours.labels.tolist() == np.asarray(theirs.labels).astype(np.int8).tolist()
@@ -393,7 +411,9 @@ def test_stl10_batches_are_in_order(stl, shape, workers):
     order = [5, 22, 0, 13, 21]
     images = stl10.read(stl, "train+unlabeled")
     got = torch.cat([batch.pixels for batch in batches(images, order, 2, workers=workers, **shape)])
-    assert torch.equal(got, images.canvas(order, 96)[0] if "canvas" in shape else images.test_crop(order, 70, 64))
+    assert torch.equal(
+        got, images.canvas(order, 96)[0] if "canvas" in shape else images.test_crop(order, 70, 64)
+    )
 
 
 def test_the_folder_itself_and_a_missing_list_of_names_will_do(tmp_path):
@@ -405,13 +425,33 @@ def test_the_folder_itself_and_a_missing_list_of_names_will_do(tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("train_X.bin", lambda content: content[:-1], r"train_X\.bin has 552959 bytes, not a multiple of 27648"),
-        ("train_X.bin", lambda content: content[:-27648], r"train_y\.bin has 20 labels for the 19 images of train_X\.bin"),
+        (
+            "train_X.bin",
+            lambda content: content[:-1],
+            r"train_X\.bin has 552959 bytes, not a multiple of 27648",
+        ),
+        (
+            "train_X.bin",
+            lambda content: content[:-27648],
+            r"train_y\.bin has 20 labels for the 19 images of train_X\.bin",
+        ),
         ("train_X.bin", lambda content: b"", r"train_X\.bin has 0 bytes"),
         ("train_y.bin", lambda content: content[:-1], r"train_y\.bin has 19 labels for the 20 images"),
-        ("train_y.bin", lambda content: b"\0" + content[1:], r"train_y\.bin has the label 0 for image 0; labels are 1 to 10"),
-        ("train_y.bin", lambda content: content[:-1] + b"\x0b", r"train_y\.bin has the label 11 for image 19"),
-        ("train_y.bin", lambda content: content.replace(b"\4", b"\5"), r"train_y\.bin has no label 4: the class 'cat' has no images"),
+        (
+            "train_y.bin",
+            lambda content: b"\0" + content[1:],
+            r"train_y\.bin has the label 0 for image 0; labels are 1 to 10",
+        ),
+        (
+            "train_y.bin",
+            lambda content: content[:-1] + b"\x0b",
+            r"train_y\.bin has the label 11 for image 19",
+        ),
+        (
+            "train_y.bin",
+            lambda content: content.replace(b"\4", b"\5"),
+            r"train_y\.bin has no label 4: the class 'cat' has no images",
+        ),
         ("unlabeled_X.bin", lambda content: content[:1000], r"unlabeled_X\.bin has 1000 bytes"),
     ],
 )
@@ -442,7 +482,9 @@ def test_the_stl10_digest_sees_files_and_labels(stl):
 # ---- the data sets by the site's roots
 
 
-@pytest.mark.parametrize("dataset", [ImageNet(), ImageNet100(), Imagenette(), STL10()], ids=lambda dataset: dataset.name)
+@pytest.mark.parametrize(
+    "dataset", [ImageNet(), ImageNet100(), Imagenette(), STL10()], ids=lambda dataset: dataset.name
+)
 def test_a_missing_root_says_key_layout_and_source(dataset, tmp_path):
     key = "imagenet" if dataset.name == "imagenet100" else dataset.name
     with pytest.raises(LookupError, match=rf"'{key}' is not set.*\[data\].*Layout: .*train.* Get it: .*http"):
@@ -475,7 +517,10 @@ def test_settings_are_made_without_numpy_and_torch():
 
 def test_stl10_loads_by_its_root(stl):
     site, dataset = Site(data={"stl10": stl}), STL10()
-    sizes = [len(dataset.load(split, site)) for split in (dataset.pretrain_split, dataset.train_split, dataset.test_split)]
+    sizes = [
+        len(dataset.load(split, site))
+        for split in (dataset.pretrain_split, dataset.train_split, dataset.test_split)
+    ]
     assert sizes == [23, 20, 10]
 
 
@@ -514,13 +559,20 @@ def test_imagenet100_takes_the_classes_of_the_list_in_the_order_of_their_names(t
     dataset = ImageNet100(class_list_sha256=class_list(tmp_path / "lists", ["n04", "n01", "n02"]))
     images = dataset.load("train", Site(data={"imagenet": root, "imagenet100_classes": tmp_path / "lists"}))
     assert images.classes == ("n01", "n02", "n04")
-    assert [Path(images.name(index)).name for index in range(len(images))] == ["n01_1.png", "n02_1.png", "n04_1.png"]
+    assert [Path(images.name(index)).name for index in range(len(images))] == [
+        "n01_1.png",
+        "n02_1.png",
+        "n04_1.png",
+    ]
     assert images.labels.tolist() == [0, 1, 2]
 
 
 def test_imagenet100_finds_its_list_in_the_root_and_a_lost_class_in_either_split(tmp_path):
     root = fake_imagenet(tmp_path, ["n01", "n02"])
-    dataset, site = ImageNet100(class_list_sha256=class_list(tmp_path, ["n02", "n01"])), Site(data={"imagenet": root})
+    dataset, site = (
+        ImageNet100(class_list_sha256=class_list(tmp_path, ["n02", "n01"])),
+        Site(data={"imagenet": root}),
+    )
     assert len(dataset.load("val", site)) == 2
     shutil.rmtree(root / "val" / "n02")
     with pytest.raises(ValueError, match="val has no class folder 'n02'"):
@@ -533,7 +585,10 @@ def test_another_class_list_is_refused_and_line_ends_are_told_from_classes(tmp_p
     assert read_classes(path, sha256) == ("n01", "n04")
     for content in (b"n04\r\nn01\r\n", b"n04\nn01"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"imagenet100\.txt has the sha256 .*expected is {sha256}\. Only its line ends differ"):
+        with pytest.raises(
+            ValueError,
+            match=rf"imagenet100\.txt has the sha256 .*expected is {sha256}\. Only its line ends differ",
+        ):
             read_classes(path, sha256)
     path.write_bytes(b"n04\nn02\n")
     with pytest.raises(ValueError, match="It is another list"):

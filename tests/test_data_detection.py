@@ -1,4 +1,5 @@
-"""VOC07+12 and COCO 2017: boxes, masks and flags as the benchmarks have them, and a fault is one line that names the file."""
+"""VOC07+12 and COCO 2017: boxes, masks and flags as the benchmarks have them, and a fault is one line that
+names the file."""
 
 import hashlib
 import json
@@ -63,7 +64,9 @@ def devkit(tmp_path):
             size = "<size><width>8</width><height>6</height></size>"
             (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
         (folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes("".join(f"{name}\r\n" for name in names).encode())
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_bytes(
+            "".join(f"{name}\r\n" for name in names).encode()
+        )
     return root
 
 
@@ -98,21 +101,34 @@ def test_voc_is_found_in_its_root_and_in_the_devkit(devkit):
 
 def test_the_root_of_one_year_is_not_taken_for_both(devkit):
     site = Site(data={"voc": devkit / "VOC2007"})
-    with pytest.raises(LookupError, match=r"VOC2007 does not hold VOC2007: .*invoke download --dataset voc0712"):
+    with pytest.raises(
+        LookupError, match=r"VOC2007 does not hold VOC2007: .*invoke download --dataset voc0712"
+    ):
         VOC0712().check_root(site)
     (devkit / "VOC2012" / "ImageSets" / "Main" / "trainval.txt").unlink()
-    with pytest.raises(LookupError, match=r"VOC2012/ImageSets/Main/trainval\.txt does not exist\. Layout: VOC2007/ and VOC2012/"):
+    with pytest.raises(
+        LookupError,
+        match=r"VOC2012/ImageSets/Main/trainval\.txt does not exist\. Layout: VOC2007/ and VOC2012/",
+    ):
         VOC0712().check_root(Site(data={"voc": devkit}))
     shutil.rmtree(devkit / "VOC2012")
-    with pytest.raises(LookupError, match=r"VOCdevkit does not hold VOC2012: ImageSets/Main is nowhere\. Get it: `invoke download"):
+    with pytest.raises(
+        LookupError,
+        match=r"VOCdevkit does not hold VOC2012: ImageSets/Main is nowhere\. Get it: `invoke download",
+    ):
         VOC0712().check_root(Site(data={"voc": devkit}))
     assert len(voc0712.read(devkit, "2007_trainval").pictures) == 2
 
 
 def test_a_split_is_of_known_parts_that_differ(devkit):
-    with pytest.raises(LookupError, match=r"no split '2012_test'\. Did you mean .*Several are joined by '\+'"):
+    with pytest.raises(
+        LookupError, match=r"no split '2012_test'\. Did you mean .*Several are joined by '\+'"
+    ):
         voc0712.read(devkit, "2007_trainval+2012_test")
-    with pytest.raises(ValueError, match=r"VOC2007: the image 000005 of 2007_train is in the split 2007_trainval\+2007_train already"):
+    with pytest.raises(
+        ValueError,
+        match=r"VOC2007: the image 000005 of 2007_train is in the split 2007_trainval\+2007_train already",
+    ):
         voc0712.read(devkit, "2007_trainval+2007_train")
     with pytest.raises(LookupError, match=r"Main/val\.txt does not exist"):
         voc0712.read(devkit, "2012_val")
@@ -121,10 +137,22 @@ def test_a_split_is_of_known_parts_that_differ(devkit):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("<width>8", "<width>0"), r"000005\.xml: the size of the image is 0 x 6, which no image has"),
-        (lambda text: text.replace("2.5", "inf"), r"000005\.xml: the <bndbox/xmin> of <object> is 'inf', not a number"),
-        (lambda text: text.replace("2.5", "9.5"), r"000005\.xml: the box of a cat is \(9\.5, 4, 9, 4\): its ends are exchanged"),
-        (lambda text: text.replace("<name>cat", "<name>unicorn"), r"000005\.xml: 'unicorn' is not one of the 20 classes"),
+        (
+            lambda text: text.replace("<width>8", "<width>0"),
+            r"000005\.xml: the size of the image is 0 x 6, which no image has",
+        ),
+        (
+            lambda text: text.replace("2.5", "inf"),
+            r"000005\.xml: the <bndbox/xmin> of <object> is 'inf', not a number",
+        ),
+        (
+            lambda text: text.replace("2.5", "9.5"),
+            r"000005\.xml: the box of a cat is \(9\.5, 4, 9, 4\): its ends are exchanged",
+        ),
+        (
+            lambda text: text.replace("<name>cat", "<name>unicorn"),
+            r"000005\.xml: 'unicorn' is not one of the 20 classes",
+        ),
     ],
 )
 def test_a_wrong_annotation_of_voc_is_named(devkit, change, message):
@@ -142,12 +170,16 @@ def test_a_lost_file_of_voc_is_named_and_counted(devkit):
         voc0712.read(devkit, "2007_trainval")
     for name in LISTS["2007", "trainval"]:
         (folder / "JPEGImages" / f"{name}.jpg").unlink()
-    with pytest.raises(ValueError, match=r"JPEGImages/000007\.jpg does not exist, which .*trainval\.txt names: 2 of its 2 images"):
+    with pytest.raises(
+        ValueError,
+        match=r"JPEGImages/000007\.jpg does not exist, which .*trainval\.txt names: 2 of its 2 images",
+    ):
         voc0712.read(devkit, "2007_trainval")
 
 
 def test_real_boxes_of_voc_are_those_of_the_xml(tmp_path):
-    """Each against a reading of its own: objects are the children of the root, 1 is taken off the left and the top."""
+    """Each against a reading of its own: objects are the children of the root, 1 is taken off the left and
+    the top."""
     root = shared("voc")
     read = voc0712.read(root, "2012_trainval")
     assert len(read.pictures) == 100
@@ -155,15 +187,24 @@ def test_real_boxes_of_voc_are_those_of_the_xml(tmp_path):
     for picture in read.pictures:
         tree = ElementTree.parse(root / "VOCdevkit" / "VOC2012" / "Annotations" / f"{picture.id}.xml")
         objects = [child for child in tree.getroot() if child.tag == "object"]
-        corners = [[float(each.find("bndbox").find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")] for each in objects]
+        corners = [
+            [float(each.find("bndbox").find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")]
+            for each in objects
+        ]
         assert [list(each.box) for each in picture.instances] == (np.array(corners) - [1, 1, 0, 0]).tolist()
-        assert [voc.CLASSES[each.label] for each in picture.instances] == [each.find("name").text for each in objects]
+        assert [voc.CLASSES[each.label] for each in picture.instances] == [
+            each.find("name").text for each in objects
+        ]
         num_difficult += sum(each.difficult for each in picture.instances)
-    texts = "".join(path.read_text() for path in (root / "VOCdevkit" / "VOC2012" / "Annotations").glob("*.xml"))
+    texts = "".join(
+        path.read_text() for path in (root / "VOCdevkit" / "VOC2012" / "Annotations").glob("*.xml")
+    )
     assert num_difficult == texts.count("<difficult>1</difficult>") > 0
     both = voc0712.read(root, "2007_trainval+2012_trainval")
     assert both.pictures[1:] == read.pictures
-    assert [pixels(picture).shape for picture in both.pictures[:2]] == [(each.height, each.width, 3) for each in both.pictures[:2]]
+    assert [pixels(picture).shape for picture in both.pictures[:2]] == [
+        (each.height, each.width, 3) for each in both.pictures[:2]
+    ]
 
 
 # ---- COCO 2017
@@ -173,14 +214,44 @@ RUNS = {"size": [6, 8], "counts": [10, 4, 34]}
 
 
 def rows():
-    """The three tables: an image without annotation, one with a crowd alone, one with two objects; out of order."""
-    images = [{"id": id_, "file_name": f"{id_:012}.jpg", "width": 8, "height": 6, "license": 1} for id_ in (30, 4, 17)]
-    objects = [
-        {"id": 908, "image_id": 4, "category_id": 1, "iscrowd": 1, "bbox": [0, 1.5, 3, 2.25], "segmentation": RUNS, "area": 4},
-        {"id": 7, "image_id": 17, "category_id": 90, "iscrowd": 0, "bbox": [1, 2, 0, 3], "segmentation": [TRIANGLE, TRIANGLE], "area": 6},
-        {"id": 5, "image_id": 17, "category_id": 13, "iscrowd": 0, "bbox": [-2, 0, 20.5, 3], "segmentation": [TRIANGLE], "area": 6},
+    """The three tables: an image without annotation, one with a crowd alone, one with two objects; out of
+    order."""
+    images = [
+        {"id": id_, "file_name": f"{id_:012}.jpg", "width": 8, "height": 6, "license": 1}
+        for id_ in (30, 4, 17)
     ]
-    categories = [{"id": id_, "name": name, "supercategory": "thing"} for id_, name in reversed(CATEGORIES.items())]
+    objects = [
+        {
+            "id": 908,
+            "image_id": 4,
+            "category_id": 1,
+            "iscrowd": 1,
+            "bbox": [0, 1.5, 3, 2.25],
+            "segmentation": RUNS,
+            "area": 4,
+        },
+        {
+            "id": 7,
+            "image_id": 17,
+            "category_id": 90,
+            "iscrowd": 0,
+            "bbox": [1, 2, 0, 3],
+            "segmentation": [TRIANGLE, TRIANGLE],
+            "area": 6,
+        },
+        {
+            "id": 5,
+            "image_id": 17,
+            "category_id": 13,
+            "iscrowd": 0,
+            "bbox": [-2, 0, 20.5, 3],
+            "segmentation": [TRIANGLE],
+            "area": 6,
+        },
+    ]
+    categories = [
+        {"id": id_, "name": name, "supercategory": "thing"} for id_, name in reversed(CATEGORIES.items())
+    ]
     return {"info": {}, "images": images, "annotations": objects, "categories": categories}
 
 
@@ -199,7 +270,10 @@ def test_coco_objects_belong_to_images_in_order_of_their_ids(tmp_path):
     crowd, two, none = (picture.instances for picture in read.pictures)
     assert crowd == (Instance(0, (0.0, 1.5, 3.0, 3.75), crowd=True, segmentation=RUNS),)
     assert [each.label for each in two] == [79, CLASSES.index("stop sign")]
-    assert [each.box for each in two] == [(1.0, 2.0, 1.0, 5.0), (-2.0, 0.0, 18.5, 3.0)]  # no area; beyond the image: as annotated
+    assert [each.box for each in two] == [
+        (1.0, 2.0, 1.0, 5.0),
+        (-2.0, 0.0, 18.5, 3.0),
+    ]  # no area; beyond the image: as annotated
     assert [list(map(list, each.segmentation)) for each in two] == [[TRIANGLE, TRIANGLE], [TRIANGLE]]
     assert none == ()
     assert [picture.id for picture in read.trainable] == [17]
@@ -222,7 +296,10 @@ def test_polygons_of_fewer_than_three_points_are_left_out_and_so_is_an_object_of
 def test_a_compressed_encoding_is_kept_as_it_is(tmp_path):
     content, compressed = rows(), {"size": [6, 8], "counts": ":4R1"}
     content["annotations"][0]["segmentation"] = compressed
-    assert coco2017.read(coco_files(tmp_path, content), "val2017").pictures[0].instances[0].segmentation == compressed
+    assert (
+        coco2017.read(coco_files(tmp_path, content), "val2017").pictures[0].instances[0].segmentation
+        == compressed
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -248,28 +325,49 @@ def change(table, index, **values):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (change("annotations", 1, image_id=18), "the annotation 7 is of the image 18, which is not among its 3 images"),
+        (
+            change("annotations", 1, image_id=18),
+            "the annotation 7 is of the image 18, which is not among its 3 images",
+        ),
         (change("annotations", 1, id=5), "the id 5 is that of more than one annotation"),
         (change("annotations", 1, id=0), "the annotation id 0 is not a whole number from 1 on"),
         (change("images", 0, id=17), "the id 17 is that of more than one image"),
         (change("images", 0, id="30"), "the image id '30' is not a whole number from 0 on"),
-        (change("annotations", 2, category_id=12), "the annotation 5 of the image 17 has the category 12, which COCO has not"),
-        (change("annotations", 2, bbox=[1, 1, -2, 3]), r"the annotation 5 .*bbox \[1, 1, -2, 3\], not left, top, width and height"),
+        (
+            change("annotations", 2, category_id=12),
+            "the annotation 5 of the image 17 has the category 12, which COCO has not",
+        ),
+        (
+            change("annotations", 2, bbox=[1, 1, -2, 3]),
+            r"the annotation 5 .*bbox \[1, 1, -2, 3\], not left, top, width and height",
+        ),
         (change("annotations", 2, bbox=[1, float("nan"), 2, 3]), r"bbox \[1, nan, 2, 3\], not left"),
         (change("annotations", 2, bbox=[1, 2, 3]), r"bbox \[1, 2, 3\], not left"),
         (change("annotations", 2, bbox=["1", 1, 2, 3]), r"bbox \['1', 1, 2, 3\], not left"),
         (change("annotations", 2, bbox=[10**400, 1, 2, 3]), r"too large"),
         (change("annotations", 2, iscrowd=2), "the annotation 5 of the image 17 has iscrowd 2, not 0 or 1"),
-        (change("annotations", 2, segmentation=[[1, 1, 5, 1, 5, float("inf")]]), "the annotation 5 .*neither polygons"),
+        (
+            change("annotations", 2, segmentation=[[1, 1, 5, 1, 5, float("inf")]]),
+            "the annotation 5 .*neither polygons",
+        ),
         (change("annotations", 2, segmentation=["11515"]), "the annotation 5 .*neither polygons"),
-        (change("annotations", 2, segmentation=[[1, 1, 5, 1, 5, "4"]]), "the annotation 5 .*neither polygons"),
+        (
+            change("annotations", 2, segmentation=[[1, 1, 5, 1, 5, "4"]]),
+            "the annotation 5 .*neither polygons",
+        ),
         (change("annotations", 2, segmentation=None), "the annotation 5 .*neither polygons"),
         (
             change("annotations", 0, segmentation={"size": [8, 6], "counts": [48]}),
             r"908 .*size \[8, 6\] \(height, width\), its image has \[6, 8\]",
         ),
-        (change("annotations", 0, segmentation={"size": [6, 8], "counts": [10, 4, 35]}), "908 .*do not add up to the 48 pixels"),
-        (change("annotations", 0, segmentation={"size": [6, 8], "counts": [10, -4, 42]}), "908 .*do not add up"),
+        (
+            change("annotations", 0, segmentation={"size": [6, 8], "counts": [10, 4, 35]}),
+            "908 .*do not add up to the 48 pixels",
+        ),
+        (
+            change("annotations", 0, segmentation={"size": [6, 8], "counts": [10, -4, 42]}),
+            "908 .*do not add up",
+        ),
         *(
             (change("annotations", 0, segmentation={"size": [6, 8], "counts": text}), f"908 .*{message}")
             for text, message in {
@@ -280,22 +378,43 @@ def change(table, index, **values):
                 ":4z1": "compressed run-length encoding with the character 'z'",
             }.items()
         ),
-        (change("annotations", 2, area=None), "the annotation 5 of the image 17 has the area None, not a number of pixels"),
+        (
+            change("annotations", 2, area=None),
+            "the annotation 5 of the image 17 has the area None, not a number of pixels",
+        ),
         (change("annotations", 2, area=-1), "the annotation 5 .*has the area -1, not"),
         (lambda content: content["annotations"][0].pop("area"), r"is not a list of .*KeyError\('area'\)"),
-        (change("images", 1, width=0), r"the image 4 \(000000000004\.jpg\) has 0 x 6 pixels, which no image has"),
+        (
+            change("images", 1, width=0),
+            r"the image 4 \(000000000004\.jpg\) has 0 x 6 pixels, which no image has",
+        ),
         (change("images", 1, height=-6), r"the image 4 .* has 8 x -6 pixels"),
         (change("images", 1, width=8.5), r"the image 4 .* has 8\.5 x 6 pixels"),
-        (change("images", 1, file_name="../secret.jpg"), r"the image 4 is the file '\.\./secret\.jpg', which is not the name of one"),
-        (change("images", 1, file_name="a\nb.jpg"), r"the image 4 is the file 'a\\nb\.jpg', which is not the name of one"),
+        (
+            change("images", 1, file_name="../secret.jpg"),
+            r"the image 4 is the file '\.\./secret\.jpg', which is not the name of one",
+        ),
+        (
+            change("images", 1, file_name="a\nb.jpg"),
+            r"the image 4 is the file 'a\\nb\.jpg', which is not the name of one",
+        ),
         (change("images", 1, file_name=""), "the image 4 is the file '', which is not the name of one"),
         (change("categories", 0, name="tooth\npick"), r"80 categories are not COCO's 80: 90 \(tooth pick"),
         (change("categories", 0, name="toothpick"), r"80 categories are not COCO's 80: 90 \(tooth"),
-        (lambda content: content["categories"].pop(), r"79 categories are not COCO's 80: 1 \(person\), COCO has it and the file has not"),
+        (
+            lambda content: content["categories"].pop(),
+            r"79 categories are not COCO's 80: 1 \(person\), COCO has it and the file has not",
+        ),
         (lambda content: content["images"].clear(), "it has no images"),
-        (lambda content: content.pop("annotations"), r"is not a list of images, annotations and categories \(KeyError\('annotations'\)\)"),
+        (
+            lambda content: content.pop("annotations"),
+            r"is not a list of images, annotations and categories \(KeyError\('annotations'\)\)",
+        ),
         (lambda content: content["annotations"][0].pop("bbox"), r"is not a list of .*KeyError\('bbox'\)"),
-        (lambda content: content.update(images=[1, 2]), "is not a list of images, annotations and categories"),
+        (
+            lambda content: content.update(images=[1, 2]),
+            "is not a list of images, annotations and categories",
+        ),
         (change("annotations", 2, image_id=[17]), "is not a list of images, annotations and categories"),
     ],
 )
@@ -334,12 +453,18 @@ def test_lost_files_of_coco_are_named_and_counted(tmp_path):
     root = coco_files(tmp_path, rows())
     for id_ in (17, 30):
         (root / "val2017" / f"{id_:012}.jpg").unlink()
-    with pytest.raises(ValueError, match=r"val2017/000000000017\.jpg does not exist, which .*instances_val2017\.json names: 2 of its 3"):
+    with pytest.raises(
+        ValueError,
+        match=r"val2017/000000000017\.jpg does not exist, which .*instances_val2017\.json names: 2 of its 3",
+    ):
         coco2017.read(root, "val2017")
     shutil.rmtree(root / "val2017")
     with pytest.raises(LookupError, match=r"val2017 does not exist\. Layout"):
         coco2017.read(root, "val2017")
-    with pytest.raises(LookupError, match=r"instances_train2017\.json does not exist\. Layout: .*Get it: https://cocodataset\.org"):
+    with pytest.raises(
+        LookupError,
+        match=r"instances_train2017\.json does not exist\. Layout: .*Get it: https://cocodataset\.org",
+    ):
         coco2017.read(root, "train2017")
     with pytest.raises(LookupError, match=r"no split 'val2014'\. Did you mean 'val2017'"):
         coco2017.read(root, "val2014")
@@ -357,18 +482,28 @@ def test_real_coco_is_read_as_by_its_own_interface(capsys):
     api = coco_api.COCO(str(read.origin))
     capsys.readouterr()  # the interface prints
     assert [picture.id for picture in read.pictures] == sorted(api.imgs)
-    assert [(each["id"], each["name"]) for each in api.loadCats(sorted(api.cats))] == list(zip(CATEGORY_IDS, CLASSES, strict=True))
+    assert [(each["id"], each["name"]) for each in api.loadCats(sorted(api.cats))] == list(
+        zip(CATEGORY_IDS, CLASSES, strict=True)
+    )
     for picture in read.pictures:
         given = api.loadAnns(api.getAnnIds(imgIds=picture.id))
-        assert [CATEGORY_IDS[each.label] for each in picture.instances] == [each["category_id"] for each in given]
+        assert [CATEGORY_IDS[each.label] for each in picture.instances] == [
+            each["category_id"] for each in given
+        ]
         assert [each.crowd for each in picture.instances] == [bool(each["iscrowd"]) for each in given]
         boxes = np.array([each["bbox"] for each in given])
-        np.testing.assert_array_equal(np.array([each.box for each in picture.instances]), np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+        np.testing.assert_array_equal(
+            np.array([each.box for each in picture.instances]),
+            np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:]],
+        )
         for ours, theirs in zip(picture.instances, given, strict=True):
             kept = ours.segmentation if ours.crowd else [polygon.tolist() for polygon in ours.segmentation]
             assert kept == theirs["segmentation"]
         ours, theirs = picture.instances[0], given[0]  # pycocotools takes what we keep
-        assert (api.annToMask({"segmentation": ours.segmentation, "image_id": picture.id}) == api.annToMask(theirs)).all()
+        assert (
+            api.annToMask({"segmentation": ours.segmentation, "image_id": picture.id})
+            == api.annToMask(theirs)
+        ).all()
     assert sum(each.crowd for picture in read.pictures for each in picture.instances) == 5
     assert len(dataset.load(dataset.train_split, site).pictures) == 80
     assert pixels(read.pictures[0]).shape == (read.pictures[0].height, read.pictures[0].width, 3)
@@ -385,7 +520,14 @@ def test_the_digest_does_not_see_the_place_of_the_files(tmp_path):
 
 TWO = (
     Picture(
-        Path("a.jpg"), 1, 8, 6, (Instance(3, (0.0, 1.0, 2.0, 3.0), segmentation=[array("d", TRIANGLE)]), Instance(4, (0.0, 0.0, 1.0, 1.0)))
+        Path("a.jpg"),
+        1,
+        8,
+        6,
+        (
+            Instance(3, (0.0, 1.0, 2.0, 3.0), segmentation=[array("d", TRIANGLE)]),
+            Instance(4, (0.0, 0.0, 1.0, 1.0)),
+        ),
     ),
     Picture(Path("b.jpg"), 2, 8, 6, ()),
 )
@@ -395,10 +537,16 @@ def test_the_digest_is_the_same_on_every_machine():
     objects = b"[3, false, false, [6], null]\n" + struct.pack("<10d", 0, 1, 2, 3, *TRIANGLE)
     objects += b"[4, false, false, [], null]\n" + struct.pack("<4d", 0, 0, 1, 1)
     expected = hashlib.sha256(b'["a.jpg", 1, 8, 6, 2]\n' + objects + b'["b.jpg", 2, 8, 6, 0]\n').hexdigest()
-    assert detection.digest(TWO) == expected == "281e2b5cca8b321e3a7f2ab1279503f97a824e97b0c78f268c2d5113c237af2d"
+    assert (
+        detection.digest(TWO)
+        == expected
+        == "281e2b5cca8b321e3a7f2ab1279503f97a824e97b0c78f268c2d5113c237af2d"
+    )
     assert detection.digest(TWO) != detection.digest(reversed(TWO))
     as_list = TWO[0].instances[0]._replace(segmentation=[TRIANGLE])
-    assert detection.digest([TWO[0]._replace(instances=(as_list, TWO[0].instances[1])), TWO[1]]) == detection.digest(TWO)
+    assert detection.digest(
+        [TWO[0]._replace(instances=(as_list, TWO[0].instances[1])), TWO[1]]
+    ) == detection.digest(TWO)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +588,9 @@ def test_an_object_does_not_move_to_the_next_image_unseen():
 def test_pixels_are_rgb_whatever_the_file_is(tmp_path):
     whole = pixels(Picture(image(tmp_path / "a.jpg"), 1, 8, 6, ()))
     assert (whole.dtype, whole.shape) == (np.uint8, (6, 8, 3))
-    assert np.abs(whole[..., 2].astype(int) - whole[..., 0] - 40).max() < 12  # red first: the channels differ by 20 from one to the next
+    assert (
+        np.abs(whole[..., 2].astype(int) - whole[..., 0] - 40).max() < 12
+    )  # red first: the channels differ by 20 from one to the next
     Image.open(tmp_path / "a.jpg").convert("L").save(tmp_path / "grey.png")
     grey = pixels(Picture(tmp_path / "grey.png", 2, 8, 6, ()))
     assert (grey[..., 0] == grey[..., 2]).all()
@@ -503,5 +653,8 @@ def test_a_truncated_real_photograph_is_named(tmp_path):
 
 def test_another_size_than_the_annotated_one_is_told(tmp_path):
     file = image(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match=rf"^{file} has 8 x 6 pixels, its annotation says 6 x 8: boxes and masks would lie elsewhere"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^{file} has 8 x 6 pixels, its annotation says 6 x 8: boxes and masks would lie elsewhere",
+    ):
         pixels(Picture(file, 1, 6, 8, ()))

@@ -1,4 +1,5 @@
-"""VOC2007, Places205, iNaturalist 2018 and the lists of labelled images: read exactly, and a fault is an error that names the file."""
+"""VOC2007, Places205, iNaturalist 2018 and the lists of labelled images: read exactly, and a fault is an
+error that names the file."""
 
 import gzip
 import hashlib
@@ -48,7 +49,10 @@ def picture(path, grey=0):
 def annotation(*objects):
     """The XML of an image with objects (class, difficult)."""
     box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>7.5</xmax><ymax>6</ymax></bndbox>"
-    parts = [f"<object><name>{name}</name><difficult>{difficult}</difficult>{box}</object>" for name, difficult in objects]
+    parts = [
+        f"<object><name>{name}</name><difficult>{difficult}</difficult>{box}</object>"
+        for name, difficult in objects
+    ]
     return f"<annotation><size><width>8</width><height>6</height><depth>3</depth></size>{''.join(parts)}</annotation>"
 
 
@@ -69,7 +73,12 @@ def voc_files(folder):
         (folder / "Annotations").mkdir(exist_ok=True)
         (folder / "Annotations" / f"{name}.xml").write_text(annotation(*objects))
     (folder / "ImageSets" / "Main").mkdir(parents=True)
-    for split, ids in (("trainval", TRAINVAL), ("train", TRAINVAL[:2]), ("val", TRAINVAL[2:]), ("test", TEST)):
+    for split, ids in (
+        ("trainval", TRAINVAL),
+        ("train", TRAINVAL[:2]),
+        ("val", TRAINVAL[2:]),
+        ("test", TEST),
+    ):
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids))
     return folder
 
@@ -116,7 +125,10 @@ def test_voc_is_found_in_its_root_in_the_devkit_and_as_the_root_itself(tmp_path,
     dataset.check_root(site)
     assert [len(dataset.load(split, site)) for split in ("train", "val", "trainval", "test")] == [2, 1, 3, 1]
     (tmp_path / "other").mkdir()
-    with pytest.raises(LookupError, match=rf"{tmp_path}/other is not VOC2007 and does not hold it.*invoke download --dataset voc2007"):
+    with pytest.raises(
+        LookupError,
+        match=rf"{tmp_path}/other is not VOC2007 and does not hold it.*invoke download --dataset voc2007",
+    ):
         dataset.check_root(Site(data={"voc": tmp_path / "other"}))
     with pytest.raises(LookupError, match=r"no split 'valid'.*Did you mean 'val'"):
         dataset.load("valid", site)
@@ -136,8 +148,14 @@ def test_line_ends_and_blanks_of_a_list_do_not_matter(release):
         (b"../000005\n", r"trainval\.txt, line 1: '\.\./000005' is not the name"),
         (b"\xff\xfe0\n", r"trainval\.txt, line 1: .* is not the name"),
         (b"000005\n000007\n000005\n", r"trainval\.txt, line 3: 000005 is on line 1 already"),
-        (b"000007\n", r"trainval\.txt names no positive image of aeroplane, .*, cat, chair, .*tvmonitor: each class"),
-        (b"000005\n000099\n000098\n", r"JPEGImages/000099\.jpg does not exist, which .*trainval\.txt names: 2 of its 3 images are missing"),
+        (
+            b"000007\n",
+            r"trainval\.txt names no positive image of aeroplane, .*, cat, chair, .*tvmonitor: each class",
+        ),
+        (
+            b"000005\n000099\n000098\n",
+            r"JPEGImages/000099\.jpg does not exist, which .*trainval\.txt names: 2 of its 3 images are missing",
+        ),
     ],
 )
 def test_a_wrong_list_is_named_with_the_line(release, content, message):
@@ -156,16 +174,28 @@ OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]>'
     [
         (lambda text: LAUGHS + text.replace("cat", "&c;"), "declares a document type or entities"),
         (lambda text: OUTSIDE + text.replace("cat", "&b;"), "declares a document type or entities"),
-        (lambda text: '<!DOCTYPE a SYSTEM "http://localhost/a.dtd">' + text, "declares a document type or entities"),
+        (
+            lambda text: '<!DOCTYPE a SYSTEM "http://localhost/a.dtd">' + text,
+            "declares a document type or entities",
+        ),
         (lambda text: text[:-5], "is not well-formed XML"),
         (lambda text: "", "is not well-formed XML"),
         (lambda text: '<?xml version="1.0" encoding="klingon"?>' + text, "is not well-formed XML"),
         (lambda text: text.replace("cat", "unicorn"), "'unicorn' is not one of the 20 classes"),
         (lambda text: text.replace("<name>cat</name>", ""), "'' is not one of the 20 classes"),
-        (lambda text: text.replace("<difficult>1", "<difficult>2"), "the <difficult> of a cat is '2', not 0 or 1"),
+        (
+            lambda text: text.replace("<difficult>1", "<difficult>2"),
+            "the <difficult> of a cat is '2', not 0 or 1",
+        ),
         (lambda text: text.replace("7.5", "nan"), "the <bndbox/xmax> of <object> is 'nan', not a number"),
-        (lambda text: text.replace("7.5", "0"), r"the box of a cat is \(1, 2, 0, 6\): its ends are exchanged"),
-        (lambda text: text.replace("<width>8</width>", ""), "the <size/width> of <annotation> is '', not a number"),
+        (
+            lambda text: text.replace("7.5", "0"),
+            r"the box of a cat is \(1, 2, 0, 6\): its ends are exchanged",
+        ),
+        (
+            lambda text: text.replace("<width>8</width>", ""),
+            "the <size/width> of <annotation> is '', not a number",
+        ),
     ],
 )
 def test_a_wrong_annotation_is_named(release, change, message):
@@ -178,7 +208,9 @@ def test_a_wrong_annotation_is_named(release, change, message):
 
 def test_a_missing_annotation_list_or_folder_is_named(release):
     (release / "Annotations" / "000007.xml").unlink()
-    with pytest.raises(ValueError, match=r"000007\.xml cannot be read \(No such file or directory\): every image needs"):
+    with pytest.raises(
+        ValueError, match=r"000007\.xml cannot be read \(No such file or directory\): every image needs"
+    ):
         voc2007.read(release, "trainval")
     (release / "ImageSets" / "Main" / "val.txt").unlink()
     with pytest.raises(LookupError, match=r"Main/val\.txt does not exist"):
@@ -201,25 +233,40 @@ def test_the_digest_sees_another_target_and_a_lost_file(release):
     assert images.digest != digest
     again = voc2007.read(release, "trainval")
     (release / "JPEGImages" / "000007.jpg").unlink()
-    with pytest.raises(ValueError, match=r"^\S*/000007\.jpg belongs to the data set and cannot be found \(No such file or directory\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"^\S*/000007\.jpg belongs to the data set and cannot be found \(No such file or directory\)",
+    ):
         _ = again.digest
 
 
 def test_the_official_lists_of_voc2007_have_the_published_counts():
     folder = shared("voc/voc2007_official_ImageSets/Main")
     ids = {split: voc.read_ids(folder / f"{split}.txt") for split in voc2007.SPLITS}
-    assert {split: len(names) for split, names in ids.items()} == {"train": 2501, "val": 2510, "trainval": 5011, "test": 4952}
+    assert {split: len(names) for split, names in ids.items()} == {
+        "train": 2501,
+        "val": 2510,
+        "trainval": 5011,
+        "test": 4952,
+    }
     assert set(ids["train"]) | set(ids["val"]) == set(ids["trainval"])
     assert not set(ids["trainval"]) & set(ids["test"])
 
 
 def test_targets_are_those_of_the_official_lists_of_each_class():
-    """Real annotations against the lists that the release has for each class: 1, -1, and 0 for difficult objects alone."""
+    """Real annotations against the lists that the release has for each class: 1, -1, and 0 for difficult
+    objects alone."""
     sets, root = shared("voc/voc2007_official_ImageSets/Main"), shared("voc/VOCdevkit")
     images = voc2007.read(root, "test")
     names = [Path(images.name(index)).stem for index in range(len(images))]
     official = np.array(
-        [[dict(map(str.split, (sets / f"{each}_test.txt").read_text().splitlines()))[name] for each in voc.CLASSES] for name in names]
+        [
+            [
+                dict(map(str.split, (sets / f"{each}_test.txt").read_text().splitlines()))[name]
+                for each in voc.CLASSES
+            ]
+            for name in names
+        ]
     )
     assert names == ["000001", "000002", "000003", "000004"]
     assert images.targets.tolist() == official.astype(int).tolist()
@@ -230,7 +277,8 @@ def test_targets_are_those_of_the_official_lists_of_each_class():
 
 
 def test_real_annotations_of_another_year_are_read_the_same_way(tmp_path):
-    """VOC2012's photographs as a VOC2007: parts of persons have boxes and names of their own, which are not objects."""
+    """VOC2012's photographs as a VOC2007: parts of persons have boxes and names of their own, which are not
+    objects."""
     source = shared("voc/VOCdevkit/VOC2012")
     root = tmp_path / "VOC2007"
     root.mkdir()
@@ -239,7 +287,9 @@ def test_real_annotations_of_another_year_are_read_the_same_way(tmp_path):
     images = voc2007.read(tmp_path, "trainval")
     assert len(images) == 100
     assert (images.targets == 1).any(axis=0).all()
-    texts = [(source / "Annotations" / f"{Path(images.name(index)).stem}.xml").read_text() for index in range(100)]
+    texts = [
+        (source / "Annotations" / f"{Path(images.name(index)).stem}.xml").read_text() for index in range(100)
+    ]
     for column, name in enumerate(voc.CLASSES):
         assert [f"<name>{name}</name>" in text for text in texts] == (images.targets[:, column] >= 0).tolist()
 
@@ -254,8 +304,12 @@ def places(tmp_path):
         picture(tmp_path / "data" / "vision" / "torralba" / "deeplearning" / "images256" / name)
     folder = tmp_path / "trainvalsplit_places205"
     folder.mkdir()
-    (folder / "train_places205.csv").write_text("v/valley/9.jpg 2\na/abbey/1.jpg 0\nc/church/outdoor/1.jpg 1\na/abbey/2.jpg 0\n")
-    (folder / "val_places205.csv").write_bytes(b"a/abbey/2.jpg 0\r\nc/church/outdoor/1.jpg 1 \r\n\r\nv/valley/9.jpg 2")
+    (folder / "train_places205.csv").write_text(
+        "v/valley/9.jpg 2\na/abbey/1.jpg 0\nc/church/outdoor/1.jpg 1\na/abbey/2.jpg 0\n"
+    )
+    (folder / "val_places205.csv").write_bytes(
+        b"a/abbey/2.jpg 0\r\nc/church/outdoor/1.jpg 1 \r\n\r\nv/valley/9.jpg 2"
+    )
     return tmp_path
 
 
@@ -263,7 +317,9 @@ def test_places_are_read_in_the_order_of_the_list(places):
     images = places205.read(places, "train", num_classes=3)
     assert images.labels.tolist() == [2, 0, 1, 0]
     assert images.classes == ("a/abbey", "c/church/outdoor", "v/valley")
-    assert images.name(2) == str(places / "data/vision/torralba/deeplearning/images256/c/church/outdoor/1.jpg")
+    assert images.name(2) == str(
+        places / "data/vision/torralba/deeplearning/images256/c/church/outdoor/1.jpg"
+    )
     assert images.canvas([3], 8)[1].tolist() == [[6, 8]]
     val = places205.read(places, "val", num_classes=3)
     assert (val.labels.tolist(), val.classes) == ([0, 1, 2], images.classes)
@@ -296,10 +352,14 @@ def test_a_wrong_line_of_places_is_named(places, line, message):
 
 
 def test_places_without_a_class_a_file_or_a_folder_say_so(places):
-    with pytest.raises(ValueError, match=r"train_places205\.csv has no image of class 3: it has 3 of the 205 classes"):
+    with pytest.raises(
+        ValueError, match=r"train_places205\.csv has no image of class 3: it has 3 of the 205 classes"
+    ):
         places205.read(places, "train")
     (places / "data/vision/torralba/deeplearning/images256/v/valley/9.jpg").unlink()
-    images = places205.read(places, "train", num_classes=3)  # nobody asks two million files whether they are there
+    images = places205.read(
+        places, "train", num_classes=3
+    )  # nobody asks two million files whether they are there
     with pytest.raises(ValueError, match=r"^\S*/v/valley/9\.jpg belongs to the data set and cannot be found"):
         _ = images.digest
     (places / "trainvalsplit_places205" / "val_places205.csv").unlink()
@@ -324,9 +384,15 @@ def test_names_in_flat_arrays_are_the_names():
 
 
 def inat_content():
-    images = [{"id": 7, "file_name": "train_val2018/Aves/5/b.jpg"}, {"id": 3, "file_name": "train_val2018/Fungi/9/a.jpg"}]
+    images = [
+        {"id": 7, "file_name": "train_val2018/Aves/5/b.jpg"},
+        {"id": 3, "file_name": "train_val2018/Fungi/9/a.jpg"},
+    ]
     images.append({"id": 4, "file_name": "train_val2018/Aves/5/c.jpg"})
-    annotations = [{"id": image, "image_id": image, "category_id": category} for image, category in ((3, 9), (4, 5), (7, 5))]
+    annotations = [
+        {"id": image, "image_id": image, "category_id": category}
+        for image, category in ((3, 9), (4, 5), (7, 5))
+    ]
     categories = [{"id": 9, "name": "Amanita"}, {"id": 5, "name": "Corvus"}]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -349,17 +415,41 @@ def test_inaturalist_joins_images_and_categories_by_their_ids(tmp_path):
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [
-        ("annotations", lambda rows: rows[:-1], r"the image train_val2018/Aves/5/b\.jpg has no annotation, 1 images in all"),
-        ("annotations", lambda rows: [*rows, rows[0]], r"the image train_val2018/Fungi/9/a\.jpg has two annotations"),
-        ("annotations", lambda rows: [{**rows[0], "image_id": 8}], "an annotation is of the image 8, which does not exist"),
-        ("annotations", lambda rows: [{**rows[0], "category_id": 6}], r"Fungi/9/a\.jpg has the category 6, which does not exist"),
-        ("annotations", lambda rows: [{"id": 1}], r"is not a list of images, annotations and categories \(KeyError\('image_id'\)\)"),
+        (
+            "annotations",
+            lambda rows: rows[:-1],
+            r"the image train_val2018/Aves/5/b\.jpg has no annotation, 1 images in all",
+        ),
+        (
+            "annotations",
+            lambda rows: [*rows, rows[0]],
+            r"the image train_val2018/Fungi/9/a\.jpg has two annotations",
+        ),
+        (
+            "annotations",
+            lambda rows: [{**rows[0], "image_id": 8}],
+            "an annotation is of the image 8, which does not exist",
+        ),
+        (
+            "annotations",
+            lambda rows: [{**rows[0], "category_id": 6}],
+            r"Fungi/9/a\.jpg has the category 6, which does not exist",
+        ),
+        (
+            "annotations",
+            lambda rows: [{"id": 1}],
+            r"is not a list of images, annotations and categories \(KeyError\('image_id'\)\)",
+        ),
         ("images", lambda rows: [*rows, rows[0]], "two images have the id 7"),
         ("images", lambda rows: [], "it has no images"),
         ("images", lambda rows: None, "is not a list of images, annotations and categories"),
         ("categories", lambda rows: rows[1:], "it has 1 categories, not 2"),
         ("categories", lambda rows: [rows[0], rows[0]], "two categories have the id 9"),
-        ("categories", lambda rows: [*rows, {"id": 1, "name": "Ursus"}], r"the category 1 \(Ursus\) has no images, 1 categories in all"),
+        (
+            "categories",
+            lambda rows: [*rows, {"id": 1, "name": "Ursus"}],
+            r"the category 1 \(Ursus\) has no images, 1 categories in all",
+        ),
     ],
 )
 def test_a_wrong_table_of_inaturalist_is_named(tmp_path, table, change, message):
@@ -397,7 +487,9 @@ def official(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("name", "count"), [("1percent", 12_811), pytest.param("10percent", 128_116, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("1percent", 12_811), pytest.param("10percent", 128_116, marks=pytest.mark.slow)]
+)
 def test_the_lists_of_imagenet_have_the_published_counts(official, tmp_path, name, count):
     path = lists.of_imagenet(name, Site(runs=tmp_path, data={"imagenet_subsets": official}))
     lines = path.read_bytes().split()
@@ -409,7 +501,10 @@ def test_the_lists_of_imagenet_have_the_published_counts(official, tmp_path, nam
     assert (len(classes), len(chosen)) == (1000, count)
     assert (np.diff(chosen) > 0).all()
     assert {images.names[index] for index in chosen.tolist()} == set(names)
-    with pytest.raises(ValueError, match=rf"names {lines[1].decode()}, which the train split lacks: 2 of its {count} images are missing"):
+    with pytest.raises(
+        ValueError,
+        match=rf"names {lines[1].decode()}, which the train split lacks: 2 of its {count} images are missing",
+    ):
         lists.indices(split_of(names[:1] + names[3:] + others, classes), path)
     assert not list(tmp_path.iterdir())  # nothing was fetched
 
@@ -423,12 +518,16 @@ def test_imagenet_needs_every_image_of_its_list(official, tmp_path):
             os.link(tmp_path / "x.ppm", tmp_path / split / name / f"{name}_0.ppm")
     site = Site(runs=tmp_path / "runs", data={"imagenet": tmp_path, "imagenet_subsets": official})
     ImageNet().check_subset("1percent", site)
-    with pytest.raises(ValueError, match=r"1percent\.txt names n04235860_14959\.JPEG, .*: 12811 of its 12811 images are missing"):
+    with pytest.raises(
+        ValueError,
+        match=r"1percent\.txt names n04235860_14959\.JPEG, .*: 12811 of its 12811 images are missing",
+    ):
         ImageNet().labelled_subset("1percent", site)
 
 
 def test_imagenette_takes_what_its_train_split_has_and_nothing_of_val(official, tmp_path):
-    """Of each class three images of the list, in another format: two in train, one in val, beside one that the list lacks."""
+    """Of each class three images of the list, in another format: two in train, one in val, beside one that
+    the list lacks."""
     listed = (official / "1percent.txt").read_text().split()
     classes = sorted({name.split("_")[0] for name in listed})[:10]
     expected = []
@@ -438,13 +537,18 @@ def test_imagenette_takes_what_its_train_split_has_and_nothing_of_val(official, 
         for split, stems in (("train", [first, second, f"{name}_x"]), ("val", [third])):
             for stem in stems:
                 picture(tmp_path / split / name / f"{stem}.png")
-    dataset, site = Imagenette(), Site(runs=tmp_path / "runs", data={"imagenette": tmp_path, "imagenet_subsets": official})
+    dataset, site = (
+        Imagenette(),
+        Site(runs=tmp_path / "runs", data={"imagenette": tmp_path, "imagenet_subsets": official}),
+    )
     chosen, train = dataset.labelled_subset("1percent", site), dataset.load("train", site)
     assert chosen.dtype == np.int64
     assert sorted(Path(train.name(index)).stem for index in chosen) == sorted(expected)
     for path in (tmp_path / "train" / classes[3]).glob("*_[0-9]*.png"):
         path.unlink()
-    with pytest.raises(ValueError, match=rf"names no image of the class '{classes[3]}' .*; of the 10 classes 1 have none"):
+    with pytest.raises(
+        ValueError, match=rf"names no image of the class '{classes[3]}' .*; of the 10 classes 1 have none"
+    ):
         dataset.labelled_subset("1percent", site)
 
 
@@ -459,28 +563,39 @@ def test_the_lists_cut_to_the_real_imagenette(official):
     for name, count in (("1percent", 93), ("10percent", 909)):
         listed = set((official / f"{name}.txt").read_text().split())
         chosen = lists.indices_there(images, official / f"{name}.txt")
-        assert len(chosen) == count < len(listed & everywhere)  # the release moved some of ImageNet's train images to val
+        assert (
+            len(chosen) == count < len(listed & everywhere)
+        )  # the release moved some of ImageNet's train images to val
         assert {Path(images.name(index)).name for index in chosen.tolist()} <= listed
         assert set(images.labels[chosen].tolist()) == set(range(10))
 
 
 def test_a_list_that_is_not_the_published_one_is_refused(tmp_path):
     site = Site(runs=tmp_path / "runs", data={"imagenet_subsets": tmp_path})
-    with pytest.raises(LookupError, match=r"1percent\.txt does not exist\. Get it: https://.*1percent\.txt \(sha256 71e82a48"):
+    with pytest.raises(
+        LookupError, match=r"1percent\.txt does not exist\. Get it: https://.*1percent\.txt \(sha256 71e82a48"
+    ):
         ImageNet().check_subset("1percent", site)
     (tmp_path / "1percent.txt").write_text("n01440764_1.JPEG\n")
     with pytest.raises(ValueError, match=r"1percent\.txt has the sha256 .*expected is 71e82a48"):
         Imagenette().labelled_subset("1percent", site)
-    with pytest.raises(LookupError, match=r"no list of labelled images '5percent'.*Known: 1percent, 10percent"):
+    with pytest.raises(
+        LookupError, match=r"no list of labelled images '5percent'.*Known: 1percent, 10percent"
+    ):
         ImageNet().check_subset("5percent", site)
     with pytest.raises(LookupError, match=r"'imagenet_subsets' is .*nowhere, which is not a folder"):
         ImageNet().check_subset("1percent", Site(data={"imagenet_subsets": tmp_path / "nowhere"}))
 
 
-@pytest.mark.parametrize("dataset", [ImageNet100(), VOC2007(), SyntheticPlaces205()], ids=lambda dataset: dataset.name)
+@pytest.mark.parametrize(
+    "dataset", [ImageNet100(), VOC2007(), SyntheticPlaces205()], ids=lambda dataset: dataset.name
+)
 def test_a_data_set_without_lists_says_which_have_them(dataset, tmp_path):
     for ask in (dataset.check_subset, dataset.labelled_subset):
-        with pytest.raises(LookupError, match=r"has no list of labelled images '1percent': ImageNet, Imagenette and the synthetic folder"):
+        with pytest.raises(
+            LookupError,
+            match=r"has no list of labelled images '1percent': ImageNet, Imagenette and the synthetic folder",
+        ):
             ask("1percent", Site(runs=tmp_path))
 
 
@@ -501,7 +616,10 @@ def test_a_wrong_line_of_a_list_is_named(tmp_path, content, message):
 
 def test_a_line_is_a_file_name_that_begins_with_its_class_or_a_path(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"n01_1.JPEG\r\n\r\nsquare_dots/00012.ppm\n")
-    assert lists.read(tmp_path / "list.txt") == {b"n01/n01_1": b"n01_1.JPEG", b"square_dots/00012": b"square_dots/00012.ppm"}
+    assert lists.read(tmp_path / "list.txt") == {
+        b"n01/n01_1": b"n01_1.JPEG",
+        b"square_dots/00012": b"square_dots/00012.ppm",
+    }
 
 
 @pytest.fixture
@@ -557,7 +675,10 @@ def test_without_a_network_the_error_says_how_to_get_the_list(server, tmp_path):
     server["content"] = b""
     refused = "http://127.0.0.1:1/list.txt"
     for url, why in ((server["url"], "HTTP Error 404"), (refused, "Connection refused")):
-        with pytest.raises(LookupError, match=rf"{url} cannot be fetched \(.*{why}.*sha256 abc .*`imagenet_subsets = .* under \[data\]"):
+        with pytest.raises(
+            LookupError,
+            match=rf"{url} cannot be fetched \(.*{why}.*sha256 abc .*`imagenet_subsets = .* under \[data\]",
+        ):
             lists.fetched(url, tmp_path / "list.txt", "abc")
     assert not (tmp_path / "list.txt").exists()
 

@@ -1,4 +1,5 @@
-"""What goes into Detectron2 and comes out of it, as far as it can be tested where Detectron2 is not: names, config, records, results."""
+"""What goes into Detectron2 and comes out of it, as far as it can be tested where Detectron2 is not: names,
+config, records, results."""
 
 from __future__ import annotations
 
@@ -18,21 +19,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from toys import SHARED
 
-from reproduce import checkpoint
+from reproduce.commands.forecast import action
 from reproduce.data import coco2017
 from reproduce.data.coco2017 import COCO2017
 from reproduce.data.detection import Annotated, Instance, Picture
 from reproduce.data.voc0712 import VOC0712
 from reproduce.detection import conversion, detectron2
 from reproduce.detection.detectron2_config import settings
-from reproduce.detection.detectron2_formats import check_coco, check_voc, dictionary, measured, metadata, trainable, write_voc
-from reproduce.forecast import fate
+from reproduce.detection.detectron2_formats import (
+    check_coco,
+    check_voc,
+    dictionary,
+    measured,
+    metadata,
+    trainable,
+    write_voc,
+)
 from reproduce.nn import backbones
 from reproduce.nn.stages import stages
+from reproduce.nn.weights import Weights
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.voc_detection import VOCDetection
+from reproduce.runs import checkpoint
 from reproduce.site import Site
-from reproduce.spec import Evaluate, Weights
+from reproduce.spec import Evaluate
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet18_3x3": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
@@ -54,7 +64,12 @@ def lively(name: str) -> Any:
 class Detectron2ResNet:
     """A ResNet in eval mode, computed from tensors under Detectron2's names alone."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray[Any, Any]], blocks: tuple[int, ...], stride_in_1x1: bool = False) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, np.ndarray[Any, Any]],
+        blocks: tuple[int, ...],
+        stride_in_1x1: bool = False,
+    ) -> None:
         self.tensors = {name: torch.from_numpy(value) for name, value in tensors.items()}
         self.blocks, self.stride_in_1x1 = blocks, stride_in_1x1
 
@@ -62,7 +77,8 @@ class Detectron2ResNet:
         weight = self.tensors[f"{name}.weight"]
         x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
         scale, shift, mean, variance = (
-            self.tensors[f"{name}.norm.{part}"].view(1, -1, 1, 1) for part in ("weight", "bias", "running_mean", "running_var")
+            self.tensors[f"{name}.norm.{part}"].view(1, -1, 1, 1)
+            for part in ("weight", "bias", "running_mean", "running_var")
         )
         return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
 
@@ -78,7 +94,9 @@ class Detectron2ResNet:
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Of the stem and of res2 to res5."""
-        x = F.relu(self.convolved(x, "stem.conv1", 2 if self.tensors["stem.conv1.weight"].shape[-1] == 7 else 1))
+        x = F.relu(
+            self.convolved(x, "stem.conv1", 2 if self.tensors["stem.conv1.weight"].shape[-1] == 7 else 1)
+        )
         found = [F.max_pool2d(x, 3, 2, padding=1)]
         for stage, count in enumerate(self.blocks, start=2):
             x = found[-1]
@@ -111,14 +129,22 @@ def test_a_resnet50_has_318_tensors_and_its_classifier_is_dropped() -> None:
     content = conversion.file(tensors | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)})
     names = list(content["model"])
     assert len(set(names)) == 318
-    assert Counter(name.split(".")[0] for name in names) == {"stem": 6, "res2": 60, "res3": 78, "res4": 114, "res5": 60}
+    assert Counter(name.split(".")[0] for name in names) == {
+        "stem": 6,
+        "res2": 60,
+        "res3": 78,
+        "res4": 114,
+        "res5": 60,
+    }
     assert sum(name.endswith("num_batches_tracked") for name in names) == 53
     assert content["matching_heuristics"] is True
     assert content["__author__"] != "Caffe2"
     assert all(type(value) is np.ndarray for value in content["model"].values())
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in BLOCKS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in BLOCKS]
+)
 def test_a_resnet_under_detectron2s_names_computes_what_ours_does(name: str) -> None:
     backbone = lively(name)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -198,7 +224,8 @@ VOC_VALUES = {
     "TEST.DETECTIONS_PER_IMAGE": 100,
     "SEED": 3,
 }
-"""facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml, pascal_voc_R_50_C4_24k.yaml and ...24k_moco.yaml."""
+"""facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml, pascal_voc_R_50_C4_24k.yaml and
+...24k_moco.yaml."""
 COCO_VALUES = VOC_VALUES | {
     "MODEL.MASK_ON": True,
     "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
@@ -229,14 +256,18 @@ COCO_VALUES = VOC_VALUES | {
     "SOLVER.STEPS": (60000, 80000),
     "SOLVER.WARMUP_ITERS": 50,
 }
-"""Section 8.4 of the paper, and detectron2 configs/Base-RCNN-FPN.yaml and Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml for the rest."""
+"""Section 8.4 of the paper, and detectron2 configs/Base-RCNN-FPN.yaml and
+Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml for the rest."""
 PIXELS = {"MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53], "MODEL.PIXEL_STD": [58.395, 57.12, 57.375]}
 
 
 @pytest.mark.parametrize(
-    ("protocol", "dataset", "wanted"), [(VOCDetection(), VOC0712(), VOC_VALUES), (COCOMaskRCNN(), COCO2017(), COCO_VALUES)]
+    ("protocol", "dataset", "wanted"),
+    [(VOCDetection(), VOC0712(), VOC_VALUES), (COCOMaskRCNN(), COCO2017(), COCO_VALUES)],
 )
-def test_the_config_has_the_values_of_the_sources(protocol: Any, dataset: Any, wanted: dict[str, Any]) -> None:
+def test_the_config_has_the_values_of_the_sources(
+    protocol: Any, dataset: Any, wanted: dict[str, Any]
+) -> None:
     found = settings(protocol, "resnet50", dataset, device="cpu", seed=3)
     for name, values in PIXELS.items():
         assert found.pop(name) == pytest.approx(values)
@@ -255,7 +286,11 @@ def test_the_pyramid_of_a_small_stem_is_one_level_lower_and_a_resnet18_is_narrow
 def test_rate_and_schedule_follow_the_batch() -> None:
     found = settings(VOCDetection(batch_size=2), "resnet50", VOC0712(), device="cpu", seed=0)
     assert (found["SOLVER.IMS_PER_BATCH"], found["SOLVER.BASE_LR"]) == (2, 0.0025)
-    assert (found["SOLVER.MAX_ITER"], found["SOLVER.STEPS"], found["SOLVER.WARMUP_ITERS"]) == (192000, (144000, 176000), 800)
+    assert (found["SOLVER.MAX_ITER"], found["SOLVER.STEPS"], found["SOLVER.WARMUP_ITERS"]) == (
+        192000,
+        (144000, 176000),
+        800,
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,8 +304,14 @@ def test_rate_and_schedule_follow_the_batch() -> None:
         ({"gamma": -0.1}, "takes gamma from 0 to 1, not -0.1"),
         ({"score_threshold": 2.0}, "takes score_threshold from 0 to 1, not 2"),
         ({"precise_bn_iterations": -1}, "takes precise_bn_iterations of at least 0, not -1"),
-        ({"iterations": 100}, "Where --set changes both, drops comes before iterations for a shorter training, after it for a longer one"),
-        ({"iterations": 20, "drops": ()}, "not 50 of 20. Where --set changes both, warmup_iterations comes before"),
+        (
+            {"iterations": 100},
+            "Where --set changes both, drops comes before iterations for a shorter training, after it for a longer one",
+        ),
+        (
+            {"iterations": 20, "drops": ()},
+            "not 50 of 20. Where --set changes both, warmup_iterations comes before",
+        ),
     ],
 )
 def test_a_value_that_no_engine_takes_is_named(changed: Any, said: str) -> None:
@@ -280,16 +321,24 @@ def test_a_value_that_no_engine_takes_is_named(changed: Any, said: str) -> None:
 
 def test_what_detectron2_has_not_is_refused_in_a_line() -> None:
     with pytest.raises(
-        ValueError, match=r"^The engine detectron2 takes a ResNet \(resnet50, .*'small': `--set protocol.engine=torchvision`"
+        ValueError,
+        match=r"^The engine detectron2 takes a ResNet \(resnet50, .*'small': `--set protocol.engine=torchvision`",
     ):
         settings(VOCDetection(), "small", VOC0712(), device="cpu", seed=0)
     with pytest.raises(ValueError, match="takes one anchor size for each of 5 levels"):
         settings(COCOMaskRCNN(anchor_sizes=(8, 16)), "resnet50", COCO2017(), device="cpu", seed=0)
-    with pytest.raises(ValueError, match=r"^norm is 'BN2', but the engine detectron2 trains with one of SyncBN, "):
+    with pytest.raises(
+        ValueError, match=r"^norm is 'BN2', but the engine detectron2 trains with one of SyncBN, "
+    ):
         settings(VOCDetection(norm="BN2"), "resnet50", VOC0712(), device="cpu", seed=0)
     with pytest.raises(ValueError, match=r"^freeze_at is 5, but the backbone has 4 stages"):
         settings(VOCDetection(freeze_at=5), "resnet50", VOC0712(), device="cpu", seed=0)
-    assert settings(COCOMaskRCNN(freeze_at=5), "resnet50", COCO2017(), device="cpu", seed=0)["MODEL.BACKBONE.FREEZE_AT"] == 5
+    assert (
+        settings(COCOMaskRCNN(freeze_at=5), "resnet50", COCO2017(), device="cpu", seed=0)[
+            "MODEL.BACKBONE.FREEZE_AT"
+        ]
+        == 5
+    )
 
 
 # Records
@@ -306,7 +355,9 @@ def test_a_dictionary_is_in_detectron2s_standard_format() -> None:
     made = dictionary(
         picture(
             Instance(3, (10.0, 10.0, 30.0, 40.0), difficult=True, segmentation=[TRIANGLE]),
-            Instance(4, (0.0, 0.0, 50.0, 60.0), crowd=True, segmentation={"size": [60, 50], "counts": [3000]}),
+            Instance(
+                4, (0.0, 0.0, 50.0, 60.0), crowd=True, segmentation={"size": [60, 50], "counts": [3000]}
+            ),
         ),
         masks=True,
     )
@@ -316,7 +367,13 @@ def test_a_dictionary_is_in_detectron2s_standard_format() -> None:
         "height": 60,
         "width": 50,
         "annotations": [
-            {"bbox": [10.0, 10.0, 30.0, 40.0], "bbox_mode": 0, "category_id": 3, "iscrowd": 0, "segmentation": [TRIANGLE]},
+            {
+                "bbox": [10.0, 10.0, 30.0, 40.0],
+                "bbox_mode": 0,
+                "category_id": 3,
+                "iscrowd": 0,
+                "segmentation": [TRIANGLE],
+            },
             {"bbox": [0.0, 0.0, 50.0, 60.0], "bbox_mode": 0, "category_id": 4, "iscrowd": 1},
         ],
     }
@@ -328,7 +385,9 @@ def test_without_a_polygon_an_object_is_left_out_where_masks_are_learnt_and_kept
     (kept,) = dictionary(picture(two_points), masks=False)["annotations"]
     assert "segmentation" not in kept
     with pytest.raises(ValueError, match=r"000001.jpg: an object that is no crowd has a run-length encoding"):
-        dictionary(picture(Instance(3, (0, 0, 1, 1), segmentation={"size": [60, 50], "counts": "x"})), masks=True)
+        dictionary(
+            picture(Instance(3, (0, 0, 1, 1), segmentation={"size": [60, 50], "counts": "x"})), masks=True
+        )
 
 
 def test_images_with_nothing_to_learn_from_are_not_trained_on() -> None:
@@ -338,7 +397,9 @@ def test_images_with_nothing_to_learn_from_are_not_trained_on() -> None:
         picture(Instance(3, (0, 0, 9, 9), segmentation=[TRIANGLE])),
     )
     both = picture(*crowd.instances, *unusable.instances)
-    images = Annotated((picture(), crowd, unusable, both, usable), ("a",) * 4, (1, 2, 3, 4), Path("x.json"), "")
+    images = Annotated(
+        (picture(), crowd, unusable, both, usable), ("a",) * 4, (1, 2, 3, 4), Path("x.json"), ""
+    )
     assert [each for each, _ in trainable(images, masks=True)] == [usable]
     assert [each for each, _ in trainable(images, masks=False)] == [unusable, both, usable]
 
@@ -386,7 +447,8 @@ def test_cocos_evaluation_is_told_its_file_and_its_numbers(tmp_path: Path) -> No
 # What the evaluators read
 
 LEFT_OUT = "<object><name> cat </name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8.0</ymax></bndbox></object>"
-"""An object that says neither its pose nor whether it is truncated or difficult, as the development kit's own reader takes it."""
+"""An object that says neither its pose nor whether it is truncated or difficult, as the development kit's own
+reader takes it."""
 
 
 def voc_of(root: Path, *objects: str) -> Annotated:
@@ -409,8 +471,13 @@ def test_what_the_evaluator_of_voc_reads_says_what_ours_does_and_all_that_it_ask
     check_voc(images, "2007_test")
     write_voc(images, "2007_test", tmp_path / "voc")
     assert (tmp_path / "voc" / "ImageSets" / "Main" / "test.txt").read_text() == "0\n1\n"
-    found = [ElementTree.parse(tmp_path / "voc" / "Annotations" / f"{number}.xml").getroot() for number in range(2)]
-    texts = [[[part.text for part in each.iter() if not len(part)] for each in root.findall("object")] for root in found]
+    found = [
+        ElementTree.parse(tmp_path / "voc" / "Annotations" / f"{number}.xml").getroot() for number in range(2)
+    ]
+    texts = [
+        [[part.text for part in each.iter() if not len(part)] for each in root.findall("object")]
+        for root in found
+    ]
     cat = ["cat", "Unspecified", "0", "0", "2", "3", "9", "8"]
     assert texts == [[cat, ["dog", "Unspecified", "0", "1", "1", "1", "12", "10"]], []]
     assert [part.tag for part in found[0][0]] == ["name", "pose", "truncated", "difficult", "bndbox"]
@@ -418,23 +485,34 @@ def test_what_the_evaluator_of_voc_reads_says_what_ours_does_and_all_that_it_ask
 
 def test_what_the_evaluator_of_voc_cannot_measure_is_known_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"VOC2007: a box of the image 1 has fractions of pixels"):
-        check_voc(voc_of(tmp_path / "fractions", LEFT_OUT, LEFT_OUT.replace("<xmin>2", "<xmin>2.5")), "2007_test")
+        check_voc(
+            voc_of(tmp_path / "fractions", LEFT_OUT, LEFT_OUT.replace("<xmin>2", "<xmin>2.5")), "2007_test"
+        )
     images = voc_of(tmp_path / "classes", LEFT_OUT)
     check_voc(images, "2007_test")
     with pytest.raises(
-        ValueError, match=r"the images of 2012_val show no object that counts of aeroplane, bicycle, .*: by the rules after 2007"
+        ValueError,
+        match=r"the images of 2012_val show no object that counts of aeroplane, bicycle, .*: by the rules after 2007",
     ):
         check_voc(images, "2012_val")
 
 
 @pytest.mark.parametrize("polygons", [[], [[1, 1]], [[1, 1, 5, 5], [0, 0, 4, 0, 4, 4]]])
-def test_masks_that_the_evaluator_of_coco_cannot_read_are_known_before_anything_is_trained(polygons: Any, tmp_path: Path) -> None:
-    rows = [{"id": 3, "segmentation": [[0, 0, 4, 0, 4, 4]]}, {"id": 4, "segmentation": {"size": [5, 5], "counts": [25]}}]
+def test_masks_that_the_evaluator_of_coco_cannot_read_are_known_before_anything_is_trained(
+    polygons: Any, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": 3, "segmentation": [[0, 0, 4, 0, 4, 4]]},
+        {"id": 4, "segmentation": {"size": [5, 5], "counts": [25]}},
+    ]
     images = Annotated((), coco2017.CLASSES, coco2017.CATEGORY_IDS, tmp_path / "instances.json", "")
     images.origin.write_text(json.dumps({"annotations": rows}))
     check_coco(images)
     images.origin.write_text(json.dumps({"annotations": [*rows, {"id": 7, "segmentation": polygons}]}))
-    with pytest.raises(ValueError, match=r"instances\.json: the annotation 7 has no polygon, or one of fewer than three points"):
+    with pytest.raises(
+        ValueError,
+        match=r"instances\.json: the annotation 7 has no polygon, or one of fewer than three points",
+    ):
         check_coco(images)
 
 
@@ -442,17 +520,31 @@ def test_masks_that_the_evaluator_of_coco_cannot_read_are_known_before_anything_
 
 
 def test_results_in_per_cent_become_fractions_under_our_names() -> None:
-    results = {"bbox": {"AP": 40.0, "AP50": 60.0, "AP75": 43.5, "APs": 1.0}, "segm": {"AP": 36.0, "AP50": 57.0, "AP75": 38.5}}
+    results = {
+        "bbox": {"AP": 40.0, "AP50": 60.0, "AP75": 43.5, "APs": 1.0},
+        "segm": {"AP": 36.0, "AP50": 57.0, "AP75": 38.5},
+    }
     assert measured(results, COCOMaskRCNN().metrics, num_found=9) == pytest.approx(
-        {"box_ap": 0.4, "box_ap50": 0.6, "box_ap75": 0.435, "mask_ap": 0.36, "mask_ap50": 0.57, "mask_ap75": 0.385}
+        {
+            "box_ap": 0.4,
+            "box_ap50": 0.6,
+            "box_ap75": 0.435,
+            "mask_ap": 0.36,
+            "mask_ap50": 0.57,
+            "mask_ap75": 0.385,
+        }
     )
-    assert measured(results, VOCDetection().metrics, num_found=9) == pytest.approx({"ap50": 0.6, "ap75": 0.435, "ap": 0.4})
+    assert measured(results, VOCDetection().metrics, num_found=9) == pytest.approx(
+        {"ap50": 0.6, "ap75": 0.435, "ap": 0.4}
+    )
 
 
 def test_nothing_found_is_zero_and_no_number_is_an_error() -> None:
     nothing = {"bbox": dict.fromkeys(("AP", "AP50", "AP75"), float("nan"))}
     assert measured(nothing, ("ap", "ap50"), num_found=0) == {"ap": 0.0, "ap50": 0.0}
-    with pytest.raises(ValueError, match="has no number for bbox/AP: the images show no object that it can be measured on"):
+    with pytest.raises(
+        ValueError, match="has no number for bbox/AP: the images show no object that it can be measured on"
+    ):
         measured(nothing, ("ap",), num_found=5)
     with pytest.raises(ValueError, match="has no segm/AP, but bbox/AP, bbox/AP50, bbox/AP75"):
         measured(nothing, ("mask_ap",), num_found=5)
@@ -473,7 +565,10 @@ def test_a_folder_that_is_not_detectron2_is_said_to_be_none(tmp_path: Path) -> N
 
 
 def test_what_gets_it_is_there() -> None:
-    requirements, example = (ROOT / "requirements-detectron2.txt").read_text(), (ROOT / "requirements.txt").read_text()
+    requirements, example = (
+        (ROOT / "requirements-detectron2.txt").read_text(),
+        (ROOT / "requirements.txt").read_text(),
+    )
     assert all(line in requirements for line in detectron2.GET)
     pinned = {line.split("==")[0] for line in (requirements + example).splitlines() if "==" in line}
     assert set(detectron2.NEEDS.values()) <= pinned
@@ -494,7 +589,9 @@ except LookupError as error:
     print(error)
 print(sorted({"torch", "numpy", "detectron2"} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     reason, imported = done.stdout.splitlines()
     assert reason.startswith("Detectron2 is here, but not what it needs: ")
     assert "no-such-package. Get it: .venv/bin/pip install -r requirements-detectron2.txt" in reason
@@ -510,11 +607,11 @@ print(sorted({"torch", "numpy", "detectron2"} & set(sys.modules)))
 )
 def test_a_plan_says_how_far_detectron2_is(last: str, told: str, left: float, tmp_path: Path) -> None:
     spec = Evaluate(encoder=Weights(sha256="0"), protocol=VOCDetection(), dataset=VOC0712())
-    assert fate(spec, None, None, None, tmp_path).fate == "run"
+    assert action(spec, None, None, None, tmp_path).action == "run"
     (tmp_path / checkpoint.DETECTRON2).mkdir()
     (tmp_path / checkpoint.DETECTRON2 / checkpoint.LAST).write_text(last)
-    found = fate(spec, None, None, None, tmp_path)
-    assert (found.fate, found.why) == ("resume", f"{told} is there")
+    found = action(spec, None, None, None, tmp_path)
+    assert (found.action, found.why) == ("resume", f"{told} is there")
     assert found.left == pytest.approx(left)
 
 

@@ -1,4 +1,5 @@
-"""Average precision and pictures: numbers worked out by hand, a plain reading of VOC's rule, pycocotools' summary, real annotations."""
+"""Average precision and pictures: numbers worked out by hand, a plain reading of VOC's rule, pycocotools'
+summary, real annotations."""
 
 from __future__ import annotations
 
@@ -38,14 +39,17 @@ SQUARE = (10.0, 10.0, 50.0, 50.0)
 OTHER = (100.0, 100.0, 140.0, 140.0)
 FAR = (200.0, 10.0, 230.0, 40.0)
 NEAR = (108.0, 100.0, 148.0, 140.0)
-"""OTHER moved by 8 of its 40 pixels: they share 32 x 40 of 48 x 40, so the overlap is 2/3, above .5, .55, .6 and .65 alone."""
+"""OTHER moved by 8 of its 40 pixels: they share 32 x 40 of 48 x 40, so the overlap is 2/3, above .5, .55, .6
+and .65 alone."""
 ONE = pytest.approx(1, abs=1e-12)
 """pycocotools adds the smallest number there is to what it divides by."""
 Found = tuple[float, int, Box]
 """Score, label, box."""
 
 
-def found(image: int | str, *detections: Found, masks: Sequence[Mapping[str, Any]] | None = None) -> Predicted:
+def found(
+    image: int | str, *detections: Found, masks: Sequence[Mapping[str, Any]] | None = None
+) -> Predicted:
     return Predicted(
         image,
         np.array([box for _, _, box in detections], np.float64).reshape(-1, 4),
@@ -56,30 +60,50 @@ def found(image: int | str, *detections: Found, masks: Sequence[Mapping[str, Any
 
 
 def annotated(
-    *images: Sequence[Instance], classes: int = 1, folder: Path = Path("nowhere"), width: int = 240, height: int = 160
+    *images: Sequence[Instance],
+    classes: int = 1,
+    folder: Path = Path("nowhere"),
+    width: int = 240,
+    height: int = 160,
 ) -> Annotated:
     """Images 1, 2, ... with these objects; category ids have a gap, as COCO's have."""
-    pictures = tuple(Picture(folder / f"{n}.png", n, width, height, tuple(each)) for n, each in enumerate(images, start=1))
+    pictures = tuple(
+        Picture(folder / f"{n}.png", n, width, height, tuple(each)) for n, each in enumerate(images, start=1)
+    )
     names = tuple(f"class {label}" for label in range(classes))
-    return Annotated(pictures, names, tuple(3 + 2 * label for label in range(classes)), folder / "instances.json", "")
+    return Annotated(
+        pictures, names, tuple(3 + 2 * label for label in range(classes)), folder / "instances.json", ""
+    )
 
 
 def written(folder: Path, *images: Sequence[Instance], classes: int = 1) -> Annotated:
-    """The same with its instances.json, each object as the polygon of its box, or as what its `segmentation` says."""
+    """The same with its instances.json, each object as the polygon of its box, or as what its `segmentation`
+    says."""
     data = annotated(*images, classes=classes, folder=folder)
     rows = [(each, instance) for each in data.pictures for instance in each.instances]
     content = {
-        "images": [{"id": each.id, "width": each.width, "height": each.height, "file_name": each.file.name} for each in data.pictures],
-        "categories": [{"id": number, "name": name} for number, name in zip(data.category_ids, data.classes, strict=True)],
+        "images": [
+            {"id": each.id, "width": each.width, "height": each.height, "file_name": each.file.name}
+            for each in data.pictures
+        ],
+        "categories": [
+            {"id": number, "name": name} for number, name in zip(data.category_ids, data.classes, strict=True)
+        ],
         "annotations": [
             {
                 "id": number,
                 "image_id": each.id,
                 "category_id": data.category_ids[instance.label],
-                "bbox": [*instance.box[:2], instance.box[2] - instance.box[0], instance.box[3] - instance.box[1]],
+                "bbox": [
+                    *instance.box[:2],
+                    instance.box[2] - instance.box[0],
+                    instance.box[3] - instance.box[1],
+                ],
                 "area": (instance.box[2] - instance.box[0]) * (instance.box[3] - instance.box[1]),
                 "iscrowd": int(instance.crowd),
-                "segmentation": [outline(instance.box)] if instance.segmentation is None else instance.segmentation,
+                "segmentation": [outline(instance.box)]
+                if instance.segmentation is None
+                else instance.segmentation,
             }
             for number, (each, instance) in enumerate(rows, start=1)
         ],
@@ -105,7 +129,14 @@ def filled(box: Box, *, width: int = 240, height: int = 160) -> dict[str, Any]:
 def scored(data: Annotated, kind: scoring.Kind, *detections: Sequence[Found]) -> scoring.Scores:
     """The detections of images 1, 2, ...; a mask is its box."""
     masks = [[filled(box) for _, _, box in each] if kind == "segm" else None for each in detections]
-    return scoring.coco(data, [found(n, *each, masks=mask) for n, (each, mask) in enumerate(zip(detections, masks, strict=True), 1)], kind)
+    return scoring.coco(
+        data,
+        [
+            found(n, *each, masks=mask)
+            for n, (each, mask) in enumerate(zip(detections, masks, strict=True), 1)
+        ],
+        kind,
+    )
 
 
 def as_found(data: Annotated) -> list[Predicted]:
@@ -115,7 +146,11 @@ def as_found(data: Annotated) -> list[Predicted]:
             each.id,
             *((1.0, instance.label, instance.box) for instance in each.instances if not instance.crowd),
             masks=[
-                encoding.merge(encoding.frPyObjects([list(part) for part in instance.segmentation], each.height, each.width))
+                encoding.merge(
+                    encoding.frPyObjects(
+                        [list(part) for part in instance.segmentation], each.height, each.width
+                    )
+                )
                 for instance in each.instances
                 if isinstance(instance.segmentation, list) and not instance.crowd
             ],
@@ -128,7 +163,8 @@ def as_found(data: Annotated) -> list[Predicted]:
 
 
 def test_voc_counts_by_hand() -> None:
-    """Four objects; by falling score a detection is right, one is wrong, one is right: recalls 1/4, 1/4, 1/2, precisions 1, 1/2, 2/3."""
+    """Four objects; by falling score a detection is right, one is wrong, one is right: recalls 1/4, 1/4, 1/2,
+    precisions 1, 1/2, 2/3."""
     data = annotated([Instance(0, SQUARE), Instance(0, OTHER)], [Instance(0, SQUARE)], [Instance(0, SQUARE)])
     predicted = [found(1, (0.9, 0, SQUARE), (0.7, 0, OTHER)), found(2, (0.8, 0, FAR))]
     eleven = scoring.voc(data, predicted)
@@ -139,7 +175,8 @@ def test_voc_counts_by_hand() -> None:
 
 
 def test_voc_takes_a_moved_box_up_to_its_overlap() -> None:
-    """The second of two objects is found at 4 of 10 thresholds: there all is right, beyond them recall 1/2 is reached with precision 1."""
+    """The second of two objects is found at 4 of 10 thresholds: there all is right, beyond them recall 1/2 is
+    reached with precision 1."""
     data = annotated([Instance(0, SQUARE), Instance(0, OTHER)])
     predicted = [found(1, (0.9, 0, SQUARE), (0.8, 0, NEAR))]
     eleven, area = scoring.voc(data, predicted), scoring.voc(data, predicted, rule="area")
@@ -148,7 +185,8 @@ def test_voc_takes_a_moved_box_up_to_its_overlap() -> None:
 
 
 def test_voc_wants_more_than_the_threshold() -> None:
-    """20 of 40 pixels: the overlap is exactly .5. One pixel more, of VOC's which include both ends, is enough."""
+    """20 of 40 pixels: the overlap is exactly .5. One pixel more, of VOC's which include both ends, is
+    enough."""
     data = annotated([Instance(0, SQUARE)])
     assert scoring.voc(data, [found(1, (0.9, 0, (10, 10, 30, 50)))]).ap50 == 0
     assert scoring.voc(data, [found(1, (0.9, 0, (10, 10, 31, 50)))]).ap50 == ONE
@@ -165,7 +203,9 @@ def test_voc_takes_an_object_once_and_the_second_detection_of_it_is_wrong() -> N
     once = [(0.9, 0, SQUARE), (0.7, 0, OTHER)]
     assert scoring.voc(data, [found(1, *once)], rule="area").ap == ONE
     # Precisions 1, 1/2, 2/3 at recalls 1/2, 1/2, 1.
-    assert scoring.voc(data, [found(1, *once, (0.8, 0, SQUARE))], rule="area").ap == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    assert scoring.voc(data, [found(1, *once, (0.8, 0, SQUARE))], rule="area").ap == pytest.approx(
+        1 / 2 + 1 / 2 * 2 / 3
+    )
     # A detection belongs to what it overlaps most, even where that is taken and another object would do.
     inside = annotated([Instance(0, (0, 0, 100, 100)), Instance(0, (0, 0, 100, 90))])
     again = [found(1, (0.9, 0, (0, 0, 100, 100)), (0.8, 0, (0, 0, 100, 99)))]
@@ -203,10 +243,16 @@ def test_of_equal_scores_the_earlier_image_comes_first_whatever_the_order_of_the
 
 
 def naive_voc(data: Annotated, predicted: Sequence[Predicted], label: int, least: float, rule: str) -> float:
-    """The rule step by step: pixels from 1 with both ends inside, one detection after the other, sets of recalls."""
+    """The rule step by step: pixels from 1 with both ends inside, one detection after the other, sets of
+    recalls."""
     objects = {each.id: [o for o in each.instances if o.label == label] for each in data.pictures}
     number = sum(not o.difficult for o in itertools.chain(*objects.values()))
-    queue = [(s, p.id, b) for p in predicted for s, n, b in zip(p.scores, p.labels, p.boxes, strict=True) if n == label]
+    queue = [
+        (s, p.id, b)
+        for p in predicted
+        for s, n, b in zip(p.scores, p.labels, p.boxes, strict=True)
+        if n == label
+    ]
     taken, right, points = set(), [], []
     for _, image, box in sorted(queue, key=lambda each: -each[0]):
         overlaps = [naive_overlap(box, o.box) for o in objects[image]]
@@ -223,7 +269,10 @@ def naive_voc(data: Annotated, predicted: Sequence[Predicted], label: int, least
     if rule == "07":
         return sum(max((p for r, p in points if r >= t), default=0.0) for t in np.arange(0, 1.1, 0.1)) / 11
     recalls = sorted({r for r, _ in points})
-    return sum((r - before) * max(p for q, p in points if q >= r) for before, r in zip([0.0, *recalls], recalls, strict=False))
+    return sum(
+        (r - before) * max(p for q, p in points if q >= r)
+        for before, r in zip([0.0, *recalls], recalls, strict=False)
+    )
 
 
 def naive_overlap(box: Sequence[float] | NDArray[np.float64], other: Sequence[float]) -> float:
@@ -240,19 +289,31 @@ def test_voc_agrees_with_a_plain_reading_of_the_rule(seed: int) -> None:
     boxes = np.concatenate([corners, corners + random.integers(8, 40, corners.shape)], axis=2)
     labels, difficult = random.integers(0, 3, (40, 4)), random.random((40, 4)) < 0.3
     images = [
-        [Instance(int(n), tuple(b), difficult=bool(d)) for n, b, d in zip(labels[i], boxes[i], difficult[i], strict=True)][: i % 5]
+        [
+            Instance(int(n), tuple(b), difficult=bool(d))
+            for n, b, d in zip(labels[i], boxes[i], difficult[i], strict=True)
+        ][: i % 5]
         for i in range(40)
     ]
     data = annotated(*images, classes=4)
     moved = np.repeat(boxes, 3, axis=1) + random.normal(0, 3, (40, 12, 4))
     moved[..., 2:] = np.maximum(moved[..., 2:], moved[..., :2] + 1)
-    changed = np.where(random.random((40, 12)) < 0.2, random.integers(0, 4, (40, 12)), np.repeat(labels, 3, axis=1))
+    changed = np.where(
+        random.random((40, 12)) < 0.2, random.integers(0, 4, (40, 12)), np.repeat(labels, 3, axis=1)
+    )
     predicted = [Predicted(i + 1, moved[i], random.random(12), changed[i]) for i in range(40) if i % 7]
     for rule in ("07", "area"):
         scores = scoring.voc(data, predicted, rule=rule)
-        expected = np.array([[naive_voc(data, predicted, label, t / 100, rule) for t in range(50, 100, 5)] for label in range(4)])
+        expected = np.array(
+            [
+                [naive_voc(data, predicted, label, t / 100, rule) for t in range(50, 100, 5)]
+                for label in range(4)
+            ]
+        )
         assert list(scores.by_class.values()) == pytest.approx(expected.mean(axis=1).tolist(), abs=1e-12)
-        assert scores[:3] == pytest.approx((expected.mean(), expected[:, 0].mean(), expected[:, 5].mean()), abs=1e-12)
+        assert scores[:3] == pytest.approx(
+            (expected.mean(), expected[:, 0].mean(), expected[:, 5].mean()), abs=1e-12
+        )
         assert 0.1 < scores.ap50 < 0.9
 
 
@@ -261,12 +322,15 @@ def test_voc_agrees_with_a_plain_reading_of_the_rule(seed: int) -> None:
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_coco_counts_by_hand(tmp_path: Path, kind: scoring.Kind) -> None:
-    """Two objects, one found exactly and one moved: precision 1 at all recalls up to the overlap 2/3, which four thresholds are below,
-    and at the 51 of 101 recalls up to 1/2 beyond. A detection twice, before the moved one, makes that third of three: 2/3 at 50 recalls."""
+    """Two objects, one found exactly and one moved: precision 1 at all recalls up to the overlap 2/3, which
+    four thresholds are below, and at the 51 of 101 recalls up to 1/2 beyond. A detection twice, before the
+    moved one, makes that third of three: 2/3 at 50 recalls."""
     data = written(tmp_path, [Instance(0, SQUARE), Instance(0, OTHER)])
     scores = scored(data, kind, [(0.9, 0, SQUARE), (0.8, 0, NEAR)])
     assert (scores.ap50, scores.ap75) == pytest.approx((1, 51 / 101))
-    assert (scores.ap, scores.by_class["class 0"], scores.by_size["medium"]) == pytest.approx(((4 + 6 * 51 / 101) / 10,) * 3)
+    assert (scores.ap, scores.by_class["class 0"], scores.by_size["medium"]) == pytest.approx(
+        ((4 + 6 * 51 / 101) / 10,) * 3
+    )
     assert math.isnan(scores.by_size["small"])
     assert math.isnan(scores.by_size["large"])
     twice = scored(data, kind, [(0.9, 0, SQUARE), (0.85, 0, SQUARE), (0.8, 0, NEAR)])
@@ -274,7 +338,8 @@ def test_coco_counts_by_hand(tmp_path: Path, kind: scoring.Kind) -> None:
 
 
 def test_coco_measures_a_mask_by_its_own_area_and_not_by_its_box(tmp_path: Path) -> None:
-    """The right half of the object's mask in a box that is right: the box is found, the mask at no threshold above .5."""
+    """The right half of the object's mask in a box that is right: the box is found, the mask at no threshold
+    above .5."""
     data = written(tmp_path, [Instance(0, SQUARE)])
     half = found(1, (0.9, 0, SQUARE), masks=[filled((30, 10, 50, 50))])
     assert scoring.coco(data, [half], "bbox").ap == ONE
@@ -284,7 +349,9 @@ def test_coco_measures_a_mask_by_its_own_area_and_not_by_its_box(tmp_path: Path)
 
 def test_what_lies_in_a_crowd_counts_neither_way_in_coco(tmp_path: Path) -> None:
     crowd = {"size": [160, 240], "counts": [0, 160 * 240]}
-    data = written(tmp_path, [Instance(0, SQUARE), Instance(0, (0.0, 0.0, 240.0, 160.0), crowd=True, segmentation=crowd)])
+    data = written(
+        tmp_path, [Instance(0, SQUARE), Instance(0, (0.0, 0.0, 240.0, 160.0), crowd=True, segmentation=crowd)]
+    )
     for kind in ("bbox", "segm"):
         assert scored(data, kind, [(0.95, 0, FAR), (0.9, 0, SQUARE)]).ap == ONE
         assert scored(data, kind, [(0.95, 0, FAR)]).ap == 0
@@ -336,9 +403,15 @@ def photographs() -> Annotated:
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_the_annotations_of_real_photographs_as_detections_are_all_right(photographs: Annotated, kind: scoring.Kind) -> None:
+def test_the_annotations_of_real_photographs_as_detections_are_all_right(
+    photographs: Annotated, kind: scoring.Kind
+) -> None:
     scores = scoring.coco(photographs, as_found(photographs), kind)
-    valid = [value for value in (*scores[:3], *scores.by_class.values(), *scores.by_size.values()) if not math.isnan(value)]
+    valid = [
+        value
+        for value in (*scores[:3], *scores.by_class.values(), *scores.by_size.values())
+        if not math.isnan(value)
+    ]
     assert len(valid) > 50
     assert valid == pytest.approx([1.0] * len(valid), abs=1e-12)
 
@@ -348,7 +421,11 @@ def test_scores_are_those_that_pycocotools_sums_up(photographs: Annotated, kind:
     """Its own reader of results, settings and summary; it has -1 where ours is NaN."""
     random = np.random.default_rng(0)
     predicted = [
-        replace(each, scores=random.random(len(each.scores)), labels=np.where(random.random(len(each.labels)) < 0.2, 0, each.labels))
+        replace(
+            each,
+            scores=random.random(len(each.scores)),
+            labels=np.where(random.random(len(each.labels)) < 0.2, 0, each.labels),
+        )
         for each in as_found(photographs)
     ]
     truth = COCO(photographs.origin)
@@ -356,7 +433,9 @@ def test_scores_are_those_that_pycocotools_sums_up(photographs: Annotated, kind:
         {"image_id": each.id, "category_id": photographs.category_ids[label], "score": score}
         | ({"segmentation": mask} if kind == "segm" else {"bbox": [x0, y0, x1 - x0, y1 - y0]})
         for each in predicted
-        for (x0, y0, x1, y1), score, label, mask in zip(each.boxes, each.scores, each.labels, each.masks or (), strict=True)
+        for (x0, y0, x1, y1), score, label, mask in zip(
+            each.boxes, each.scores, each.labels, each.masks or (), strict=True
+        )
     ]
     reference = COCOeval(truth, truth.loadRes(rows), kind)
     reference.evaluate()
@@ -372,10 +451,14 @@ def test_the_objects_of_voc_as_detections_are_all_right() -> None:
         pytest.skip("the sample of VOC is not here")
     root = SHARED / "voc"
     data = VOC0712().load("2012_trainval", Site(data={"voc": root}))
-    there = {instance.label for each in data.pictures for instance in each.instances if not instance.difficult}
+    there = {
+        instance.label for each in data.pictures for instance in each.instances if not instance.difficult
+    }
     for rule in ("07", "area"):
         scores = scoring.voc(data, as_found(data), rule=rule)
-        assert scores.by_class == {name: pytest.approx(float(label in there)) for label, name in enumerate(data.classes)}
+        assert scores.by_class == {
+            name: pytest.approx(float(label in there)) for label, name in enumerate(data.classes)
+        }
         assert scores.ap == scores.ap75 == pytest.approx(len(there) / 20)
 
 
@@ -448,7 +531,9 @@ def test_numbers_are_logged_under_names_that_the_store_takes() -> None:
 
 def drawn(tmp_path: Path, predicted: Sequence[Predicted], **options: Any) -> NDArray[np.uint8]:
     """Of two grey images of 64 x 48 pixels: the first without an object, the second with one."""
-    data = annotated([], [Instance(1, (8.0, 8.0, 24.0, 40.0))], classes=2, folder=tmp_path, width=64, height=48)
+    data = annotated(
+        [], [Instance(1, (8.0, 8.0, 24.0, 40.0))], classes=2, folder=tmp_path, width=64, height=48
+    )
     for each in data.pictures:
         Image.new("RGB", (64, 48), (128, 128, 128)).save(each.file)
     path = picture.draw(data, predicted, tmp_path / "out" / "found.png", **options)
@@ -475,7 +560,9 @@ def test_a_picture_shows_each_detection_in_the_colour_of_its_class_where_it_is(t
     assert (again == image).all()
 
 
-def test_the_best_detection_is_drawn_where_all_are_doubtful_and_none_where_nothing_was_found(tmp_path: Path) -> None:
+def test_the_best_detection_is_drawn_where_all_are_doubtful_and_none_where_nothing_was_found(
+    tmp_path: Path,
+) -> None:
     doubtful = [found(2, (0.1, 0, (0.0, 0.0, 10.0, 10.0)), (0.3, 1, (32.0, 16.0, 48.0, 32.0)))]
     image = drawn(tmp_path, doubtful)
     assert len(pixels_of(image, picture.colour(1)))
@@ -496,7 +583,10 @@ def test_a_mask_is_translucent(tmp_path: Path) -> None:
 def test_classes_that_follow_each_other_differ_in_colour() -> None:
     colours = [picture.colour(label) for label in range(80)]
     assert len(set(colours)) == 80
-    assert all(max(abs(a - b) for a, b in zip(one, other, strict=True)) > 60 for one, other in itertools.pairwise(colours))
+    assert all(
+        max(abs(a - b) for a, b in zip(one, other, strict=True)) > 60
+        for one, other in itertools.pairwise(colours)
+    )
 
 
 def test_a_picture_of_images_without_objects_is_refused(tmp_path: Path) -> None:
@@ -511,13 +601,25 @@ def test_a_picture_of_images_without_objects_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("protocol", "dataset", "backbone", "said"),
     [
-        (VOCDetection(), VOC0712(test_split="2007_test+2012_val"), "resnet50", "Detectron2 measures on one list of VOC"),
-        (COCOMaskRCNN(), COCO2017(), "small", r"takes a ResNet .* not the backbone 'small': .*engine=torchvision"),
+        (
+            VOCDetection(),
+            VOC0712(test_split="2007_test+2012_val"),
+            "resnet50",
+            "Detectron2 measures on one list of VOC",
+        ),
+        (
+            COCOMaskRCNN(),
+            COCO2017(),
+            "small",
+            r"takes a ResNet .* not the backbone 'small': .*engine=torchvision",
+        ),
         (COCOMaskRCNN(anchor_sizes=(32, 64)), COCO2017(), "resnet50", "one anchor size for each of 5 levels"),
         (VOCDetection(norm="LN"), VOC0712(), "resnet50", "norm is 'LN'"),
     ],
 )
-def test_what_detectron2_cannot_do_is_known_before_anything_starts(protocol: Any, dataset: Any, backbone: str, said: str) -> None:
+def test_what_detectron2_cannot_do_is_known_before_anything_starts(
+    protocol: Any, dataset: Any, backbone: str, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         protocol.check_for(dataset, backbone)
 

@@ -1,4 +1,5 @@
-"""The order in which a detector sees its images: whole turns, one orientation at a time, the same whoever asks and from wherever."""
+"""The order in which a detector sees its images: whole turns, one orientation at a time, the same whoever
+asks and from wherever."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ from reproduce.detection import stream
 
 
 def pictures(*sizes: tuple[int, int]) -> list[Picture]:
-    return [Picture(Path(f"{number}.png"), number, width, height, ()) for number, (width, height) in enumerate(sizes)]
+    return [
+        Picture(Path(f"{number}.png"), number, width, height, ())
+        for number, (width, height) in enumerate(sizes)
+    ]
 
 
 WIDE, HIGH, SQUARE = (20, 10), (10, 20), (10, 10)
@@ -22,12 +26,21 @@ MIXED = pictures(*[WIDE, HIGH, WIDE, SQUARE, WIDE] * 2, WIDE)
 """Seven that are wider than high and four that are not."""
 
 
-def batches(count: int, *, batch_size: int = 4, group: int = 2, start: int = 0, world_size: int = 1) -> list[Any]:
+def batches(
+    count: int, *, batch_size: int = 4, group: int = 2, start: int = 0, world_size: int = 1
+) -> list[Any]:
     """Of each step from `start` on, what each process is shown."""
     mine = batch_size // world_size
     shares = []
     for rank in range(world_size):
-        settings = {"batch_size": batch_size, "group": group, "seed": 3, "start": start, "rank": rank, "world_size": world_size}
+        settings = {
+            "batch_size": batch_size,
+            "group": group,
+            "seed": 3,
+            "start": start,
+            "rank": rank,
+            "world_size": world_size,
+        }
         shown = list(islice(stream.share(MIXED, **settings), count * mine))
         shares.append([shown[begin : begin + mine] for begin in range(0, count * mine, mine)])
     return [list(step) for step in zip(*shares, strict=True)]
@@ -59,7 +72,9 @@ def test_every_image_is_shown_once_each_time_round_and_none_is_dropped() -> None
 @pytest.mark.parametrize("group", [1, 2, 4])
 def test_several_processes_share_the_batches_of_one(world_size: int, group: int) -> None:
     alone = [step[0] for step in batches(9, group=group)]
-    assert [[each for share in step for each in share] for step in batches(9, group=group, world_size=world_size)] == alone
+    assert [
+        [each for share in step for each in share] for step in batches(9, group=group, world_size=world_size)
+    ] == alone
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

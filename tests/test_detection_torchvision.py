@@ -1,6 +1,8 @@
-"""The engine of the smoke scale: what is trained on, the detectors around a backbone, and a training that is killed and goes on.
+"""The engine of the smoke scale: what is trained on, the detectors around a backbone, and a training that is
+killed and goes on.
 
-Images are 32 x 32 px of noise with one or two bright rectangles, red or green, which is their class: sixty small steps learn them.
+Images are 32 x 32 px of noise with one or two bright rectangles, red or green, which is their class: sixty
+small steps learn them.
 """
 
 from __future__ import annotations
@@ -25,19 +27,19 @@ from pycocotools import mask as encoding
 from torch import nn
 from toys import CPU, Notes, encoder
 
-from reproduce import checkpoint, interrupt
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
 from reproduce.detection import detector as models
 from reproduce.detection import examples, record
 from reproduce.detection import torchvision as engine
 from reproduce.detection.cost import operations
 from reproduce.evaluate import evaluate
-from reproduce.interrupt import Interrupted
 from reproduce.nn import backbones, cost
 from reproduce.nn.stages import stages
-from reproduce.progress import Progress, Watch
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.voc_detection import VOCDetection
+from reproduce.runs import checkpoint, interrupt
+from reproduce.runs.interrupt import Interrupted
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 from reproduce.spec import Evaluate
 
@@ -58,8 +60,12 @@ SMALL: Any = {
     "rois": 16,
     "precise_bn_iterations": 8,
 }
-VOC = VOCDetection(**SMALL, iterations=15, drops=(12,), anchor_sizes=(8, 16), box_resolution=4)  # 60 steps of 4 images
-COCO = COCOMaskRCNN(**SMALL, iterations=15, drops=(12,), anchor_sizes=(4, 8, 16, 24), box_resolution=4, mask_resolution=4)
+VOC = VOCDetection(
+    **SMALL, iterations=15, drops=(12,), anchor_sizes=(8, 16), box_resolution=4
+)  # 60 steps of 4 images
+COCO = COCOMaskRCNN(
+    **SMALL, iterations=15, drops=(12,), anchor_sizes=(4, 8, 16, 24), box_resolution=4, mask_resolution=4
+)
 CLASSES = ("red", "green")
 
 
@@ -89,12 +95,20 @@ def annotated(folder: Path, count: int, seed: int) -> Annotated:
             array[y : y + h, x : x + w, label] = 230
             outline = [float(each) for each in (x, y, x + w, y, x + w, y + h, x, y + h)]
             instances.append(Instance(label, (x, y, x + w, y + h), segmentation=[outline]))
-            row = {"image_id": number, "category_id": 1 + label, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+            row = {
+                "image_id": number,
+                "category_id": 1 + label,
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "iscrowd": 0,
+            }
             objects.append(row | {"id": len(objects) + 1, "segmentation": [outline]})
         path = folder / f"{number}.png"
         Image.fromarray(array).save(path)
         pictures.append(Picture(path, number, SIDE, SIDE, tuple(instances)))
-    images = [{"id": each.id, "file_name": each.file.name, "width": SIDE, "height": SIDE} for each in pictures]
+    images = [
+        {"id": each.id, "file_name": each.file.name, "width": SIDE, "height": SIDE} for each in pictures
+    ]
     categories = [{"id": 1 + label, "name": name} for label, name in enumerate(CLASSES)]
     origin = folder / "instances.json"
     origin.write_text(json.dumps({"images": images, "annotations": objects, "categories": categories}))
@@ -133,13 +147,22 @@ def test_masks_are_polygons_that_are_filled_and_encodings_that_are_decoded() -> 
     inside = np.zeros((8, 10), np.uint8)
     inside[2:5, 1:4] = 1
     inside[6:8, 7:9] = 1
-    corners = [[1, 2, 4, 2, 4, 5, 1, 5], [7, 6, 9, 6, 9, 8, 7, 8], [0, 0, 9, 9]]  # the last has no area and is no box
+    corners = [
+        [1, 2, 4, 2, 4, 5, 1, 5],
+        [7, 6, 9, 6, 9, 8, 7, 8],
+        [0, 0, 9, 9],
+    ]  # the last has no area and is no box
     columns = inside.T.reshape(-1)
     ends = np.flatnonzero(np.diff(columns)) + 1
     counts = np.diff([0, *ends, len(columns)]).tolist()
-    given: tuple[Any, ...] = (corners, encoding.encode(np.asfortranarray(inside)), {"size": [8, 10], "counts": counts})
+    given: tuple[Any, ...] = (
+        corners,
+        encoding.encode(np.asfortranarray(inside)),
+        {"size": [8, 10], "counts": counts},
+    )
     picture = picture_of(
-        *(Instance(0, (1, 2, 9, 8), segmentation=each) for each in given), Instance(0, (1, 2, 9, 8), segmentation=[[1, 1]])
+        *(Instance(0, (1, 2, 9, 8), segmentation=each) for each in given),
+        Instance(0, (1, 2, 9, 8), segmentation=[[1, 1]]),
     )
     found = examples.target(picture, masks=True)
     assert found["masks"].dtype == torch.uint8
@@ -158,7 +181,9 @@ def test_a_mirror_moves_pixels_boxes_and_masks_alike() -> None:
     assert before["boxes"].tolist() == [[0, 0, 2, 1]]
 
 
-def test_an_image_has_channels_first_values_up_to_1_and_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
+def test_an_image_has_channels_first_values_up_to_1_and_is_turned_as_its_camera_was_held(
+    tmp_path: Path,
+) -> None:
     grey, exif = tmp_path / "grey.png", Image.Exif()
     exif[274] = 6  # a quarter turn
     Image.fromarray(np.array([[0, 51], [255, 102], [0, 0]], np.uint8)).save(grey, exif=exif)
@@ -196,7 +221,9 @@ def test_stages_one_after_the_other_are_the_backbone(name: str) -> None:
         for each, stride in zip(found, strides, strict=True):
             features = each.module(features)
             assert features.shape[2:] == (64 // stride, 32 // stride)
-    assert torch.equal(features.mean(dim=(2, 3)), expected) or torch.allclose(features.mean(dim=(2, 3)), expected, rtol=1e-6)
+    assert torch.equal(features.mean(dim=(2, 3)), expected) or torch.allclose(
+        features.mean(dim=(2, 3)), expected, rtol=1e-6
+    )
 
 
 def test_a_network_without_stages_is_named() -> None:
@@ -214,11 +241,16 @@ def built(protocol: Any, backbone: str = "small") -> Any:
 @pytest.mark.parametrize("protocol", [VOC, COCO], ids=["c4", "fpn"])
 def test_normalisation_has_a_decay_of_its_own_and_every_parameter_is_in_one_group(protocol: Any) -> None:
     detector = built(replace(protocol, weight_decay=1e-3, norm_weight_decay=1e-5))
-    others, norms = models.parameter_groups(detector, replace(protocol, weight_decay=1e-3, norm_weight_decay=1e-5))
+    others, norms = models.parameter_groups(
+        detector, replace(protocol, weight_decay=1e-3, norm_weight_decay=1e-5)
+    )
     assert (others["weight_decay"], norms["weight_decay"]) == (1e-3, 1e-5)
     named = {id(parameter): name for name, parameter in detector.named_parameters()}
-    assert sorted(id(parameter) for group in (others, norms) for parameter in group["params"]) == sorted(named)
-    # BatchNorm2d has a weight and a bias of one dimension; every other weight has two or more, every other bias a weight beside it.
+    assert sorted(id(parameter) for group in (others, norms) for parameter in group["params"]) == sorted(
+        named
+    )
+    # BatchNorm2d has a weight and a bias of one dimension; every other weight has two or more, every other
+    # bias a weight beside it.
     shapes = {name: parameter.dim() for name, parameter in detector.named_parameters()}
     expected = {name for name in shapes if shapes[name.rsplit(".", 1)[0] + ".weight"] == 1}
     assert {named[id(parameter)] for parameter in norms["params"]} == expected
@@ -236,16 +268,24 @@ def test_the_pyramid_is_as_wide_in_proportion(backbone: str, width: int) -> None
     with torch.no_grad():
         levels = detector.backbone(torch.zeros(1, 3, 128, 128))
     assert {level.shape[1] for level in levels.values()} == {width}
-    assert [level.shape[2] for level in levels.values()] == ([64, 32, 16, 8] if backbone == "small" else [32, 16, 8, 4, 2])
-    convolutions = [module for module in detector.roi_heads.box_head.modules() if isinstance(module, nn.Conv2d)]
+    assert [level.shape[2] for level in levels.values()] == (
+        [64, 32, 16, 8] if backbone == "small" else [32, 16, 8, 4, 2]
+    )
+    convolutions = [
+        module for module in detector.roi_heads.box_head.modules() if isinstance(module, nn.Conv2d)
+    ]
     dense = [module for module in detector.roi_heads.box_head.modules() if isinstance(module, nn.Linear)]
     assert (len(convolutions), len(dense)) == (4, 1)
     other = built(replace(COCO, anchor_sizes=sizes, box_head="2fc"), backbone).roi_heads.box_head
-    assert [module.out_features for module in other.modules() if isinstance(module, nn.Linear)] == [4 * width] * 2
+    assert [module.out_features for module in other.modules() if isinstance(module, nn.Linear)] == [
+        4 * width
+    ] * 2
     assert not [module for module in other.modules() if isinstance(module, nn.Conv2d)]
 
 
-@pytest.mark.parametrize(("backbone", "levels"), [("resnet18", [0, 1, 2, 3, 3]), ("resnet18_3x3", [0, 2, 3, 3, 3])])
+@pytest.mark.parametrize(
+    ("backbone", "levels"), [("resnet18", [0, 1, 2, 3, 3]), ("resnet18_3x3", [0, 2, 3, 3, 3])]
+)
 def test_a_box_of_224_pixels_is_pooled_at_a_stride_of_16(backbone: str, levels: list[int]) -> None:
     pool = built(replace(COCO, anchor_sizes=(8, 16, 32, 64, 128)), backbone).roi_heads.box_roi_pool
     boxes = torch.tensor([[0.0, 0, side, side] for side in (40, 112, 224, 448, 900)])
@@ -273,7 +313,9 @@ def test_every_norm_that_is_batchnorm_in_one_process_is_taken(norm: str) -> None
 
 
 def test_settings_arrive_where_torchvision_reads_them() -> None:
-    protocol = replace(VOC, rpn_test_top=(50, 10), score_threshold=0.2, max_detections=3, train_sizes=(24, 40), test_size=48)
+    protocol = replace(
+        VOC, rpn_test_top=(50, 10), score_threshold=0.2, max_detections=3, train_sizes=(24, 40), test_size=48
+    )
     detector = built(protocol).train()
     assert (detector.rpn.pre_nms_top_n(), detector.rpn.post_nms_top_n()) == (60, 20)
     assert detector.rpn.anchor_generator.sizes == ((8, 16),)
@@ -282,12 +324,18 @@ def test_settings_arrive_where_torchvision_reads_them() -> None:
     assert detector.roi_heads.box_roi_pool.scales == [1 / 4]
     # detectron2/config/defaults.py: suppression, overlaps, samples
     assert (detector.rpn.nms_thresh, detector.roi_heads.nms_thresh) == (0.7, 0.5)
-    assert [(each.high_threshold, each.low_threshold) for each in (detector.rpn.proposal_matcher, detector.roi_heads.proposal_matcher)] == [
+    assert [
+        (each.high_threshold, each.low_threshold)
+        for each in (detector.rpn.proposal_matcher, detector.roi_heads.proposal_matcher)
+    ] == [
         (0.7, 0.3),
         (0.5, 0.5),
     ]
     samplers = (detector.rpn.fg_bg_sampler, detector.roi_heads.fg_bg_sampler)
-    assert [(each.batch_size_per_image, each.positive_fraction) for each in samplers] == [(256, 0.5), (16, 0.25)]
+    assert [(each.batch_size_per_image, each.positive_fraction) for each in samplers] == [
+        (256, 0.5),
+        (16, 0.25),
+    ]
     assert detector.transform.min_size == (24, 40)
     shown, _ = models.test_mode(detector, protocol).transform([torch.rand(3, 20, 30)])
     assert (detector.rpn.pre_nms_top_n(), detector.rpn.post_nms_top_n()) == (50, 10)
@@ -296,13 +344,26 @@ def test_settings_arrive_where_torchvision_reads_them() -> None:
 
 @pytest.mark.parametrize(("protocol", "tolerance"), [(VOC, 0.05), (COCO, 0.3)], ids=["c4", "fpn"])
 def test_the_operations_of_a_step_are_those_that_torch_counts(protocol: Any, tolerance: float) -> None:
-    """An image of 96 x 128 pixels. Masks are counted for as many objects as there may be at most, and here for three."""
+    """An image of 96 x 128 pixels. Masks are counted for as many objects as there may be at most, and here
+    for three."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    sized = replace(protocol, train_sizes=(96,), max_size=128, iterations=1, drops=(), warmup_iterations=0, precise_bn_iterations=0)
+    sized = replace(
+        protocol,
+        train_sizes=(96,),
+        max_size=128,
+        iterations=1,
+        drops=(),
+        warmup_iterations=0,
+        precise_bn_iterations=0,
+    )
     detector = built(replace(sized, batch_size=1)).train()
     boxes = torch.tensor([[5.0, 5, 40, 60], [50, 20, 90, 80], [10, 70, 60, 90]])
-    target = {"boxes": boxes, "labels": torch.tensor([1, 2, 1]), "masks": torch.ones(3, 96, 128, dtype=torch.uint8)}
+    target = {
+        "boxes": boxes,
+        "labels": torch.tensor([1, 2, 1]),
+        "masks": torch.ones(3, 96, 128, dtype=torch.uint8),
+    }
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         detector([torch.rand(3, 96, 128)], [target])
     network = cost.network("small")
@@ -320,7 +381,9 @@ def fitted(protocol: Any, train: Annotated, watch: Watch | None = None, seed: in
     return detector
 
 
-@pytest.mark.parametrize("protocol", [pytest.param(VOC, id="voc"), pytest.param(COCO, id="coco", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "protocol", [pytest.param(VOC, id="voc"), pytest.param(COCO, id="coco", marks=pytest.mark.slow)]
+)
 def test_a_detector_learns_and_the_encoder_is_left_as_it_was(
     protocol: Any, splits: tuple[Annotated, Annotated], tmp_path: Path, one_thread: None
 ) -> None:
@@ -331,12 +394,18 @@ def test_a_detector_learns_and_the_encoder_is_left_as_it_was(
     measured = engine.fine_tune(protocol, given, DATA, train, test, SITE, CPU, 0, watch)
     assert set(measured) == set(protocol.metrics)
     untrained = models.test_mode(built(protocol), protocol)
-    for prefix, scores in record.scores(protocol, test, engine.detect(untrained, test, SITE, CPU, Watch())).items():
+    for prefix, scores in record.scores(
+        protocol, test, engine.detect(untrained, test, SITE, CPU, Watch())
+    ).items():
         assert measured[f"{prefix}ap50"] > max(0.15, 10 * scores.ap50)
     assert all(torch.equal(value, before[key]) for key, value in given.backbone.state_dict().items())
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in given.backbone.parameters())
+    assert not any(
+        parameter.requires_grad or parameter.grad is not None for parameter in given.backbone.parameters()
+    )
     assert sorted(notes.logged) == [20, 40, 60]
-    found = notes.of("loss_objectness")  # the others grow at first, with the number of proposals that are right
+    found = notes.of(
+        "loss_objectness"
+    )  # the others grow at first, with the number of proposals that are right
     assert found[-1] < found[0]
     assert len(notes.of("loss_mask")) == (3 if protocol.masks else 0)
     assert [each.done for each in reported if each.note != "testing"] == list(range(4, 241, 4))
@@ -346,10 +415,14 @@ def test_a_detector_learns_and_the_encoder_is_left_as_it_was(
 
 
 def test_the_rate_warms_up_and_drops_as_computed_by_hand(splits: tuple[Annotated, Annotated]) -> None:
-    protocol = replace(VOC, batch_size=16, base_lr=0.02, iterations=40, drops=(30,), warmup_iterations=10, warmup_factor=1e-3)
+    protocol = replace(
+        VOC, batch_size=16, base_lr=0.02, iterations=40, drops=(30,), warmup_iterations=10, warmup_factor=1e-3
+    )
     rates = {0: 2e-5, 5: 0.01001, 10: 0.02, 29: 0.02, 30: 0.002}
     assert {step: protocol.rate(step) for step in rates} == pytest.approx(rates)
-    single = replace(protocol, batch_size=1, iterations=3, drops=(2,), warmup_iterations=2, precise_bn_iterations=0)
+    single = replace(
+        protocol, batch_size=1, iterations=3, drops=(2,), warmup_iterations=2, precise_bn_iterations=0
+    )
     notes = Notes()
     fitted(single, splits[0], Watch(notes))
     warming, fallen = 0.02 / 16 * (0.001 + 0.999 * 19 / 32), 0.02 / 16 * 0.1
@@ -357,14 +430,22 @@ def test_the_rate_warms_up_and_drops_as_computed_by_hand(splits: tuple[Annotated
 
 
 def test_frozen_stages_keep_weights_and_statistics(splits: tuple[Annotated, Annotated]) -> None:
-    protocol = replace(VOC, freeze_at=2, batch_size=16, iterations=2, drops=(), warmup_iterations=0, precise_bn_iterations=1)
+    protocol = replace(
+        VOC, freeze_at=2, batch_size=16, iterations=2, drops=(), warmup_iterations=0, precise_bn_iterations=1
+    )
     before, after = built(protocol).state_dict(), fitted(protocol, splits[0]).state_dict()
-    moved = {key.split(".")[3] for key in before if key.startswith("backbone.trunk.stages") and not torch.equal(before[key], after[key])}
+    moved = {
+        key.split(".")[3]
+        for key in before
+        if key.startswith("backbone.trunk.stages") and not torch.equal(before[key], after[key])
+    }
     assert moved == {"2"}
 
 
 def test_precise_statistics_are_means_over_batches(splits: tuple[Annotated, Annotated]) -> None:
-    protocol = replace(VOC, batch_size=16, iterations=1, drops=(), warmup_iterations=0, flip=0.0, precise_bn_iterations=3)
+    protocol = replace(
+        VOC, batch_size=16, iterations=1, drops=(), warmup_iterations=0, flip=0.0, precise_bn_iterations=3
+    )
     detector = fitted(protocol, splits[0])
     stem, norm = detector.backbone.trunk.stages[0][:2]
     means, variances = [], []
@@ -381,7 +462,9 @@ def mirrored(flip: float, iteration: int) -> list[bool]:
     """Which of 200 images a step shows mirrored, with their boxes."""
     shown: list[bool] = []
 
-    def detector(images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def detector(
+        images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
         for image, target in zip(images, targets, strict=True):
             shown.append(bool(image[0, 0, -1]))
             assert target["boxes"].tolist() == [[3, 0, 4, 2] if shown[-1] else [0, 0, 1, 2]]
@@ -394,7 +477,9 @@ def mirrored(flip: float, iteration: int) -> list[bool]:
     return shown
 
 
-def test_training_images_are_mirrored_with_the_probability_of_the_protocol_and_alike_in_the_same_step() -> None:
+def test_training_images_are_mirrored_with_the_probability_of_the_protocol_and_alike_in_the_same_step() -> (
+    None
+):
     assert not any(mirrored(0.0, 0))
     assert all(mirrored(1.0, 0))
     assert 0.15 < sum(mirrored(0.25, 0)) / 200 < 0.35
@@ -407,7 +492,9 @@ def test_a_mask_is_where_it_is_at_least_as_likely_as_not() -> None:
 
 
 def test_a_loss_that_is_not_finite_names_its_step(splits: tuple[Annotated, Annotated]) -> None:
-    with pytest.raises(FloatingPointError, match=r"no longer finite at step \d+: loss = .*loss_classifier = "):
+    with pytest.raises(
+        FloatingPointError, match=r"no longer finite at step \d+: loss = .*loss_classifier = "
+    ):
         fitted(replace(VOC, base_lr=1e12, warmup_iterations=0), splits[0])
 
 
@@ -422,7 +509,13 @@ def test_an_evaluation_reads_each_split_once_and_tells_what_it_is(tmp_path: Path
     protocol = replace(VOC, iterations=1, drops=(), warmup_iterations=0, precise_bn_iterations=1)
     given, notes = encoder(), Notes()
     dataset = Counted(train_split="one+two", test_split="three")
-    evaluate(Evaluate(encoder=given.spec, protocol=protocol, dataset=dataset), given, Site(runs=tmp_path), CPU, Watch(notes))
+    evaluate(
+        Evaluate(encoder=given.spec, protocol=protocol, dataset=dataset),
+        given,
+        Site(runs=tmp_path),
+        CPU,
+        Watch(notes),
+    )
     assert read == ["one+two", "three"]
     assert notes.tags == {
         "data_digest_one_two": "8 images of seed 7",
@@ -431,24 +524,42 @@ def test_an_evaluation_reads_each_split_once_and_tells_what_it_is(tmp_path: Path
     }
 
 
-def test_images_without_an_object_that_counts_are_refused_before_anything_is_trained(splits: tuple[Annotated, Annotated]) -> None:
+def test_images_without_an_object_that_counts_are_refused_before_anything_is_trained(
+    splits: tuple[Annotated, Annotated],
+) -> None:
     class Hard(Rectangles, name="hard_rectangles"):
         def load(self, split: str, site: Site) -> Annotated:
             pictures = tuple(
-                each._replace(instances=tuple(one._replace(difficult=True) for one in each.instances)) for each in splits[1].pictures
+                each._replace(instances=tuple(one._replace(difficult=True) for one in each.instances))
+                for each in splits[1].pictures
             )
             return splits[0] if split == "train" else replace(splits[1], pictures=pictures)
 
     reported = list[Progress]()
-    with pytest.raises(ValueError, match=r"instances\.json: the images of test show no object that counts: there is nothing to measure"):
-        VOC.run(encoder(), Hard(train_split="train", test_split="test"), SITE, CPU, 0, Watch(report=reported.append))
+    with pytest.raises(
+        ValueError,
+        match=r"instances\.json: the images of test show no object that counts: there is nothing to measure",
+    ):
+        VOC.run(
+            encoder(),
+            Hard(train_split="train", test_split="test"),
+            SITE,
+            CPU,
+            0,
+            Watch(report=reported.append),
+        )
     assert not reported
 
 
 def test_a_checkpoint_of_other_images_is_refused(splits: tuple[Annotated, Annotated], tmp_path: Path) -> None:
-    protocol = replace(VOC, batch_size=16, iterations=1, drops=(), warmup_iterations=0, precise_bn_iterations=0)
+    protocol = replace(
+        VOC, batch_size=16, iterations=1, drops=(), warmup_iterations=0, precise_bn_iterations=0
+    )
     fitted(protocol, splits[0], Watch(folder=tmp_path))
-    with pytest.raises(ValueError, match=r"^The checkpoint in .* is of a training with another list of images: remove it to start anew\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^The checkpoint in .* is of a training with another list of images: remove it to start anew\.$",
+    ):
         fitted(protocol, splits[1], Watch(folder=tmp_path))
 
 
@@ -463,12 +574,16 @@ def test_several_processes_are_refused(splits: tuple[Annotated, Annotated]) -> N
         torch.distributed.destroy_process_group()
 
 
-def test_splits_of_other_classes_and_images_without_objects_are_named(splits: tuple[Annotated, Annotated]) -> None:
+def test_splits_of_other_classes_and_images_without_objects_are_named(
+    splits: tuple[Annotated, Annotated],
+) -> None:
     train, test = splits
     with pytest.raises(ValueError, match="trains on 2 classes and tests 1"):
         engine.fine_tune(VOC, encoder(), DATA, train, replace(test, classes=("red",)), SITE, CPU, 0, Watch())
     empty = replace(train, pictures=tuple(each._replace(instances=()) for each in train.pictures))
-    with pytest.raises(ValueError, match=f"^{re.escape(str(train.origin))}: no image that is trained on has an object"):
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(str(train.origin))}: no image that is trained on has an object"
+    ):
         fitted(VOC, empty)
 
 
@@ -476,15 +591,26 @@ SHORT = replace(COCO, iterations=6, drops=(5,))
 """24 steps of 4 images."""
 
 
-def measure(folder: Path, data: Path, report: Any = lambda progress: None) -> tuple[dict[str, float], dict[str, float]]:
-    """A whole fine-tuning that keeps its checkpoints in `folder`: average precisions, and what was logged last."""
+def measure(
+    folder: Path, data: Path, report: Any = lambda progress: None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """A whole fine-tuning that keeps its checkpoints in `folder`: average precisions, and what was logged
+    last."""
     train, test, notes = annotated(data / "train", 12, 0), annotated(data / "test", 6, 1), Notes()
-    measured = engine.fine_tune(SHORT, encoder(), DATA, train, test, SITE, CPU, 3, Watch(notes, report, folder))
+    measured = engine.fine_tune(
+        SHORT, encoder(), DATA, train, test, SITE, CPU, 3, Watch(notes, report, folder)
+    )
     return measured, notes.logged[24]
 
 
-def test_a_training_that_is_told_to_stop_goes_on_to_the_same_bits(splits: tuple[Annotated, Annotated], tmp_path: Path) -> None:
-    protocol, steps, notes = replace(VOC, iterations=2, drops=(1,), warmup_iterations=1), itertools.count(1), Notes()
+def test_a_training_that_is_told_to_stop_goes_on_to_the_same_bits(
+    splits: tuple[Annotated, Annotated], tmp_path: Path
+) -> None:
+    protocol, steps, notes = (
+        replace(VOC, iterations=2, drops=(1,), warmup_iterations=1),
+        itertools.count(1),
+        Notes(),
+    )
 
     def strike(progress: Progress) -> None:
         if next(steps) in (3, 5):
@@ -505,13 +631,23 @@ def test_a_training_that_is_told_to_stop_goes_on_to_the_same_bits(splits: tuple[
 def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path: Path, one_thread: None) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from reproduce import checkpoint; checkpoint.EVERY = 0.0\n"  # one after each step
+        "from reproduce.nn import keeper; keeper.EVERY = 0.0\n"  # one after each step
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; from test_detection_torchvision import measure\n"
         "measure(Path(sys.argv[3]), Path(sys.argv[4]), lambda progress: print(progress.done, flush=True))\n"
     )
-    command = [sys.executable, "-c", script, str(ROOT), str(ROOT / "tests"), str(tmp_path / "killed"), str(tmp_path / "data")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(ROOT),
+        str(ROOT / "tests"),
+        str(tmp_path / "killed"),
+        str(tmp_path / "data"),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) >= 4 * 10:
@@ -519,9 +655,13 @@ def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path: Path, 
                 break
     assert process.returncode == -signal.SIGKILL
     resumed_at: list[int] = []
-    resumed = measure(tmp_path / "killed", tmp_path / "data", lambda progress: resumed_at.append(progress.done))
+    resumed = measure(
+        tmp_path / "killed", tmp_path / "data", lambda progress: resumed_at.append(progress.done)
+    )
     assert 4 * 9 < resumed_at[0] < 4 * 24
     whole = measure(tmp_path / "whole", tmp_path / "data")
     assert json.dumps(resumed) == json.dumps(whole)  # to the last bit, and NaN is NaN
-    tested_again, _ = measure(tmp_path / "whole", tmp_path / "data")  # as after a kill in the middle of the test
+    tested_again, _ = measure(
+        tmp_path / "whole", tmp_path / "data"
+    )  # as after a kill in the middle of the test
     assert json.dumps(tested_again) == json.dumps(whole[0])

@@ -1,4 +1,5 @@
-"""The engine of the paper, where Detectron2 is: an installed package, or the source folder that the site file names.
+"""The engine of the paper, where Detectron2 is: an installed package, or the source folder that the site file
+names.
 
 MSBREG_SITE=site.toml pytest tests/test_detectron2.py        site.toml: detectron2 = "/path/to/its/source"
 """
@@ -19,7 +20,6 @@ import pytest
 import torch
 from toys import CPU, SHARED, Notes, on_two_processes
 
-from reproduce import interrupt
 from reproduce import site as sites
 from reproduce.data.coco2017 import COCO2017
 from reproduce.data.detection import Annotated, DetectionDataset, Picture
@@ -28,14 +28,14 @@ from reproduce.detection import detectron2
 from reproduce.detection import detectron2_config as config
 from reproduce.detection.predictions import Predicted
 from reproduce.detection.record import PICTURE, scores
-from reproduce.interrupt import Interrupted
 from reproduce.nn import backbones
 from reproduce.nn.encoder import Encoder
-from reproduce.progress import Progress, Watch
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.voc_detection import VOCDetection
+from reproduce.runs import interrupt
+from reproduce.runs.interrupt import Interrupted
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
-from reproduce.spec import Weights
 
 SITE = sites.load()
 try:
@@ -71,17 +71,20 @@ TINY_COCO = SyntheticCOCO2017(num_train=80, num_val=80)
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Where generated data lie, and Detectron2."""
     detectron2._import(SITE)
-    return Site(runs=tmp_path_factory.mktemp("runs"), detectron2=SITE.detectron2, data={"coco": SHARED / "coco"})
+    return Site(
+        runs=tmp_path_factory.mktemp("runs"), detectron2=SITE.detectron2, data={"coco": SHARED / "coco"}
+    )
 
 
 def encoder(name: str) -> Encoder:
-    """Untrained, but with residual branches that do something: a new ResNet-50's are silent, so their strides could not be seen."""
+    """Untrained, but with residual branches that do something: a new ResNet-50's are silent, so their strides
+    could not be seen."""
     backbone = backbones.build(name, seed=0).eval().requires_grad_(False)
     draw = torch.Generator().manual_seed(0)
     for module in backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.uniform_(0.5, 1.0, generator=draw)
-    return Encoder(Weights(backbone=name, sha256="0" * 64), backbone, None)
+    return Encoder(name, backbone)
 
 
 class Record(Notes):
@@ -97,13 +100,20 @@ class Record(Notes):
 
 
 def run(
-    protocol: Any, dataset: DetectionDataset, site: Site, folder: Path, backbone: str = "resnet18_3x3", **watch: Any
+    protocol: Any,
+    dataset: DetectionDataset,
+    site: Site,
+    folder: Path,
+    backbone: str = "resnet18_3x3",
+    **watch: Any,
 ) -> tuple[dict[str, float], Record]:
     """A fine-tuning of an untrained encoder, and what it recorded."""
     record = Record()
     folder.mkdir(exist_ok=True)
     train, test = (dataset.load(split, site) for split in (dataset.train_split, dataset.test_split))
-    measured = detectron2.fine_tune(protocol, encoder(backbone), dataset, train, test, site, CPU, 5, Watch(record, folder=folder, **watch))
+    measured = detectron2.fine_tune(
+        protocol, encoder(backbone), dataset, train, test, site, CPU, 5, Watch(record, folder=folder, **watch)
+    )
     return measured, record
 
 
@@ -149,7 +159,9 @@ def test_the_rest_of_the_config_is_as_the_sources_say(site: Site) -> None:
     assert not cfg.SOLVER.CLIP_GRADIENTS.ENABLED
 
 
-@pytest.mark.parametrize(("backbone", "num_tensors"), [("resnet50", 318), ("resnet18", 120), ("resnet18_3x3", 120)])
+@pytest.mark.parametrize(
+    ("backbone", "num_tensors"), [("resnet50", 318), ("resnet18", 120), ("resnet18_3x3", 120)]
+)
 @pytest.mark.parametrize(("protocol", "dataset"), [(VOC, TINY_VOC), (COCO, TINY_COCO)])
 def test_every_tensor_of_the_encoder_finds_its_place(
     protocol: Any, dataset: DetectionDataset, backbone: str, num_tensors: int, site: Site, tmp_path: Path
@@ -166,7 +178,9 @@ def test_every_tensor_of_the_encoder_finds_its_place(
 
 
 def test_a_detector_that_is_not_the_encoder_is_not_trained(site: Site, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"differs from the encoder's layer3 by .* stride_in_1x1 is not the encoder's"):
+    with pytest.raises(
+        RuntimeError, match=r"differs from the encoder's layer3 by .* stride_in_1x1 is not the encoder's"
+    ):
         first_weights(VOCDetection(stride_in_1x1=True), TINY_VOC, "resnet50", site, tmp_path)
 
 
@@ -178,7 +192,9 @@ def test_parity_sees_another_normalisation(site: Site, tmp_path: Path) -> None:
     assert detectron2.parity(model, encoder("resnet18"), TINY_VOC, images) > detectron2.PARITY
 
 
-def first_weights(protocol: Any, dataset: DetectionDataset, backbone: str, site: Site, folder: Path) -> tuple[Any, Record]:
+def first_weights(
+    protocol: Any, dataset: DetectionDataset, backbone: str, site: Site, folder: Path
+) -> tuple[Any, Record]:
     """A detector with the encoder in it, and what was recorded."""
     from reproduce.detection.detectron2_training import _checkpointer
 
@@ -187,14 +203,18 @@ def first_weights(protocol: Any, dataset: DetectionDataset, backbone: str, site:
     model = detectron2._detector(cfg, seed=0)
     images = dataset.load(dataset.train_split, site)
     watch = Watch(record, folder=folder)
-    detectron2._first_weights(model, encoder(backbone), dataset, images, folder, watch, _checkpointer(model, folder, watch))
+    detectron2._first_weights(
+        model, encoder(backbone), dataset, images, folder, watch, _checkpointer(model, folder, watch)
+    )
     return model, record
 
 
 # Training
 
 
-@pytest.mark.parametrize(("protocol", "dataset", "backbone"), [(VOC, TINY_VOC, "resnet18_3x3"), (COCO, TINY_COCO, "resnet18")])
+@pytest.mark.parametrize(
+    ("protocol", "dataset", "backbone"), [(VOC, TINY_VOC, "resnet18_3x3"), (COCO, TINY_COCO, "resnet18")]
+)
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     protocol: Any, dataset: DetectionDataset, backbone: str, site: Site, tmp_path: Path
 ) -> None:
@@ -202,7 +222,9 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     assert set(measured) == set(protocol.metrics)
     assert all(0 <= value <= 1 for value in measured.values())
     assert record.logged[STEPS]["lr"] == pytest.approx(protocol.rate(STEPS - 1))
-    assert {"total_loss", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} <= set(record.logged[STEPS])
+    assert {"total_loss", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} <= set(
+        record.logged[STEPS]
+    )
     assert record.artifacts == [detectron2.CONFIG, detectron2.KEYS, PICTURE]
     assert record.tags["detectron2"]
     assert record.logged[STEPS]["scoring_difference"] < detectron2.AGREEMENT[protocol.benchmark]
@@ -210,20 +232,33 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         run(protocol, dataset, site, tmp_path / "stopped", backbone, report=stop_at(3))
     kept = sorted(path.name for path in (tmp_path / "stopped" / "detectron2").iterdir())
-    assert kept == ["last_checkpoint", "model_0000000.pth", "model_0000001.pth", *([] if protocol.fpn else ["voc"]), "weights.pkl"]
+    assert kept == [
+        "last_checkpoint",
+        "model_0000000.pth",
+        "model_0000001.pth",
+        *([] if protocol.fpn else ["voc"]),
+        "weights.pkl",
+    ]
     seen: list[Progress] = []
     again, resumed = run(protocol, dataset, site, tmp_path / "stopped", backbone, report=seen.append)
     assert seen[0].done == 4 * 3
     assert "res4_parity" not in resumed.tags, "the backbone has moved since"
     assert again == measured
-    timeless = [{name: value for name, value in each.logged[STEPS].items() if "time" not in name} for each in (record, resumed)]
+    timeless = [
+        {name: value for name, value in each.logged[STEPS].items() if "time" not in name}
+        for each in (record, resumed)
+    ]
     assert timeless[0] == timeless[1]
     whole, parts = finished(tmp_path / "whole"), finished(tmp_path / "stopped")
     assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
 
 
-def test_a_run_that_is_told_to_stop_writes_a_checkpoint_after_the_step_under_way(site: Site, tmp_path: Path) -> None:
-    protocol = dataclasses.replace(VOC, iterations=500)  # 2 000 steps; the first checkpoint that is due is that of step 40
+def test_a_run_that_is_told_to_stop_writes_a_checkpoint_after_the_step_under_way(
+    site: Site, tmp_path: Path
+) -> None:
+    protocol = dataclasses.replace(
+        VOC, iterations=500
+    )  # 2 000 steps; the first checkpoint that is due is that of step 40
 
     def strike(progress: Progress) -> None:
         if progress.done == 4 * 3:
@@ -250,7 +285,9 @@ def test_processes_that_decode_outlive_a_signal_to_the_whole_group(site: Site, t
         if progress.done < 4 * 2:  # each of the two has decoded a batch
             return
         for decoder in set(psutil.Process().children()) - before:
-            subprocess.run(["kill", f"-{signal.SIGTERM.value}", str(decoder.pid)], check=True)  # by a process that is not their parent
+            subprocess.run(
+                ["kill", f"-{signal.SIGTERM.value}", str(decoder.pid)], check=True
+            )  # by a process that is not their parent
         if progress.done == 4 * 3:
             interrupt.ask("a test")
 
@@ -286,9 +323,17 @@ def test_statistics_of_batchnorm_that_were_interrupted_are_computed_again(site: 
     assert run(VOC, TINY_VOC, site, tmp_path / "run", report=seen.append)[0] == measured
     assert {progress.note for progress in seen} == {"testing"}
     trained = torch.load(folder / "model_0000003.pth", weights_only=True)["model"]
-    moved = {name for name, value in finished(tmp_path / "run")["model"].items() if not torch.equal(value, trained[name])}
+    moved = {
+        name
+        for name, value in finished(tmp_path / "run")["model"].items()
+        if not torch.equal(value, trained[name])
+    }
     assert moved
-    assert {name.rpartition(".")[2] for name in moved} <= {"running_mean", "running_var", "num_batches_tracked"}
+    assert {name.rpartition(".")[2] for name in moved} <= {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
     assert all(torch.equal(value, finished(tmp_path / "run")["model"][name]) for name, value in whole.items())
 
 
@@ -325,11 +370,15 @@ def test_images_without_objects_are_named_in_a_line(site: Site, tmp_path: Path) 
     train, test = (TINY_VOC.load(split, site) for split in (TINY_VOC.train_split, TINY_VOC.test_split))
     empty = dataclasses.replace(train, pictures=tuple(each._replace(instances=()) for each in train.pictures))
     with pytest.raises(ValueError, match="no image that is trained on has an object to learn from"):
-        detectron2.fine_tune(VOC, encoder("resnet18_3x3"), TINY_VOC, empty, test, site, CPU, 5, Watch(folder=tmp_path))
+        detectron2.fine_tune(
+            VOC, encoder("resnet18_3x3"), TINY_VOC, empty, test, site, CPU, 5, Watch(folder=tmp_path)
+        )
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_line(site: Site, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"^Training fails at step \d: .* A lower base_lr may help\.$"):
+    with pytest.raises(
+        FloatingPointError, match=r"^Training fails at step \d: .* A lower base_lr may help\.$"
+    ):
         run(dataclasses.replace(VOC, base_lr=1e12, warmup_iterations=0), TINY_VOC, site, tmp_path / "run")
 
 
@@ -337,14 +386,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_a_line(site: Site, tmp_path: 
 def test_a_broken_image_is_named_in_a_line(workers: int, site: Site, tmp_path: Path) -> None:
     images = TINY_VOC.load("2007_test", site)
     (broken := tmp_path / "broken.jpg").write_bytes(images.pictures[0].file.read_bytes()[:-200])
-    other = dataclasses.replace(images, pictures=(images.pictures[0]._replace(file=broken), *images.pictures[1:]))
+    other = dataclasses.replace(
+        images, pictures=(images.pictures[0]._replace(file=broken), *images.pictures[1:])
+    )
     cfg = detectron2._config(config.settings(VOC, "resnet18_3x3", TINY_VOC, device="cpu", seed=0))
     model = detectron2._detector(cfg, seed=0)
     decoding = dataclasses.replace(site, workers=workers)
     with pytest.raises(ValueError, match=r"^\S*broken.jpg cannot be used: .*truncated"):
         detectron2._tested(model, cfg, TINY_VOC, other, tmp_path, decoding, Watch())
-    wider = dataclasses.replace(images, pictures=(images.pictures[0]._replace(width=65), *images.pictures[1:]))
-    with pytest.raises(ValueError, match=r"cannot be used: Mismatched image shape.* got \(64, 64\), expect \(65, 64\)"):
+    wider = dataclasses.replace(
+        images, pictures=(images.pictures[0]._replace(width=65), *images.pictures[1:])
+    )
+    with pytest.raises(
+        ValueError, match=r"cannot be used: Mismatched image shape.* got \(64, 64\), expect \(65, 64\)"
+    ):
         detectron2._tested(model, cfg, TINY_VOC, wider, tmp_path, decoding, Watch())
 
 
@@ -369,13 +424,16 @@ class Oracle(torch.nn.Module):
             instances.scores, instances.pred_classes = torch.tensor(found.scores), torch.tensor(found.labels)
             if found.masks is not None:
                 decoded = np.zeros((0, *instances.image_size), bool)
-                instances.pred_masks = torch.tensor(mask.decode(list(found.masks)).transpose(2, 0, 1) > 0 if found.masks else decoded)
+                instances.pred_masks = torch.tensor(
+                    mask.decode(list(found.masks)).transpose(2, 0, 1) > 0 if found.masks else decoded
+                )
             made.append({"instances": instances})
         return made
 
 
 def guesses(images: Annotated, *, masks: bool, perfect: bool) -> dict[int | str, Predicted]:
-    """The objects themselves, or each several times beside its place, some under another class, with the right masks moved as well."""
+    """The objects themselves, or each several times beside its place, some under another class, with the
+    right masks moved as well."""
     from pycocotools import mask
 
     draw = np.random.default_rng(0)
@@ -388,11 +446,17 @@ def guesses(images: Annotated, *, masks: bool, perfect: bool) -> dict[int | str,
             for number in range(1 if perfect else 3):
                 shift = 0 if perfect else draw.normal(0, 2 + 3 * number)
                 boxes.append([end + shift for end in each.box])
-                labels.append(each.label if perfect or draw.random() < 0.8 else draw.integers(len(images.classes)))
+                labels.append(
+                    each.label if perfect or draw.random() < 0.8 else draw.integers(len(images.classes))
+                )
                 if masks:
                     moved = [[end + shift for end in polygon] for polygon in each.segmentation or ()]
                     encoded.append(mask.merge(mask.frPyObjects(moved, picture.height, picture.width)))
-        scores = np.ones(len(boxes)) if perfect else draw.permutation(len(boxes)) / (len(boxes) + 1) / 2 + draw.random() / 2
+        scores = (
+            np.ones(len(boxes))
+            if perfect
+            else draw.permutation(len(boxes)) / (len(boxes) + 1) / 2 + draw.random() / 2
+        )
         return Predicted(
             id=picture.id,
             boxes=np.array(boxes, np.float64).reshape(-1, 4),
@@ -416,7 +480,9 @@ def scored(
     results, seen = detectron2._tested(Oracle(found, images), cfg, dataset, images, folder, site, Watch())
     theirs = detectron2.formats.measured(results, protocol.metrics, num_found=1)
     ours = {
-        f"{prefix}{key}": getattr(found, key) for prefix, found in scores(protocol, images, seen).items() for key in ("ap", "ap50", "ap75")
+        f"{prefix}{key}": getattr(found, key)
+        for prefix, found in scores(protocol, images, seen).items()
+        for key in ("ap", "ap50", "ap75")
     }
     return theirs, ours
 
@@ -427,7 +493,9 @@ def test_the_objects_themselves_have_an_average_precision_of_one(site: Site, tmp
     assert ours == pytest.approx(theirs)
 
 
-def test_detectron2s_average_precision_on_voc_is_ours_but_for_its_rounding(site: Site, tmp_path: Path) -> None:
+def test_detectron2s_average_precision_on_voc_is_ours_but_for_its_rounding(
+    site: Site, tmp_path: Path
+) -> None:
     theirs, ours = scored(VOC, TINY_VOC, site, tmp_path, perfect=False)
     assert 0.05 < theirs["ap"] < theirs["ap50"] < 0.95
     assert ours == pytest.approx(theirs, abs=detectron2.AGREEMENT["voc"])
@@ -435,7 +503,9 @@ def test_detectron2s_average_precision_on_voc_is_ours_but_for_its_rounding(site:
 
 @pytest.mark.parametrize("perfect", [True, False])
 @pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are not here")
-def test_detectron2s_average_precision_on_real_coco_images_is_ours(perfect: bool, site: Site, tmp_path: Path) -> None:
+def test_detectron2s_average_precision_on_real_coco_images_is_ours(
+    perfect: bool, site: Site, tmp_path: Path
+) -> None:
     theirs, ours = scored(COCO, COCO2017(), site, tmp_path, perfect=perfect)
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert all(math.isfinite(value) for value in theirs.values())
@@ -457,7 +527,9 @@ def one_of_two(folder: str, source: str) -> tuple[dict[str, float], dict[str, di
 
 def test_two_processes_train_one_detector_and_agree_on_what_it_measures(site: Site, tmp_path: Path) -> None:
     TINY_VOC.load("2007_test", Site(runs=tmp_path))  # generated once
-    (first, logged), (second, _) = on_two_processes(one_of_two, tmp_path, str(tmp_path), str(SITE.detectron2 or ""))
+    (first, logged), (second, _) = on_two_processes(
+        one_of_two, tmp_path, str(tmp_path), str(SITE.detectron2 or "")
+    )
     assert first == second
     assert set(first) == set(VOC.metrics)
     whole, record = run(VOC, TINY_VOC, site, tmp_path / "alone")

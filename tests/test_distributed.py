@@ -1,7 +1,8 @@
-"""Two processes give what one gives: noise, gathered losses, synchronised BatchNorm and the gradients of a whole step.
+"""Two processes give what one gives: noise, gathered losses, synchronised BatchNorm and the gradients of a
+whole step.
 
-The two real processes are started once for the whole file. They share nothing with this one but a file each, in which they leave their
-results.
+The two real processes are started once for the whole file. They share nothing with this one but a file each,
+in which they leave their results.
 """
 
 import functools
@@ -34,15 +35,19 @@ def predictions():
 
 
 def network_and_views():
-    """In float64: in float32 a ReLU's input close to 0 may change its sign with the order of additions, and the gradients with it."""
+    """In float64: in float32 a ReLU's input close to 0 may change its sign with the order of additions, and
+    the gradients with it."""
     torch.manual_seed(1)
     network = METHOD.network(backbones.build("small"))
     sizes = (32, 32, 14)  # views may be of different sizes
-    return network.double().train(), [torch.randn(BATCH, 3, size, size, dtype=torch.float64) for size in sizes]
+    return network.double().train(), [
+        torch.randn(BATCH, 3, size, size, dtype=torch.float64) for size in sizes
+    ]
 
 
 def norm_and_input(dims):
-    """A BatchNorm in float64 and values far from 0 for their spread, where a sum of squares loses its digits."""
+    """A BatchNorm in float64 and values far from 0 for their spread, where a sum of squares loses its
+    digits."""
     torch.manual_seed(2)
     norm = (nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d)(3).double()
     nn.init.uniform_(norm.weight)
@@ -52,28 +57,43 @@ def norm_and_input(dims):
 
 
 def step_gradients(network, views):
-    """The gradients and buffers after one step as training makes it: view by view, synchronised in the last backward pass."""
+    """The gradients and buffers after one step as training makes it: view by view, synchronised in the last
+    backward pass."""
     parts = METHOD.parts(network, views, seed=4, step=9)
     for index in range(METHOD.num_parts):
         alone = distributed.world_size() > 1 and index + 1 < METHOD.num_parts
         with network.online.no_sync() if alone else nullcontext():
             next(parts).loss.backward()
-    gradients = {name: parameter.grad for name, parameter in distributed.unwrapped(network.online).named_parameters()}
+    gradients = {
+        name: parameter.grad for name, parameter in distributed.unwrapped(network.online).named_parameters()
+    }
     return gradients, list(network.buffers())
 
 
 pytestmark = pytest.mark.slow
 
-LOSSES = {"L_s": dispersion.singular_value_loss, "L_uniform": functools.partial(dispersion.uniformity_loss, t=2.0)}
+LOSSES = {
+    "L_s": dispersion.singular_value_loss,
+    "L_uniform": functools.partial(dispersion.uniformity_loss, t=2.0),
+}
 """Those over the whole batch."""
 
 
 def process(rank, port, folder):
     """What one of the processes does."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(WORLD),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     with distributed.processes("cpu"):
-        found = {"rank": distributed.rank(), "world_size": distributed.world_size(), "main": distributed.main_process()}
+        found = {
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
+            "main": distributed.main_process(),
+        }
         found["mean"] = distributed.mean(torch.tensor(1.0 + 4 * rank))
         found["noise"] = dispersion.unit_noise(BATCH // WORLD, 8, seed=1, step=2, device=CPU)
         for name, loss_of in LOSSES.items():
@@ -123,7 +143,10 @@ def test_processes_know_themselves_and_average(found):
 
 
 def test_noise_is_that_of_one_process(found):
-    assert torch.equal(torch.cat([one["noise"] for one in found]), dispersion.unit_noise(BATCH, 8, seed=1, step=2, device=CPU))
+    assert torch.equal(
+        torch.cat([one["noise"] for one in found]),
+        dispersion.unit_noise(BATCH, 8, seed=1, step=2, device=CPU),
+    )
 
 
 @pytest.mark.parametrize("name", ["L_s", "L_uniform"])
@@ -132,7 +155,8 @@ def test_losses_over_the_whole_batch_are_those_of_one_process(found, name):
     loss = LOSSES[name](p)
     loss.backward()
     assert [one[name][0] for one in found] == [pytest.approx(loss.item(), rel=1e-6)] * WORLD
-    # DistributedDataParallel averages over the processes, so each must hold the gradient of the sum of both (equal) losses.
+    # DistributedDataParallel averages over the processes, so each must hold the gradient of the sum of both
+    # (equal) losses.
     torch.testing.assert_close(torch.cat([one[name][1] for one in found]) / WORLD, p.grad)
 
 
@@ -161,7 +185,9 @@ def test_a_step_of_two_processes_has_the_gradients_and_statistics_of_one(found):
     for one in found:
         assert one["step"][0].keys() == gradients.keys()
         for name, gradient in gradients.items():
-            torch.testing.assert_close(one["step"][0][name], gradient, rtol=1e-4, atol=1e-5 * gradient.norm().item() + 1e-6, msg=name)
+            torch.testing.assert_close(
+                one["step"][0][name], gradient, rtol=1e-4, atol=1e-5 * gradient.norm().item() + 1e-6, msg=name
+            )
         torch.testing.assert_close(one["step"][1], statistics)
 
 
@@ -183,7 +209,10 @@ def test_in_one_process_nothing_is_wrapped_or_sent():
     network, _ = network_and_views()
     x = torch.randn(3, 2)
     assert distributed.gather(x) is x
-    assert not any(isinstance(module, collectives.SyncBatchNorm) for module in distributed.sync_batchnorm(network).modules())
+    assert not any(
+        isinstance(module, collectives.SyncBatchNorm)
+        for module in distributed.sync_batchnorm(network).modules()
+    )
     assert distributed.mean(torch.tensor(2.5)) == 2.5
     assert distributed.unwrapped(network.online) is network.online
     with distributed.processes("cpu"):

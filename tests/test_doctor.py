@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from configs.pretrain import byol, imagenet100, msbreg
-from reproduce import checkpoint, doctor
+from reproduce import messages
+from reproduce.commands import disk, doctor
+from reproduce.commands.doctor import Machine, Need
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.imagenet import ImageNet
@@ -24,19 +26,20 @@ from reproduce.data.inaturalist2018 import INaturalist2018
 from reproduce.data.places205 import Places205
 from reproduce.data.stl10 import STL10
 from reproduce.data.voc2007 import VOC2007
-from reproduce.doctor import Machine, Need
 from reproduce.methods.method import Method
 from reproduce.nn.cost import Sizes
-from reproduce.nn.encoder import Encoder, build_network
 from reproduce.nn.heads import Heads
+from reproduce.nn.weights import Weights
 from reproduce.plan import SCALES, SYNTHETIC, components, table_names
-from reproduce.produce import missing
 from reproduce.protocols.knn import NearestNeighbours
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.voc_detection import VOCDetection
+from reproduce.readiness import missing
+from reproduce.runs import checkpoint
 from reproduce.site import Site
-from reproduce.spec import Evaluate, Pretrain, Weights
-from reproduce.tracking import Store
+from reproduce.spec import Evaluate, Pretrain
+from reproduce.tracking.store import Store
+from reproduce.train import build_network, encoder_of
 
 if TYPE_CHECKING:
     from conftest import Home
@@ -53,13 +56,33 @@ LAYOUTS = {
     "inaturalist2018": (INaturalist2018(), ("train2018.json", "val2018.json", "train_val2018/")),
     "places205": (
         Places205(),
-        ("trainvalsplit_places205/train_places205.csv", "trainvalsplit_places205/val_places205.csv", "images256/"),
+        (
+            "trainvalsplit_places205/train_places205.csv",
+            "trainvalsplit_places205/val_places205.csv",
+            "images256/",
+        ),
     ),
-    "stl10": (STL10(), tuple(f"stl10_binary/{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y", "unlabeled_X"))),
-    "stl10, itself": (STL10(), tuple(f"{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y", "unlabeled_X"))),
+    "stl10": (
+        STL10(),
+        tuple(
+            f"stl10_binary/{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y", "unlabeled_X")
+        ),
+    ),
+    "stl10, itself": (
+        STL10(),
+        tuple(f"{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y", "unlabeled_X")),
+    ),
     "voc2007": (
         VOC2007(),
-        tuple(f"VOC2007/{name}" for name in ("JPEGImages/", "Annotations/", "ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt")),
+        tuple(
+            f"VOC2007/{name}"
+            for name in (
+                "JPEGImages/",
+                "Annotations/",
+                "ImageSets/Main/trainval.txt",
+                "ImageSets/Main/test.txt",
+            )
+        ),
     ),
 }
 """What each data set's root holds; a folder ends in a slash."""
@@ -122,23 +145,33 @@ def test_where_everything_is_missing_it_says_so_of_every_table_and_writes_nothin
         if table == "table9":
             assert found[place] == "nothing is run"
         elif scale == "smoke":
-            assert found[place].endswith("  ready"), f"{place}: the smoke scale needs nothing that is not installed"
+            assert found[place].endswith("  ready"), (
+                f"{place}: the smoke scale needs nothing that is not installed"
+            )
             startable, num_runs = re.findall(r"^(\d+) of (\d+)", found[place])[0]
             assert startable == num_runs
         else:
             assert re.match(r"0 of \d+ .* missing: .*\bGPU\b", found[place])
     assert "missing: imagenet, GPU" in found["table2 paper"]
-    assert {"imagenet", "voc2007", "places205", "inaturalist2018"} <= set(re.findall(r"\w+", found["table5 paper"]))
+    assert {"imagenet", "voc2007", "places205", "inaturalist2018"} <= set(
+        re.findall(r"\w+", found["table5 paper"])
+    )
     assert "the paper had 8 GPUs of 16 GB" in " ".join(done.stdout.split())
     assert f"Tables that are ready: {len(table_names())} of {len(table_names())} at smoke" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("Next: GPU, which ")
     unbroken = ("git clone", str(home.folder), "missing: ")  # a command, a path and a table's line stay whole
-    long = [line for line in done.stdout.splitlines() if len(line) > doctor.WIDTH and not any(part in line for part in unbroken)]
+    long = [
+        line
+        for line in done.stdout.splitlines()
+        if len(line) > doctor.WIDTH and not any(part in line for part in unbroken)
+    ]
     assert not long
 
 
 @pytest.mark.slow
-def test_a_table_at_a_scale_with_one_root_here_one_wrong_and_a_folder_that_is_not_detectron2(home: Home) -> None:
+def test_a_table_at_a_scale_with_one_root_here_one_wrong_and_a_folder_that_is_not_detectron2(
+    home: Home,
+) -> None:
     imagenet = lay_out(home.folder / "imagenet", LAYOUTS["imagenet"][1])
     places = lay_out(home.folder / "places", ("images256/", "trainvalsplit_places205/train_places205.csv"))
     home.site_file.write_text(
@@ -149,12 +182,18 @@ def test_a_table_at_a_scale_with_one_root_here_one_wrong_and_a_folder_that_is_no
     assert (done.returncode, done.stderr) == (0, "")
     found = entries(done.stdout)
     assert found["imagenet"] == "here"
-    assert found["places205"].startswith(f"The data root 'places205' is {places}, which lacks trainvalsplit_places205/val_places205.csv.")
-    assert found["inaturalist2018"].startswith("The data root 'inaturalist2018' is not set: add `inaturalist2018 = ")
+    assert found["places205"].startswith(
+        f"The data root 'places205' is {places}, which lacks trainvalsplit_places205/val_places205.csv."
+    )
+    assert found["inaturalist2018"].startswith(
+        "The data root 'inaturalist2018' is not set: add `inaturalist2018 = "
+    )
     assert found["vox"].startswith("There is no data root 'vox'. Did you mean 'voc'?")
     assert "is not Detectron2's source" in found["Detectron2"]
     assert [label for label in found if label.startswith("table")] == ["table5 paper"]
-    assert found["table5 paper"].endswith("missing: GPU, voc2007, places205, inaturalist2018, voc0712, Detectron2; here: imagenet")
+    assert found["table5 paper"].endswith(
+        "missing: GPU, voc2007, places205, inaturalist2018, voc0712, Detectron2; here: imagenet"
+    )
     assert len([line for line in done.stdout.splitlines() if "inaturalist2018, voc0712" in line]) == 1
     assert "Tables that are ready: 0 of 1 at paper" in done.stdout
 
@@ -183,7 +222,10 @@ def test_a_wrong_name_ends_in_one_line_and_code_2(arguments: tuple[str, ...], sa
     [
         ("detectron2 = 5", "detectron2 is 5, a Path is expected."),
         ('launcher = "slrum"', "There is no launcher 'slrum'."),
-        ('tracking_uri = "mlruns"', "The tracking store is 'mlruns', a folder, which MLflow no longer writes."),
+        (
+            'tracking_uri = "mlruns"',
+            "The tracking store is 'mlruns', a folder, which MLflow no longer writes.",
+        ),
     ],
     ids=lambda value: value.split()[0] if "=" in value else "",
 )
@@ -200,7 +242,10 @@ def test_a_broken_site_file_ends_in_one_line_and_code_2(content: str, says: str,
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_root_is_complete_only_with_every_folder_and_list_of_its_layout(name: str, tmp_path: Path) -> None:
     dataset, places = LAYOUTS[name]
-    site = Site(runs=tmp_path / "runs", data={KEYS.get(dataset.name, dataset.name): lay_out(tmp_path / "root", places)})
+    site = Site(
+        runs=tmp_path / "runs",
+        data={KEYS.get(dataset.name, dataset.name): lay_out(tmp_path / "root", places)},
+    )
     dataset.check_root(site)
     for place in places:
         kept = tmp_path / "elsewhere"
@@ -229,13 +274,17 @@ def test_the_example_of_the_site_file_has_every_key() -> None:
 
 
 def test_a_list_that_would_be_fetched_counts_as_here_and_is_not_fetched(tmp_path: Path) -> None:
-    site = Site(runs=tmp_path / "runs", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])})
+    site = Site(
+        runs=tmp_path / "runs", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])}
+    )
     assert not list(missing(Imagenette(), SemiSupervised(), site, fetch=False))
     assert "fetched, once, by the first run" in told(site)["imagenet_subsets"]
     assert not site.runs.exists()
 
 
-def test_a_list_that_the_user_promised_and_the_root_are_both_named_where_both_are_missing(tmp_path: Path) -> None:
+def test_a_list_that_the_user_promised_and_the_root_are_both_named_where_both_are_missing(
+    tmp_path: Path,
+) -> None:
     site = Site(runs=tmp_path / "runs", data={"imagenet_subsets": tmp_path})
     found = list(missing(Imagenette(), SemiSupervised(), site, fetch=False))
     assert [each.name for each in found] == ["imagenette", "imagenet_subsets"]
@@ -250,15 +299,25 @@ def evaluation(dataset: Dataset, encoder: Pretrain | Weights = MINE) -> Evaluate
     return Evaluate(encoder=encoder, protocol=NearestNeighbours(k=5), dataset=dataset)
 
 
-def test_runs_whose_data_are_here_can_start_and_the_others_are_named_by_what_they_lack(tmp_path: Path) -> None:
-    site = Site(runs=tmp_path / "runs", device="cpu", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])})
+def test_runs_whose_data_are_here_can_start_and_the_others_are_named_by_what_they_lack(
+    tmp_path: Path,
+) -> None:
+    site = Site(
+        runs=tmp_path / "runs",
+        device="cpu",
+        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+    )
     found = doctor.need([evaluation(Imagenette()), evaluation(STL10())], machine(site))
     assert found == Need(num_runs=2, startable=1, missing=("stl10",), here=("imagenette",), disk=0)
 
 
 def test_an_evaluation_lacks_what_its_pretraining_lacks(tmp_path: Path) -> None:
     """Pretraining in bfloat16 is refused on a CPU."""
-    site = Site(runs=tmp_path / "runs", device="cpu", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])})
+    site = Site(
+        runs=tmp_path / "runs",
+        device="cpu",
+        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+    )
     run = replace(msbreg(imagenet100), dataset=Imagenette())
     assert run.precision == "bfloat16"
     found = doctor.need([run, evaluation(Imagenette(), run)], machine(site))
@@ -269,7 +328,11 @@ def test_an_evaluation_lacks_what_its_pretraining_lacks(tmp_path: Path) -> None:
 
 
 def test_a_pretraining_is_not_started_for_evaluations_that_lack_something(tmp_path: Path) -> None:
-    site = Site(runs=tmp_path / "runs", device="cpu", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])})
+    site = Site(
+        runs=tmp_path / "runs",
+        device="cpu",
+        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+    )
     run = replace(msbreg(imagenet100), dataset=Imagenette(), precision="float32")
     in_vain = doctor.need([run, evaluation(STL10(), run)], machine(site))
     assert (in_vain.startable, in_vain.missing) == (0, ("stl10",))
@@ -278,13 +341,21 @@ def test_a_pretraining_is_not_started_for_evaluations_that_lack_something(tmp_pa
 
 
 def test_no_run_can_start_on_a_device_that_is_not_here(tmp_path: Path) -> None:
-    site = Site(runs=tmp_path / "runs", device="graphics", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])})
+    site = Site(
+        runs=tmp_path / "runs",
+        device="graphics",
+        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+    )
     assert doctor.need([evaluation(Imagenette())], machine(site)).missing == (doctor.GPU,)
     assert "the site's device is 'graphics', so no run can start" in told(site)["GPU"]
 
 
 def test_a_disk_that_is_too_small_is_missing_though_every_run_can_start(tmp_path: Path) -> None:
-    site = Site(runs=tmp_path / "runs", device="cpu", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])})
+    site = Site(
+        runs=tmp_path / "runs",
+        device="cpu",
+        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+    )
     here = machine(site)
     vars(here)["free_disk"] = 10**8
     run = replace(msbreg(imagenet100), dataset=Imagenette(), precision="float32")
@@ -297,7 +368,8 @@ def test_a_disk_that_is_too_small_is_missing_though_every_run_can_start(tmp_path
 
 
 def test_the_sizes_of_a_resnet_18_counted_by_hand() -> None:
-    """11 176 512 parameters without the classifier (torchvision's documentation: 11 689 512, 513 000 of them the classifier's)."""
+    """11 176 512 parameters without the classifier (torchvision's documentation: 11 689 512, 513 000 of them
+    the classifier's)."""
     run = msbreg(imagenet100)
     backbone, running, counters = 11_176_512, 2 * 4_800, 20
     projector = 512 * 512 + 512 + 2 * 512 + 512 * 128 + 128
@@ -313,8 +385,10 @@ def test_the_sizes_of_a_resnet_18_counted_by_hand() -> None:
 def test_the_sizes_are_those_of_the_files_that_a_run_writes(tmp_path: Path) -> None:
     run = replace(byol(imagenet100, heads=Heads(hidden=128, output=32)), backbone="small")
     network = build_network(run)
-    encoder = Encoder(run, network.online.backbone, network.online.projector).save(tmp_path)
-    momentum = {str(index): parameter.detach().clone() for index, parameter in enumerate(network.online.parameters())}
+    encoder = encoder_of(run, network.online).save(tmp_path)
+    momentum = {
+        str(index): parameter.detach().clone() for index, parameter in enumerate(network.online.parameters())
+    }
     state = checkpoint.save(tmp_path, {"network": dict(network.state_dict()), "optimizer": momentum}, 1)
     found = doctor.sizes("small", cast(Method, run.method), {})
     assert encoder.stat().st_size == pytest.approx(found.encoder, rel=0.05)
@@ -323,7 +397,9 @@ def test_the_sizes_are_those_of_the_files_that_a_run_writes(tmp_path: Path) -> N
 
 def test_a_network_is_built_once_for_methods_that_differ_in_weights_and_anew_for_other_heads() -> None:
     known: dict[object, Sizes] = {}
-    runs = [byol(imagenet100, lambda_s=value) for value in (0.0, 1e-3)] + [byol(imagenet100, heads=Heads(hidden=64))]
+    runs = [byol(imagenet100, lambda_s=value) for value in (0.0, 1e-3)] + [
+        byol(imagenet100, heads=Heads(hidden=64))
+    ]
     found = [doctor.sizes("small", cast(Method, run.method), known) for run in runs]
     assert len(known) == 2
     assert found[0] == found[1] != found[2]
@@ -332,11 +408,16 @@ def test_a_network_is_built_once_for_methods_that_differ_in_weights_and_anew_for
 def test_disk_is_encoders_for_good_and_checkpoints_of_what_goes_on_at_once(tmp_path: Path) -> None:
     runs = [replace(byol(imagenet100), backbone="small", seed=seed) for seed in range(3)]
     encoder, state = doctor.sizes("small", cast(Method, runs[0].method), {})
-    here, server = Site(runs=tmp_path, device="cpu", jobs=2), Site(runs=tmp_path, device="cpu", jobs=5, tracking_uri="http://localhost")
+    here, server = (
+        Site(runs=tmp_path, device="cpu", jobs=2),
+        Site(runs=tmp_path, device="cpu", jobs=5, tracking_uri="http://localhost"),
+    )
     assert doctor.disk(runs, machine(here)) == 2 * 3 * encoder + 2 * 3 * state
     assert doctor.disk(runs, machine(server)) == 3 * encoder + 3 * 3 * state
-    detection = Evaluate(encoder=replace(MINE, backbone="resnet50"), protocol=VOCDetection(), dataset=VOC2007())
-    assert doctor.disk([detection], machine(here)) == 3 * 2 * 4 * (23_508_032 + doctor.HEADS)
+    detection = Evaluate(
+        encoder=replace(MINE, backbone="resnet50"), protocol=VOCDetection(), dataset=VOC2007()
+    )
+    assert doctor.disk([detection], machine(here)) == 3 * 2 * 4 * (23_508_032 + disk.HEADS)
 
 
 # The machine
@@ -350,7 +431,10 @@ def test_the_tracking_store_is_told_without_opening_it_and_without_its_password(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         address = f"http://me:secret@127.0.0.1:{port}"
-        assert Store(Site(tracking_uri=address)).described() == f"http://127.0.0.1:{port}, where a server answers"
+        assert (
+            Store(Site(tracking_uri=address)).described()
+            == f"http://127.0.0.1:{port}, where a server answers"
+        )
     silent = Store(Site(tracking_uri=address)).described()
     assert silent.startswith(f"http://127.0.0.1:{port}, where no server answers")
     database = Store(Site(tracking_uri="postgresql://me:secret@db/mlflow")).described()
@@ -361,6 +445,6 @@ def test_the_machine_is_told_where_there_is_no_run_yet(tmp_path: Path) -> None:
     site = Site(runs=tmp_path / "a" / "runs", device="cpu", features_gb=0)
     found = told(site)
     assert re.fullmatch(r"\d+\.\d+\.\d+, torch \S+, torchvision \S+, mlflow \S+", found["Python"])
-    assert found["disk"].startswith(doctor._gb(shutil.disk_usage(tmp_path).free).split(".")[0])
+    assert found["disk"].startswith(messages.size(shutil.disk_usage(tmp_path).free).split(".")[0])
     assert found["disk"].endswith("no features are kept")
     assert not (tmp_path / "a").exists()

@@ -1,4 +1,5 @@
-"""The user's encoders and released ones on the command line: `invoke evaluate`, `--add-row`, `--baselines released`, and `--set` beside."""
+"""The user's encoders and released ones on the command line: `invoke evaluate`, `--add-row`, `--baselines
+released`, and `--set` beside."""
 
 from __future__ import annotations
 
@@ -15,21 +16,30 @@ import torch
 
 from configs import released
 from reproduce import plan, worker
-from reproduce.detection.protocol import Detection
-from reproduce.nn import backbones, weights
+from reproduce.nn import backbones, weight_files
 from reproduce.nn.encoder import Encoder
+from reproduce.nn.weights import Weights
 from reproduce.overrides import settings_named
 from reproduce.plan import Evaluation, Request, table_names
+from reproduce.protocols.detection import Detection
 from reproduce.report.filled import fill, from_json, to_json
+from reproduce.report.observe import Finished
 from reproduce.report.table import Table
-from reproduce.results import Finished
 from reproduce.site import PROJECT, Site
-from reproduce.spec import Evaluate, Pretrain, Weights
+from reproduce.spec import Evaluate, Pretrain
 
 if TYPE_CHECKING:
     from conftest import Home
 
-MINE = Weights(backbone="small", sha256="3f" * 32, size=32, resize=32, canvas=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+MINE = Weights(
+    backbone="small",
+    sha256="3f" * 32,
+    size=32,
+    resize=32,
+    canvas=32,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+)
 FILE = "file 3f3f3f3f3f3f"
 TAKE_ROWS = ("table3", "table4", "table5", "table10")
 TAKE_RELEASED = ("table2", "table3", "table4", "table5", "table10")
@@ -53,7 +63,12 @@ def of_weights(run: Evaluate) -> bool:
 def test_an_evaluation_shows_the_encoder_the_images_that_it_expects() -> None:
     run = knn(weights=released.SWAV_800).build()
     settings = dict(run.leaves())
-    assert (run.encoder, run.protocol.name, run.dataset.name, run.seed) == (released.SWAV_800, "knn", "stl10", 0)
+    assert (run.encoder, run.protocol.name, run.dataset.name, run.seed) == (
+        released.SWAV_800,
+        "knn",
+        "stl10",
+        0,
+    )
     assert [settings[f"dataset.{key}"] for key in ("size", "resize", "canvas")] == [224, 256, 448]
     assert settings["dataset.std"] == (0.228, 0.224, 0.225)
     drawn = dict(knn(weights=released.SWAV_800, dataset="synthetic_folder").build().leaves())
@@ -113,29 +128,50 @@ def test_a_mistake_is_named_with_what_would_work(fields: dict[str, Any], says: s
 @pytest.mark.slow
 def test_a_worker_finds_the_runs_of_both_kinds_of_request_from_their_text() -> None:
     one = knn(seeds=2, changes=("k=3",))
-    table = Request(table="table4", rows="Mine,Ours*", baselines="released", added=(("Mine", MINE), ("SwAV", released.SWAV_800)))
+    table = Request(
+        table="table4",
+        rows="Mine,Ours*",
+        baselines="released",
+        added=(("Mine", MINE), ("SwAV", released.SWAV_800)),
+    )
     for request in (one, table):
         assert plan.loads(request.dumps()) == request
         assert "\n" not in request.dumps()
         for spec in request.specs():
             assert worker.find(plan.loads(request.dumps()), spec.id) == spec
-    with pytest.raises(LookupError, match=r"^the evaluation by knn on stl10 has no run 0123456789ab with the code here"):
+    with pytest.raises(
+        LookupError, match=r"^the evaluation by knn on stl10 has no run 0123456789ab with the code here"
+    ):
         worker.find(one, "0123456789ab")
     code = "import sys; from reproduce.plan import loads; print(*(spec.id for text in sys.argv[1:] for spec in loads(text).specs()))"
-    done = subprocess.run([sys.executable, "-c", code, one.dumps(), table.dumps()], cwd=PROJECT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, one.dumps(), table.dumps()],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == [spec.id for request in (one, table) for spec in request.specs()]
 
 
-def test_a_released_encoder_is_named_without_regard_to_case_and_a_file_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_released_encoder_is_named_without_regard_to_case_and_a_file_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert plan.weights_of("SwAV_800") == (released.SWAV_800, None)
-    with pytest.raises(LookupError, match=r"^There is no file or released encoder 'swav_80'\. Did you mean 'swav_800'\?"):
+    with pytest.raises(
+        LookupError, match=r"^There is no file or released encoder 'swav_80'\. Did you mean 'swav_800'\?"
+    ):
         plan.weights_of("swav_80")
     with pytest.raises(ValueError, match="'swav_800' is a resnet50, not a resnet18"):
         plan.weights_of("swav_800", "resnet18")
     monkeypatch.chdir(tmp_path)
     torch.save(backbones.build("small", seed=0).state_dict(), "swav_800")
     found, path = plan.weights_of("swav_800")
-    assert (found.backbone, found.sha256, path) == ("small", weights.sha256(tmp_path / "swav_800"), Path("swav_800"))
+    assert (found.backbone, found.sha256, path) == (
+        "small",
+        weight_files.sha256(tmp_path / "swav_800"),
+        Path("swav_800"),
+    )
 
 
 # Rows for the user's encoders
@@ -161,7 +197,9 @@ def test_an_added_row_is_measured_as_the_others_at_every_scale(name: str, scale:
         assert (ours.metric, ours.spec.encoder) == (cell.ours.metric, MINE)
         assert ours.spec.dataset.name == cell.ours.spec.dataset.name
         # At small, the images and anchors of a detector go with the backbone's stem (tests/test_tables.py).
-        assert ours.spec.protocol == cell.ours.spec.protocol or (scale == "small" and isinstance(ours.spec.protocol, Detection))
+        assert ours.spec.protocol == cell.ours.spec.protocol or (
+            scale == "small" and isinstance(ours.spec.protocol, Detection)
+        )
     assert {spec.id for spec in plain.specs()} < {spec.id for spec in request.specs()}
 
 
@@ -182,7 +220,9 @@ def test_an_added_row_can_be_chosen_filled_judged_and_written() -> None:
 
 
 def test_a_row_is_refused_where_it_makes_no_sense() -> None:
-    with pytest.raises(ValueError, match=rf"^table8 takes no added row: --add-row is for {', '.join(TAKE_ROWS)}\. Or use"):
+    with pytest.raises(
+        ValueError, match=rf"^table8 takes no added row: --add-row is for {', '.join(TAKE_ROWS)}\. Or use"
+    ):
         Request(table="table8", added=(("Mine", MINE),)).build()
     with pytest.raises(ValueError, match=r"^table4 has a row 'VICReg' already"):
         Request(table="table4", added=(("VICReg", MINE),)).build()
@@ -204,13 +244,22 @@ def test_the_label_and_the_file_of_an_added_row_may_hold_equals_signs(tmp_path: 
 
 @pytest.mark.parametrize("key", ["url", "encoder.sha256"])
 def test_a_run_is_never_recorded_as_one_of_another_file(key: str) -> None:
-    with pytest.raises(ValueError, match=rf"^Which file is evaluated is not set by --set \({key}\): --checkpoint or --add-row names it\.$"):
-        plan.Evaluation(weights=MINE, protocol="weighted_knn", dataset="imagenette", changes=(f"{key}=https://x/y",)).build()
+    with pytest.raises(
+        ValueError,
+        match=rf"^Which file is evaluated is not set by --set \({key}\): --checkpoint or --add-row names it\.$",
+    ):
+        plan.Evaluation(
+            weights=MINE, protocol="weighted_knn", dataset="imagenette", changes=(f"{key}=https://x/y",)
+        ).build()
 
 
 def test_a_standard_deviation_of_zero_is_refused_before_anything_runs() -> None:
-    with pytest.raises(ValueError, match=r"^imagenette takes std > 0 for each channel, not \(0\.0, 1\.0, 1\.0\)\.$"):
-        plan.Evaluation(weights=MINE, protocol="weighted_knn", dataset="imagenette", changes=("encoder.std=0,1,1",)).build()
+    with pytest.raises(
+        ValueError, match=r"^imagenette takes std > 0 for each channel, not \(0\.0, 1\.0, 1\.0\)\.$"
+    ):
+        plan.Evaluation(
+            weights=MINE, protocol="weighted_knn", dataset="imagenette", changes=("encoder.std=0,1,1",)
+        ).build()
 
 
 # Released baselines
@@ -243,9 +292,14 @@ def test_options_go_to_the_tables_that_can_take_them() -> None:
 
 
 def test_options_that_no_table_asked_for_can_take_are_refused_and_a_row_is_asked_for_alone() -> None:
-    with pytest.raises(ValueError, match=rf"^table8 has no row whose encoder was released: .* is for {', '.join(TAKE_RELEASED)}\.$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^table8 has no row whose encoder was released: .* is for {', '.join(TAKE_RELEASED)}\.$",
+    ):
         plan.requests(["table8", "table9"], baselines="released")
-    with pytest.raises(LookupError, match=r"There is no kind of baselines 'releasd'\. Did you mean 'released'"):
+    with pytest.raises(
+        LookupError, match=r"There is no kind of baselines 'releasd'\. Did you mean 'released'"
+    ):
         plan.requests(["table3"], baselines="releasd")
     (one,) = plan.requests(["table4"], added=(("Mine", MINE),), rows="Mine")
     assert [row.label for row in one.build().rows] == ["Mine"]
@@ -259,19 +313,23 @@ def test_a_key_of_pretraining_leaves_the_evaluations_of_released_encoders_alone(
     for change in ("epochs=7", "batch_size=128", "backbone=resnet18"):
         changed = replace(plain, changes=(change,))
         assert runs(changed.build(), of_weights) == runs(plain.build(), of_weights)
-        assert {run.encoder.id for run in runs(changed.build())} & {run.encoder.id for run in runs(plain.build())} == {
-            run.encoder.id for run in runs(plain.build(), of_weights)
-        }
+        assert {run.encoder.id for run in runs(changed.build())} & {
+            run.encoder.id for run in runs(plain.build())
+        } == {run.encoder.id for run in runs(plain.build(), of_weights)}
 
 
 def test_a_key_of_the_evaluation_reaches_every_row() -> None:
-    changed = Request(table="table3", baselines="released", changes=("protocol.batch_size=77", "encoder_lr=0.125")).build()
+    changed = Request(
+        table="table3", baselines="released", changes=("protocol.batch_size=77", "encoder_lr=0.125")
+    ).build()
     assert {dict(run.leaves())["protocol.batch_size"] for run in runs(changed)} == {77}
     assert {dict(run.leaves())["protocol.encoder_lr"] for run in runs(changed)} == {0.125}
 
 
 def test_without_a_pretraining_the_key_is_the_evaluations() -> None:
-    table = Request(table="table4", rows="Mine", added=(("Mine", MINE),), changes=("temperature=0.5",)).build()
+    table = Request(
+        table="table4", rows="Mine", added=(("Mine", MINE),), changes=("temperature=0.5",)
+    ).build()
     assert {dict(run.leaves())["protocol.temperature"] for run in runs(table)} == {0.5}
     only = Request(table="table3", rows="Mine", added=(("Mine", MINE),), changes=("batch_size=77",)).build()
     assert {dict(run.leaves())["protocol.batch_size"] for run in runs(only)} == {77}
@@ -297,7 +355,10 @@ def test_a_key_of_weights_reaches_them_alone() -> None:
             "There is no file or released encoder 'noth",
         ),
         (("evaluate", "--dataset", "stl10", "--checkpoint", "swav_800"), "There is no protocol ''. Known: "),
-        (("table4", "--add-row", "Mine"), "--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not 'Mine'."),
+        (
+            ("table4", "--add-row", "Mine"),
+            "--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not 'Mine'.",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -311,15 +372,33 @@ def test_a_mistake_ends_in_one_line_and_code_2(arguments: tuple[str, ...], says:
 @pytest.mark.slow
 def test_a_file_is_evaluated_once_wherever_it_lies_and_fills_a_row(home: Home) -> None:
     network, path = backbones.build("small", seed=5).eval(), home.folder / "mine.pth"
-    torch.save({"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, path)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, path
+    )
     fewer = ("num_train=400", "num_val=100")
     settings = [word for change in fewer for word in ("--set", change)]
 
-    done = home.invoke("evaluate", "--checkpoint", str(path), "--protocol", "weighted_knn", "--dataset", "synthetic_folder", *settings)
+    done = home.invoke(
+        "evaluate",
+        "--checkpoint",
+        str(path),
+        "--protocol",
+        "weighted_knn",
+        "--dataset",
+        "synthetic_folder",
+        *settings,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    spec = knn(weights=weights.describe(path), protocol="weighted_knn", dataset="synthetic_folder", changes=fewer).build()
+    spec = knn(
+        weights=weight_files.describe(path),
+        protocol="weighted_knn",
+        dataset="synthetic_folder",
+        changes=fewer,
+    ).build()
     protocol: Any = spec.protocol
-    expected = protocol.run(Encoder(spec.encoder, network, None), spec.dataset, Site(runs=home.runs), torch.device("cpu"), 0)
+    expected = protocol.run(
+        Encoder(spec.encoder.backbone, network), spec.dataset, Site(runs=home.runs), torch.device("cpu"), 0
+    )
     assert f"top1_20 {100 * expected['top1_20']:.2f} %" in done.stdout
     assert f"top1_200 {100 * expected['top1_200']:.2f} %" in done.stdout
     assert "\n1 run done, 0 reused, 0 missing, in " in done.stdout

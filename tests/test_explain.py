@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import Home
 
-from reproduce.explain import difference, why
+from reproduce.commands.why import difference, why
 from reproduce.plan import Request
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
-from reproduce.tracking import Store
+from reproduce.tracking.store import Store
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
@@ -92,7 +92,10 @@ def test_an_evaluation_and_mlflows_own_name_are_runs_like_any(store: Store) -> N
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("ffffffffffff", r"There is no run 'ffffffffffff' in sqlite:.*: `invoke status` lists those that there are\."),
+        (
+            "ffffffffffff",
+            r"There is no run 'ffffffffffff' in sqlite:.*: `invoke status` lists those that there are\.",
+        ),
         ("table8", r"'table8' is no run's id: 4 to 12 hexadecimal digits"),
         ("' OR 1=1", r"is no run's id"),
     ],

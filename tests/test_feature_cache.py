@@ -1,4 +1,5 @@
-"""Features on disk: the same bits with and without, computed once, and nothing lost by whoever is killed, deletes or runs beside."""
+"""Features on disk: the same bits with and without, computed once, and nothing lost by whoever is killed,
+deletes or runs beside."""
 
 from __future__ import annotations
 
@@ -20,12 +21,12 @@ import torch
 from PIL import Image
 from toys import CPU, Pictures, Toy, encoder, on_two_processes
 
-from reproduce import checkpoint
 from reproduce.data.images import Images
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.nn import feature_cache, features
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.features import Split
+from reproduce.runs import checkpoint
 from reproduce.site import Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +69,12 @@ def known(change: float = 0.0) -> Encoder:
 
 
 def extract(
-    site: Site, images: Images, *, network: Encoder | None = None, toy: Toy = TOY, indices: list[int] | None = None
+    site: Site,
+    images: Images,
+    *,
+    network: Encoder | None = None,
+    toy: Toy = TOY,
+    indices: list[int] | None = None,
 ) -> torch.Tensor:
     return features.extract(network or known(), toy, split_of(images, indices), site, CPU)
 
@@ -136,14 +142,19 @@ def test_scenes_of_another_seed_are_other_images_though_names_and_sizes_agree(si
     other, network = replace(one, data_seed=1), known()
     splits = [features.labelled(scenes, "val", site) for scenes in (one, other)]
     assert splits[0].images.digest == splits[1].images.digest
-    first, second = (features.extract(network, scenes, split, site, CPU) for scenes, split in zip((one, other), splits, strict=True))
+    first, second = (
+        features.extract(network, scenes, split, site, CPU)
+        for scenes, split in zip((one, other), splits, strict=True)
+    )
     assert not torch.equal(first, second)
 
 
-def test_other_versions_of_the_code_and_other_arithmetic_have_other_names(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_of_the_code_and_other_arithmetic_have_other_names(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     split, toy, made = split_of(Counted()), Toy(), known()
     on_cpu = features.content(made, toy, split, CPU)
-    made.spec = made.spec.replace("precision", "bfloat16")
+    made.precision = "bfloat16"
     assert features.content(made, toy, split, CPU) == on_cpu, "on a CPU the arithmetic is float32"
     on_gpu = features.content(made, toy, split, torch.device("cuda"))
     assert on_cpu is not None
@@ -209,11 +220,15 @@ def test_the_least_recently_used_make_room_but_not_those_in_use(site: Site) -> N
         other = threading.Thread(target=extract, args=(three, Counted()), kwargs={"network": networks[4]})
         other.start()
         other.join()
-    assert [path.exists() for path in names] == [False, False, True], "the oldest is in use: the next one goes"
+    assert [path.exists() for path in names] == [False, False, True], (
+        "the oldest is in use: the next one goes"
+    )
     assert sum(path.stat().st_size for path in site.runs.glob("features/*.safetensors")) <= 3 * one + 100
 
 
-def test_features_that_are_too_large_alone_are_not_kept_and_remove_nothing(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_features_that_are_too_large_alone_are_not_kept_and_remove_nothing(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     extract(site, Counted(), indices=[0, 1])
     kept = files(site)
     with caplog.at_level(logging.WARNING):
@@ -280,7 +295,10 @@ def test_a_kill_in_the_middle_of_writing_leaves_nothing_that_is_read_and_is_clea
     """The system itself kills the process, at the byte at which its file is longer than allowed."""
     tests = Path(__file__).resolve().parent
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(site.runs), str(tests.parent), str(tests)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", KILLED, str(site.runs), str(tests.parent), str(tests)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == -signal.SIGXFSZ, done.stderr
     (draft,) = files(site)
@@ -295,11 +313,13 @@ def test_a_kill_in_the_middle_of_writing_leaves_nothing_that_is_read_and_is_clea
 def test_what_others_left_half_written_is_cleared_away(site: Site) -> None:
     folder = site.runs / "features"
     folder.mkdir(parents=True)
-    (folder / "0123456789ab.999.tmp").write_bytes(bytes(100))
-    (folder / "ba9876543210.999.tmp").write_bytes(bytes(100))
+    (folder / ".0123456789ab.safetensors.999.1.tmp").write_bytes(bytes(100))
+    (folder / ".ba9876543210.safetensors.999.1.tmp").write_bytes(bytes(100))
     with filelock.FileLock(folder / "ba9876543210.lock"):
         extract(site, Counted())
-    assert [name for name in files(site) if name.endswith(".tmp")] == ["ba9876543210.999.tmp"], "its writer is at work"
+    assert [name for name in files(site) if name.endswith(".tmp")] == [
+        ".ba9876543210.safetensors.999.1.tmp"
+    ], "its writer is at work"
 
 
 def cold_then_warm(site: Site) -> tuple[int, int, list[str], torch.Tensor, torch.Tensor]:
@@ -314,7 +334,9 @@ def cold_then_warm(site: Site) -> tuple[int, int, list[str], torch.Tensor, torch
 @pytest.mark.slow
 def test_two_processes_agree_and_one_writes(tmp_path: Path) -> None:
     expected = extract(Site(features_gb=0.0), Counted())
-    for cold_opened, warm_opened, written, cold, warm in on_two_processes(cold_then_warm, tmp_path, Site(runs=tmp_path / "runs")):
+    for cold_opened, warm_opened, written, cold, warm in on_two_processes(
+        cold_then_warm, tmp_path, Site(runs=tmp_path / "runs")
+    ):
         assert cold_opened == warm_opened > 0
         assert [name.endswith(".safetensors") for name in written] == [True]
         assert torch.equal(cold, expected)

@@ -17,27 +17,40 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
-from reproduce import checkpoint, doctor, entry, lease
+from reproduce.commands import doctor
+from reproduce.commands.forecast import (
+    Estimate,
+    Forecast,
+    Past,
+    Step,
+    check,
+    estimate,
+    forecast,
+    makespan,
+    nearest,
+)
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.detection.cost import operations
-from reproduce.detection.protocol import Detection
-from reproduce.entry import Record, RunState
-from reproduce.forecast import Estimate, Forecast, Past, Step, check, estimate, forecast, makespan, nearest
 from reproduce.methods.method import Method
 from reproduce.nn import backbones, cost
 from reproduce.nn.cost import Conv, Network
 from reproduce.nn.heads import Heads
+from reproduce.nn.weights import Weights
 from reproduce.plan import Job, Request, jobs
-from reproduce.produce import RefusedError, blocked
 from reproduce.protocols.alignment import AlignmentUniformity
+from reproduce.protocols.detection import Detection
 from reproduce.protocols.knn import NearestNeighbours
 from reproduce.protocols.linear_sgd import LinearSGD
 from reproduce.protocols.protocol import Protocol
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.voc_detection import VOCDetection
+from reproduce.readiness import RefusedError, blocked
+from reproduce.runs import checkpoint, lease
 from reproduce.site import Site
-from reproduce.spec import Evaluate, Pretrain, Spec, Weights
-from reproduce.tracking import Store
+from reproduce.spec import Evaluate, Pretrain, Spec
+from reproduce.tracking import tags
+from reproduce.tracking.store import Store
+from reproduce.tracking.tags import Record, RunState
 
 if TYPE_CHECKING:
     from conftest import Home
@@ -46,12 +59,15 @@ fork = multiprocessing.get_context("fork")
 
 START = datetime(2026, 11, 20, 12, tzinfo=UTC)
 SMALL_FORWARD = 2 * 3_125_248
-"""Operations of the small network at 32 px: multiply-adds of the stem 110 592, of the blocks 1 179 648, 917 504 and 917 504."""
+"""Operations of the small network at 32 px: multiply-adds of the stem 110 592, of the blocks 1 179 648, 917
+504 and 917 504."""
 
 
 def tiny(epochs: int = 4, **fields: Any) -> Pretrain:
     """BYOL at smoke scale, K = 2."""
-    run = smoke(Evaluate(encoder=byol(imagenet100), protocol=NearestNeighbours(), dataset=byol(imagenet100).dataset)).encoder
+    run = smoke(
+        Evaluate(encoder=byol(imagenet100), protocol=NearestNeighbours(), dataset=byol(imagenet100).dataset)
+    ).encoder
     return replace(cast(Pretrain, run), epochs=epochs, **fields)
 
 
@@ -61,16 +77,38 @@ def evaluation(encoder: Pretrain, k: int = 5) -> Evaluate:
 
 def finished(spec: Spec, seconds: float = 60, **fields: Any) -> Record:
     """The record of a run that is finished, as the store gives it."""
-    state = RunState(spec_id=spec.id, run_id="0" * 32, name="", scale="smoke", state="finished", reason="", started=START, metrics={})
-    known: dict[str, Any] = {"commit": "abc1234def", "dirty": False, "digests": {}, "address": "", "device": "Chip", "attempts": 1}
-    known |= {"host": "here", "settings": entry.settings(spec), "ended": START + timedelta(seconds=seconds)}
+    state = RunState(
+        spec_id=spec.id,
+        run_id="0" * 32,
+        name="",
+        scale="smoke",
+        state="finished",
+        reason="",
+        started=START,
+        metrics={},
+    )
+    known: dict[str, Any] = {
+        "commit": "abc1234def",
+        "dirty": False,
+        "digests": {},
+        "address": "",
+        "device": "Chip",
+        "attempts": 1,
+    }
+    known |= {"host": "here", "settings": tags.settings(spec), "ended": START + timedelta(seconds=seconds)}
     return Record(state=state, **(known | fields))
 
 
 # What a network costs, without torch
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in backbones.names()])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name
+        for name in backbones.names()
+    ],
+)
 def test_every_backbone_costs_what_torch_counts(name: str) -> None:
     found = cost.network(name)
     assert found is not None, f"{name} has no layers in reproduce/nn/cost.py"
@@ -84,12 +122,16 @@ def test_every_backbone_costs_what_torch_counts(name: str) -> None:
     assert found.parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("heads", [Heads(), Heads(hidden=64, output=16, norm="layernorm")], ids=["batchnorm", "layernorm"])
+@pytest.mark.parametrize(
+    "heads", [Heads(), Heads(hidden=64, output=16, norm="layernorm")], ids=["batchnorm", "layernorm"]
+)
 def test_the_files_of_a_run_are_as_large_as_doctor_finds_by_building_them(heads: Heads) -> None:
     for backbone in ("small", "resnet18"):
         network = cost.network(backbone)
         assert network is not None
-        assert cost.siamese(network, heads) == doctor.sizes(backbone, cast(Method, byol(imagenet100, heads=heads).method), {})
+        assert cost.siamese(network, heads) == doctor.sizes(
+            backbone, cast(Method, byol(imagenet100, heads=heads).method), {}
+        )
 
 
 def test_the_small_network_counted_by_hand() -> None:
@@ -104,7 +146,10 @@ def test_protocols_say_how_many_images_go_through_the_encoder() -> None:
     assert AlignmentUniformity().passes(100, 10) == 20
     assert LinearSGD(epochs=3, num_held_out=20).passes(100, 10) == 3 * 80 + 20 + 10
     assert SemiSupervised(epochs=(2, 5), num_held_out=20).passes(1000, 10) == 5 * 10 + 20 + 10
-    assert SemiSupervised(epochs=(2, 5), num_held_out=20, encoder_lr=0.1).passes(1000, 10) == 3 * 7 * 10 + 2 * 20 + 10
+    assert (
+        SemiSupervised(epochs=(2, 5), num_held_out=20, encoder_lr=0.1).passes(1000, 10)
+        == 3 * 7 * 10 + 2 * 20 + 10
+    )
 
 
 # The nearest finished run
@@ -125,7 +170,12 @@ def test_protocols_say_how_many_images_go_through_the_encoder() -> None:
     ids=["none", "one setting", "fewest", "newest of several", "many"],
 )
 def test_the_nearest_finished_run_is_told_by_what_differs(others: list[Pretrain], says: str) -> None:
-    assert nearest(tiny(), Past(finished(run) for run in others)).removeprefix("no finished run with these settings; ") == says
+    assert (
+        nearest(tiny(), Past(finished(run) for run in others)).removeprefix(
+            "no finished run with these settings; "
+        )
+        == says
+    )
 
 
 def test_a_setting_that_older_runs_lack_is_no_difference_while_it_is_none() -> None:
@@ -147,8 +197,15 @@ def test_a_pretraining_takes_what_finished_ones_took_for_a_view() -> None:
 
 def test_images_of_another_data_set_count_by_their_number() -> None:
     """The smoke scale's folder has 1 200 training scenes, its STL-10 500 + 700, here 3 500 + 700."""
-    other = smoke(Evaluate(encoder=byol(stl10), protocol=NearestNeighbours(), dataset=byol(stl10).dataset)).encoder
-    ours = cast(Pretrain, other).replace("dataset.num_train", 3500).replace("epochs", 4).replace("augmentation", tiny().augmentation)
+    other = smoke(
+        Evaluate(encoder=byol(stl10), protocol=NearestNeighbours(), dataset=byol(stl10).dataset)
+    ).encoder
+    ours = (
+        cast(Pretrain, other)
+        .replace("dataset.num_train", 3500)
+        .replace("epochs", 4)
+        .replace("augmentation", tiny().augmentation)
+    )
     assert estimate(ours, [finished(tiny())], "CPU", "Chip") == Estimate(60 * 4200 / 1200, "finished runs")
 
 
@@ -164,10 +221,20 @@ def test_images_of_another_data_set_count_by_their_number() -> None:
         finished(tiny().replace("dataset.size", 16)),
         finished(tiny(epochs=0)),
     ],
-    ids=["other device", "device not recorded", "resumed", "attempts not recorded", "no end", "other backbone", "other size", "no epochs"],
+    ids=[
+        "other device",
+        "device not recorded",
+        "resumed",
+        "attempts not recorded",
+        "no end",
+        "other backbone",
+        "other size",
+        "no epochs",
+    ],
 )
 def test_times_that_do_not_compare_are_not_used(record: Record) -> None:
-    """From FLOPs then: 4 passes (online forward and backward, target) x 4 epochs x 1 200 images x 2 views at 20e9 a second."""
+    """From FLOPs then: 4 passes (online forward and backward, target) x 4 epochs x 1 200 images x 2 views at
+    20e9 a second."""
     found = estimate(tiny(), [record], "CPU", "Chip")
     assert found is not None
     assert found.source == "FLOPs"
@@ -176,14 +243,17 @@ def test_times_that_do_not_compare_are_not_used(record: Record) -> None:
 
 def test_an_evaluation_takes_what_the_same_one_of_another_encoder_took() -> None:
     ours = evaluation(tiny(seed=1))
-    assert estimate(ours, [finished(evaluation(tiny(epochs=9)), 7)], "CPU", "Chip") == Estimate(7, "finished runs")
+    assert estimate(ours, [finished(evaluation(tiny(epochs=9)), 7)], "CPU", "Chip") == Estimate(
+        7, "finished runs"
+    )
     other = estimate(ours, [finished(evaluation(tiny(), k=20), 7)], "CPU", "Chip")
     assert other is not None
     assert other == (pytest.approx((1200 + 1000) * SMALL_FORWARD / 20e9), "FLOPs")
 
 
 def test_the_published_sizes_of_real_data_give_an_estimate_at_paper_scale() -> None:
-    """ImageNet-100 has 126 689 images; a ResNet-18 with a 7x7 stem takes 1.81e9 multiply-adds at 224 px (torchvision's documentation)."""
+    """ImageNet-100 has 126 689 images; a ResNet-18 with a 7x7 stem takes 1.81e9 multiply-adds at 224 px
+    (torchvision's documentation)."""
     run = msbreg(imagenet100)
     found = estimate(run, [], "GPU", "any")
     assert found is not None
@@ -198,13 +268,22 @@ def test_what_nobody_knows_is_not_invented() -> None:
     for table in ("table1", "table10"):
         known = next(job.spec for job in jobs([Request(table=table)]) if isinstance(job.spec, Evaluate))
         assert estimate(known, [], "CPU", "Chip") is not None
-        assert estimate(replace(known, encoder=Weights(backbone="resnet101", sha256="0")), [], "CPU", "Chip") is None
+        assert (
+            estimate(replace(known, encoder=Weights(backbone="resnet101", sha256="0")), [], "CPU", "Chip")
+            is None
+        )
     silent = replace(known, protocol=Quiet(), dataset=SyntheticFolder())
     assert estimate(silent, [], "CPU", "Chip") is None
 
 
-def step(spec: Spec, seconds: float | None = None, fate: Any = "run", **fields: Any) -> Step:
-    return Step(spec=spec, fate=fate, why="", estimate=None if seconds is None else Estimate(seconds, "finished runs"), **fields)
+def step(spec: Spec, seconds: float | None = None, action: Any = "run", **fields: Any) -> Step:
+    return Step(
+        spec=spec,
+        action=action,
+        why="",
+        estimate=None if seconds is None else Estimate(seconds, "finished runs"),
+        **fields,
+    )
 
 
 def test_the_wall_time_respects_what_comes_first_and_how_many_go_on_at_once() -> None:
@@ -214,7 +293,9 @@ def test_the_wall_time_respects_what_comes_first_and_how_many_go_on_at_once() ->
     assert [makespan(steps, at_once) for at_once in (1, 2, 9)] == [40, 25, 25]
     assert makespan([step(one, 10, left=0.25), step(evaluation(one), 5)], 2) == 7.5
     wide = [step(one, 16, devices=8), step(evaluation(one), 5), step(two, 24, devices=8)]
-    assert makespan(wide, 8) == 2 + 5 + 3, "the second pretraining waits for eight devices, one of which the evaluation has"
+    assert makespan(wide, 8) == 2 + 5 + 3, (
+        "the second pretraining waits for eight devices, one of which the evaluation has"
+    )
     assert makespan(wide, 9) == 2 + 5, "beside it there is room for eight"
 
 
@@ -227,21 +308,29 @@ def made(*steps: Step) -> Forecast:
 
 def test_the_digest_covers_runs_their_fates_and_their_order_and_nothing_else() -> None:
     one, two = step(tiny()), step(tiny(seed=1))
-    others = [(one,), (two, one), (one, replace(two, fate="reuse")), (one, step(tiny(seed=2)))]
+    others = [(one,), (two, one), (one, replace(two, action="reuse")), (one, step(tiny(seed=2)))]
     digests = {made(*steps).digest for steps in ((one, two), *others)}
     assert len(digests) == 5
     assert all(re.fullmatch("[0-9a-f]{12}", digest) for digest in digests)
-    assert made(replace(one, why="other words", left=0.5), step(tiny(seed=1), 50)).digest == made(one, two).digest
+    assert (
+        made(replace(one, why="other words", left=0.5), step(tiny(seed=1), 50)).digest
+        == made(one, two).digest
+    )
 
 
 def test_what_is_not_allowed_is_refused_in_one_line() -> None:
-    plan = made(step(tiny(), 3600), step(tiny(seed=1), 3600, left=0.5), step(tiny(seed=2), fate="reuse"))
+    plan = made(step(tiny(), 3600), step(tiny(seed=1), 3600, left=0.5), step(tiny(seed=2), action="reuse"))
     assert plan.hours == 1.5
     check(plan, "", None)
     check(plan, plan.digest, 1.5)
-    with pytest.raises(RefusedError, match=rf"^The plan is not 0123456789ab: it is {plan.digest} now\. .*--apply {plan.digest}\.$"):
+    with pytest.raises(
+        RefusedError,
+        match=rf"^The plan is not 0123456789ab: it is {plan.digest} now\. .*--apply {plan.digest}\.$",
+    ):
         check(plan, "0123456789ab", None)
-    with pytest.raises(RefusedError, match=r"^--max-gpu-hours is 1\.4, and the plan takes some 1\.5 GPU-hours: "):
+    with pytest.raises(
+        RefusedError, match=r"^--max-gpu-hours is 1\.4, and the plan takes some 1\.5 GPU-hours: "
+    ):
         check(plan, plan.digest, 1.4)
     unknown = made(step(tiny(), 3600), step(tiny(seed=1)))
     assert unknown.hours is None
@@ -250,7 +339,9 @@ def test_what_is_not_allowed_is_refused_in_one_line() -> None:
 
 
 def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
-    lines = list(made(step(tiny(), 7200), step(evaluation(tiny()), 1800), step(tiny(seed=1), fate="attach")).lines())[3:]
+    lines = list(
+        made(step(tiny(), 7200), step(evaluation(tiny()), 1800), step(tiny(seed=1), action="attach")).lines()
+    )[3:]
     assert lines[:4] == [
         "3 runs: 1 done by others, 2 to do.",
         "GPU-hours: 2.5. Wall time: 2:30:00, 2 runs at once.",
@@ -258,7 +349,10 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
         "  1 that somebody else does is not counted.",
     ]
     unknown = list(made(step(tiny(), 7200), step(evaluation(tiny()))).lines())[2:]
-    assert unknown[1] == "GPU-hours: not known; 2 for the 1 run of which it is. Wall time: not known, 2 runs at once."
+    assert (
+        unknown[1]
+        == "GPU-hours: not known; 2 for the 1 run of which it is. Wall time: not known, 2 runs at once."
+    )
     assert "  1 not known: knn on synthetic_folder." in unknown
 
 
@@ -267,7 +361,10 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
 
 def attempt(spec: Spec, site: Site, at: Any) -> None:
     """Begins a run, says so, and waits to be killed."""
-    with lease.take(site.runs / spec.id, spec.id, heartbeat=10) as held, Store(site).start(spec, scale="smoke", hold=held):
+    with (
+        lease.take(site.runs / spec.id, spec.id, heartbeat=10) as held,
+        Store(site).start(spec, scale="smoke", hold=held),
+    ):
         at.put(os.getpid())
         signal.pause()
 
@@ -277,7 +374,9 @@ def steps_of(wanted: list[Job], site: Site) -> list[Step]:
 
 
 @pytest.mark.slow
-def test_every_fate_is_told_from_the_store_and_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_fate_is_told_from_the_store_and_the_runs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow.tracking  # noqa: F401, forked processes need not import it again
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -285,7 +384,9 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(tmp_path: Path, m
     (reused, killed, running, failed, new), at = [tiny(seed=seed) for seed in range(5)], fork.Queue()
     request = Request(table="table8")
     wanted = [Job(spec, request) for spec in (reused, killed, running, failed, new)]
-    assert {each.why for each in steps_of(wanted, site)} == {"no finished run with these settings, nor any of its kind at this scale"}
+    assert {each.why for each in steps_of(wanted, site)} == {
+        "no finished run with these settings, nor any of its kind at this scale"
+    }
     assert not site.runs.exists()
 
     with Store(site).start(reused, scale="smoke") as run:
@@ -300,7 +401,9 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(tmp_path: Path, m
         processes[0].kill()
         processes[0].join()
         checkpoint.save(site.runs / killed.id, {"epoch": 3}, 3)
-        found = dict(zip(("reused", "killed", "running", "failed", "new"), steps_of(wanted, site), strict=True))
+        found = dict(
+            zip(("reused", "killed", "running", "failed", "new"), steps_of(wanted, site), strict=True)
+        )
     finally:
         for process in processes:
             process.kill()
@@ -309,14 +412,16 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(tmp_path: Path, m
     assert (record.attempts, record.device) == (1, Store(site).records([killed.id])[killed.id].device)
     assert record.ended is not None
     host = lease.this_host()
-    assert {name: each.fate for name, each in found.items()} == {
+    assert {name: each.action for name, each in found.items()} == {
         "reused": "reuse",
         "killed": "resume",
         "running": "attach",
         "failed": "run",
         "new": "run",
     }
-    assert found["reused"].why.startswith(f"finished {record.ended.astimezone():%Y-%m-%d}, commit {record.commit[:7]}")
+    assert found["reused"].why.startswith(
+        f"finished {record.ended.astimezone():%Y-%m-%d}, commit {record.commit[:7]}"
+    )
     gone = f"its process {processes[0].pid} on {host} is gone"
     assert found["killed"].why == f"a checkpoint of epoch 3 of 4 is there; interrupted, {gone}"
     assert found["killed"].left == 0.25
@@ -333,7 +438,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(tmp_path: Path, m
 def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Path) -> None:
     site = Site(runs=tmp_path / "runs", device="cpu")
     found = steps_of(jobs([Request(table="table8", scale="small", rows="BYOL")]), site)
-    assert [(each.fate, each.why) for each in found] == [("blocked", "lacks imagenette")] * 2
+    assert [(each.action, each.why) for each in found] == [("blocked", "lacks imagenette")] * 2
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
     site = replace(site, data={"imagenette": tmp_path})
@@ -341,7 +446,7 @@ def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Pat
     waiting = {each.spec.id: each.why for each in detection if isinstance(each.spec, Evaluate)}
     for each in detection:
         if isinstance(each.spec, Pretrain):
-            assert each.fate == "blocked"
+            assert each.action == "blocked"
             assert re.fullmatch(r"only runs such as (\w+) need it, which lacks coco2017", each.why)
             assert each.why.split()[4] in waiting
 
@@ -349,17 +454,27 @@ def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Pat
 def test_the_operations_of_a_detector_are_those_counted_by_hand() -> None:
     """3072 pixels, as 48 x 64; the last layer is the head of ten boxes of 14 x 14 places, 7 x 7 behind it."""
     layers = (Conv(3, 4, 3, 2), Conv(4, 8, 3, 4), Conv(8, 16, 1, 8))
-    protocol = VOCDetection(train_sizes=(40, 56), iterations=5, drops=(), warmup_iterations=0, rois=10, precise_bn_iterations=2)
+    protocol = VOCDetection(
+        train_sizes=(40, 56), iterations=5, drops=(), warmup_iterations=0, rois=10, precise_bn_iterations=2
+    )
     stem, second = 2 * 3 * 4 * 9 * 3072 / 4, 2 * 4 * 8 * 9 * 3072 / 16
     proposals, heads = 2 * 8 * 8 * 9 * 3072 / 16, 10 * 2 * 8 * 16 * 7 * 7
     images = 16 * (3 * 5 + 2)
-    assert operations(protocol, Network(layers)) == pytest.approx(images * (stem + second + proposals + heads))
+    assert operations(protocol, Network(layers)) == pytest.approx(
+        images * (stem + second + proposals + heads)
+    )
 
 
 @pytest.mark.parametrize(("table", "seconds"), [("table5", 35), ("table10", 74)])
-def test_the_hours_of_a_detector_at_the_scale_smoke_are_as_long_as_it_took(table: str, seconds: float) -> None:
+def test_the_hours_of_a_detector_at_the_scale_smoke_are_as_long_as_it_took(
+    table: str, seconds: float
+) -> None:
     """Measured on one core of two, both at work: 34 and 36 s, twice 74 s."""
-    spec = next(spec for spec in Request(table=table).specs() if isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection))
+    spec = next(
+        spec
+        for spec in Request(table=table).specs()
+        if isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection)
+    )
     found = estimate(spec, (), "CPU", "")
     assert found is not None
     assert found.source == "FLOPs"
@@ -370,11 +485,14 @@ def test_a_batch_that_the_devices_cannot_share_is_known_before_anything_starts(t
     wanted = jobs([Request(table="table8", rows="BYOL")])
     site = Site(runs=tmp_path / "runs", device="cpu", devices=3)
     lacks = "lacks a batch that 3 devices can share"
-    assert [each.why for each in steps_of(wanted, site)] == [lacks, f"run {wanted[0].spec.id}, which it needs, {lacks}"]
+    assert [each.why for each in steps_of(wanted, site)] == [
+        lacks,
+        f"run {wanted[0].spec.id}, which it needs, {lacks}",
+    ]
     assert {each.problem.why for each in blocked(wanted, site).values()} == {
         "A batch of 32 images does not divide into 3 equal shares: set another `devices` in the site file."
     }
-    assert [each.fate for each in steps_of(wanted, replace(site, devices=4))] == ["run", "run"]
+    assert [each.action for each in steps_of(wanted, replace(site, devices=4))] == ["run", "run"]
 
 
 # The command line
@@ -398,9 +516,19 @@ def test_a_plan_is_applied_only_as_it_was_looked_at(home: Home) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--apply", "now"), "--apply takes the 12 hexadecimal digits that --dry-run prints last, not 'now'."),
-        pytest.param(("--max-gpu-hours", "few"), "--max-gpu-hours takes a number, such as 0.5, not 'few'.", marks=pytest.mark.slow),
-        (("--max-gpu-hours", "1", "--render-only"), "--render-only starts nothing: leave it out, or --apply and --max-gpu-hours."),
+        (
+            ("--apply", "now"),
+            "--apply takes the 12 hexadecimal digits that --dry-run prints last, not 'now'.",
+        ),
+        pytest.param(
+            ("--max-gpu-hours", "few"),
+            "--max-gpu-hours takes a number, such as 0.5, not 'few'.",
+            marks=pytest.mark.slow,
+        ),
+        (
+            ("--max-gpu-hours", "1", "--render-only"),
+            "--render-only starts nothing: leave it out, or --apply and --max-gpu-hours.",
+        ),
     ],
     ids=["apply", "hours", "render only"],
 )

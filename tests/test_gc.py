@@ -1,4 +1,5 @@
-"""`invoke gc`: what nothing refers to is listed, and removed on demand; what somebody needs, owns or put there stays.
+"""`invoke gc`: what nothing refers to is listed, and removed on demand; what somebody needs, owns or put
+there stays.
 
 Most tests look at one folder of runs of every kind, whose records are real and whose files are small.
 """
@@ -19,14 +20,15 @@ import pytest
 import torch
 from conftest import ROOT, Home
 
-from reproduce import checkpoint, garbage, journal, lease
-from reproduce.entry import OWNER
+from reproduce.commands import gc
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
+from reproduce.runs import checkpoint, journal, lease
 from reproduce.site import Site
 from reproduce.spec import Spec
-from reproduce.tracking import Store
+from reproduce.tracking.store import Store
+from reproduce.tracking.tags import OWNER
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +37,9 @@ DAY = 24 * 3600
 
 def pair(*changes: str, seeds: int = 1, table: str = "table8", **fields: str) -> tuple[Spec, ...]:
     """The pretraining and the evaluation of a row; of several seeds those of the last."""
-    return Request(table=table, rows=fields.pop("rows", "BYOL"), changes=changes, seeds=seeds, **fields).specs()[-2:]  # type: ignore[arg-type]
+    return Request(
+        table=table, rows=fields.pop("rows", "BYOL"), changes=changes, seeds=seeds, **fields
+    ).specs()[-2:]  # type: ignore[arg-type]
 
 
 FINISHED, EVALUATION = pair("epochs=3")
@@ -58,7 +62,8 @@ FAR = pair("epochs=13")[0]
 BEFORE = pair("epochs=15")[0]
 """Of which only a record is left."""
 EVALUATED, LATER = pair("epochs=14")
-"""A pretraining whose finished record was deleted, and which was begun again, and the finished evaluation of its encoder."""
+"""A pretraining whose finished record was deleted, and which was begun again, and the finished evaluation of
+its encoder."""
 
 GONE = {STRANGE.id, ELEVENTH.id, UNKNOWN.id, BEFORE.id}
 
@@ -88,8 +93,14 @@ def trained(site: Site, spec: Spec, value: float) -> str:
 def features(site: Site, encoder: str) -> Path:
     """A file of features as `feature_cache` writes it."""
     describe: Callable[[], dict[str, str]] = lambda: {"encoder": encoder}  # noqa: E731
-    feature_cache.once(describe, num_rows=2, site=site, device=torch.device("cpu"), compute=lambda: torch.ones(2, 3))
-    return next(path for path in (site.runs / "features").glob("*.safetensors") if feature_cache.encoder_of(path) == encoder)
+    feature_cache.once(
+        describe, num_rows=2, site=site, device=torch.device("cpu"), compute=lambda: torch.ones(2, 3)
+    )
+    return next(
+        path
+        for path in (site.runs / "features").glob("*.safetensors")
+        if feature_cache.encoder_of(path) == encoder
+    )
 
 
 def begun(site: Site, spec: Spec) -> None:
@@ -118,7 +129,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Home
     for spec in (FAR, BEFORE):
         shutil.rmtree(home.runs / spec.id)
     (record,) = [state.run_id for state in store.status() if state.spec_id == FAR.id]
-    store.connection.client.set_tag(record, OWNER, json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
+    store.connection.client.set_tag(
+        record, OWNER, json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0})
+    )
     begun(site, FINISHED)
     put(home.runs / MEASURED.id / journal.RESULT)
     here, gone = trained(site, FINISHED, 1.0), trained(site, STRANGE, 2.0)
@@ -126,7 +139,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Home
     for digest in (here, gone, "e" * 64, "f" * 64):
         features(site, digest)
     put(home.runs / "features" / "notes.txt")
-    put(home.runs / "features" / "0123.99.tmp", age=2 * DAY)
+    put(home.runs / "features" / ".0123.safetensors.99.1.tmp", age=2 * DAY)
     put(home.runs / FINISHED.id / ".epoch-00004.pt.99.tmp", age=2 * DAY)
     put(home.runs / EVALUATION.id / ".epoch-00004.pt.99.tmp", age=3600)
     put(home.reports / "smoke" / ".table8.md.99.tmp", age=2 * DAY)
@@ -158,17 +171,21 @@ def of_another_machine(site: Site, beat: float) -> None:
 
 def snapshot(folder: Path) -> set[str]:
     """Every file below a folder but the locks."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
 
 
-def names(found: garbage.Found, kind: str) -> set[str]:
+def names(found: gc.Found, kind: str) -> set[str]:
     return {item.name for item in found.items if item.kind == kind}
 
 
 def test_what_nothing_refers_to_is_listed_and_nothing_else(place: tuple[Site, Store]) -> None:
     site, store = place
     before = snapshot(site.runs)
-    found = garbage.find(site, store)
+    found = gc.find(site, store)
     assert snapshot(site.runs) == before
     assert names(found, "run") == {f"runs/{spec_id}" for spec_id in GONE - {BEFORE.id}}
     records = {state.run_id: state.spec_id for state in store.status() if state.spec_id in GONE}
@@ -177,12 +194,14 @@ def test_what_nothing_refers_to_is_listed_and_nothing_else(place: tuple[Site, St
     assert names(found, "checkpoints") == {f"runs/{FINISHED.id}: epoch-00001.pt"}
     assert names(found, "draft") == {
         f"runs/{FINISHED.id}/.epoch-00004.pt.99.tmp",
-        "runs/features/0123.99.tmp",
+        "runs/features/.0123.safetensors.99.1.tmp",
         "reports/smoke/.table8.md.99.tmp",
     }
     encoders = {feature_cache.encoder_of(site.runs.parent / name) for name in names(found, "features")}
     assert encoders == {"f" * 64, checkpoint.digest({"backbone.weight": torch.full((2, 2), 2.0)})}
-    assert sorted(note.split()[1] for note in found.notes) == sorted(f"runs/{spec.id}:" for spec in (MEASURED, ONLY_ITS_ENCODER))
+    assert sorted(note.split()[1] for note in found.notes) == sorted(
+        f"runs/{spec.id}:" for spec in (MEASURED, ONLY_ITS_ENCODER)
+    )
 
 
 def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[Site, Store]) -> None:
@@ -190,7 +209,7 @@ def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[
     os.utime(site.runs / UNKNOWN.id, (0, 0))
     for path in (site.runs / UNKNOWN.id).iterdir():
         os.utime(path, (time.time() - 3 * DAY,) * 2)
-    lines = list(garbage.find(site, store).lines())
+    lines = list(gc.find(site, store).lines())
     (unknown,) = [line for line in lines if UNKNOWN.id in line]
     assert unknown.split("  ")[-1] == f"runs/{UNKNOWN.id}: it has no record, and no table makes it"
     assert unknown.split()[:5] == ["run", "1", "kB", "3", "days"]
@@ -204,28 +223,30 @@ def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[
 def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, Store]) -> None:
     site, store = place
     before, states = snapshot(site.runs), {state.run_id: state for state in store.status()}
-    found = garbage.find(site, store)
-    lines, num_left = garbage.remove(found)
+    found = gc.find(site, store)
+    lines, num_left = gc.remove(found)
     assert num_left == 0
     assert [line for line in lines if line.startswith("stays")] == list(found.notes)
     gone = {name for name in before if name.split("/")[0] in GONE}
     gone |= {name.removeprefix("runs/") for kind in ("draft", "features") for name in names(found, kind)}
     gone |= {f"{FINISHED.id}/epoch-00001.pt", "reports/smoke/.table8.md.99.tmp"}
     assert {name for name in before - snapshot(site.runs) if not name.startswith("mlflow")} == gone & before
-    assert not [path.name for path in site.runs.iterdir() if path.name in GONE or path.name.startswith(garbage.ASIDE)]
+    assert not [
+        path.name for path in site.runs.iterdir() if path.name in GONE or path.name.startswith(gc.ASIDE)
+    ]
     assert not (site.reports / "smoke" / ".table8.md.99.tmp").exists()
     assert {state.run_id: state for state in store.status()} == {
         run_id: state for run_id, state in states.items() if state.spec_id not in GONE
     }
-    again = garbage.find(site, store)
+    again = gc.find(site, store)
     assert again.items == ()
     assert list(again.lines())[-1] == "There is nothing to remove."
 
 
 def test_deleted_records_can_be_restored(place: tuple[Site, Store]) -> None:
     site, store = place
-    found = garbage.find(site, store)
-    garbage.remove(found)
+    found = gc.find(site, store)
+    gc.remove(found)
     (deleted,) = [item.name for item in found.items if item.kind == "record" and STRANGE.id in item.why]
     store.connection.client.restore_run(deleted)
     assert {state.spec_id for state in store.status() if state.run_id == deleted} == {STRANGE.id}
@@ -235,18 +256,18 @@ def test_a_run_goes_when_its_owner_elsewhere_has_missed_three_heartbeats(place: 
     site, store = place
     name = f"runs/{ELSEWHERE.id}"
     of_another_machine(site, beat=25.0)
-    assert name not in names(garbage.find(site, store), "run")
+    assert name not in names(gc.find(site, store), "run")
     of_another_machine(site, beat=35.0)
-    assert name in names(garbage.find(site, store), "run")
+    assert name in names(gc.find(site, store), "run")
 
 
 def test_what_is_begun_or_finished_between_the_look_and_the_removal_stays(place: tuple[Site, Store]) -> None:
     site, store = place
-    found = garbage.find(site, store)
+    found = gc.find(site, store)
     with store.start(ELEVENTH, scale="smoke") as run:
         run.finish({"top1": 0.5})
     with lease.take(site.runs / STRANGE.id, STRANGE.id, heartbeat=10.0):
-        lines, num_left = garbage.remove(found)
+        lines, num_left = gc.remove(found)
     told = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("stays")}
     assert f"process {os.getpid()} on " in told[f"runs/{STRANGE.id}"]
     assert told[f"runs/{ELEVENTH.id}"].endswith("it is finished now")
@@ -257,25 +278,34 @@ def test_what_is_begun_or_finished_between_the_look_and_the_removal_stays(place:
     assert num_left == 0, "what somebody needs now is no failure"
 
 
-def test_a_folder_that_is_gone_meanwhile_is_no_error_and_one_that_may_not_go_is_a_line(place: tuple[Site, Store]) -> None:
+def test_a_folder_that_is_gone_meanwhile_is_no_error_and_one_that_may_not_go_is_a_line(
+    place: tuple[Site, Store],
+) -> None:
     site, store = place
-    found = garbage.find(site, store)
+    found = gc.find(site, store)
     shutil.rmtree(site.runs / UNKNOWN.id)
     about = {"kind": "draft", "size": 1, "age": 1.0, "why": "a test"}
-    fixed = garbage.Item(name="fixed", remove=lambda: str(site.runs.rmdir()), **about)  # type: ignore[arg-type, func-returns-value]
-    lines, num_left = garbage.remove(garbage.Found(items=(*found.items, fixed)))
+    fixed = gc.Item(name="fixed", remove=lambda: str(site.runs.rmdir()), **about)  # type: ignore[arg-type, func-returns-value]
+    lines, num_left = gc.remove(gc.Found(items=(*found.items, fixed)))
     assert num_left == 1
     assert [line for line in lines if line.startswith("stays")] == ["stays  fixed: Directory not empty"]
 
 
-def test_a_folder_of_runs_behind_a_link_and_one_that_is_not_there(place: tuple[Site, Store], tmp_path: Path) -> None:
+def test_a_folder_of_runs_behind_a_link_and_one_that_is_not_there(
+    place: tuple[Site, Store], tmp_path: Path
+) -> None:
     site, store = place
     (tmp_path / "link").symlink_to(site.runs)
     linked = Site(runs=tmp_path / "link", reports=site.reports, tracking_uri=store.uri)
-    by_link, directly = (garbage.find(each, Store(each)).items for each in (linked, site))
-    assert [(item.kind, item.name, item.why) for item in by_link] == [(item.kind, item.name, item.why) for item in directly]
+    by_link, directly = (gc.find(each, Store(each)).items for each in (linked, site))
+    assert [(item.kind, item.name, item.why) for item in by_link] == [
+        (item.kind, item.name, item.why) for item in directly
+    ]
     nowhere = Site(runs=tmp_path / "nowhere")
-    assert list(garbage.find(nowhere, Store(nowhere)).lines()) == [f"There is no folder {nowhere.runs}.", "There is nothing to remove."]
+    assert list(gc.find(nowhere, Store(nowhere)).lines()) == [
+        f"There is no folder {nowhere.runs}.",
+        "There is nothing to remove.",
+    ]
     assert not nowhere.runs.exists()
 
 
@@ -286,7 +316,7 @@ def test_another_store_s_runs_stay(place: tuple[Site, Store], tmp_path: Path) ->
     with lease.take(site.runs / EVALUATION.id, EVALUATION.id, heartbeat=10.0) as held:
         held.finished()
     other = Site(runs=site.runs, reports=site.reports, tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
-    found = garbage.find(other, Store(other))
+    found = gc.find(other, Store(other))
     assert not {f"runs/{spec.id}" for spec in (FINISHED, EVALUATION, STRANGE)} & names(found, "run")
 
 
@@ -300,10 +330,14 @@ def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tu
         (folder / f"{number}").touch()
     home = Home(site.runs.parent)
     command = subprocess.Popen(
-        [sys.executable, "-m", "invoke", "gc", "--delete"], cwd=ROOT, env=home.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "invoke", "gc", "--delete"],
+        cwd=ROOT,
+        env=home.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 300
-    while not (aside := list(site.runs.glob(f"{garbage.ASIDE}{UNKNOWN.id}*"))):
+    while not (aside := list(site.runs.glob(f"{gc.ASIDE}{UNKNOWN.id}*"))):
         assert command.poll() is None, command.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -311,14 +345,15 @@ def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tu
     command.communicate()
     assert not folder.exists()
     assert 0 < len(list(aside[0].iterdir())) <= MANY + 5, "it was too fast to be killed"
-    found = garbage.find(site, store)
+    found = gc.find(site, store)
     assert f"runs/{aside[0].name}" in names(found, "draft")
-    garbage.remove(found)
+    gc.remove(found)
     assert not aside[0].exists()
 
 
 def test_tables_are_as_before(place: tuple[Site, Store]) -> None:
-    """From the command line: a finished table is reused and rendered to the same bytes after everything else is gone."""
+    """From the command line: a finished table is reused and rendered to the same bytes after everything else
+    is gone."""
     site, _ = place
     home, table = Home(site.runs.parent), ("table8", "--rows", "BYOL", "--set", "epochs=3")
     assert home.invoke(*table).returncode == 0

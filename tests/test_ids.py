@@ -1,6 +1,8 @@
-"""The ids of the runs themselves: what moves one, what moves none, and that those of stored runs stay for ever.
+"""The ids of the runs themselves: what moves one, what moves none, and that those of stored runs stay for
+ever.
 
-    PYTHONPATH=. python tests/test_ids.py      # renews tests/golden/ids.json; a line that goes or changes is a run that is lost
+    PYTHONPATH=. python tests/test_ids.py      # renews tests/golden/ids.json; a line that goes or changes is
+    a run that is lost
 
 The rules by which an id is made are tested in test_spec.py.
 """
@@ -26,13 +28,18 @@ import pytest
 from test_spec import has_one_value, other_values, settings_in
 
 from reproduce import identity
+from reproduce.nn.weights import Weights
 from reproduce.plan import BASELINES, SCALES, Evaluation, NotHereError, Request, components, table_names
+from reproduce.settings import Settings
 from reproduce.site import Site, Slurm, load
-from reproduce.spec import Settings, Spec, Weights
+from reproduce.spec import Spec
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "ids.json"
-PACKAGES = ("reproduce", *(f"reproduce.{name}" for name in ("data", "detection", "methods", "nn", "protocols")))
+PACKAGES = (
+    "reproduce",
+    *(f"reproduce.{name}" for name in ("data", "detection", "methods", "nn", "protocols")),
+)
 
 
 @cache
@@ -40,7 +47,9 @@ def classes() -> dict[str, type[Settings]]:
     """Every component by its name, found by walking the code."""
     found: dict[str, type[Settings]] = {}
     for package in PACKAGES:
-        found |= {name: cls for name, cls in components(package, Settings).items() if not inspect.isabstract(cls)}
+        found |= {
+            name: cls for name, cls in components(package, Settings).items() if not inspect.isabstract(cls)
+        }
     return found
 
 
@@ -67,7 +76,8 @@ def inside(spec: Settings) -> Iterator[Settings]:
 
 @cache
 def of_every_component() -> tuple[tuple[Request, Spec], ...]:
-    """For each scale, a run with each component that the scale has; as few as come of taking the first that has a new one."""
+    """For each scale, a run with each component that the scale has; as few as come of taking the first that
+    has a new one."""
     chosen, seen = [], set()
     for request, spec in runs().values():
         here = {(request.scale, component.name) for component in inside(spec)}
@@ -80,7 +90,9 @@ def of_every_component() -> tuple[tuple[Request, Spec], ...]:
 def test_the_runs_here_have_every_component() -> None:
     """Whatever is added to the suite is tested below, or this fails."""
     assert len(classes()) > 30
-    assert {component.name for _, spec in of_every_component() for component in inside(spec)} == set(classes())
+    assert {component.name for _, spec in of_every_component() for component in inside(spec)} == set(
+        classes()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +107,9 @@ class Stored:
     """Its canonical data."""
 
 
-STORED = [Stored(**each) for each in json.loads(GOLDEN.read_text(encoding="utf-8"))] if GOLDEN.exists() else []
+STORED = (
+    [Stored(**each) for each in json.loads(GOLDEN.read_text(encoding="utf-8"))] if GOLDEN.exists() else []
+)
 EACH = pytest.mark.parametrize("run", STORED, ids=lambda run: f"{run.table}-{run.scale}-{run.id}")
 MOST_AT_SMOKE = pytest.mark.parametrize(
     "run",
@@ -134,7 +148,9 @@ def changed(spec: Settings) -> Iterator[tuple[str, Any, Settings]]:
             if other not in accepted:  # 2 + 2 and 2 x 2, or 2 x 0
                 accepted.append(other)
                 yield path, other, mutant
-        assert len(accepted) > 1 or has_one_value(path, hint) or value == (), f"{spec.name}: no other {path} than {value!r} is accepted"
+        assert len(accepted) > 1 or has_one_value(path, hint) or value == (), (
+            f"{spec.name}: no other {path} than {value!r} is accepted"
+        )
 
 
 @MOST_AT_SMOKE
@@ -151,7 +167,9 @@ def test_every_change_of_every_setting_is_another_run(run: Stored) -> None:
 @pytest.mark.slow
 def test_no_two_runs_of_the_suite_share_an_id() -> None:
     specs = {
-        spec for scale, table in itertools.product(SCALES, table_names()) for spec in Request(table=table, scale=scale, seeds=3).specs()
+        spec
+        for scale, table in itertools.product(SCALES, table_names())
+        for spec in Request(table=table, scale=scale, seeds=3).specs()
     }
     specs |= {spec for _, spec in runs().values()}
     assert len(specs) > 1500
@@ -169,7 +187,9 @@ def test_settings_of_an_evaluation_alone_are_settings() -> None:
         "backbone": dataclasses.replace(weights, backbone="resnet18"),
     }.items():
         for protocol in ("knn", "weighted_knn", "linear"):
-            made[name, protocol] = Evaluation(weights=other, protocol=protocol, dataset="imagenette").build().id
+            made[name, protocol] = (
+                Evaluation(weights=other, protocol=protocol, dataset="imagenette").build().id
+            )
     assert len(set(made.values())) == len(made)
 
 
@@ -211,7 +231,13 @@ setup = ["module load cuda"]
 """
 """Another value of every key."""
 VARIABLES = re.compile(r'environ(?:\.get\(|\.setdefault\(|\[)"(\w+)"')
-OF_PYTHON = {"PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo", "OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "5"}
+OF_PYTHON = {
+    "PYTHONHASHSEED": "7",
+    "LC_ALL": "C",
+    "TZ": "Asia/Tokyo",
+    "OMP_NUM_THREADS": "3",
+    "CUDA_VISIBLE_DEVICES": "5",
+}
 ALL_IDS = """
 import json, sys
 from reproduce import site
@@ -223,31 +249,54 @@ print(json.dumps(sorted({spec.id for table in table_names() for scale in SCALES 
 
 def variables() -> set[str]:
     """The environment variables that the code reads, by its text."""
-    texts = [path.read_text(encoding="utf-8") for folder in ("reproduce", "configs", "tables") for path in (ROOT / folder).rglob("*.py")]
+    texts = [
+        path.read_text(encoding="utf-8")
+        for folder in ("reproduce", "configs", "tables")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     return {name for text in texts for name in VARIABLES.findall(text)}
 
 
 def ids_elsewhere(**environment: str) -> list[str]:
     """The ids of all tables in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", ALL_IDS], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", ALL_IDS],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found: list[str] = json.loads(done.stdout)
     return found
 
 
 @pytest.mark.slow
-def test_no_key_of_the_site_and_no_variable_moves_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_key_of_the_site_and_no_variable_moves_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "site.toml"
     file.write_text(SITE)
     monkeypatch.setenv("MSBREG_SITE", str(file))
     here = load()
-    same = [field.name for field in dataclasses.fields(Site) if getattr(here, field.name) == getattr(Site(), field.name)]
-    same += [field.name for field in dataclasses.fields(Slurm) if getattr(here.slurm, field.name) == getattr(Slurm(), field.name)]
+    same = [
+        field.name
+        for field in dataclasses.fields(Site)
+        if getattr(here, field.name) == getattr(Site(), field.name)
+    ]
+    same += [
+        field.name
+        for field in dataclasses.fields(Slurm)
+        if getattr(here.slurm, field.name) == getattr(Slurm(), field.name)
+    ]
     assert not same, f"give {same} other values in SITE"
 
     assert {"MSBREG_SITE", "SLURM_JOB_ID", "WORLD_SIZE"} <= variables()
-    environment = OF_PYTHON | dict.fromkeys(variables(), "3") | {"MSBREG_SITE": str(file), "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
+    environment = (
+        OF_PYTHON
+        | dict.fromkeys(variables(), "3")
+        | {"MSBREG_SITE": str(file), "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
+    )
     plain = sorted({spec.id for request, spec in runs().values() if request.baselines == BASELINES[0]})
     assert len(plain) > 500
     assert ids_elsewhere(**environment) == plain
@@ -261,7 +310,9 @@ def test_no_key_of_the_site_and_no_variable_moves_an_id(tmp_path: Path, monkeypa
 def with_one_more(name: str) -> Any:
     """The class of a component with a setting that was added later."""
     cls = classes()[name]
-    made: Any = types.new_class(cls.__name__, (cls,), {"name": name}, partial(_annotate, default=identity.added_later(7, "9.9")))
+    made: Any = types.new_class(
+        cls.__name__, (cls,), {"name": name}, partial(_annotate, default=identity.added_later(7, "9.9"))
+    )
     return dataclasses.dataclass(frozen=True, kw_only=True)(made)
 
 
@@ -278,14 +329,18 @@ def test_the_stored_runs_have_every_component_at_every_scale() -> None:
         yield plain["component"]
 
     here = {(each.scale, name) for each in STORED for name in names(each.settings)}
-    wanted = {(request.scale, component.name) for request, spec in runs().values() for component in inside(spec)}
+    wanted = {
+        (request.scale, component.name) for request, spec in runs().values() for component in inside(spec)
+    }
     assert not wanted - here, "store a run of these: see the head of this file"
 
 
 @EACH
 def test_a_stored_run_keeps_its_id(run: Stored) -> None:
     assert identity.digest_of_plain(run.settings) == run.id, "the file was changed by hand, or the rule was"
-    assert rebuilt(run.settings).id == run.id, "a setting was added, or a default changed, that finished runs did not have"
+    assert rebuilt(run.settings).id == run.id, (
+        "a setting was added, or a default changed, that finished runs did not have"
+    )
     assert run.id in runs(), f"{run.table} at {run.scale} makes another run now: {rebuilt(run.settings)}"
     assert rebuilt(run.settings) == runs()[run.id][1]
 
@@ -316,7 +371,8 @@ def test_a_setting_that_is_added_without_saying_so_moves_it() -> None:
 def main() -> None:
     """Stores a run of each component at each scale."""
     made = [
-        Stored(spec.id, request.table, request.scale, request.baselines, identity.canonical(spec)) for request, spec in of_every_component()
+        Stored(spec.id, request.table, request.scale, request.baselines, identity.canonical(spec))
+        for request, spec in of_every_component()
     ]
     lines = ",\n".join(json.dumps(dataclasses.asdict(each)) for each in made)
     GOLDEN.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

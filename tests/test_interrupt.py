@@ -1,4 +1,5 @@
-"""Runs that are told to stop: what they leave behind, and that they go on to the numbers of one that was left alone."""
+"""Runs that are told to stop: what they leave behind, and that they go on to the numbers of one that was left
+alone."""
 
 from __future__ import annotations
 
@@ -22,19 +23,19 @@ import torch
 from conftest import ROOT, Home
 from toys import CPU, Notes, on_two_processes
 
-from reproduce import checkpoint, interrupt
 from reproduce.data.images import batches
 from reproduce.data.synthetic import SyntheticFolder
-from reproduce.interrupt import Interrupted
 from reproduce.launch.local import GRACE
 from reproduce.methods.method import Part
 from reproduce.nn import distributed
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
-from reproduce.progress import Progress
+from reproduce.runs import checkpoint, interrupt
+from reproduce.runs.interrupt import Interrupted
+from reproduce.runs.progress import Progress
 from reproduce.site import Site
 from reproduce.spec import Pretrain
-from reproduce.tracking import Store
+from reproduce.tracking.store import Store
 from reproduce.train import Meter, pretrain
 from reproduce.worker import serve
 
@@ -62,13 +63,13 @@ def test_a_signal_raises_at_once_where_nobody_is_patient(listening: None, number
         os.kill(os.getpid(), number)
 
 
-def test_inside_of_patiently_a_signal_waits_until_somebody_looks(listening: None) -> None:
+def test_a_deferred_signal_waits_until_the_code_looks(listening: None) -> None:
     looked = []
 
     def work() -> None:
-        with interrupt.patiently() as asked:
+        with interrupt.deferred() as asked:
             looked.append(asked())
-            with interrupt.patiently():
+            with interrupt.deferred():
                 os.kill(os.getpid(), signal.SIGTERM)
             looked.append(asked())
             interrupt.stop(asked())
@@ -76,18 +77,18 @@ def test_inside_of_patiently_a_signal_waits_until_somebody_looks(listening: None
     with pytest.raises(Interrupted, match=r"^SIGTERM$"):
         work()
     assert looked == ["", "SIGTERM"]
-    with interrupt.patiently() as asked:
+    with interrupt.deferred() as asked:
         assert asked() == "", "an old request must not stop what is begun after it"
 
 
 def test_a_request_that_nobody_looked_for_is_not_lost(listening: None) -> None:
-    with pytest.raises(Interrupted, match=r"^SIGINT$"), interrupt.patiently():
+    with pytest.raises(Interrupted, match=r"^SIGINT$"), interrupt.deferred():
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_an_error_that_comes_of_the_request_is_an_interruption(listening: None) -> None:
     def fail() -> None:
-        with interrupt.patiently():
+        with interrupt.deferred():
             interrupt.ask("asked")
             raise RuntimeError("DataLoader worker is killed by signal: Terminated.")
 
@@ -96,12 +97,18 @@ def test_an_error_that_comes_of_the_request_is_an_interruption(listening: None) 
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_a_second_signal_is_an_echo_at_first_and_raises_later(listening: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_is_an_echo_at_first_and_raises_later(
+    listening: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passed = []
 
     def work() -> None:
-        with interrupt.patiently():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):  # the second as torchrun sends it after the terminal
+        with interrupt.deferred():
+            for number in (
+                signal.SIGINT,
+                signal.SIGTERM,
+                signal.SIGTERM,
+            ):  # the second as torchrun sends it after the terminal
                 os.kill(os.getpid(), number)
                 passed.append(number)
                 if len(passed) == 2:
@@ -136,7 +143,9 @@ def test_decoders_outlive_a_signal_to_the_whole_group_and_end_with_the_loop(tmp_
     assert len(decoders) == 2
     for decoder in decoders:
         for number in (signal.SIGTERM, signal.SIGINT):
-            subprocess.run(["kill", f"-{number.value}", str(decoder.pid)], check=True)  # by a process that is not their parent
+            subprocess.run(
+                ["kill", f"-{number.value}", str(decoder.pid)], check=True
+            )  # by a process that is not their parent
     found += shown
     assert torch.equal(torch.cat([batch.indices for batch in found]), torch.arange(192))
     _, alive = psutil.wait_procs(decoders, timeout=20)
@@ -159,8 +168,14 @@ def spec(epochs: int = EPOCHS) -> Pretrain:
     return found
 
 
-def train(site: Site, name: str, stop_at: int | None = None, strike: Callable[[], None] = lambda: interrupt.ask("a test")) -> Notes:
-    """Goes on in the folder `name` and returns what is recorded; `strike` is called during step number `stop_at`, from 1."""
+def train(
+    site: Site,
+    name: str,
+    stop_at: int | None = None,
+    strike: Callable[[], None] = lambda: interrupt.ask("a test"),
+) -> Notes:
+    """Goes on in the folder `name` and returns what is recorded; `strike` is called during step number
+    `stop_at`, from 1."""
     notes = Notes()
 
     def report(progress: Progress) -> None:
@@ -203,7 +218,10 @@ def test_a_run_that_is_stopped_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path
         train(site, "struck", stop_at=7)
     with pytest.raises(Interrupted):
         train(site, "struck", stop_at=9)
-    assert left(tmp_path / "struck") == ["epoch-00001-step-000002-of-000005.pt", "epoch-00001-step-000004-of-000005.pt"]
+    assert left(tmp_path / "struck") == [
+        "epoch-00001-step-000002-of-000005.pt",
+        "epoch-00001-step-000004-of-000005.pt",
+    ]
     last = train(site, "struck")
     assert steady(last.logged[0]) == steady(whole.logged[0])
     assert last.logged.keys() == {0, 10}, "what was measured before is not measured again"
@@ -219,7 +237,9 @@ def test_a_checkpoint_without_steps_is_still_read_and_a_lost_lease_writes_nothin
         train(site, "run", stop_at=STEPS)
     state = checkpoint.latest(tmp_path / "run")
     assert state is not None
-    checkpoint.save(tmp_path / "run", {key: value for key, value in state.items() if key not in ("step", "meter")}, 1)
+    checkpoint.save(
+        tmp_path / "run", {key: value for key, value in state.items() if key not in ("step", "meter")}, 1
+    )
     before = left(tmp_path / "run")
 
     def hold() -> None:
@@ -235,7 +255,8 @@ def test_a_checkpoint_without_steps_is_still_read_and_a_lost_lease_writes_nothin
 
 
 def two(folder: Path) -> list[Any]:
-    """What one of two processes finds: a whole run, one that only the second process is told to stop, one that one process began."""
+    """What one of two processes finds: a whole run, one that only the second process is told to stop, one
+    that one process began."""
     interrupt.listen()
     site, found = Site(runs=folder), []
     whole = train(site, "whole")
@@ -268,7 +289,9 @@ def test_processes_stop_at_the_same_step_and_go_on_as_one_or_as_two(tmp_path: Pa
     assert checkpoint.newest(tmp_path / "to one") == pytest.approx(7 / 5)
     to_one = steady(train(site, "to one").logged[0])
     for found in (whole, from_one, to_one):
-        assert found == pytest.approx(alone, rel=5e-3)  # rounding grows: a ReLU's input close to 0 may change its sign
+        assert found == pytest.approx(
+            alone, rel=5e-3
+        )  # rounding grows: a ReLU's input close to 0 may change its sign
 
 
 def test_the_speed_of_an_epoch_that_was_interrupted_counts_the_time_of_all_its_images() -> None:
@@ -287,7 +310,9 @@ def test_the_speed_of_an_epoch_that_was_interrupted_counts_the_time_of_all_its_i
 LONG = 30
 """Steps of an epoch: more than it takes to say so and to be struck."""
 REQUEST = Request(
-    table="table8", rows="BYOL", changes=("epochs=2", f"batch_size={BATCH}", f"dataset.num_train={LONG * BATCH}", "dataset.num_val=40")
+    table="table8",
+    rows="BYOL",
+    changes=("epochs=2", f"batch_size={BATCH}", f"dataset.num_train={LONG * BATCH}", "dataset.num_val=40"),
 )
 
 
@@ -305,7 +330,8 @@ def start(home: Home) -> subprocess.Popen[str]:
 
 
 def strike(home: Home, number: signal.Signals, step: int) -> tuple[int, float]:
-    """Sends a signal when the worker says that `step` steps are done; its exit code and the seconds that it took to end.
+    """Sends a signal when the worker says that `step` steps are done; its exit code and the seconds that it
+    took to end.
 
     It says so after its first step, and then every half second: many steps of a fast machine.
     """
@@ -337,7 +363,9 @@ class AtOnce(threading.Thread):
         self.run()
 
 
-def test_a_worker_whose_input_ended_before_it_looked_begins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_whose_input_ended_before_it_looked_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A Ctrl-C while workers start: the run is in the input, and so is its end."""
     order = json.dumps({"request": REQUEST.dumps(), "id": "0123456789ab"})
     monkeypatch.setattr("sys.stdin", io.StringIO(order + "\n"))
@@ -358,7 +386,9 @@ def test_a_worker_that_waits_for_orders_can_start_processes_that_decode(tmp_path
         "forked = multiprocessing.get_context('fork').Process(target=print, args=('forked',))\n"
         "forked.start(); forked.join(20); print(forked.exitcode, flush=True); forked.kill()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("an order\n")
@@ -375,7 +405,9 @@ def query(home: Home, sql: str) -> list[tuple[Any, ...]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_a_worker_that_is_struck_in_the_middle_of_an_epoch_stops_within_seconds_and_goes_on_bit_equal(place: Home) -> None:
+def test_a_worker_that_is_struck_in_the_middle_of_an_epoch_stops_within_seconds_and_goes_on_bit_equal(
+    place: Home,
+) -> None:
     run: Any = REQUEST.specs()[0]
     folder, store = place.runs / run.id, Store(Site(runs=place.runs))
     done = 0.0
@@ -384,16 +416,22 @@ def test_a_worker_that_is_struck_in_the_middle_of_an_epoch_stops_within_seconds_
         assert took < GRACE, "a command would have killed it before it had stopped"
         assert not (folder / FILE).exists()
         (row,) = store.status()
-        assert (row.spec_id, row.state, number.name in row.reason) == (run.id, "interrupted", number != signal.SIGKILL)
+        assert (row.spec_id, row.state, number.name in row.reason) == (
+            run.id,
+            "interrupted",
+            number != signal.SIGKILL,
+        )
         if number == signal.SIGKILL:
             assert (code, checkpoint.newest(folder)) == (-9, done)
             assert query(place, "SELECT status FROM runs") == [("RUNNING",)], "MLflow cannot know"
-            store.reap()
+            store.mark_dead_runs()
         assert query(place, "SELECT status FROM runs") == [("KILLED",)]
         if number == signal.SIGKILL:
             continue
         assert code == 143
-        assert any("-step-" in name for name in left(folder)), "it ended with an epoch, and this test shows nothing"
+        assert any("-step-" in name for name in left(folder)), (
+            "it ended with an epoch, and this test shows nothing"
+        )
         assert checkpoint.newest(folder) > done
         done = checkpoint.newest(folder)
     last = start(place)

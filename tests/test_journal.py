@@ -1,4 +1,5 @@
-"""What waits on disk: measurements that a store does not have yet, and the result of a run; and how a store is waited for."""
+"""What waits on disk: measurements that a store does not have yet, and the result of a run; and how a store
+is waited for."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from reproduce import interrupt, patience
-from reproduce.journal import FILE, RESULT, Journal, Point, Result, drop_result, keep_result, kept_result
-from reproduce.patience import AwayError, away, giving_up_after, no_room, patiently
+from reproduce.runs import interrupt
+from reproduce.runs.journal import FILE, RESULT, Journal, Point, Result, drop_result, keep_result, kept_result
+from reproduce.tracking import retry
+from reproduce.tracking.retry import AwayError, away, disk_full, giving_up_after, retrying
 
 fork = multiprocessing.get_context("fork")
 
@@ -67,7 +69,9 @@ def test_a_line_that_was_cut_anywhere_costs_that_line_alone(tmp_path: Path) -> N
         assert Journal(tmp_path).read().points == points(1, 3)
 
 
-def test_a_broken_line_is_passed_over_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_line_is_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     journal = Journal(tmp_path)
     journal.add(points(1))
     with (tmp_path / FILE).open("ab") as file:
@@ -147,7 +151,10 @@ def test_a_result_is_kept_until_it_is_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"spec_id": "ba9876543210", "metrics": {"top1": 0.5}, "commit": ""}', "is of run ba9876543210, not of 0123456789ab"),
+        (
+            '{"spec_id": "ba9876543210", "metrics": {"top1": 0.5}, "commit": ""}',
+            "is of run ba9876543210, not of 0123456789ab",
+        ),
         ('{"spec_id": "0123456789ab", "metrics": {"top1"', "is broken"),
         ('{"spec_id": "0123456789ab", "metrics": {"top1": null}}', "is broken"),
         ('{"spec_id": "0123456789ab", "metrics": [1], "commit": ""}', "is broken"),
@@ -165,7 +172,8 @@ def test_a_result_that_is_broken_or_another_run_s_is_passed_over(
 
 
 class Answer(Exception):  # noqa: N818, as MLflow's own
-    """An exception as MLflow raises it, without its import of seconds; tests with a real server are in test_status.py."""
+    """An exception as MLflow raises it, without its import of seconds; tests with a real server are in
+    test_status.py."""
 
     def __init__(self, status: int, message: str = "") -> None:
         super().__init__(message)
@@ -187,9 +195,12 @@ def test_what_may_be_better_a_while_later() -> None:
 
 
 def test_a_full_disk_is_told_from_what_else_sqlite_says() -> None:
-    assert no_room(Answer(503, "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT ...]")) == "database or disk is full"
-    assert no_room(Answer(503, "(sqlite3.OperationalError) disk I/O error")) == "disk I/O error"
-    assert no_room(Answer(503, "(sqlite3.OperationalError) database is locked")) == ""
+    assert (
+        disk_full(Answer(503, "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT ...]"))
+        == "database or disk is full"
+    )
+    assert disk_full(Answer(503, "(sqlite3.OperationalError) disk I/O error")) == "disk I/O error"
+    assert disk_full(Answer(503, "(sqlite3.OperationalError) database is locked")) == ""
 
 
 def failing(times: int, error: Exception) -> Callable[[], int]:
@@ -209,22 +220,32 @@ def is_away(error: Exception) -> bool:
     return away(error, file=False)
 
 
-def test_a_store_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(patience, "PAUSE", 0.01)
-    assert patiently(failing(3, ConnectionRefusedError("nobody\nhere")), away=is_away, seconds=60) == 4
+def test_a_store_that_comes_back_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retry, "PAUSE", 0.01)
+    assert retrying(failing(3, ConnectionRefusedError("nobody\nhere")), away=is_away, seconds=60) == 4
     assert caplog.messages == ["The tracking store does not answer (nobody); waiting for it, 60 s at most."]
 
 
-def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PAUSE", 0.01)
-    with pytest.raises(AwayError, match=r"^The tracking store did not answer for 0 s \(nobody\)\. Nothing is lost: start it, and .*\.$"):
-        patiently(failing(10**6, ConnectionRefusedError("nobody")), away=is_away, seconds=0.05)
+def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry, "PAUSE", 0.01)
+    with pytest.raises(
+        AwayError,
+        match=r"^The tracking store did not answer for 0 s \(nobody\)\. Nothing is lost: start it, and .*\.$",
+    ):
+        retrying(failing(10**6, ConnectionRefusedError("nobody")), away=is_away, seconds=0.05)
 
 
-@pytest.mark.parametrize(("seconds", "error"), [(0, ConnectionRefusedError("nobody")), (60, Answer(404)), (60, AwayError("given up"))])
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [(0, ConnectionRefusedError("nobody")), (60, Answer(404)), (60, AwayError("given up"))],
+)
 def test_what_waiting_does_not_help_is_raised_at_once(seconds: float, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
-        patiently(failing(1, error), away=is_away, seconds=seconds)
+        retrying(failing(1, error), away=is_away, seconds=seconds)
     assert caught.value is error
 
 
@@ -237,11 +258,11 @@ def wait_for_ever(inside: bool, sender: multiprocessing.connection.Connection) -
         raise ConnectionRefusedError
 
     def wait() -> None:
-        patiently(nobody, away=is_away, seconds=600)
+        retrying(nobody, away=is_away, seconds=600)
 
     try:
         if inside:
-            with interrupt.patiently():
+            with interrupt.deferred():
                 wait()
         else:
             wait()
@@ -268,7 +289,10 @@ def test_mlflow_is_told_to_be_hasty_only_inside(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     with giving_up_after(2):
-        assert (os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) == ("2", "0")
+        assert (os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) == (
+            "2",
+            "0",
+        )
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 

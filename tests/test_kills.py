@@ -1,9 +1,11 @@
-"""`kill -9` at any moment: the same command goes on, nothing half-written is read, the end is that of a command that nobody killed.
+"""`kill -9` at any moment: the same command goes on, nothing half-written is read, the end is that of a
+command that nobody killed.
 
     MSBREG_KILLS=24 pytest tests/test_kills.py      # some six seconds each
 
-Real commands, workers and training: one row of Table 8, made tiny. One after the other the processes of a command are killed at a moment
-that is seen from outside, such as the draft of a checkpoint, or at any; then it is started again.
+Real commands, workers and training: one row of Table 8, made tiny. One after the other the processes of a
+command are killed at a moment that is seen from outside, such as the draft of a checkpoint, or at any; then
+it is started again.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ import psutil
 import pytest
 from conftest import Home
 
-from reproduce import checkpoint, garbage
+from reproduce.commands import gc
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
+from reproduce.runs import checkpoint
 from reproduce.site import Site
-from reproduce.tracking import Store
+from reproduce.tracking.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +60,8 @@ Moment = Callable[[Home], bool]
 
 
 def new(*patterns: str) -> Callable[[Home], Moment]:
-    """The moment at which a file of such a name appears that was not there: a draft, or what it becomes where the draft was missed."""
+    """The moment at which a file of such a name appears that was not there: a draft, or what it becomes where
+    the draft was missed."""
 
     def files(home: Home) -> set[Path]:
         return {path for pattern in patterns for path in home.folder.glob(pattern)}
@@ -84,13 +88,16 @@ def lease(home: Home) -> dict[str, Any]:
 
 def nearly_complete(home: Home) -> Moment:
     """The moment at which MLflow says FINISHED, and our tag is not there yet."""
-    of_runs = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND status = 'FINISHED'"
+    of_runs = (
+        "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND status = 'FINISHED'"
+    )
     before = query(home, of_runs)
     return lambda home: query(home, of_runs) > before
 
 
 def complete(home: Home) -> Moment:
-    """The moment at which a run has the tag that says that it is finished: its folder is still to be tidied."""
+    """The moment at which a run has the tag that says that it is finished: its folder is still to be
+    tidied."""
     with_tag = "SELECT count(*) FROM tags WHERE key = 'complete'"
     before = query(home, with_tag)
     return lambda home: query(home, with_tag) > before
@@ -181,11 +188,17 @@ def home(template: Path, tmp_path: Path) -> Iterator[Home]:
 
 
 def left_by(home: Home) -> Finished:
-    """What is there at the end: final metrics but for speeds, the encoder, the reports but for those with the names of the store's runs."""
+    """What is there at the end: final metrics but for speeds, the encoder, the reports but for those with the
+    names of the store's runs."""
     found = Store(Site(runs=home.runs)).finished([PRETRAINING.id, EVALUATION.id])
     assert len(found) == 2
-    metrics = {spec_id: {name: value for name, value in run.metrics.items() if "per_second" not in name} for spec_id, run in found.items()}
-    encoder = checkpoint.digest(checkpoint.load_encoder(home.runs / PRETRAINING.id / FILE, spec_id=PRETRAINING.id))
+    metrics = {
+        spec_id: {name: value for name, value in run.metrics.items() if "per_second" not in name}
+        for spec_id, run in found.items()
+    }
+    encoder = checkpoint.digest(
+        checkpoint.load_encoder(home.runs / PRETRAINING.id / FILE, spec_id=PRETRAINING.id)
+    )
     paths = [path for path in (home.reports / "smoke").iterdir() if path.suffix in (".md", ".tex", ".csv")]
     return Finished(metrics, encoder, {path.name: path.read_bytes() for path in paths}, 0.0)
 
@@ -195,7 +208,10 @@ def processes(home: Home) -> list[psutil.Process]:
 
     def here(process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
-            return process.environ().get("MSBREG_SITE") == str(home.site_file) and process.status() != psutil.STATUS_ZOMBIE
+            return (
+                process.environ().get("MSBREG_SITE") == str(home.site_file)
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
         return False
 
     return [process for process in psutil.process_iter() if here(process)]
@@ -216,7 +232,11 @@ def strike(kill: Kill, command: subprocess.Popen[str], draw: random.Random) -> N
     except psutil.NoSuchProcess:
         return
     workers = [process.pid for process in tree]
-    victims = {"command": [command.pid], "worker": draw.sample(workers, min(1, len(workers))), "all": [command.pid, *workers]}
+    victims = {
+        "command": [command.pid],
+        "worker": draw.sample(workers, min(1, len(workers))),
+        "all": [command.pid, *workers],
+    }
     for pid in victims[kill.victim] or [command.pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
@@ -227,7 +247,11 @@ def check_files(home: Home) -> None:
     for path in home.runs.glob("*/epoch-*.pt"):
         content = path.read_bytes()
         assert hashlib.sha256(content[:-32]).digest() == content[-32:], path
-    for path in [*home.runs.glob("*/lease.json"), *home.runs.glob("*/result.json"), *home.reports.glob("smoke/*.json")]:
+    for path in [
+        *home.runs.glob("*/lease.json"),
+        *home.runs.glob("*/result.json"),
+        *home.reports.glob("smoke/*.json"),
+    ]:
         json.loads(path.read_text())
     for path in home.runs.glob(f"*/{FILE}"):
         checkpoint.load_encoder(path, spec_id=path.parent.name)
@@ -248,7 +272,8 @@ def survive(kill: Kill, home: Home, seconds: float, draw: random.Random) -> bool
         seconds: that the command takes when it is left alone.
 
     Returns:
-        Whether it was killed: what the one before did not see, as others went on, may have been the moment of this one.
+        Whether it was killed: what the one before did not see, as others went on, may have been the moment of
+            this one.
     """
     begin = {name: begin for group in MOMENTS for name, begin in group.items()}
     come = begin[kill.moment](home) if kill.moment else (lambda home: False)
@@ -269,7 +294,9 @@ LIVES: Sequence[list[Kill]] = plan()
 
 
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: ", ".join(map(str, life)))
-def test_a_command_that_is_killed_again_and_again_ends_as_if_it_were_not(life: list[Kill], home: Home, reference: Finished) -> None:
+def test_a_command_that_is_killed_again_and_again_ends_as_if_it_were_not(
+    life: list[Kill], home: Home, reference: Finished
+) -> None:
     draw = random.Random(str(life))
     struck = [survive(kill, home, reference.seconds, draw) for kill in life]
     print(f"{sum(struck)} of {len(life)} kills met a command at work")
@@ -281,4 +308,4 @@ def test_a_command_that_is_killed_again_and_again_ends_as_if_it_were_not(life: l
     assert {state.state for state in Store(site).status()} == {"finished"}
     logs = "".join(path.read_text() for path in home.runs.glob("*/log.txt"))
     assert "broken" not in logs, "something half-written was read"
-    assert {item.kind for item in garbage.find(site, Store(site)).items} <= {"checkpoints"}
+    assert {item.kind for item in gc.find(site, Store(site)).items} <= {"checkpoints"}

@@ -1,4 +1,5 @@
-"""The neighbour search where it is hard: ties, outliers, numbers that float32 cannot tell apart, large banks, real photographs."""
+"""The neighbour search where it is hard: ties, outliers, numbers that float32 cannot tell apart, large banks,
+real photographs."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 
 def reference(queries: Tensor, bank: Tensor, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distances and indices by the definition, one query at a time; a stable sort keeps equal ones in order."""
+    """Distances and indices by the definition, one query at a time; a stable sort keeps equal ones in
+    order."""
     rows = bank.double().numpy()
     distances = [np.sqrt(((rows - query) ** 2).sum(axis=1)) for query in queries.double().numpy()]
     orders = [np.argsort(each, kind="stable")[:k] for each in distances]
@@ -46,7 +48,9 @@ def hard() -> dict[str, tuple[Tensor, Tensor]]:
     outlier = y.clone()
     outlier[77] *= 1e6
     steps = torch.zeros(400, 24)
-    steps[:, 0] = 1 + torch.arange(400).flip(0) * 2.0**-23  # neighbouring floats: their squares differ by less than a rounding
+    steps[:, 0] = (
+        1 + torch.arange(400).flip(0) * 2.0**-23
+    )  # neighbouring floats: their squares differ by less than a rounding
     mixed = torch.cat([y[:200], 1e-3 * y[200:]])
     return {
         "copies": (x, copies),
@@ -155,7 +159,11 @@ PROTOCOLS = (knn.NearestNeighbours(), knn.WeightedNeighbours(ks=(20, 200)))
 def measured(folder: str) -> dict[str, float]:
     """Both protocols on the photographs in `folder`, with an encoder that was never trained."""
     site = Site(data={"imagenette": Path(folder)})
-    return {key: value for protocol in PROTOCOLS for key, value in protocol.run(encoder(), Imagenette(), site, CPU, 0).items()}
+    return {
+        key: value
+        for protocol in PROTOCOLS
+        for key, value in protocol.run(encoder(), Imagenette(), site, CPU, 0).items()
+    }
 
 
 def by_scikit_learn(folder: Path) -> dict[str, float]:
@@ -164,16 +172,23 @@ def by_scikit_learn(folder: Path) -> dict[str, float]:
 
     site = Site(data={"imagenette": folder})
     train, test = features.train_and_test(Imagenette(), site)
-    bank, queries = (features.extract(encoder(), Imagenette(), split, site, CPU).double().numpy() for split in (train, test))
+    bank, queries = (
+        features.extract(encoder(), Imagenette(), split, site, CPU).double().numpy()
+        for split in (train, test)
+    )
     labels, truth = train.labels.tolist(), test.labels.tolist()
 
     def share(k: int, metric: str, temperature: float) -> float:
-        distances, neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute", metric=metric).fit(bank).kneighbors(queries)
+        distances, neighbours = (
+            NearestNeighbors(n_neighbors=k, algorithm="brute", metric=metric).fit(bank).kneighbors(queries)
+        )
         right = 0
         for row, near, label in zip(distances, neighbours, truth, strict=True):
             votes: Counter[int] = Counter()
             for distance, index in zip(row, near, strict=True):
-                votes[labels[index]] += math.exp((1 - distance) / temperature) if temperature < math.inf else 1  # type: ignore[assignment]
+                votes[labels[index]] += (
+                    math.exp((1 - distance) / temperature) if temperature < math.inf else 1
+                )  # type: ignore[assignment]
             right += min(votes, key=lambda one: (-votes[one], one)) == label
         return right / len(truth)
 
@@ -184,7 +199,9 @@ def by_scikit_learn(folder: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the shared photographs of Imagenette")
-def test_photographs_get_the_top1_of_scikit_learns_brute_force_on_one_process_and_on_two(tmp_path: Path) -> None:
+def test_photographs_get_the_top1_of_scikit_learns_brute_force_on_one_process_and_on_two(
+    tmp_path: Path,
+) -> None:
     folder = photographs(tmp_path, num_train=50, num_val=20)
     one = measured(str(folder))
     assert one == by_scikit_learn(folder)

@@ -12,7 +12,7 @@ import pytest
 from reproduce import plan
 from reproduce.launch import local
 from reproduce.plan import Request
-from reproduce.produce import RefusedError
+from reproduce.readiness import RefusedError
 from reproduce.site import Site
 
 
@@ -43,8 +43,11 @@ def test_a_run_on_several_gpus_has_them_all_and_needs_as_many(monkeypatch: pytes
     assert len(local._places(Site(devices=2, jobs=3), 24)) == 6
 
 
-def test_workers_use_the_place_of_whoever_started_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Workers run in the project's folder, the command may run elsewhere: relative names must not come to mean other files."""
+def test_workers_use_the_place_of_whoever_started_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Workers run in the project's folder, the command may run elsewhere: relative names must not come to
+    mean other files."""
     (tmp_path / "site.toml").write_text('runs = "elsewhere"\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MSBREG_SITE", "site.toml")
@@ -55,13 +58,12 @@ def test_workers_use_the_place_of_whoever_started_them(monkeypatch: pytest.Monke
 
 
 def test_a_run_of_several_processes_has_ended_when_all_of_them_have(tmp_path: Path) -> None:
-    """The next run is to have their devices. What torchrun says goes to the run's log: it prints a traceback whenever a run is stopped."""
+    """The next run is to have their devices. What torchrun says goes to the run's log: it prints a traceback
+    whenever a run is stopped."""
     events: Queue[Any] = Queue()
     worker = local._Worker((0, 1), {}, events, tmp_path)
     ended, later = {"event": "finished", "id": "0123456789ab"}, {"event": "progress", "id": "0123456789ab"}
-    still_there = (
-        f"import sys; print({json.dumps(json.dumps(ended))}); print({json.dumps(json.dumps(later))}, flush=True); sys.stdin.read()"
-    )
+    still_there = f"import sys; print({json.dumps(json.dumps(ended))}); print({json.dumps(json.dumps(later))}, flush=True); sys.stdin.read()"
     with local._log(tmp_path / "0123456789ab") as log:
         worker._run(["-c", f"{still_there}; sys.exit('stopped')"], log)
     assert events.get(timeout=60) == (worker, later)
@@ -81,4 +83,8 @@ def test_a_run_that_a_process_got_at_its_end_goes_to_another_and_one_that_cannot
     assert worker.died() == {"event": "busy", "id": job.spec.id}
     worker.give(job)
     assert events.get(timeout=60) == (worker, None)
-    assert worker.died() == {"event": "failed", "id": job.spec.id, "reason": "its process ended with exit code 1"}
+    assert worker.died() == {
+        "event": "failed",
+        "id": job.spec.id,
+        "reason": "its process ended with exit code 1",
+    }

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from reproduce import lease
-from reproduce.lease import BusyError, Lease, LostError
-from reproduce.progress import Progress
+from reproduce.runs import lease
+from reproduce.runs.lease import BusyError, Lease, LostError
+from reproduce.runs.progress import Progress
 
 RUN = "0123456789ab"
 BEAT = 0.2
@@ -76,9 +76,16 @@ def test_an_owner_tells_how_far_it_is_and_how_it_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(ValueError("no\nluck"), "failed"), (KeyboardInterrupt("SIGTERM"), "interrupted"), (SystemExit(1), "interrupted")]
+    ("error", "state"),
+    [
+        (ValueError("no\nluck"), "failed"),
+        (KeyboardInterrupt("SIGTERM"), "interrupted"),
+        (SystemExit(1), "interrupted"),
+    ],
 )
-def test_a_run_that_did_not_finish_says_why_and_is_free(error: BaseException, state: str, tmp_path: Path) -> None:
+def test_a_run_that_did_not_finish_says_why_and_is_free(
+    error: BaseException, state: str, tmp_path: Path
+) -> None:
     with pytest.raises(type(error)), lease.take(tmp_path, RUN, heartbeat=BEAT):
         raise error
     found = present(tmp_path)
@@ -87,7 +94,9 @@ def test_a_run_that_did_not_finish_says_why_and_is_free(error: BaseException, st
     lease.take(tmp_path, RUN, heartbeat=BEAT)
 
 
-def test_a_run_whose_owner_lives_cannot_be_taken_and_one_whose_owner_was_killed_can_at_once(tmp_path: Path) -> None:
+def test_a_run_whose_owner_lives_cannot_be_taken_and_one_whose_owner_was_killed_can_at_once(
+    tmp_path: Path,
+) -> None:
     process = owner(tmp_path)
     with pytest.raises(BusyError, match=rf"^Run {RUN} is being done by process {process.pid} on "):
         lease.take(tmp_path, RUN, heartbeat=BEAT)
@@ -145,7 +154,8 @@ def test_an_owner_in_a_container_with_the_name_of_this_machine_is_judged_by_its_
 
 
 def test_a_clock_that_is_set_kills_no_owner_that_is_heard_of(tmp_path: Path) -> None:
-    """A machine that sleeps or sets its clock has other start times for the same processes; a number may be another process's too."""
+    """A machine that sleeps or sets its clock has other start times for the same processes; a number may be
+    another process's too."""
     with lease.take(tmp_path, RUN, heartbeat=1000.0):
         change(tmp_path, started=0.0, heartbeat=10.0, age=29.0)
         assert present(tmp_path).alive
@@ -206,7 +216,10 @@ def test_nobody_takes_a_run_while_its_completion_is_written(tmp_path: Path) -> N
 def test_a_queued_run_belongs_to_its_job(tmp_path: Path) -> None:
     lease.queue(tmp_path, RUN, job="12_3", heartbeat=BEAT)
     assert present(tmp_path).who == "Slurm job 12_3"
-    for take in (lambda: lease.take(tmp_path, RUN, heartbeat=BEAT), lambda: lease.queue(tmp_path, RUN, job="13_0", heartbeat=BEAT)):
+    for take in (
+        lambda: lease.take(tmp_path, RUN, heartbeat=BEAT),
+        lambda: lease.queue(tmp_path, RUN, job="13_0", heartbeat=BEAT),
+    ):
         with pytest.raises(BusyError, match="Slurm job 12_3"):
             take()
     lease.drop(tmp_path, "13_0")

@@ -1,4 +1,5 @@
-"""Linear evaluation with SGD: against autograd and torch.optim, a sweep against each of its rates alone, on one process as on two."""
+"""Linear evaluation with SGD: against autograd and torch.optim, a sweep against each of its rates alone, on
+one process as on two."""
 
 from __future__ import annotations
 
@@ -17,14 +18,15 @@ import torch.nn.functional as F
 from torch import nn
 from toys import CPU, READ, Notes, Toy, encoder, images_read, on_two_processes
 
-from reproduce import checkpoint, interrupt
 from reproduce.data import views
-from reproduce.interrupt import Interrupted
-from reproduce.nn import classifiers, features, schedules, seeds
+from reproduce.data.augmentation import CROP_AND_FLIP
+from reproduce.nn import classifiers, features, keeper, schedules, seeds
 from reproduce.nn.classifiers import Classifiers, Stream
 from reproduce.nn.encoder import Encoder
-from reproduce.progress import Progress, Watch
 from reproduce.protocols.linear_sgd import LinearSGD
+from reproduce.runs import checkpoint, interrupt
+from reproduce.runs.interrupt import Interrupted
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,10 +38,21 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
 
 
 def some_classifiers(num: int, *, nesterov: bool = True, weight_decay: float = 0.0) -> Classifiers:
-    return Classifiers(num, num_classes=4, num_features=7, seed=3, device=CPU, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay)
+    return Classifiers(
+        num,
+        num_classes=4,
+        num_features=7,
+        seed=3,
+        device=CPU,
+        momentum=0.9,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+    )
 
 
-def measure(protocol: LinearSGD, dataset: Toy = Toy(), seed: int = 5, notes: Notes | None = None) -> dict[str, float]:  # noqa: B008
+def measure(
+    protocol: LinearSGD, dataset: Toy = Toy(), seed: int = 5, notes: Notes | None = None
+) -> dict[str, float]:  # noqa: B008
     return protocol.run(encoder(), dataset, Site(), CPU, seed, Watch(record=notes or Notes()))
 
 
@@ -47,8 +60,11 @@ def measure(protocol: LinearSGD, dataset: Toy = Toy(), seed: int = 5, notes: Not
 
 
 def test_a_step_by_hand() -> None:
-    """Two images, two classes, weights 0: p is 1/2 everywhere, so r = (-1/4, 1/4) for y = 0 and (1/4, -1/4) for y = 1."""
-    found = Classifiers(2, num_classes=2, num_features=2, seed=0, device=CPU, momentum=0.5, nesterov=True, weight_decay=0.0)
+    """Two images, two classes, weights 0: p is 1/2 everywhere, so r = (-1/4, 1/4) for y = 0 and (1/4, -1/4)
+    for y = 1."""
+    found = Classifiers(
+        2, num_classes=2, num_features=2, seed=0, device=CPU, momentum=0.5, nesterov=True, weight_decay=0.0
+    )
     found.weight.zero_()
     x, y = torch.tensor([[4.0, 0.0], [0.0, 8.0]]), torch.tensor([0, 1])
     losses, residual = found.residual(x, y)
@@ -61,13 +77,20 @@ def test_a_step_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("nesterov", "weight_decay"), [(True, 0.0), (False, 1e-2), (True, 1e-2)])
-def test_each_classifier_is_the_one_that_autograd_and_torch_train_alone(nesterov: bool, weight_decay: float) -> None:
+def test_each_classifier_is_the_one_that_autograd_and_torch_train_alone(
+    nesterov: bool, weight_decay: float
+) -> None:
     rates = (0.5, 0.05, 0.2)
     ours = some_classifiers(len(rates), nesterov=nesterov, weight_decay=weight_decay)
     alone = [nn.Linear(7, 4) for _ in rates]
     for linear, weight, bias in zip(alone, ours.weight, ours.bias, strict=True):
         linear.load_state_dict({"weight": weight, "bias": bias})
-    theirs = [torch.optim.SGD(linear.parameters(), lr=1.0, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay) for linear in alone]
+    theirs = [
+        torch.optim.SGD(
+            linear.parameters(), lr=1.0, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay
+        )
+        for linear in alone
+    ]
     for step in range(30):
         x, y = drawn(9, 7, seed=step), torch.arange(9) % 4
         losses, residual = ours.residual(x, y)
@@ -87,20 +110,34 @@ def test_each_classifier_is_the_one_that_autograd_and_torch_train_alone(nesterov
 
 def test_the_gradient_by_the_features_is_that_of_autograd() -> None:
     ours, x, y = some_classifiers(3), drawn(5, 7, seed=1).requires_grad_(), torch.arange(5) % 4
-    losses = [F.cross_entropy(F.linear(x, weight, bias), y) for weight, bias in zip(ours.weight, ours.bias, strict=True)]
+    losses = [
+        F.cross_entropy(F.linear(x, weight, bias), y)
+        for weight, bias in zip(ours.weight, ours.bias, strict=True)
+    ]
     (expected,) = torch.autograd.grad(sum(losses), x)
     torch.testing.assert_close(ours.by_features(ours.residual(x.detach(), y)[1]), expected)
 
 
 def test_all_classifiers_start_from_the_weights_that_the_seed_draws() -> None:
     def first(seed: int) -> torch.Tensor:
-        return Classifiers(2, num_classes=50, num_features=400, seed=seed, device=CPU, momentum=0.9, nesterov=True, weight_decay=0.0).weight
+        return Classifiers(
+            2,
+            num_classes=50,
+            num_features=400,
+            seed=seed,
+            device=CPU,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=0.0,
+        ).weight
 
     weight = first(1)
     assert torch.equal(weight[0], weight[1])
     assert torch.equal(weight, first(1))
     assert not torch.equal(weight, first(2))
-    assert weight.abs().max() <= 2 / 20  # cut at two of 1 / sqrt(400), which leaves .88 of the standard deviation
+    assert (
+        weight.abs().max() <= 2 / 20
+    )  # cut at two of 1 / sqrt(400), which leaves .88 of the standard deviation
     assert weight[0].std().item() == pytest.approx(0.8796 / 20, rel=0.02)
 
 
@@ -113,7 +150,10 @@ def test_accuracies_of_several_classifiers_and_none_where_logits_are_not_finite(
     assert top1[:2] == [0.6, 0.2]
     assert math.isnan(top1[2])
     assert classifiers.best([math.nan, 0.5, 0.75, 0.75], ["a", "b", "c", "d"]) == 2
-    with pytest.raises(FloatingPointError, match=r"^No classifier's loss stayed finite \(a, b\): lower learning rates may help\.$"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"^No classifier's loss stayed finite \(a, b\): lower learning rates may help\.$",
+    ):
         classifiers.best([math.nan, math.nan], ["a", "b"])
 
 
@@ -121,10 +161,13 @@ def test_accuracies_of_several_classifiers_and_none_where_logits_are_not_finite(
 
 
 @pytest.mark.parametrize(
-    ("num_drops", "num_epochs", "after"), [(2, 28, [9, 19]), (2, 84, [28, 56]), (0, 5, []), (1, 2, [1]), (2, 4, [1, 3]), (3, 4, [1, 2, 3])]
+    ("num_drops", "num_epochs", "after"),
+    [(2, 28, [9, 19]), (2, 84, [28, 56]), (0, 5, []), (1, 2, [1]), (2, 4, [1, 3]), (3, 4, [1, 2, 3])],
 )
 def test_the_rate_drops_at_equally_spaced_epochs(num_drops: int, num_epochs: int, after: list[int]) -> None:
-    found = [schedules.drops(epoch, num_drops=num_drops, num_epochs=num_epochs) for epoch in range(num_epochs)]
+    found = [
+        schedules.drops(epoch, num_drops=num_drops, num_epochs=num_epochs) for epoch in range(num_epochs)
+    ]
     assert found == [sum(epoch >= drop for drop in after) for epoch in range(num_epochs)]
 
 
@@ -137,7 +180,9 @@ def test_rates_of_places205_as_section_84_has_them() -> None:
 def test_rates_of_byol_fall_by_a_cosine_from_a_peak_that_grows_with_the_batch() -> None:
     protocol = LinearSGD(base_lrs=(0.4, 0.1), epochs=2)
     assert protocol.rates(0, 4) == [1.6, 0.4]
-    assert protocol.rates(2, 4) == pytest.approx([1.6 * (1 + math.sqrt(0.5)) / 2, 0.4 * (1 + math.sqrt(0.5)) / 2])
+    assert protocol.rates(2, 4) == pytest.approx(
+        [1.6 * (1 + math.sqrt(0.5)) / 2, 0.4 * (1 + math.sqrt(0.5)) / 2]
+    )
     assert protocol.rates(4, 4) == pytest.approx([0.8, 0.2])
     assert protocol.rates(8, 4) == [0, 0]
 
@@ -148,11 +193,20 @@ def test_rates_of_byol_fall_by_a_cosine_from_a_peak_that_grows_with_the_batch() 
 def a_stream(n: int, batch_size: int) -> Stream:
     split = features.labelled(Toy(), "train", Site())
     kept = classifiers.some_of(split, torch.arange(n), "a part")
-    return Stream(dataset=Toy(), split=kept, augmentation=views.CROP_AND_FLIP, batch_size=batch_size, seed=0, site=Site(), device=CPU)
+    return Stream(
+        dataset=Toy(),
+        split=kept,
+        augmentation=CROP_AND_FLIP,
+        batch_size=batch_size,
+        seed=0,
+        site=Site(),
+        device=CPU,
+    )
 
 
 @pytest.mark.parametrize(
-    ("n", "batch_size", "sizes"), [(65, 64, [33, 32]), (64, 64, [64]), (10, 64, [10]), (10, 3, [3, 3, 2, 2]), (7, 3, [3, 2, 2])]
+    ("n", "batch_size", "sizes"),
+    [(65, 64, [33, 32]), (64, 64, [64]), (10, 64, [10]), (10, 3, [3, 3, 2, 2]), (7, 3, [3, 2, 2])],
 )
 def test_an_epoch_is_cut_into_batches_of_nearly_equal_size(n: int, batch_size: int, sizes: list[int]) -> None:
     stream = a_stream(n, batch_size)
@@ -166,7 +220,8 @@ def test_an_epoch_is_cut_into_batches_of_nearly_equal_size(n: int, batch_size: i
 def test_orders_and_views_differ_from_epoch_to_epoch_and_follow_from_the_seed() -> None:
     stream = a_stream(10, 64)
     (first,), (second,), (again,), (other,) = (
-        list(of.epoch(epoch)) for of, epoch in ((stream, 0), (stream, 1), (stream, 0), (replace(stream, seed=1), 0))
+        list(of.epoch(epoch))
+        for of, epoch in ((stream, 0), (stream, 1), (stream, 0), (replace(stream, seed=1), 0))
     )
     assert torch.equal(first.views, again.views)
     assert torch.equal(first.labels, again.labels)
@@ -190,24 +245,40 @@ def test_shares_are_contiguous_and_nearly_equal(n: int, world_size: int) -> None
 
 
 def reference(lr: float, protocol: LinearSGD, seed: int, decay: float = 0.0) -> list[float]:
-    """The mean loss of each epoch of the training as the protocol's text has it, with autograd and torch's optimiser, for one rate."""
+    """The mean loss of each epoch of the training as the protocol's text has it, with autograd and torch's
+    optimiser, for one rate."""
     dataset, network = Toy(), encoder()
     split = features.labelled(dataset, "train", Site())
     _, rows = classifiers.hold_out(split, protocol.num_held_out, seed)
     linear = nn.Linear(64, 6)
-    initial = Classifiers(1, num_classes=6, num_features=64, seed=seed, device=CPU, momentum=0.9, nesterov=True, weight_decay=0)
+    initial = Classifiers(
+        1, num_classes=6, num_features=64, seed=seed, device=CPU, momentum=0.9, nesterov=True, weight_decay=0
+    )
     linear.load_state_dict({"weight": initial.weight[0], "bias": torch.zeros(6)})
     optimizer = torch.optim.SGD(linear.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=decay)
     means, step, per_epoch = [], 0, math.ceil(len(rows) / protocol.batch_size)
     for epoch in range(protocol.epochs):
         losses = []
-        for part in torch.randperm(len(rows), generator=seeds.generator("classifier order", seed, epoch)).tensor_split(per_epoch):
+        for part in torch.randperm(
+            len(rows), generator=seeds.generator("classifier order", seed, epoch)
+        ).tensor_split(per_epoch):
             which = split.indices[rows[part]]
             canvas, sizes = split.images.canvas(which, 16)
-            sampled = views.sample(canvas, sizes, which, augmentation=protocol.augmentation, size=16, seed=seed, epoch=epoch, view=0)
+            sampled = views.sample(
+                canvas,
+                sizes,
+                which,
+                augmentation=protocol.augmentation,
+                size=16,
+                seed=seed,
+                epoch=epoch,
+                view=0,
+            )
             mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (dataset.mean, dataset.std))
             loss = F.cross_entropy(linear(network.backbone((sampled - mean) / std)), split.labels[rows[part]])
-            optimizer.param_groups[0]["lr"] = lr * 25 / 256 * (1 + math.cos(math.pi * step / (3 * per_epoch))) / 2
+            optimizer.param_groups[0]["lr"] = (
+                lr * 25 / 256 * (1 + math.cos(math.pi * step / (3 * per_epoch))) / 2
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -229,7 +300,9 @@ def test_a_sweep_measures_what_the_chosen_rate_measures_alone() -> None:
     found = measure(SWEEP, notes=notes)
     assert tuple(found) == SWEEP.metrics == ("top1", "top5", "lr", "held_out_top1")
     held_out = {lr: notes.of(f"held_out_top1/lr {lr:g}") for lr in SWEEP.base_lrs}
-    assert found["held_out_top1"] == max(values[-1] for values in held_out.values()) == held_out[found["lr"]][-1]
+    assert (
+        found["held_out_top1"] == max(values[-1] for values in held_out.values()) == held_out[found["lr"]][-1]
+    )
     for lr in SWEEP.base_lrs:
         alone = Notes()
         measured = measure(replace(SWEEP, base_lrs=(lr,)), notes=alone)
@@ -307,14 +380,20 @@ def test_it_tells_how_far_it_is() -> None:
 
 def test_more_held_out_images_than_there_are_is_an_error_before_any_work() -> None:
     no_encoder: Any = None
-    with pytest.raises(ValueError, match=r"^num_held_out is 120, but the train split of toy_of_classifiers has only 119 labelled images"):
+    with pytest.raises(
+        ValueError,
+        match=r"^num_held_out is 120, but the train split of toy_of_classifiers has only 119 labelled images",
+    ):
         replace(SWEEP, num_held_out=120).run(no_encoder, Toy(), Site(), CPU, 0)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_held_out": 0}, "one of 3 base_lrs by held-out train images: num_held_out must be at least 1, not 0"),
+        (
+            {"num_held_out": 0},
+            "one of 3 base_lrs by held-out train images: num_held_out must be at least 1, not 0",
+        ),
         ({"num_held_out": -1}, "at least 1, not -1"),
         ({"base_lrs": ()}, "one or more different base_lrs"),
         ({"base_lrs": (0.1, 0.2, 0.1)}, "different base_lrs"),
@@ -337,19 +416,33 @@ def test_settings_that_make_no_sense_are_errors_in_one_line(changes: dict[str, A
 # Stopped and begun again
 
 
-def struck(protocol: LinearSGD, folder: Path, stop_at: int, strike: Callable[[], Any], notes: Notes, network: Encoder | None = None) -> Any:
-    """What the protocol measures, or its interruption; `strike` is called after step number `stop_at`, from 1."""
+def struck(
+    protocol: LinearSGD,
+    folder: Path,
+    stop_at: int,
+    strike: Callable[[], Any],
+    notes: Notes,
+    network: Encoder | None = None,
+) -> Any:
+    """What the protocol measures, or its interruption; `strike` is called after step number `stop_at`, from
+    1."""
     steps = itertools.count(1)
     watch = Watch(notes, lambda progress: strike() if next(steps) == stop_at else None, folder)
     return protocol.run(network or encoder(), Toy(), Site(), CPU, 5, watch)
 
 
 @pytest.mark.parametrize("base_lrs", [(1.0, 30.0, 10.0), (1e40, 0.1)])
-def test_a_sweep_that_is_stopped_goes_on_to_the_same_numbers(base_lrs: tuple[float, ...], tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_goes_on_to_the_same_numbers(
+    base_lrs: tuple[float, ...], tmp_path: Path
+) -> None:
     protocol = replace(SWEEP, base_lrs=base_lrs)
     whole, parts = Notes(), Notes()
     found = measure(protocol, notes=whole)
-    for stop_at, name in ((2, "epoch-00000-step-000002-of-000004"), (2, "epoch-00001"), (3, "epoch-00001-step-000003-of-000004")):
+    for stop_at, name in (
+        (2, "epoch-00000-step-000002-of-000004"),
+        (2, "epoch-00001"),
+        (3, "epoch-00001-step-000003-of-000004"),
+    ):
         with pytest.raises(Interrupted, match="a test"):
             struck(protocol, tmp_path, stop_at, lambda: interrupt.ask("a test"), parts)
         assert (tmp_path / f"{name}.pt").exists()
@@ -360,12 +453,14 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_numbers(base_lrs: tuple[flo
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_killed_goes_on_from_its_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_killed_goes_on_from_its_newest_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = measure(SWEEP)
     with pytest.raises(ZeroDivisionError):
         struck(SWEEP, tmp_path, 6, lambda: 1 / 0, Notes())
     assert not list(tmp_path.iterdir()), "a training of seconds writes none"
-    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(keeper, "EVERY", 0.0)
     with pytest.raises(ZeroDivisionError):
         struck(SWEEP, tmp_path, 6, lambda: 1 / 0, Notes())
     assert checkpoint.newest(tmp_path) == 5 / 4
@@ -375,7 +470,10 @@ def test_what_is_killed_goes_on_from_its_newest_checkpoint(tmp_path: Path, monke
 def test_a_checkpoint_of_another_encoder_or_of_other_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         struck(SWEEP, tmp_path, 2, lambda: interrupt.ask("a test"), Notes())
-    with pytest.raises(ValueError, match=r"^The checkpoint in .* is of a training with another encoder: remove it to start anew\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^The checkpoint in .* is of a training with another encoder: remove it to start anew\.$",
+    ):
         struck(SWEEP, tmp_path, 0, lambda: None, Notes(), replace(encoder(), digest="0123"))
     with pytest.raises(ValueError, match=r"with another choice of images: remove it"):
         struck(replace(SWEEP, num_held_out=25), tmp_path, 0, lambda: None, Notes())
@@ -386,7 +484,14 @@ def test_nothing_is_written_for_a_run_that_another_process_has_taken_over(tmp_pa
         raise Interrupted("lost")
 
     with pytest.raises(Interrupted, match="lost"):
-        SWEEP.run(encoder(), Toy(), Site(), CPU, 5, Watch(report=lambda progress: interrupt.ask("a test"), folder=tmp_path, hold=hold))
+        SWEEP.run(
+            encoder(),
+            Toy(),
+            Site(),
+            CPU,
+            5,
+            Watch(report=lambda progress: interrupt.ask("a test"), folder=tmp_path, hold=hold),
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -396,7 +501,8 @@ TWO = (replace(SWEEP, batch_size=19), LinearSGD(base_lrs=(0.4,), epochs=2, batch
 
 
 def everything() -> tuple[list[object], list[list[int]]]:
-    """What this process measures and records, and its first batches; the second protocol's are of one image: one of two has none."""
+    """What this process measures and records, and its first batches; the second protocol's are of one image:
+    one of two has none."""
     READ.clear()
     found: list[object] = []
     for protocol in TWO:

@@ -1,4 +1,5 @@
-"""The losses of Eq. 1 and 3 to 7, of section 4.4 and of Wang and Isola: by hand, against plain formulas, and view by view."""
+"""The losses of Eq. 1 and 3 to 7, of section 4.4 and of Wang and Isola: by hand, against plain formulas, and
+view by view."""
 
 import copy
 import math
@@ -46,11 +47,14 @@ def test_eq_3_measures_the_distance_to_a_centroid_that_is_not_normalised_again()
 
 
 def test_eq_4_is_the_mean_over_images_of_the_component_along_the_noise():
-    assert brownian_loss(rows([3, 4], [0, -2]), rows([1, 0], [0.6, 0.8])).item() == pytest.approx((0.6 - 0.8) / 2)
+    assert brownian_loss(rows([3, 4], [0, -2]), rows([1, 0], [0.6, 0.8])).item() == pytest.approx(
+        (0.6 - 0.8) / 2
+    )
 
 
 def test_eq_5_and_6_compare_the_unbiased_covariance_of_the_predictions_as_they_are_with_the_identity():
-    # Covariance [[2, 2], [2, 2]]: (2 - 1)^2 twice, 2^2 twice. A shift changes nothing, a factor of 2 makes it [[8, 8], [8, 8]].
+    # Covariance [[2, 2], [2, 2]]: (2 - 1)^2 twice, 2^2 twice. A shift changes nothing, a factor of 2 makes it
+    # [[8, 8], [8, 8]].
     assert singular_value_loss(rows([1, 1], [-1, -1])).item() == pytest.approx(10)
     assert singular_value_loss(rows([6, 1], [4, -1])).item() == pytest.approx(10)
     assert singular_value_loss(rows([2, 2], [-2, -2])).item() == pytest.approx(2 * 49 + 2 * 64)
@@ -80,8 +84,12 @@ def test_white_gaussian_predictions_have_the_expected_singular_value_loss():
 
 
 def test_fewer_images_than_dimensions_cannot_bring_the_singular_value_loss_below_65():
-    basis = torch.linalg.qr(torch.cat([torch.ones(64, 1), torch.randn(64, 63, generator=torch.Generator().manual_seed(0))], dim=1)).Q
-    best = torch.cat([basis[:, 1:] * math.sqrt(63), torch.zeros(64, 65)], dim=1)  # 63 of the 128 dimensions have unit variance
+    basis = torch.linalg.qr(
+        torch.cat([torch.ones(64, 1), torch.randn(64, 63, generator=torch.Generator().manual_seed(0))], dim=1)
+    ).Q
+    best = torch.cat(
+        [basis[:, 1:] * math.sqrt(63), torch.zeros(64, 65)], dim=1
+    )  # 63 of the 128 dimensions have unit variance
     assert singular_value_loss(best).item() == pytest.approx(65, rel=1e-4)
 
 
@@ -153,10 +161,18 @@ def test_eq_3_has_the_gradient_of_the_mean_distance_over_all_pairs_same_view_pai
     predictions, targets = torch.randn(2, 4, 6, 8, generator=generator)  # K = 4 views of 6 images
     predictions.requires_grad_()
     by_centroid = sum(centroid_loss(p, centroid(list(targets))) for p in predictions) / 4
-    distances = [(F.normalize(p, dim=1) - F.normalize(z, dim=1)).square().sum(dim=1).mean() for p in predictions for z in targets]
+    distances = [
+        (F.normalize(p, dim=1) - F.normalize(z, dim=1)).square().sum(dim=1).mean()
+        for p in predictions
+        for z in targets
+    ]
     by_pairs = sum(distances) / 16
-    assert by_centroid.item() != pytest.approx(by_pairs.item(), rel=1e-2)  # the spread of the targets, a constant, is the difference
-    torch.testing.assert_close(*(torch.autograd.grad(loss, predictions)[0] for loss in (by_centroid, by_pairs)))
+    assert by_centroid.item() != pytest.approx(
+        by_pairs.item(), rel=1e-2
+    )  # the spread of the targets, a constant, is the difference
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, predictions)[0] for loss in (by_centroid, by_pairs))
+    )
 
 
 # One view after the other, as training does it, against all views at once.
@@ -185,7 +201,8 @@ def by_parts(method, network, views, step):
 
 
 def check(method, plain_terms, weights):
-    """`plain_terms(p, z, noise)` are the terms of the loss from all views' predictions and projections at once."""
+    """`plain_terms(p, z, noise)` are the terms of the loss from all views' predictions and projections at
+    once."""
     network, views = network_and_views(method)
     other = copy.deepcopy(network)
     loss, terms, found = by_parts(method, network, views, step=3)
@@ -195,10 +212,14 @@ def check(method, plain_terms, weights):
     expected = plain_terms(p, z, unit_noise(6, 8, seed=5, step=3, device=CPU))
     total = sum(weights[name] * value for name, value in expected.items())
     total.backward()
-    assert terms == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-4, abs=1e-6)
+    assert terms == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-4, abs=1e-6
+    )
     assert loss == pytest.approx(total.item(), rel=1e-4)
     for name, gradient in gradients(other).items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5 * gradient.norm().item() + 1e-6, msg=name)
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-3, atol=1e-5 * gradient.norm().item() + 1e-6, msg=name
+        )
 
 
 def mean_over_views(values):
@@ -216,7 +237,10 @@ def singular_value_of(p):
 def test_byol_view_by_view_has_the_gradients_of_the_plain_loss():
     def plain(p, z, noise):
         unit_p = [F.normalize(x, dim=1) for x in p]
-        log_means = [torch.cdist(x, x)[tuple(torch.triu_indices(6, 6, 1))].square().mul(-2).exp().mean().log() for x in unit_p]
+        log_means = [
+            torch.cdist(x, x)[tuple(torch.triu_indices(6, 6, 1))].square().mul(-2).exp().mean().log()
+            for x in unit_p
+        ]
         return {
             "L_byol": sum((2 - 2 * (unit_p[j] * z[1 - j]).sum(dim=1)).mean() for j in range(2)),
             "L_b": brownian_of(p, noise),
@@ -274,6 +298,7 @@ def test_noise_follows_from_seed_and_step_and_nothing_else():
 def test_noise_is_uniform_on_the_sphere():
     noise = unit_noise(20_000, 6, seed=0, step=0, device=CPU)
     torch.testing.assert_close(noise.norm(dim=1), torch.ones(20_000))
-    # A component has variance 1/6: its mean is known to .003, and each entry of the second moment about as well.
+    # A component has variance 1/6: its mean is known to .003, and each entry of the second moment about as
+    # well.
     assert noise.mean(dim=0).abs().max() < 4 * 0.003
     assert (noise.T @ noise / 20_000 - torch.eye(6) / 6).abs().max() < 4 * 0.002

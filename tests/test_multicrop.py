@@ -1,4 +1,5 @@
-"""Multi-crop: which views are small, what they show of an image, the loss over their pairs, and a training step on them."""
+"""Multi-crop: which views are small, what they show of an image, the loss over their pairs, and a training
+step on them."""
 
 from __future__ import annotations
 
@@ -11,12 +12,13 @@ import torch
 
 from configs import evaluate, pretrain, scales
 from reproduce import train
+from reproduce.data.augmentation import Augmentation, SmallCrops
 from reproduce.data.dataset import Dataset
-from reproduce.data.views import Augmentation, SmallCrops, sample, sample_all
+from reproduce.data.views import sample, sample_all
 from reproduce.methods.byol import BYOL
 from reproduce.nn import backbones
 from reproduce.nn.heads import Heads
-from reproduce.progress import Silent
+from reproduce.runs.progress import Silent
 from reproduce.site import Site
 from reproduce.spec import Pretrain
 
@@ -27,7 +29,9 @@ HOW = {"seed": 3, "epoch": 2}
 
 
 def batch(n: int, side: int) -> dict[str, torch.Tensor]:
-    canvas = torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    canvas = torch.randint(
+        0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     return {"canvas": canvas, "sizes": torch.tensor([[45, 60]] * n), "indices": torch.arange(n) * 5}
 
 
@@ -62,13 +66,32 @@ def test_a_small_view_is_that_view_of_small_crops_alone_at_their_size() -> None:
 
 
 def test_views_show_as_much_of_the_image_as_was_asked_for() -> None:
-    # On a canvas whose pixels are their own row and column, a view's slope tells how many of them its crop has. Images are 375 x 500.
+    # On a canvas whose pixels are their own row and column, a view's slope tells how many of them its crop
+    # has. Images are 375 x 500.
     n, side = 40, 256
     ramp = torch.arange(side, dtype=torch.uint8)
-    canvas = torch.stack([ramp.view(-1, 1).expand(side, side), ramp.expand(side, side), torch.zeros(side, side, dtype=torch.uint8)])
-    plain = MULTI.replace("flip", 0).replace("jitter", 0).replace("grey", 0).replace("blur", 0).replace("solarize", 0)
+    canvas = torch.stack(
+        [
+            ramp.view(-1, 1).expand(side, side),
+            ramp.expand(side, side),
+            torch.zeros(side, side, dtype=torch.uint8),
+        ]
+    )
+    plain = (
+        MULTI.replace("flip", 0)
+        .replace("jitter", 0)
+        .replace("grey", 0)
+        .replace("blur", 0)
+        .replace("solarize", 0)
+    )
     views = sample_all(
-        canvas.expand(n, -1, -1, -1), torch.tensor([[375, 500]] * n), torch.arange(n), augmentation=plain, size=32, **HOW, num_views=8
+        canvas.expand(n, -1, -1, -1),
+        torch.tensor([[375, 500]] * n),
+        torch.arange(n),
+        augmentation=plain,
+        size=32,
+        **HOW,
+        num_views=8,
     )
     for some, (low, high), most_seen in ((views[:2], (0.14, 1.0), 0.7), (views[2:], (0.05, 0.14), 0.13)):
         together = 255 * torch.cat(some)
@@ -105,8 +128,14 @@ def test_runs_without_small_crops_keep_the_names_that_they_had_before_there_were
         (lambda: SmallCrops(size=0), r"size >= 1 and num_large >= 1, not 0 and 2"),
         (lambda: SmallCrops(num_large=0), r"size >= 1 and num_large >= 1, not 96 and 0"),
         (lambda: SmallCrops(crop_scale=(0.2, 0.1)), r"small_crops\.crop_scale is \(0\.2, 0\.1\): a range"),
-        (lambda: SmallCrops(crop_scale=(0.2, 1.5)), r"small_crops\.crop_scale is \(0\.2, 1\.5\): a crop is at most the whole image"),
-        (lambda: Augmentation(every_second=MULTI), r"every_second has small crops of its own: augmentation\.small is that of every view"),
+        (
+            lambda: SmallCrops(crop_scale=(0.2, 1.5)),
+            r"small_crops\.crop_scale is \(0\.2, 1\.5\): a crop is at most the whole image",
+        ),
+        (
+            lambda: Augmentation(every_second=MULTI),
+            r"every_second has small crops of its own: augmentation\.small is that of every view",
+        ),
     ],
 )
 def test_small_crops_that_make_no_sense_are_refused(make: Any, message: str) -> None:
@@ -133,10 +162,14 @@ def test_every_scale_has_two_large_and_six_small_crops_and_the_peak_rate_of_byol
     views = range(method.num_views)
     assert [augmentation.size_of_view(view, dataset.size) for view in views] == [large] * 2 + [small] * 6
     assert [augmentation.of_view(view).crop_scale for view in views] == areas[:1] * 2 + areas[1:] * 6
-    assert run.optimizer.peak_lr(run.batch_size, 8) == pytest.approx(plain.optimizer.peak_lr(plain.batch_size, 2))
+    assert run.optimizer.peak_lr(run.batch_size, 8) == pytest.approx(
+        plain.optimizer.peak_lr(plain.batch_size, 2)
+    )
     changed = {"method.num_views", "optimizer.base_lr", "optimizer.scale_with_views"}
     before, after = dict(plain.leaves()), dict(run.leaves())
-    assert {path for path in after if after[path] != before.get(path) and not path.startswith("augmentation.")} == changed
+    assert {
+        path for path in after if after[path] != before.get(path) and not path.startswith("augmentation.")
+    } == changed
 
 
 def test_the_peak_rate_at_paper_scale_is_section_7_1s_for_two_views() -> None:
@@ -148,7 +181,8 @@ def test_the_peak_rate_at_paper_scale_is_section_7_1s_for_two_views() -> None:
 
 
 def loss_of_section_4_4(network: Any, views: list[torch.Tensor]) -> torch.Tensor:
-    """All views at once: twice the mean of || p hat_i - z hat'_j ||^2 over images and over the ordered pairs i != j, term by term."""
+    """All views at once: twice the mean of || p hat_i - z hat'_j ||^2 over images and over the ordered pairs
+    i != j, term by term."""
     unit_p = [p / p.norm(dim=1, keepdim=True) for p in map(network.online, views)]
     with torch.no_grad():
         unit_z = [z / z.norm(dim=1, keepdim=True) for z in map(network.target, views)]
@@ -157,7 +191,9 @@ def loss_of_section_4_4(network: Any, views: list[torch.Tensor]) -> torch.Tensor
     return 2 * torch.stack([(unit_p[i] - unit_z[j]).pow(2).sum(dim=1).mean() for i, j in pairs]).mean()
 
 
-def test_eight_views_of_two_sizes_one_after_the_other_have_the_loss_and_the_gradients_of_the_formula() -> None:
+def test_eight_views_of_two_sizes_one_after_the_other_have_the_loss_and_the_gradients_of_the_formula() -> (
+    None
+):
     method = BYOL(num_views=8, heads=Heads(hidden=16, output=8))
     torch.manual_seed(0)
     network: Any = method.network(backbones.build("small")).double().train()
@@ -178,7 +214,12 @@ def test_eight_views_of_two_sizes_one_after_the_other_have_the_loss_and_the_grad
 
 
 def test_training_draws_eight_views_and_logs_the_loss_of_their_pairs(tmp_path: Path) -> None:
-    run = at("smoke", pretrain.byol_multicrop(100)).replace("epochs", 1).replace("dataset.num_train", 40).replace("dataset.num_val", 20)
+    run = (
+        at("smoke", pretrain.byol_multicrop(100))
+        .replace("epochs", 1)
+        .replace("dataset.num_train", 40)
+        .replace("dataset.num_val", 20)
+    )
     site, cpu = Site(runs=tmp_path), torch.device("cpu")
     measured = train.pretrain(run, site, tmp_path / "run", cpu, Silent(), lambda progress: None)
     assert isinstance(run.dataset, Dataset)

@@ -23,7 +23,8 @@ HEADS = Heads(hidden=16, output=8)
 @pytest.mark.parametrize(
     ("name", "size", "num_parameters"),
     [
-        # torchvision's documented sizes, less the classifier: 11 689 512 - 513 000 and 25 557 032 - 2 049 000.
+        # torchvision's documented sizes, less the classifier: 11 689 512 - 513 000 and 25 557 032 - 2 049
+        # 000.
         ("resnet18", 64, 11_176_512),
         ("resnet18_3x3", 32, 11_176_512 - 3 * 64 * (49 - 9)),
         ("resnet50", 64, 23_508_032),
@@ -58,7 +59,10 @@ def test_a_seed_decides_the_weights_and_leaves_the_global_random_state_alone():
 
 
 def test_an_unknown_backbone_is_named_with_the_nearest():
-    with pytest.raises(LookupError, match=r"backbone 'resnet8'\. Did you mean 'resnet18'\? Known: small, resnet18, resnet18_3x3, resnet50"):
+    with pytest.raises(
+        LookupError,
+        match=r"backbone 'resnet8'\. Did you mean 'resnet18'\? Known: small, resnet18, resnet18_3x3, resnet50",
+    ):
         backbones.build("resnet8")
     with pytest.raises(LookupError, match="no backbone 'build'"):
         backbones.build("build")
@@ -100,7 +104,9 @@ def test_the_target_follows_by_the_moving_average_of_each_parameter():
             parameter.add_(torch.randn_like(parameter))
     online = dict(network.online.named_parameters())
     # tau at step 1 of 3 from .9: 1 - .1 (cos(pi/3) + 1) / 2 = .925.
-    expected = {name: 0.925 * xi + (1 - 0.925) * online[name] for name, xi in network.target.named_parameters()}
+    expected = {
+        name: 0.925 * xi + (1 - 0.925) * online[name] for name, xi in network.target.named_parameters()
+    }
     assert network.follow(0.9, step=1, num_steps=3) == {"tau": pytest.approx(0.925)}
     for name, xi in network.target.named_parameters():
         torch.testing.assert_close(xi.data, expected[name].data)
@@ -110,7 +116,9 @@ def test_the_target_normalises_with_the_batch_and_keeps_running_statistics_of_it
     network = siamese().train()
     view = 3 + torch.randn(8, 3, 32, 32)
     z = network.project(view)
-    torch.testing.assert_close(network.project(view), z)  # running statistics, moved by the first pass, play no part
+    torch.testing.assert_close(
+        network.project(view), z
+    )  # running statistics, moved by the first pass, play no part
     moved = network.target.backbone.stem[1].running_mean.clone()
     assert moved.abs().max() > 0.1
     network.follow(0.5, step=0, num_steps=2)
@@ -136,10 +144,17 @@ def plain_lars(weights, momenta, lr, decay, momentum, trust):
 
 def test_lars_by_hand():
     weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([2.0]))
-    optimizer = LARS(parameters_of(nn.ParameterList([weight, bias])), lr=0.5, weight_decay=0.5, momentum=0.9, trust_coefficient=0.01)
+    optimizer = LARS(
+        parameters_of(nn.ParameterList([weight, bias])),
+        lr=0.5,
+        weight_decay=0.5,
+        momentum=0.9,
+        trust_coefficient=0.01,
+    )
     weight.grad, bias.grad = torch.tensor([[-1.5, 0.0]]), torch.tensor([1.0])
     optimizer.step()
-    # u = (-1.5, 0) + .5 (3, 4) = (0, 2); its ratio is .01 x 5 / 2 = .025, so m = (0, .05). The bias has neither decay nor ratio.
+    # u = (-1.5, 0) + .5 (3, 4) = (0, 2); its ratio is .01 x 5 / 2 = .025, so m = (0, .05). The bias has
+    # neither decay nor ratio.
     torch.testing.assert_close(weight.data, torch.tensor([[3.0, 4.0 - 0.5 * 0.05]]))
     torch.testing.assert_close(bias.data, torch.tensor([2.0 - 0.5]))
     weight.grad, bias.grad = -0.5 * weight.data, torch.tensor([1.0])
@@ -161,10 +176,16 @@ def test_lars_agrees_with_a_plain_loop():
     weights, generator = mixed_parameters()
     others = [weight.detach().clone() for weight in weights]
     momenta = [torch.zeros_like(weight) for weight in weights]
-    optimizer = LARS(parameters_of(nn.ParameterList(weights)), weight_decay=1e-2, momentum=0.9, trust_coefficient=1e-2)
+    optimizer = LARS(
+        parameters_of(nn.ParameterList(weights)), weight_decay=1e-2, momentum=0.9, trust_coefficient=1e-2
+    )
     for step in range(4):
         for weight, other in zip(weights, others, strict=True):
-            other.grad = torch.zeros_like(other) if step == 2 and other.ndim == 1 else torch.randn(other.shape, generator=generator)
+            other.grad = (
+                torch.zeros_like(other)
+                if step == 2 and other.ndim == 1
+                else torch.randn(other.shape, generator=generator)
+            )
             weight.grad = other.grad.clone()
         for group in optimizer.param_groups:
             group["lr"] = 0.3 / (step + 1)
@@ -180,7 +201,13 @@ def test_lars_leaves_a_parameter_without_gradient_alone():
     before = [weight.detach().clone() for weight in weights]
     weights[0].grad = torch.ones_like(weights[0])
     LARS(parameters_of(nn.ParameterList(weights)), lr=1.0, weight_decay=0.1).step()
-    assert [torch.equal(weight, start) for weight, start in zip(weights, before, strict=True)] == [False, True, True, True, True]
+    assert [torch.equal(weight, start) for weight, start in zip(weights, before, strict=True)] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_lars_resumes_bit_for_bit_from_a_file_of_plain_tensors_and_numbers():
@@ -222,7 +249,10 @@ def test_without_warm_up_the_first_step_has_the_peak_rate():
 
 
 def test_a_run_shorter_than_its_warm_up_only_warms_up():
-    assert [schedules.learning_rate(step, peak=1.0, warmup_steps=4, num_steps=2) for step in range(2)] == [0, 0.25]
+    assert [schedules.learning_rate(step, peak=1.0, warmup_steps=4, num_steps=2) for step in range(2)] == [
+        0,
+        0.25,
+    ]
 
 
 def test_the_targets_decay_rate_rises_by_a_cosine_from_tau_to_1():
@@ -246,10 +276,14 @@ def test_embeddings_that_are_all_the_same_have_std_0_and_rank_1():
 
 
 def test_collapse_by_hand():
-    # Directions (1, 0), (1, 0), (0, 1), (0, 1): each dimension has std 1/2. Singular values sqrt(10) = 3.162 and sqrt(40) twice that.
+    # Directions (1, 0), (1, 0), (0, 1), (0, 1): each dimension has std 1/2. Singular values sqrt(10) = 3.162
+    # and sqrt(40) twice that.
     embeddings = torch.tensor([[1.0, 0], [3, 0], [0, 2], [0, 6]])
     entropy = math.log(3) / 3 + 2 / 3 * math.log(3 / 2)
-    assert collapse.measure(embeddings) == {"std": pytest.approx(math.sqrt(2) / 2), "rank": pytest.approx(math.exp(entropy))}
+    assert collapse.measure(embeddings) == {
+        "std": pytest.approx(math.sqrt(2) / 2),
+        "rank": pytest.approx(math.exp(entropy)),
+    }
 
 
 def test_fewer_embeddings_than_dimensions_bound_the_rank():
@@ -258,7 +292,9 @@ def test_fewer_embeddings_than_dimensions_bound_the_rank():
 
 def test_zero_embeddings_have_no_rank_and_broken_ones_no_measure():
     assert collapse.measure(torch.zeros(4, 3)) == {"std": 0, "rank": 0}
-    assert all(math.isnan(value) for value in collapse.measure(torch.tensor([[1.0, math.nan], [0, 1]])).values())
+    assert all(
+        math.isnan(value) for value in collapse.measure(torch.tensor([[1.0, math.nan], [0, 1]])).values()
+    )
 
 
 # Seeds.
@@ -266,7 +302,18 @@ def test_zero_embeddings_have_no_rank_and_broken_ones_no_measure():
 
 def test_every_counter_of_a_key_matters():
     # torch's CPU generator itself ignores all but the low 32 bits of a seed.
-    keys = [("a",), ("b",), ("a", 0), ("a", 1), ("a", 1 << 32), ("a", 0, 0), ("a", 0, 1), ("a", 1, 0), ("a", 11), ("a", -1)]
+    keys = [
+        ("a",),
+        ("b",),
+        ("a", 0),
+        ("a", 1),
+        ("a", 1 << 32),
+        ("a", 0, 0),
+        ("a", 0, 1),
+        ("a", 1, 0),
+        ("a", 11),
+        ("a", -1),
+    ]
     first = [torch.rand(1, generator=seeds.generator(*key)).item() for key in keys]
     assert len(set(first)) == len(keys)
     assert first == [torch.rand(1, generator=seeds.generator(*key)).item() for key in keys]

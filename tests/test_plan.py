@@ -1,4 +1,5 @@
-"""From a request to its runs: which settings `--set` means, what it takes, and which runs come out, in which order."""
+"""From a request to its runs: which settings `--set` means, what it takes, and which runs come out, in which
+order."""
 
 from __future__ import annotations
 
@@ -12,40 +13,47 @@ from typing import Any, Literal
 import pytest
 
 from reproduce import plan, worker
+from reproduce.data.augmentation import Augmentation
+from reproduce.data.dataset import Dataset
+from reproduce.methods.method import Method
 from reproduce.overrides import parse, settings_named
 from reproduce.plan import SCALES, Request, jobs, table_names
-from reproduce.spec import LARS, Evaluate, Pretrain, Settings
+from reproduce.protocols.protocol import Protocol
+from reproduce.spec import LARS, Evaluate, Pretrain
 
 ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Settings, name="toy_images"):
+class Images(Dataset, name="toy_images"):
     size: int = 32
+    resize: int = 64
+    canvas: int = 64
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views(Settings, name="toy_views"):
-    blur: float = 0.5
+class Views(Augmentation, name="toy_views"):
     momentum: float = 0.1
-    every_second: Settings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(Settings, name="toy_method"):
+class Toy(Method, name="toy_method"):
+    num_views: int = 2
     tau: float = 0.99
     momentum: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol(Settings, name="toy_protocol"):
+class Probe(Protocol, name="toy_protocol"):
     epochs: int = 100
     lr: float = 0.1
     seed_images: int = 5
 
 
 TRAINED = Pretrain(
-    method=Method(),
+    method=Toy(),
     dataset=Images(),
     backbone="small",
     augmentation=Views(every_second=Views()),
@@ -53,7 +61,7 @@ TRAINED = Pretrain(
     epochs=4,
     batch_size=32,
 )
-RUN = Evaluate(encoder=TRAINED, protocol=Protocol(), dataset=Images())
+RUN = Evaluate(encoder=TRAINED, protocol=Probe(), dataset=Images())
 TRANSFER = replace(RUN, dataset=Images(size=64))
 
 
@@ -91,7 +99,9 @@ def byol(*changes: str, **fields: Any) -> Evaluate:
         ("", []),
     ],
 )
-def test_a_key_means_the_nearest_setting_of_pretraining_else_of_the_evaluation(key: str, paths: list[str]) -> None:
+def test_a_key_means_the_nearest_setting_of_pretraining_else_of_the_evaluation(
+    key: str, paths: list[str]
+) -> None:
     assert settings_named(key, RUN) == paths
 
 
@@ -101,16 +111,27 @@ def test_a_transfers_own_data_set_stays_when_that_of_pretraining_changes() -> No
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
 def test_images_of_a_transfer_change_with_those_that_the_encoder_was_trained_on(scale: str) -> None:
-    changes = ("dataset.mean=0.4,0.4,0.4", "canvas=128", "dataset.test_split=train", "dataset.mean=0.3,0.4,0.5")
+    changes = (
+        "dataset.mean=0.4,0.4,0.4",
+        "canvas=128",
+        "dataset.test_split=train",
+        "dataset.mean=0.3,0.4,0.5",
+    )
     for _, _, ours in Request(table="table5", scale=scale, changes=changes).build().measured():
         trained, shown = dict(ours.spec.encoder.leaves()), dict(ours.spec.dataset.leaves())
         assert trained["dataset.mean"] == shown["mean"] == (0.3, 0.4, 0.5)
-        assert trained["dataset.canvas"] == shown.get("canvas", 128) == 128  # a detector's images have sizes of their own
-        assert trained["dataset.test_split"] == "train" != shown["test_split"], "what is not of the images stays"
+        assert (
+            trained["dataset.canvas"] == shown.get("canvas", 128) == 128
+        )  # a detector's images have sizes of their own
+        assert trained["dataset.test_split"] == "train" != shown["test_split"], (
+            "what is not of the images stays"
+        )
 
 
 def test_the_evaluations_data_set_can_be_changed_alone_and_the_caption_says_so() -> None:
-    request = Request(table="table5", scale="small", columns="ap*", changes=("evaluation.dataset.test_split=2007_val",))
+    request = Request(
+        table="table5", scale="small", columns="ap*", changes=("evaluation.dataset.test_split=2007_val",)
+    )
     table = request.build()
     assert table.changes == ("evaluation.dataset.test_split=2007_val",)
     for _, _, ours in table.measured():
@@ -118,25 +139,40 @@ def test_the_evaluations_data_set_can_be_changed_alone_and_the_caption_says_so()
         assert dict(ours.spec.encoder.leaves())["dataset.test_split"] == "val"
     assert byol("evaluation.train_split=val").encoder.dataset.train_split == "train"
     with pytest.raises(ValueError, match=r"^imagenette takes test_split of train, val, not '2007_val'\.$"):
-        Request(table="table5", scale="small", columns="ap*", changes=("dataset.test_split=2007_val",)).build()
+        Request(
+            table="table5", scale="small", columns="ap*", changes=("dataset.test_split=2007_val",)
+        ).build()
 
 
 def test_a_name_that_several_settings_share_is_refused_with_both() -> None:
     with pytest.raises(
-        ValueError, match=r"^'momentum' may mean method\.momentum or augmentation\.momentum or optimizer\.momentum: give one"
+        ValueError,
+        match=r"^'momentum' may mean method\.momentum or augmentation\.momentum or optimizer\.momentum: give one",
     ):
         settings_named("momentum", RUN)
     assert settings_named("optimizer.momentum", RUN) == ["encoder.optimizer.momentum"]
 
 
 def test_changes_reach_the_runs() -> None:
-    before, after = byol(), byol("epochs=7", "protocol.epochs=9", "dataset.size=24", "base_lr=1", "norm=layernorm", "crop_scale=0.5,1")
+    before, after = (
+        byol(),
+        byol(
+            "epochs=7",
+            "protocol.epochs=9",
+            "dataset.size=24",
+            "base_lr=1",
+            "norm=layernorm",
+            "crop_scale=0.5,1",
+        ),
+    )
     assert (after.encoder.epochs, dict(after.protocol.leaves())["epochs"]) == (7, 9)
     assert dict(after.encoder.dataset.leaves())["size"] == dict(after.dataset.leaves())["size"] == 24
     assert after.encoder.optimizer.base_lr == 1.0
     assert dict(after.encoder.leaves())["method.heads.norm"] == "layernorm"
     assert dict(after.encoder.leaves())["augmentation.crop_scale"] == (0.5, 1.0)
-    changed = {path for (path, old), (_, new) in zip(before.leaves(), after.leaves(), strict=True) if old != new}
+    changed = {
+        path for (path, old), (_, new) in zip(before.leaves(), after.leaves(), strict=True) if old != new
+    }
     assert changed == {
         "encoder.epochs",
         "encoder.dataset.size",
@@ -162,7 +198,9 @@ def test_a_change_to_what_a_setting_is_already_changes_no_id() -> None:
 def test_only_runs_that_have_the_setting_are_changed() -> None:
     plain = {spec.id for spec in Request(table="table12").specs()}
     changed = {spec.id for spec in Request(table="table12", changes=("lambda_uniform=3",)).specs()}
-    methods = {spec.encoder.method.name for spec in Request(table="table12").specs() if isinstance(spec, Evaluate)}
+    methods = {
+        spec.encoder.method.name for spec in Request(table="table12").specs() if isinstance(spec, Evaluate)
+    }
     assert methods == {"byol", "msbreg"}  # the second has no such setting
     assert plain & changed
     assert plain - changed
@@ -213,7 +251,11 @@ def test_text_becomes_a_value_of_the_settings_type(text: str, hint: Any, value: 
         ("1", tuple[int, int], "x takes 2 values separated by commas, not '1'."),
         ("1,b", tuple[int, int], "x takes a whole number, not 'b'."),
         ("yes", bool, "x takes true or false, not 'yes'."),
-        ("byol", Settings, "x cannot be set to 'byol' from the command line; set one of its own settings, such as x.NAME=VALUE."),
+        (
+            "byol",
+            Toy,
+            "x cannot be set to 'byol' from the command line; set one of its own settings, such as x.NAME=VALUE.",
+        ),
     ],
 )
 def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: str) -> None:
@@ -260,7 +302,11 @@ def test_rows_and_columns_cut_the_runs() -> None:
     assert len(Request(table="table8").specs()) == 24
     assert len(Request(table="table8", rows="BYOL*").specs()) == 8
     assert len(Request(table="table8", rows="BYOL, Ours (K=4)").specs()) == 4
-    grid = {spec.encoder.method.num_views for spec in Request(table="table11", columns="k2,k8").specs() if isinstance(spec, Evaluate)}  # type: ignore[attr-defined]
+    grid = {
+        spec.encoder.method.num_views
+        for spec in Request(table="table11", columns="k2,k8").specs()
+        if isinstance(spec, Evaluate)
+    }  # type: ignore[attr-defined]
     assert grid == {2, 8}
 
 
@@ -272,14 +318,18 @@ def test_seeds_are_those_of_pretraining_and_evaluation_alike_and_seed_0_is_the_s
     assert len({spec.id for spec in three}) == 6
 
 
-@pytest.mark.parametrize("scale", [SCALES[0], *(pytest.param(scale, marks=pytest.mark.slow) for scale in SCALES[1:])])
+@pytest.mark.parametrize(
+    "scale", [SCALES[0], *(pytest.param(scale, marks=pytest.mark.slow) for scale in SCALES[1:])]
+)
 def test_every_run_comes_once_and_after_what_it_needs(scale: str) -> None:
     done: set[str] = set()
     for job in jobs([Request(table=table, scale=scale, seeds=2) for table in table_names()]):
         assert job.spec.id not in done
         assert {spec.id for spec in job.spec.needs()} <= done
         done.add(job.spec.id)
-    assert done == {spec.id for table in table_names() for spec in Request(table=table, scale=scale, seeds=2).specs()}
+    assert done == {
+        spec.id for table in table_names() for spec in Request(table=table, scale=scale, seeds=2).specs()
+    }
 
 
 def test_tables_that_share_a_run_have_it_done_once() -> None:
@@ -290,7 +340,12 @@ def test_tables_that_share_a_run_have_it_done_once() -> None:
 
 
 def test_different_settings_never_share_an_id() -> None:
-    found = {spec.id: spec for table in table_names() for scale in SCALES for spec in Request(table=table, scale=scale).specs()}
+    found = {
+        spec.id: spec
+        for table in table_names()
+        for scale in SCALES
+        for spec in Request(table=table, scale=scale).specs()
+    }
     for one, other in combinations(found.values(), 2):
         assert one != other
 
@@ -301,16 +356,28 @@ def test_a_job_is_found_again_by_its_request_and_id() -> None:
 
 
 def test_a_run_that_the_code_does_not_make_is_refused() -> None:
-    with pytest.raises(LookupError, match=r"table8 at smoke scale has no run 0123456789ab with the code here: .* the same commit"):
+    with pytest.raises(
+        LookupError,
+        match=r"table8 at smoke scale has no run 0123456789ab with the code here: .* the same commit",
+    ):
         worker.find(Request(table="table8"), "0123456789ab")
 
 
 def test_a_request_survives_its_text_and_another_process_gives_the_same_ids() -> None:
-    request = Request(table="table8", scale="small", seeds=2, rows="Ours (K=4)*", columns="a*", changes=("epochs=5", "crop_scale=0.5,1"))
+    request = Request(
+        table="table8",
+        scale="small",
+        seeds=2,
+        rows="Ours (K=4)*",
+        columns="a*",
+        changes=("epochs=5", "crop_scale=0.5,1"),
+    )
     assert Request.loads(request.dumps()) == request
     assert "\n" not in request.dumps()
     code = "import sys; from reproduce.plan import Request; print(*(spec.id for spec in Request.loads(sys.argv[1]).specs()))"
-    done = subprocess.run([sys.executable, "-c", code, request.dumps()], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, request.dumps()], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [spec.id for spec in request.specs()]
 
 
@@ -318,7 +385,11 @@ def test_a_request_survives_its_text_and_another_process_gives_the_same_ids() ->
 
 
 def test_a_change_goes_to_the_tables_that_have_the_setting() -> None:
-    made = plan.requests(["table1", "table9", "table6", "table8"], changes=("epochs=5", "protocol.k=3", "num_unlabeled=100"), seeds=2)
+    made = plan.requests(
+        ["table1", "table9", "table6", "table8"],
+        changes=("epochs=5", "protocol.k=3", "num_unlabeled=100"),
+        seeds=2,
+    )
     assert {request.table: request.changes for request in made} == {
         "table1": ("epochs=5", "protocol.k=3", "num_unlabeled=100"),
         "table9": (),
@@ -352,8 +423,13 @@ def test_changes_that_make_sense_only_together_may_come_in_any_order() -> None:
 
 def test_an_engine_that_cannot_take_the_backbone_is_refused_before_anything_is_trained() -> None:
     """Detectron2 has no backbone of the scale smoke, and its pyramid has a level more."""
-    engine, others = "protocol.engine=detectron2", ("backbone=resnet18_3x3", "protocol.anchor_sizes=4,8,16,32,64")
-    with pytest.raises(ValueError, match=r"^The engine detectron2 takes a ResNet .*, not the backbone 'small'"):
+    engine, others = (
+        "protocol.engine=detectron2",
+        ("backbone=resnet18_3x3", "protocol.anchor_sizes=4,8,16,32,64"),
+    )
+    with pytest.raises(
+        ValueError, match=r"^The engine detectron2 takes a ResNet .*, not the backbone 'small'"
+    ):
         plan.requests(["table10"], changes=(engine,))
     (made,) = plan.requests(["table10"], changes=(engine, *others))
     assert {spec.protocol.engine for spec in made.specs() if isinstance(spec, Evaluate)} == {"detectron2"}

@@ -1,4 +1,5 @@
-"""Protocols against hand-computed cases and independent references, below 100 images, and on one process as on two."""
+"""Protocols against hand-computed cases and independent references, below 100 images, and on one process as
+on two."""
 
 from __future__ import annotations
 
@@ -13,16 +14,17 @@ import torch
 from PIL import Image
 from toys import Pictures, brighter_by_class, on_two_processes
 
+from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
-from reproduce.data.views import Augmentation
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import features, seeds
-from reproduce.nn.encoder import Encoder, build_network
+from reproduce.nn.encoder import Encoder
 from reproduce.protocols import alignment, knn, linear
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
 from reproduce.spec import LARS, Pretrain
+from reproduce.train import build_network, encoder_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -53,17 +55,25 @@ class Toy(Dataset, name="toy"):
         if split == "unlabelled":
             return arrays([-1] * 9, self.classes, seed=0)
         if split == "test":
-            return arrays([i % len(self.test_classes) for i in range(self.num_test)], self.test_classes, seed=1)
+            return arrays(
+                [i % len(self.test_classes) for i in range(self.num_test)], self.test_classes, seed=1
+            )
         labels = [i % (len(self.classes) + 1) - 1 for i in range(self.num_train // 5 * 6)]
         return arrays(labels, self.classes, seed=2)
 
 
 def encoder(**changes: object) -> Encoder:
     """One that was never trained."""
-    settings = {"method": MSBReg(), "dataset": Toy(), "backbone": "small", "augmentation": Augmentation(), "optimizer": LARS(base_lr=0.1)}
+    settings = {
+        "method": MSBReg(),
+        "dataset": Toy(),
+        "backbone": "small",
+        "augmentation": Augmentation(),
+        "optimizer": LARS(base_lr=0.1),
+    }
     spec = Pretrain(**(settings | {"epochs": 0} | changes))
     online = build_network(spec).online
-    return Encoder(spec, online.backbone, online.projector)
+    return encoder_of(spec, online)
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -80,7 +90,8 @@ def clusters(n: int, num_classes: int, d: int, seed: int) -> tuple[torch.Tensor,
 
 
 def brute_force(queries: torch.Tensor, bank: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances and indices by the definition, one query at a time; a stable sort keeps equal ones in order."""
+    """Squared distances and indices by the definition, one query at a time; a stable sort keeps equal ones in
+    order."""
     distances, indices = [], []
     for query in queries.double().numpy():
         squared = ((bank.double().numpy() - query) ** 2).sum(axis=1)
@@ -124,7 +135,9 @@ def test_distances_keep_their_digits_far_from_the_origin() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_test", [1, 30, 99, 400])
 def test_five_nearest_neighbours_agree_with_scikit_learn(num_test: int) -> None:
-    from sklearn.neighbors import KNeighborsClassifier  # here, so that the processes started below do not import it
+    from sklearn.neighbors import (
+        KNeighborsClassifier,  # here, so that the processes started below do not import it
+    )
 
     x, y = clusters(300, 7, 16, seed=4)
     queries, labels = clusters(num_test, 7, 16, seed=5)
@@ -132,7 +145,9 @@ def test_five_nearest_neighbours_agree_with_scikit_learn(num_test: int) -> None:
     ours = knn.majority(y[found], 7)
     reference = KNeighborsClassifier(5, algorithm="brute").fit(x.numpy(), y.numpy())
     np.testing.assert_array_equal(ours.numpy(), reference.predict(queries.numpy()))
-    assert knn.accuracy(ours, labels) == pytest.approx(reference.score(queries.numpy(), labels.numpy()), abs=1e-12)
+    assert knn.accuracy(ours, labels) == pytest.approx(
+        reference.score(queries.numpy(), labels.numpy()), abs=1e-12
+    )
 
 
 def test_a_tied_vote_goes_to_the_smallest_label() -> None:
@@ -143,7 +158,10 @@ def test_a_tied_vote_goes_to_the_smallest_label() -> None:
 
 def test_a_close_neighbour_outvotes_two_far_ones() -> None:
     """Cosines 1 and .5 twice: e^(1/.07) against 2 e^(.5/.07); at T = 10 it is 1.105 against 2.102."""
-    bank, labels = torch.tensor([[2.0, 0.0], [0.5, math.sqrt(0.75)], [0.5, -math.sqrt(0.75)]]), torch.tensor([0, 1, 1])
+    bank, labels = (
+        torch.tensor([[2.0, 0.0], [0.5, math.sqrt(0.75)], [0.5, -math.sqrt(0.75)]]),
+        torch.tensor([0, 1, 1]),
+    )
     query, truth = torch.tensor([[3.0, 0.0]]), torch.tensor([0])
 
     def measure(temperature: float) -> dict[str, float]:
@@ -155,9 +173,12 @@ def test_a_close_neighbour_outvotes_two_far_ones() -> None:
 
 
 def test_a_low_temperature_leaves_the_nearest_neighbour_its_vote() -> None:
-    """At T = .001 a cosine of 0 would vote e^-1000 of a perfect one: nothing, in any arithmetic, if votes were not relative."""
+    """At T = .001 a cosine of 0 would vote e^-1000 of a perfect one: nothing, in any arithmetic, if votes
+    were not relative."""
     bank, query = torch.tensor([[0.0, 1.0], [-1.0, 0.5], [-1.0, 0.4]]), torch.tensor([[1.0, 0.0]])
-    measured = knn.WeightedNeighbours(ks=(3,), temperature=0.001).measure(query, torch.tensor([2]), bank, torch.tensor([2, 1, 1]), 3, CPU)
+    measured = knn.WeightedNeighbours(ks=(3,), temperature=0.001).measure(
+        query, torch.tensor([2]), bank, torch.tensor([2, 1, 1]), 3, CPU
+    )
     assert measured == {"top1_3": 1.0, "majority_3": 0.0}
 
 
@@ -166,7 +187,11 @@ def test_weighted_neighbours_agree_with_a_reference_and_with_scikit_learn() -> N
 
     (x, y), (queries, labels) = clusters(350, 6, 24, seed=6), clusters(80, 6, 24, seed=7)
     measured = knn.WeightedNeighbours().measure(queries.clone(), labels, x.clone(), y, 6, CPU)
-    assert tuple(measured) == knn.WeightedNeighbours().metrics == ("top1_20", "top1_200", "majority_20", "majority_200")
+    assert (
+        tuple(measured)
+        == knn.WeightedNeighbours().metrics
+        == ("top1_20", "top1_200", "majority_20", "majority_200")
+    )
 
     unit = [(part / part.norm(dim=1, keepdim=True)).double().numpy() for part in (queries, x)]
     similarity = unit[0] @ unit[1].T
@@ -186,7 +211,8 @@ def test_weighted_neighbours_agree_with_a_reference_and_with_scikit_learn() -> N
 
 
 def test_the_classifier_is_adams_with_its_rate_falling_after_each_epoch() -> None:
-    """The same training written as scalars and Adam's published formulas, from the same start and the same order of images."""
+    """The same training written as scalars and Adam's published formulas, from the same start and the same
+    order of images."""
     protocol = linear.LinearEvaluation(epochs=3, batch_size=3, weight_decay=0.1)
     x, y = drawn(5, 2, seed=8), torch.tensor([0, 1, 1, 0, 1])
     weight, bias = protocol.fit(x, y, 2, seed=1)
@@ -242,7 +268,8 @@ def test_logits_that_are_not_finite_are_no_result() -> None:
 
 
 def test_alignment_and_uniformity_of_two_pairs_by_hand() -> None:
-    """x = (e1, e2), y = (e1, -e1): distances 0 and 2, mean 1. Within x the distance is 2, within y it is 4."""
+    """x = (e1, e2), y = (e1, -e1): distances 0 and 2, mean 1. Within x the distance is 2, within y it is
+    4."""
     x, y = torch.tensor([[1.0, 0], [0, 1]]).double(), torch.tensor([[1.0, 0], [-1, 0]]).double()
     assert alignment.alignment(x, y) == pytest.approx(1.0)
     assert alignment.uniformity(x) == pytest.approx(-4.0)
@@ -254,17 +281,25 @@ def test_alignment_and_uniformity_of_two_pairs_by_hand() -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 50, 2048])
 def test_uniformity_is_that_of_all_pairs_at_any_size_of_chunk(chunk: int) -> None:
     x = torch.nn.functional.normalize(drawn(50, 8, seed=11).double(), dim=1)
-    assert alignment.uniformity(x, chunk=chunk) == pytest.approx(torch.pdist(x).square().mul(-2).exp().mean().log().item(), abs=1e-12)
+    assert alignment.uniformity(x, chunk=chunk) == pytest.approx(
+        torch.pdist(x).square().mul(-2).exp().mean().log().item(), abs=1e-12
+    )
 
 
 def test_a_collapsed_encoder_has_uniformity_zero() -> None:
-    assert alignment.uniformity(torch.tensor([[0.6, 0.8]]).double().repeat(9, 1)) == pytest.approx(0, abs=1e-12)
+    assert alignment.uniformity(torch.tensor([[0.6, 0.8]]).double().repeat(9, 1)) == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_views_that_do_not_differ_are_perfectly_aligned() -> None:
-    still = Augmentation(crop_scale=(1, 1), crop_ratio=(1.2, 1.2), flip=0, jitter=0, grey=0, blur=0, solarize=0)
+    still = Augmentation(
+        crop_scale=(1, 1), crop_ratio=(1.2, 1.2), flip=0, jitter=0, grey=0, blur=0, solarize=0
+    )
     protocol, toy = alignment.AlignmentUniformity(), Toy(num_test=40)
-    assert protocol.run(encoder(augmentation=still), toy, Site(), CPU, 0)["alignment"] == pytest.approx(0, abs=1e-10)
+    assert protocol.run(encoder(augmentation=still), toy, Site(), CPU, 0)["alignment"] == pytest.approx(
+        0, abs=1e-10
+    )
     first, again, other = (protocol.run(encoder(), toy, Site(), CPU, seed) for seed in (0, 0, 1))
     assert first == again
     assert first["alignment"] > 1e-3
@@ -282,9 +317,20 @@ def test_alignment_is_measured_on_views_of_the_same_image() -> None:
     for index in range(12):
         canvas, sizes = images.canvas([index], 16)
         for view in range(2):
-            x = views.sample(canvas, sizes, torch.tensor([index]), augmentation=Augmentation(), size=16, seed=3, epoch=0, view=view)
+            x = views.sample(
+                canvas,
+                sizes,
+                torch.tensor([index]),
+                augmentation=Augmentation(),
+                size=16,
+                seed=3,
+                epoch=0,
+                view=view,
+            )
             with torch.no_grad():
-                h = network.backbone((x - torch.tensor(toy.mean).view(3, 1, 1)) / torch.tensor(toy.std).view(3, 1, 1))
+                h = network.backbone(
+                    (x - torch.tensor(toy.mean).view(3, 1, 1)) / torch.tensor(toy.std).view(3, 1, 1)
+                )
                 sides[view]["_features"].append((h / h.norm()).double())
                 z = network.projector(h)
                 sides[view][""].append((z / z.norm()).double())
@@ -292,7 +338,9 @@ def test_alignment_is_measured_on_views_of_the_same_image() -> None:
     for suffix in ("", "_features"):
         x, y = (torch.cat(side[suffix]) for side in sides)
         uniform = [torch.pdist(side).square().mul(-2).exp().mean().log().item() for side in (x, y)]
-        assert measured[f"alignment{suffix}"] == pytest.approx((x - y).square().sum(dim=1).mean().item(), rel=1e-4)
+        assert measured[f"alignment{suffix}"] == pytest.approx(
+            (x - y).square().sum(dim=1).mean().item(), rel=1e-4
+        )
         assert measured[f"uniformity{suffix}"] == pytest.approx(sum(uniform) / 2, rel=1e-4)
 
 
@@ -313,7 +361,9 @@ def test_features_are_those_of_each_image_by_itself_in_eval_mode() -> None:
     assert len(extracted) == len(labelled) == 30
     assert split.labels.tolist() == [images.labels[index] for index in labelled]
     for row, index in enumerate(labelled):
-        pixels = np.array(images.open(index).resize((19, 16), Image.Resampling.BICUBIC))[:, 2:18]  # round(1.5) is 2
+        pixels = np.array(images.open(index).resize((19, 16), Image.Resampling.BICUBIC))[
+            :, 2:18
+        ]  # round(1.5) is 2
         x = (pixels / 255 - toy.mean) / toy.std
         expected = network.backbone(torch.tensor(x, dtype=torch.float32).permute(2, 0, 1)[None])[0]
         torch.testing.assert_close(extracted[row], expected, rtol=1e-4, atol=1e-5)
@@ -348,11 +398,18 @@ def test_an_encoder_that_diverged_gives_no_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "k"), [(knn.NearestNeighbours(k=31), 31), (knn.NearestNeighbours(k=10_000), 10_000), (knn.WeightedNeighbours(), 200)]
+    ("protocol", "k"),
+    [
+        (knn.NearestNeighbours(k=31), 31),
+        (knn.NearestNeighbours(k=10_000), 10_000),
+        (knn.WeightedNeighbours(), 200),
+    ],
 )
 def test_more_neighbours_than_images_are_an_error_before_any_work(protocol: Protocol, k: int) -> None:
     no_encoder: Encoder = None  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=f"asks for {k} neighbours, but the train split of toy has 30 labelled images"):
+    with pytest.raises(
+        ValueError, match=f"asks for {k} neighbours, but the train split of toy has 30 labelled images"
+    ):
         protocol.run(no_encoder, Toy(num_train=30), Site(), CPU, 0)
 
 
@@ -381,10 +438,16 @@ SIZES = [(n, chunk) for n in (1, 2, 7, 8, 9, 16, 23) for chunk in (1, 4, 8)]
 
 
 def everything() -> dict[str, object]:
-    """What this process makes of the rows of small matrices and, by each protocol, of the toy images: three chunks and two."""
+    """What this process makes of the rows of small matrices and, by each protocol, of the toy images: three
+    chunks and two."""
     rows = {
         f"{n} rows in chunks of {chunk}": features.in_order(
-            n, (10.0 * part[:, None] + torch.arange(2) for part in torch.split(features.shares(n, chunk), chunk)), chunk
+            n,
+            (
+                10.0 * part[:, None] + torch.arange(2)
+                for part in torch.split(features.shares(n, chunk), chunk)
+            ),
+            chunk,
         ).tolist()
         for n, chunk in SIZES
     }

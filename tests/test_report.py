@@ -1,4 +1,5 @@
-"""The report: numbers, marks and text of one small table in every format, against files under golden/report/ and against what it must say.
+"""The report: numbers, marks and text of one small table in every format, against files under golden/report/
+and against what it must say.
 
 python -m tests.test_report       # renews the golden files; read the difference before keeping it
 """
@@ -21,11 +22,15 @@ from typing import ClassVar
 
 import pytest
 
+from reproduce.data.augmentation import Augmentation
+from reproduce.data.dataset import Dataset
+from reproduce.methods.method import Method
+from reproduce.protocols.protocol import Protocol
 from reproduce.report import markup, render, stats
 from reproduce.report.filled import Filled, fill, from_json, printed, to_json
+from reproduce.report.observe import Finished, frame
 from reproduce.report.table import Cell, Claim, Column, Measured, MissingNumberError, Reported, Row, Table
-from reproduce.results import Finished, frame
-from reproduce.spec import LARS, Evaluate, Pretrain, Settings
+from reproduce.spec import LARS, Evaluate, Pretrain
 
 PROJECT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden" / "report"
@@ -33,18 +38,40 @@ SEEDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part(Settings, name="part"):
-    """Stands in for a method, a data set or a protocol; the report reads titles and caveats only."""
+class Images(Dataset, name="images"):
+    """A data set of which a report reads the title only."""
 
-    label: str
+    size: int = 32
+    resize: int = 32
+    canvas: int = 32
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     title: ClassVar[str] = "STL-10 & friends"
-    caveat: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Method, name="toy"):
+    """A method of which a report reads nothing."""
+
+    num_views: int = 2
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Protocol, name="probe"):
+    """A protocol of which a report reads the caveat only."""
 
 
 def run_of(label: str) -> Evaluate:
-    part = Part(label=label)
-    pretrain = Pretrain(method=part, dataset=part, backbone="small", augmentation=part, optimizer=LARS(base_lr=0.1), epochs=1)
-    return Evaluate(encoder=pretrain, protocol=part, dataset=part)
+    pretrain = Pretrain(
+        method=Toy(label=label),
+        dataset=Images(),
+        backbone="small",
+        augmentation=Augmentation(),
+        optimizer=LARS(base_lr=0.1),
+        epochs=1,
+    )
+    return Evaluate(encoder=pretrain, protocol=Probe(), dataset=Images())
 
 
 def cell(paper: str | None, label: str, metric: str = "top1", note: str = "") -> Cell:
@@ -81,7 +108,11 @@ TABLE = Table(
         Row(
             label="Ours (K=4)",
             shown="Ours ($K = 4$)",
-            cells={"acc": cell("80.38", "ours4"), "loss": cell("-3.8", "ours4", "loss"), "rank": Cell(setting=0.0)},
+            cells={
+                "acc": cell("80.38", "ours4"),
+                "loss": cell("-3.8", "ours4", "loss"),
+                "rank": Cell(setting=0.0),
+            },
             facts={r"$\lambda_b$": r"$5 \times 10^{-4}$", "Views × epochs": "4 × 320"},
             rule_before=True,
         ),
@@ -98,9 +129,15 @@ TABLE = Table(
         ),
     ),
     claims=(
-        Claim(text="Ours beats BYOL.", holds=lambda v: v("Ours (K=4)", "acc") > v("BYOL", "acc"), source="section 4.5"),
+        Claim(
+            text="Ours beats BYOL.",
+            holds=lambda v: v("Ours (K=4)", "acc") > v("BYOL", "acc"),
+            source="section 4.5",
+        ),
         Claim(text="$K = 8$ beats $K = 4$.", holds=lambda v: v("Ours (K=8)", "acc") > v("Ours (K=4)", "acc")),
-        Claim(text="Ours is above the quoted one.", holds=lambda v: v("Ours (K=4)", "acc") > v("quoted", "acc")),
+        Claim(
+            text="Ours is above the quoted one.", holds=lambda v: v("Ours (K=4)", "acc") > v("quoted", "acc")
+        ),
     ),
     notes=("Choice: $K$ is not stated.",),
     scale="smoke",
@@ -124,9 +161,11 @@ def finished(table: Table = TABLE, *, backwards: bool = False) -> dict[str, Fini
     runs = {}
     for _, _, ours in table.measured():
         for seed, spec in enumerate(ours.runs(SEEDS)):
-            label = ours.spec.protocol.label  # type: ignore[attr-defined]
+            label = ours.spec.encoder.method.label  # type: ignore[attr-defined]
             if (label, seed) in METRICS:
-                runs[spec.id] = Finished(spec_id=spec.id, run_id=f"run-{label}-{seed}", metrics=METRICS[label, seed])
+                runs[spec.id] = Finished(
+                    spec_id=spec.id, run_id=f"run-{label}-{seed}", metrics=METRICS[label, seed]
+                )
     return dict(reversed(runs.items())) if backwards else runs
 
 
@@ -143,7 +182,8 @@ def filled(table: Table = TABLE, *, backwards: bool = False) -> Filled:
     return fill(table, SEEDS, finished(backwards=backwards), REASONS)
 
 
-# Hand-written: what every format must show, as (label, facts, then paper and ours of each column); the marks are letters after the number.
+# Hand-written: what every format must show, as (label, facts, then paper and ours of each column); the marks
+# are letters after the number.
 EXPECTED = [
     ["BYOL", "0", "2 × 320", "74.60 a", "81.00 ± 1.41 (2)", "-1.52", "-1.5 ± 0.7 (2)", "–"],
     ["[5] <b>quoted</b> a", "–", "not stated", "80.38", "–", "– b", "–", "–"],
@@ -155,7 +195,8 @@ BEST = {"80.38", "81.56", "-3.8", "-3.0"}
 SECOND = {"79.9", "81.00", "-1.52", "-1.5"}
 
 
-# Statistics and numbers ----------------------------------------------------------------------------------------------------------------
+# Statistics and numbers
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_mean_and_sample_deviation_by_hand() -> None:
@@ -181,18 +222,24 @@ def test_the_mean_of_nothing_is_an_error_and_its_order_does_not_matter() -> None
         ([0.0, -1.0], "higher", ["best", "second"]),
     ],
 )
-def test_ranks_share_ties_and_skip_what_is_missing(values: list[float | None], better: str, expected: list[str]) -> None:
+def test_ranks_share_ties_and_skip_what_is_missing(
+    values: list[float | None], better: str, expected: list[str]
+) -> None:
     assert stats.ranks(values, better) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("number", "digits", "text"), [(81.5, 2, "81.50"), (0.0, 2, "0.00"), (-0.001, 2, "0.00"), (-1.5, 0, "-2"), (12345.6, 1, "12345.6")]
+    ("number", "digits", "text"),
+    [(81.5, 2, "81.50"), (0.0, 2, "0.00"), (-0.001, 2, "0.00"), (-1.5, 0, "-2"), (12345.6, 1, "12345.6")],
 )
-def test_numbers_keep_their_decimals_and_a_rounded_zero_has_no_sign(number: float, digits: int, text: str) -> None:
+def test_numbers_keep_their_decimals_and_a_rounded_zero_has_no_sign(
+    number: float, digits: int, text: str
+) -> None:
     assert printed(number, digits) == text
 
 
-# Filling -------------------------------------------------------------------------------------------------------------------------------
+# Filling
+# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_cell_holds_per_cent_without_binary_noise() -> None:
@@ -215,7 +262,11 @@ def test_a_cell_with_a_missing_seed_is_empty_and_says_which() -> None:
 
 
 def test_a_metric_that_is_absent_or_not_finite_is_missing() -> None:
-    table = replace(TABLE, rows=(Row(label="x", cells={"acc": cell("1", "byol", "top5"), "loss": cell("1", "nan", "loss")}),), claims=())
+    table = replace(
+        TABLE,
+        rows=(Row(label="x", cells={"acc": cell("1", "byol", "top5"), "loss": cell("1", "nan", "loss")}),),
+        claims=(),
+    )
     runs = finished()
     for seed in range(SEEDS):
         spec = run_of("nan").replace("encoder.seed", seed).replace("seed", seed)
@@ -227,7 +278,11 @@ def test_a_metric_that_is_absent_or_not_finite_is_missing() -> None:
 
 
 def test_claims_are_judged_on_both_sides() -> None:
-    assert [(claim.paper, claim.ours) for claim in filled().claims] == [("holds", "holds"), ("fails", "open"), ("fails", "open")]
+    assert [(claim.paper, claim.ours) for claim in filled().claims] == [
+        ("holds", "holds"),
+        ("fails", "open"),
+        ("fails", "open"),
+    ]
 
 
 def test_claims_on_our_numbers_see_them_as_printed() -> None:
@@ -242,9 +297,15 @@ def test_claims_on_our_numbers_see_them_as_printed() -> None:
 
 
 def test_a_cut_table_still_judges_the_paper_on_all_its_rows() -> None:
-    cut = TABLE.select(rows="Ours (K=4)").map(lambda run: run.replace("encoder.epochs", 2), changes=("epochs=2",))
+    cut = TABLE.select(rows="Ours (K=4)").map(
+        lambda run: run.replace("encoder.epochs", 2), changes=("epochs=2",)
+    )
     result = fill(cut, SEEDS, {}, {})
-    assert [(claim.paper, claim.ours) for claim in result.claims] == [("holds", "open"), ("fails", "open"), ("fails", "open")]
+    assert [(claim.paper, claim.ours) for claim in result.claims] == [
+        ("holds", "open"),
+        ("fails", "open"),
+        ("fails", "open"),
+    ]
     assert "Left out: 4 of 5 rows." in result.caption
     assert cut.select(columns="acc").left_out == "4 of 5 rows and 2 of 3 columns"
 
@@ -262,7 +323,9 @@ def test_the_caption_names_the_conditions() -> None:
                  "Squares stand in for photographs.", "not comparable with the paper's"):  # fmt: skip
         assert part in caption
     assert "not comparable" not in filled(replace(TABLE, scale="paper")).caption
-    assert fill(replace(TABLE, number="6 and 13"), 1, {}, {}).caption.startswith("Tables 6 and 13 of the paper.")
+    assert fill(replace(TABLE, number="6 and 13"), 1, {}, {}).caption.startswith(
+        "Tables 6 and 13 of the paper."
+    )
 
 
 def test_the_frame_has_one_line_for_each_row_column_and_seed() -> None:
@@ -275,7 +338,8 @@ def test_the_frame_has_one_line_for_each_row_column_and_seed() -> None:
     assert failed["reason"] == FAILED
 
 
-# Text ----------------------------------------------------------------------------------------------------------------------------------
+# Text
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -300,14 +364,21 @@ def test_text_in_each_format(text: str, form: object, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a $b", "do not pair"), (r"$\lamda$", "Did you mean 'lambda'"), ("${a$", "not closed"), ("$a_$", "missing")]
+    ("text", "message"),
+    [
+        ("a $b", "do not pair"),
+        (r"$\lamda$", "Did you mean 'lambda'"),
+        ("${a$", "not closed"),
+        ("$a_$", "missing"),
+    ],
 )
 def test_text_that_is_not_markup_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         markup.html(text)
 
 
-# Formats, each read by something that did not write it -----------------------------------------------------------------------------------
+# Formats, each read by something that did not write it
+# -----------------------------------------------------------------------------------
 
 
 def golden(name: str) -> str:
@@ -337,7 +408,9 @@ def markdown_text(cell: str) -> str:
     """A cell as a reader sees it, footnote marks apart from the rest."""
     cell = re.sub(r"(?<=10)<sup>(.*?)</sup>", r"\1", cell)
     cell = re.sub(r"</?(u|sub)>|\*\*", "", re.sub("<sup>(.*?)</sup>", r" \1", cell))
-    return words(re.sub(r"\\(.)", r"\1", cell).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    return words(
+        re.sub(r"\\(.)", r"\1", cell).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    )
 
 
 class Page(HTMLParser):
@@ -377,7 +450,11 @@ class Page(HTMLParser):
             return
         tag, given, text = self.rows[-1][-1]
         space = " " if self.open[-1] == "sup" and "math" not in str(given) and not text.endswith("10") else ""
-        self.rows[-1][-1] = (tag, given, text + space + data.replace("−", "-" if "td" in self.open and "sup" not in self.open else "−"))
+        self.rows[-1][-1] = (
+            tag,
+            given,
+            text + space + data.replace("−", "-" if "td" in self.open and "sup" not in self.open else "−"),
+        )
         if self.rank:
             self.marked[self.rank].add(data.replace("−", "-"))
 
@@ -388,7 +465,9 @@ def test_the_html_table_says_what_it_must() -> None:
     assert [[words(text) for _, _, text in row] for row in body] == EXPECTED
     assert page.marked == {"best": BEST, "second": SECOND}
     for head in page.rows[:2]:
-        assert sum(int(given.get("colspan") or 1) for _, given, _ in head) == (8 if head is page.rows[0] else 5)
+        assert sum(int(given.get("colspan") or 1) for _, given, _ in head) == (
+            8 if head is page.rows[0] else 5
+        )
     assert all(given.get("scope") for row in page.rows for tag, given, _ in row if tag == "th")
     assert body[0][4][1]["title"] == "seed 0: run {}, seed 1: run {}".format(*ids("byol"))
     assert body[3][4][1]["title"] == f"seed 1 of 2: {FAILED}"
@@ -398,13 +477,27 @@ def test_the_html_table_says_what_it_must() -> None:
 
 def test_every_row_names_its_runs_in_every_format() -> None:
     """In LaTeX above the row, in Markdown below the table, in HTML where the row's numbers link to."""
-    told = {"BYOL": "acc {0} {1}; loss {0} {1}".format(*ids("byol")), "Extra": "acc {} {}".format(*ids("extra"))}
-    tex, markdown, page = golden("table99.tex").splitlines(), golden("table99.md").splitlines(), golden("table99.html")
+    told = {
+        "BYOL": "acc {0} {1}; loss {0} {1}".format(*ids("byol")),
+        "Extra": "acc {} {}".format(*ids("extra")),
+    }
+    tex, markdown, page = (
+        golden("table99.tex").splitlines(),
+        golden("table99.md").splitlines(),
+        golden("table99.html"),
+    )
     for label, runs in told.items():
-        assert next(line for line in tex[tex.index(f"% runs: {runs}") + 1 :] if not line.startswith("\\midrule")).startswith(label)
-        assert re.sub("`", "", next(line for line in markdown if line.startswith(f"- {label}:"))) == f"- {label}: {runs}"
+        assert next(
+            line for line in tex[tex.index(f"% runs: {runs}") + 1 :] if not line.startswith("\\midrule")
+        ).startswith(label)
+        assert (
+            re.sub("`", "", next(line for line in markdown if line.startswith(f"- {label}:")))
+            == f"- {label}: {runs}"
+        )
     links = Page(page).links[5:]
-    assert len(links) == sum(line.count(" ours") and "run " in line and "<a " in line for line in page.splitlines())
+    assert len(links) == sum(
+        line.count(" ours") and "run " in line and "<a " in line for line in page.splitlines()
+    )
     for link in links:
         file, _, place = link.partition("#")
         assert (file, page.count(f'id="{place}"')) == ("table99.html", 1)
@@ -430,14 +523,21 @@ def test_the_json_is_what_programs_expect() -> None:
     }
     assert {key: rows["Ours (K=4)"]["acc"][key] for key in wanted} == wanted
     assert rows["quoted"]["acc"]["reason"] == "Quoted from another paper."
-    assert (rows["quoted"]["loss"]["paper"], rows["quoted"]["loss"]["paper_note"]) == (None, "Not legible in the scan.")
+    assert (rows["quoted"]["loss"]["paper"], rows["quoted"]["loss"]["paper_note"]) == (
+        None,
+        "Not legible in the scan.",
+    )
     assert rows["Extra"]["acc"]["value"] == 0.0
     for cells in rows.values():
         for entry in cells.values():
             assert (entry["value"] is None) == (entry["reason"] is not None)
             assert entry["paper"] is not None or entry["paper_note"]
             assert len(entry["seeds"]) == len(entry["runs"])
-    assert [(claim["paper"], claim["ours"]) for claim in data["claims"]] == [("holds", "holds"), ("fails", "open"), ("fails", "open")]
+    assert [(claim["paper"], claim["ours"]) for claim in data["claims"]] == [
+        ("holds", "holds"),
+        ("fails", "open"),
+        ("fails", "open"),
+    ]
     assert render.json(from_json(data)) == golden("table99.json")
 
 
@@ -446,13 +546,22 @@ def test_the_csv_has_one_line_for_each_cell() -> None:
     assert len(lines) == 5 * 3
     cells = {(line["row"], line["column"]): line for line in lines}
     byol = cells["BYOL", "acc"]
-    assert (byol["paper"], byol["value"], byol["n"], byol["runs"]) == ("74.60", "81.0", "2", " ".join(ids("byol")))
-    assert (cells["Ours (K=8)", "acc"]["value"], cells["Ours (K=8)", "acc"]["reason"]) == ("", f"seed 1 of 2: {FAILED}")
+    assert (byol["paper"], byol["value"], byol["n"], byol["runs"]) == (
+        "74.60",
+        "81.0",
+        "2",
+        " ".join(ids("byol")),
+    )
+    assert (cells["Ours (K=8)", "acc"]["value"], cells["Ours (K=8)", "acc"]["reason"]) == (
+        "",
+        f"seed 1 of 2: {FAILED}",
+    )
     assert cells["Extra", "acc"]["value"] == "0.0"
 
 
 def typeset(folder: Path, names: list[str]) -> str:
-    """The text of a document that includes the tables; only packages of texlive-latex-base and -recommended."""
+    """The text of a document that includes the tables; only packages of texlive-latex-base and
+    -recommended."""
     if not (shutil.which("pdflatex") and shutil.which("pdftotext")):
         pytest.skip("pdflatex or pdftotext is not installed")
     document = "\\documentclass{article}\n\\usepackage[margin=2cm]{geometry}\n\\usepackage{booktabs,amssymb,graphicx}\n\\begin{document}\n"
@@ -462,7 +571,9 @@ def typeset(folder: Path, names: list[str]) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode("utf-8", "replace")[-2000:]
     assert b"Overfull" not in done.stdout
-    return subprocess.run(["pdftotext", "-layout", "document.pdf", "-"], cwd=folder, capture_output=True, check=True).stdout.decode("utf-8")
+    return subprocess.run(
+        ["pdftotext", "-layout", "document.pdf", "-"], cwd=folder, capture_output=True, check=True
+    ).stdout.decode("utf-8")
 
 
 def test_the_latex_table_compiles_and_says_what_it_must(tmp_path: Path) -> None:
@@ -482,11 +593,14 @@ def test_the_latex_table_compiles_and_says_what_it_must(tmp_path: Path) -> None:
         assert part in text.replace("_", " "), part
     source = golden("table99.tex")
     assert {number.replace("$-$", "-") for number in re.findall(r"\\textbf\{([-$\d.]+)\}", source)} == BEST
-    assert {number.replace("$-$", "-") for number in re.findall(r"\\underline\{([-$\d.]+)\}", source)} == SECOND
+    assert {
+        number.replace("$-$", "-") for number in re.findall(r"\\underline\{([-$\d.]+)\}", source)
+    } == SECOND
     rows = [line for line in source.splitlines() if line.endswith(r"\\")]
     widths = [sum(int(span) for span in re.findall(r"\\multicolumn\{(\d+)\}", line)) for line in rows]
     counts = [
-        len(re.split(r"(?<!\\)&", line)) + width - len(re.findall("multicolumn", line)) for line, width in zip(rows, widths, strict=True)
+        len(re.split(r"(?<!\\)&", line)) + width - len(re.findall("multicolumn", line))
+        for line, width in zip(rows, widths, strict=True)
     ]
     assert set(counts) == {8}
 
@@ -503,22 +617,28 @@ def test_the_index_reads_the_tables_of_its_folder(tmp_path: Path, caplog: pytest
     assert "table7.json is not a report that this version wrote" in caplog.text
 
 
-# Bytes ---------------------------------------------------------------------------------------------------------------------------------
+# Bytes
+# ---------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_golden_files_are_what_is_written(tmp_path: Path) -> None:
     files = [*render.write(filled(), tmp_path), render.write_index(tmp_path)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files), "something else was left behind"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files), (
+        "something else was left behind"
+    )
     for path in files:
-        assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), f"{path.name} differs from its golden file"
+        assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), (
+            f"{path.name} differs from its golden file"
+        )
         assert b"\r" not in path.read_bytes()
         assert str(PROJECT) not in path.read_text(encoding="utf-8")
 
 
 def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
-    """Another hash seed, another locale, runs finished in another order; and neither jinja2 nor pandas is imported before it is used."""
+    """Another hash seed, another locale, runs finished in another order; and neither jinja2 nor pandas is
+    imported before it is used."""
     program = (
-        "import sys; from pathlib import Path; from reproduce.report import render; import reproduce.results\n"
+        "import sys; from pathlib import Path; from reproduce.report import render; import reproduce.report.observe\n"
         "assert not {'jinja2', 'pandas', 'torch', 'numpy', 'mlflow'} & set(sys.modules)\n"
         "from tests.test_report import filled\n"
         "folder = Path(sys.argv[1]); render.write(filled(backwards=True), folder); render.write_index(folder)"

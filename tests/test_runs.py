@@ -1,4 +1,5 @@
-"""Runs from the command line to the report, with real processes that are killed, interrupted and started twice.
+"""Runs from the command line to the report, with real processes that are killed, interrupted and started
+twice.
 
 The runs are those of Table 8's first row, made tiny: 96 scenes, three steps an epoch.
 """
@@ -27,7 +28,7 @@ from conftest import ROOT, Home
 from reproduce.nn import seeds
 from reproduce.plan import Request
 from reproduce.site import Site
-from reproduce.tracking import Store
+from reproduce.tracking.store import Store
 
 if TYPE_CHECKING:
     from reproduce.spec import Evaluate, Pretrain
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EPOCHS, STEPS, LONG = 8, 3, 150
-"""Epochs of the run that is interrupted, and steps of each; epochs of one that a second command finds under way."""
+"""Epochs of the run that is interrupted, and steps of each; epochs of one that a second command finds under
+way."""
 TINY = ("dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
 KINDS = ("md", "tex", "html", "csv", "json")
 
@@ -78,23 +80,32 @@ def query(home: Home, sql: str, *values: str) -> list[tuple[Any, ...]]:
 
 def records(home: Home, spec_id: str) -> list[str]:
     """MLflow's status of every record of a run."""
-    found = query(home, "SELECT status FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND value = ?", spec_id)
+    found = query(
+        home,
+        "SELECT status FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND value = ?",
+        spec_id,
+    )
     return [status for (status,) in found]
 
 
 def attempts(home: Home, spec_id: str) -> int:
     """How often a run was begun, by the environments that its records hold."""
     sql = "SELECT artifact_uri FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND value = ?"
-    return sum(len(list(Path(uri.removeprefix("file://")).glob("environment*.json"))) for (uri,) in query(home, sql, spec_id))
+    return sum(
+        len(list(Path(uri.removeprefix("file://")).glob("environment*.json")))
+        for (uri,) in query(home, sql, spec_id)
+    )
 
 
 def states(home: Home) -> dict[str, str]:
-    """What `invoke status` prints of each run, by its id; without the seconds that a process takes to import MLflow."""
+    """What `invoke status` prints of each run, by its id; without the seconds that a process takes to import
+    MLflow."""
     return {found.spec_id: found.state for found in Store(Site(runs=home.runs)).status()}
 
 
 def weights(home: Home, spec_id: str) -> tuple[dict[str, Any], bytes]:
-    """The header and the bytes of an encoder's file, read by its format; the order of the header's keys is not fixed."""
+    """The header and the bytes of an encoder's file, read by its format; the order of the header's keys is
+    not fixed."""
     content = (home.runs / spec_id / "encoder.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length]), content[8 + length :]
@@ -118,8 +129,11 @@ def finished(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 @contextlib.contextmanager
-def under_way(home: Home, arguments: tuple[str, ...], spec_id: str, epoch: int) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
-    """`invoke` and its worker, which has just written the checkpoint of `epoch` or a later one; afterwards no process may be left."""
+def under_way(
+    home: Home, arguments: tuple[str, ...], spec_id: str, epoch: int
+) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """`invoke` and its worker, which has just written the checkpoint of `epoch` or a later one; afterwards no
+    process may be left."""
     command = home.start(*arguments)
     children: list[psutil.Process] = []
     try:
@@ -143,7 +157,9 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
     first, one, two, summary, report = printed.splitlines()
     assert first == "2 runs to do, 0 reused."
     took = r"[\d:]+( s)?"
-    assert re.fullmatch(rf"\[1/2\] byol K=2 synthetic_folder {EPOCHS} epochs seed 0: {took}, [\d,]+ images/s", one)
+    assert re.fullmatch(
+        rf"\[1/2\] byol K=2 synthetic_folder {EPOCHS} epochs seed 0: {took}, [\d,]+ images/s", one
+    )
     assert re.fullmatch(rf"\[2/2\] linear: byol K=2 synthetic_folder {EPOCHS} epochs seed 0: {took}", two)
     assert re.fullmatch(rf"2 runs done, 0 reused, 0 missing, in {took}\.", summary)
     assert report.endswith(f": {home.reports / 'smoke' / 'table8.md'}")
@@ -188,11 +204,18 @@ def press_ctrl_c(command: subprocess.Popen[str], worker: psutil.Process) -> None
     os.killpg(command.pid, signal.SIGINT)  # a terminal sends it to the whole group
 
 
-def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_is_not(place: Home, finished: tuple[Home, str]) -> None:
+def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_is_not(
+    place: Home, finished: tuple[Home, str]
+) -> None:
     pretraining, evaluation = (spec.id for spec in specs(epochs=EPOCHS))
     arguments = row(epochs=EPOCHS)
     printed = {}
-    ways = {kill_worker: (1, "RUNNING"), kill_command: (-9, "KILLED"), press_ctrl_c: (130, "KILLED"), terminate: (143, "KILLED")}
+    ways = {
+        kill_worker: (1, "RUNNING"),
+        kill_command: (-9, "KILLED"),
+        press_ctrl_c: (130, "KILLED"),
+        terminate: (143, "KILLED"),
+    }
     for strike, (code, recorded) in ways.items():
         before = newest_epoch(place, pretraining)
         with under_way(place, arguments, pretraining, before + 1) as (command, worker):
@@ -218,8 +241,11 @@ def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_
     reference, _ = finished
     assert weights(place, pretraining) == weights(reference, pretraining)
     for name in ("table8.md", "table8.tex"):  # the others name the runs by the ids of the store
-        assert (place.reports / "smoke" / name).read_bytes() == (reference.reports / "smoke" / name).read_bytes()
-    # It was resumed, not begun anew: five beginnings would have measured more epochs than there are and those that were struck.
+        assert (place.reports / "smoke" / name).read_bytes() == (
+            reference.reports / "smoke" / name
+        ).read_bytes()
+    # It was resumed, not begun anew: five beginnings would have measured more epochs than there are and those
+    # that were struck.
     steps = [step for (step,) in query(place, "SELECT step FROM metrics WHERE key = 'loss'")]
     assert set(steps) == {STEPS * epoch for epoch in range(1, EPOCHS + 1)}
     assert len(steps) <= EPOCHS + len(ways)
@@ -236,7 +262,14 @@ def test_a_broken_image_fails_its_run_and_the_others_go_on(place: Home) -> None:
     image = next(dataset.folder(Site(runs=place.runs)).glob("train/*/*"))
     image.write_bytes(image.read_bytes()[:100])
 
-    done = place.invoke("table1", "--rows", "BYOL", "--columns", columns, *(word for change in changes for word in ("--set", change)))
+    done = place.invoke(
+        "table1",
+        "--rows",
+        "BYOL",
+        "--columns",
+        columns,
+        *(word for change in changes for word in ("--set", change)),
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     (reason,) = [line for line in done.stdout.splitlines() if line.startswith(f"failed: {broken} ")]
@@ -260,7 +293,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(place: Home) -> None:
     done = place.invoke(*row(*huge, epochs=2))
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"failed: {pretraining} ")]
-    assert re.search(r"FloatingPointError: The loss is no longer finite at step \d+: loss = (nan|inf), L_byol = (nan|inf)\. A lower", line)
+    assert re.search(
+        r"FloatingPointError: The loss is no longer finite at step \d+: loss = (nan|inf), L_byol = (nan|inf)\. A lower",
+        line,
+    )
     assert records(place, pretraining) == ["FAILED"]
     assert newest_epoch(place, pretraining) == 0, "a state that is not finite was saved"
     (status,) = place.invoke("status").stdout.splitlines()
@@ -324,7 +360,11 @@ def test_a_run_on_two_devices_is_interrupted_and_resumed_and_leaves_no_process(p
     place.site_file.write_text(place.site_file.read_text() + "devices = 2\n")
     pretraining, evaluation = specs(epochs=EPOCHS)
     with under_way(place, row(epochs=EPOCHS), pretraining.id, 1) as (command, _):
-        workers = [child for child in psutil.Process(command.pid).children(recursive=True) if pretraining.id in child.cmdline()]
+        workers = [
+            child
+            for child in psutil.Process(command.pid).children(recursive=True)
+            if pretraining.id in child.cmdline()
+        ]
         assert len(workers) == 3, "torchrun and two processes of the run"
         press_ctrl_c(command, workers[0])
         printed = command.communicate(timeout=60)
@@ -352,7 +392,9 @@ def test_the_error_of_one_of_two_processes_is_the_runs(place: Home) -> None:
     place.site_file.write_text(place.site_file.read_text() + "devices = 2\ncache_gb = 0.0\n")
     pretraining, _ = specs()
     images = pretraining.dataset.load("train", Site(runs=place.runs))  # type: ignore[attr-defined]
-    first = torch.randperm(len(images), generator=seeds.generator("order", pretraining.seed, 0))[: pretraining.batch_size]
+    first = torch.randperm(len(images), generator=seeds.generator("order", pretraining.seed, 0))[
+        : pretraining.batch_size
+    ]
     broken = Path(os.fsdecode(images._path(first[-1])))
     broken.write_bytes(broken.read_bytes()[:-40])
     done = place.invoke(*row())
@@ -369,8 +411,23 @@ def test_the_error_of_one_of_two_processes_is_the_runs(place: Home) -> None:
 def test_two_processes_of_torchrun_complete_a_run(place: Home) -> None:
     pretraining, _ = specs(epochs=2)
     request = Request(table="table8", rows="BYOL", changes=("epochs=2", *TINY)).dumps()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "reproduce.worker"]
-    subprocess.run([*launcher, request, pretraining.id], cwd=ROOT, env=place.environment, capture_output=True, timeout=200, check=True)
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "reproduce.worker",
+    ]
+    subprocess.run(
+        [*launcher, request, pretraining.id],
+        cwd=ROOT,
+        env=place.environment,
+        capture_output=True,
+        timeout=200,
+        check=True,
+    )
     assert records(place, pretraining.id) == ["FINISHED"]
     assert states(place) == {pretraining.id: "finished"}
     assert attempts(place, pretraining.id) == 1
@@ -381,7 +438,9 @@ def test_two_processes_of_torchrun_complete_a_run(place: Home) -> None:
     assert steps == [STEPS, 2 * STEPS]
 
 
-def test_an_encoder_that_is_not_here_is_fetched_from_the_store(place: Home, finished: tuple[Home, str]) -> None:
+def test_an_encoder_that_is_not_here_is_fetched_from_the_store(
+    place: Home, finished: tuple[Home, str]
+) -> None:
     """As on a machine that shares the tracking store and nothing else."""
     reference, _ = finished
     shutil.rmtree(place.runs)
@@ -398,7 +457,8 @@ def test_an_encoder_that_is_not_here_is_fetched_from_the_store(place: Home, fini
 
 
 def test_the_full_method_beats_its_own_random_initialisation(place: Home) -> None:
-    """At the smoke scale itself, in linear accuracy; ten classes, and a standard error of about 1.5 percentage points."""
+    """At the smoke scale itself, in linear accuracy; ten classes, and a standard error of about 1.5
+    percentage points."""
     accuracy = {}
     for epochs in (0, 4):
         done = place.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--set", f"epochs={epochs}")

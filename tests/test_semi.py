@@ -1,4 +1,5 @@
-"""Semi-supervised classification: all numbers of epochs in one pass, whole networks against autograd, on one process as on two."""
+"""Semi-supervised classification: all numbers of epochs in one pass, whole networks against autograd, on one
+process as on two."""
 
 from __future__ import annotations
 
@@ -15,22 +16,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toys import CPU, READ, Notes, Toy, encoder, images_read, on_two_processes
+from toys import CPU, PRETRAIN, READ, Notes, Toy, encoder, images_read, on_two_processes
 
-from reproduce import checkpoint, interrupt
+from reproduce.commands.make import _cannot_start
 from reproduce.data import views
 from reproduce.data.synthetic import SyntheticSTL10
-from reproduce.interrupt import Interrupted
-from reproduce.nn import features, seeds
+from reproduce.nn import features, keeper, seeds
 from reproduce.nn.classifiers import Classifiers
 from reproduce.nn.encoder import Encoder
 from reproduce.plan import Job, Request
-from reproduce.produce import RefusedError, _cannot_start
-from reproduce.progress import Progress, Watch
 from reproduce.protocols.knn import NearestNeighbours
 from reproduce.protocols.semi import SemiSupervised
+from reproduce.readiness import RefusedError
+from reproduce.runs import checkpoint, interrupt
+from reproduce.runs.interrupt import Interrupted
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
-from reproduce.spec import Evaluate, Pretrain
+from reproduce.spec import Evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIST = Toy().subset
@@ -38,7 +40,9 @@ FROZEN = SemiSupervised(classifier_lr=2.0, epochs=(2, 5, 3), batch_size=16, num_
 TUNED = replace(FROZEN, classifier_lr=0.5, encoder_lr=0.02, epochs=(1, 2))
 
 
-def measure(protocol: SemiSupervised, dataset: Toy = Toy(), seed: int = 5, notes: Notes | None = None) -> dict[str, float]:  # noqa: B008
+def measure(
+    protocol: SemiSupervised, dataset: Toy = Toy(), seed: int = 5, notes: Notes | None = None
+) -> dict[str, float]:  # noqa: B008
     return protocol.run(encoder(), dataset, Site(), CPU, seed, Watch(record=notes or Notes()))
 
 
@@ -46,7 +50,9 @@ def measure(protocol: SemiSupervised, dataset: Toy = Toy(), seed: int = 5, notes
 
 
 @pytest.mark.parametrize("protocol", [FROZEN, TUNED])
-def test_the_list_trains_other_train_images_choose_and_the_test_split_is_measured_once(protocol: SemiSupervised) -> None:
+def test_the_list_trains_other_train_images_choose_and_the_test_split_is_measured_once(
+    protocol: SemiSupervised,
+) -> None:
     READ.clear()
     right = measure(protocol)
     assert tuple(right) == protocol.metrics == ("top1", "top5", "epochs", "held_out_top1")
@@ -54,7 +60,9 @@ def test_the_list_trains_other_train_images_choose_and_the_test_split_is_measure
     assert Counter(images_read("train")) == dict.fromkeys(LIST, passes)
     assert {len(batch) for batch in READ["train"]} == {15, 16}  # 46 in three
     held_out = READ["train crops"]
-    assert all(batch == held_out[0] for batch in held_out)  # once, or for each number of epochs that is trained by itself
+    assert all(
+        batch == held_out[0] for batch in held_out
+    )  # once, or for each number of epochs that is trained by itself
     assert len(held_out[0]) == len(set(held_out[0])) == 30
     assert not set(held_out[0]) & set(LIST)
     assert all(index % 7 for index in held_out[0]), "those without a label are of no use"
@@ -63,7 +71,9 @@ def test_the_list_trains_other_train_images_choose_and_the_test_split_is_measure
     assert (right["epochs"], right["held_out_top1"]) == (wrong["epochs"], wrong["held_out_top1"])
 
 
-@pytest.mark.parametrize("protocol", [replace(FROZEN, epochs=(2,), num_held_out=0), replace(TUNED, epochs=(1,), num_held_out=0)])
+@pytest.mark.parametrize(
+    "protocol", [replace(FROZEN, epochs=(2,), num_held_out=0), replace(TUNED, epochs=(1,), num_held_out=0)]
+)
 def test_one_number_of_epochs_needs_nothing_held_out(protocol: SemiSupervised) -> None:
     READ.clear()
     assert tuple(measure(protocol)) == protocol.metrics == ("top1", "top5")
@@ -83,7 +93,9 @@ def test_all_numbers_of_epochs_in_one_pass_are_each_trained_alone() -> None:
         losses, held_out = f"loss/epochs {epochs}", f"held_out_top1/epochs {epochs}"
         assert together.of(losses)[:epochs] == pytest.approx(alone.of(losses), rel=1e-5)
         assert together.of(held_out)[:epochs] == alone.of(held_out)
-        assert set(together.of(held_out)[epochs:]) <= {alone.of(held_out)[-1]}, "when its epochs are over it stays as it is"
+        assert set(together.of(held_out)[epochs:]) <= {alone.of(held_out)[-1]}, (
+            "when its epochs are over it stays as it is"
+        )
         scores[epochs] = alone.of(held_out)[-1]
         if epochs == found["epochs"]:
             assert measured == found
@@ -95,23 +107,39 @@ def test_all_numbers_of_epochs_in_one_pass_are_each_trained_alone() -> None:
 
 
 def reference(protocol: SemiSupervised, epochs: int, seed: int) -> tuple[list[float], nn.Module, nn.Linear]:
-    """The mean loss of each epoch with autograd and one torch optimiser of two parameter groups, and what was trained."""
+    """The mean loss of each epoch with autograd and one torch optimiser of two parameter groups, and what was
+    trained."""
     network: Any = copy.deepcopy(encoder().backbone).requires_grad_(True).train(protocol.batchnorm == "train")
     split = features.labelled(Toy(), "train", Site())
     rows = torch.tensor([split.indices.tolist().index(index) for index in LIST])
     linear = nn.Linear(64, 6)
-    initial = Classifiers(1, num_classes=6, num_features=64, seed=seed, device=CPU, momentum=0.9, nesterov=True, weight_decay=0)
+    initial = Classifiers(
+        1, num_classes=6, num_features=64, seed=seed, device=CPU, momentum=0.9, nesterov=True, weight_decay=0
+    )
     linear.load_state_dict({"weight": initial.weight[0], "bias": torch.zeros(6)})
     peaks = (protocol.encoder_lr, protocol.classifier_lr)
     groups = [{"params": list(module.parameters())} for module in (network, linear)]
-    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True, weight_decay=protocol.weight_decay)
+    optimizer = torch.optim.SGD(
+        groups, lr=1.0, momentum=0.9, nesterov=True, weight_decay=protocol.weight_decay
+    )
     means, step, per_epoch = [], 0, 3
     for epoch in range(epochs):
         losses = []
-        for part in torch.randperm(len(rows), generator=seeds.generator("classifier order", seed, epoch)).tensor_split(per_epoch):
+        for part in torch.randperm(
+            len(rows), generator=seeds.generator("classifier order", seed, epoch)
+        ).tensor_split(per_epoch):
             which = split.indices[rows[part]]
             canvas, sizes = split.images.canvas(which, 16)
-            sampled = views.sample(canvas, sizes, which, augmentation=protocol.augmentation, size=16, seed=seed, epoch=epoch, view=0)
+            sampled = views.sample(
+                canvas,
+                sizes,
+                which,
+                augmentation=protocol.augmentation,
+                size=16,
+                seed=seed,
+                epoch=epoch,
+                view=0,
+            )
             mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (Toy().mean, Toy().std))
             loss = F.cross_entropy(linear(network((sampled - mean) / std)), split.labels[rows[part]])
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -139,7 +167,9 @@ def test_an_encoder_that_is_trained_is_that_of_a_plain_loop(batchnorm: str, weig
             mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (Toy().mean, Toy().std))
             with torch.no_grad():
                 logits = linear(network((test.test_crop(range(60), 16, 16) / 255 - mean) / std))
-            assert found["top1"] == pytest.approx((logits.argmax(1) == torch.tensor(test.labels)).double().mean().item(), abs=1.01 / 60)
+            assert found["top1"] == pytest.approx(
+                (logits.argmax(1) == torch.tensor(test.labels)).double().mean().item(), abs=1.01 / 60
+            )
     assert found["held_out_top1"] == max(held_out.values()) == held_out[int(found["epochs"])]
 
 
@@ -151,7 +181,9 @@ def test_the_encoder_that_is_given_stays_as_it_was(protocol: SemiSupervised) -> 
     protocol.run(network, Toy(), Site(), CPU, 5)
     assert all(torch.equal(before[key], value) for key, value in network.backbone.state_dict().items())
     assert not network.backbone.training
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.backbone.parameters())
+    assert not any(
+        parameter.requires_grad or parameter.grad is not None for parameter in network.backbone.parameters()
+    )
 
 
 def test_the_seed_decides_everything() -> None:
@@ -173,10 +205,14 @@ def test_it_tells_how_far_it_is(protocol: SemiSupervised, passes: int) -> None:
 
 def test_a_training_that_diverges_is_out_of_the_race() -> None:
     notes = Notes()
-    with pytest.raises(FloatingPointError, match=r"^No classifier's loss stayed finite \(epochs 1, epochs 2\)"):
+    with pytest.raises(
+        FloatingPointError, match=r"^No classifier's loss stayed finite \(epochs 1, epochs 2\)"
+    ):
         measure(replace(TUNED, encoder_lr=1e30), notes=notes)
     assert notes.tags == {"labelled_images": "46", "diverged": "epochs 1, epochs 2"}
-    with pytest.raises(FloatingPointError, match=r"^No classifier's loss stayed finite \(epochs 2, epochs 5, epochs 3\)"):
+    with pytest.raises(
+        FloatingPointError, match=r"^No classifier's loss stayed finite \(epochs 2, epochs 5, epochs 3\)"
+    ):
         measure(replace(FROZEN, classifier_lr=1e40))
 
 
@@ -194,29 +230,42 @@ def test_a_training_that_diverges_is_out_of_the_race() -> None:
 )
 def test_a_list_that_does_not_fit_is_an_error_before_any_work(subset: list[int], message: str) -> None:
     no_encoder: Any = None
-    with pytest.raises(ValueError, match=f"^The list 1percent of the train split of toy_of_classifiers {message}"):
+    with pytest.raises(
+        ValueError, match=f"^The list 1percent of the train split of toy_of_classifiers {message}"
+    ):
         FROZEN.run(no_encoder, Toy(subset=tuple(subset)), Site(), CPU, 0)
 
 
 def test_images_to_hold_out_must_be_outside_of_the_list() -> None:
     no_encoder: Any = None
-    with pytest.raises(ValueError, match=r"^num_held_out is 75, but the train split of toy_of_classifiers has only 74 labelled images"):
+    with pytest.raises(
+        ValueError,
+        match=r"^num_held_out is 75, but the train split of toy_of_classifiers has only 74 labelled images",
+    ):
         replace(FROZEN, num_held_out=75).run(no_encoder, Toy(), Site(), CPU, 0)
 
 
 def test_batchnorm_over_one_image_is_an_error_up_front_and_frozen_statistics_take_it() -> None:
     one = replace(TUNED, batch_size=1, epochs=(1,))
-    with pytest.raises(ValueError, match=r"makes batches of 1 images with batch_size=1: .* batchnorm=train needs at least 2\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"makes batches of 1 images with batch_size=1: .* batchnorm=train needs at least 2\.$",
+    ):
         measure(one)
     assert math.isfinite(measure(replace(one, batchnorm="eval"))["top1"])
     short = Toy(subset=LIST[:17])
-    assert math.isfinite(measure(replace(TUNED, epochs=(1,)), short)["top1"])  # 17 at 16 a batch are 9 and 8, not 16 and 1
+    assert math.isfinite(
+        measure(replace(TUNED, epochs=(1,)), short)["top1"]
+    )  # 17 at 16 a batch are 9 and 8, not 16 and 1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_held_out": 0}, "one of 3 numbers of epochs by held-out train images: num_held_out must be at least 1, not 0"),
+        (
+            {"num_held_out": 0},
+            "one of 3 numbers of epochs by held-out train images: num_held_out must be at least 1, not 0",
+        ),
         ({"epochs": ()}, "one or more different numbers of epochs"),
         ({"epochs": (3, 3)}, "different numbers of epochs"),
         ({"epochs": (0, 3)}, "epochs >= 1"),
@@ -235,9 +284,11 @@ def test_settings_that_make_no_sense_are_errors_in_one_line(changes: dict[str, A
 
 def test_a_missing_list_is_found_before_anything_starts(tmp_path: Path) -> None:
     site = Site(runs=tmp_path)
-    pretraining = encoder().spec
-    assert isinstance(pretraining, Pretrain)
-    runs = [Evaluate(encoder=pretraining, protocol=protocol, dataset=SyntheticSTL10()) for protocol in (FROZEN, NearestNeighbours())]
+    pretraining = PRETRAIN
+    runs = [
+        Evaluate(encoder=pretraining, protocol=protocol, dataset=SyntheticSTL10())
+        for protocol in (FROZEN, NearestNeighbours())
+    ]
     todo = [Job(run, Request(table="table1")) for run in runs]
     ((blocked, why),) = _cannot_start(todo, site).items()
     assert blocked == runs[0].id
@@ -251,9 +302,15 @@ def test_a_missing_list_is_found_before_anything_starts(tmp_path: Path) -> None:
 
 
 def struck(
-    protocol: SemiSupervised, folder: Path, stop_at: int, strike: Callable[[], Any], notes: Notes, network: Encoder | None = None
+    protocol: SemiSupervised,
+    folder: Path,
+    stop_at: int,
+    strike: Callable[[], Any],
+    notes: Notes,
+    network: Encoder | None = None,
 ) -> Any:
-    """What the protocol measures, or its interruption; `strike` is called after step number `stop_at`, from 1."""
+    """What the protocol measures, or its interruption; `strike` is called after step number `stop_at`, from
+    1."""
     steps = itertools.count(1)
     watch = Watch(notes, lambda progress: strike() if next(steps) == stop_at else None, folder)
     return protocol.run(network or encoder(), Toy(), Site(), CPU, 5, watch)
@@ -261,12 +318,22 @@ def struck(
 
 @pytest.mark.parametrize(
     "protocol",
-    [FROZEN, TUNED, pytest.param(replace(TUNED, batchnorm="eval", num_held_out=0, epochs=(2,)), marks=pytest.mark.slow)],
+    [
+        FROZEN,
+        TUNED,
+        pytest.param(replace(TUNED, batchnorm="eval", num_held_out=0, epochs=(2,)), marks=pytest.mark.slow),
+    ],
 )
-def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(protocol: SemiSupervised, tmp_path: Path) -> None:
+def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(
+    protocol: SemiSupervised, tmp_path: Path
+) -> None:
     whole, parts = Notes(), Notes()
     found = measure(protocol, notes=whole)
-    for stop_at in (2, 1, 2):  # in the middle of an epoch, at its end, which is that of the first training, and in the one after it
+    for stop_at in (
+        2,
+        1,
+        2,
+    ):  # in the middle of an epoch, at its end, which is that of the first training, and in the one after it
         with pytest.raises(Interrupted, match="a test"):
             struck(protocol, tmp_path, stop_at, lambda: interrupt.ask("a test"), parts)
     assert checkpoint.newest(tmp_path) == pytest.approx(5 / 3)
@@ -276,9 +343,11 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(protocol: SemiSu
 
 
 @pytest.mark.slow
-def test_the_best_training_and_the_lost_ones_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_training_and_the_lost_ones_are_kept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first training is the best, and one diverges; a kill in the last one must not change that."""
-    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(keeper, "EVERY", 0.0)
     protocol = replace(TUNED, epochs=(3, 1, 2), encoder_lr=1e-6)
     whole, parts = Notes(), Notes()
     found = measure(protocol, notes=whole)
@@ -297,7 +366,8 @@ def test_the_best_training_and_the_lost_ones_are_kept_too(tmp_path: Path, monkey
 # One process and two
 
 SLOW = replace(TUNED, batch_size=9, encoder_lr=1e-3, classifier_lr=0.1)
-"""Rates at which rounding does not grow: a ReLU's input close to 0 may change its sign with the order of additions."""
+"""Rates at which rounding does not grow: a ReLU's input close to 0 may change its sign with the order of
+additions."""
 TWO = (replace(FROZEN, batch_size=9), SLOW, replace(SLOW, batchnorm="eval"))
 """46 images in batches of 8 and 7: the shares of two processes differ."""
 
@@ -307,7 +377,10 @@ def everything() -> list[object]:
     found: list[object] = []
     for protocol in TWO:
         notes = Notes()
-        found += [measure(protocol, notes=notes), *(notes.of(f"loss/epochs {epochs}") for epochs in protocol.epochs)]
+        found += [
+            measure(protocol, notes=notes),
+            *(notes.of(f"loss/epochs {epochs}") for epochs in protocol.epochs),
+        ]
     return found
 
 

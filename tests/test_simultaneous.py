@@ -2,8 +2,8 @@
 
     MSBREG_TRIALS=100 pytest tests/test_simultaneous.py      # half a minute each on two cores
 
-Commands and workers are the real ones. Only training and evaluating, in the worker's process, are stand-ins of a second: they note in one
-file that they were called, and give a number that follows from the run's id.
+Commands and workers are the real ones. Only training and evaluating, in the worker's process, are stand-ins
+of a second: they note in one file that they were called, and give a number that follows from the run's id.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from conftest import Home
 from reproduce.plan import Request
 from reproduce.site import Site
 from reproduce.spec import Spec
-from reproduce.tracking import Store
+from reproduce.tracking.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,8 @@ COMMANDS = {
     "table11": ("lambda_s=0 lambda_b=0,lambda_s=0.004 lambda_b=0.5", "k2"),
     "table12": ("BYOL,Ours (K=4)", "acc,uniformity"),
 }
-"""Rows and columns of tables at smoke, of four to six runs each, ten in all: three pretrainings are each needed by two to four of them."""
+"""Rows and columns of tables at smoke, of four to six runs each, ten in all: three pretrainings are each
+needed by two to four of them."""
 LATEST = 2.0
 """Seconds between the first command and the last: as long as two stand-ins."""
 STAND_IN = '''
@@ -50,17 +51,17 @@ def note(spec):
     os.close(line)
 
 def work(report):
-    from reproduce.progress import Progress
+    from reproduce.runs.progress import Progress
     for done in range(10):
         time.sleep(0.1)
         report(Progress(done + 1, 10, "images", "a stand-in"))
 
 def pretrain(spec, site, folder, device, record, report, **more):
-    from reproduce.nn.encoder import Encoder, build_network
+    from reproduce.train import build_network, encoder_of
     note(spec)
     work(report)
     online = build_network(spec).online
-    Encoder(spec, online.backbone, online.projector).save(folder)
+    encoder_of(spec, online).save(folder)
     return {"loss": 1.0}
 
 def evaluate(spec, encoder, site, device, watch):
@@ -87,13 +88,17 @@ sys.meta_path.insert(0, Instead)
 
 @dataclass
 class Stage(Home):
-    """A home in which workers have the stand-ins; one worker for each command, as commands are enough for two cores."""
+    """A home in which workers have the stand-ins; one worker for each command, as commands are enough for two
+    cores."""
 
     site: str = field(default='device = "cpu"\njobs = 1\n')
 
     @property
     def environment(self) -> dict[str, str]:
-        return super().environment | {"PYTHONPATH": str(self.folder / "stand_in"), "STAND_IN_NOTES": str(self.notes)}
+        return super().environment | {
+            "PYTHONPATH": str(self.folder / "stand_in"),
+            "STAND_IN_NOTES": str(self.notes),
+        }
 
     @property
     def notes(self) -> Path:
@@ -105,7 +110,10 @@ class Stage(Home):
 
     def _here(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().get("MSBREG_SITE") == str(self.site_file) and process.status() != psutil.STATUS_ZOMBIE
+            return (
+                process.environ().get("MSBREG_SITE") == str(self.site_file)
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
         except psutil.Error:
             return False
 
@@ -157,7 +165,9 @@ def test_no_run_is_done_twice(trial: int, stage: Stage) -> None:
     commands = []
     for table in tables:
         commands.append(stage.start(*arguments(table)))
-        time.sleep(draw.uniform(0, LATEST / len(tables)))  # no waiting for anything: when commands begin is what is varied
+        time.sleep(
+            draw.uniform(0, LATEST / len(tables))
+        )  # no waiting for anything: when commands begin is what is varied
     printed = [command.communicate(timeout=600) for command in commands]
     assert [command.returncode for command in commands] == [0] * len(tables), printed
     assert [errors for _, errors in printed] == [""] * len(tables)
@@ -171,7 +181,9 @@ def test_no_run_is_done_twice(trial: int, stage: Stage) -> None:
 
     for table in set(tables):
         rows = json.loads((stage.reports / "smoke" / f"{table}.json").read_text())["rows"]
-        values = [cell["value"] for row in rows for cell in row["cells"].values() if cell["value"] is not None]
+        values = [
+            cell["value"] for row in rows for cell in row["cells"].values() if cell["value"] is not None
+        ]
         assert sorted(values) == pytest.approx(
             sorted(value(spec) * (100 if metric.startswith("top") else 1) for spec, metric in shown(table))
         )
@@ -183,4 +195,7 @@ def test_no_run_is_done_twice(trial: int, stage: Stage) -> None:
 def shown(table: str) -> list[tuple[Spec, str]]:
     """The evaluation behind each cell, and what of it the cell shows."""
     rows, columns = COMMANDS[table]
-    return [(ours.runs(1)[0], ours.metric) for _, _, ours in Request(table=table, rows=rows, columns=columns).build().measured()]
+    return [
+        (ours.runs(1)[0], ours.metric)
+        for _, _, ours in Request(table=table, rows=rows, columns=columns).build().measured()
+    ]

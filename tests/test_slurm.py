@@ -1,4 +1,5 @@
-"""The launcher of a cluster: the text for sbatch, and tables made by a real Slurm of one node, which this file starts and stops."""
+"""The launcher of a cluster: the text for sbatch, and tables made by a real Slurm of one node, which this
+file starts and stops."""
 
 from __future__ import annotations
 
@@ -22,14 +23,14 @@ import psutil
 import pytest
 from conftest import Home
 
-from reproduce import lease as leases
 from reproduce import site as sites
-from reproduce import squeue
 from reproduce.launch import slurm
 from reproduce.plan import Job, Request, jobs
+from reproduce.runs import lease as leases
+from reproduce.runs import squeue
 from reproduce.site import Site, Slurm
 from reproduce.spec import Pretrain, Spec
-from reproduce.tracking import Store
+from reproduce.tracking.store import Store
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "srun")
 SEARCH = f"{os.environ['PATH']}:/usr/sbin"
@@ -101,8 +102,19 @@ class Cluster:
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(64))
-        places = {"key-file": key, "socket": "munge.socket", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
-        self._daemon("munged", "--foreground", "--force", *(f"--{option}={self.folder / name}" for option, name in places.items()))
+        places = {
+            "key-file": key,
+            "socket": "munge.socket",
+            "pid-file": "munge.pid",
+            "log-file": "munge.log",
+            "seed-file": "munge.seed",
+        }
+        self._daemon(
+            "munged",
+            "--foreground",
+            "--force",
+            *(f"--{option}={self.folder / name}" for option, name in places.items()),
+        )
         until((self.folder / "munge.socket").exists, "the start of munged")
         self._daemon("slurmctld", "-D", "-f", str(self.file))
         self._daemon("slurmd", "-D", "-N", "localhost", "-f", str(self.file))
@@ -110,15 +122,22 @@ class Cluster:
 
     def _daemon(self, *command: str) -> None:
         log = (self.folder / f"{command[0]}.out").open("wb")
-        self._daemons.append(subprocess.Popen(command, env={**os.environ, **self.environment}, stdout=log, stderr=log))
+        self._daemons.append(
+            subprocess.Popen(command, env={**os.environ, **self.environment}, stdout=log, stderr=log)
+        )
 
     def ask(self, *command: str) -> str:
         """What one of Slurm's commands prints."""
-        return subprocess.run(command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(
+            command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=60
+        ).stdout
 
     def queue(self) -> dict[str, str]:
         """The jobs that are waiting or running, and their states."""
-        return dict(line.split() for line in self.ask("squeue", "--noheader", "--array", "--format=%i %T").splitlines())
+        return dict(
+            line.split()
+            for line in self.ask("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
+        )
 
     def stop(self) -> None:
         """Ends everything, by force at last."""
@@ -171,7 +190,9 @@ class LoginNode(Home):
         bin = self.folder / "bin"
         if not bin.exists():
             bin.mkdir()
-            (bin / "squeue").write_text(f'#!/bin/sh\necho >> "{self.folder}/asked"\nexec {shutil.which("squeue")} "$@"\n')
+            (bin / "squeue").write_text(
+                f'#!/bin/sh\necho >> "{self.folder}/asked"\nexec {shutil.which("squeue")} "$@"\n'
+            )
             (bin / "squeue").chmod(0o755)
         return super().environment | self.cluster.environment | {"PATH": f"{bin}:{SEARCH}"}
 
@@ -195,7 +216,10 @@ class LoginNode(Home):
 def metrics(home: Home, specs: Sequence[Spec]) -> list[dict[str, float]]:
     """What runs measured, but for their speed."""
     found = Store(Site(runs=home.runs)).finished([spec.id for spec in specs])
-    return [{name: value for name, value in found[spec.id].metrics.items() if name != "images_per_second"} for spec in specs]
+    return [
+        {name: value for name, value in found[spec.id].metrics.items() if name != "images_per_second"}
+        for spec in specs
+    ]
 
 
 @pytest.fixture
@@ -222,21 +246,56 @@ def starts(script: str) -> str:
     return line
 
 
-def test_the_text_says_what_the_site_asks_for_and_evaluations_wait_for_their_pretrainings(tmp_path: Path) -> None:
+def test_the_text_says_what_the_site_asks_for_and_evaluations_wait_for_their_pretrainings(
+    tmp_path: Path,
+) -> None:
     asked = Slurm(
-        partition="gpu", account="me", qos="high", time="1-00:00:00", gpu_type="a100", cpus_per_gpu=6, memory="32G", max_at_once=3
+        partition="gpu",
+        account="me",
+        qos="high",
+        time="1-00:00:00",
+        gpu_type="a100",
+        cpus_per_gpu=6,
+        memory="32G",
+        max_at_once=3,
     )
-    site = Site(runs=tmp_path, devices=4, slurm=replace(asked, grace=300, extra=("--constraint=nvlink",), setup=("module load cuda",)))
+    site = Site(
+        runs=tmp_path,
+        devices=4,
+        slurm=replace(asked, grace=300, extra=("--constraint=nvlink",), setup=("module load cuda",)),
+    )
     pretraining, evaluation = slurm.scripts(jobs_of("table8"), site)
     assert not list(tmp_path.iterdir())
     said = options(pretraining)
-    assert {"--partition=gpu", "--account=me", "--qos=high", "--time=1-00:00:00", "--array=0-11%3", "--signal=B:USR1@300"} <= set(said)
-    assert {"--nodes=1", "--gpus-per-node=a100:4", "--cpus-per-task=24", "--mem=128G", "--requeue", "--constraint=nvlink"} <= set(said)
+    assert {
+        "--partition=gpu",
+        "--account=me",
+        "--qos=high",
+        "--time=1-00:00:00",
+        "--array=0-11%3",
+        "--signal=B:USR1@300",
+    } <= set(said)
+    assert {
+        "--nodes=1",
+        "--gpus-per-node=a100:4",
+        "--cpus-per-task=24",
+        "--mem=128G",
+        "--requeue",
+        "--constraint=nvlink",
+    } <= set(said)
     assert not [option for option in said if option.startswith("--dependency")]
     assert "\nmodule load cuda\n" in pretraining
-    assert "-m torch.distributed.run --standalone --nproc-per-node=4 -m reproduce.worker --list " in starts(pretraining)
+    assert "-m torch.distributed.run --standalone --nproc-per-node=4 -m reproduce.worker --list " in starts(
+        pretraining
+    )
     said = options(evaluation)
-    assert {"--array=0-11%3", "--gpus-per-node=a100:1", "--cpus-per-task=6", "--mem=32G", "--dependency=afterany:ARRAY1"} <= set(said)
+    assert {
+        "--array=0-11%3",
+        "--gpus-per-node=a100:1",
+        "--cpus-per-task=6",
+        "--mem=32G",
+        "--dependency=afterany:ARRAY1",
+    } <= set(said)
     assert f"{shlex.quote(sys.executable)} -m reproduce.worker --list " in starts(evaluation)
 
 
@@ -247,7 +306,10 @@ def test_devices_beyond_one_node_meet_on_the_first_of_several(tmp_path: Path) ->
     assert {"--nodes=1", "--gres=gpu:1"} <= set(options(evaluation))
     assert starts(pretraining).startswith("srun --nodes=2 --ntasks=2 ")
     assert "--nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d" in starts(pretraining)
-    with pytest.raises(slurm.SubmitError, match=r"^devices is 9, which 2 nodes of 8 \(slurm.gpus_per_node\) cannot share equally\.$"):
+    with pytest.raises(
+        slurm.SubmitError,
+        match=r"^devices is 9, which 2 nodes of 8 \(slurm.gpus_per_node\) cannot share equally\.$",
+    ):
         slurm.scripts(jobs_of("table4"), replace(site, devices=9))
     with pytest.raises(slurm.SubmitError, match="a GPU of one machine"):
         slurm.scripts(jobs_of("table4"), replace(site, device="cuda:1"))
@@ -258,7 +320,9 @@ def test_a_detector_takes_as_many_devices_as_a_pretraining(tmp_path: Path) -> No
     assert ["--gpus-per-node=2" in options(text) for text in texts] == [True, True]
     assert "--dependency=afterany:ARRAY1" in options(texts[1])
     smoke = slurm.scripts(jobs_of("table10"), Site(runs=tmp_path, devices=2))
-    assert ["--gpus-per-node=2" in options(text) for text in smoke] == [True, False], "torchvision's engine runs in one process"
+    assert ["--gpus-per-node=2" in options(text) for text in smoke] == [True, False], (
+        "torchvision's engine runs in one process"
+    )
 
 
 def test_more_runs_than_an_array_holds_take_several(tmp_path: Path) -> None:
@@ -293,7 +357,10 @@ def test_a_script_is_bash_that_quotes_its_paths(tmp_path: Path) -> None:
         ('gpus = "gers"', r"slurm\.gpus: .* Did you mean 'gres'\?"),
         ('memory = "32 GB"', r"slurm\.memory is '32 GB': a number with K, M, G or T"),
         ('time = "a day"', r"slurm\.time is 'a day': minutes, hours:minutes:seconds"),
-        ('time = "3"', r"slurm\.time is '3', and runs are told to stop 120 s .* before: no run would get anywhere"),
+        (
+            'time = "3"',
+            r"slurm\.time is '3', and runs are told to stop 120 s .* before: no run would get anywhere",
+        ),
         ("poll = 0", r"slurm\.poll is 0: at least 0\.1 is expected"),
         ("gpus_per_node = 1.5", r"slurm\.gpus_per_node is 1\.5, a int is expected"),
         ('extra = "--constraint=a"', r"slurm\.extra is '--constraint=a', a list of strings"),
@@ -301,7 +368,9 @@ def test_a_script_is_bash_that_quotes_its_paths(tmp_path: Path) -> None:
         ('setup = ["a\\nb"]', r"slurm\.setup has 'a\\nb': each entry is a line of its own"),
     ],
 )
-def test_what_cannot_be_asked_for_is_named(content: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_asked_for_is_named(
+    content: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "site.toml"
     file.write_text(f"[slurm]\n{content}\n")
     monkeypatch.setenv("MSBREG_SITE", str(file))
@@ -332,7 +401,10 @@ def test_the_table_of_the_example_is_that_of_the_defaults(monkeypatch: pytest.Mo
 def test_without_slurm_one_line_says_so_and_no_run_is_queued(home: Home, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     done = home.invoke("table4", "--rows", "Ours*", "--launcher", "slurm", PATH=str(tmp_path / "bin"))
-    assert (done.returncode, done.stderr) == (2, "There is no sbatch on this machine: submit from one of the cluster's login nodes.\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "There is no sbatch on this machine: submit from one of the cluster's login nodes.\n",
+    )
     assert not list(home.runs.glob("*/lease.json"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path / "bin"))
@@ -364,7 +436,9 @@ def test_the_queue_is_asked_for_many_jobs_at_once_and_forgotten_ones_are_not_in_
         monkeypatch.setenv(key, value)
     script = login.folder / "script.sh"
     script.write_text("#!/bin/bash\nsleep 100\n")
-    array = login.cluster.ask("sbatch", "--parsable", "--hold", "--array=0-3", "--output=/dev/null", str(script)).strip()
+    array = login.cluster.ask(
+        "sbatch", "--parsable", "--hold", "--array=0-3", "--output=/dev/null", str(script)
+    ).strip()
     login.cluster.ask("scancel", f"{array}_1")
     asked = [f"{array}_0", f"{array}_1", f"{array}_3", "999999", "888888_1"]
     assert squeue.queued(asked) == {f"{array}_0": "PENDING", f"{array}_3": "PENDING"}
@@ -378,7 +452,9 @@ def test_the_queue_is_asked_for_many_jobs_at_once_and_forgotten_ones_are_not_in_
 
 
 @pytest.mark.slow
-def test_evaluations_wait_for_what_an_earlier_command_has_queued(login: LoginNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluations_wait_for_what_an_earlier_command_has_queued(
+    login: LoginNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a job that has left the queue unseen keeps nobody away."""
     for key, value in login.cluster.environment.items():
         monkeypatch.setenv(key, value)
@@ -391,12 +467,18 @@ def test_evaluations_wait_for_what_an_earlier_command_has_queued(login: LoginNod
     leases.queue(login.runs / pretraining.spec.id, pretraining.spec.id, job=held, heartbeat=1)
     leases.queue(login.runs / evaluation.spec.id, evaluation.spec.id, job=gone, heartbeat=1)
     started = login.start("table4", "--rows", "Ours*", "--launcher", "slurm")
-    until(lambda: bool((found := login.lease(evaluation.spec.id)) and found.job not in ("", gone)), "the submission")
+    until(
+        lambda: bool((found := login.lease(evaluation.spec.id)) and found.job not in ("", gone)),
+        "the submission",
+    )
     lease = login.lease(evaluation.spec.id)
     assert lease is not None
     array = lease.job.partition("_")[0]
     assert f"Dependency=afterany:{held}" in login.cluster.ask("scontrol", "show", "job", array)
-    until(lambda: bool((found := login.lease(pretraining.spec.id)) and found.job == held), "the lease of the pretraining")
+    until(
+        lambda: bool((found := login.lease(pretraining.spec.id)) and found.job == held),
+        "the lease of the pretraining",
+    )
     started.send_signal(signal.SIGINT)
     printed, _ = started.communicate(timeout=60)
     assert f"`scancel {held} {array}` cancels them" in printed
@@ -405,7 +487,9 @@ def test_evaluations_wait_for_what_an_earlier_command_has_queued(login: LoginNod
 
 
 @pytest.mark.slow
-def test_a_table_is_made_by_two_arrays_and_completed_after_a_cancelled_and_a_killed_job(login: LoginNode) -> None:
+def test_a_table_is_made_by_two_arrays_and_completed_after_a_cancelled_and_a_killed_job(
+    login: LoginNode,
+) -> None:
     changes = ("epochs=1", "num_train=200", "num_val=100", "protocol.epochs=50")
     asked = ("table8", *(part for change in changes for part in ("--set", change)))
     specs = Request(table="table8", changes=changes).specs()
@@ -421,7 +505,9 @@ def test_a_table_is_made_by_two_arrays_and_completed_after_a_cancelled_and_a_kil
     login.cluster.ask("scancel", f"{array}_11")
     printed, errors = first.communicate(timeout=400)
     assert first.returncode == 1, printed + errors
-    assert login.num_asked <= (time.monotonic() - begun) / 2 + 3, "squeue is asked every two seconds, for all jobs at once"
+    assert login.num_asked <= (time.monotonic() - begun) / 2 + 3, (
+        "squeue is asked every two seconds, for all jobs at once"
+    )
     assert f"submitted to Slurm as array {array}: 12 runs" in printed
     assert printed.count("submitted to Slurm as array") == printed.count(": 12 runs\n") == 2
     assert f"failed: {pretrainings[11].id}" in printed
@@ -449,13 +535,18 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(login: LoginNode, tmp_path: Path) -> None:
+def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
+    login: LoginNode, tmp_path: Path
+) -> None:
     """The signal that Slurm sends before the limit is sent by hand, as the shortest limit is a minute.
 
-    The lease of the evaluation is removed, as if the first command had been killed before it wrote that: two jobs are queued for one run.
+    The lease of the evaluation is removed, as if the first command had been killed before it wrote that: two
+    jobs are queued for one run.
     """
     asked = ("table4", "--rows", "Ours*", "--set", "epochs=4", "--set", "warmup_epochs=1")
-    pretraining, evaluation = Request(table="table4", rows="Ours*", changes=("epochs=4", "warmup_epochs=1")).specs()
+    pretraining, evaluation = Request(
+        table="table4", rows="Ours*", changes=("epochs=4", "warmup_epochs=1")
+    ).specs()
     first = login.start(*asked, "--launcher", "slurm")
     until(lambda: login.running(pretraining.id), "the start of the run")
     os.killpg(first.pid, signal.SIGKILL)
@@ -467,9 +558,15 @@ def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(lo
     assert lease is not None
     printed = read_until(second, "submitted to Slurm as array ")
     assert f"attached to Slurm job {lease.job}: " in printed
-    until(lambda: bool((now := login.lease(pretraining.id)) and now.progress and now.progress.done), "the first progress")
+    until(
+        lambda: bool((now := login.lease(pretraining.id)) and now.progress and now.progress.done),
+        "the first progress",
+    )
     login.cluster.ask("scancel", "--signal=USR1", "--batch", lease.job)
-    until(lambda: bool((now := login.lease(pretraining.id)) and now.state == "interrupted"), "the end of the run")
+    until(
+        lambda: bool((now := login.lease(pretraining.id)) and now.state == "interrupted"),
+        "the end of the run",
+    )
     second.send_signal(signal.SIGINT)
     assert "The same command attaches to them; `scancel " in read_until(second, "go on")
     assert second.wait(30) == 128 + signal.SIGINT
@@ -482,7 +579,9 @@ def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(lo
     assert log.read_text().count('"event": "started"') == 2, "it was put back into the queue, and began again"
     until(lambda: not login.cluster.queue(), "the end of the second job of the evaluation")
     with sqlite3.connect(login.runs / "mlflow.db") as store:
-        assert store.execute("SELECT count(*) FROM tags WHERE key = 'spec_id' AND value = ?", (evaluation.id,)).fetchone() == (1,)
+        assert store.execute(
+            "SELECT count(*) FROM tags WHERE key = 'spec_id' AND value = ?", (evaluation.id,)
+        ).fetchone() == (1,)
 
     alone = Home(tmp_path / "alone")
     assert alone.invoke(*asked).returncode == 0

@@ -18,8 +18,9 @@ import pytest
 
 from reproduce import identity
 from reproduce.plan import SCALES, Request, table_names
+from reproduce.settings import Settings
 from reproduce.site import Site
-from reproduce.spec import LARS, Evaluate, Pretrain, Settings
+from reproduce.spec import LARS, Evaluate, Pretrain
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +47,8 @@ class Bicycle(Settings, name="bicycle"):
             raise ValueError(f"bicycle takes gears >= 1, not {self.gears}.")
 
 
-# The canonical text of two settings, written by hand from the rules, and the ids that finished runs would have.
+# The canonical text of two settings, written by hand from the rules, and the ids that finished runs would
+# have.
 BICYCLE = (
     '{"brakes":true,"component":"bicycle","gears":3,"owner":"Zo\\u00eb","ratios":[1.0,2.5],"size":[54,56],"weight":9.5,'
     '"wheel":{"component":"wheel","pressure":null,"spokes":32,"tread":"slick"}}'
@@ -113,7 +115,8 @@ def mutated(spec: Settings, path: str, value: Any, hint: Any) -> Settings:
 
 
 def has_one_value(path: str, hint: Any) -> bool:
-    """Whether a setting is a constant: a choice of one; what an `every_second` leaves to the distribution that it takes turns with."""
+    """Whether a setting is a constant: a choice of one; what an `every_second` leaves to the distribution
+    that it takes turns with."""
     inside = ("every_second.every_second", "every_second.small")
     return (typing.get_origin(hint) is Literal and len(typing.get_args(hint)) == 1) or path.endswith(inside)
 
@@ -127,8 +130,12 @@ def components(spec: Settings) -> tuple[tuple[str, str], ...]:
 @pytest.mark.parametrize("table", table_names())
 def test_changing_any_setting_of_a_run_changes_its_id(table: str) -> None:
     specs = [spec for scale in SCALES for spec in Request(table=table, scale=scale).specs()]
-    for spec in {components(spec): spec for spec in specs}.values():  # one of each kind, or the grid alone would take ten seconds
-        paths = [(path, value, hint) for path, value, hint in settings_in(spec) if not has_one_value(path, hint)]
+    for spec in {
+        components(spec): spec for spec in specs
+    }.values():  # one of each kind, or the grid alone would take ten seconds
+        paths = [
+            (path, value, hint) for path, value, hint in settings_in(spec) if not has_one_value(path, hint)
+        ]
         ids = {mutated(spec, path, value, hint).id for path, value, hint in paths}
         assert spec.id not in ids
         assert len(ids) == len(paths)  # and no two changes come to the same
@@ -138,7 +145,10 @@ def test_every_setting_is_listed_once_by_its_path() -> None:
     for table in table_names():
         for spec in Request(table=table).specs():
             listed = [(path, value) for path, value in spec.leaves()]
-            assert listed == [(path, value.name if isinstance(value, Settings) else value) for path, value, _ in settings_in(spec)]
+            assert listed == [
+                (path, value.name if isinstance(value, Settings) else value)
+                for path, value, _ in settings_in(spec)
+            ]
 
 
 def test_defaults_are_hashed() -> None:
@@ -234,9 +244,19 @@ assert not {"torch", "numpy", "mlflow", "pandas"} & set(sys.modules)
 def test_ids_agree_across_processes_and_know_nothing_of_the_site(hash_seed: str, tmp_path: Path) -> None:
     site = tmp_path / "site.toml"
     site.write_text('runs = "elsewhere"\njobs = 7\nworkers = 3\ndevice = "cuda"\n[data]\nstl10 = "/data"\n')
-    environment = {"PYTHONHASHSEED": hash_seed, "MSBREG_SITE": str(site), "MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "LC_ALL": "C"}
+    environment = {
+        "PYTHONHASHSEED": hash_seed,
+        "MSBREG_SITE": str(site),
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:1",
+        "LC_ALL": "C",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", IDS_OF_TABLE_8], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", IDS_OF_TABLE_8],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == [spec.id for spec in Request(table="table8", seeds=2).specs()]
 
@@ -264,7 +284,21 @@ class Nameless:
 
 @pytest.mark.parametrize(
     "value",
-    [[1], {"a": 1}, {1}, frozenset({1}), b"1", 1j, Path("runs"), object(), len, Wheel, float, Thawed(), Nameless()],
+    [
+        [1],
+        {"a": 1},
+        {1},
+        frozenset({1}),
+        b"1",
+        1j,
+        Path("runs"),
+        object(),
+        len,
+        Wheel,
+        float,
+        Thawed(),
+        Nameless(),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_anything_else_is_refused_by_its_place_and_type(value: object) -> None:
@@ -306,7 +340,10 @@ def test_settings_cannot_be_changed_in_place() -> None:
         ({"gears": 3, "weight": True}, "bicycle.weight is True: a float is expected, not a bool."),
         ({"gears": 3, "owner": 5}, "bicycle.owner is 5: a str is expected, not a int."),
         ({"gears": 3, "wheel": "wheel"}, "bicycle.wheel is 'wheel': a Wheel is expected, not a str."),
-        ({"gears": 3, "ratios": [1.0]}, "bicycle.ratios is [1.0]: a tuple[float, ...] is expected, not a list."),
+        (
+            {"gears": 3, "ratios": [1.0]},
+            "bicycle.ratios is [1.0]: a tuple[float, ...] is expected, not a list.",
+        ),
         ({"gears": 3, "ratios": (1.0, "2")}, "bicycle.ratios is '2': a float is expected, not a str."),
         ({"gears": 3, "size": (54,)}, "bicycle.size is (54,): a tuple[int, int] is expected, not a tuple."),
     ],
@@ -325,7 +362,9 @@ def test_a_wrong_choice_lists_the_right_ones() -> None:
 
 def test_an_optional_setting_takes_none_or_a_number() -> None:
     assert Wheel(pressure=None).pressure is None
-    with pytest.raises(TypeError, match=r"^wheel\.pressure is 'high': a float \| None is expected, not a str\.$"):
+    with pytest.raises(
+        TypeError, match=r"^wheel\.pressure is 'high': a float \| None is expected, not a str\.$"
+    ):
         Wheel(pressure="high")  # type: ignore[arg-type]
 
 

@@ -1,4 +1,5 @@
-"""What the store says of a run whose process, lease, disk or server failed, and that nothing it measured is lost: real ones of each."""
+"""What the store says of a run whose process, lease, disk or server failed, and that nothing it measured is
+lost: real ones of each."""
 
 from __future__ import annotations
 
@@ -28,14 +29,15 @@ from typing import Any
 import pytest
 from toys import PRETRAIN, ended
 
-from reproduce import entry, interrupt, lease
-from reproduce.entry import RunState
-from reproduce.journal import FILE, REFUSED, RESULT, Journal, Result, keep_result
-from reproduce.lease import Held, LostError
-from reproduce.patience import PATIENCE, PAUSE
+from reproduce.runs import interrupt, lease
+from reproduce.runs.journal import FILE, REFUSED, RESULT, Journal, Result, keep_result
+from reproduce.runs.lease import Held, LostError
 from reproduce.site import Site
-from reproduce.tracking import BusyError, Store
+from reproduce.tracking import tags
 from reproduce.tracking.recording import Run
+from reproduce.tracking.retry import PATIENCE, PAUSE
+from reproduce.tracking.store import AlreadyRunningError, Store
+from reproduce.tracking.tags import RunState
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
@@ -61,7 +63,12 @@ def ask(runs: Path, sql: str, *values: str) -> list[tuple[Any, ...]]:
 
 def measured(runs: Path, key: str) -> list[tuple[int, float]]:
     """Every row of a metric, whatever MLflow's client makes of it."""
-    return [(step, value) for step, value in ask(runs, "SELECT step, value FROM metrics WHERE key = ? ORDER BY step, timestamp", key)]
+    return [
+        (step, value)
+        for step, value in ask(
+            runs, "SELECT step, value FROM metrics WHERE key = ? ORDER BY step, timestamp", key
+        )
+    ]
 
 
 def status(site: Site) -> tuple[str, RunState]:
@@ -101,7 +108,11 @@ def leave(run: Run) -> None:
 def attempt(site: Site, how: Callable[[Run], None], leased: bool) -> None:
     """A run that measures twice and then ends somehow, as the worker does it: with a lease, or without."""
     with contextlib.ExitStack() as stack:
-        hold = stack.enter_context(lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10)) if leased else None
+        hold = (
+            stack.enter_context(lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10))
+            if leased
+            else None
+        )
         run = stack.enter_context(Store(site).start(PRETRAIN, scale="smoke", hold=hold))
         run.log(1, {"loss": 1.0})
         run.flush()
@@ -114,7 +125,13 @@ ENDS = {
     "exception": (fail, 1, "FAILED", "failed", "ValueError: no luck"),
     "sys.exit": (leave, 3, "FAILED", "failed", "SystemExit: 3"),
     "told to stop": (be_interrupted, 1, "KILLED", "interrupted", "Interrupted: SIGTERM"),
-    "killed for memory": (be_killed_for_memory, -9, "KILLED", "interrupted", "its process {pid} on {host} is gone"),
+    "killed for memory": (
+        be_killed_for_memory,
+        -9,
+        "KILLED",
+        "interrupted",
+        "its process {pid} on {host} is gone",
+    ),
 }
 
 
@@ -128,7 +145,7 @@ def test_the_status_is_right_however_a_run_ends(end: str, leased: bool, site: Si
     assert ({"token", "place"} <= set(owner)) == leased
     _, row = status(site)
     assert (row.state, row.reason) == (state, reason)
-    Store(site).reap()
+    Store(site).mark_dead_runs()
     found, row = status(site)
     assert (found, row.state, row.reason) == (recorded, state, reason)
     assert measured(site.runs, "loss") == ([(1, 1.0)] if code == -9 else [(1, 1.0), (2, 0.5)])
@@ -140,7 +157,7 @@ def test_a_store_that_takes_nothing_is_told_to_a_command_in_one_line(site: Site)
     assert ended(attempt, site, be_killed_for_memory, True) == -9
     ask(site.runs, "CREATE TRIGGER no BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'not today'); END")
     with pytest.raises(ConnectionError, match=r"mlflow\.db does not do what is asked of it: .*not today$"):
-        Store(site).reap()
+        Store(site).mark_dead_runs()
 
 
 def test_a_server_that_is_stopped_while_it_is_asked_is_told_to_a_command_in_one_line(
@@ -157,7 +174,9 @@ def test_a_server_that_is_stopped_while_it_is_asked_is_told_to_a_command_in_one_
 
         threading.Thread(target=hang_up, daemon=True).start()
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(ConnectionError, match=f"^The tracking store {address} does not do what is asked of it: ") as told:
+        with pytest.raises(
+            ConnectionError, match=f"^The tracking store {address} does not do what is asked of it: "
+        ) as told:
             Store(Site(runs=tmp_path, tracking_uri=address)).finished([PRETRAIN.id])
         server.shutdown(socket.SHUT_RDWR)
     assert len(str(told.value).splitlines()) == 1
@@ -174,7 +193,7 @@ def test_a_failure_that_could_not_be_recorded_is_taken_from_the_lease(site: Site
     assert ended(be_killed_before_it_is_recorded, site) == 1
     found, row = status(site)
     assert (found, row.state, row.reason) == ("RUNNING", "failed", "ValueError: no luck")
-    assert Store(site).reap() == [row.run_id]
+    assert Store(site).mark_dead_runs() == [row.run_id]
     found, row = status(site)
     assert (found, row.state, row.reason) == ("FAILED", "failed", "ValueError: no luck")
 
@@ -193,7 +212,10 @@ def rewrite_lease(site: Site, **changes: object) -> None:
 
 def snapshot(site: Site) -> list[list[tuple[Any, ...]]]:
     """All that the store says of runs."""
-    return [sorted(ask(site.runs, f"SELECT * FROM {table}"), key=repr) for table in ("runs", "tags", "metrics", "params")]
+    return [
+        sorted(ask(site.runs, f"SELECT * FROM {table}"), key=repr)
+        for table in ("runs", "tags", "metrics", "params")
+    ]
 
 
 def log(run: Run) -> None:
@@ -241,11 +263,13 @@ def test_a_run_with_a_lease_is_finished_under_it(site: Site) -> None:
     assert not {FILE, RESULT} & {path.name for path in (site.runs / PRETRAIN.id).iterdir()}
 
 
-def test_a_run_that_finishes_while_the_dead_are_looked_for_is_none_of_them(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_finishes_while_the_dead_are_looked_for_is_none_of_them(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with contextlib.ExitStack() as stack:
         hold = stack.enter_context(lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10))
         run = stack.enter_context(Store(site).start(PRETRAIN, scale="smoke", hold=hold))
-        look = entry.alive
+        look = tags.alive
 
         def finish_first(*arguments: Any) -> bool | None:
             run.finish({"loss": 0.5})
@@ -253,8 +277,8 @@ def test_a_run_that_finishes_while_the_dead_are_looked_for_is_none_of_them(site:
             stack.close()
             return look(*arguments)
 
-        monkeypatch.setattr(entry, "alive", finish_first)
-        assert Store(site).reap() == []
+        monkeypatch.setattr(tags, "alive", finish_first)
+        assert Store(site).mark_dead_runs() == []
     monkeypatch.undo()
     found, row = status(site)
     assert (found, row.state) == ("FINISHED", "finished")
@@ -269,15 +293,17 @@ def test_a_run_of_another_machine_is_known_by_its_lease(site: Site) -> None:
         store.connection.client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another"}))
         rewrite_lease(site, host="another")
         assert store.status()[0].state == "running"
-        assert store.reap() == []
-        with pytest.raises(BusyError, match=f"process {os.getpid()} on another"):
+        assert store.mark_dead_runs() == []
+        with pytest.raises(AlreadyRunningError, match=f"process {os.getpid()} on another"):
             store.start(PRETRAIN, scale="smoke")
 
         path = site.runs / PRETRAIN.id / lease.FILE
         os.utime(path, (time.time() - 31, time.time() - 31))  # three heartbeats of ten seconds are missing
         assert store.status()[0].state == "interrupted"
         os.utime(path)
-        rewrite_lease(site, token="0" * 32)  # somebody else has the run, who has not yet got as far as its record
+        rewrite_lease(
+            site, token="0" * 32
+        )  # somebody else has the run, who has not yet got as far as its record
         assert store.status()[0].state == "interrupted"
         with store.start(PRETRAIN, scale="smoke") as second:
             assert second.run_id == run.run_id
@@ -290,9 +316,11 @@ def test_a_run_in_another_folder_is_not_judged_by_the_lease_here(site: Site, tmp
     with held(site) as found:
         run = store.start(PRETRAIN, scale="smoke", hold=found)
         owner = json.loads(store.connection.client.get_run(run.run_id).data.tags["owner"])
-        store.connection.client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another", "place": "0" * 32}))
+        store.connection.client.set_tag(
+            run.run_id, "owner", json.dumps(owner | {"host": "another", "place": "0" * 32})
+        )
         rewrite_lease(site, token="0" * 32)
-        assert store.reap() == []
+        assert store.mark_dead_runs() == []
         assert store.status()[0].state == "running"
         rewrite_lease(site, token=found.token)
 
@@ -327,7 +355,10 @@ def test_what_is_sent_again_after_a_kill_is_there_once(site: Site) -> None:
 def fill_the_disk(site: Site, sender: multiprocessing.connection.Connection) -> None:
     """Measures until the store's file may not grow any more; the journal, much smaller, may."""
     with Store(site).start(PRETRAIN, scale="smoke") as run:
-        resource.setrlimit(resource.RLIMIT_FSIZE, ((site.runs / "mlflow.db").stat().st_size + 100_000, resource.RLIM_INFINITY))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE,
+            ((site.runs / "mlflow.db").stat().st_size + 100_000, resource.RLIM_INFINITY),
+        )
         for step in range(100_000):
             run.log(step, {"loss": 1 / (step + 3)})
             if step % 50 == 49:
@@ -383,7 +414,9 @@ class Server:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
         while not self._answers():
             assert self._process.poll() is None, self._log.read_text()
             time.sleep(0.1)
@@ -452,7 +485,9 @@ def test_a_server_that_goes_away_costs_nothing(site: Site, tmp_path: Path) -> No
 
         processes = []
         for name in ("interrupted.log", "finished.log"):
-            process = fork.Process(target=finish_when_it_comes_back, args=(server.site, there, tmp_path / name))
+            process = fork.Process(
+                target=finish_when_it_comes_back, args=(server.site, there, tmp_path / name)
+            )
             process.start()
             processes.append(process)
             deadline = time.monotonic() + 60

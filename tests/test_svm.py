@@ -1,4 +1,5 @@
-"""Linear SVMs: average precision against hand-computed cases, the protocol against scikit-learn's own search, on real photographs too."""
+"""Linear SVMs: average precision against hand-computed cases, the protocol against scikit-learn's own search,
+on real photographs too."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
 from reproduce.data.voc2007 import VOC2007
 from reproduce.nn import features, seeds
-from reproduce.progress import Progress, Watch
 from reproduce.protocols.svm import LinearSVM, average_precision, several_labels
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +47,8 @@ class Coloured(Pictures):
 
 @dataclass(frozen=True, kw_only=True)
 class Toy(Dataset, name="toy_of_svms"):
-    """Images of three classes, often several of them, and some difficult; a test may change the targets of one image or of a class."""
+    """Images of three classes, often several of them, and some difficult; a test may change the targets of
+    one image or of a class."""
 
     size: int = 16
     resize: int = 16
@@ -77,18 +79,30 @@ class Toy(Dataset, name="toy_of_svms"):
 
 
 def envelope(scores: list[float], positive: list[bool]) -> float:
-    """The definition, in exact fractions: for each positive image, the best precision of a threshold that reaches its recall."""
+    """The definition, in exact fractions: for each positive image, the best precision of a threshold that
+    reaches its recall."""
     thresholds = sorted(set(scores), reverse=True)
-    chosen = [[p for s, p in zip(scores, positive, strict=True) if s >= threshold] for threshold in thresholds]
+    chosen = [
+        [p for s, p in zip(scores, positive, strict=True) if s >= threshold] for threshold in thresholds
+    ]
     points = [(sum(above), Fraction(sum(above), len(above))) for above in chosen]
     levels = range(1, sum(positive) + 1)
-    return float(sum(max(precision for found, precision in points if found >= level) for level in levels) / len(levels))
+    return float(
+        sum(max(precision for found, precision in points if found >= level) for level in levels) / len(levels)
+    )
 
 
 def eleven_points(positive: list[bool]) -> float:
-    """VOC2007's own measure, for images in the order of their scores: the mean of the best precisions at recalls 0, .1, ..., 1."""
-    points = [(Fraction(sum(positive[:n]), sum(positive)), Fraction(sum(positive[:n]), n)) for n in range(1, len(positive) + 1)]
-    return float(sum(max(precision for recall, precision in points if recall >= Fraction(r, 10)) for r in range(11)) / 11)
+    """VOC2007's own measure, for images in the order of their scores: the mean of the best precisions at
+    recalls 0, .1, ..., 1."""
+    points = [
+        (Fraction(sum(positive[:n]), sum(positive)), Fraction(sum(positive[:n]), n))
+        for n in range(1, len(positive) + 1)
+    ]
+    return float(
+        sum(max(precision for recall, precision in points if recall >= Fraction(r, 10)) for r in range(11))
+        / 11
+    )
 
 
 def ranked(marks: str) -> tuple[np.ndarray, np.ndarray]:
@@ -109,26 +123,42 @@ def ranked(marks: str) -> tuple[np.ndarray, np.ndarray]:
         # 1, 2/4, 3/5: the second takes 3/5 from the third.
         ("+--++", (1 + 3 / 5 + 3 / 5) / 3, (1 + 2 / 4 + 3 / 5) / 3, (4 * 1 + 7 * 3 / 5) / 11),
         # 1/3, 2/4, 3/5, 4/9: the first three have 3/5.
-        ("--+++---+", (3 * 3 / 5 + 4 / 9) / 4, (1 / 3 + 2 / 4 + 3 / 5 + 4 / 9) / 4, (8 * 3 / 5 + 3 * 4 / 9) / 11),
+        (
+            "--+++---+",
+            (3 * 3 / 5 + 4 / 9) / 4,
+            (1 / 3 + 2 / 4 + 3 / 5 + 4 / 9) / 4,
+            (8 * 3 / 5 + 3 * 4 / 9) / 11,
+        ),
     ],
 )
-def test_average_precision_of_hand_computed_rankings(marks: str, all_point: float, plain: float, eleven: float) -> None:
-    from sklearn.metrics import average_precision_score  # here, as it takes seconds to import, in every process of the tests
+def test_average_precision_of_hand_computed_rankings(
+    marks: str, all_point: float, plain: float, eleven: float
+) -> None:
+    from sklearn.metrics import (
+        average_precision_score,  # here, as it takes seconds to import, in every process of the tests
+    )
 
     scores, positive = ranked(marks)
     assert average_precision(scores, positive) == pytest.approx(all_point, rel=1e-14)
     assert average_precision_score(positive, scores) == pytest.approx(plain, rel=1e-14)
     assert eleven_points(positive.tolist()) == pytest.approx(eleven, rel=1e-14)
-    assert len({all_point, plain, eleven}) > 1 or all_point in (1, 1 / 5), "one of the three measures is told from the others"
+    assert len({all_point, plain, eleven}) > 1 or all_point in (1, 1 / 5), (
+        "one of the three measures is told from the others"
+    )
 
 
 def test_images_that_tie_pass_the_threshold_together_in_any_order() -> None:
-    """1 of 1, then 2 of 4 as three tie, then 3 of 5: precisions 1, 1/2 and 3/5, and the envelope 1, 3/5, 3/5."""
+    """1 of 1, then 2 of 4 as three tie, then 3 of 5: precisions 1, 1/2 and 3/5, and the envelope 1, 3/5,
+    3/5."""
     scores, positive = np.array([2.0, 1, 1, 1, 0]), np.array([True, False, True, False, True])
     random = np.random.default_rng(0)
     for order in (random.permutation(5) for _ in range(20)):
-        assert average_precision(scores[order], positive[order]) == pytest.approx((1 + 3 / 5 + 3 / 5) / 3, rel=1e-14)
-    assert average_precision(np.zeros(8), np.arange(8) < 2) == 2 / 8  # a classifier that says nothing: the share of positives
+        assert average_precision(scores[order], positive[order]) == pytest.approx(
+            (1 + 3 / 5 + 3 / 5) / 3, rel=1e-14
+        )
+    assert (
+        average_precision(np.zeros(8), np.arange(8) < 2) == 2 / 8
+    )  # a classifier that says nothing: the share of positives
 
 
 @pytest.mark.parametrize("levels", [3, 10, 10**9])
@@ -142,7 +172,10 @@ def test_average_precision_is_the_definition_and_never_below_scikit_learns(level
         positive[random.integers(n)] = True
         ours, plain = average_precision(scores, positive), average_precision_score(positive, scores)
         assert ours == pytest.approx(envelope(scores.tolist(), positive.tolist()), rel=1e-12)
-        precision = [(positive & (scores >= s)).sum() / (scores >= s).sum() for s in sorted(set(scores[positive]), reverse=True)]
+        precision = [
+            (positive & (scores >= s)).sum() / (scores >= s).sum()
+            for s in sorted(set(scores[positive]), reverse=True)
+        ]
         if precision == sorted(precision, reverse=True):
             assert ours == pytest.approx(plain, rel=1e-12)
             equal += 1
@@ -155,13 +188,21 @@ def test_average_precision_is_the_definition_and_never_below_scikit_learns(level
 # The protocol
 
 
-def independent(settings: LinearSVM, rows: tuple[np.ndarray, np.ndarray], targets: tuple[np.ndarray, np.ndarray], seed: int) -> Any:
+def independent(
+    settings: LinearSVM,
+    rows: tuple[np.ndarray, np.ndarray],
+    targets: tuple[np.ndarray, np.ndarray],
+    seed: int,
+) -> Any:
     """(AP, C) of each class by scikit-learn's own grid search on features of any length."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import GridSearchCV
     from sklearn.svm import LinearSVC
 
-    x, x_test = (row.astype(np.float64) / (np.linalg.norm(row.astype(np.float64), axis=1)[:, None] + 1e-5) for row in rows)
+    x, x_test = (
+        row.astype(np.float64) / (np.linalg.norm(row.astype(np.float64), axis=1)[:, None] + 1e-5)
+        for row in rows
+    )
     svm = LinearSVC(
         class_weight={1: settings.positive_weight, -1: 1},
         tol=settings.tolerance,
@@ -196,7 +237,9 @@ def check_against_scikit_learn(settings: LinearSVM, dataset: Dataset, site: Site
         assert logged[f"ap/{name}"] == pytest.approx(precision, rel=1e-12)
         assert logged[f"cost/{name}"] == cost
         assert 0 < logged[f"cross_validated_ap/{name}"] <= 1
-    assert measured == {"map": pytest.approx(sum(precision for precision, _ in expected) / len(names), rel=1e-12)}
+    assert measured == {
+        "map": pytest.approx(sum(precision for precision, _ in expected) / len(names), rel=1e-12)
+    }
     assert [step.done for step in said] == list(range(1, len(names) + 1))
     assert settings.run(encoder(), dataset, site, CPU, 3) == measured
     return logged
@@ -215,7 +258,10 @@ def test_difficult_objects_are_negative_in_training_and_do_not_count_at_test() -
     fitted = svm.measure(x, y, x_test, y_test, 0)
     assert svm.measure(x, np.where(y == 0, -1, y), x_test, y_test, 0) == fitted
     assert svm.measure(x, y, x_test[y_test != 0], y_test[y_test != 0], 0) == fitted
-    assert svm.measure(x, y, x_test, np.where(y_test == 0, -1, y_test), 0).average_precision != fitted.average_precision
+    assert (
+        svm.measure(x, y, x_test, np.where(y_test == 0, -1, y_test), 0).average_precision
+        != fitted.average_precision
+    )
 
 
 def test_of_costs_that_tie_the_first_is_taken() -> None:
@@ -237,7 +283,9 @@ def test_fits_that_do_not_converge_are_counted_not_shouted() -> None:
 def test_the_solver_draws_from_the_seed() -> None:
     (x, x_test), (targets, test_targets) = features_and_targets(Toy(), Site())
     after_one_pass = LinearSVM(costs=(1.0,), max_iterations=1)
-    first, again, other = (after_one_pass.measure(x, targets[:, 0], x_test, test_targets[:, 0], seed) for seed in (0, 0, 1))
+    first, again, other = (
+        after_one_pass.measure(x, targets[:, 0], x_test, test_targets[:, 0], seed) for seed in (0, 0, 1)
+    )
     assert first == again
     assert first.cross_validated != other.cross_validated
 
@@ -245,9 +293,18 @@ def test_the_solver_draws_from_the_seed() -> None:
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (Toy(single=True), "several labels for each image, such as voc2007; the trainval split of toy_of_svms has one for each"),
-        (Toy(positives_of_blue=(0, 9)), "trainval split of toy_of_svms has 0 images with blue and 70 without: 3 folds need at least 3"),
-        (Toy(positives_of_blue=(2, 9)), "trainval split of toy_of_svms has 2 images with blue and 68 without: 3 folds need at least 3"),
+        (
+            Toy(single=True),
+            "several labels for each image, such as voc2007; the trainval split of toy_of_svms has one for each",
+        ),
+        (
+            Toy(positives_of_blue=(0, 9)),
+            "trainval split of toy_of_svms has 0 images with blue and 70 without: 3 folds need at least 3",
+        ),
+        (
+            Toy(positives_of_blue=(2, 9)),
+            "trainval split of toy_of_svms has 2 images with blue and 68 without: 3 folds need at least 3",
+        ),
         (Toy(positives_of_blue=(9, 0)), "the test split of toy_of_svms has no image with blue that counts"),
     ],
 )
@@ -258,7 +315,15 @@ def test_data_that_do_not_fit_are_an_error_in_one_line_before_any_work(dataset: 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"costs": ()}, {"costs": (1.0, 1.0)}, {"costs": (0.0, 1.0)}, {"folds": 1}, {"max_iterations": 0}, {"positive_weight": 0.0}]
+    "wrong",
+    [
+        {"costs": ()},
+        {"costs": (1.0, 1.0)},
+        {"costs": (0.0, 1.0)},
+        {"folds": 1},
+        {"max_iterations": 0},
+        {"positive_weight": 0.0},
+    ],
 )
 def test_settings_that_make_no_sense_are_errors(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^svm takes "):
@@ -317,11 +382,14 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [True, False])
 def test_no_process_outlives_a_run_that_is_killed_or_fails(kill: bool, tmp_path: Path) -> None:
-    """Two processes fit an easy class each; then one of them is given too few targets, or both fit until the run is killed."""
+    """Two processes fit an easy class each; then one of them is given too few targets, or both fit until the
+    run is killed."""
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), "400" if kill else "3"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
         assert run.stdout is not None
         pids = json.loads(run.stdout.readline())
         assert len(pids) == 2 or not kill, "the process that is to fail may have failed by now"
@@ -343,7 +411,8 @@ def test_no_process_outlives_a_run_that_is_killed_or_fails(kill: bool, tmp_path:
 
 
 def devkit(root: Path) -> Path:
-    """VOC2012's photographs as a VOC2007 of two halves, each class at least twice in trainval and once in test; skips without them."""
+    """VOC2012's photographs as a VOC2007 of two halves, each class at least twice in trainval and once in
+    test; skips without them."""
     source = SHARED / "voc" / "VOCdevkit" / "VOC2012"
     if not source.is_dir():
         pytest.skip("the photographs are not here")
@@ -356,9 +425,13 @@ def devkit(root: Path) -> Path:
     (lists / "val.txt").write_text("\r\n".join(names))
     there = VOC2007().load("val", Site(data={"voc": root})).targets == 1
     halves = (np.random.default_rng(seed).random(len(names)) < 0.6 for seed in range(10_000))
-    train = next(half for half in halves if there[half].sum(axis=0).min() >= 2 and there[~half].any(axis=0).all())
+    train = next(
+        half for half in halves if there[half].sum(axis=0).min() >= 2 and there[~half].any(axis=0).all()
+    )
     for split, chosen in (("trainval", train), ("test", ~train)):
-        (lists / f"{split}.txt").write_text("\r\n".join(name for name, mine in zip(names, chosen, strict=True) if mine))
+        (lists / f"{split}.txt").write_text(
+            "\r\n".join(name for name, mine in zip(names, chosen, strict=True) if mine)
+        )
     return root
 
 

@@ -1,4 +1,5 @@
-"""The smoke scale's scenes: the same bytes everywhere, in the layouts of the real data, with classes that only a trained eye finds."""
+"""The smoke scale's scenes: the same bytes everywhere, in the layouts of the real data, with classes that
+only a trained eye finds."""
 
 from __future__ import annotations
 
@@ -19,13 +20,20 @@ from PIL import Image
 from reproduce.data import scenes as drawing
 from reproduce.data import stl10, voc
 from reproduce.data.scenes import CLASSES, SIDE, draw, montage
-from reproduce.data.synthetic import SyntheticFolder, SyntheticINaturalist2018, SyntheticPlaces205, SyntheticSTL10, SyntheticVOC2007
+from reproduce.data.synthetic import (
+    SyntheticFolder,
+    SyntheticINaturalist2018,
+    SyntheticPlaces205,
+    SyntheticSTL10,
+    SyntheticVOC2007,
+)
 from reproduce.site import Site
 
 ROOT = Path(__file__).parent.parent
 
 GOLDEN = "a7bc390c3aef3816d9f073b53cbeb2990d9218b7e542b6acaf826b8ebf69fba6"
-"""The SHA-256 of the labels and pixels of `draw(30, seed=0, stream=0)`; it changes with the generator's `version` alone."""
+"""The SHA-256 of the labels and pixels of `draw(30, seed=0, stream=0)`; it changes with the generator's
+`version` alone."""
 
 MONTAGE = "57b0db837dfe2e67b2b98772b22ac52d988f24af13e0a8c0bfda3c2353a7cf92"
 """The SHA-256 of the pixels and objects of `montage(30, seed=0, stream=0)`; likewise."""
@@ -102,7 +110,8 @@ def test_classes_are_the_pairs_of_shape_and_texture() -> None:
 
 
 def tinted(count: int, *, seed: int, stream: int) -> dict[bytes, int]:
-    """Each scene of a montage -> its class: the first ten scenes have half of their blue, the next ten half of their red, and so on."""
+    """Each scene of a montage -> its class: the first ten scenes have half of their blue, the next ten half
+    of their red, and so on."""
     labels, scenes = draw(count, seed=seed, stream=stream)
     known = {}
     for index, (label, scene) in enumerate(zip(labels.tolist(), scenes, strict=True)):
@@ -126,7 +135,9 @@ def test_a_montage_shows_the_scenes_of_its_objects_each_once() -> None:
             scene = pixels[y : y + SIDE, x : x + SIDE]
             if len(objects) == 1:
                 y, x, scene = 0, 0, pixels[::2, ::2]
-                assert all(np.array_equal(scene, pixels[row::2, column::2]) for row in (0, 1) for column in (0, 1))
+                assert all(
+                    np.array_equal(scene, pixels[row::2, column::2]) for row in (0, 1) for column in (0, 1)
+                )
                 empty.clear()
             side = SIDE if len(objects) > 1 else 2 * SIDE
             assert x <= left < right <= x + side
@@ -140,7 +151,8 @@ def test_a_montage_shows_the_scenes_of_its_objects_each_once() -> None:
 
 
 def test_boxes_are_drawn_around_what_is_covered_even_in_part() -> None:
-    """Objects are drawn at twice the size: rows 10 to 20 are rows 5 to 10 of the scene, columns 33 to 39 are columns 16 to 19."""
+    """Objects are drawn at twice the size: rows 10 to 20 are rows 5 to 10 of the scene, columns 33 to 39 are
+    columns 16 to 19."""
     inside = np.zeros((2, 2 * SIDE, 2 * SIDE), np.bool_)
     inside[0, 10:21, 33:40] = True
     inside[1, 0, 63] = inside[1, 63, 62] = True
@@ -172,7 +184,9 @@ def test_the_folder_is_an_image_folder(site: Site) -> None:
 
 
 def test_the_binary_files_have_an_unlabelled_split(site: Site) -> None:
-    together, train, test = (STL.load(split, site) for split in (STL.pretrain_split, STL.train_split, STL.test_split))
+    together, train, test = (
+        STL.load(split, site) for split in (STL.pretrain_split, STL.train_split, STL.test_split)
+    )
     assert (len(together), len(train), len(test)) == (45, 30, 20)
     assert sorted(set(np.asarray(together.labels).tolist())) == [-1, *range(len(CLASSES))]
     assert (np.asarray(together.labels) == -1).sum() == 15
@@ -180,7 +194,10 @@ def test_the_binary_files_have_an_unlabelled_split(site: Site) -> None:
     assert Counter(np.asarray(test.labels).tolist()) == dict.fromkeys(range(len(CLASSES)), 2)
     assert train.classes == CLASSES
     sizes = {path.name: path.stat().st_size for path in STL.folder(site).glob("*_X.bin")}
-    assert sizes == {f"{split}_X.bin": count * 3 * 96 * 96 for split, count in (("train", 30), ("test", 20), ("unlabeled", 15))}
+    assert sizes == {
+        f"{split}_X.bin": count * 3 * 96 * 96
+        for split, count in (("train", 30), ("test", 20), ("unlabeled", 15))
+    }
 
 
 def test_the_binary_files_hold_upright_scenes(site: Site) -> None:
@@ -220,7 +237,10 @@ def test_voc_files_say_what_the_montages_show(site: Site) -> None:
             assert np.array_equal(np.asarray(image), pixels)
         found = voc.read_annotation(folder / "Annotations" / f"{index + 1:06}.xml")
         assert (found.width, found.height) == (64, 64)
-        wanted = [(voc.CLASSES[label], difficult, (x + 1, y + 1, right, bottom)) for label, difficult, (x, y, right, bottom) in objects]
+        wanted = [
+            (voc.CLASSES[label], difficult, (x + 1, y + 1, right, bottom))
+            for label, difficult, (x, y, right, bottom) in objects
+        ]
         assert list(found.objects) == wanted
 
 
@@ -239,7 +259,9 @@ def test_places_and_species_are_the_scenes_in_their_order(site: Site) -> None:
             images = dataset.load(split, site)
             labels, scenes = draw(count, seed=0, stream=stream + number)
             assert np.array_equal(images.labels, labels)
-            assert np.array_equal(images.canvas(np.arange(count), SIDE)[0].permute(0, 2, 3, 1).numpy(), scenes)
+            assert np.array_equal(
+                images.canvas(np.arange(count), SIDE)[0].permute(0, 2, 3, 1).numpy(), scenes
+            )
             assert len(images.classes) == len(set(images.classes)) == 10
 
 
@@ -248,16 +270,26 @@ def test_places_and_species_lie_where_the_real_ones_do(site: Site) -> None:
     folder = PLACES.folder(site)
     lines = (folder / "trainvalsplit_places205" / "val_places205.csv").read_text().splitlines()
     assert lines[:2] == ["a/abbey/gsun_val00000.jpg 0", "a/airport_terminal/gsun_val00001.jpg 1"]
-    assert all((folder / "data/vision/torralba/deeplearning/images256" / line.split()[0]).is_file() for line in lines)
+    assert all(
+        (folder / "data/vision/torralba/deeplearning/images256" / line.split()[0]).is_file() for line in lines
+    )
     SPECIES.load("val", site)
     content = json.loads((SPECIES.folder(site) / "val2018.json").read_text())
     first = content["images"][0]
     assert (first["id"], first["file_name"]) == (31, "train_val2018/Plantae/0/000031.jpg")
-    assert [row["image_id"] for row in content["annotations"]] == [row["id"] for row in content["images"]][::-1]
+    assert [row["image_id"] for row in content["annotations"]] == [row["id"] for row in content["images"]][
+        ::-1
+    ]
 
 
 def test_an_unknown_split_is_named_with_those_that_there_are(site: Site) -> None:
-    for dataset, known in ((FOLDER, "train, val"), (STL, "train"), (VOC, "train"), (PLACES, "train, val"), (SPECIES, "train, val")):
+    for dataset, known in (
+        (FOLDER, "train, val"),
+        (STL, "train"),
+        (VOC, "train"),
+        (PLACES, "train, val"),
+        (SPECIES, "train, val"),
+    ):
         with pytest.raises(LookupError, match=rf"'valid'.*{known}"):
             dataset.load("valid", site)
 
@@ -266,7 +298,10 @@ def test_an_unknown_split_is_named_with_those_that_there_are(site: Site) -> None
 
 
 def test_each_set_of_settings_has_a_folder_of_its_own(site: Site) -> None:
-    folders = {FOLDER.replace(path, value).folder(site) for path, value in (("num_train", 41), ("data_seed", 1), ("version", 99))}
+    folders = {
+        FOLDER.replace(path, value).folder(site)
+        for path, value in (("num_train", 41), ("data_seed", 1), ("version", 99))
+    }
     assert len({*folders, FOLDER.folder(site)}) == 4
     assert all(folder.name.startswith("synthetic_folder-") for folder in folders)
 
@@ -324,7 +359,8 @@ def test_nearest_neighbours_of_raw_pixels_do_poorly(scenes: dict[str, Any]) -> N
 def test_colour_says_nothing_of_the_class(scenes: dict[str, Any]) -> None:
     """The mean and the deviation of each channel; the area of a shape may show a little in them."""
     train, test = (
-        np.concatenate([scenes[split][1].mean(axis=(1, 2)), scenes[split][1].std(axis=(1, 2))], axis=1) for split in ("train", "test")
+        np.concatenate([scenes[split][1].mean(axis=(1, 2)), scenes[split][1].std(axis=(1, 2))], axis=1)
+        for split in ("train", "test")
     )
     assert accuracy(train, test, scenes) < 2 * CHANCE
 
@@ -337,6 +373,9 @@ def test_position_says_nothing_of_the_class(scenes: dict[str, Any]) -> None:
         away = np.abs(pixels - np.median(pixels, axis=(1, 2), keepdims=True)).sum(axis=3)
         axis = np.arange(SIDE)
         total = away.sum(axis=(1, 2))
-        return np.stack([(away.sum(axis=1) * axis).sum(axis=1) / total, (away.sum(axis=2) * axis).sum(axis=1) / total], axis=1)
+        return np.stack(
+            [(away.sum(axis=1) * axis).sum(axis=1) / total, (away.sum(axis=2) * axis).sum(axis=1) / total],
+            axis=1,
+        )
 
     assert accuracy(centres(scenes["train"][1]), centres(scenes["test"][1]), scenes) < 1.6 * CHANCE

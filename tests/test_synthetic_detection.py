@@ -1,4 +1,5 @@
-"""The smoke scale's detection data: the same bytes everywhere, masks that fit what is drawn, in the layouts of the real data."""
+"""The smoke scale's detection data: the same bytes everywhere, masks that fit what is drawn, in the layouts
+of the real data."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from pycocotools import mask as rle
 
 from reproduce.data import coco2017, polygons, scenes, voc
 from reproduce.data.detection import Annotated
-from reproduce.data.synthetic import SyntheticFolder, SyntheticINaturalist2018, SyntheticPlaces205, SyntheticSTL10, SyntheticVOC2007
+from reproduce.data.synthetic import (
+    SyntheticFolder,
+    SyntheticINaturalist2018,
+    SyntheticPlaces205,
+    SyntheticSTL10,
+    SyntheticVOC2007,
+)
 from reproduce.data.synthetic_detection import SyntheticCOCO2017, SyntheticVOC0712, _run_lengths
 from reproduce.site import Site
 
@@ -28,7 +35,8 @@ VOC = SyntheticVOC0712(num_trainval=30, num_test=24)
 COCO = SyntheticCOCO2017(num_train=120, num_val=80)
 
 GOLDEN_VOC = "41c61c7c4806c5fda8263ab759c298738b7a56e46720e2f3e8a6a6e097fcbe0b"
-"""The SHA-256 of the names and the bytes of the files of VOC; it changes with the generator's `version` alone."""
+"""The SHA-256 of the names and the bytes of the files of VOC; it changes with the generator's `version`
+alone."""
 GOLDEN_COCO = "6a247fc408ef5792f64c2fabee5c192d2ab3e622cfa58267065b21e28ad2e375"
 """Likewise, of COCO."""
 
@@ -43,7 +51,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 @pytest.fixture(scope="module")
 def read(site: Site) -> dict[str, Annotated]:
     """What the real readers make of the files, by split."""
-    return {split: dataset.load(split, site) for dataset in (VOC, COCO) for split in (dataset.train_split, dataset.test_split)}
+    return {
+        split: dataset.load(split, site)
+        for dataset in (VOC, COCO)
+        for split in (dataset.train_split, dataset.test_split)
+    }
 
 
 def content(site: Site, split: str) -> dict[str, Any]:
@@ -72,7 +84,16 @@ def test_what_reaches_beyond_the_rectangle_is_cut_off() -> None:
 
 
 def test_two_pieces_have_their_area_together() -> None:
-    lying_u = ((1.0, 0.0), (1.0, 1.0), (-1.0, 1.0), (-1.0, 2.0), (1.0, 2.0), (1.0, 3.0), (-2.0, 3.0), (-2.0, 0.0))
+    lying_u = (
+        (1.0, 0.0),
+        (1.0, 1.0),
+        (-1.0, 1.0),
+        (-1.0, 2.0),
+        (1.0, 2.0),
+        (1.0, 3.0),
+        (-2.0, 3.0),
+        (-2.0, 0.0),
+    )
     assert polygons.area(polygons.clipped(lying_u, width=4, height=4)) == 2
 
 
@@ -90,10 +111,13 @@ def test_an_outline_encloses_the_pixels_of_its_object() -> None:
 
 
 def test_masks_and_areas_are_those_of_what_is_seen() -> None:
-    """As COCO's tools fill the polygon; at 32 px the bars of a cross are five pixels wide, so that some on the edge differ."""
+    """As COCO's tools fill the polygon; at 32 px the bars of a cross are five pixels wide, so that some on
+    the edge differ."""
     drawn = scenes._draw(60, seed=3, stream=5)
     seen = [polygons.clipped(outline, width=32, height=32) for outline in drawn.outlines]
-    overlaps = [iou(rasterised(each, 32, 32), covered) for each, covered in zip(seen, drawn.covered, strict=True)]
+    overlaps = [
+        iou(rasterised(each, 32, 32), covered) for each, covered in zip(seen, drawn.covered, strict=True)
+    ]
     assert min(overlaps) > 0.86
     assert np.mean(overlaps) > 0.95
     assert [polygons.area(each) for each in seen] == pytest.approx(drawn.covered.sum(axis=(1, 2)), rel=0.12)
@@ -101,7 +125,9 @@ def test_masks_and_areas_are_those_of_what_is_seen() -> None:
 
 def test_a_montage_has_its_outlines_where_the_scenes_are() -> None:
     """A scene alone is shown at twice its size, others in quarters of the image."""
-    drawn = scenes._draw(177, seed=3, stream=5)  # 60 times 1 + 2 + 3 without those of images 40 and 80, 1 and 2
+    drawn = scenes._draw(
+        177, seed=3, stream=5
+    )  # 60 times 1 + 2 + 3 without those of images 40 and 80, 1 and 2
     tinted = {}
     for index, scene in enumerate(drawn.scenes):
         halved = scene.copy()
@@ -114,10 +140,16 @@ def test_a_montage_has_its_outlines_where_the_scenes_are() -> None:
         for label, outline, crowd in objects:
             if crowd is None:
                 scale = 2 if len(objects) == 1 else 1
-                left, top = (0, 0) if scale == 2 else (32 * int(min(c) // 32) for c in zip(*outline, strict=True))
-                index = tinted[pixels[top : top + 32 * scale : scale, left : left + 32 * scale : scale].tobytes()]
+                left, top = (
+                    (0, 0) if scale == 2 else (32 * int(min(c) // 32) for c in zip(*outline, strict=True))
+                )
+                index = tinted[
+                    pixels[top : top + 32 * scale : scale, left : left + 32 * scale : scale].tobytes()
+                ]
                 mask = np.zeros((64, 64), bool)
-                mask[top : top + 32 * scale, left : left + 32 * scale] = drawn.covered[index].repeat(scale, 0).repeat(scale, 1)
+                mask[top : top + 32 * scale, left : left + 32 * scale] = (
+                    drawn.covered[index].repeat(scale, 0).repeat(scale, 1)
+                )
                 assert iou(rasterised(outline, 64, 64), mask) > 0.86
                 assert label == index % 80
                 found.add(index)
@@ -145,7 +177,9 @@ def test_other_sizes_and_numbers_of_families_can_be_drawn() -> None:
     images = scenes.outlined(40, seed=0, stream=0, families=2, side=48)
     assert {pixels.shape for pixels, _ in images} == {(96, 96, 3)}
     assert {each.label for _, objects in images for each in objects} == set(range(20))
-    assert max(end for _, objects in images for each in objects for point in each.outline for end in point) <= 96
+    assert (
+        max(end for _, objects in images for each in objects for point in each.outline for end in point) <= 96
+    )
 
 
 # The layout of VOC
@@ -170,13 +204,17 @@ def test_voc_boxes_are_those_of_the_montages(read: dict[str, Annotated]) -> None
     """Counted from 0 by the reader, so that they are the generator's own."""
     drawn = scenes.montage(30, seed=0, stream=50) + scenes.montage(30, seed=0, stream=52)
     for picture, (pixels, objects) in zip(read[VOC.train_split].pictures, drawn, strict=True):
-        assert [(each.label, each.difficult, each.box) for each in picture.instances] == [tuple(each) for each in objects]
+        assert [(each.label, each.difficult, each.box) for each in picture.instances] == [
+            tuple(each) for each in objects
+        ]
         with Image.open(picture.file) as image:
             assert np.array_equal(np.asarray(image), pixels)
             assert image.size == (picture.width, picture.height) == (64, 64)
 
 
-def test_voc_lists_are_disjoint_and_the_test_list_ends_its_lines_as_the_release_does(site: Site, read: dict[str, Annotated]) -> None:
+def test_voc_lists_are_disjoint_and_the_test_list_ends_its_lines_as_the_release_does(
+    site: Site, read: dict[str, Annotated]
+) -> None:
     lists = sorted(VOC.folder(site).glob("VOC*/ImageSets/Main/*.txt"))
     assert [str(path.relative_to(VOC.folder(site))) for path in lists] == [
         "VOC2007/ImageSets/Main/test.txt",
@@ -195,7 +233,9 @@ def test_coco_files_are_those_of_the_golden_digest(site: Site, read: dict[str, A
     assert digest(COCO.folder(site)) == GOLDEN_COCO
 
 
-def test_coco_has_every_class_in_train_and_val_crowds_and_images_without_an_object(read: dict[str, Annotated]) -> None:
+def test_coco_has_every_class_in_train_and_val_crowds_and_images_without_an_object(
+    read: dict[str, Annotated],
+) -> None:
     train, val = read["train2017"], read["val2017"]
     assert (len(train.pictures), len(val.pictures)) == (120, 80)
     for found in (train, val):
@@ -229,11 +269,15 @@ def test_coco_says_what_the_montages_show(site: Site, read: dict[str, Annotated]
     rows: dict[int, list[dict[str, Any]]] = {}
     for row in content(site, "val2017")["annotations"]:  # the last object first, in both
         rows.setdefault(row["image_id"], []).append(row)
-    for picture, (pixels, objects) in zip(read["val2017"].pictures, scenes.outlined(80, seed=0, stream=61), strict=True):
+    for picture, (pixels, objects) in zip(
+        read["val2017"].pictures, scenes.outlined(80, seed=0, stream=61), strict=True
+    ):
         with Image.open(picture.file) as image:
             assert np.array_equal(np.asarray(image), pixels)
         assert [each.label for each in picture.instances] == [each.label for each in objects[::-1]]
-        for each, row, instance in zip(objects[::-1], rows.get(int(picture.id), []), picture.instances, strict=True):
+        for each, row, instance in zip(
+            objects[::-1], rows.get(int(picture.id), []), picture.instances, strict=True
+        ):
             assert instance.crowd == (each.crowd is not None) == bool(row["iscrowd"])
             x, y, width, height = row["bbox"]
             assert instance.box == (x, y, x + width, y + height)
@@ -243,7 +287,12 @@ def test_coco_says_what_the_montages_show(site: Site, read: dict[str, Annotated]
                 mask = decoded(rle.frPyObjects(row["segmentation"], 64, 64))
                 assert np.array_equal(mask, each.crowd)
                 assert row["area"] == mask.sum()
-                assert rle.toBbox(rle.frPyObjects(row["segmentation"], 64, 64)).tolist() == [x, y, width, height]
+                assert rle.toBbox(rle.frPyObjects(row["segmentation"], 64, 64)).tolist() == [
+                    x,
+                    y,
+                    width,
+                    height,
+                ]
             else:
                 (polygon,) = row["segmentation"]
                 mask = rasterised(tuple(zip(polygon[::2], polygon[1::2], strict=True)), 64, 64)
@@ -262,7 +311,16 @@ def test_run_lengths_go_down_the_columns_and_begin_outside() -> None:
 
 
 def test_the_ids_of_the_other_synthetic_sets_are_what_they_were() -> None:
-    found = [cls().id for cls in (SyntheticFolder, SyntheticSTL10, SyntheticVOC2007, SyntheticPlaces205, SyntheticINaturalist2018)]
+    found = [
+        cls().id
+        for cls in (
+            SyntheticFolder,
+            SyntheticSTL10,
+            SyntheticVOC2007,
+            SyntheticPlaces205,
+            SyntheticINaturalist2018,
+        )
+    ]
     assert found == ["28ac4b6990f4", "e56e4679f2de", "747f7fb8b116", "6b13f944f886", "09e801e8aba9"]
 
 
@@ -277,9 +335,19 @@ def test_too_few_images_for_every_class_are_refused() -> None:
 def test_the_fewest_images_allowed_have_every_class(dataset: SyntheticVOC0712 | SyntheticCOCO2017) -> None:
     number = len(dataset.classes)
     if isinstance(dataset, SyntheticVOC0712):
-        shown = {each.label for _, objects in scenes.montage(number, seed=0, stream=51) for each in objects if not each.difficult}
+        shown = {
+            each.label
+            for _, objects in scenes.montage(number, seed=0, stream=51)
+            for each in objects
+            if not each.difficult
+        }
     else:
-        shown = {each.label for _, objects in scenes.outlined(number, seed=0, stream=61) for each in objects if each.crowd is None}
+        shown = {
+            each.label
+            for _, objects in scenes.outlined(number, seed=0, stream=61)
+            for each in objects
+            if each.crowd is None
+        }
     assert shown == set(range(number))
 
 
@@ -314,11 +382,15 @@ def digest(folder: Path) -> str:
     """Of the names and the bytes of a folder's files."""
     found = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        found.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode() + path.read_bytes())
+        found.update(
+            f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode() + path.read_bytes()
+        )
     return found.hexdigest()
 
 
-def crossed_an_odd_number_of_times(outline: polygons.Polygon, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+def crossed_an_odd_number_of_times(
+    outline: polygons.Polygon, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.bool_]:
     """Whether a ray from each point to the right leaves the polygon."""
     inside = np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
     for (ax, ay), (bx, by) in zip(outline, (*outline[1:], outline[0]), strict=True):

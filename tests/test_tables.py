@@ -1,4 +1,5 @@
-"""The tables of the paper: their numbers against a second transcription, their claims on those numbers, and the runs behind them."""
+"""The tables of the paper: their numbers against a second transcription, their claims on those numbers, and
+the runs behind them."""
 
 from __future__ import annotations
 
@@ -13,22 +14,38 @@ import pytest
 
 from configs import pretrain, released
 from reproduce.data import stl10, synthetic
-from reproduce.data.views import Augmentation
+from reproduce.data.augmentation import Augmentation
 from reproduce.nn.heads import Heads
+from reproduce.nn.weights import Weights
 from reproduce.plan import Request
 from reproduce.report import markup
 from reproduce.report.display import display
 from reproduce.report.filled import fill
 from reproduce.report.table import Cell, MissingNumberError, Table
-from reproduce.spec import LARS, Evaluate, Pretrain, Settings, Weights
+from reproduce.settings import Settings
+from reproduce.spec import LARS, Evaluate, Pretrain
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "table10", "table11", "table12")
+NAMES = (
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "table7",
+    "table8",
+    "table9",
+    "table10",
+    "table11",
+    "table12",
+)
 ON_IMAGENET = ("table2", "table3", "table4", "table5", "table7", "table10")
 SOME_RELEASED = ("table2", "table3", "table4", "table5", "table10")
 
-# Read from the scan a second time, apart from tables/ and in another arrangement: a line is a column of the printed table, or for Tables 8
-# and 11 a row of the matrix that it folds up. `-` is a cell that the paper leaves empty, `?` one that the scan lost.
+# Read from the scan a second time, apart from tables/ and in another arrangement: a line is a column of the
+# printed table, or for Tables 8 and 11 a row of the matrix that it folds up. `-` is a cell that the paper
+# leaves empty, `?` one that the scan lost.
 TRANSCRIPTION = """
 table1  rows              BYOL; MoCo; SimCLR; Wang and Isola; W-MSE 4; Ours (K=4); Ours (K=8)
 table1  imagenet100_top1  71.56 72.80 -     74.60 79.02 80.38 81.56
@@ -119,7 +136,8 @@ table12 alignment         0.25 0.27 0.26 0.36
 table12 uniformity        -1.52 -2.95 -2.92 -3.8
 """
 
-# In the order of each table's claims: how the claim comes out on the paper's own numbers, and why, worked out by hand.
+# In the order of each table's claims: how the claim comes out on the paper's own numbers, and why, worked out
+# by hand.
 VERDICTS = {
     "table1": [
         (
@@ -249,7 +267,9 @@ def test_every_printed_number_agrees_with_a_second_transcription(name: str) -> N
     first = {}
     for row in (row for row in table(name).rows if not row.added):
         for column, cell in row.cells.items():
-            assert cell.paper is not None, f"{row.label} has no number of the paper's and is not marked as ours"
+            assert cell.paper is not None, (
+                f"{row.label} has no number of the paper's and is not marked as ours"
+            )
             lost = "not legible" in cell.paper.note.lower()
             first[row.label, column] = cell.paper.value or ("?" if lost else "-")
     assert first == second
@@ -269,15 +289,29 @@ def test_each_table_has_as_many_rows_as_the_paper_prints_and_ours_are_marked() -
 
 
 def test_numbers_beside_an_added_row_are_those_of_the_source_and_say_so() -> None:
-    added = {(row.label, key): cell.paper for row in table("table4").rows if row.added for key, cell in row.cells.items()}
+    added = {
+        (row.label, key): cell.paper
+        for row in table("table4").rows
+        if row.added
+        for key, cell in row.cells.items()
+    }
     assert {cell: paper.value for cell, paper in added.items() if paper} == {
         ("BYOL", "top1_20"): "66.7",
         ("BYOL", "top1_200"): "64.9",
         ("Barlow Twins", "top1_20"): "64.8",
         ("Barlow Twins", "top1_200"): "62.9",
     }
-    assert all(paper is not None and "VICReg" in paper.note and "not the paper's" in paper.note for paper in added.values())
-    others = [cell.paper for name in ("table1", "table6") for row in table(name).rows if row.added for cell in row.cells.values()]
+    assert all(
+        paper is not None and "VICReg" in paper.note and "not the paper's" in paper.note
+        for paper in added.values()
+    )
+    others = [
+        cell.paper
+        for name in ("table1", "table6")
+        for row in table(name).rows
+        if row.added
+        for cell in row.cells.values()
+    ]
     assert set(others) == {None}
 
 
@@ -292,12 +326,26 @@ def test_a_number_beside_an_added_row_is_never_the_best_of_the_papers() -> None:
 
 def test_a_cell_without_a_number_says_whether_it_is_empty_or_lost() -> None:
     notes = {
-        (name, row, column): table(name).cell(row, column).paper for (name, row, column), text in transcribed().items() if text in "-?"
+        (name, row, column): table(name).cell(row, column).paper
+        for (name, row, column), text in transcribed().items()
+        if text in "-?"
     }
-    lost = {key for key, paper in notes.items() if paper is not None and "not legible in the scan" in paper.note.lower()}
-    empty = {key for key, paper in notes.items() if paper is not None and "leaves this cell empty" in paper.note}
+    lost = {
+        key
+        for key, paper in notes.items()
+        if paper is not None and "not legible in the scan" in paper.note.lower()
+    }
+    empty = {
+        key for key, paper in notes.items() if paper is not None and "leaves this cell empty" in paper.note
+    }
     assert len(lost) == 3
-    assert Counter(name for name, _, _ in empty) == {"table1": 9, "table2": 1, "table3": 2, "table4": 3, "table5": 9}
+    assert Counter(name for name, _, _ in empty) == {
+        "table1": 9,
+        "table2": 1,
+        "table3": 2,
+        "table4": 3,
+        "table5": 9,
+    }
     assert lost | empty == set(notes)
 
 
@@ -354,13 +402,17 @@ def test_a_doubt_about_the_whole_table_is_a_note(name: str, says: tuple[str, ...
 def test_claims_on_the_papers_own_numbers_come_out_as_worked_out_by_hand(name: str) -> None:
     plan = table(name)
     judged = [(claim.text, verdict) for claim, verdict in zip(plan.claims, plan.judge_paper(), strict=True)]
-    assert judged == [(claim.text, verdict) for claim, (verdict, _) in zip(plan.claims, VERDICTS[name], strict=True)]
+    assert judged == [
+        (claim.text, verdict) for claim, (verdict, _) in zip(plan.claims, VERDICTS[name], strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_claim_names_its_section_and_is_open_where_nothing_is_known(name: str) -> None:
     def unknown(row: str, column: str) -> float:
-        assert (row, column) in {(row.label, column.key) for row in plan.rows for column in plan.columns}, f"{name} has no {row}, {column}"
+        assert (row, column) in {(row.label, column.key) for row in plan.rows for column in plan.columns}, (
+            f"{name} has no {row}, {column}"
+        )
         raise MissingNumberError
 
     plan = table(name)
@@ -379,7 +431,10 @@ def judged(name: str, numbers: dict[str, float]) -> list[str]:
     """The verdicts of a one-column table's claims on made-up numbers by row."""
     plan = table(name)
     (column,) = plan.columns
-    return [claim.judge(plan.values(lambda row, key: numbers.get(row) if key == column.key else None)) for claim in plan.claims]
+    return [
+        claim.judge(plan.values(lambda row, key: numbers.get(row) if key == column.key else None))
+        for claim in plan.claims
+    ]
 
 
 def test_normalisation_claims_on_numbers_of_our_own() -> None:
@@ -446,26 +501,43 @@ def test_the_ablation_and_the_grid_share_their_twelve_common_runs() -> None:
         ("table12", "Ours (K=4)", "acc", "Ours (K=4) + L_b + L_s"),
     ],
 )
-def test_the_same_experiment_in_two_tables_is_one_run(name: str, row: str, column: str, of_table8: str) -> None:
+def test_the_same_experiment_in_two_tables_is_one_run(
+    name: str, row: str, column: str, of_table8: str
+) -> None:
     assert run_of(table(name).cell(row, column)).id == run_of(table("table8").cell(of_table8, "acc")).id
 
 
 @pytest.mark.parametrize(
     ("name", "pretrainings", "evaluations"),
     [
-        *[("table1", 8, 16), ("table2", 6, 6), ("table3", 2, 4), ("table4", 2, 2), ("table5", 2, 8), ("table6", 9, 9), ("table7", 9, 9)],
+        *[
+            ("table1", 8, 16),
+            ("table2", 6, 6),
+            ("table3", 2, 4),
+            ("table4", 2, 2),
+            ("table5", 2, 8),
+            ("table6", 9, 9),
+            ("table7", 9, 9),
+        ],
         *[("table8", 12, 12), ("table9", 0, 0), ("table10", 2, 2), ("table11", 60, 60), ("table12", 4, 8)],
     ],
 )
-def test_a_table_takes_as_many_runs_as_its_docstring_says(name: str, pretrainings: int, evaluations: int) -> None:
+def test_a_table_takes_as_many_runs_as_its_docstring_says(
+    name: str, pretrainings: int, evaluations: int
+) -> None:
     specs = table(name).specs(1)
     assert sum(isinstance(spec, Pretrain) for spec in specs) == pretrainings
     assert sum(isinstance(spec, Evaluate) for spec in specs) == evaluations
 
 
-@pytest.mark.parametrize(("scale", "pretrainings", "evaluations"), [("smoke", 88, 115), ("small", 88, 111), ("paper", 88, 115)])
-def test_all_tables_together_take_as_many_runs_as_the_readme_says(scale: str, pretrainings: int, evaluations: int) -> None:
-    """To 75 + 87, ImageNet adds 3 pretrainings of ours, 4 of the tuned BYOL, 3 of BYOL, 3 of multi-crop; 6 + 4 + 2 + 6 + 6 evaluations.
+@pytest.mark.parametrize(
+    ("scale", "pretrainings", "evaluations"), [("smoke", 88, 115), ("small", 88, 111), ("paper", 88, 115)]
+)
+def test_all_tables_together_take_as_many_runs_as_the_readme_says(
+    scale: str, pretrainings: int, evaluations: int
+) -> None:
+    """To 75 + 87, ImageNet adds 3 pretrainings of ours, 4 of the tuned BYOL, 3 of BYOL, 3 of multi-crop; 6 +
+    4 + 2 + 6 + 6 evaluations.
 
     At the scale small the four on Places205 and iNaturalist 2018 have no stand-in.
     """
@@ -476,14 +548,26 @@ def test_all_tables_together_take_as_many_runs_as_the_readme_says(scale: str, pr
 
 def test_one_encoder_of_ours_and_one_of_byol_feed_the_tables_of_imagenet() -> None:
     def encoders(name: str, row: str) -> set[str]:
-        return {cell.ours.spec.encoder.id for cell in next(r for r in table(name).rows if r.label == row).cells.values() if cell.ours}
+        return {
+            cell.ours.spec.encoder.id
+            for cell in next(r for r in table(name).rows if r.label == row).cells.values()
+            if cell.ours
+        }
 
     ours = encoder("table2", "Ours (K=4)", "e400").id
-    assert encoders("table3", "Ours (K=4)") == encoders("table4", "Ours (K=4)") == encoders("table5", "Ours (K=4)") == {ours}
+    assert (
+        encoders("table3", "Ours (K=4)")
+        == encoders("table4", "Ours (K=4)")
+        == encoders("table5", "Ours (K=4)")
+        == {ours}
+    )
     assert encoders("table2", "Ours (K=4)") == encoders("table7", "Ours (K=4)")
     assert encoders("table3", "BYOL") == encoders("table4", "BYOL") == encoders("table5", "BYOL")
     assert not encoders("table2", "BYOL") & encoders("table7", "BYOL")
-    assert run_of(table("table2").cell("Ours (K=4)", "e400")).id == run_of(table("table7").cell("Ours (K=4)", "e300")).id
+    assert (
+        run_of(table("table2").cell("Ours (K=4)", "e400")).id
+        == run_of(table("table7").cell("Ours (K=4)", "e300")).id
+    )
 
 
 def test_every_measured_cell_asks_for_a_number_that_its_protocol_returns() -> None:
@@ -558,9 +642,15 @@ def test_epochs_of_the_tables_of_imagenet(name: str, row: str, epochs: tuple[int
 
 @pytest.mark.parametrize(
     ("row", "num_views", "method", "peak", "tau"),
-    [("BYOL", 2, "byol", 0.6, 0.99), ("BYOL + multi-crop", 8, "byol", 0.6, 0.99), ("Ours (K=4)", 4, "msbreg", 1.2, 0.99)],
+    [
+        ("BYOL", 2, "byol", 0.6, 0.99),
+        ("BYOL + multi-crop", 8, "byol", 0.6, 0.99),
+        ("Ours (K=4)", 4, "msbreg", 1.2, 0.99),
+    ],
 )
-def test_settings_of_the_papers_own_runs_on_imagenet(row: str, num_views: int, method: str, peak: float, tau: float) -> None:
+def test_settings_of_the_papers_own_runs_on_imagenet(
+    row: str, num_views: int, method: str, peak: float, tau: float
+) -> None:
     """Sections 7.1 and 7.2; two crops of eight count for the rate, as small ones do not."""
     for column in ("e100", "e200", "e300"):
         run = encoder("table7", row, column)
@@ -590,7 +680,9 @@ def test_settings_of_the_papers_own_runs_on_imagenet(row: str, num_views: int, m
         ("table4", "top1_20", 3.2, 1.5e-6, 0.996),
     ],
 )
-def test_the_quoted_byol_has_byols_own_settings(name: str, column: str, peak: float, decay: float, tau: float) -> None:
+def test_the_quoted_byol_has_byols_own_settings(
+    name: str, column: str, peak: float, decay: float, tau: float
+) -> None:
     """Rates of .45, .3 and .2 for 256 images, 16 times that at batch 4096 (byol/configs/byol.py)."""
     run = encoder(name, "BYOL", column)
     assert run.batch_size == 4096
@@ -611,7 +703,9 @@ def test_linear_classifiers_on_imagenet_choose_their_rate_on_held_out_train_imag
             assert (settings["evaluate.protocol.epochs"], settings["evaluate.protocol.num_drops"]) == (80, 0)
 
 
-@pytest.mark.parametrize(("part", "classifier", "network"), [("1percent", 2.0, 0.0), ("10percent", 0.25, 2.5e-4)])
+@pytest.mark.parametrize(
+    ("part", "classifier", "network"), [("1percent", 2.0, 0.0), ("10percent", 0.25, 2.5e-4)]
+)
 def test_settings_of_section_8_2(part: str, classifier: float, network: float) -> None:
     for metric in ("top1", "top5"):
         for row in ("BYOL", "Ours (K=4)"):
@@ -619,7 +713,13 @@ def test_settings_of_section_8_2(part: str, classifier: float, network: float) -
             assert cell.ours is not None
             assert cell.ours.metric == metric
             settings = dict(run_of(cell).protocol.leaves())
-            stated = {"labels": part, "classifier_lr": classifier, "encoder_lr": network, "batch_size": 1024, "momentum": 0.9}
+            stated = {
+                "labels": part,
+                "classifier_lr": classifier,
+                "encoder_lr": network,
+                "batch_size": 1024,
+                "momentum": 0.9,
+            }
             assert {key: settings[key] for key in stated} == stated
             assert settings["nesterov"] is True
 
@@ -634,14 +734,24 @@ def test_neighbours_of_table_4_are_20_and_200_of_one_evaluation() -> None:
 @pytest.mark.parametrize(("column", "epochs"), [("places", 28), ("inat18", 84)])
 def test_settings_of_section_8_4(column: str, epochs: int) -> None:
     protocol = dict(run_of(table("table5").cell("Ours (K=4)", column)).protocol.leaves())
-    stated = {"epochs": epochs, "batch_size": 256, "base_lrs": (0.2,), "momentum": 0.9, "weight_decay": 1e-4, "num_drops": 2}
+    stated = {
+        "epochs": epochs,
+        "batch_size": 256,
+        "base_lrs": (0.2,),
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "num_drops": 2,
+    }
     assert {key: protocol[key] for key in (*stated, "num_drops")} == stated | {"num_drops": 2}
     assert run_of(table("table5").cell("Ours (K=4)", "voc07")).protocol.name == "svm"
 
 
 def test_settings_of_detection_and_of_instance_segmentation_in_section_8_4() -> None:
     """The rest of VOC's is MoCo's, as the section says, with MoCo's numbers from its own files."""
-    on_voc, on_coco = run_of(table("table5").cell("Ours (K=4)", "ap")), run_of(table("table10").cell("Ours (K=4)", "box_ap"))
+    on_voc, on_coco = (
+        run_of(table("table5").cell("Ours (K=4)", "ap")),
+        run_of(table("table10").cell("Ours (K=4)", "box_ap")),
+    )
     schedule = ("base_lr", "batch_size", "iterations", "drops", "gamma", "warmup_iterations")
     settings = [dict(run.protocol.leaves()) for run in (on_voc, on_coco)]
     assert [settings[0][key] for key in schedule] == [0.02, 16, 24_000, (18_000, 22_000), 0.1, 100]
@@ -653,7 +763,11 @@ def test_settings_of_detection_and_of_instance_segmentation_in_section_8_4() -> 
 @pytest.mark.parametrize("name", ["table5", "table10"])
 def test_the_columns_of_detection_come_from_one_fine_tuning(name: str) -> None:
     for row in ("BYOL", "Ours (K=4)"):
-        cells = {key: cell for key, cell in next(of for of in table(name).rows if of.label == row).cells.items() if "ap" in key}
+        cells = {
+            key: cell
+            for key, cell in next(of for of in table(name).rows if of.label == row).cells.items()
+            if "ap" in key
+        }
         detection = {key: cell for key, cell in cells.items() if key != "map"}
         assert len({run_of(cell).id for cell in detection.values()}) == 1
         assert [cell.ours.metric for cell in detection.values() if cell.ours] == list(detection)
@@ -679,29 +793,38 @@ def test_a_caption_says_what_another_batch_makes_of_rate_and_schedule() -> None:
 
 @pytest.mark.parametrize("name", ["table5", "table10"])
 def test_images_for_a_stem_that_halves_once_less_have_half_the_side(name: str) -> None:
-    """The same grids of features: anchors and images shrink together; an encoder from elsewhere keeps its network and its images."""
+    """The same grids of features: anchors and images shrink together; an encoder from elsewhere keeps its
+    network and its images."""
     column = "ap" if name == "table5" else "box_ap"
-    paper, small = (dict(run_of(Request(table=name, scale=scale).build().cell("BYOL", column)).leaves()) for scale in ("paper", "small"))
+    paper, small = (
+        dict(run_of(Request(table=name, scale=scale).build().cell("BYOL", column)).leaves())
+        for scale in ("paper", "small")
+    )
     assert small["encoder.backbone"] == "resnet18_3x3"
     for key in ("train_sizes", "anchor_sizes"):
         assert small[f"protocol.{key}"] == tuple(side / 2 for side in paper[f"protocol.{key}"])
     assert small["protocol.test_size"] == paper["protocol.test_size"] / 2
     assert small["protocol.iterations"] == paper["protocol.iterations"] / 4
     assert small["protocol.drops"] == tuple(drop / 4 for drop in paper["protocol.drops"])
-    elsewhere = dict(run_of(Request(table=name, scale="small", baselines="released").build().cell("SwAV", column)).leaves())
+    elsewhere = dict(
+        run_of(Request(table=name, scale="small", baselines="released").build().cell("SwAV", column)).leaves()
+    )
     assert elsewhere["protocol.anchor_sizes"] == paper["protocol.anchor_sizes"]
 
 
 def test_a_pyramid_at_smoke_has_an_anchor_size_for_each_of_its_levels() -> None:
     for row, backbone, levels in (("BYOL", "small", 4), ("SwAV", "resnet50", 5)):
-        run = run_of(Request(table="table10", scale="smoke", baselines="released").build().cell(row, "box_ap"))
+        run = run_of(
+            Request(table="table10", scale="smoke", baselines="released").build().cell(row, "box_ap")
+        )
         settings = dict(run.leaves())
         assert settings["encoder.backbone"] == backbone
         assert len(settings["protocol.anchor_sizes"]) == levels
 
 
 def test_moco_v2_is_fine_tuned_from_the_encoder_whose_numbers_are_printed() -> None:
-    """82.4, 63.6 and 57.0 are those of 200 epochs (facebookresearch/moco detection/README.md); of 800 epochs: 82.5, 64.0 and 57.4."""
+    """82.4, 63.6 and 57.0 are those of 200 epochs (facebookresearch/moco detection/README.md); of 800 epochs:
+    82.5, 64.0 and 57.4."""
     cells = table("table5").rows[1].cells
     encoders = {key: cell.released.spec.encoder for key, cell in cells.items() if cell.released}
     fine_tuned = dict.fromkeys(("ap50", "ap75", "ap"), released.MOCO_V2_200)
@@ -716,7 +839,9 @@ def test_a_released_encoder_takes_the_place_of_a_quoted_number_only(name: str) -
     found = 0
     for row in table(name).rows:
         for key, cell in row.cells.items():
-            assert cell.ours is None or cell.released is None, f"{row.label} is run, and would also be evaluated"
+            assert cell.ours is None or cell.released is None, (
+                f"{row.label} is run, and would also be evaluated"
+            )
             offered = "--baselines released" in cell.why_not_ours
             assert offered == (cell.released is not None), (row.label, key)
             if cell.released is not None:
@@ -740,14 +865,17 @@ def test_rows_that_are_run_and_rows_that_are_evaluated_share_their_evaluations(n
 
 @pytest.mark.parametrize("name", SOME_RELEASED)
 def test_released_encoders_are_of_the_epochs_that_the_row_prints(name: str) -> None:
-    """By the addresses' own numbers where they name them; MoCo's 800 in Table 5 and PCL's version are choices that footnotes tell."""
+    """By the addresses' own numbers where they name them; MoCo's 800 in Table 5 and PCL's version are choices
+    that footnotes tell."""
     told = {"moco_v2_800ep": 800, "moco_v2_200ep": 200, "100ep-256bs": 100}
     for row in table(name).rows:
         for key, cell in row.cells.items():
             if cell.released is None:
                 continue
             url = cell.released.spec.encoder.url  # type: ignore[union-attr]
-            named = [epochs for part, epochs in told.items() if part in url] or [int(n) for n in re.findall(r"_(\d+)ep_", url)]
+            named = [epochs for part, epochs in told.items() if part in url] or [
+                int(n) for n in re.findall(r"_(\d+)ep_", url)
+            ]
             wanted = int(key.removeprefix("e")) if name == "table2" else row.facts.get("Epochs", "")
             if named and str(wanted).isdigit():
                 assert named == [int(wanted)], (row.label, url)
@@ -761,7 +889,11 @@ def test_a_users_encoder_is_measured_as_ours_where_columns_are_not_pretraining_e
         return
     assert plan.measure is not None
     mine = plan.measure(Weights(sha256="0" * 64))
-    ours = {key: cell.ours for key, cell in next(row for row in plan.rows if row.label == "Ours (K=4)").cells.items() if cell.ours}
+    ours = {
+        key: cell.ours
+        for key, cell in next(row for row in plan.rows if row.label == "Ours (K=4)").cells.items()
+        if cell.ours
+    }
     assert {key: (of.spec.protocol, of.spec.dataset, of.metric) for key, of in mine.items()} == {
         key: (of.spec.protocol, of.spec.dataset, of.metric) for key, of in ours.items()
     }
@@ -788,21 +920,34 @@ def test_settings_of_sections_7_1_and_7_2(recipe, method) -> None:
 
 def test_the_two_data_sets_have_their_own_stem_crop_and_size() -> None:
     on_imagenet100, on_stl10 = (
-        dict(recipe.leaves()) for recipe in (pretrain.msbreg(pretrain.imagenet100), pretrain.msbreg(pretrain.stl10))
+        dict(recipe.leaves())
+        for recipe in (pretrain.msbreg(pretrain.imagenet100), pretrain.msbreg(pretrain.stl10))
     )
-    differ = {key: (value, on_stl10[key]) for key, value in on_imagenet100.items() if key in on_stl10 and on_stl10[key] != value}
+    differ = {
+        key: (value, on_stl10[key])
+        for key, value in on_imagenet100.items()
+        if key in on_stl10 and on_stl10[key] != value
+    }
     assert differ["backbone"] == ("resnet18", "resnet18_3x3")
     assert differ["augmentation.crop_scale"] == ((0.08, 1.0), (0.2, 1.0))
     assert differ["dataset.size"] == (224, 64)
     assert differ["optimizer.base_lr"] == (0.4, 0.5)
-    assert all(key in ("backbone", "augmentation.crop_scale", "optimizer.base_lr") or key.startswith("dataset") for key in differ)
+    assert all(
+        key in ("backbone", "augmentation.crop_scale", "optimizer.base_lr") or key.startswith("dataset")
+        for key in differ
+    )
 
 
 def test_the_weights_of_the_losses_are_those_of_section_4_5() -> None:
     full = dict(pretrain.msbreg(pretrain.imagenet100).leaves())
     assert (full["method.num_views"], full["method.lambda_s"], full["method.lambda_b"]) == (4, 0.004, 0.5)
     plain = dict(pretrain.byol(pretrain.imagenet100).leaves())
-    assert (plain["method.num_views"], plain["method.lambda_s"], plain["method.lambda_b"], plain["method.lambda_uniform"]) == (2, 0, 0, 0)
+    assert (
+        plain["method.num_views"],
+        plain["method.lambda_s"],
+        plain["method.lambda_b"],
+        plain["method.lambda_uniform"],
+    ) == (2, 0, 0, 0)
 
 
 def test_check_marks_of_table_8_say_what_its_runs_do() -> None:
@@ -824,7 +969,9 @@ def test_rows_of_table_6_run_with_the_norm_batch_and_weight_that_they_print() ->
         ours = row.shown == "Ours"
         assert run["method.heads.norm"] == norms[row.facts["Norm. layer"]]
         assert run["method.lambda_b"] == strengths[row.facts[r"$\lambda_b$"]]
-        assert (run["method"], run["method.num_views"], run["method.lambda_s"]) == (("msbreg", 4, 0.004) if ours else ("byol", 2, 0))
+        assert (run["method"], run["method.num_views"], run["method.lambda_s"]) == (
+            ("msbreg", 4, 0.004) if ours else ("byol", 2, 0)
+        )
         assert str(run["batch_size"]) == row.facts["Batch size"]
         printed.append(run["batch_size"])
     assert printed == [256, 256, 256, 256, 1024, 256, 256, 256, 256]
@@ -836,22 +983,35 @@ def test_the_grid_runs_byol_at_two_views_and_ours_at_more() -> None:
         for key, (name, num_views) in {"k2": ("byol", 2), "k4": ("msbreg", 4), "k8": ("msbreg", 8)}.items():
             method = run_of(row.cells[key]).encoder.method
             settings = dict(method.leaves())
-            assert (method.name, settings["num_views"], settings["lambda_s"], settings["lambda_b"]) == (name, num_views, lambda_s, lambda_b)
+            assert (method.name, settings["num_views"], settings["lambda_s"], settings["lambda_b"]) == (
+                name,
+                num_views,
+                lambda_s,
+                lambda_b,
+            )
 
 
 def test_only_one_row_of_table_12_is_trained_with_the_uniformity_loss() -> None:
-    weights = {row.label: dict(encoder("table12", row.label).method.leaves()).get("lambda_uniform", 0) for row in table("table12").rows}
+    weights = {
+        row.label: dict(encoder("table12", row.label).method.leaves()).get("lambda_uniform", 0)
+        for row in table("table12").rows
+    }
     assert weights == {"BYOL": 0, "BYOL + L_uniform": 2 / 3, "BYOL + L_b + L_s": 0, "Ours (K=4)": 0}
 
 
 def test_table_9_shows_the_settings_that_runs_use_and_they_are_the_papers() -> None:
     cells = [row.cells["value"] for row in table("table9").rows]
-    assert [cell.setting for cell in cells] == [float(cell.paper.value) for cell in cells if cell.paper and cell.paper.value]
+    assert [cell.setting for cell in cells] == [
+        float(cell.paper.value) for cell in cells if cell.paper and cell.paper.value
+    ]
     assert all(cell.ours is None for cell in cells)
     assert encoder("table8", "BYOL").augmentation == Augmentation()
 
 
-@pytest.mark.parametrize(("column", "epochs", "peak", "tau"), [("imagenet100_top1", 400, 0.3, 0.99), ("stl10_top1", 2000, 0.2, 0.996)])
+@pytest.mark.parametrize(
+    ("column", "epochs", "peak", "tau"),
+    [("imagenet100_top1", 400, 0.3, 0.99), ("stl10_top1", 2000, 0.2, 0.996)],
+)
 def test_the_tuned_byol_has_byols_own_settings(column: str, epochs: int, peak: float, tau: float) -> None:
     run, papers = encoder("table1", "BYOL (tuned)", column), encoder("table1", "BYOL", column)
     assert (run.epochs, run.batch_size) == (epochs, 256)
@@ -862,12 +1022,18 @@ def test_the_tuned_byol_has_byols_own_settings(column: str, epochs: int, peak: f
     # T blurs always and never solarizes, T' blurs and solarizes seldom; nothing else differs.
     first, second = run.augmentation, run.augmentation.every_second  # type: ignore[attr-defined]
     assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
-    assert (run.dataset, run.backbone, second.crop_scale) == (papers.dataset, papers.backbone, papers.augmentation.crop_scale)  # type: ignore[attr-defined]
+    assert (run.dataset, run.backbone, second.crop_scale) == (
+        papers.dataset,
+        papers.backbone,
+        papers.augmentation.crop_scale,
+    )  # type: ignore[attr-defined]
 
 
 def test_the_optimiser_of_every_other_run_is_the_papers() -> None:
     names = [name for name in NAMES if name not in ON_IMAGENET]
-    found: set[Settings] = {run.encoder.optimizer for name in names for run in runs(name) if run.encoder.epochs == 320}
+    found: set[Settings] = {
+        run.encoder.optimizer for name in names for run in runs(name) if run.encoder.epochs == 320
+    }
     assert found == {LARS(base_lr=0.4), LARS(base_lr=0.5)}
 
 
@@ -913,7 +1079,11 @@ def test_every_text_is_in_the_vocabulary_of_the_report(name: str) -> None:
     texts += [text for column in plan.columns for text in (column.title, column.group)]
     for row in plan.rows:
         texts += [row.shown or row.label, row.note, *row.facts, *row.facts.values()]
-        texts += [text for cell in row.cells.values() for text in (cell.paper.note if cell.paper else "", cell.why_not_ours)]
+        texts += [
+            text
+            for cell in row.cells.values()
+            for text in (cell.paper.note if cell.paper else "", cell.why_not_ours)
+        ]
     for text in texts:
         for form in (markup.plain, markup.markdown, markup.html, markup.tex):
             assert "U+" not in form(text), text
@@ -933,6 +1103,8 @@ def test_every_text_is_in_the_vocabulary_of_the_report(name: str) -> None:
         ("table5", "*", "ap*", (10, 3)),
     ],
 )
-def test_rows_and_columns_can_be_picked_by_their_names(name: str, rows: str, columns: str, size: tuple[int, int]) -> None:
+def test_rows_and_columns_can_be_picked_by_their_names(
+    name: str, rows: str, columns: str, size: tuple[int, int]
+) -> None:
     cut = table(name).select(rows, columns)
     assert (len(cut.rows), len(cut.columns)) == size

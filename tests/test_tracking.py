@@ -19,26 +19,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toys import PRETRAIN, Label, ended
+from toys import PRETRAIN, Judge, Recorded, ended
 
-from reproduce import identity, interrupt, lease
-from reproduce.entry import group, title
+from reproduce import identity
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
 from reproduce.report.filled import Filled, fill
+from reproduce.report.observe import Finished
 from reproduce.report.table import Cell, Column, Measured, Row, Table
-from reproduce.results import Finished
+from reproduce.runs import interrupt, lease
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate
-from reproduce.tracking import BusyError, Store
 from reproduce.tracking.recording import Run
+from reproduce.tracking.store import AlreadyRunningError, Store
+from reproduce.tracking.tags import group, title
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
 fork = multiprocessing.get_context("fork")
 
 
-EVALUATE = Evaluate(encoder=PRETRAIN, protocol=Label(k=5), dataset=Label())
+EVALUATE = Evaluate(encoder=PRETRAIN, protocol=Judge(k=5), dataset=Recorded())
 
 
 def open_new(site: Site, results: multiprocessing.Queue[tuple[int, int]]) -> None:
@@ -50,7 +51,8 @@ def open_new(site: Site, results: multiprocessing.Queue[tuple[int, int]]) -> Non
 
 @pytest.fixture(scope="module")
 def race(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, list[tuple[int, int]]]:
-    """A store that two processes created at once, and the (inode, seed) that each saw; creation takes seconds, so tests copy it."""
+    """A store that two processes created at once, and the (inode, seed) that each saw; creation takes
+    seconds, so tests copy it."""
     import mlflow.tracking  # noqa: F401, forked processes need not import it again
 
     site, results = Site(runs=tmp_path_factory.mktemp("template")), fork.Queue()
@@ -88,7 +90,9 @@ def mlflow_status(site: Site, run_id: str) -> str:
 def test_two_processes_create_a_store_once(race: tuple[Site, list[tuple[int, int]]]) -> None:
     site, seen = race
     assert len({inode for inode, _ in seen}) == 1
-    assert {row.spec_id for row in Store(site).status()} == {PRETRAIN.replace("seed", seed).id for _, seed in seen}
+    assert {row.spec_id for row in Store(site).status()} == {
+        PRETRAIN.replace("seed", seed).id for _, seed in seen
+    }
     assert not list(site.runs.glob("*.draft"))
 
 
@@ -116,13 +120,34 @@ def test_the_record_has_settings_axes_and_environment(site: Site, tmp_path: Path
         run.text("hello", "note.txt")
         run.finish({})
     data = store.connection.client.get_run(run.run_id).data
-    expected = {"K": "4", "lambda_b": "0.5", "lambda_s": "0.004", "norm": "batchnorm", "method": "msbreg", "method.heads.hidden": "512"}
-    expected |= {"epochs": "3", "batch_size": "32", "seed": "0", "backbone": "small", "dataset": "toy", "dataset.sizes": "[32, 64]"}
+    expected = {
+        "K": "4",
+        "lambda_b": "0.5",
+        "lambda_s": "0.004",
+        "norm": "batchnorm",
+        "method": "msbreg",
+        "method.heads.hidden": "512",
+    }
+    expected |= {
+        "epochs": "3",
+        "batch_size": "32",
+        "seed": "0",
+        "backbone": "small",
+        "dataset": "toy",
+        "dataset.sizes": "[32, 64]",
+    }
     assert data.params.items() >= expected.items()
-    assert data.tags.items() >= (data.params | {"spec_id": PRETRAIN.id, "group": PRETRAIN.id, "table": "table8", "scale": "smoke"}).items()
+    assert (
+        data.tags.items()
+        >= (
+            data.params | {"spec_id": PRETRAIN.id, "group": PRETRAIN.id, "table": "table8", "scale": "smoke"}
+        ).items()
+    )
     owner = json.loads(data.tags["owner"])
     assert (owner["pid"], owner["host"]) == (os.getpid(), lease.this_host())
-    assert json.loads(store.download(run.run_id, "spec.json", tmp_path).read_text()) == identity.canonical(PRETRAIN)
+    assert json.loads(store.download(run.run_id, "spec.json", tmp_path).read_text()) == identity.canonical(
+        PRETRAIN
+    )
     environment = json.loads(store.download(run.run_id, "environment.json", tmp_path).read_text())
     assert environment["packages"]["mlflow"].count(".") == 2
     assert environment["commit"] == data.tags["commit"]
@@ -139,7 +164,16 @@ def test_an_evaluation_is_the_child_of_its_pretraining_run(site: Site) -> None:
         child.finish({"top1": 0.5})
     data = store.connection.client.get_run(child.run_id).data
     assert data.tags["mlflow.parentRunId"] == parent.run_id
-    assert data.params.items() >= {"K": "4", "epochs": "3", "protocol": "toy", "protocol.k": "5", "encoder.method.num_views": "4"}.items()
+    assert (
+        data.params.items()
+        >= {
+            "K": "4",
+            "epochs": "3",
+            "protocol": "toy",
+            "protocol.k": "5",
+            "encoder.method.num_views": "4",
+        }.items()
+    )
 
 
 def fail(run: Run) -> None:
@@ -190,7 +224,7 @@ def test_the_status_is_true_after(end: str, site: Site) -> None:
     assert mlflow_status(site, row.run_id) == status
     assert store.finished([PRETRAIN.id]) == {}
     assert store.history(row.run_id, "loss") == [(1, 1.0), (2, 0.5)]
-    assert store.reap() == []
+    assert store.mark_dead_runs() == []
     names = {entry.path for entry in store.connection.client.list_artifacts(row.run_id)}
     assert ("error.txt" in names) == (end in ("exception", "sys.exit"))
 
@@ -201,7 +235,7 @@ def test_a_run_killed_with_sigkill_is_interrupted_and_reaped(site: Site) -> None
     row = store.status()[0]
     assert (row.spec_id, row.state) == (PRETRAIN.id, "interrupted")
     assert mlflow_status(site, row.run_id) == "RUNNING"
-    assert store.reap() == [row.run_id]
+    assert store.mark_dead_runs() == [row.run_id]
     assert mlflow_status(site, row.run_id) == "KILLED"
     assert "is gone" in store.status()[0].reason
     assert store.history(row.run_id, "loss") == [(1, 1.0)]
@@ -220,7 +254,7 @@ def test_finished_without_the_completion_tag_is_not_finished(site: Site) -> None
     assert mlflow_status(site, row.run_id) == "FINISHED"
     assert store.finished([PRETRAIN.id]) == {}
     assert row.state == "interrupted"
-    assert store.reap() == [row.run_id]
+    assert store.mark_dead_runs() == [row.run_id]
     assert mlflow_status(site, row.run_id) == "KILLED"
 
 
@@ -253,9 +287,11 @@ def test_a_killed_run_goes_on_in_the_same_record(site: Site, tmp_path: Path) -> 
     with store.start(PRETRAIN, scale="smoke") as run:
         assert run.run_id == first.run_id
         assert store.finished([PRETRAIN.id]) == {}
-        assert [(row.state, row.reason.startswith("process")) for row in store.status() if row.spec_id == PRETRAIN.id] == [
-            ("running", True)
-        ]
+        assert [
+            (row.state, row.reason.startswith("process"))
+            for row in store.status()
+            if row.spec_id == PRETRAIN.id
+        ] == [("running", True)]
         run.log(2, {"loss": 0.25})
         run.log(3, {"loss": 0.125})
         run.finish({"loss": 0.125})
@@ -278,9 +314,9 @@ def test_a_run_that_is_alive_is_neither_resumed_nor_reaped(site: Site) -> None:
     process.start()
     run_id = started.get(timeout=60)
     store = Store(site)
-    with pytest.raises(BusyError, match=f"process {process.pid} "):
+    with pytest.raises(AlreadyRunningError, match=f"process {process.pid} "):
         store.start(PRETRAIN, scale="smoke")
-    assert store.reap() == []
+    assert store.mark_dead_runs() == []
     assert store.status()[0].state == "running"
     process.kill()
     process.join()
@@ -291,8 +327,10 @@ def test_a_process_id_that_was_given_away_again_is_not_the_owner(site: Site) -> 
     store = Store(site)
     run = store.start(PRETRAIN, scale="smoke")
     owner = json.loads(store.connection.client.get_run(run.run_id).data.tags["owner"])
-    store.connection.client.set_tag(run.run_id, "owner", json.dumps(owner | {"started": owner["started"] - 60}))
-    assert store.reap() == [run.run_id]
+    store.connection.client.set_tag(
+        run.run_id, "owner", json.dumps(owner | {"started": owner["started"] - 60})
+    )
+    assert store.mark_dead_runs() == [run.run_id]
 
 
 def test_a_run_on_another_machine_is_left_alone(site: Site) -> None:
@@ -300,7 +338,7 @@ def test_a_run_on_another_machine_is_left_alone(site: Site) -> None:
     run = store.start(PRETRAIN, scale="smoke")
     owner = json.loads(store.connection.client.get_run(run.run_id).data.tags["owner"])
     store.connection.client.set_tag(run.run_id, "owner", json.dumps(owner | {"host": "another"}))
-    assert store.reap() == []
+    assert store.mark_dead_runs() == []
     assert store.status()[0].state == "running"
     with store.start(PRETRAIN, scale="smoke") as second:
         assert second.run_id != run.run_id
@@ -355,7 +393,15 @@ def filled(*values: float | None) -> Filled:
         for label, spec in zip(labels, evaluations, strict=True)
     ]
     columns = (Column(key="acc", title="top-1"),)
-    table = Table(name="table8", number="8", title="Terms", columns=columns, rows=tuple(rows), scale="smoke", changes=("epochs=5",))
+    table = Table(
+        name="table8",
+        number="8",
+        title="Terms",
+        columns=columns,
+        rows=tuple(rows),
+        scale="smoke",
+        changes=("epochs=5",),
+    )
     finished = {
         spec.id: Finished(spec_id=spec.id, run_id="r", metrics={"top1": value})
         for spec, value in zip(evaluations, values, strict=True)
@@ -384,18 +430,29 @@ def test_a_table_is_recorded_once_and_again_only_when_it_changed(site: Site, tmp
     assert store.status() == [row for row in store.status() if row.spec_id]
 
 
-@pytest.mark.parametrize(("label", "metric"), [("日本", "日本/acc"), ("-", "row/acc"), ("../a", "a/acc"), ("x" * 300, "x" * 200 + "/acc")])
-def test_a_table_is_recorded_whatever_a_row_is_called(site: Site, tmp_path: Path, label: str, metric: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "metric"),
+    [("日本", "日本/acc"), ("-", "row/acc"), ("../a", "a/acc"), ("x" * 300, "x" * 200 + "/acc")],
+)
+def test_a_table_is_recorded_whatever_a_row_is_called(
+    site: Site, tmp_path: Path, label: str, metric: str
+) -> None:
     store, report, table = Store(site), tmp_path / "table8.md", filled(0.8, 0.81)
     report.write_text("| 80 | 81 |")
-    run_id = store.log_table(replace(table, rows=(replace(table.rows[0], label=label), table.rows[1])), [report])
+    run_id = store.log_table(
+        replace(table, rows=(replace(table.rows[0], label=label), table.rows[1])), [report]
+    )
     assert store.connection.client.get_run(run_id).data.metrics == {metric: 80.0, "Ours K 4/acc": 81.0}
 
 
 def test_titles_and_groups() -> None:
     assert title(PRETRAIN) == "msbreg K=4 λs=.004 λb=.5 toy 3 epochs seed 0"
     assert title(EVALUATE) == "toy k=5: msbreg K=4 λs=.004 λb=.5 toy 3 epochs seed 0"
-    normed = replace(PRETRAIN, method=MSBReg(num_views=8, lambda_s=0.0, lambda_b=1.5, heads=Heads(norm="layernorm")), seed=2)
+    normed = replace(
+        PRETRAIN,
+        method=MSBReg(num_views=8, lambda_s=0.0, lambda_b=1.5, heads=Heads(norm="layernorm")),
+        seed=2,
+    )
     assert title(normed) == "msbreg K=8 λb=1.5 layernorm toy 3 epochs seed 2"
     seeded = replace(EVALUATE, encoder=replace(PRETRAIN, seed=3), seed=3)
     assert seeded.id != EVALUATE.id
@@ -416,12 +473,14 @@ from pathlib import Path
 from reproduce.site import Site
 from reproduce.tracking import Store
 store = Store(Site(runs=Path(sys.argv[1])))
-assert store.finished(["0" * 12]) == {} and store.reap() == [] and store.status() == []
+assert store.finished(["0" * 12]) == {} and store.mark_dead_runs() == [] and store.status() == []
 print([name for name in ("mlflow", "torch", "pandas", "numpy") if name in sys.modules], list(Path(sys.argv[1]).parent.iterdir()))
 """
     folder = tmp_path / "empty"
     folder.mkdir()
-    shown = subprocess.run([sys.executable, "-c", code, folder / "runs"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code, folder / "runs"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
     assert shown.stdout.strip() == "[] []"
 
 
@@ -445,7 +504,9 @@ def test_a_server_on_this_machine_keeps_runs_as_sqlite_does(site: Site, tmp_path
         port = free.getsockname()[1]
     command, extra = Store(site).ui_command(port)
     with (tmp_path / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env={**os.environ, **extra}, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, env={**os.environ, **extra}, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         assert answers(server, f"http://127.0.0.1:{port}/health"), (tmp_path / "server.log").read_text()
         remote = replace(site, tracking_uri=f"http://127.0.0.1:{port}")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from toys import on_two_processes
 
-from reproduce import checkpoint
 from reproduce.data.dataset import Dataset
 from reproduce.plan import Request
+from reproduce.runs import checkpoint
 from reproduce.site import Site
 from reproduce.spec import Pretrain
 from reproduce.train import _batches, draw_views, pretrain
@@ -61,14 +61,23 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     site = Site(runs=tmp_path)
     train(site)
     next(tmp_path.glob("synthetic/*/train/*/*.ppm")).unlink()
-    with pytest.raises(ValueError, match=r"The images of synthetic_folder are not those that the checkpoint .* was trained on"):
+    with pytest.raises(
+        ValueError,
+        match=r"The images of synthetic_folder are not those that the checkpoint .* was trained on",
+    ):
         train(site)
 
 
-def test_checkpoints_are_as_far_apart_as_the_site_says_and_the_last_epoch_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_as_far_apart_as_the_site_says_and_the_last_epoch_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written: list[int] = []
     save = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda folder, state, epoch, **place: written.append(epoch) or save(folder, state, epoch))
+    monkeypatch.setattr(
+        checkpoint,
+        "save",
+        lambda folder, state, epoch, **place: written.append(epoch) or save(folder, state, epoch),
+    )
     train(Site(runs=tmp_path, checkpoint_every=2), epochs=5)
     assert written == [2, 4, 5]
     with pytest.raises(ValueError, match="checkpoint_every is 0: at least 1 epoch is expected"):
@@ -76,12 +85,17 @@ def test_checkpoints_are_as_far_apart_as_the_site_says_and_the_last_epoch_has_on
 
 
 def views_of_an_epoch(folder: Path) -> list[torch.Tensor]:
-    """What this process is shown in the second and later steps of epoch 1: indices, then both views, step by step."""
+    """What this process is shown in the second and later steps of epoch 1: indices, then both views, step by
+    step."""
     spec = Request(table="table8", rows="BYOL", changes=("batch_size=16", *CHANGES)).specs()[0]
     assert isinstance(spec, Pretrain)
     site, dataset = Site(runs=folder), cast(Dataset, spec.dataset)
     shown = _batches(spec, site, dataset.load(dataset.pretrain_split, site), epoch=1, steps=4, first=1)
-    return [tensor for pixels, sizes, which in shown for tensor in (which, *draw_views(spec, pixels, sizes, which, 1))]
+    return [
+        tensor
+        for pixels, sizes, which in shown
+        for tensor in (which, *draw_views(spec, pixels, sizes, which, 1))
+    ]
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Views: every operation against torchvision with the same parameters, the distribution of the parameters, and what they depend on."""
+"""Views: every operation against torchvision with the same parameters, the distribution of the parameters,
+and what they depend on."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from reproduce.data import draws, views
-from reproduce.data.views import Augmentation, sample, sample_all
+from reproduce.data.augmentation import Augmentation
+from reproduce.data.views import sample, sample_all
 
 SCRATCH = views.Scratch(torch.device("cpu"))
 PLAIN = Augmentation(flip=0, jitter=0, grey=0, blur=0, solarize=0)
@@ -19,14 +21,18 @@ PLAIN = Augmentation(flip=0, jitter=0, grey=0, blur=0, solarize=0)
 
 
 def images(n: int, side: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def batch(n: int, side: int) -> dict[str, torch.Tensor]:
     return {"canvas": images(n, side), "sizes": torch.full((n, 2), side), "indices": torch.arange(n) * 7}
 
 
-def draw(augmentation: Augmentation, n: int, *, side: int = 96, seed: int = 0, epoch: int = 0, view: int = 0) -> draws.Draws:
+def draw(
+    augmentation: Augmentation, n: int, *, side: int = 96, seed: int = 0, epoch: int = 0, view: int = 0
+) -> draws.Draws:
     return draws.draw(augmentation, np.full((n, 2), side), np.arange(n), seed=seed, epoch=epoch, view=view)
 
 
@@ -36,12 +42,34 @@ def draw(augmentation: Augmentation, n: int, *, side: int = 96, seed: int = 0, e
 @pytest.mark.parametrize(("side", "size"), [(32, 32), (96, 64), (64, 24), (17, 40)])
 def test_crops_of_square_images_agree_with_torchvision(side: int, size: int) -> None:
     args = batch(24, side)
-    drawn = draws.draw(Augmentation(), args["sizes"].numpy(), args["indices"].numpy(), seed=3, epoch=1, view=0)
-    got = sample(**args, augmentation=Augmentation(**{**dict(PLAIN.leaves()), "flip": 0.5}), size=size, seed=3, epoch=1, view=0)
+    drawn = draws.draw(
+        Augmentation(), args["sizes"].numpy(), args["indices"].numpy(), seed=3, epoch=1, view=0
+    )
+    got = sample(
+        **args,
+        augmentation=Augmentation(**{**dict(PLAIN.leaves()), "flip": 0.5}),
+        size=size,
+        seed=3,
+        epoch=1,
+        view=0,
+    )
     assert 0 < drawn.flip.sum() < 24
-    for image, (top, left, height, width), flip, view in zip(args["canvas"], drawn.box.tolist(), drawn.flip, got, strict=True):
-        expected = tv.resized_crop(image.float() / 255, top, left, height, width, [size, size], InterpolationMode.BICUBIC, antialias=True)
-        torch.testing.assert_close(view, (tv.horizontal_flip(expected) if flip else expected).clamp(0, 1), atol=2e-5, rtol=0)
+    for image, (top, left, height, width), flip, view in zip(
+        args["canvas"], drawn.box.tolist(), drawn.flip, got, strict=True
+    ):
+        expected = tv.resized_crop(
+            image.float() / 255,
+            top,
+            left,
+            height,
+            width,
+            [size, size],
+            InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        torch.testing.assert_close(
+            view, (tv.horizontal_flip(expected) if flip else expected).clamp(0, 1), atol=2e-5, rtol=0
+        )
 
 
 def test_a_crop_of_a_squashed_image_is_the_same_part_as_of_the_original() -> None:
@@ -49,7 +77,11 @@ def test_a_crop_of_a_squashed_image_is_the_same_part_as_of_the_original() -> Non
     height, width, side = 60, 120, 48
     ramp = (torch.arange(side) + 0.5) / side * 255
     canvas = (
-        torch.stack([ramp.view(-1, 1).expand(side, side), ramp.expand(side, side), torch.zeros(side, side)])[None].round().to(torch.uint8)
+        torch.stack([ramp.view(-1, 1).expand(side, side), ramp.expand(side, side), torch.zeros(side, side)])[
+            None
+        ]
+        .round()
+        .to(torch.uint8)
     )
     sizes = torch.tensor([[height, width]])
     top, left, h, w = draws.draw(PLAIN, sizes.numpy(), np.array([5]), seed=0, epoch=0, view=0).box[0]
@@ -62,9 +94,13 @@ def test_a_crop_of_a_squashed_image_is_the_same_part_as_of_the_original() -> Non
 
 
 def test_weights_of_halving_by_hand() -> None:
-    # Four pixels to two: Keys's cubic stretched by 2 at distances .25, .25, .75 and 1.25 of a stretched pixel.
+    # Four pixels to two: Keys's cubic stretched by 2 at distances .25, .25, .75 and 1.25 of a stretched
+    # pixel.
     crops = views.Crops(*(torch.full((1, 2), value) for value in (0.0, 2.0, 0.0, 4.0)), 8)
-    raw = [1.5 * 0.25**3 - 2.5 * 0.25**2 + 1] * 2 + [1.5 * 0.75**3 - 2.5 * 0.75**2 + 1, -0.5 * 1.25**3 + 2.5 * 1.25**2 - 4 * 1.25 + 2]
+    raw = [1.5 * 0.25**3 - 2.5 * 0.25**2 + 1] * 2 + [
+        1.5 * 0.75**3 - 2.5 * 0.75**2 + 1,
+        -0.5 * 1.25**3 + 2.5 * 1.25**2 - 4 * 1.25 + 2,
+    ]
     got = views.bicubic_weights_(torch.empty(1, 2, 2, 4), crops)[0, 0]
     torch.testing.assert_close(got[0], torch.tensor(raw) / sum(raw))
     torch.testing.assert_close(got[1], got[0].flip(0))
@@ -72,12 +108,20 @@ def test_weights_of_halving_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("part", "reference"),
-    [(draws.BRIGHTNESS, tv.adjust_brightness), (draws.CONTRAST, tv.adjust_contrast), (draws.SATURATION, tv.adjust_saturation)],
+    [
+        (draws.BRIGHTNESS, tv.adjust_brightness),
+        (draws.CONTRAST, tv.adjust_contrast),
+        (draws.SATURATION, tv.adjust_saturation),
+    ],
 )
 def test_blends_agree_with_torchvision(part: int, reference) -> None:
     x, factors = images(6, 9).float() / 255, torch.tensor([0.0, 0.6, 0.9, 1.0, 1.2, 1.9])
-    own_grey_mean = torch.stack([factors, (1 - factors) * (part == draws.SATURATION), (1 - factors) * (part == draws.CONTRAST)])
-    expected = torch.stack([reference(image, factor) for image, factor in zip(x, factors.tolist(), strict=True)])
+    own_grey_mean = torch.stack(
+        [factors, (1 - factors) * (part == draws.SATURATION), (1 - factors) * (part == draws.CONTRAST)]
+    )
+    expected = torch.stack(
+        [reference(image, factor) for image, factor in zip(x, factors.tolist(), strict=True)]
+    )
     torch.testing.assert_close(views.blend_(x.clone(), own_grey_mean, SCRATCH), expected, atol=1e-6, rtol=0)
 
 
@@ -85,14 +129,18 @@ def test_hue_agrees_with_torchvision() -> None:
     x, shifts = images(7, 16).float() / 255, torch.tensor([-0.5, -0.3, -0.1, 0.0, 0.05, 0.1, 0.5])
     x[:, :, 0], x[:, 0, 1], x[:, 2, 2] = 0.25, x[:, 1, 1], x[:, 1, 2]  # greys and ties for the maximum
     x[:, :, 3], x[:, :, 4] = 0, 1
-    expected = torch.stack([tv.adjust_hue(image, shift) for image, shift in zip(x, shifts.tolist(), strict=True)])
+    expected = torch.stack(
+        [tv.adjust_hue(image, shift) for image, shift in zip(x, shifts.tolist(), strict=True)]
+    )
     torch.testing.assert_close(views.shift_hue_(x.clone(), shifts, SCRATCH), expected, atol=2e-6, rtol=0)
 
 
 def test_grey_and_solarize_agree_with_torchvision() -> None:
     x = images(4, 8).float() / 255
     x[0, 0, 0, 0] = 0.5
-    torch.testing.assert_close(views.to_grey_(x.clone(), SCRATCH), tv.rgb_to_grayscale(x, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        views.to_grey_(x.clone(), SCRATCH), tv.rgb_to_grayscale(x, 3), atol=1e-6, rtol=0
+    )
     torch.testing.assert_close(views.solarize_(x.clone()), tv.solarize(x, 0.5), atol=1e-6, rtol=0)
 
 
@@ -100,7 +148,12 @@ def test_grey_and_solarize_agree_with_torchvision() -> None:
 def test_blur_agrees_with_torchvision(size: int) -> None:
     x, sigmas = images(4, size).float() / 255, torch.tensor([0.1, 0.15, 0.9, 2.0])
     kernel = 2 * views.blur_radius(size) + 1
-    expected = torch.stack([tv.gaussian_blur(image, [kernel, kernel], [sigma]) for image, sigma in zip(x, sigmas.tolist(), strict=True)])
+    expected = torch.stack(
+        [
+            tv.gaussian_blur(image, [kernel, kernel], [sigma])
+            for image, sigma in zip(x, sigmas.tolist(), strict=True)
+        ]
+    )
     torch.testing.assert_close(views.blur_(x.clone(), sigmas, SCRATCH), expected, atol=1e-5, rtol=0)
 
 
@@ -121,7 +174,9 @@ def test_a_whole_view_is_the_operations_one_after_the_other() -> None:
 
 def one_by_one(image: torch.Tensor, drawn: draws.Draws, i: int, size: int) -> torch.Tensor:
     """The same view by torchvision's functions in BYOL's order."""
-    x = tv.resized_crop(image.float() / 255, *drawn.box[i].tolist(), [size, size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    x = tv.resized_crop(
+        image.float() / 255, *drawn.box[i].tolist(), [size, size], InterpolationMode.BICUBIC, antialias=True
+    ).clamp(0, 1)
     x = tv.horizontal_flip(x) if drawn.flip[i] else x
     if drawn.jitter[i]:
         strengths = [*drawn.factors[i].tolist(), float(drawn.hue[i])]
@@ -154,7 +209,10 @@ def test_boxes_follow_torchvisions_rule_try_by_try() -> None:
     expected, fallbacks = [], 0
     for i, (height, width) in enumerate(sizes.tolist()):
         for area, ratio in zip(areas[i], ratios[i], strict=True):
-            target, aspect = height * width * (0.3 + 0.7 * area), math.exp(math.log(0.5) + math.log(3) * ratio)
+            target, aspect = (
+                height * width * (0.3 + 0.7 * area),
+                math.exp(math.log(0.5) + math.log(3) * ratio),
+            )
             w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
             if 0 < w <= width and 0 < h <= height:
                 box = [int(top[i] * (height - h + 1)), int(left[i] * (width - w + 1)), h, w]
@@ -215,14 +273,19 @@ def test_the_numbers_are_splitmix64s() -> None:
         z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
         return z ^ z >> 31
 
-    assert mix(1234567, 0) == 6457827717110365317  # the first output for this seed in the generator's published test vector
+    assert (
+        mix(1234567, 0) == 6457827717110365317
+    )  # the first output for this seed in the generator's published test vector
     image = mix(mix(mix(mix(0, 7), 2), 1), 123_456)
     expected = [(mix(image, slot) >> 11) / 2**53 for slot in range(48)]
     assert draws.uniforms(np.array([123_456]), seed=7, epoch=2, view=1)[0].tolist() == expected
 
 
 def test_probabilities_and_ranges_are_the_settings() -> None:
-    n, augmentation = 20_000, Augmentation(flip=0.3, jitter=0.7, grey=0.15, blur=0.45, solarize=0.1, brightness=1.5, hue=0.25)
+    n, augmentation = (
+        20_000,
+        Augmentation(flip=0.3, jitter=0.7, grey=0.15, blur=0.45, solarize=0.1, brightness=1.5, hue=0.25),
+    )
     drawn = draw(augmentation, n)
     for key in ("flip", "jitter", "grey", "blur", "solarize"):
         p = getattr(augmentation, key)
@@ -258,7 +321,10 @@ def test_parameters_do_not_depend_on_the_batch() -> None:
 def test_a_batch_split_in_two_gives_the_same_views() -> None:
     args, how = batch(50, 40), {"augmentation": Augmentation(), "size": 32, "seed": 0, "epoch": 4, "view": 1}
     whole = sample(**args, **how)
-    halves = [sample(**{key: value[rows] for key, value in args.items()}, **how) for rows in (slice(0, 17), slice(17, 50))]
+    halves = [
+        sample(**{key: value[rows] for key, value in args.items()}, **how)
+        for rows in (slice(0, 17), slice(17, 50))
+    ]
     torch.testing.assert_close(torch.cat(halves), whole, atol=1e-5, rtol=0)
 
 
@@ -293,7 +359,9 @@ def test_the_same_key_gives_the_same_bits_and_any_other_key_another_view() -> No
 
 
 def test_every_second_view_has_its_own_distribution() -> None:
-    solarised = Augmentation(**{**dict(PLAIN.leaves()), "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "solarize": 1.0})
+    solarised = Augmentation(
+        **{**dict(PLAIN.leaves()), "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "solarize": 1.0}
+    )
     alternating = solarised.replace("solarize", 0.0).replace("every_second", solarised)
     args = batch(4, 32)
     exact = args["canvas"].float() / 255
@@ -306,7 +374,14 @@ def test_every_second_view_has_its_own_distribution() -> None:
 
 
 def test_views_are_float32_from_0_to_1() -> None:
-    got = sample(**batch(64, 32), augmentation=Augmentation(brightness=2.0, contrast=2.0, saturation=2.0), size=24, seed=0, epoch=0, view=0)
+    got = sample(
+        **batch(64, 32),
+        augmentation=Augmentation(brightness=2.0, contrast=2.0, saturation=2.0),
+        size=24,
+        seed=0,
+        epoch=0,
+        view=0,
+    )
     assert got.shape == (64, 3, 24, 24)
     assert got.dtype == torch.float32
     assert got.min() >= 0
@@ -316,12 +391,26 @@ def test_views_are_float32_from_0_to_1() -> None:
 def test_extreme_shapes_give_finite_views() -> None:
     sizes = torch.tensor([[1, 500], [500, 1], [2, 3], [1, 1], [4000, 3000]])
     for view in range(20):
-        got = sample(images(5, 16), sizes, torch.arange(5), augmentation=Augmentation(), size=24, seed=0, epoch=0, view=view)
+        got = sample(
+            images(5, 16),
+            sizes,
+            torch.arange(5),
+            augmentation=Augmentation(),
+            size=24,
+            seed=0,
+            epoch=0,
+            view=view,
+        )
         assert torch.isfinite(got).all()
 
 
 def test_an_empty_batch_gives_no_views() -> None:
-    assert sample(**batch(0, 32), augmentation=Augmentation(), size=24, seed=0, epoch=0, view=0).shape == (0, 3, 24, 24)
+    assert sample(**batch(0, 32), augmentation=Augmentation(), size=24, seed=0, epoch=0, view=0).shape == (
+        0,
+        3,
+        24,
+        24,
+    )
 
 
 @pytest.mark.parametrize(
@@ -358,7 +447,12 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> No
 
 
 def test_all_views_at_once_are_those_drawn_one_at_a_time() -> None:
-    how = {"augmentation": Augmentation(every_second=Augmentation(blur=0.1)), "size": 32, "seed": 4, "epoch": 2}
+    how = {
+        "augmentation": Augmentation(every_second=Augmentation(blur=0.1)),
+        "size": 32,
+        "seed": 4,
+        "epoch": 2,
+    }
     together = sample_all(**batch(20, 40), **how, num_views=3)
     assert len(together) == 3
     for view, got in enumerate(together):

@@ -25,12 +25,13 @@ from safetensors.torch import save_file
 from toys import CPU, Notes
 
 from configs import released
-from reproduce import checkpoint, plan
-from reproduce.nn import backbones, weights
+from reproduce import plan
+from reproduce.nn import backbones, weight_files
 from reproduce.nn.encoder import Encoder
-from reproduce.progress import Progress, Watch
+from reproduce.nn.weights import Weights
+from reproduce.runs import checkpoint
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import PROJECT, Site
-from reproduce.spec import Weights
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,9 @@ def saved(content: object, path: Path, **options: Any) -> Path:
 
 
 def loaded(path: Path, site: Site, watch: Watch = Watch(), **settings: Any) -> Encoder:
-    described = replace(weights.describe(path), **settings)
-    weights.keep(path, described, site)
-    return weights.load(described, site, CPU, watch)
+    described = replace(weight_files.describe(path), **settings)
+    weight_files.keep(path, described, site)
+    return weight_files.load(described, site, CPU, watch)
 
 
 def images() -> torch.Tensor:
@@ -86,16 +87,28 @@ LAYOUTS: dict[str, Callable[[torch.nn.Module], Any]] = {
         "state_dict": {f"module.encoder_k.{k}": v + 1 for k, v in net.state_dict().items()}
         | prefixed(net, "module.encoder_q.")
         | {"module.encoder_q.fc.0.weight": torch.ones(3), "module.queue": torch.ones(2, 2)},
-        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(1)}}, "param_groups": [{"lr": 0.03, "params": [0]}]},
+        "optimizer": {
+            "state": {0: {"momentum_buffer": torch.ones(1)}},
+            "param_groups": [{"lr": 0.03, "params": [0]}],
+        },
     },
-    "simsiam": lambda net: {"state_dict": prefixed(net, "module.encoder.") | {"module.predictor.0.weight": torch.ones(2)}},
+    "simsiam": lambda net: {
+        "state_dict": prefixed(net, "module.encoder.") | {"module.predictor.0.weight": torch.ones(2)}
+    },
     "swav": lambda net: OrderedDict(prefixed(net, "module.") | {"module.prototypes.weight": torch.ones(2)}),
     "vissl": lambda net: {
-        "classy_state_dict": {"base_model": {"model": {"trunk": prefixed(net, "_feature_blocks."), "heads": {"0.w": torch.ones(1)}}}}
+        "classy_state_dict": {
+            "base_model": {
+                "model": {"trunk": prefixed(net, "_feature_blocks."), "heads": {"0.w": torch.ones(1)}}
+            }
+        }
     },
-    "pixpro": lambda net: {"model": prefixed(net, "module.encoder.") | {"module.encoder_k.stem.0.weight": torch.ones(1)}},
+    "pixpro": lambda net: {
+        "model": prefixed(net, "module.encoder.") | {"module.encoder_k.stem.0.weight": torch.ones(1)}
+    },
     "byol": lambda net: {
-        "network": prefixed(net, "online.backbone.") | {f"target.backbone.{k}": v * 2 for k, v in net.state_dict().items()}
+        "network": prefixed(net, "online.backbone.")
+        | {f"target.backbone.{k}": v * 2 for k, v in net.state_dict().items()}
     },
 }
 
@@ -109,15 +122,21 @@ def test_the_backbone_is_found_under_every_repositorys_names(
     assert_same(loaded(path, site), network)
 
 
-def test_safetensors_and_our_own_encoders_are_read(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
-    tensors = {name: value.clone() for name, value in prefixed(network, "backbone.").items()} | {"projector.0.weight": torch.ones(2, 2)}
+def test_safetensors_and_our_own_encoders_are_read(
+    network: torch.nn.Module, site: Site, tmp_path: Path
+) -> None:
+    tensors = {name: value.clone() for name, value in prefixed(network, "backbone.").items()} | {
+        "projector.0.weight": torch.ones(2, 2)
+    }
     save_file(tensors, tmp_path / "other.name")
     notes = Notes()
     assert_same(loaded(tmp_path / "other.name", site, Watch(notes)), network)
     assert notes.tags == {"weights_missing": "none", "weights_unused": "projector.0.weight"}
 
 
-def test_an_archive_of_one_file_is_opened_and_of_two_refused(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
+def test_an_archive_of_one_file_is_opened_and_of_two_refused(
+    network: torch.nn.Module, site: Site, tmp_path: Path
+) -> None:
     one = saved(network.state_dict(), tmp_path / "student.pth.tar")
     with zipfile.ZipFile(tmp_path / "release.zip", "w") as archive:
         archive.write(one, "folder/student.pth.tar")
@@ -125,12 +144,21 @@ def test_an_archive_of_one_file_is_opened_and_of_two_refused(network: torch.nn.M
     assert_same(loaded(tmp_path / "release.zip", site), network)
     with zipfile.ZipFile(tmp_path / "release.zip", "a") as archive:
         archive.write(one, "folder/teacher.pth")
-    with pytest.raises(ValueError, match=r"an archive with 2 files of weights \(folder/student.pth.tar, folder/teacher.pth\): unpack it"):
-        weights.read(tmp_path / "release.zip")
+    with pytest.raises(
+        ValueError,
+        match=r"an archive with 2 files of weights \(folder/student.pth.tar, folder/teacher.pth\): unpack it",
+    ):
+        weight_files.read(tmp_path / "release.zip")
 
 
-def test_half_precision_and_missing_counters_are_fine_and_are_told(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
-    state = {name: value.half() for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+def test_half_precision_and_missing_counters_are_fine_and_are_told(
+    network: torch.nn.Module, site: Site, tmp_path: Path
+) -> None:
+    state = {
+        name: value.half()
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     notes = Notes()
     encoder = loaded(saved(state, tmp_path / "x.pth"), site, Watch(notes))
     assert {value.dtype for value in encoder.backbone.parameters()} == {torch.float32}
@@ -138,20 +166,26 @@ def test_half_precision_and_missing_counters_are_fine_and_are_told(network: torc
     assert notes.tags["weights_unused"] == "none"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet18_3x3", pytest.param("resnet50", marks=pytest.mark.slow)])
-def test_the_backbone_follows_from_the_tensors_and_the_images_from_the_backbone(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet18_3x3", pytest.param("resnet50", marks=pytest.mark.slow)]
+)
+def test_the_backbone_follows_from_the_tensors_and_the_images_from_the_backbone(
+    name: str, tmp_path: Path
+) -> None:
     state = {f"module.{key}": value for key, value in backbones.build(name, seed=0).state_dict().items()}
     path = saved(state | {"module.fc.weight": torch.ones(3, 3)}, tmp_path / "x.pth")
-    found = weights.describe(path)
+    found = weight_files.describe(path)
     assert found.backbone == name
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (found.size, found.resize, found.canvas) == ((64, 70, 96) if name == "resnet18_3x3" else (224, 256, 448))
+    assert (found.size, found.resize, found.canvas) == (
+        (64, 70, 96) if name == "resnet18_3x3" else (224, 256, 448)
+    )
     assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert (found.url, found.prefix) == ("", "")
 
 
 def test_a_small_network_sees_small_images(network: torch.nn.Module, tmp_path: Path) -> None:
-    found = weights.describe(saved(network.state_dict(), tmp_path / "x.pth"))
+    found = weight_files.describe(saved(network.state_dict(), tmp_path / "x.pth"))
     assert (found.backbone, found.size, found.resize, found.canvas) == ("small", 32, 32, 32)
     assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -161,14 +195,21 @@ def test_a_small_network_sees_small_images(network: torch.nn.Module, tmp_path: P
 
 def test_a_deeper_network_is_not_taken_for_a_shallower_one(tmp_path: Path) -> None:
     state = backbones.build("resnet18", seed=0).state_dict()
-    deeper = state | {f"layer1.2.{key.removeprefix('layer1.1.')}": value for key, value in state.items() if key.startswith("layer1.1.")}
+    deeper = state | {
+        f"layer1.2.{key.removeprefix('layer1.1.')}": value
+        for key, value in state.items()
+        if key.startswith("layer1.1.")
+    }
     with pytest.raises(
-        ValueError, match=r"does not fit resnet18: .* 12 are too many \(layer1\.2\.conv1\.weight, .* Known: small, resnet18"
+        ValueError,
+        match=r"does not fit resnet18: .* 12 are too many \(layer1\.2\.conv1\.weight, .* Known: small, resnet18",
     ):
-        weights.describe(saved(deeper, tmp_path / "x.pth"))
+        weight_files.describe(saved(deeper, tmp_path / "x.pth"))
 
 
-def test_what_is_missing_or_of_another_shape_is_listed(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
+def test_what_is_missing_or_of_another_shape_is_listed(
+    network: torch.nn.Module, site: Site, tmp_path: Path
+) -> None:
     state = dict(network.state_dict())
     del state["stem.1.running_var"]
     state["blocks.0.conv1.weight"] = torch.ones(16, 16, 5, 5)
@@ -177,19 +218,24 @@ def test_what_is_missing_or_of_another_shape_is_listed(network: torch.nn.Module,
     fault = rf"1 are missing \(stem\.1\.running_var\), 1 have another shape \({wrong}\)"
     for backbone in ("", "small"):
         with pytest.raises(ValueError, match=fault):
-            weights.describe(path, backbone)
-    kept = Weights(backbone="small", sha256=weights.sha256(path))
-    weights.place(kept, site).parent.mkdir(parents=True)
-    weights.place(kept, site).write_bytes(path.read_bytes())
-    with pytest.raises(ValueError, match=rf"^runs/weights/{kept.sha256[:12]}/weights does not fit small: .*{fault}"):
-        weights.load(kept, site, CPU)
+            weight_files.describe(path, backbone)
+    kept = Weights(backbone="small", sha256=weight_files.sha256(path))
+    weight_files.place(kept, site).parent.mkdir(parents=True)
+    weight_files.place(kept, site).write_bytes(path.read_bytes())
+    with pytest.raises(
+        ValueError, match=rf"^runs/weights/{kept.sha256[:12]}/weights does not fit small: .*{fault}"
+    ):
+        weight_files.load(kept, site, CPU)
 
 
-def test_two_networks_in_a_file_must_be_told_apart_by_a_prefix(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
+def test_two_networks_in_a_file_must_be_told_apart_by_a_prefix(
+    network: torch.nn.Module, site: Site, tmp_path: Path
+) -> None:
     other = {name: value + 1 for name, value in prefixed(network, "backbone.").items()}
     path = saved({"student": prefixed(network, "backbone."), "teacher": other}, tmp_path / "x.pth")
     with pytest.raises(
-        ValueError, match=r"several small: say which with --set encoder\.prefix=NAME, which is student\.backbone\. or teacher"
+        ValueError,
+        match=r"several small: say which with --set encoder\.prefix=NAME, which is student\.backbone\. or teacher",
     ):
         loaded(path, site)
     assert_same(loaded(path, site, prefix="student.backbone."), network)
@@ -214,11 +260,17 @@ class Trap:
 def test_nothing_in_a_file_is_run(network: torch.nn.Module, tmp_path: Path) -> None:
     trap = Trap(tmp_path / "sprung")
     path = saved({"state_dict": network.state_dict(), "extra": trap}, tmp_path / "zip.pth")
-    old = saved({"state_dict": network.state_dict(), "extra": trap}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    old = saved(
+        {"state_dict": network.state_dict(), "extra": trap},
+        tmp_path / "old.pth",
+        _use_new_zipfile_serialization=False,
+    )
     (tmp_path / "raw.pkl").write_bytes(pickle.dumps(trap))
     for each in (path, old, tmp_path / "raw.pkl"):
-        with pytest.raises(ValueError, match="which only running its code would read; tensors alone are read here") as refused:
-            weights.read(each)
+        with pytest.raises(
+            ValueError, match="which only running its code would read; tensors alone are read here"
+        ) as refused:
+            weight_files.read(each)
         assert "\n" not in str(refused.value)
     assert not trap.path.exists()
     pickle.loads((tmp_path / "raw.pkl").read_bytes())
@@ -238,47 +290,56 @@ def test_nothing_in_a_file_is_run(network: torch.nn.Module, tmp_path: Path) -> N
 )
 def test_a_file_of_other_things_is_refused_by_name(content: object, says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=says):
-        weights.read(saved(content, tmp_path / "x.pth"))
+        weight_files.read(saved(content, tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kept", [0, 3, 100, 20_000, -1])
-def test_a_file_cut_short_is_refused_in_one_line(kept: int, legacy: bool, network: torch.nn.Module, tmp_path: Path) -> None:
+def test_a_file_cut_short_is_refused_in_one_line(
+    kept: int, legacy: bool, network: torch.nn.Module, tmp_path: Path
+) -> None:
     path = saved(network.state_dict(), tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"is empty|is broken or not a file of weights|which only running its code") as refused:
-        weights.read(path)
+    with pytest.raises(
+        ValueError, match=r"is empty|is broken or not a file of weights|which only running its code"
+    ) as refused:
+        weight_files.read(path)
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there_and_a_backbone_that_there_is_not(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match=r"^There is no file .*nowhere\.pth\.$"):
-        weights.describe(tmp_path / "nowhere.pth")
+        weight_files.describe(tmp_path / "nowhere.pth")
     with pytest.raises(LookupError, match=r"There is no backbone 'resnet51'\. Did you mean 'resnet50'"):
-        weights.describe(saved({}, tmp_path / "x.pth"), "resnet51")
+        weight_files.describe(saved({}, tmp_path / "x.pth"), "resnet51")
 
 
-def test_a_file_that_changes_while_it_is_described_is_not_kept(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_described_is_not_kept(
+    network: torch.nn.Module, site: Site, tmp_path: Path
+) -> None:
     path = saved(network.state_dict(), tmp_path / "x.pth")
-    described = weights.describe(path)
+    described = weight_files.describe(path)
     saved({name: value + 1 for name, value in network.state_dict().items()}, path)
     with pytest.raises(ValueError, match=rf"has SHA-256 [0-9a-f]{{64}}, but {described.sha256} is expected"):
-        weights.keep(path, described, site)
-    assert not weights.place(described, site).exists()
+        weight_files.keep(path, described, site)
+    assert not weight_files.place(described, site).exists()
 
 
-def test_the_path_and_the_name_of_a_file_do_not_matter(network: torch.nn.Module, site: Site, tmp_path: Path) -> None:
+def test_the_path_and_the_name_of_a_file_do_not_matter(
+    network: torch.nn.Module, site: Site, tmp_path: Path
+) -> None:
     path = saved(network.state_dict(), tmp_path / "x.pth")
-    described = weights.describe(path)
-    weights.keep(path, described, site)
+    described = weight_files.describe(path)
+    weight_files.keep(path, described, site)
     moved = path.rename(tmp_path / "y.pt")
-    assert weights.describe(moved) == described
+    assert weight_files.describe(moved) == described
     moved.unlink()
-    assert_same(weights.load(described, site, CPU), network)
+    assert_same(weight_files.load(described, site, CPU), network)
     with pytest.raises(
-        LookupError, match=rf"SHA-256 {'0' * 64} are not here: give their file to --checkpoint again, or put .* at runs/weights/0"
+        LookupError,
+        match=rf"SHA-256 {'0' * 64} are not here: give their file to --checkpoint again, or put .* at runs/weights/0",
     ):
-        weights.load(Weights(backbone="small", sha256="0" * 64), site, CPU)
+        weight_files.load(Weights(backbone="small", sha256="0" * 64), site, CPU)
 
 
 # Releases
@@ -327,14 +388,18 @@ def release(server: Server, **settings: Any) -> Weights:
     return Weights(backbone="small", url=server.url, **settings)
 
 
-def test_a_release_is_fetched_once_and_its_digest_recorded(server: Server, network: torch.nn.Module, site: Site) -> None:
+def test_a_release_is_fetched_once_and_its_digest_recorded(
+    server: Server, network: torch.nn.Module, site: Site
+) -> None:
     spec = release(server)
     told: list[Progress] = []
-    assert_same(weights.load(spec, site, CPU, Watch(report=told.append)), network)
-    assert_same(weights.load(replace(spec, std=(0.2, 0.2, 0.2), prefix="module."), site, CPU), network)  # the file is the same one
+    assert_same(weight_files.load(spec, site, CPU, Watch(report=told.append)), network)
+    assert_same(
+        weight_files.load(replace(spec, std=(0.2, 0.2, 0.2), prefix="module."), site, CPU), network
+    )  # the file is the same one
     assert server.count == 1
     digest = hashlib.sha256(server.content).hexdigest()
-    folder = weights.place(spec, site).parent
+    folder = weight_files.place(spec, site).parent
     assert (folder / "sha256").read_text() == f"{digest}  encoder_100ep.pth.tar\n"
     assert {path.name for path in folder.iterdir()} == {"encoder_100ep.pth.tar", "sha256", "lock"}
     assert told[-1] == Progress(len(server.content) // 2**20, 1, "MiB", "fetching encoder_100ep.pth.tar")
@@ -342,40 +407,50 @@ def test_a_release_is_fetched_once_and_its_digest_recorded(server: Server, netwo
 
 def test_what_was_recorded_holds_when_the_file_is_deleted(server: Server, site: Site) -> None:
     spec = release(server)
-    weights.load(spec, site, CPU)
-    path, first = weights.place(spec, site), server.content
+    weight_files.load(spec, site, CPU)
+    path, first = weight_files.place(spec, site), server.content
     path.unlink()
     server.content = first + b"\0"
-    expected = (
-        rf"^{server.url} has SHA-256 {hashlib.sha256(server.content).hexdigest()}, but {hashlib.sha256(first).hexdigest()} is expected\. "
-    )
+    expected = rf"^{server.url} has SHA-256 {hashlib.sha256(server.content).hexdigest()}, but {hashlib.sha256(first).hexdigest()} is expected\. "
     with pytest.raises(ValueError, match=expected):
-        weights.load(spec, site, CPU)
+        weight_files.load(spec, site, CPU)
     assert not path.exists()
     server.content = first
-    weights.load(spec, site, CPU)
+    weight_files.load(spec, site, CPU)
     path.write_bytes(first[:-1] + b"!")
     with pytest.raises(
-        ValueError, match=rf"^runs/weights/.*/encoder_100ep\.pth\.tar has SHA-256 .* but {hashlib.sha256(first).hexdigest()}"
+        ValueError,
+        match=rf"^runs/weights/.*/encoder_100ep\.pth\.tar has SHA-256 .* but {hashlib.sha256(first).hexdigest()}",
     ):
-        weights.load(spec, site, CPU)
+        weight_files.load(spec, site, CPU)
 
 
-def test_a_published_digest_is_checked_from_the_first_download_on(server: Server, network: torch.nn.Module, site: Site) -> None:
+def test_a_published_digest_is_checked_from_the_first_download_on(
+    server: Server, network: torch.nn.Module, site: Site
+) -> None:
     with pytest.raises(ValueError, match=f"but {'ab' * 32} is expected"):
-        weights.load(release(server, sha256="ab" * 32), site, CPU)
-    assert_same(weights.load(release(server, sha256=hashlib.sha256(server.content).hexdigest()), site, CPU), network)
+        weight_files.load(release(server, sha256="ab" * 32), site, CPU)
+    assert_same(
+        weight_files.load(release(server, sha256=hashlib.sha256(server.content).hexdigest()), site, CPU),
+        network,
+    )
 
 
-def test_an_error_page_is_not_recorded_as_the_release(server: Server, network: torch.nn.Module, site: Site) -> None:
+def test_an_error_page_is_not_recorded_as_the_release(
+    server: Server, network: torch.nn.Module, site: Site
+) -> None:
     right = server.content
-    for wrong, says in ((b"<!DOCTYPE html><p>Log in", "is a web page"), (b"", "is empty"), (right[:-1000], "is broken")):
+    for wrong, says in (
+        (b"<!DOCTYPE html><p>Log in", "is a web page"),
+        (b"", "is empty"),
+        (right[:-1000], "is broken"),
+    ):
         server.content = wrong
         with pytest.raises(ValueError, match=rf"^{server.url} {says}"):
-            weights.load(release(server), site, CPU)
-        assert [path.name for path in weights.place(release(server), site).parent.iterdir()] == ["lock"]
+            weight_files.load(release(server), site, CPU)
+        assert [path.name for path in weight_files.place(release(server), site).parent.iterdir()] == ["lock"]
     server.content = right
-    assert_same(weights.load(release(server), site, CPU), network)
+    assert_same(weight_files.load(release(server), site, CPU), network)
 
 
 def not_found(request: BaseHTTPRequestHandler) -> None:
@@ -389,30 +464,40 @@ def cut_off(request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(b"PK" + b"\0" * 998)
 
 
-@pytest.mark.parametrize(("answer", "says"), [(not_found, "Not Found"), (cut_off, "it ended after 1000 of 1000000 bytes")])
+@pytest.mark.parametrize(
+    ("answer", "says"), [(not_found, "Not Found"), (cut_off, "it ended after 1000 of 1000000 bytes")]
+)
 def test_what_cannot_be_fetched_says_where_to_put_it(
-    answer: Callable[[BaseHTTPRequestHandler], None], says: str, server: Server, network: torch.nn.Module, site: Site
+    answer: Callable[[BaseHTTPRequestHandler], None],
+    says: str,
+    server: Server,
+    network: torch.nn.Module,
+    site: Site,
 ) -> None:
     spec, right = release(server), server.content
     server.answer = answer
-    place = weights.place(spec, site)
+    place = weight_files.place(spec, site)
     where = f"runs/weights/{place.parent.name}/encoder_100ep.pth.tar"
     with pytest.raises(
-        LookupError, match=rf"^{server.url} cannot be fetched \({says}\): .* put the file at {where} in the run folder by hand"
+        LookupError,
+        match=rf"^{server.url} cannot be fetched \({says}\): .* put the file at {where} in the run folder by hand",
     ):
-        weights.load(spec, site, CPU)
+        weight_files.load(spec, site, CPU)
     place.write_bytes(right)
-    assert_same(weights.load(spec, site, CPU), network)
+    assert_same(weight_files.load(spec, site, CPU), network)
     assert (place.parent / "sha256").read_text().split()[0] == hashlib.sha256(right).hexdigest()
 
 
 def test_offline_and_unsafe_addresses_are_named(site: Site, server: Server) -> None:
     url = server.url.replace(str(server.server_port), "1")
-    with pytest.raises(LookupError, match=rf"^{url} cannot be fetched \(.*refused.*\): try again with a network, or put the file at runs/"):
-        weights.load(Weights(backbone="small", url=url), site, CPU)
+    with pytest.raises(
+        LookupError,
+        match=rf"^{url} cannot be fetched \(.*refused.*\): try again with a network, or put the file at runs/",
+    ):
+        weight_files.load(Weights(backbone="small", url=url), site, CPU)
     for address in ("http://example.org/x.pth", "file:///etc/passwd", "ftp://example.org/x.pth"):
         with pytest.raises(ValueError, match="is not fetched: only https addresses are"):
-            weights.load(Weights(url=address), site, CPU)
+            weight_files.load(Weights(url=address), site, CPU)
 
 
 LOAD = """
@@ -428,7 +513,9 @@ print(weights.load(Weights(backbone="small", url=sys.argv[1]), Site(runs=Path(sy
 def loader(server: Server, site: Site) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", LOAD, server.url, str(site.runs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=PROJECT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, cwd=PROJECT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
 
 
 @pytest.mark.slow
@@ -452,13 +539,17 @@ def test_processes_that_race_fetch_once_and_a_killed_one_leaves_nothing_behind(
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     gone.set()
-    assert not weights.place(release(server), site).exists()
+    assert not weight_files.place(release(server), site).exists()
     server.answer, server.count = None, 0
     racers = [loader(server, site) for _ in range(2)]
     digests = {racer.communicate()[0].strip() for racer in racers}
-    assert digests == {weights.load(release(server), site, CPU).digest}
+    assert digests == {weight_files.load(release(server), site, CPU).digest}
     assert server.count == 1
-    assert {path.name for path in weights.place(release(server), site).parent.iterdir()} == {"encoder_100ep.pth.tar", "sha256", "lock"}
+    assert {path.name for path in weight_files.place(release(server), site).parent.iterdir()} == {
+        "encoder_100ep.pth.tar",
+        "sha256",
+        "lock",
+    }
 
 
 # The list of releases
@@ -466,9 +557,16 @@ def test_processes_that_race_fetch_once_and_a_killed_one_leaves_nothing_behind(
 
 def test_every_release_has_an_address_of_its_own_and_its_normalisation() -> None:
     found = plan.released()
-    assert {"moco_v2_200", "simsiam_100", "barlow_twins_1000", "vicreg_1000", "swav_800", "pcl_v2_200", "obow_200", "simclr_1000"} <= set(
-        found
-    )
+    assert {
+        "moco_v2_200",
+        "simsiam_100",
+        "barlow_twins_1000",
+        "vicreg_1000",
+        "swav_800",
+        "pcl_v2_200",
+        "obow_200",
+        "simclr_1000",
+    } <= set(found)
     assert len({each.url for each in found.values()}) == len(found)
     assert len({each.id for each in found.values()}) == len(found)
     for name, each in found.items():

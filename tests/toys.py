@@ -1,4 +1,5 @@
-"""What tests share: images in memory, an untrained encoder, a spec, a record that keeps what it is told, a second process."""
+"""What tests share: images in memory, an untrained encoder, a spec, a record that keeps what it is told, a
+second process."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Batch, Canvas, Images, Shape
-from reproduce.data.views import Augmentation
 from reproduce.methods.msbreg import MSBReg
-from reproduce.nn.encoder import Encoder, build_network
+from reproduce.nn.encoder import Encoder
+from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
-from reproduce.spec import LARS, Pretrain, Settings
+from reproduce.spec import LARS, Pretrain
+from reproduce.train import build_network, encoder_of
 
 R = TypeVar("R")
 
@@ -30,7 +33,8 @@ SHARED = Path(os.environ.get("MSBREG_SHARED_DATA") or Path(__file__).resolve().p
 """Real data; tests that need them are skipped without."""
 CLASSES = ("a", "b", "c", "d", "e", "f")
 READ: dict[str, list[list[int]]] = {}
-"""The images read since it was last emptied, batch by batch: for each split as canvases (`train`) and as crops (`train crops`)."""
+"""The images read since it was last emptied, batch by batch: for each split as canvases (`train`) and as
+crops (`train crops`)."""
 
 
 def images_read(key: str) -> list[int]:
@@ -105,18 +109,34 @@ class Toy(Dataset, name="toy_of_classifiers"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Label(Settings, name="toy"):
-    """A data set and a protocol in one, of runs that are recorded and never done."""
+class Recorded(Dataset, name="toy"):
+    """The data set of runs that are recorded and never executed."""
 
+    size: int = 32
+    resize: int = 64
+    canvas: int = 64
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     sizes: tuple[int, ...] = (32, 64)
-    k: int | None = None
 
     title: ClassVar[str] = "Toy"
-    caveat: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge(Protocol, name="toy"):
+    """The protocol of evaluations that are recorded and never executed."""
+
+    k: int | None = None
 
 
 PRETRAIN = Pretrain(
-    method=MSBReg(), dataset=Label(), backbone="small", augmentation=Augmentation(), optimizer=LARS(base_lr=0.5), epochs=3, batch_size=32
+    method=MSBReg(),
+    dataset=Recorded(),
+    backbone="small",
+    augmentation=Augmentation(),
+    optimizer=LARS(base_lr=0.5),
+    epochs=3,
+    batch_size=32,
 )
 """A run that is recorded and never done."""
 
@@ -148,15 +168,22 @@ class Notes:
 def encoder() -> Encoder:
     """One that was never trained, as `encoder.load` hands it out: frozen and in eval mode."""
     spec = Pretrain(
-        method=MSBReg(), dataset=Toy(), backbone="small", augmentation=Augmentation(), optimizer=LARS(base_lr=0.1), epochs=0, batch_size=8
+        method=MSBReg(),
+        dataset=Toy(),
+        backbone="small",
+        augmentation=Augmentation(),
+        optimizer=LARS(base_lr=0.1),
+        epochs=0,
+        batch_size=8,
     )
     online = build_network(spec).online
     online.eval().requires_grad_(False)
-    return Encoder(spec, online.backbone, online.projector)
+    return encoder_of(spec, online)
 
 
 def ended(target: Callable[..., None], *arguments: object) -> int | None:
-    """Runs `target` in a process of its own, a fork of this one, and returns its exit code, -n after signal n."""
+    """Runs `target` in a process of its own, a fork of this one, and returns its exit code, -n after signal
+    n."""
     process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     process.start()
     process.join(60)
@@ -164,7 +191,8 @@ def ended(target: Callable[..., None], *arguments: object) -> int | None:
 
 
 def on_two_processes(work: Callable[..., R], folder: Path, *arguments: Any) -> list[R]:
-    """What `work(*arguments)`, a function of a module, returns on each of two processes of one run; they meet in `folder`."""
+    """What `work(*arguments)`, a function of a module, returns on each of two processes of one run; they meet
+    in `folder`."""
     torch.multiprocessing.spawn(_one_of_two, (work, str(folder), arguments), nprocs=2)  # type: ignore[no-untyped-call]
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 

@@ -1,0 +1,27 @@
+"""Images, their labels and their augmented views. A file that is not listed is a data set.
+
+Imports point down this page.
+
+    download.py              the public data sets that can be fetched
+    views.py                 augmented views of a batch, as tensor operations
+    draws.py                 random parameters of the views
+    augmentation.py          settings of the distribution of views
+    synthetic_detection.py   montages of scenes in the layouts of VOC and COCO
+    synthetic.py             small scenes in the layouts of the real data sets
+    voc0712.py               VOC07+12 with boxes
+    coco2017.py              COCO 2017 with boxes and masks
+    voc2007.py               VOC2007 with several labels an image
+    places205.py             Places205
+    inaturalist2018.py       iNaturalist 2018
+    stl10.py                 STL-10
+    generated.py             files that generated data sets write on first use
+    scenes.py                the drawings that synthetic data sets show
+    polygons.py              geometry of outlines
+    voc.py                   the layout of PASCAL VOC
+    lists.py                 published lists of images and classes
+    imagefolder.py           the layout of one folder per class
+    folders.py               a check that listed files exist
+    detection.py             base class of data sets with boxes
+    dataset.py               base class of data sets with labels
+    images.py                decoding of the images of one split
+"""

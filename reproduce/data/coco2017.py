@@ -1,14 +1,17 @@
-"""COCO 2017: 118 287 training and 5 000 validation photographs, objects of 80 classes with boxes and masks (cocodataset.org).
+"""COCO 2017: 118 287 training and 5 000 validation photographs, objects of 80 classes with boxes and masks
+(cocodataset.org).
 
 Layout: `train2017/*.jpg`, `val2017/*.jpg`, `annotations/instances_{train,val}2017.json`. As in Detectron2
 (detectron2/data/datasets/coco.py):
 
 - Images come in the order of their ids. One without an annotation is measured on and not trained on.
-- A polygon with fewer than three points, or an odd number of coordinates, is left out; an object that has no other is left out as well.
-- Boxes without area or beyond the image stay as annotated: the engines clip and drop them in training, and the benchmark counts them.
+- A polygon with fewer than three points, or an odd number of coordinates, is left out; an object that has no
+  other is left out as well.
+- Boxes without area or beyond the image stay as annotated: the engines clip and drop them in training, and
+  the benchmark counts them.
 
-Reading train takes about 40 s and at most 1.7 GB, and keeps 1.5 GB, where plain lists of its numbers would keep 2.4 GB (measured: 8.5 s,
-0.37 GB and 0.32 GB for a file of 20 000 images with 184 750 annotations).
+Reading train takes about 40 s and at most 1.7 GB, and keeps 1.5 GB, where plain lists of its numbers would
+keep 2.4 GB (measured: 8.5 s, 0.37 GB and 0.32 GB for a file of 20 000 images with 184 750 annotations).
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ from typing import Any, ClassVar, Literal
 from reproduce.data import detection
 from reproduce.data.detection import Annotated, Box, DetectionDataset, Instance, Picture
 from reproduce.data.folders import check_files
+from reproduce.messages import unknown
 from reproduce.site import Site
-from reproduce.spec import unknown
 
 KEY = "coco"
 LAYOUT = "train2017/*.jpg, val2017/*.jpg and annotations/instances_{train,val}2017.json"
-SOURCE = "https://cocodataset.org/#download (train2017.zip, val2017.zip and annotations_trainval2017.zip, 20 GB)"
+SOURCE = (
+    "https://cocodataset.org/#download (train2017.zip, val2017.zip and annotations_trainval2017.zip, 20 GB)"
+)
 SPLITS = ("train2017", "val2017")
 CATEGORIES = {
     1: "person",
@@ -114,7 +119,8 @@ CATEGORIES = {
     89: "hair drier",
     90: "toothbrush",
 }
-"""The benchmark's numbers and names (instances_val2017.json); the gaps are classes that were planned and never annotated."""
+"""The benchmark's numbers and names (instances_val2017.json); the gaps are classes that were planned and
+never annotated."""
 CLASSES = tuple(CATEGORIES.values())
 CATEGORY_IDS = tuple(CATEGORIES)
 LABELS = {category: label for label, category in enumerate(CATEGORY_IDS)}
@@ -138,7 +144,9 @@ class COCO2017(DetectionDataset, name="coco2017"):
 
     def check_root(self, site: Site) -> None:
         splits = (self.train_split, self.test_split)
-        site.root(KEY, LAYOUT, SOURCE, holds=(*splits, *(f"annotations/instances_{split}.json" for split in splits)))
+        site.root(
+            KEY, LAYOUT, SOURCE, holds=(*splits, *(f"annotations/instances_{split}.json" for split in splits))
+        )
 
     def load(self, split: str, site: Site) -> Annotated:
         return read(site.root(KEY, LAYOUT, SOURCE), split)
@@ -149,7 +157,8 @@ def read(root: Path, split: str) -> Annotated:
 
     Raises:
         LookupError: there is no such split, or its JSON file or its folder of images is not there.
-        ValueError: the JSON file is not what it should be: the message names it, and the image or annotation. Or an image is missing.
+        ValueError: the JSON file is not what it should be: the message names it, and the image or annotation.
+            Or an image is missing.
     """
     if split not in SPLITS:
         raise LookupError(unknown("split", split, SPLITS))
@@ -164,7 +173,9 @@ def read(root: Path, split: str) -> Annotated:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text: {error}. Get it: {SOURCE}.") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a list of images, annotations and categories ({error!r}). Get it: {SOURCE}.") from None
+        raise ValueError(
+            f"{path} is not a list of images, annotations and categories ({error!r}). Get it: {SOURCE}."
+        ) from None
     except (ValueError, OverflowError) as error:  # the latter: numbers of hundreds of digits
         raise ValueError(f"{path}: {error}. Get it: {SOURCE}.") from None
     check_files(folder, [picture.file.name for picture in pictures], path, layout=LAYOUT, source=SOURCE)
@@ -172,7 +183,8 @@ def read(root: Path, split: str) -> Annotated:
 
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:
-    """What is needed of a row of the JSON file, with 8 bytes for each coordinate of its polygons in place of 32."""
+    """What is needed of a row of the JSON file, with 8 bytes for each coordinate of its polygons in place of
+    32."""
     kept = {key: value for key, value in row.items() if key not in FORGOTTEN}
     if isinstance(kept.get("segmentation"), list):
         with suppress(TypeError, OverflowError):  # left as it is: `_segmentation` says which annotation it is
@@ -192,7 +204,9 @@ def _joined(content: Mapping[str, list[dict[str, Any]]], folder: Path) -> tuple[
     for id_, row in _by_id(content["annotations"], "annotation").items():
         image = images.get(row["image_id"])
         if image is None:
-            raise ValueError(f"the annotation {id_} is of the image {row['image_id']}, which is not among its {len(images)} images")
+            raise ValueError(
+                f"the annotation {id_} is of the image {row['image_id']}, which is not among its {len(images)} images"
+            )
         try:
             instance = _instance(row, image)
         except ValueError as error:
@@ -200,22 +214,31 @@ def _joined(content: Mapping[str, list[dict[str, Any]]], folder: Path) -> tuple[
         if instance is not None:
             objects[row["image_id"]].append(instance)
     ordered = ((images[id_], tuple(objects[id_])) for id_ in sorted(images))
-    return tuple(Picture(folder / row["file_name"], row["id"], row["width"], row["height"], found) for row, found in ordered)
+    return tuple(
+        Picture(folder / row["file_name"], row["id"], row["width"], row["height"], found)
+        for row, found in ordered
+    )
 
 
 def _check_categories(rows: Iterable[Mapping[str, Any]]) -> None:
     found = {id_: row["name"] for id_, row in _by_id(rows, "category").items()}
     if found != CATEGORIES:
         other = sorted(found.items() ^ CATEGORIES.items())[0]
-        where = "COCO has it and the file has not" if other in CATEGORIES.items() else "COCO has no such category"
+        where = (
+            "COCO has it and the file has not" if other in CATEGORIES.items() else "COCO has no such category"
+        )
         name = " ".join(str(other[1]).split())
-        raise ValueError(f"its {len(found)} categories are not COCO's {len(CATEGORIES)}: {other[0]} ({name}), {where}")
+        raise ValueError(
+            f"its {len(found)} categories are not COCO's {len(CATEGORIES)}: {other[0]} ({name}), {where}"
+        )
 
 
 def _by_id(rows: Iterable[Mapping[str, Any]], kind: str) -> dict[int, Mapping[str, Any]]:
     """The rows of a table by their ids, which must differ."""
     found: dict[int, Mapping[str, Any]] = {}
-    least = 1 if kind == "annotation" else 0  # pycocotools reads 0 as "no match": an object of that id would be missed whatever finds it
+    least = (
+        1 if kind == "annotation" else 0
+    )  # pycocotools reads 0 as "no match": an object of that id would be missed whatever finds it
     for row in rows:
         id_ = row["id"]
         if type(id_) is not int or id_ < least:
@@ -231,21 +254,28 @@ def _check_image(row: Mapping[str, Any]) -> None:
     if not name or Path(name).name != name or not name.isprintable():
         raise ValueError(f"the image {row['id']} is the file {name!r}, which is not the name of one")
     if not all(type(side) is int and side > 0 for side in sides):
-        raise ValueError(f"the image {row['id']} ({name}) has {sides[0]!r} x {sides[1]!r} pixels, which no image has")
+        raise ValueError(
+            f"the image {row['id']} ({name}) has {sides[0]!r} x {sides[1]!r} pixels, which no image has"
+        )
 
 
 def _instance(row: Mapping[str, Any], image: Mapping[str, Any]) -> Instance | None:
-    """The object of an annotation; None where it has no valid polygon. A ValueError ends the sentence 'the annotation ...'."""
+    """The object of an annotation; None where it has no valid polygon. A ValueError ends the sentence 'the
+    annotation ...'."""
     if row["category_id"] not in LABELS:
         raise ValueError(f"has the category {row['category_id']!r}, which COCO has not")
     if row["iscrowd"] not in (0, 1):
         raise ValueError(f"has iscrowd {row['iscrowd']!r}, not 0 or 1")
-    if not _is_number(row["area"]) or row["area"] < 0:  # by which an object is small, medium or large: the benchmark's scoring reads it
+    if (
+        not _is_number(row["area"]) or row["area"] < 0
+    ):  # by which an object is small, medium or large: the benchmark's scoring reads it
         raise ValueError(f"has the area {row['area']!r}, not a number of pixels")
     segmentation = _segmentation(row["segmentation"], (image["height"], image["width"]))
     if segmentation == []:
         return None
-    return Instance(LABELS[row["category_id"]], _box(row["bbox"]), crowd=row["iscrowd"] == 1, segmentation=segmentation)
+    return Instance(
+        LABELS[row["category_id"]], _box(row["bbox"]), crowd=row["iscrowd"] == 1, segmentation=segmentation
+    )
 
 
 def _box(bbox: Sequence[float]) -> Box:
@@ -266,8 +296,12 @@ def _segmentation(given: Any, size: tuple[int, int]) -> list[Sequence[float]] | 
         _check_runs(given, size)
         return given
     # The sum of numbers is finite only where each of them is.
-    if not isinstance(given, list) or not all(isinstance(each, array) and math.isfinite(sum(each)) for each in given):
-        raise ValueError("has a segmentation that is neither polygons, each a list of numbers, nor a run-length encoding")
+    if not isinstance(given, list) or not all(
+        isinstance(each, array) and math.isfinite(sum(each)) for each in given
+    ):
+        raise ValueError(
+            "has a segmentation that is neither polygons, each a list of numbers, nor a run-length encoding"
+        )
     return [polygon for polygon in given if detection.is_polygon(polygon)]
 
 
@@ -275,16 +309,20 @@ def _check_runs(given: Mapping[str, Any], size: tuple[int, int]) -> None:
     """A run-length encoding, plain or compressed, must fit the image: pycocotools' decoder does not look."""
     counts = _runs(given["counts"]) if isinstance(given["counts"], str) else given["counts"]
     if given["size"] != list(size):
-        raise ValueError(f"has a run-length encoding of size {given['size']!r} (height, width), its image has {list(size)}")
+        raise ValueError(
+            f"has a run-length encoding of size {given['size']!r} (height, width), its image has {list(size)}"
+        )
     if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
-        raise ValueError(f"has a run-length encoding whose runs do not add up to the {size[0] * size[1]} pixels of its image")
+        raise ValueError(
+            f"has a run-length encoding whose runs do not add up to the {size[0] * size[1]} pixels of its image"
+        )
 
 
 def _runs(text: str) -> list[int]:
     """The runs of a compressed encoding (ppwwyyxx/cocoapi common/maskApi.c, rleFrString).
 
-    Six bits of each character count: five of a number, the lowest first, and whether more follow. From the fourth on a number is what the
-    run is longer than the last but one.
+    Six bits of each character count: five of a number, the lowest first, and whether more follow. From the
+    fourth on a number is what the run is longer than the last but one.
     """
     runs: list[int] = []
     value = shift = 0

@@ -1,4 +1,5 @@
-"""What every data set says about itself. One file of this folder holds one data set: its settings and how its splits are read."""
+"""What every data set says about itself. One file of this folder holds one data set: its settings and how its
+splits are read."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from reproduce.settings import Settings
 from reproduce.site import Site
-from reproduce.spec import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,8 @@ class Dataset(Settings):
     title: ClassVar[str]
     """As printed in captions."""
     published: ClassVar[Mapping[str, int]] = {}
-    """Images of each split where that is known without looking, for estimates of time; a field `num_<split>` says it too."""
+    """Images of each split where that is known without looking, for estimates of time; a field `num_<split>`
+    says it too."""
 
     def check(self) -> None:
         if not 0 < self.size <= self.resize or self.canvas < 1:
@@ -54,10 +56,13 @@ class Dataset(Settings):
             raise ValueError(f"{self.name} takes std > 0 for each channel, not {self.std}.")
         for key in ("pretrain_split", "train_split", "test_split"):
             if getattr(self, key) not in self.splits:
-                raise ValueError(f"{self.name} takes {key} of {', '.join(self.splits)}, not '{getattr(self, key)}'.")
+                raise ValueError(
+                    f"{self.name} takes {key} of {', '.join(self.splits)}, not '{getattr(self, key)}'."
+                )
 
     def check_root(self, site: Site) -> None:
-        """Raises LookupError where `site` does not say where the files are, or a folder or list of their layout is not there.
+        """Raises LookupError where `site` does not say where the files are, or a folder or list of their
+        layout is not there.
 
         Only folders and lists are looked for, not every image; data that are generated need no root.
         """
@@ -72,7 +77,8 @@ class Dataset(Settings):
         raise NotImplementedError
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
-        """Finds out, before anything starts, whether `labelled_subset` has its list; fetches it where it is to be fetched.
+        """Finds out, before anything starts, whether `labelled_subset` has its list; fetches it where it is
+        to be fetched.
 
         Args:
             fetch: False: nothing is fetched, and what would be counts as here.
@@ -81,10 +87,13 @@ class Dataset(Settings):
             LookupError: there is no such list, or it cannot be had; the message says how to get it.
             ValueError: its bytes are not those that were published.
         """
-        raise LookupError(f"{self.title} has no list of labelled images '{name}': ImageNet, Imagenette and the synthetic folder have.")
+        raise LookupError(
+            f"{self.title} has no list of labelled images '{name}': ImageNet, Imagenette and the synthetic folder have."
+        )
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
-        """The images of the train split whose labels semi-supervised classification may use: indices (n,), ascending.
+        """The images of the train split whose labels semi-supervised classification may use: indices (n,),
+        ascending.
 
         Args:
             name: `1percent` or `10percent`.

@@ -1,6 +1,7 @@
 """What detection data sets share: photographs with boxes, masks and classes, as plain records.
 
-One file of this folder holds one data set (`voc0712.py`, `coco2017.py`); its `load` gives an `Annotated` for each split.
+One file of this folder holds one data set (`voc0712.py`, `coco2017.py`); its `load` gives an `Annotated` for
+each split.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from reproduce.settings import Settings
 from reproduce.site import Site
-from reproduce.spec import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,8 @@ EXIF_ORIENTATION = 274
 """The tag of EXIF that says how the camera was held (exif.org, Exif 2.2, section 4.6.4)."""
 
 Box = tuple[float, float, float, float]
-"""left, top, right, bottom in pixels from the image's corner; a box that covers an image of w x h is (0, 0, w, h)."""
+"""left, top, right, bottom in pixels from the image's corner; a box that covers an image of w x h is (0, 0,
+w, h)."""
 
 
 class Instance(NamedTuple):
@@ -41,7 +43,8 @@ class Instance(NamedTuple):
     crowd: bool = False
     """COCO: a group; not trained on, neither right nor wrong in a test."""
     segmentation: list[Sequence[float]] | Mapping[str, Any] | None = None
-    """COCO: polygons (x0, y0, x1, y1, ...), or a run-length encoding (`size`, `counts`) where it is a crowd."""
+    """COCO: polygons (x0, y0, x1, y1, ...), or a run-length encoding (`size`, `counts`) where it is a
+    crowd."""
 
 
 class Picture(NamedTuple):
@@ -64,7 +67,8 @@ class Annotated:
     """In the order of the list or of the ids."""
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    """The benchmark's own number of each class: COCO's 1 to 90 with gaps; VOC's places in the alphabet from 0."""
+    """The benchmark's own number of each class: COCO's 1 to 90 with gaps; VOC's places in the alphabet from
+    0."""
     origin: Path
     """What the benchmark's own evaluation reads: COCO's instances_*.json, VOC's folder of the year."""
     digest: str
@@ -72,13 +76,17 @@ class Annotated:
 
     @property
     def trainable(self) -> tuple[Picture, ...]:
-        """Those with something to learn from: an instance that is no crowd. The others are left out of training, as Detectron2 does."""
-        return tuple(picture for picture in self.pictures if any(not instance.crowd for instance in picture.instances))
+        """Those with something to learn from: an instance that is no crowd. The others are left out of
+        training, as Detectron2 does."""
+        return tuple(
+            picture for picture in self.pictures if any(not instance.crowd for instance in picture.instances)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionDataset(Settings):
-    """Base class. The sizes at which images are shown are settings of the protocol; normalisation is the encoder's."""
+    """Base class. The sizes at which images are shown are settings of the protocol; normalisation is the
+    encoder's."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of the RGB channels, for values from 0 to 1 (ImageNet's): what the encoder was trained with."""
@@ -107,7 +115,8 @@ class DetectionDataset(Settings):
                 raise ValueError(f"{self.name} takes {key} of {', '.join(self.splits)}, not '{split}'.")
 
     def check_root(self, site: Site) -> None:
-        """Raises LookupError where `site` does not say where the files are, or a folder or list of their layout is not there.
+        """Raises LookupError where `site` does not say where the files are, or a folder or list of their
+        layout is not there.
 
         Only folders and lists are looked for, not every image; data that are generated need no root.
         """
@@ -123,12 +132,14 @@ class DetectionDataset(Settings):
 
 
 def is_polygon(numbers: Sequence[float]) -> bool:
-    """Whether these are x and y of three points or more; all else has no area (detectron2/data/datasets/coco.py)."""
+    """Whether these are x and y of three points or more; all else has no area
+    (detectron2/data/datasets/coco.py)."""
     return len(numbers) >= 6 and len(numbers) % 2 == 0
 
 
 def digest(pictures: Iterable[Picture]) -> str:
-    """SHA-256 of names, sizes, boxes, classes, flags and masks, the same on every machine and wherever the files lie."""
+    """SHA-256 of names, sizes, boxes, classes, flags and masks, the same on every machine and wherever the
+    files lie."""
     found = hashlib.sha256()
     for picture in pictures:
         # A line of text, then as many instances as it says: no two lists of pictures give the same bytes.
@@ -136,7 +147,9 @@ def digest(pictures: Iterable[Picture]) -> str:
         for each in picture.instances:
             polygons = each.segmentation if isinstance(each.segmentation, list) else []
             runs = _plain(each.segmentation) if isinstance(each.segmentation, Mapping) else None
-            _add(found, [each.label, each.difficult, each.crowd, [len(polygon) for polygon in polygons], runs])
+            _add(
+                found, [each.label, each.difficult, each.crowd, [len(polygon) for polygon in polygons], runs]
+            )
             for numbers in (each.box, *polygons):
                 found.update(_little_endian(numbers))
     return found.hexdigest()
@@ -160,10 +173,12 @@ def _little_endian(numbers: Sequence[float]) -> bytes:
 
 
 def pixels(picture: Picture) -> NDArray[np.uint8]:
-    """The image in RGB, (height, width, 3), turned as its EXIF says (detectron2/data/detection_utils.py, read_image).
+    """The image in RGB, (height, width, 3), turned as its EXIF says (detectron2/data/detection_utils.py,
+    read_image).
 
     Raises:
-        ValueError: the file is missing, truncated or no image, or its size is not the annotated one; the message names it.
+        ValueError: the file is missing, truncated or no image, or its size is not the annotated one; the
+            message names it.
     """
     import numpy as np
     from PIL import Image

@@ -1,4 +1,5 @@
-"""Fetching the public data sets that torchvision knows how to fetch: those whose file here has a `download(site)`."""
+"""Fetching the public data sets that torchvision knows how to fetch: those whose file here has a
+`download(site)`."""
 
 from __future__ import annotations
 
@@ -7,12 +8,13 @@ import pkgutil
 from pathlib import Path
 
 import reproduce.data
+from reproduce.messages import unknown
 from reproduce.site import Site
-from reproduce.spec import unknown
 
 
 def download(dataset: str, site: Site) -> str:
-    """Fetches `dataset` into its root of the site and says where it is; with an empty name, says what can be fetched.
+    """Fetches `dataset` into its root of the site and says where it is; with an empty name, says what can be
+    fetched.
 
     Raises:
         LookupError: there is no such data set to fetch, or its root is not set.
@@ -28,5 +30,7 @@ def download(dataset: str, site: Site) -> str:
 
 def available() -> list[str]:
     """The data sets that can be fetched, by the names of their files."""
-    names = [module.name for module in pkgutil.iter_modules(reproduce.data.__path__) if module.name != "download"]
+    names = [
+        module.name for module in pkgutil.iter_modules(reproduce.data.__path__) if module.name != "download"
+    ]
     return [name for name in names if hasattr(importlib.import_module(f"reproduce.data.{name}"), "download")]

@@ -1,8 +1,9 @@
 """The random numbers behind augmented views: a hash instead of a generator with a state.
 
-Every uniform number is a hash of (seed, epoch, view, image index, slot), so an image's view is drawn alike in whatever batch, order, worker
-or process it is made. The hash is SplitMix64's output function (Steele, Lea and Flood, Fast splittable pseudorandom number generators,
-OOPSLA 2014), applied once for each part of the counter.
+Every uniform number is a hash of (seed, epoch, view, image index, slot), so an image's view is drawn alike in
+whatever batch, order, worker or process it is made. The hash is SplitMix64's output function (Steele, Lea and
+Flood, Fast splittable pseudorandom number generators, OOPSLA 2014), applied once for each part of the
+counter.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from reproduce.data.views import Augmentation
+    from reproduce.data.augmentation import Augmentation
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -29,7 +30,21 @@ _ORDERS = np.array(list(permutations(range(4))))
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, SplitMix64's increment
 
 # The slot of each number. A new one takes a free slot: renumbering would change every view of every run.
-_FLIP, _TOP, _LEFT, _JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY, _BLUR, _SIGMA, _SOLARIZE = range(13)
+(
+    _FLIP,
+    _TOP,
+    _LEFT,
+    _JITTER,
+    _ORDER,
+    _BRIGHTNESS,
+    _CONTRAST,
+    _SATURATION,
+    _HUE,
+    _GREY,
+    _BLUR,
+    _SIGMA,
+    _SOLARIZE,
+) = range(13)
 _AREAS, _RATIOS = slice(16, 16 + CROP_TRIES), slice(32, 32 + CROP_TRIES)
 _NUM_SLOTS = 48
 
@@ -61,31 +76,54 @@ class Draws:
     @staticmethod
     def joined(parts: Sequence[Draws]) -> Draws:
         """Those of all parts, one after the other."""
-        return Draws(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Draws)})
+        return Draws(
+            **{
+                field.name: np.concatenate([getattr(part, field.name) for part in parts])
+                for field in fields(Draws)
+            }
+        )
 
     @property
     def hue_place(self) -> Ints:
-        """How many other parts of the jitter come before the hue shift, (n,); -1 for images without jitter."""
+        """How many other parts of the jitter come before the hue shift, (n,); -1 for images without
+        jitter."""
         return np.where(self.jitter, (self.order == HUE).argmax(axis=1), -1)
 
     def blends(self) -> Floats:
-        """The three parts of the jitter other than hue, in their order, as factors of (image, its grey, its mean grey); (3, 3, n)."""
+        """The three parts of the jitter other than hue, in their order, as factors of (image, its grey, its
+        mean grey); (3, 3, n)."""
         parts = self.order[self.order != HUE].reshape(-1, 3)
         own = np.take_along_axis(self.factors, parts, axis=1)
-        return np.stack([own, (1 - own) * (parts == SATURATION), (1 - own) * (parts == CONTRAST)]).transpose(2, 0, 1)
+        return np.stack([own, (1 - own) * (parts == SATURATION), (1 - own) * (parts == CONTRAST)]).transpose(
+            2, 0, 1
+        )
 
 
-def draw(augmentation: Augmentation, sizes: Ints, indices: Ints, *, seed: int, epoch: int, view: int) -> Draws:
-    """The parameters of view number `view` of the images `indices`, (n,), whose original height and width are `sizes`, (n, 2)."""
+def draw(
+    augmentation: Augmentation, sizes: Ints, indices: Ints, *, seed: int, epoch: int, view: int
+) -> Draws:
+    """The parameters of view number `view` of the images `indices`, (n,), whose original height and width are
+    `sizes`, (n, 2)."""
     u = uniforms(indices, seed=seed, epoch=epoch, view=view)
 
     def between(slot: int, low: float, high: float) -> Floats:
         return low + (high - low) * u[:, slot]
 
     strengths = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
-    factors = [between(_BRIGHTNESS + part, max(0.0, 1 - strength), 1 + strength) for part, strength in enumerate(strengths)]
+    factors = [
+        between(_BRIGHTNESS + part, max(0.0, 1 - strength), 1 + strength)
+        for part, strength in enumerate(strengths)
+    ]
     return Draws(
-        box=crop_boxes(sizes, u[:, _AREAS], u[:, _RATIOS], u[:, _TOP], u[:, _LEFT], augmentation.crop_scale, augmentation.crop_ratio),
+        box=crop_boxes(
+            sizes,
+            u[:, _AREAS],
+            u[:, _RATIOS],
+            u[:, _TOP],
+            u[:, _LEFT],
+            augmentation.crop_scale,
+            augmentation.crop_ratio,
+        ),
         flip=u[:, _FLIP] < augmentation.flip,
         jitter=u[:, _JITTER] < augmentation.jitter,
         order=_ORDERS[(u[:, _ORDER] * len(_ORDERS)).astype(np.int64)],
@@ -99,7 +137,13 @@ def draw(augmentation: Augmentation, sizes: Ints, indices: Ints, *, seed: int, e
 
 
 def crop_boxes(
-    sizes: Ints, areas: Floats, ratios: Floats, top: Floats, left: Floats, scale: tuple[float, float], ratio: tuple[float, float]
+    sizes: Ints,
+    areas: Floats,
+    ratios: Floats,
+    top: Floats,
+    left: Floats,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> Ints:
     """torchvision's RandomResizedCrop.make_params for n images at once.
 
@@ -120,7 +164,9 @@ def crop_boxes(
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     rows, first = np.arange(len(sizes)), fits.argmax(axis=1)
     h, w = h[rows, first], w[rows, first]
-    boxes = np.stack([np.floor(top * (height[:, 0] - h + 1)), np.floor(left * (width[:, 0] - w + 1)), h, w], axis=1)
+    boxes = np.stack(
+        [np.floor(top * (height[:, 0] - h + 1)), np.floor(left * (width[:, 0] - w + 1)), h, w], axis=1
+    )
     return np.where(fits.any(axis=1, keepdims=True), boxes, _central_boxes(sizes, ratio)).astype(np.int64)
 
 
@@ -133,7 +179,8 @@ def _central_boxes(sizes: Ints, ratio: tuple[float, float]) -> Floats:
 
 
 def uniforms(indices: Ints, *, seed: int, epoch: int, view: int) -> Floats:
-    """Independent numbers, uniform in [0, 1) with 53 bits, for the images `indices`, (n,): one for each slot, (n, 48)."""
+    """Independent numbers, uniform in [0, 1) with 53 bits, for the images `indices`, (n,): one for each slot,
+    (n, 48)."""
     key = np.zeros(1, dtype=np.uint64)
     for part in (seed, epoch, view):
         key = _hash(key, np.array([part % 2**64], dtype=np.uint64))

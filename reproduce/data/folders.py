@@ -1,4 +1,5 @@
-"""Whether the files that a list names are in their folder: one question for all of them, asked before anything starts."""
+"""Whether the files that a list names are in their folder: one question for all of them, asked before
+anything starts."""
 
 from __future__ import annotations
 
@@ -24,4 +25,6 @@ def check_files(folder: Path, names: Sequence[str], listed: Path, *, layout: str
     missing = [name for name in names if name not in present]
     if missing:
         lost = f"{len(missing)} of its {len(names)} images are missing"
-        raise ValueError(f"{folder / missing[0]} does not exist, which {listed} names: {lost}. Get it: {source}.")
+        raise ValueError(
+            f"{folder / missing[0]} does not exist, which {listed} names: {lost}. Get it: {source}."
+        )

@@ -1,6 +1,8 @@
-"""What generated data sets share: files that are written on first use, whole, and are the same bytes everywhere.
+"""What generated data sets share: files that are written on first use, whole, and are the same bytes
+everywhere.
 
-Images are binary PPM, whatever their names end in, so that neither pixels nor sizes depend on the version of an encoder.
+Images are binary PPM, whatever their names end in, so that neither pixels nor sizes depend on the version of
+an encoder.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def save(path: Path, pixels: NDArray[np.uint8]) -> None:
     Image.fromarray(pixels).save(path, format="PPM")
 
 
-def save_montages(folder: Path, names: Iterable[str], montages: Iterable[tuple[NDArray[np.uint8], list[Placed]]]) -> None:
+def save_montages(
+    folder: Path, names: Iterable[str], montages: Iterable[tuple[NDArray[np.uint8], list[Placed]]]
+) -> None:
     """Images and annotations in the folder of one of VOC's years."""
     (folder / "Annotations").mkdir(parents=True, exist_ok=True)
     for name, (pixels, objects) in zip(names, montages, strict=True):
@@ -52,11 +56,23 @@ def save_montages(folder: Path, names: Iterable[str], montages: Iterable[tuple[N
 def _annotation(year: str, name: str, objects: Iterable[Placed]) -> str:
     """The XML of one montage, as VOC writes it: boxes are counted from 1, both ends inside."""
     lines = ["<annotation>", f"\t<folder>{year}</folder>", f"\t<filename>{name}.jpg</filename>"]
-    lines += [f"\t<size><width>{2 * SIDE}</width><height>{2 * SIDE}</height><depth>3</depth></size>", "\t<segmented>0</segmented>"]
+    lines += [
+        f"\t<size><width>{2 * SIDE}</width><height>{2 * SIDE}</height><depth>3</depth></size>",
+        "\t<segmented>0</segmented>",
+    ]
     for label, difficult, (left, top, right, bottom) in objects:
         box = f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
-        lines += ["\t<object>", f"\t\t<name>{voc.CLASSES[label]}</name>", "\t\t<pose>Unspecified</pose>", "\t\t<truncated>0</truncated>"]
-        lines += [f"\t\t<difficult>{int(difficult)}</difficult>", f"\t\t<bndbox>{box}</bndbox>", "\t</object>"]
+        lines += [
+            "\t<object>",
+            f"\t\t<name>{voc.CLASSES[label]}</name>",
+            "\t\t<pose>Unspecified</pose>",
+            "\t\t<truncated>0</truncated>",
+        ]
+        lines += [
+            f"\t\t<difficult>{int(difficult)}</difficult>",
+            f"\t\t<bndbox>{box}</bndbox>",
+            "\t</object>",
+        ]
     return "\n".join([*lines, "</annotation>", ""])
 
 

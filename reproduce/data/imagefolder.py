@@ -2,7 +2,8 @@
 
     images = imagefolder.read(root / "train")
 
-Nothing is skipped in silence but hidden files: what is not an image, a class without images and a class that only one split has are errors.
+Nothing is skipped in silence but hidden files: what is not an image, a class without images and a class that
+only one split has are errors.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ from pathlib import Path
 import numpy as np
 
 from reproduce.data.images import Files
-from reproduce.spec import unknown
+from reproduce.messages import unknown
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of image files, in any case (torchvision/datasets/folder.py)."""
 SPLITS = ("train", "val")
 
 
-def load(root: Path, split: str, *, classes: Sequence[str] | None = None, num_classes: int | None = None, cache_gb: float = 0.0) -> Files:
+def load(
+    root: Path,
+    split: str,
+    *,
+    classes: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    cache_gb: float = 0.0,
+) -> Files:
     """The images of a split of `root`, after a check that `train` and `val` have the same classes.
 
     Args:
@@ -32,14 +40,17 @@ def load(root: Path, split: str, *, classes: Sequence[str] | None = None, num_cl
 
     Raises:
         LookupError: there is no such split, or no folder for it.
-        ValueError: a class is missing in a split, has no images, or has something in it that is not an image; the message names it.
+        ValueError: a class is missing in a split, has no images, or has something in it that is not an image;
+            the message names it.
     """
     if split not in SPLITS:
         raise LookupError(unknown("split", split, SPLITS))
     if classes is None:
         classes = _common_classes(root)
         if num_classes not in (None, len(classes)):
-            raise ValueError(f"{root} has {len(classes)} classes, not {num_classes}: it is another data set or incomplete.")
+            raise ValueError(
+                f"{root} has {len(classes)} classes, not {num_classes}: it is another data set or incomplete."
+            )
     for name in classes:
         for each in SPLITS:
             _class_folder(root / each, name)
@@ -47,7 +58,8 @@ def load(root: Path, split: str, *, classes: Sequence[str] | None = None, num_cl
 
 
 def read(folder: Path, classes: Sequence[str] | None = None, *, cache_gb: float = 0.0) -> Files:
-    """The images of the class folders of `folder`, sorted by class and file name; labels follow the sorted class names.
+    """The images of the class folders of `folder`, sorted by class and file name; labels follow the sorted
+    class names.
 
     Args:
         classes: names of the folders to read; None: all.
@@ -55,7 +67,8 @@ def read(folder: Path, classes: Sequence[str] | None = None, *, cache_gb: float 
 
     Raises:
         LookupError: `folder` is not there.
-        ValueError: there are no class folders, or one is missing, has no images, or has something in it that is not an image.
+        ValueError: there are no class folders, or one is missing, has no images, or has something in it that
+            is not an image.
     """
     chosen = find_classes(folder) if classes is None else tuple(sorted(classes))
     names: list[bytes] = []
@@ -80,11 +93,15 @@ def find_classes(folder: Path) -> tuple[str, ...]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith("."):
-                raise ValueError(f"{entry.path} is not in a class folder; the layout is {folder}/<class>/<image>.")
+                raise ValueError(
+                    f"{entry.path} is not in a class folder; the layout is {folder}/<class>/<image>."
+                )
             if not entry.name.startswith(".") and entry.is_dir():
                 classes.append(entry.name)
     if not classes:
-        raise ValueError(f"{folder} holds no images: it has no class folders; the layout is {folder}/<class>/<image>.")
+        raise ValueError(
+            f"{folder} holds no images: it has no class folders; the layout is {folder}/<class>/<image>."
+        )
     return tuple(sorted(classes))
 
 
@@ -95,12 +112,15 @@ def _common_classes(root: Path) -> tuple[str, ...]:
         missing = [name for name in classes[split] if name not in set(classes[other])]
         if missing:
             lost = f"{root / other} lacks ({len(missing)} in all)"
-            raise ValueError(f"{root / split / missing[0]} is a class that {lost}: both splits need every class.")
+            raise ValueError(
+                f"{root / split / missing[0]} is a class that {lost}: both splits need every class."
+            )
     return classes[SPLITS[0]]
 
 
 def _image_files(folder: Path, name: str) -> list[bytes]:
-    """The paths of one class's images relative to `folder`, sorted by their bytes, which no locale can change."""
+    """The paths of one class's images relative to `folder`, sorted by their bytes, which no locale can
+    change."""
     place = _class_folder(folder, name)
     found = []
     with os.scandir(place) as entries:
@@ -108,7 +128,9 @@ def _image_files(folder: Path, name: str) -> list[bytes]:
             if entry.name.startswith("."):
                 continue
             if not entry.name.lower().endswith(ENDINGS) or entry.is_dir():
-                raise ValueError(f"{entry.path} is not an image ({' '.join(ENDINGS)}): class folders hold nothing else, move it away.")
+                raise ValueError(
+                    f"{entry.path} is not an image ({' '.join(ENDINGS)}): class folders hold nothing else, move it away."
+                )
             found.append(os.fsencode(f"{name}/{entry.name}"))
     if not found:
         raise ValueError(f"{place} is empty: every class needs images.")

@@ -1,7 +1,8 @@
 """ImageNet (ILSVRC 2012): 1 281 167 training and 50 000 validation photographs of 1000 classes.
 
-Not free to copy: an account at image-net.org is needed. Layout: `train/<wnid>/*.JPEG`, `val/<wnid>/*.JPEG`, the validation images sorted
-into class folders, as `torchvision.datasets.ImageNet` leaves them. The scan takes seconds, on a network file system longer.
+Not free to copy: an account at image-net.org is needed. Layout: `train/<wnid>/*.JPEG`, `val/<wnid>/*.JPEG`,
+the validation images sorted into class folders, as `torchvision.datasets.ImageNet` leaves them. The scan
+takes seconds, on a network file system longer.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class ImageNet(Dataset, name="imagenet"):
     resize: int = 256
     """Protocols of the paper's baselines (facebookresearch/moco main_lincls.py)."""
     canvas: int = 448
-    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution; the median photograph is 500 x 375."""
+    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution; the median
+    photograph is 500 x 375."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """pytorch/vision references/classification/presets.py."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -56,5 +58,8 @@ class ImageNet(Dataset, name="imagenet"):
         return lists.indices(self.load(self.train_split, site), path)
 
     def _root(self, site: Site, holds: tuple[str, ...] = ()) -> Path:
-        layout, source = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)"
+        layout, source = (
+            "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG",
+            "https://image-net.org/download-images (ILSVRC 2012)",
+        )
         return site.root("imagenet", layout, source, holds)

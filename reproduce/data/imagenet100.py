@@ -1,7 +1,8 @@
 """ImageNet-100: 126 689 training and 5 000 validation photographs, ImageNet's images of 100 classes.
 
-The classes are those of HobbitLong/CMC `imagenet100.txt`, which htdt/self-supervised (W-MSE), ssnl/moco_align_uniform and solo-learn use
-too. Needs the ImageNet root and the list, there or in a folder of its own (`imagenet100_classes`); nothing is copied.
+The classes are those of HobbitLong/CMC `imagenet100.txt`, which htdt/self-supervised (W-MSE),
+ssnl/moco_align_uniform and solo-learn use too. Needs the ImageNet root and the list, there or in a folder of
+its own (`imagenet100_classes`); nothing is copied.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class ImageNet100(Dataset, name="imagenet100"):
     resize: int = 256
     """The same file."""
     canvas: int = 448
-    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution; the median photograph is 500 x 375."""
+    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution; the median
+    photograph is 500 x 375."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """The same file as `size`."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -52,12 +54,17 @@ class ImageNet100(Dataset, name="imagenet100"):
         return imagefolder.load(self._root(site), split, classes=self._classes(site), cache_gb=site.cache_gb)
 
     def _root(self, site: Site, holds: tuple[str, ...] = ()) -> Path:
-        layout, source = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG", "https://image-net.org/download-images (ILSVRC 2012)"
+        layout, source = (
+            "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG",
+            "https://image-net.org/download-images (ILSVRC 2012)",
+        )
         return site.root("imagenet", layout, source, holds)
 
     def _classes(self, site: Site) -> tuple[str, ...]:
         root = self._root(site)
-        folder = site.root("imagenet100_classes", LIST, SOURCE) if "imagenet100_classes" in site.data else root
+        folder = (
+            site.root("imagenet100_classes", LIST, SOURCE) if "imagenet100_classes" in site.data else root
+        )
         return read_classes(folder / LIST, self.class_list_sha256)
 
 

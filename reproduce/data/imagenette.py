@@ -1,7 +1,9 @@
-"""Imagenette: 9 469 training and 3 925 validation photographs of 10 easily told ImageNet classes (github.com/fastai/imagenette).
+"""Imagenette: 9 469 training and 3 925 validation photographs of 10 easily told ImageNet classes
+(github.com/fastai/imagenette).
 
-Stands in for ImageNet-100 where a run must take minutes. Any release will do, `train/<wnid>/` and `val/<wnid>/` in any image format and at
-any size of 96 px or more; which one it was shows in the digest that is logged with a run.
+Stands in for ImageNet-100 where a run must take minutes. Any release will do, `train/<wnid>/` and
+`val/<wnid>/` in any image format and at any size of 96 px or more; which one it was shows in the digest that
+is logged with a run.
 """
 
 from __future__ import annotations
@@ -62,20 +64,21 @@ class Imagenette(Dataset, name="imagenette"):
         lists.of_imagenet(name, site, fetch=fetch)
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
-        """ImageNet's list, cut to the images that are in this train split: a release keeps a part of the classes' images, and puts some of
-        them into `val`, from where none is ever taken.
+        """ImageNet's list, cut to the images that are in this train split: a release keeps a part of the
+        classes' images, and puts some of them into `val`, from where none is ever taken.
         """
         path = lists.of_imagenet(name, site)
         return lists.indices_there(self.load(self.train_split, site), path)
 
 
 def download(site: Site) -> Path:
-    """Fetches the 160 px release into the root of the site, checksum verified; does nothing where it is there already.
+    """Fetches the 160 px release into the root of the site, checksum verified; does nothing where it is there
+    already.
 
     Raises:
         LookupError: the root is not set.
     """
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
     root.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,13 @@
-"""The images of one split: decoded by index or in batches, from files (`Files`) or from raw planes (`Planes`).
+"""The images of one split: decoded by index or in batches, from files (`Files`) or from raw planes
+(`Planes`).
 
     images = STL10().load("train", site)
     for pixels, sizes, indices in batches(images, order, 256, canvas=96, workers=site.workers):
         ...  # pixels: (256, 3, 96, 96) uint8
 
-An image is decoded once for all its views: whole, in RGB, squashed to a square canvas whose crops the views are. Decoded images stay in
-memory where the whole split fits; the bytes are the same with and without, and whatever the number of workers.
+An image is decoded once for all its views: whole, in RGB, squashed to a square canvas whose crops the views
+are. Decoded images stay in memory where the whole split fits; the bytes are the same with and without, and
+whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 PIECE = 64
-"""Images that a worker decodes at once: small, so that the pieces under way fit in the shared memory of a container."""
+"""Images that a worker decodes at once: small, so that the pieces under way fit in the shared memory of a
+container."""
 AHEAD = 2
 """Batches prepared before they are asked for."""
 
@@ -42,7 +45,8 @@ class Batch(NamedTuple):
     pixels: torch.Tensor
     """(n, 3, side, side) uint8."""
     sizes: torch.Tensor
-    """(n, 2) int64, height and width of the original images in pixels: what the squashing of a canvas is undone with."""
+    """(n, 2) int64, height and width of the original images in pixels: what the squashing of a canvas is
+    undone with."""
     indices: torch.Tensor
     """(n,) int64, in the split."""
 
@@ -55,22 +59,26 @@ class Canvas:
 
     def cut(self, image: Image.Image) -> Image.Image:
         """The canvas of one image."""
-        # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size where that leaves twice the canvas in both directions; the resize below
-        # then makes up for the simpler filter of the decoder (Pillow's `reducing_gap` of 2).
+        # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size where that leaves twice the canvas in both
+        # directions; the resize below then makes up for the simpler filter of the decoder (Pillow's
+        # `reducing_gap` of 2).
         image.draft("RGB", (2 * self.side, 2 * self.side))
         return _resized(_rgb(image), (self.side, self.side))
 
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The shorter side resized to `resize` pixels (bicubic, antialiased), then the `size` x `size` pixels in the middle."""
+    """The shorter side resized to `resize` pixels (bicubic, antialiased), then the `size` x `size` pixels in
+    the middle."""
 
     resize: int
     size: int
 
     def __post_init__(self) -> None:
         if self.size > self.resize:
-            raise ValueError(f"A centre crop of {self.size} pixels needs a shorter side of at least as many, not resize {self.resize}.")
+            raise ValueError(
+                f"A centre crop of {self.size} pixels needs a shorter side of at least as many, not resize {self.resize}."
+            )
 
     @property
     def side(self) -> int:
@@ -81,7 +89,9 @@ class CentreCrop:
         """The crop of one image; roundings are torchvision's."""
         width, height = image.size
         shorter = min(width, height)
-        image = _resized(_rgb(image), (int(self.resize * width / shorter), int(self.resize * height / shorter)))
+        image = _resized(
+            _rgb(image), (int(self.resize * width / shorter), int(self.resize * height / shorter))
+        )
         left, top = round((image.width - self.size) / 2), round((image.height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))
 
@@ -121,10 +131,12 @@ class Images(ABC):
     """(n,), an index into `classes`; -1 where the image is unlabelled, or has several labels in `targets`."""
     classes: tuple[str, ...]
     targets: NDArray[np.int8] | None = None
-    """(n, classes) of a data set with several labels an image: 1 the class is there, -1 it is not, 0 it does not count (difficult)."""
+    """(n, classes) of a data set with several labels an image: 1 the class is there, -1 it is not, 0 it does
+    not count (difficult)."""
 
     def __init__(self, labels: ArrayLike, classes: Sequence[str], cache_gb: float = 0.0) -> None:
-        """`cache_gb`: decoded images stay in memory while all shapes of the whole split together fit in it, in 10^9 bytes."""
+        """`cache_gb`: decoded images stay in memory while all shapes of the whole split together fit in it,
+        in 10^9 bytes."""
         self.labels = np.array(labels, np.int64)
         self.labels.setflags(write=False)
         self.classes = tuple(classes)
@@ -149,10 +161,12 @@ class Images(ABC):
     @property
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 over names, file sizes and labels: cheap, and different where a file was lost, added or cut."""
+        """SHA-256 over names, file sizes and labels: cheap, and different where a file was lost, added or
+        cut."""
 
     def canvas(self, indices: ArrayLike, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whole images squashed to squares: (n, 3, side, side) uint8, and (n, 2) int64, the original heights and widths in pixels.
+        """Whole images squashed to squares: (n, 3, side, side) uint8, and (n, 2) int64, the original heights
+        and widths in pixels.
 
         Raises:
             ValueError: an image is broken; the message names it.
@@ -225,7 +239,8 @@ class Images(ABC):
 
 
 class Names:
-    """Many short byte strings in two flat arrays: a list of 2.4 million strings would be copied by every worker."""
+    """Many short byte strings in two flat arrays: a list of 2.4 million strings would be copied by every
+    worker."""
 
     def __init__(self, names: Iterable[bytes] = ()) -> None:
         self.text = bytearray()
@@ -277,9 +292,15 @@ class Files(Images):
 
     @cached_property
     def digest(self) -> str:
-        # The size of each file is asked for here, not in the scan: 1.28 million questions take seconds, on a network file system minutes.
+        # The size of each file is asked for here, not in the scan: 1.28 million questions take seconds, on a
+        # network file system minutes.
         sizes = np.array([self._num_bytes(index) for index in range(len(self))], "<i8")
-        parts = [bytes(self.names.text), np.array(self.names.ends, "<i8").tobytes(), sizes.tobytes(), self.labels.astype("<i8").tobytes()]
+        parts = [
+            bytes(self.names.text),
+            np.array(self.names.ends, "<i8").tobytes(),
+            sizes.tobytes(),
+            self.labels.astype("<i8").tobytes(),
+        ]
         return _sha256(*parts, *([] if self.targets is None else [self.targets.tobytes()]))
 
     def _num_bytes(self, index: int) -> int:
@@ -287,19 +308,29 @@ class Files(Images):
         try:
             return os.stat(self._path(index)).st_size  # noqa: PTH116 (bytes)
         except OSError as error:
-            raise ValueError(f"{self.name(index)} belongs to the data set and cannot be found ({error.strerror}). Get it again.") from None
+            raise ValueError(
+                f"{self.name(index)} belongs to the data set and cannot be found ({error.strerror}). Get it again."
+            ) from None
 
     def _path(self, index: int) -> bytes:
         return self._folder + self.names[index]
 
 
 class Planes(Images):
-    """RGB images of one size as raw bytes in memory-mapped files: red, green, blue planes, each column by column (STL-10)."""
+    """RGB images of one size as raw bytes in memory-mapped files: red, green, blue planes, each column by
+    column (STL-10)."""
 
     HEAD = 2**20
     """Bytes at the begin of each file that enter the digest."""
 
-    def __init__(self, paths: Sequence[Path], side: int, labels: ArrayLike, classes: Sequence[str], cache_gb: float = 0.0) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        side: int,
+        labels: ArrayLike,
+        classes: Sequence[str],
+        cache_gb: float = 0.0,
+    ) -> None:
         """`paths`: files that follow one another; `side`: of the images, in pixels."""
         super().__init__(labels, classes, cache_gb)
         self._paths = tuple(paths)
@@ -334,7 +365,9 @@ class Planes(Images):
     def read(self, indices: ArrayLike, shape: Shape) -> Batch:
         if shape != Canvas(self._side):
             return super().read(indices, shape)
-        chosen = self._chosen(indices)  # the system's own cache of the file is the memory: a second copy would be waste
+        chosen = self._chosen(
+            indices
+        )  # the system's own cache of the file is the memory: a second copy would be waste
         return _batch(chosen, *self.decode(chosen, shape))
 
     def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
@@ -343,7 +376,10 @@ class Planes(Images):
     @cached_property
     def _maps(self) -> tuple[NDArray[np.uint8], ...]:
         side = self._side
-        return tuple(np.memmap(path, np.uint8, "r").reshape(-1, 3, side, side).transpose(0, 1, 3, 2) for path in self._paths)
+        return tuple(
+            np.memmap(path, np.uint8, "r").reshape(-1, 3, side, side).transpose(0, 1, 3, 2)
+            for path in self._paths
+        )
 
     def _locate(self, index: int) -> tuple[int, int]:
         """The file and the image's number in it."""
@@ -381,7 +417,8 @@ def batches(
     crop: tuple[int, int] | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """The images at `order`, (n,), in batches of `batch_size`, the last one smaller where n is no multiple of it.
+    """The images at `order`, (n,), in batches of `batch_size`, the last one smaller where n is no multiple of
+    it.
 
     Args:
         canvas: the side of whole images squashed to squares, in pixels; this or `crop`.
@@ -394,10 +431,17 @@ def batches(
     if batch_size < 1 or workers < 0:
         raise ValueError(f"Batches take batch_size >= 1 and workers >= 0, not {batch_size} and {workers}.")
     if (canvas is None) == (crop is None):
-        raise ValueError(f"Batches are of canvases or of crops, one of the two: canvas is {canvas}, crop is {crop}.")
+        raise ValueError(
+            f"Batches are of canvases or of crops, one of the two: canvas is {canvas}, crop is {crop}."
+        )
     shape = Canvas(canvas) if canvas is not None else CentreCrop(*crop)  # type: ignore[misc]
     flat = np.asarray(order, np.int64)
-    return in_parts(images, [flat[begin : begin + batch_size] for begin in range(0, len(flat), batch_size)], shape, workers)
+    return in_parts(
+        images,
+        [flat[begin : begin + batch_size] for begin in range(0, len(flat), batch_size)],
+        shape,
+        workers,
+    )
 
 
 def in_parts(images: Images, parts: Sequence[ArrayLike], shape: Shape, workers: int = 0) -> Iterator[Batch]:
@@ -409,7 +453,8 @@ def in_parts(images: Images, parts: Sequence[ArrayLike], shape: Shape, workers: 
 
 
 def _ahead(images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape) -> Iterator[Batch]:
-    """Batches read in one thread while the caller works on those before; Pillow decodes without the interpreter's lock."""
+    """Batches read in one thread while the caller works on those before; Pillow decodes without the
+    interpreter's lock."""
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
     try:
         waiting: deque[Future[Batch]] = deque()
@@ -420,11 +465,14 @@ def _ahead(images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape) -> 
         while waiting:
             yield waiting.popleft().result()
     finally:
-        thread.shutdown(cancel_futures=True)  # whoever stops asking waits for one batch at most, not for those ahead of it
+        thread.shutdown(
+            cancel_futures=True
+        )  # whoever stops asking waits for one batch at most, not for those ahead of it
 
 
 class _Pieces(Dataset[Any]):
-    """What a worker process does: decode the images of one piece. A broken image comes back as the error, to be raised in one line."""
+    """What a worker process does: decode the images of one piece. A broken image comes back as the error, to
+    be raised in one line."""
 
     def __init__(self, images: Images, shape: Shape) -> None:
         self._images, self._shape = images, shape
@@ -436,14 +484,27 @@ class _Pieces(Dataset[Any]):
             return ValueError(str(error))
 
 
-def _by_processes(images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape, workers: int) -> Iterator[Batch]:
+def _by_processes(
+    images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape, workers: int
+) -> Iterator[Batch]:
     """Batches whose images, as far as they are not in memory, are decoded in worker processes."""
     missing = [images.missing(part, shape) for part in parts]
     pieces = [[part[begin : begin + PIECE] for begin in range(0, len(part), PIECE)] for part in missing]
     sampler: Any = [piece for part in pieces for piece in part]
-    own = torch.Generator()  # else the loader draws from torch's global one, and the number of workers would move a run
+    own = (
+        torch.Generator()
+    )  # else the loader draws from torch's global one, and the number of workers would move a run
     pictures = _Pieces(images, shape)
-    decoded = iter(DataLoader(pictures, sampler=sampler, batch_size=None, num_workers=workers, generator=own, worker_init_fn=deaf))
+    decoded = iter(
+        DataLoader(
+            pictures,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            generator=own,
+            worker_init_fn=ignore_signals,
+        )
+    )
     try:
         for part, expected in zip(parts, pieces, strict=True):
             got = [_raised(next(decoded)) for _ in expected]
@@ -457,7 +518,7 @@ def _by_processes(images: Images, parts: Sequence[NDArray[np.int64]], shape: Sha
         del decoded  # ends the workers now: an iterator left in a traceback or to the garbage collector ends them seconds later
 
 
-def deaf(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """For a worker: it ends with the process that it decodes for, or when that one says so.
 
     A signal to the whole group, as a terminal and torchrun send it, must leave the step under way its images.

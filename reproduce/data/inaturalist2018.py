@@ -1,7 +1,9 @@
-"""iNaturalist 2018: 437 513 training and 24 426 validation photographs of 8 142 species (github.com/visipedia/inat_comp, 2018).
+"""iNaturalist 2018: 437 513 training and 24 426 validation photographs of 8 142 species
+(github.com/visipedia/inat_comp, 2018).
 
-The images of both splits are one archive of 120 GB, so `invoke download` leaves it to you. Layout: `train2018.json` and `val2018.json`,
-which name the files under `train_val2018/`. Reading the list of train takes 2 s and, for that time, 0.5 GB.
+The images of both splits are one archive of 120 GB, so `invoke download` leaves it to you. Layout:
+`train2018.json` and `val2018.json`, which name the files under `train_val2018/`. Reading the list of train
+takes 2 s and, for that time, 0.5 GB.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reproduce.data.dataset import Dataset
+from reproduce.messages import unknown
 from reproduce.site import Site
-from reproduce.spec import unknown
 
 if TYPE_CHECKING:
     from reproduce.data.images import Files
@@ -52,11 +54,13 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
 
 
 def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: float = 0.0) -> Files:
-    """The images of a split of `root`, in the order of its JSON file; labels follow the ids of the categories, in ascending order.
+    """The images of a split of `root`, in the order of its JSON file; labels follow the ids of the
+    categories, in ascending order.
 
     Raises:
         LookupError: there is no such split, or its JSON file is not there.
-        ValueError: the file is not what it should be: the message names it, and the image, annotation or category.
+        ValueError: the file is not what it should be: the message names it, and the image, annotation or
+            category.
     """
     from reproduce.data.images import Files
 
@@ -73,13 +77,17 @@ def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: fl
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text: {error}. Get it: {SOURCE}.") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a list of images, annotations and categories ({error!r}). Get it: {SOURCE}.") from None
+        raise ValueError(
+            f"{path} is not a list of images, annotations and categories ({error!r}). Get it: {SOURCE}."
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}. Get it: {SOURCE}.") from None
     return Files(root, names, labels, classes, cache_gb)
 
 
-def _joined(content: Mapping[str, list[dict[str, Any]]], num_classes: int) -> tuple[list[bytes], list[int], list[str]]:
+def _joined(
+    content: Mapping[str, list[dict[str, Any]]], num_classes: int
+) -> tuple[list[bytes], list[int], list[str]]:
     """File names, labels and the names of the classes, from the three tables of a JSON file."""
     categories = _by_id(content["categories"], "category")
     if len(categories) != num_classes:
@@ -94,7 +102,9 @@ def _joined(content: Mapping[str, list[dict[str, Any]]], num_classes: int) -> tu
         if image not in images:
             raise ValueError(f"an annotation is of the image {image}, which does not exist")
         if category not in label_of:
-            raise ValueError(f"the image {images[image]['file_name']} has the category {category}, which does not exist")
+            raise ValueError(
+                f"the image {images[image]['file_name']} has the category {category}, which does not exist"
+            )
         if labels[image] >= 0:
             raise ValueError(f"the image {images[image]['file_name']} has two annotations")
         labels[image] = label_of[category]
@@ -108,19 +118,28 @@ def _by_id(rows: Iterable[dict[str, Any]], kind: str) -> dict[int, dict[str, Any
     found: dict[int, dict[str, Any]] = {}
     for row in rows:
         if row["id"] in found:
-            raise ValueError(f"two {'categories' if kind == 'category' else 'images'} have the id {row['id']}")
+            raise ValueError(
+                f"two {'categories' if kind == 'category' else 'images'} have the id {row['id']}"
+            )
         found[row["id"]] = row
     return found
 
 
 def _check_complete(
-    images: Mapping[int, dict[str, Any]], labels: Mapping[int, int], categories: Mapping[int, dict[str, Any]], label_of: Mapping[int, int]
+    images: Mapping[int, dict[str, Any]],
+    labels: Mapping[int, int],
+    categories: Mapping[int, dict[str, Any]],
+    label_of: Mapping[int, int],
 ) -> None:
     """Each image has a label and each category an image."""
     unlabelled = [image for image, label in labels.items() if label < 0]
     if unlabelled:
-        raise ValueError(f"the image {images[unlabelled[0]]['file_name']} has no annotation, {len(unlabelled)} images in all")
+        raise ValueError(
+            f"the image {images[unlabelled[0]]['file_name']} has no annotation, {len(unlabelled)} images in all"
+        )
     there = set(labels.values())
     bare = [category for category, label in label_of.items() if label not in there]
     if bare:
-        raise ValueError(f"the category {bare[0]} ({categories[bare[0]]['name']}) has no images, {len(bare)} categories in all")
+        raise ValueError(
+            f"the category {bare[0]} ({categories[bare[0]]['name']}) has no images, {len(bare)} categories in all"
+        )

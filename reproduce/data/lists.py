@@ -1,9 +1,11 @@
-"""Published lists of names: the images whose labels semi-supervised classification may use, and the classes of a data set.
+"""Published lists of names: the images whose labels semi-supervised classification may use, and the classes
+of a data set.
 
 A list is known by its SHA-256, so that no two runs of a kind ever read two lists.
 
-google-research/simclr imagenet_subsets/ has the lists `1percent.txt` (12 811 images of ImageNet's train split) and `10percent.txt`
-(128 116), one file name a line, `n04235860_14959.JPEG`; the class is the part before the underscore.
+google-research/simclr imagenet_subsets/ has the lists `1percent.txt` (12 811 images of ImageNet's train
+split) and `10percent.txt` (128 116), one file name a line, `n04235860_14959.JPEG`; the class is the part
+before the underscore.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reproduce.messages import unknown
+from reproduce.runs.files import atomic
 from reproduce.site import Site
-from reproduce.spec import unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +44,8 @@ def of_imagenet(name: str, site: Site, *, fetch: bool = True) -> Path:
         fetch: False: nothing is fetched, and the path may be of a list that is not here yet.
 
     Raises:
-        LookupError: there is no such list, or it is not here and cannot be fetched; the message says how to get it.
+        LookupError: there is no such list, or it is not here and cannot be fetched; the message says how to
+            get it.
         ValueError: its bytes are not those that were published.
     """
     if name not in SHA256:
@@ -59,7 +63,8 @@ def of_imagenet(name: str, site: Site, *, fetch: bool = True) -> Path:
 
 
 def fetched(url: str, path: Path, sha256: str) -> Path:
-    """`path`, after its content was fetched from `url` where it is not there yet; it appears whole or not at all.
+    """`path`, after its content was fetched from `url` where it is not there yet; it appears whole or not at
+    all.
 
     Raises:
         LookupError: the server cannot be reached; the message says how to get the file otherwise.
@@ -70,10 +75,9 @@ def fetched(url: str, path: Path, sha256: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):
         if not path.is_file():
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_bytes(_download(url, sha256))
-            verified(unfinished, sha256, url)
-            unfinished.replace(path)
+            with atomic(path) as draft:
+                draft.write_bytes(_download(url, sha256))
+                verified(draft, sha256, url)
     return path
 
 
@@ -103,13 +107,20 @@ def verified(path: Path, sha256: str, source: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         lines = b"".join(line + b"\n" for line in content.split())
-        hint = "Only its line ends differ" if hashlib.sha256(lines).hexdigest() == sha256 else "It is another list"
-        raise ValueError(f"{path} has the sha256 {found}, expected is {sha256}. {hint}: get it again, byte by byte, from {source}.")
+        hint = (
+            "Only its line ends differ"
+            if hashlib.sha256(lines).hexdigest() == sha256
+            else "It is another list"
+        )
+        raise ValueError(
+            f"{path} has the sha256 {found}, expected is {sha256}. {hint}: get it again, byte by byte, from {source}."
+        )
     return content
 
 
 def read(path: Path) -> dict[bytes, bytes]:
-    """The images of a list: `class/name` without the ending, which the releases of one data set do not agree on -> the line it is from.
+    """The images of a list: `class/name` without the ending, which the releases of one data set do not agree
+    on -> the line it is from.
 
     A line is `class_number.ending`, or `class/name.ending` where the name does not begin with its class.
 
@@ -126,7 +137,9 @@ def read(path: Path) -> dict[bytes, bytes]:
         if not slash:
             folder = stem.rpartition(b"_")[0]
         if not (folder and stem and ending):
-            raise ValueError(f"{path}, line {number}: '{line.decode(errors='replace')}' is no image, such as n04235860_14959.JPEG.")
+            raise ValueError(
+                f"{path}, line {number}: '{line.decode(errors='replace')}' is no image, such as n04235860_14959.JPEG."
+            )
         images[folder + b"/" + stem] = name
     if not images:
         raise ValueError(f"{path} names no image.")
@@ -144,12 +157,15 @@ def indices(images: Files, path: Path) -> NDArray[np.int64]:
     missing = [line for image, line in wanted.items() if image not in found]
     if missing:
         lost = f"{len(missing)} of its {len(wanted)} images are missing"
-        raise ValueError(f"{path} names {missing[0].decode(errors='replace')}, which the train split lacks: {lost}. Get the split again.")
+        raise ValueError(
+            f"{path} names {missing[0].decode(errors='replace')}, which the train split lacks: {lost}. Get the split again."
+        )
     return _covering(images, found, path)
 
 
 def indices_there(images: Files, path: Path) -> NDArray[np.int64]:
-    """The same for a split that has a part of the list's classes, and a part of their images; (n,), ascending.
+    """The same for a split that has a part of the list's classes, and a part of their images; (n,),
+    ascending.
 
     Raises:
         ValueError: a class of the split has no image in the list.
@@ -171,5 +187,7 @@ def _covering(images: Files, found: Mapping[bytes, int], path: Path) -> NDArray[
     bare = set(range(len(images.classes))) - set(images.labels[chosen].tolist())
     if bare:
         some = f"of the {len(images.classes)} classes {len(bare)} have none"
-        raise ValueError(f"{path} names no image of the class '{images.classes[min(bare)]}' that is in the train split; {some}.")
+        raise ValueError(
+            f"{path} names no image of the class '{images.classes[min(bare)]}' that is in the train split; {some}."
+        )
     return chosen

@@ -1,8 +1,12 @@
-"""Places205: 2 448 873 training and 20 500 validation photographs of 205 kinds of places (places.csail.mit.edu).
+"""Places205: 2 448 873 training and 20 500 validation photographs of 205 kinds of places
+(places.csail.mit.edu).
 
-Not free to copy: the download asks for a form. Layout of the release at 256 px: `trainvalsplit_places205/{train,val}_places205.csv` with
-lines `a/abbey/gsun_0003586c3eedd97457b2d729ebfe18b5.jpg 0`, the images under `data/vision/torralba/deeplearning/images256/` (open-mmlab/
-mmselfsup configs/benchmarks/classification/_base_/datasets/places205.py). Reading the list of train takes 4 s and 0.25 GB.
+Not free to copy: the download asks for a form. Layout of the release at 256 px:
+`trainvalsplit_places205/{train,val}_places205.csv` with lines
+`a/abbey/gsun_0003586c3eedd97457b2d729ebfe18b5.jpg 0`, the images under
+`data/vision/torralba/deeplearning/images256/` (open-mmlab/ mmselfsup
+configs/benchmarks/classification/_base_/datasets/places205.py). Reading the list of train takes 4 s and 0.25
+GB.
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data.dataset import Dataset
+from reproduce.messages import unknown
 from reproduce.site import Site
-from reproduce.spec import unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +32,9 @@ LISTS = "trainvalsplit_places205"
 IMAGES = ("data/vision/torralba/deeplearning/images256", "images256")
 """Where the images may be: as the archive unpacks them, or that folder's last part alone."""
 LAYOUT = f"{LISTS}/train_places205.csv, {LISTS}/val_places205.csv and {IMAGES[0]}/"
-SOURCE = "http://places.csail.mit.edu/downloadData.html (Places205, images of 256 px and the train and val lists)"
+SOURCE = (
+    "http://places.csail.mit.edu/downloadData.html (Places205, images of 256 px and the train and val lists)"
+)
 SPLITS = ("train", "val")
 NUM_CLASSES = 205
 
@@ -60,11 +66,13 @@ class Places205(Dataset, name="places205"):
 
 
 def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: float = 0.0) -> Files:
-    """The images of a split of `root`, in the order of its list. Whether each file is there is not asked: that would take minutes.
+    """The images of a split of `root`, in the order of its list. Whether each file is there is not asked:
+    that would take minutes.
 
     Raises:
         LookupError: there is no such split, or the folder of images or the list is not there.
-        ValueError: a line is not `path label`, a label is not from 0 to num_classes - 1, or a class has no images.
+        ValueError: a line is not `path label`, a label is not from 0 to num_classes - 1, or a class has no
+            images.
     """
     from reproduce.data.images import Files
 
@@ -85,7 +93,8 @@ def _images_folder(root: Path) -> Path:
 
 
 def _read_list(path: Path, num_classes: int) -> tuple[Names, NDArray[np.int64]]:
-    """The names and the labels, (n,), of a list; line by line, since the whole of it as Python's strings would take a gigabyte."""
+    """The names and the labels, (n,), of a list; line by line, since the whole of it as Python's strings
+    would take a gigabyte."""
     import numpy as np
 
     from reproduce.data.images import Names
@@ -97,10 +106,14 @@ def _read_list(path: Path, num_classes: int) -> tuple[Names, NDArray[np.int64]]:
             if not fields:
                 continue
             if len(fields) != 2 or not fields[1].isdigit() or b"/" not in fields[0]:
-                raise ValueError(f"{path}, line {number}: '{_shown(line)}' is not an image and its label, such as 'a/abbey/x.jpg 0'.")
+                raise ValueError(
+                    f"{path}, line {number}: '{_shown(line)}' is not an image and its label, such as 'a/abbey/x.jpg 0'."
+                )
             label = int(fields[1])
             if label >= num_classes:
-                raise ValueError(f"{path}, line {number}: the label of '{_shown(line)}' is not from 0 to {num_classes - 1}.")
+                raise ValueError(
+                    f"{path}, line {number}: the label of '{_shown(line)}' is not from 0 to {num_classes - 1}."
+                )
             names.append(fields[0])
             labels.append(label)
     return names, np.array(labels, np.int64)
@@ -113,7 +126,9 @@ def _classes(names: Names, labels: NDArray[np.int64], num_classes: int, path: Pa
     there, first = np.unique(labels, return_index=True)
     if len(there) < num_classes:
         bare = min(set(range(num_classes)) - set(there.tolist()))
-        raise ValueError(f"{path} has no image of class {bare}: it has {len(there)} of the {num_classes} classes.")
+        raise ValueError(
+            f"{path} has no image of class {bare}: it has {len(there)} of the {num_classes} classes."
+        )
     return tuple(names[index].rpartition(b"/")[0].decode(errors="replace") for index in first)
 
 

@@ -12,7 +12,8 @@ Polygon = tuple[Point, ...]
 
 
 def clipped(polygon: Polygon, *, width: float, height: float) -> Polygon:
-    """The part of `polygon` within (0, 0, width, height), cut at one side after the other (Sutherland and Hodgman, 1974).
+    """The part of `polygon` within (0, 0, width, height), cut at one side after the other (Sutherland and
+    Hodgman, 1974).
 
     Where more than one piece remains, edges on the rectangle's side join them; they enclose nothing.
     """
@@ -22,7 +23,8 @@ def clipped(polygon: Polygon, *, width: float, height: float) -> Polygon:
 
 
 def _cut(polygon: Polygon, axis: int, limit: float, sign: float) -> Polygon:
-    """The part on one side of a line: coordinate `axis` at least `limit` where `sign` is 1, at most where it is -1."""
+    """The part on one side of a line: coordinate `axis` at least `limit` where `sign` is 1, at most where it
+    is -1."""
     kept: list[Point] = []
     for start, end in zip(polygon, (*polygon[1:], *polygon[:1]), strict=True):
         before, after = sign * (start[axis] - limit), sign * (end[axis] - limit)

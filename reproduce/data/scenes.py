@@ -1,8 +1,10 @@
 """Small coloured scenes: what the synthetic data sets show.
 
-A scene shows one textured object on a shaded background. Its class is the pair (shape, texture): a square or a cross, with one of five
-textures. Colours, position, size, rotation and the texture's phase are random and say nothing about the class: of ten classes, 5-NN gets a
-fifth right on raw pixels and less on colour histograms. A montage shows several: their classes are a scene's in a family of colours.
+A scene shows one textured object on a shaded background. Its class is the pair (shape, texture): a square or
+a cross, with one of five textures. Colours, position, size, rotation and the texture's phase are random and
+say nothing about the class: of ten classes, 5-NN gets a
+fifth right on raw pixels and less on colour histograms. A montage shows several: their classes are a scene's
+in a family of colours.
 
 Only +, -, x, / and square roots of IEEE doubles enter, so the bytes are the same on every machine.
 """
@@ -28,7 +30,8 @@ SQUARE = 0.82
 CROSS = (0.30, 0.98)
 """Half of the width and half of the length of a cross's bars, in the same units."""
 TINTS = ((2,), (0,), (1,), (0, 2), (1, 2), (0, 1), (), (0, 1, 2))
-"""Of each family of colours, in montages, the channels that are halved: blue in the first, red in the second, ..."""
+"""Of each family of colours, in montages, the channels that are halved: blue in the first, red in the second,
+..."""
 FAMILIES = 2
 """Of colours in a `montage`."""
 DIFFICULT = 0.15
@@ -89,10 +92,12 @@ def draw(count: int, *, seed: int, stream: int) -> tuple[NDArray[np.int64], NDAr
 
 
 def montage(count: int, *, seed: int, stream: int) -> list[tuple[NDArray[np.uint8], list[Placed]]]:
-    """`count` images of one, two, three, one, ... scenes: one fills the image, more take quarters of it, the rest is grey.
+    """`count` images of one, two, three, one, ... scenes: one fills the image, more take quarters of it, the
+    rest is grey.
 
-    Class `label + 10 family` is the class `label` of the scenes with half of the blue (family 0) or half of the red (family 1). Each of
-    the 20 classes has as many objects. About DIFFICULT of them are difficult, but never a class's first.
+    Class `label + 10 family` is the class `label` of the scenes with half of the blue (family 0) or half of
+    the red (family 1). Each of the 20 classes has as many objects. About DIFFICULT of them are difficult, but
+    never a class's first.
 
     Returns:
         For each image its pixels, (2 SIDE, 2 SIDE, 3), and its objects.
@@ -108,7 +113,13 @@ def montage(count: int, *, seed: int, stream: int) -> list[tuple[NDArray[np.uint
         objects = []
         for index, (scale, x, y) in zip(chosen, places, strict=True):
             left, top, right, bottom = (scale * int(end) for end in drawn.boxes[index])
-            objects.append(Placed(int(drawn.labels[index]), bool(difficult[index]), (x + left, y + top, x + right, y + bottom)))
+            objects.append(
+                Placed(
+                    int(drawn.labels[index]),
+                    bool(difficult[index]),
+                    (x + left, y + top, x + right, y + bottom),
+                )
+            )
         images.append((_shown(drawn.scenes[chosen], places, grey, SIDE), objects))
     return images
 
@@ -118,8 +129,8 @@ def outlined(
 ) -> list[tuple[NDArray[np.uint8], list[Outlined]]]:
     """`count` images as of `montage`, in more families of colours, with outlines in place of boxes.
 
-    Every image number EMPTY shows nothing. About CROWDS of the objects, but never a class's first, are groups: the scene four times at half
-    its size.
+    Every image number EMPTY shows nothing. About CROWDS of the objects, but never a class's first, are
+    groups: the scene four times at half its size.
 
     Args:
         families: of colours; there are ten times as many classes.
@@ -141,7 +152,9 @@ def outlined(
     for chosen, places, grey in _layout(numbers, side, random):
         objects = []
         for index, place in zip(chosen, places, strict=True):
-            outline = () if crowd[index] else _moved(clipped(drawn.outlines[index], width=side, height=side), place)
+            outline = (
+                () if crowd[index] else _moved(clipped(drawn.outlines[index], width=side, height=side), place)
+            )
             group = _shown(drawn.covered[[index]], [place], np.False_, side) if crowd[index] else None
             objects.append(Outlined(int(drawn.labels[index]), outline, group))
         images.append((_shown(drawn.scenes[chosen], places, grey, side), objects))
@@ -172,20 +185,26 @@ def _some(share: float, count: int, families: int, random: np.random.Generator) 
     return chosen
 
 
-def _layout(numbers: NDArray[np.int64], side: int, random: np.random.Generator) -> Iterator[tuple[list[int], list[Place], np.uint8]]:
-    """For each image, as many scenes as `numbers` says, by their indices: these, their places and the grey around them."""
+def _layout(
+    numbers: NDArray[np.int64], side: int, random: np.random.Generator
+) -> Iterator[tuple[list[int], list[Place], np.uint8]]:
+    """For each image, as many scenes as `numbers` says, by their indices: these, their places and the grey
+    around them."""
     import numpy as np
 
     order = np.argsort(random.random(int(numbers.sum())), kind="stable")
     greys = 64 + (128 * random.random(len(numbers))).astype(np.uint8)
     quarters = np.argsort(random.random((len(numbers), 4)), axis=1, kind="stable")
-    for chosen, free, grey in zip(np.split(order, np.cumsum(numbers)[:-1]), quarters.tolist(), greys, strict=True):
+    for chosen, free, grey in zip(
+        np.split(order, np.cumsum(numbers)[:-1]), quarters.tolist(), greys, strict=True
+    ):
         places = [(1, side * (quarter % 2), side * (quarter // 2)) for quarter in free[: len(chosen)]]
         yield chosen.tolist(), [(2, 0, 0)] if len(chosen) == 1 else places, grey
 
 
 def _shown(scenes: NDArray[Any], places: list[Place], rest: np.generic, side: int) -> NDArray[Any]:
-    """Scenes (n, side, side, ...) at their places in an image (2 side, 2 side, ...) that is `rest` elsewhere."""
+    """Scenes (n, side, side, ...) at their places in an image (2 side, 2 side, ...) that is `rest`
+    elsewhere."""
     import numpy as np
 
     image = np.full((2 * side, 2 * side, *scenes.shape[3:]), rest, scenes.dtype)
@@ -207,7 +226,9 @@ def _draw(count: int, *, seed: int, stream: int, side: int = SIDE) -> Drawn:
     random = np.random.Generator(np.random.Philox(key=[seed, stream]))
     labels = np.arange(count) % len(CLASSES)
     parts = [_scenes(labels[start : start + 256], random, side) for start in range(0, count, 256)]
-    labels, scenes, boxes, covered = (np.concatenate(arrays) for arrays in zip(*(part[:4] for part in parts), strict=True))
+    labels, scenes, boxes, covered = (
+        np.concatenate(arrays) for arrays in zip(*(part[:4] for part in parts), strict=True)
+    )
     return Drawn(labels, scenes, boxes, covered, [outline for part in parts for outline in part.outlines])
 
 
@@ -239,10 +260,14 @@ def _scenes(labels: NDArray[np.int64], random: np.random.Generator, side: int) -
     shade = _turned(x - 0.5, y - 0.5, uniform(0, 1, 2))[0][..., None] + 0.5
     greys = ((0.65, 0.95), (0.05, 0.3), (0.3, 0.6), (0.3, 0.6))
     light, dark, here, there = (uniform(*grey, 1, 1, 1) + uniform(-0.12, 0.12, 1, 1, 3) for grey in greys)
-    scene = np.where(inside[..., None], np.where(bright[..., None], light, dark), here * (1 - shade) + there * shade)
+    scene = np.where(
+        inside[..., None], np.where(bright[..., None], light, dark), here * (1 - shade) + there * shade
+    )
     scene = _quartets(scene) / 4 + uniform(-0.03, 0.03, side, side, 3)
     pixels: NDArray[np.uint8] = np.floor(np.clip(scene, 0, 1) * 255 + 0.5).astype(np.uint8)
-    outlines = [_outline(shape, *where) for shape, where in zip(shapes.tolist(), placed.tolist(), strict=True)]
+    outlines = [
+        _outline(shape, *where) for shape, where in zip(shapes.tolist(), placed.tolist(), strict=True)
+    ]
     return Drawn(labels, pixels, _boxes(inside), _quartets(inside.astype(np.uint8)) >= 2, outlines)
 
 
@@ -253,7 +278,8 @@ def _quartets(fine: NDArray[Any]) -> NDArray[Any]:
 
 
 def _outline(shape: int, x: float, y: float, cos: float, sin: float) -> Polygon:
-    """The corners of one object, in the units of its centre (x, y); (cos, sin) is the object's first axis, as long as its size."""
+    """The corners of one object, in the units of its centre (x, y); (cos, sin) is the object's first axis, as
+    long as its size."""
     near, far = CROSS
     quadrant: tuple[Point, ...] = (((SQUARE, SQUARE),), ((far, near), (near, near), (near, far)))[shape]
     corners = []
@@ -264,7 +290,8 @@ def _outline(shape: int, x: float, y: float, cos: float, sin: float) -> Polygon:
 
 
 def _boxes(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The smallest boxes, (n, 4), around the objects (n, 2 SIDE, 2 SIDE), in pixels of the scene that are at least partly covered."""
+    """The smallest boxes, (n, 4), around the objects (n, 2 SIDE, 2 SIDE), in pixels of the scene that are at
+    least partly covered."""
     import numpy as np
 
     ends = []
@@ -275,8 +302,11 @@ def _boxes(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.stack([left, top, right, bottom], axis=1)
 
 
-def _turned(x: NDArray[np.float64], y: NDArray[np.float64], angle: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coordinates (n, rows, columns) on turned axes; the angle is that of a point (n, 2) as seen from (1/2, 1/2), so it takes no sine."""
+def _turned(
+    x: NDArray[np.float64], y: NDArray[np.float64], angle: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coordinates (n, rows, columns) on turned axes; the angle is that of a point (n, 2) as seen from (1/2,
+    1/2), so it takes no sine."""
     cos, sin = _direction(angle)
     return cos * x + sin * y, cos * y - sin * x
 
@@ -296,16 +326,27 @@ def _inside(u: NDArray[np.float64], v: NDArray[np.float64], shape: NDArray[np.in
 
     u, v = np.abs(u), np.abs(v)
     near, far = np.minimum(u, v), np.maximum(u, v)
-    chosen: NDArray[np.bool_] = np.choose(shape[:, None, None], [far < SQUARE, (near < CROSS[0]) & (far < CROSS[1])])
+    chosen: NDArray[np.bool_] = np.choose(
+        shape[:, None, None], [far < SQUARE, (near < CROSS[0]) & (far < CROSS[1])]
+    )
     return chosen
 
 
-def _texture(along: NDArray[np.float64], across: NDArray[np.float64], texture: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where the texture is bright, about half of the area; one period is 1; `texture` (n,) indexes TEXTURES."""
+def _texture(
+    along: NDArray[np.float64], across: NDArray[np.float64], texture: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Where the texture is bright, about half of the area; one period is 1; `texture` (n,) indexes
+    TEXTURES."""
     import numpy as np
 
     a, b = along % 1 - 0.5, across % 1 - 0.5
     rings = np.sqrt((along - 8.5) * (along - 8.5) + (across - 8.5) * (across - 8.5)) % 1 < 0.5
-    patterns = [a < 0, (a < 0) ^ (b < 0), a * a + b * b < 0.09, np.minimum(np.abs(a), np.abs(b)) < 0.11, rings]
+    patterns = [
+        a < 0,
+        (a < 0) ^ (b < 0),
+        a * a + b * b < 0.09,
+        np.minimum(np.abs(a), np.abs(b)) < 0.11,
+        rings,
+    ]
     bright: NDArray[np.bool_] = np.choose(texture[:, None, None], patterns)
     return bright

@@ -1,6 +1,8 @@
-"""STL-10: 5 000 training, 8 000 test and 100 000 unlabelled images of 96 x 96 pixels (cs.stanford.edu/~acoates/stl10).
+"""STL-10: 5 000 training, 8 000 test and 100 000 unlabelled images of 96 x 96 pixels
+(cs.stanford.edu/~acoates/stl10).
 
-The binary release, as torchvision unpacks it: `stl10_binary/{train,test}_{X,y}.bin`, `unlabeled_X.bin`, `class_names.txt`. Images are
+The binary release, as torchvision unpacks it: `stl10_binary/{train,test}_{X,y}.bin`, `unlabeled_X.bin`,
+`class_names.txt`. Images are
 mapped into memory, never read as a whole: loading takes milliseconds.
 """
 
@@ -12,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data.dataset import Dataset
+from reproduce.messages import unknown
 from reproduce.site import Site
-from reproduce.spec import unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +28,12 @@ FOLDER = "stl10_binary"
 LAYOUT = f"{FOLDER}/train_X.bin, train_y.bin, test_X.bin, test_y.bin, unlabeled_X.bin"
 SOURCE = "`invoke download --dataset stl10` (2.6 GB), or https://cs.stanford.edu/~acoates/stl10"
 PARTS = ("train", "test", "unlabeled")
-SPLITS = {"train": ("train",), "test": ("test",), "unlabeled": ("unlabeled",), "train+unlabeled": ("train", "unlabeled")}
+SPLITS = {
+    "train": ("train",),
+    "test": ("test",),
+    "unlabeled": ("unlabeled",),
+    "train+unlabeled": ("train", "unlabeled"),
+}
 """The files of each split, one after the other."""
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIDE = 96
@@ -61,7 +68,10 @@ class STL10(Dataset, name="stl10"):
 
     def check_root(self, site: Site) -> None:
         folder = f"{FOLDER}/" if (site.root(KEY, LAYOUT, SOURCE) / FOLDER).is_dir() else ""
-        images, labels = (f"{folder}{part}_X.bin" for part in PARTS), (f"{folder}{part}_y.bin" for part in ("train", "test"))
+        images, labels = (
+            (f"{folder}{part}_X.bin" for part in PARTS),
+            (f"{folder}{part}_y.bin" for part in ("train", "test")),
+        )
         site.root(KEY, LAYOUT, SOURCE, holds=(*images, *labels))
 
     def load(self, split: str, site: Site) -> Images:
@@ -69,11 +79,13 @@ class STL10(Dataset, name="stl10"):
 
 
 def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
-    """The images of a split of `root`, which holds the folder `stl10_binary` or is it; unlabelled images have the label -1.
+    """The images of a split of `root`, which holds the folder `stl10_binary` or is it; unlabelled images have
+    the label -1.
 
     Raises:
         LookupError: there is no such split, or a file is not there.
-        ValueError: a file is truncated, a label is none of a class, or a class has no images; the message names the file.
+        ValueError: a file is truncated, a label is none of a class, or a class has no images; the message
+            names the file.
     """
     import numpy as np
 
@@ -84,7 +96,10 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
     folder = root / FOLDER if (root / FOLDER).is_dir() else root
     classes = _classes(folder)
     paths = [folder / f"{part}_X.bin" for part in SPLITS[split]]
-    labels = [_labels(folder, part, _num_images(path), classes) for part, path in zip(SPLITS[split], paths, strict=True)]
+    labels = [
+        _labels(folder, part, _num_images(path), classes)
+        for part, path in zip(SPLITS[split], paths, strict=True)
+    ]
     return Planes(paths, SIDE, np.concatenate(labels), classes, cache_gb)
 
 
@@ -98,7 +113,9 @@ def _num_images(path: Path) -> int:
     """How many images the file holds."""
     num_bytes = _existing(path).stat().st_size
     if num_bytes == 0 or num_bytes % NUM_BYTES:
-        raise ValueError(f"{path} has {num_bytes} bytes, not a multiple of {NUM_BYTES} (one image): it is truncated. Get it: {SOURCE}.")
+        raise ValueError(
+            f"{path} has {num_bytes} bytes, not a multiple of {NUM_BYTES} (one image): it is truncated. Get it: {SOURCE}."
+        )
     return num_bytes // NUM_BYTES
 
 
@@ -115,7 +132,9 @@ def _labels(folder: Path, part: str, num_images: int, classes: tuple[str, ...]) 
         raise ValueError(f"{path} has {counts}: one of the two is truncated. Get it: {SOURCE}.")
     wrong = np.flatnonzero((labels < 1) | (labels > len(classes)))
     if len(wrong):
-        raise ValueError(f"{path} has the label {labels[wrong[0]]} for image {wrong[0]}; labels are 1 to {len(classes)}. Get it: {SOURCE}.")
+        raise ValueError(
+            f"{path} has the label {labels[wrong[0]]} for image {wrong[0]}; labels are 1 to {len(classes)}. Get it: {SOURCE}."
+        )
     for number, name in enumerate(classes, start=1):
         if number not in labels:
             raise ValueError(f"{path} has no label {number}: the class '{name}' has no images.")
@@ -129,12 +148,13 @@ def _existing(path: Path) -> Path:
 
 
 def download(site: Site) -> Path:
-    """Fetches the release into the root of the site, checksums verified; does nothing where it is there already.
+    """Fetches the release into the root of the site, checksums verified; does nothing where it is there
+    already.
 
     Raises:
         LookupError: the root is not set.
     """
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
     root.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
 """The data of the smoke scale: small coloured scenes (`scenes.py`), generated on first use.
 
-They are written in the layouts of the real data sets (ImageFolder, STL-10's binary files with the unlabelled split, VOC2007's annotations,
-the lists of Places205, the JSON files of iNaturalist 2018), and the real readers read them. Each takes about a second, once.
+They are written in the layouts of the real data sets (ImageFolder, STL-10's binary files with the unlabelled
+split, VOC2007's annotations, the lists of Places205, the JSON files of iNaturalist 2018), and the real
+readers read them. Each takes about a second, once.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, ClassVar
 from reproduce.data import generated, lists, voc
 from reproduce.data.dataset import Dataset
 from reproduce.data.scenes import CLASSES, SIDE, draw, montage
+from reproduce.messages import unknown
+from reproduce.runs.files import write_atomic
 from reproduce.site import Site
-from reproduce.spec import unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +78,8 @@ class _Synthetic(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticFolder(_Synthetic, name="synthetic_folder"):
-    """The scenes as an ImageFolder, `train/<class>/` and `val/<class>/`, in place of ImageNet and its subsets."""
+    """The scenes as an ImageFolder, `train/<class>/` and `val/<class>/`, in place of ImageNet and its
+    subsets."""
 
     num_train: int = 1200
     """Scenes in `train/`."""
@@ -89,21 +91,22 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
     def load(self, split: str, site: Site) -> Files:
         from reproduce.data import imagefolder
 
-        return imagefolder.load(self._generated(site), split, num_classes=len(CLASSES), cache_gb=site.cache_gb)
+        return imagefolder.load(
+            self._generated(site), split, num_classes=len(CLASSES), cache_gb=site.cache_gb
+        )
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
         if name not in PERCENT:
             raise LookupError(unknown("list of labelled images", name, PERCENT))
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
-        """The first images of each class, at least one; their list is written beside the scenes when it is asked for."""
+        """The first images of each class, at least one; their list is written beside the scenes when it is
+        asked for."""
         self.check_subset(name, site)
         images = self.load(self.train_split, site)
         path = self.folder(site).with_suffix(f".{name}.txt")
         if not path.is_file():
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            unfinished.write_text("".join(f"{line}\n" for line in self._listed(PERCENT[name])))
-            unfinished.replace(path)  # whoever else writes it writes the same
+            write_atomic(path, "".join(f"{line}\n" for line in self._listed(PERCENT[name])))
         return lists.indices(images, path)
 
     def _listed(self, percent: int) -> Iterable[str]:
@@ -122,7 +125,8 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
-    """The scenes, enlarged to 96 px, in STL-10's binary files: labelled train and test, and an unlabelled split with label -1."""
+    """The scenes, enlarged to 96 px, in STL-10's binary files: labelled train and test, and an unlabelled
+    split with label -1."""
 
     num_unlabeled: int = 700
     """With the labelled ones, as many to pretrain on as in the other layout."""
@@ -144,7 +148,9 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
 
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        for stream, (split, count) in enumerate((("train", self.num_train), ("test", self.num_test), ("unlabeled", self.num_unlabeled))):
+        for stream, (split, count) in enumerate(
+            (("train", self.num_train), ("test", self.num_test), ("unlabeled", self.num_unlabeled))
+        ):
             labels, scenes = draw(count, seed=self.data_seed, stream=10 + stream)
             enlarged = scenes.repeat(96 // SIDE, axis=1).repeat(96 // SIDE, axis=2)
             enlarged.transpose(0, 3, 2, 1).tofile(folder / f"{split}_X.bin")  # channels, columns, rows
@@ -155,9 +161,11 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
-    """Montages of one to three scenes at 64 px in VOC2007's layout: several classes an image, some objects difficult.
+    """Montages of one to three scenes at 64 px in VOC2007's layout: several classes an image, some objects
+    difficult.
 
-    The 20 classes are those of the scenes in two families of colours; an image with one scene shows it at twice its size.
+    The 20 classes are those of the scenes in two families of colours; an image with one scene shows it at
+    twice its size.
     """
 
     num_trainval: int = 400
@@ -192,8 +200,15 @@ class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
         generated.save_montages(folder, trainval, montage(len(trainval), seed=self.data_seed, stream=20))
         generated.save_montages(folder, test, montage(len(test), seed=self.data_seed, stream=21))
         half = len(trainval) // 2
-        for split, ids in (("train", trainval[:half]), ("val", trainval[half:]), ("trainval", trainval), ("test", test)):
-            generated.save_list(folder / "ImageSets" / "Main" / f"{split}.txt", ids, end="\r\n" if split == "test" else "\n")
+        for split, ids in (
+            ("train", trainval[:half]),
+            ("val", trainval[half:]),
+            ("trainval", trainval),
+            ("test", test),
+        ):
+            generated.save_list(
+                folder / "ImageSets" / "Main" / f"{split}.txt", ids, end="\r\n" if split == "test" else "\n"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +234,9 @@ class SyntheticPlaces205(_Synthetic, name="synthetic_places205"):
             lines = []
             for index, (label, scene) in enumerate(zip(labels.tolist(), scenes, strict=True)):
                 name = f"{PLACES[label]}/gsun_{split}{index:05}.jpg"
-                generated.save(folder / "data" / "vision" / "torralba" / "deeplearning" / "images256" / name, scene)
+                generated.save(
+                    folder / "data" / "vision" / "torralba" / "deeplearning" / "images256" / name, scene
+                )
                 lines.append(f"{name} {label}\n")
             (folder / "trainvalsplit_places205" / f"{split}_places205.csv").write_text("".join(lines))
 
@@ -238,11 +255,15 @@ class SyntheticINaturalist2018(_Synthetic, name="synthetic_inaturalist2018"):
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import inaturalist2018
 
-        return inaturalist2018.read(self._generated(site), split, num_classes=len(CLASSES), cache_gb=site.cache_gb)
+        return inaturalist2018.read(
+            self._generated(site), split, num_classes=len(CLASSES), cache_gb=site.cache_gb
+        )
 
     def _write(self, folder: Path) -> None:
         groups = [GROUPS[label % len(GROUPS)] for label in range(len(CLASSES))]
-        categories = [{"id": label, "name": name, "supercategory": groups[label]} for label, name in enumerate(CLASSES)]
+        categories = [
+            {"id": label, "name": name, "supercategory": groups[label]} for label, name in enumerate(CLASSES)
+        ]
         for stream, (split, count) in enumerate((("train", self.num_train), ("val", self.num_val))):
             labels, scenes = draw(count, seed=self.data_seed, stream=40 + stream)
             images, annotations = [], []

@@ -1,7 +1,9 @@
-"""The data on which detectors learn at the smoke scale: montages of coloured scenes (`scenes.py`), generated on first use.
+"""The data on which detectors learn at the smoke scale: montages of coloured scenes (`scenes.py`), generated
+on first use.
 
-They are written in the layouts of VOC07+12 and of COCO 2017, with objects that are difficult and groups that are a crowd, and the real
-readers read them. Images are 64 x 64 px; an object takes much of the image or of a quarter of it. Each takes two to three seconds, once.
+They are written in the layouts of VOC07+12 and of COCO 2017, with objects that are difficult and groups that
+are a crowd, and the real readers read them. Images are 64 x 64 px; an object takes much of the image or of a
+quarter of it. Each takes two to three seconds, once.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class _Synthetic(DetectionDataset):
         """Raises ValueError where a split could be without an object of a class."""
         if min(counts.values()) < len(self.classes):
             names, given = (" and ".join(map(str, each)) for each in (counts, counts.values()))
-            raise ValueError(f"{self.name} takes {names} >= {len(self.classes)}, so that no class is without an object, not {given}.")
+            raise ValueError(
+                f"{self.name} takes {names} >= {len(self.classes)}, so that no class is without an object, not {given}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +88,28 @@ class SyntheticVOC0712(_Synthetic, name="synthetic_voc0712"):
         splits = (
             ("2007", "trainval", "{:06}", range(1, 1 + self.num_trainval)),
             ("2007", "test", "{:06}", range(1 + self.num_trainval, 1 + self.num_trainval + self.num_test)),
-            ("2012", "trainval", "2008_{:06}", range(1, 1 + self.num_trainval)),  # images are named by the year of their photograph
+            (
+                "2012",
+                "trainval",
+                "2008_{:06}",
+                range(1, 1 + self.num_trainval),
+            ),  # images are named by the year of their photograph
         )
         for stream, (year, split, form, ids) in enumerate(splits):
             names = [form.format(each) for each in ids]
             within = folder / f"VOC{year}"
-            generated.save_montages(within, names, montage(len(names), seed=self.data_seed, stream=50 + stream))
-            generated.save_list(within / "ImageSets" / "Main" / f"{split}.txt", names, end="\r\n" if split == "test" else "\n")
+            generated.save_montages(
+                within, names, montage(len(names), seed=self.data_seed, stream=50 + stream)
+            )
+            generated.save_list(
+                within / "ImageSets" / "Main" / f"{split}.txt", names, end="\r\n" if split == "test" else "\n"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticCOCO2017(_Synthetic, name="synthetic_coco2017"):
-    """Montages of one to three scenes in COCO's layout, some images without an object and some objects crowds.
+    """Montages of one to three scenes in COCO's layout, some images without an object and some objects
+    crowds.
 
     The 80 classes are those of the scenes in eight families of colours.
     """
@@ -122,17 +136,28 @@ class SyntheticCOCO2017(_Synthetic, name="synthetic_coco2017"):
 
     def _write(self, folder: Path) -> None:
         (folder / "annotations").mkdir(parents=True)
-        for stream, (split, first, count) in enumerate((("train2017", 1, self.num_train), ("val2017", 1 + self.num_train, self.num_val))):
+        for stream, (split, first, count) in enumerate(
+            (("train2017", 1, self.num_train), ("val2017", 1 + self.num_train, self.num_val))
+        ):
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
-            for number, (pixels, objects) in enumerate(outlined(count, seed=self.data_seed, stream=60 + stream), start=first):
+            for number, (pixels, objects) in enumerate(
+                outlined(count, seed=self.data_seed, stream=60 + stream), start=first
+            ):
                 file, (height, width, _) = f"{number:012}.jpg", pixels.shape
                 generated.save(folder / split / file, pixels)
-                images.append({"license": 1, "file_name": file, "height": height, "width": width, "id": number})
+                images.append(
+                    {"license": 1, "file_name": file, "height": height, "width": width, "id": number}
+                )
                 for each in objects:
                     annotations.append(_annotation(each) | {"image_id": number, "id": 1 + len(annotations)})
-            rows = {"images": images[::-1], "annotations": annotations[::-1]}  # they come in no order and belong together by ids alone
-            (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(HEADER | rows | {"categories": CATEGORIES}))
+            rows = {
+                "images": images[::-1],
+                "annotations": annotations[::-1],
+            }  # they come in no order and belong together by ids alone
+            (folder / "annotations" / f"instances_{split}.json").write_text(
+                json.dumps(HEADER | rows | {"categories": CATEGORIES})
+            )
 
 
 HEADER = {
@@ -143,14 +168,18 @@ CATEGORIES = [{"supercategory": "scene", "id": id, "name": name} for id, name in
 
 
 def _annotation(each: Outlined) -> dict[str, Any]:
-    """What an annotation says of one object: a polygon with two decimals, as COCO's have, or the run lengths of a crowd's pixels."""
+    """What an annotation says of one object: a polygon with two decimals, as COCO's have, or the run lengths
+    of a crowd's pixels."""
     segmentation: list[list[float]] | dict[str, list[int]]
     if each.crowd is None:
         outline = tuple((round(x, 2), round(y, 2)) for x, y in each.outline)
         segmentation, area = [[end for point in outline for end in point]], round(polygons.area(outline), 4)
         left, top, right, bottom = polygons.bounds(outline)
     else:
-        segmentation, area = {"counts": _run_lengths(each.crowd), "size": list(each.crowd.shape)}, int(each.crowd.sum())
+        segmentation, area = (
+            {"counts": _run_lengths(each.crowd), "size": list(each.crowd.shape)},
+            int(each.crowd.sum()),
+        )
         (top, bottom), (left, right) = (_ends(each.crowd, axis) for axis in (0, 1))
     return {
         "segmentation": segmentation,
@@ -162,7 +191,8 @@ def _annotation(each: Outlined) -> dict[str, Any]:
 
 
 def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """Lengths of the runs of pixels outside, inside, outside, ... column after column (cocodataset/cocoapi common/maskApi.h)."""
+    """Lengths of the runs of pixels outside, inside, outside, ... column after column (cocodataset/cocoapi
+    common/maskApi.h)."""
     runs = [(inside, len(list(run))) for inside, run in groupby(mask.T.ravel().tolist())]
     return [0] * runs[0][0] + [length for _, length in runs]
 

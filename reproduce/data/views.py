@@ -1,19 +1,23 @@
-"""K augmented views of a batch (paper, section 7.3 and Table 9), as batched tensor operations on the batch's own device.
+"""K augmented views of a batch (paper, section 7.3 and Table 9), as batched tensor operations on the batch's
+own device.
 
     canvas (n, 3, S, S) uint8  ->  sample(..., view=0)  ->  (n, 3, size, size) float32, from 0 to 1
 
-An image is decoded once and squashed onto a square canvas; each of its views is a crop of that canvas, jittered, greyed, blurred and
-solarised with parameters of its own. A crop is drawn in the geometry of the original image and its box then mapped to the canvas, so aspect
-ratios are those of the original. Views are antialiased exactly: resampling is out = Wy @ image @ Wx^T with the widened bicubic weights that
-PIL and torchvision (antialias=True) use, whether a crop shrinks much or little; the flip is Wx read backwards.
+An image is decoded once and squashed onto a square canvas; each of its views is a crop of that canvas,
+jittered, greyed, blurred and solarised with parameters of its own. A crop is drawn in the geometry of the
+original image and its box then mapped to the canvas, so aspect
+ratios are those of the original. Views are antialiased exactly: resampling is out = Wy @ image @ Wx^T with
+the widened bicubic weights that PIL and torchvision (antialias=True) use, whether a crop shrinks much or
+little; the flip is Wx read backwards.
 
-Operations and their order are those of google-deepmind/deepmind-research byol/utils/augmentations.py; the parts of the colour jitter are
-defined as in torchvision (BYOL's own brightness is additive, its contrast has a mean for each channel, its saturation is HSV's), as
-in the PyTorch code that later papers share. Parameters come from `draws.py`: the same (seed, epoch, image index, view) gives the same view
-whatever the batch, the workers or the processes.
+Operations and their order are those of google-deepmind/deepmind-research byol/utils/augmentations.py; the
+parts of the colour jitter are defined as in torchvision (BYOL's own brightness is additive, its contrast has
+a mean for each channel, its saturation is HSV's), as
+in the PyTorch code that later papers share. Parameters come from `draws.py`: the same (seed, epoch, image
+index, view) gives the same view whatever the batch, the workers or the processes.
 
-Expect 10 000 to 18 000 views/s a core at 32 px from a canvas of 32, and 3 000 to 4 000 at 64 px from one of 96 (`bench/bench_views.py`);
-some 140 at 224 px from one of 448, and twice as many small crops of 96 px.
+Expect 10 000 to 18 000 views/s a core at 32 px from a canvas of 32, and 3 000 to 4 000 at 64 px from one of
+96 (`bench/bench_views.py`); some 140 at 224 px from one of 448, and twice as many small crops of 96 px.
 """
 
 from __future__ import annotations
@@ -21,121 +25,41 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from reproduce import identity
 from reproduce.lazy import F, torch
-from reproduce.spec import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from reproduce.data.augmentation import Augmentation
     from reproduce.data.draws import Bools, Draws, Floats, Ints
 
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey (torchvision's rgb_to_grayscale, and BYOL's)."""
 CPU_CHUNK, GPU_CHUNK = 2**20, 2**27
-"""Values of the images that are worked on together: on a CPU few enough for its caches, on a GPU for its memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SmallCrops(Settings, name="small_crops"):
-    """The small crops of multi-crop (section 4.4; facebookresearch/swav scripts/swav_400ep_pretrain.sh)."""
-
-    size: int = 96
-    """Side of such a view in pixels (section 4.4), for large ones of 224."""
-    crop_scale: tuple[float, float] = (0.05, 0.14)
-    """Area of a crop relative to the image's (SwAV; the paper gives none): the large crops' begins where this ends."""
-    num_large: int = 2
-    """How many views of the ordinary size come before them (section 4.4)."""
-
-    def check(self) -> None:
-        if self.size < 1 or self.num_large < 1:
-            raise ValueError(f"small_crops takes size >= 1 and num_large >= 1, not {self.size} and {self.num_large}.")
-        _check_range("small_crops.crop_scale", self.crop_scale, most=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation(Settings, name="augmentation"):
-    """The distribution of views. Probabilities and ranges are Table 9's unless said otherwise."""
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a crop relative to the image's (google-deepmind/deepmind-research byol/utils/augmentations.py; STL-10: .2-1)."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a crop, log-uniform (the same file)."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    jitter: float = 0.8
-    """Probability of colour jittering; its four parts are applied in random order."""
-    brightness: float = 0.4
-    """Factors from 1 - .4 to 1 + .4."""
-    contrast: float = 0.4
-    """Factors from 1 - .4 to 1 + .4."""
-    saturation: float = 0.2
-    """Factors from 1 - .2 to 1 + .2."""
-    hue: float = 0.1
-    """Fraction of the colour circle."""
-    grey: float = 0.2
-    """Probability of dropping the colour."""
-    blur: float = 1.0
-    """Probability of a Gaussian blur (Table 9; BYOL's T' has .1)."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """In pixels of the view at any size, uniform; the kernel shrinks with the view (byol/utils/augmentations.py; see `blur_radius`)."""
-    solarize: float = 0.2
-    """Probability of inverting values above one half (Table 9; BYOL's T has 0)."""
-    every_second: Augmentation | None = None
-    """The distribution of views 1, 3, ... where it is another one, as in BYOL's T and T'; None: all K views alike (errata, Table 9)."""
-    small: SmallCrops | None = identity.added_later(None, "0.2")
-    """The size and the crop area of the last views in multi-crop, all else being theirs as without; None: all K views have one size."""
-
-    def check(self) -> None:
-        for key in ("flip", "jitter", "grey", "blur", "solarize"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"augmentation.{key} is {getattr(self, key)}: a probability from 0 to 1 is expected.")
-        for key, most in {"crop_scale": 1.0, "crop_ratio": math.inf, "blur_sigma": math.inf}.items():
-            _check_range(f"augmentation.{key}", getattr(self, key), most)
-        for key in ("brightness", "contrast", "saturation"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"augmentation.{key} is {getattr(self, key)}: a strength of at least 0 is expected.")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"augmentation.hue is {self.hue}: from 0 to 0.5, half the colour circle, is expected.")
-        if self.every_second is not None and self.every_second.every_second is not None:
-            raise ValueError("augmentation.every_second has an every_second of its own: only two distributions can take turns.")
-        if self.every_second is not None and self.every_second.small is not None:
-            raise ValueError("augmentation.every_second has small crops of its own: augmentation.small is that of every view.")
-
-    def of_view(self, view: int) -> Augmentation:
-        """The distribution of view number `view`, counted from 0."""
-        own = self.every_second if self.every_second is not None and view % 2 else self
-        return own if self.small is None or view < self.small.num_large else replace(own, crop_scale=self.small.crop_scale)
-
-    def size_of_view(self, view: int, size: int) -> int:
-        """The side of view number `view` in pixels, where an ordinary view has `size`."""
-        return size if self.small is None or view < self.small.num_large else self.small.size
-
-
-def _check_range(where: str, limits: tuple[float, float], most: float) -> None:
-    low, high = limits
-    if not 0 < low <= high:
-        raise ValueError(f"{where} is {limits}: a range (low, high) with 0 < low <= high is expected.")
-    if high > most:
-        raise ValueError(f"{where} is {limits}: a crop is at most the whole image, 1.")
-
-
-CROP_AND_FLIP = Augmentation(jitter=0.0, grey=0.0, blur=0.0, solarize=0.0)
-"""Random resized crop and flip, nothing else: the training views of classifiers."""
+"""Values of the images that are worked on together: on a CPU few enough for its caches, on a GPU for its
+memory."""
 
 
 def sample(
-    canvas: Tensor, sizes: Tensor, indices: Tensor, *, augmentation: Augmentation, size: int, seed: int, epoch: int, view: int
+    canvas: Tensor,
+    sizes: Tensor,
+    indices: Tensor,
+    *,
+    augmentation: Augmentation,
+    size: int,
+    seed: int,
+    epoch: int,
+    view: int,
 ) -> Tensor:
     """View number `view` of each image.
 
     Args:
         canvas: the images, each squashed onto a square of side S, (n, 3, S, S) uint8.
-        sizes: height and width of each image before it was squashed, in pixels, (n, 2) integers; best on the CPU, where they are read.
+        sizes: height and width of each image before it was squashed, in pixels, (n, 2) integers; best on the
+            CPU, where they are read.
         indices: the images' numbers in their data set, (n,) integers; best on the CPU, too.
         augmentation: the distribution.
         size: side of a view in pixels; small crops have their own (`Augmentation.size_of_view`).
@@ -152,18 +76,33 @@ def sample(
 
 
 def sample_all(
-    canvas: Tensor, sizes: Tensor, indices: Tensor, *, augmentation: Augmentation, size: int, seed: int, epoch: int, num_views: int
+    canvas: Tensor,
+    sizes: Tensor,
+    indices: Tensor,
+    *,
+    augmentation: Augmentation,
+    size: int,
+    seed: int,
+    epoch: int,
+    num_views: int,
 ) -> list[Tensor]:
     """Views 0 to `num_views` - 1 of each image, each as `sample` gives it.
 
-    Views of one size are made in one pass: a small batch takes half the time of K passes. The large views are to the bit those of a run
-    without small crops.
+    Views of one size are made in one pass: a small batch takes half the time of K passes. The large views are
+    to the bit those of a run without small crops.
     """
     return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, range(num_views))
 
 
 def _sample(
-    canvas: Tensor, sizes: Tensor, indices: Tensor, augmentation: Augmentation, size: int, seed: int, epoch: int, views: Sequence[int]
+    canvas: Tensor,
+    sizes: Tensor,
+    indices: Tensor,
+    augmentation: Augmentation,
+    size: int,
+    seed: int,
+    epoch: int,
+    views: Sequence[int],
 ) -> list[Tensor]:
     from reproduce.data.draws import Draws, draw
 
@@ -172,32 +111,45 @@ def _sample(
     made: dict[int, Tensor] = {}
     for side in {augmentation.size_of_view(view, size) for view in views}:
         some = [view for view in views if augmentation.size_of_view(view, size) == side]
-        drawn = [draw(augmentation.of_view(view), shapes, which, seed=seed, epoch=epoch, view=view) for view in some]
+        drawn = [
+            draw(augmentation.of_view(view), shapes, which, seed=seed, epoch=epoch, view=view)
+            for view in some
+        ]
         made |= zip(some, apply(canvas, shapes, Draws.joined(drawn), side).chunk(len(some)), strict=True)
     return [made[view] for view in views]
 
 
 def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """(x - mean) / std for each of the RGB channels of x, (n, 3, height, width)."""
-    shift, scale = (torch.tensor(values, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for values in (mean, std))
+    shift, scale = (
+        torch.tensor(values, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for values in (mean, std)
+    )
     return x.sub(shift).div_(scale)
 
 
 def apply(canvas: Tensor, sizes: Ints, drawn: Draws, size: int) -> Tensor:
-    """The views that `drawn` describes: one of each image, then a second of each, and so on; arguments and result as `sample`'s.
+    """The views that `drawn` describes: one of each image, then a second of each, and so on; arguments and
+    result as `sample`'s.
 
-    Images are taken in the order of the place that hue has in their jitter. What happens before the hue shift, after it, or to an image
-    without jitter is then a slice of the batch instead of a scattered subset, and the costly hue shift is one call.
+    Images are taken in the order of the place that hue has in their jitter. What happens before the hue
+    shift, after it, or to an image without jitter is then a slice of the batch instead of a scattered subset,
+    and the costly hue shift is one call.
     """
     order = drawn.hue_place.argsort(kind="stable")[::-1].copy()
-    drawn, sizes, where = drawn.take(order), sizes[order % max(1, len(canvas))], torch.from_numpy(order).to(canvas.device)
+    drawn, sizes, where = (
+        drawn.take(order),
+        sizes[order % max(1, len(canvas))],
+        torch.from_numpy(order).to(canvas.device),
+    )
     out = torch.empty(len(order), 3, size, size, device=canvas.device)
 
     def work(chunks: list[slice]) -> None:
         x, scratch = torch.empty(0, 3, size, size, device=canvas.device), Scratch(canvas.device)
         for rows in chunks:
             x = x[: rows.stop - rows.start] if len(x) else torch.empty_like(out[rows])
-            _views_(x, canvas.index_select(0, where[rows] % len(canvas)), sizes[rows], drawn.take(rows), scratch)
+            _views_(
+                x, canvas.index_select(0, where[rows] % len(canvas)), sizes[rows], drawn.take(rows), scratch
+            )
             out.index_copy_(0, where[rows], x)
 
     threads = torch.get_num_threads() if canvas.device.type == "cpu" else 1
@@ -209,8 +161,8 @@ def apply(canvas: Tensor, sizes: Ints, drawn: Draws, size: int) -> Tensor:
 def _in_threads(work: Callable[[list[slice]], None], chunks: list[slice], threads: int) -> None:
     """Shares the chunks among `threads` threads, each of which works alone.
 
-    Threads inside each operation, as torch starts them, would wait for each other a hundred times in a chunk, and for milliseconds whenever
-    another process has one of the cores.
+    Threads inside each operation, as torch starts them, would wait for each other a hundred times in a chunk,
+    and for milliseconds whenever another process has one of the cores.
     """
     if threads == 1 or len(chunks) < 2:
         work(chunks)
@@ -219,7 +171,9 @@ def _in_threads(work: Callable[[list[slice]], None], chunks: list[slice], thread
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(work, [chunks[i::threads] for i in range(threads)]))
     finally:
-        torch.set_num_threads(threads)  # what a thread sets for itself is also what threads begun later start with
+        torch.set_num_threads(
+            threads
+        )  # what a thread sets for itself is also what threads begun later start with
 
 
 def _chunks(n: int, most: int, threads: int) -> list[slice]:
@@ -230,7 +184,8 @@ def _chunks(n: int, most: int, threads: int) -> list[slice]:
 
 
 def _views_(x: Tensor, canvas: Tensor, sizes: Ints, drawn: Draws, scratch: Scratch) -> None:
-    """Fills x with the views of images that are sorted by `drawn.hue_place`, the last place first and those without jitter at the end."""
+    """Fills x with the views of images that are sorted by `drawn.hue_place`, the last place first and those
+    without jitter at the end."""
     resample(canvas, _crops(drawn, sizes, x.shape[-1], canvas), x, scratch)
     _jitter_(x, drawn, scratch)
     _replace(x, drawn.grey, lambda some, _: to_grey_(some, scratch))
@@ -242,7 +197,8 @@ def _views_(x: Tensor, canvas: Tensor, sizes: Ints, drawn: Draws, scratch: Scrat
 class Scratch:
     """Memory for the temporaries of an operation, which the next operation uses again.
 
-    On a CPU, memory fresh from the system costs several times the arithmetic done in it; memory just used lies in the cache.
+    On a CPU, memory fresh from the system costs several times the arithmetic done in it; memory just used
+    lies in the cache.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -276,7 +232,8 @@ def resample(canvas: Tensor, crops: Crops, out: Tensor, scratch: Scratch) -> Ten
 
 
 def _both_sides(left: Tensor, x: Tensor, right: Tensor, rows: Tensor, out: Tensor) -> None:
-    """out = left @ x @ right^T for each image and channel: (n, p, q), (n, c, q, r), (n, s, r) -> (n, c, p, s); `rows` is (n, c, q, s)."""
+    """out = left @ x @ right^T for each image and channel: (n, p, q), (n, c, q, r), (n, s, r) -> (n, c, p,
+    s); `rows` is (n, c, q, s)."""
     torch.bmm(x.flatten(1, 2), right.transpose(1, 2), out=rows.flatten(1, 2))
     torch.matmul(left.unsqueeze(1), rows, out=out)
 
@@ -296,10 +253,12 @@ class Crops(NamedTuple):
 
 
 def bicubic_weights_(out: Tensor, crops: Crops) -> Tensor:
-    """The matrices that resize a crop's `side` pixels to `size` pixels, antialiased, in both directions; out (n, 2, size, side).
+    """The matrices that resize a crop's `side` pixels to `size` pixels, antialiased, in both directions; out
+    (n, 2, size, side).
 
-    Keys's cubic with a = -1/2, widened by the shrinkage (Pillow, src/libImaging/Resample.c, which torchvision's antialias=True follows).
-    A pixel that the crop's border cuts counts for the part inside; pixels outside count for nothing, as if the crop were cut out first.
+    Keys's cubic with a = -1/2, widened by the shrinkage (Pillow, src/libImaging/Resample.c, which
+    torchvision's antialias=True follows). A pixel that the crop's border cuts counts for the part inside;
+    pixels outside count for nothing, as if the crop were cut out first.
     """
     size, side = out.shape[-2:]
     start, step, low, high = (values.view(-1, 2, 1, 1) for values in crops[:4])
@@ -316,16 +275,19 @@ def bicubic_weights_(out: Tensor, crops: Crops) -> Tensor:
 def _keys(t: Tensor) -> Tensor:
     """Keys's cubic convolution kernel with a = -1/2 at the distances t >= 0.
 
-    Written without branches: with v = max(2 - t, 0) and u = max(1 - t, 0) it is v^2 (v - 1) / 2 + u^2 (1 - 2u).
+    Written without branches: with v = max(2 - t, 0) and u = max(1 - t, 0) it is v^2 (v - 1) / 2 + u^2 (1 -
+    2u).
     """
     v, u = (2 - t).clamp_(min=0), (1 - t).clamp_(min=0)
     return v.square().mul_(v - 1).mul_(0.5).add_(u.square().mul_(1 - 2 * u))
 
 
 def blend_(x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
-    """x <- own x + grey luma(x) + mean (mean of luma(x) over the image), clamped to [0, 1]; x (n, 3, height, width).
+    """x <- own x + grey luma(x) + mean (mean of luma(x) over the image), clamped to [0, 1]; x (n, 3, height,
+    width).
 
-    The factors (own, grey, mean) are (3, n). Brightness of strength f is (f, 0, 0), contrast (f, 0, 1 - f), saturation (f, 1 - f, 0).
+    The factors (own, grey, mean) are (3, n). Brightness of strength f is (f, 0, 0), contrast (f, 0, 1 - f),
+    saturation (f, 1 - f, 0).
     """
     own, grey, mean = factors[..., None, None, None].unbind(0)
     luma = luminance(x, scratch)
@@ -348,15 +310,18 @@ def to_grey_(x: Tensor, scratch: Scratch) -> Tensor:
 def shift_hue_(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:
     """Turns the hue of HSV by `shift` circles, (n,); x (n, 3, height, width) from 0 to 1.
 
-    Saturation and value stay, so only maximum, minimum and hue are needed. On the circle h in [0, 6) each channel's place between minimum
-    and maximum is a trapezium: with c(t) = t cut to [1, 2], red's is c(|h - 3|) - 1, green's 2 - c(|h - 2|) and blue's 2 - c(|h - 4|).
+    Saturation and value stay, so only maximum, minimum and hue are needed. On the circle h in [0, 6) each
+    channel's place between minimum
+    and maximum is a trapezium: with c(t) = t cut to [1, 2], red's is c(|h - 3|) - 1, green's 2 - c(|h - 2|)
+    and blue's 2 - c(|h - 4|).
     """
     red, green, blue = x.unbind(dim=1)
     low, chroma, high, hue, other, third = scratch.tensors(*[red.shape] * 6)
     torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
     torch.maximum(torch.maximum(red, green, out=high), blue, out=high)
     torch.sub(high, low, out=chroma)
-    # Where red is the maximum h chroma = green - blue, else where green is 2 chroma + blue - red, else 4 chroma + red - green.
+    # Where red is the maximum h chroma = green - blue, else where green is 2 chroma + blue - red, else 4
+    # chroma + red - green.
     torch.sub(red, green, out=other).add_(chroma, alpha=4)
     torch.sub(blue, red, out=hue).add_(chroma, alpha=2)
     hue.lerp_(other, torch.sub(high, green, out=third).sign_())
@@ -376,17 +341,21 @@ def shift_hue_(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:
 def blur_radius(size: int) -> int:
     """Half of the blur's kernel: 11, so 23 pixels, at 224; 3 at 64; 1 at 32.
 
-    byol/utils/augmentations.py and google-research/simclr data_util.py make the kernel a tenth of the image (to the odd number above it)
-    and leave sigma in pixels from .1 to 2. At small sizes the short kernel is what keeps the blur small: at 32 px it cannot spread
-    farther than a mean of three pixels. W-MSE (htdt/self-supervised) and solo-learn's settings for CIFAR use no blur at all.
+    byol/utils/augmentations.py and google-research/simclr data_util.py make the kernel a tenth of the image
+    (to the odd number above it)
+    and leave sigma in pixels from .1 to 2. At small sizes the short kernel is what keeps the blur small: at
+    32 px it cannot spread farther than a mean of three pixels. W-MSE (htdt/self-supervised) and solo-learn's
+    settings for CIFAR use no blur at all.
     """
     return size // 20
 
 
 def blur_(x: Tensor, sigma: Tensor, scratch: Scratch) -> Tensor:
-    """Gaussian blur with an image's own sigma, (n,), as two products with banded matrices; x (n, 3, size, size).
+    """Gaussian blur with an image's own sigma, (n,), as two products with banded matrices; x (n, 3, size,
+    size).
 
-    Beyond the border the image is mirrored (torchvision's gaussian_blur; BYOL's darkens the border with zeros).
+    Beyond the border the image is mirrored (torchvision's gaussian_blur; BYOL's darkens the border with
+    zeros).
     """
     n, _, size, _ = x.shape
     radius = blur_radius(size)
@@ -402,13 +371,16 @@ def blur_(x: Tensor, sigma: Tensor, scratch: Scratch) -> Tensor:
 
 @cache
 def _bands(size: int, radius: int, device: torch.device) -> Tensor:
-    """How often output pixel i sees input pixel j at each distance, mirrored at both borders; (radius + 1, size * size)."""
+    """How often output pixel i sees input pixel j at each distance, mirrored at both borders; (radius + 1,
+    size * size)."""
     pixel = torch.arange(-radius, size + radius)
     mirrored = (size - 1) - ((size - 1) - pixel.abs()).abs()
     distance = (torch.arange(size).view(-1, 1) - pixel).abs()
     bands = torch.zeros(radius + 1, size, size)
     output, source = (distance <= radius).nonzero(as_tuple=True)
-    bands.index_put_((distance[output, source], output, mirrored[source]), torch.ones(len(output)), accumulate=True)
+    bands.index_put_(
+        (distance[output, source], output, mirrored[source]), torch.ones(len(output)), accumulate=True
+    )
     return bands.view(radius + 1, -1).to(device)
 
 
@@ -434,7 +406,9 @@ def _crops(drawn: Draws, sizes: Ints, size: int, canvas: Tensor) -> Crops:
 def _jitter_(x: Tensor, drawn: Draws, scratch: Scratch) -> None:
     """The colour jitter of images that are sorted as for `_views_`."""
     jittered = int(drawn.jitter.sum())
-    before = [int((drawn.hue_place > i).sum()) for i in range(3)]  # images whose blend i comes before their hue shift
+    before = [
+        int((drawn.hue_place > i).sum()) for i in range(3)
+    ]  # images whose blend i comes before their hue shift
     blends = _like(x, drawn.blends())
     for i, count in enumerate(before):
         if count:
@@ -470,6 +444,10 @@ def _array(values: Tensor) -> Ints:
 def _check(canvas: Tensor, sizes: Tensor, indices: Tensor) -> None:
     n, shape = len(canvas), tuple(canvas.shape)
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or canvas.dtype != torch.uint8:
-        raise ValueError(f"The canvas is {shape} {canvas.dtype}: views are cut from (n, 3, S, S) torch.uint8.")
+        raise ValueError(
+            f"The canvas is {shape} {canvas.dtype}: views are cut from (n, 3, S, S) torch.uint8."
+        )
     if tuple(sizes.shape) != (n, 2) or tuple(indices.shape) != (n,):
-        raise ValueError(f"{n} images need sizes ({n}, 2) and indices ({n},), not {tuple(sizes.shape)} and {tuple(indices.shape)}.")
+        raise ValueError(
+            f"{n} images need sizes ({n}, 2) and indices ({n},), not {tuple(sizes.shape)} and {tuple(indices.shape)}."
+        )

@@ -1,11 +1,12 @@
-"""PASCAL VOC's layout: which images a split has, and what is in them (host.robots.ox.ac.uk/pascal/VOC, the development kit).
+"""PASCAL VOC's layout: which images a split has, and what is in them (host.robots.ox.ac.uk/pascal/VOC, the
+development kit).
 
     VOC2007/JPEGImages/000005.jpg
     VOC2007/Annotations/000005.xml
     VOC2007/ImageSets/Main/{train,val,trainval,test}.txt     one image a line
 
-Lines may end in CR LF, as those of the release do. Annotations are parsed by defusedxml: they come from anywhere, and entities of XML can
-read files or fill the memory.
+Lines may end in CR LF, as those of the release do. Annotations are parsed by defusedxml: they come from
+anywhere, and entities of XML can read files or fill the memory.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def find(root: Path, year: str, source: str, *, itself: bool = True) -> Path:
     """The folder of one year's release: in `root`, in the VOCdevkit of `root`, or `root` itself.
 
     Args:
-        itself: whether `root` may be the release; not where several years are asked for, as it would be taken for each of them.
+        itself: whether `root` may be the release; not where several years are asked for, as it would be taken
+            for each of them.
 
     Raises:
         LookupError: it is none of these.
@@ -82,7 +84,8 @@ def read_ids(path: Path) -> tuple[str, ...]:
 
     Raises:
         LookupError: the list is not there.
-        ValueError: it is empty, names an image twice, or has a line that is not the name of one image; the message names both.
+        ValueError: it is empty, names an image twice, or has a line that is not the name of one image; the
+            message names both.
     """
     if not path.is_file():
         raise LookupError(f"{path} does not exist; it lists the images of a split.")
@@ -102,24 +105,36 @@ def read_ids(path: Path) -> tuple[str, ...]:
 
 
 def read_annotation(path: Path) -> Annotation:
-    """The size and the objects of one image, the objects in the order of the file; parts of objects (heads, hands, feet) are none.
+    """The size and the objects of one image, the objects in the order of the file; parts of objects (heads,
+    hands, feet) are none.
 
     Raises:
-        ValueError: the file is not there or not a VOC annotation, or an object is of no known class; the message names it.
+        ValueError: the file is not there or not a VOC annotation, or an object is of no known class; the
+            message names it.
     """
-    from defusedxml import DefusedXmlException, ElementTree  # type: ignore[import-untyped]
+    from defusedxml import DefusedXmlException, ElementTree
 
     try:
         root = ElementTree.parse(path, forbid_dtd=True).getroot()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): every image needs its annotation.") from None
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}): every image needs its annotation."
+        ) from None
     except DefusedXmlException:
-        raise ValueError(f"{path} declares a document type or entities, which no annotation of VOC does: it is not read.") from None
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: encodings that the parser does not know
+        raise ValueError(
+            f"{path} declares a document type or entities, which no annotation of VOC does: it is not read."
+        ) from None
+    except (
+        ElementTree.ParseError,
+        LookupError,
+        ValueError,
+    ) as error:  # the last two: encodings that the parser does not know
         raise ValueError(f"{path} is not well-formed XML: {error}.") from None
     try:
         size = [_number(root, f"size/{side}") for side in ("width", "height")]
-        return Annotation(int(size[0]), int(size[1]), tuple(_object(element) for element in root.findall("object")))
+        return Annotation(
+            int(size[0]), int(size[1]), tuple(_object(element) for element in root.findall("object"))
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}. Get it again.") from None
 
@@ -128,12 +143,16 @@ def _object(element: Element) -> Object:
     name = (element.findtext("name") or "").strip()
     if name not in CLASSES:
         raise ValueError(f"'{name}' is not one of the {len(CLASSES)} classes")
-    difficult = (element.findtext("difficult") or "0").strip()  # absent is not difficult, as in the development kit
+    difficult = (
+        element.findtext("difficult") or "0"
+    ).strip()  # absent is not difficult, as in the development kit
     if difficult not in ("0", "1"):
         raise ValueError(f"the <difficult> of a {name} is '{difficult}', not 0 or 1")
     xmin, ymin, xmax, ymax = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
     if xmin > xmax or ymin > ymax:
-        raise ValueError(f"the box of a {name} is ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}): its ends are exchanged")
+        raise ValueError(
+            f"the box of a {name} is ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}): its ends are exchanged"
+        )
     return Object(name, difficult == "1", (xmin, ymin, xmax, ymax))
 
 

@@ -1,8 +1,10 @@
-"""VOC07+12: photographs of 2007 and 2012 with boxes, 16 551 to train on and 4 952 to measure on (host.robots.ox.ac.uk/pascal/VOC).
+"""VOC07+12: photographs of 2007 and 2012 with boxes, 16 551 to train on and 4 952 to measure on
+(host.robots.ox.ac.uk/pascal/VOC).
 
-Layout: `voc.py`, both years below the root `voc`. As in Detectron2 (detectron2/data/datasets/pascal_voc.py), a box that is written as
-pixels counted from 1, both ends inside, begins one pixel earlier here, so that xmin = 1 and xmax = width cover the image; difficult
-objects are trained on; boxes that reach outside the image stay as annotated. Reading the 16 551 annotations takes 5 to 6 s.
+Layout: `voc.py`, both years below the root `voc`. As in Detectron2 (detectron2/data/datasets/pascal_voc.py),
+a box that is written as pixels counted from 1, both ends inside, begins one pixel earlier here, so that xmin
+= 1 and xmax = width cover the image; difficult objects are trained on; boxes that reach outside the image
+stay as annotated. Reading the 16 551 annotations takes 5 to 6 s.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import ClassVar, Literal
 from reproduce.data import detection, voc
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
 from reproduce.data.folders import check_files
+from reproduce.messages import unknown
 from reproduce.site import Site
-from reproduce.spec import unknown
 
 KEY = "voc"
 LAYOUT = "VOC2007/ and VOC2012/, each with JPEGImages/*.jpg, Annotations/*.xml and ImageSets/Main/*.txt"
@@ -53,7 +55,8 @@ class VOC0712(DetectionDataset, name="voc0712"):
 
 
 def read(root: Path, split: str) -> Annotated:
-    """The images of a split of `root`, which holds VOC2007 and VOC2012 or the VOCdevkit with both; in the order of the lists.
+    """The images of a split of `root`, which holds VOC2007 and VOC2012 or the VOCdevkit with both; in the
+    order of the lists.
 
     Raises:
         LookupError: there is no such split, or a folder or a list is not there.
@@ -64,7 +67,9 @@ def read(root: Path, split: str) -> Annotated:
         folder = _folder(root, year)
         for picture in _pictures(folder, name):
             if picture.id in pictures:
-                raise ValueError(f"{folder}: the image {picture.id} of {year}_{name} is in the split {split} already.")
+                raise ValueError(
+                    f"{folder}: the image {picture.id} of {year}_{name} is in the split {split} already."
+                )
             pictures[picture.id] = picture
     found = tuple(pictures.values())
     return Annotated(found, voc.CLASSES, tuple(range(len(voc.CLASSES))), folder, detection.digest(found))
@@ -92,8 +97,12 @@ def _pictures(folder: Path, split: str) -> Iterator[Picture]:
         annotated = folder / "Annotations" / f"{name}.xml"
         width, height, objects = voc.read_annotation(annotated)
         if min(width, height) < 1:
-            raise ValueError(f"{annotated}: the size of the image is {width} x {height}, which no image has. Get it again.")
-        yield Picture(folder / "JPEGImages" / f"{name}.jpg", name, width, height, tuple(map(_instance, objects)))
+            raise ValueError(
+                f"{annotated}: the size of the image is {width} x {height}, which no image has. Get it again."
+            )
+        yield Picture(
+            folder / "JPEGImages" / f"{name}.jpg", name, width, height, tuple(map(_instance, objects))
+        )
 
 
 def _instance(each: voc.Object) -> Instance:
@@ -102,12 +111,13 @@ def _instance(each: voc.Object) -> Instance:
 
 
 def download(site: Site) -> Path:
-    """Fetches what is missing of both years into the root of the site, checksums verified; does nothing where all is there already.
+    """Fetches what is missing of both years into the root of the site, checksums verified; does nothing where
+    all is there already.
 
     Raises:
         LookupError: the root is not set.
     """
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
     root.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
-"""VOC2007: 5 011 trainval and 4 952 test photographs with 20 classes, several of them an image (host.robots.ox.ac.uk/pascal/VOC/voc2007).
+"""VOC2007: 5 011 trainval and 4 952 test photographs with 20 classes, several of them an image
+(host.robots.ox.ac.uk/pascal/VOC/voc2007).
 
-Layout: `voc.py`. An image has one target for each class (protocol sheet, 5): 1 where an object of the class is there, 0 where all of them
-are difficult, -1 where there is none. Reading the annotations of a split takes 1 to 2 s.
+Layout: `voc.py`. An image has one target for each class (protocol sheet, 5): 1 where an object of the class
+is there, 0 where all of them are difficult, -1 where there is none. Reading the annotations of a split takes
+1 to 2 s.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from typing import TYPE_CHECKING, ClassVar
 from reproduce.data import voc
 from reproduce.data.dataset import Dataset
 from reproduce.data.folders import check_files
+from reproduce.messages import unknown
 from reproduce.site import Site
-from reproduce.spec import unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +62,11 @@ class VOC2007(Dataset, name="voc2007"):
 
     def check_root(self, site: Site) -> None:
         folder = voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)
-        for place in ("JPEGImages", "Annotations", *(f"ImageSets/Main/{split}.txt" for split in (self.train_split, self.test_split))):
+        for place in (
+            "JPEGImages",
+            "Annotations",
+            *(f"ImageSets/Main/{split}.txt" for split in (self.train_split, self.test_split)),
+        ):
             if not (folder / place).exists():
                 raise LookupError(f"{folder / place} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
 
@@ -69,11 +75,13 @@ class VOC2007(Dataset, name="voc2007"):
 
 
 def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
-    """The images of a split of `root`, which is the folder VOC2007, or holds it, or holds the VOCdevkit; in the order of the list.
+    """The images of a split of `root`, which is the folder VOC2007, or holds it, or holds the VOCdevkit; in
+    the order of the list.
 
     Raises:
         LookupError: there is no such split, or a folder or the list is not there.
-        ValueError: an image or its annotation is missing or broken, or a class has no positive image to learn from.
+        ValueError: an image or its annotation is missing or broken, or a class has no positive image to learn
+            from.
     """
     from reproduce.data.images import Files
 
@@ -87,7 +95,14 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
     targets = _targets(folder / "Annotations", ids)
     if split in TRAIN_SPLITS:
         _check_positives(targets, path)
-    return Files(folder / "JPEGImages", (name.encode() for name in names), [-1] * len(ids), voc.CLASSES, cache_gb, targets)
+    return Files(
+        folder / "JPEGImages",
+        (name.encode() for name in names),
+        [-1] * len(ids),
+        voc.CLASSES,
+        cache_gb,
+        targets,
+    )
 
 
 def _targets(folder: Path, ids: tuple[str, ...]) -> NDArray[np.int8]:
@@ -105,16 +120,19 @@ def _targets(folder: Path, ids: tuple[str, ...]) -> NDArray[np.int8]:
 def _check_positives(targets: NDArray[np.int8], path: Path) -> None:
     bare = [name for name, there in zip(voc.CLASSES, (targets == 1).any(axis=0), strict=True) if not there]
     if bare:
-        raise ValueError(f"{path} names no positive image of {', '.join(bare)}: each class needs one to learn from.")
+        raise ValueError(
+            f"{path} names no positive image of {', '.join(bare)}: each class needs one to learn from."
+        )
 
 
 def download(site: Site) -> Path:
-    """Fetches trainval and test into the root of the site, checksums verified; does nothing where they are there already.
+    """Fetches trainval and test into the root of the site, checksums verified; does nothing where they are
+    there already.
 
     Raises:
         LookupError: the root is not set.
     """
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
     root.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """A torchvision ResNet's tensors under the names that Detectron2 gives them.
 
-The stem's are put under `stem`, `layer1` to `layer4` are called `res2` to `res5`, a BatchNorm belongs to its convolution, and a shortcut is
-called so (facebookresearch/moco detection/convert-pretrain-to-detectron2.py; detectron2/modeling/backbone/resnet.py). The classifier is
-dropped. 318 tensors for a ResNet-50: 53 convolutions and the 5 tensors of each one's BatchNorm.
+The stem's are put under `stem`, `layer1` to `layer4` are called `res2` to `res5`, a BatchNorm belongs to its
+convolution, and a shortcut is called so (facebookresearch/moco detection/convert-pretrain-to-detectron2.py;
+detectron2/modeling/backbone/resnet.py). The classifier is dropped. 318 tensors for a ResNet-50: 53
+convolutions and the 5 tensors of each one's BatchNorm.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def file(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def matches(name: str, ours: Container[str]) -> bool:
-    """Whether a detector's tensor has the name of one of ours behind what it is a part of (detectron2/checkpoint/c2_model_loading.py)."""
+    """Whether a detector's tensor has the name of one of ours behind what it is a part of
+    (detectron2/checkpoint/c2_model_loading.py)."""
     parts = name.split(".")
     return any(".".join(parts[begin:]) in ours for begin in range(len(parts)))

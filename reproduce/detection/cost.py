@@ -1,9 +1,10 @@
-"""What a fine-tuning costs, counted from its layers like a backbone (`nn/cost.py`), without torch or an engine.
+"""What a fine-tuning costs, counted from its layers like a backbone (`nn/cost.py`), without torch or an
+engine.
 
     operations(VOCDetection(), network("resnet50"))           # 9.7e17: training, a multiply-add as two
 
-Convolutions and fully connected layers alone: what lies between them (choosing proposals, suppression) takes time that is not counted. Nor
-is the test, whose images are few beside those of the training.
+Convolutions and fully connected layers alone: what lies between them (choosing proposals, suppression) takes
+time that is not counted. Nor is the test, whose images are few beside those of the training.
 """
 
 from __future__ import annotations
@@ -14,23 +15,27 @@ from typing import TYPE_CHECKING, cast
 from reproduce.detection.detectron2_config import HEADS
 
 if TYPE_CHECKING:
-    from reproduce.detection.protocol import Detection
     from reproduce.nn.cost import Conv, Network
     from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
+    from reproduce.protocols.detection import Detection
 
 ASPECT = 4 / 3
 """The longer side of a photograph in proportion to the shorter."""
 FORWARD_AND_BACKWARD = 3
 """Forward passes that a step of training amounts to."""
 WIDTH, DENSE = 256, 1024
-"""Channels of Detectron2's pyramid and heads, and of their fully connected layers (detectron2/config/defaults.py)."""
+"""Channels of Detectron2's pyramid and heads, and of their fully connected layers
+(detectron2/config/defaults.py)."""
 POSITIVE = 1 / 4
-"""The part of an image's proposals that show an object, at most: those get a mask (detectron2/config/defaults.py)."""
+"""The part of an image's proposals that show an object, at most: those get a mask
+(detectron2/config/defaults.py)."""
 
 
 def operations(protocol: Detection, network: Network) -> float:
     """Of the training of a detector around a backbone, and of BatchNorm's statistics after it."""
-    side = ASPECT**0.5 * statistics.mean(protocol.train_sizes)  # of a square of as many pixels as an image has
+    side = ASPECT**0.5 * statistics.mean(
+        protocol.train_sizes
+    )  # of a square of as many pixels as an image has
     passes = FORWARD_AND_BACKWARD * protocol.schedule.iterations + protocol.precise_bn_iterations
     return passes * protocol.batch_size * (_fpn if protocol.fpn else _c4)(protocol, network, side)
 
@@ -41,7 +46,10 @@ def _c4(protocol: Detection, network: Network, side: float) -> float:
     features = [layer for layer in network.layers if layer.reduction < coarsest]
     channels = max(layer.outputs for layer in features)
     proposals = _convolution(channels, channels, 3, 2 * side / coarsest)
-    head = _layers([layer for layer in network.layers if layer.reduction == coarsest], coarsest * protocol.box_resolution / 2)
+    head = _layers(
+        [layer for layer in network.layers if layer.reduction == coarsest],
+        coarsest * protocol.box_resolution / 2,
+    )
     return _layers(features, side) + proposals + protocol.rois * head
 
 
@@ -51,20 +59,34 @@ def _fpn(protocol: Detection, network: Network, side: float) -> float:
     wide = protocol.engine == "detectron2"
     width = WIDTH if wide else max(32, network.num_features // 8)  # as in `detector.py`
     dense = DENSE if wide else 4 * width
-    channels = {layer.reduction: max(each.outputs for each in stages if each.reduction == layer.reduction) for layer in stages}
-    pyramid = sum(_convolution(outputs, width, 1, side / reduction) for reduction, outputs in channels.items())
+    channels = {
+        layer.reduction: max(each.outputs for each in stages if each.reduction == layer.reduction)
+        for layer in stages
+    }
+    pyramid = sum(
+        _convolution(outputs, width, 1, side / reduction) for reduction, outputs in channels.items()
+    )
     pyramid += sum(_convolution(width, width, 3, side / reduction) for reduction in channels)
-    proposals = sum(_convolution(width, width, 3, side / reduction) for reduction in (*channels, 2 * max(channels)))
+    proposals = sum(
+        _convolution(width, width, 3, side / reduction) for reduction in (*channels, 2 * max(channels))
+    )
     convolutions, connected = HEADS[settings.box_head]
     resolution, mask = protocol.box_resolution, settings.mask_resolution
     box_head = convolutions * _convolution(width, width, 3, resolution)
     box_head += 2 * dense * (width * resolution**2 + (connected - 1) * dense)
     mask_head = 4 * _convolution(width, width, 3, mask) + _convolution(width, width, 2, mask)
-    return network.operations(round(side)) + pyramid + proposals + protocol.rois * (box_head + POSITIVE * mask_head)
+    return (
+        network.operations(round(side))
+        + pyramid
+        + proposals
+        + protocol.rois * (box_head + POSITIVE * mask_head)
+    )
 
 
 def _layers(layers: list[Conv], side: float) -> float:
-    return sum(_convolution(layer.inputs, layer.outputs, layer.kernel, side / layer.reduction) for layer in layers)
+    return sum(
+        _convolution(layer.inputs, layer.outputs, layer.kernel, side / layer.reduction) for layer in layers
+    )
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, side: float) -> float:

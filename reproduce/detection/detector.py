@@ -1,11 +1,13 @@
 """Faster R-CNN and Mask R-CNN of torchvision's parts around a backbone of ours.
 
-C4 (`voc_detection`): the features are those of the last stage but one, the last stage is the head of each box, with a BatchNorm behind it.
-FPN (`coco_mask_rcnn`): a pyramid over all stages, with BatchNorm in it and in the heads.
+C4 (`voc_detection`): the features are those of the last stage but one, the last stage is the head of each
+box, with a BatchNorm behind it. FPN (`coco_mask_rcnn`): a pyramid over all stages, with BatchNorm in it and
+in the heads.
 
-What the protocol has no setting for is the same in torchvision and in Detectron2 (detectron2/config/defaults.py: overlaps of .7 and .3, of
-.5, 256 anchors of an image, half of them objects, a quarter of its proposals; suppression at .7 and .5; weights 10, 10, 5, 5), or
-torchvision's: rounded anchors, RoIAlign with `aligned=False`, smooth L1 with beta 1/9, initial weights.
+What the protocol has no setting for is the same in torchvision and in Detectron2
+(detectron2/config/defaults.py: overlaps of .7 and .3, of .5, 256 anchors of an image, half of them objects, a
+quarter of its proposals; suppression at .7 and .5; weights 10, 10, 5, 5), or torchvision's: rounded anchors,
+RoIAlign with `aligned=False`, smooth L1 with beta 1/9, initial weights.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator  # type: ignore[import-untyped]
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor  # type: ignore[import-untyped]
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN  # type: ignore[import-untyped]
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor  # type: ignore[import-untyped]
-from torchvision.models.detection.roi_heads import RoIHeads  # type: ignore[import-untyped]
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead  # type: ignore[import-untyped]
-from torchvision.models.detection.transform import GeneralizedRCNNTransform  # type: ignore[import-untyped]
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign  # type: ignore[import-untyped]
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool  # type: ignore[import-untyped]
-from torchvision.ops.poolers import initLevelMapper  # type: ignore[import-untyped]
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import initLevelMapper
 
 from reproduce.nn import seeds
 from reproduce.nn.stages import Stage, stages
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from reproduce.data.detection import DetectionDataset
-    from reproduce.detection.protocol import Detection
     from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
+    from reproduce.protocols.detection import Detection
 
 NORMS = ("SyncBN", "naiveSyncBN", "BN")
 """The norms that are BatchNorm where there is one process."""
@@ -47,10 +49,14 @@ CANONICAL = {"canonical_scale": 224, "canonical_level": 4}
 NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-def build(protocol: Detection, backbone: nn.Module, dataset: DetectionDataset, *, num_classes: int, seed: int) -> Any:
-    """A detector with a copy of `backbone`, and with heads whose weights `seed` decides: torchvision's GeneralizedRCNN on the CPU.
+def build(
+    protocol: Detection, backbone: nn.Module, dataset: DetectionDataset, *, num_classes: int, seed: int
+) -> Any:
+    """A detector with a copy of `backbone`, and with heads whose weights `seed` decides: torchvision's
+    GeneralizedRCNN on the CPU.
 
-    In training it maps images and targets (`examples.py`) to named losses; in eval mode images to boxes, labels from 1, scores and masks.
+    In training it maps images and targets (`examples.py`) to named losses; in eval mode images to boxes,
+    labels from 1, scores and masks.
 
     Raises:
         ValueError: torchvision has no such detector; the message names the setting.
@@ -70,20 +76,30 @@ def test_mode(detector: Any, protocol: Detection) -> Any:
 
 def parameter_groups(detector: nn.Module, protocol: Detection) -> list[dict[str, Any]]:
     """The parameters that are trained, those of normalisation apart, each with its weight decay."""
-    norms = [p for module in detector.modules() if isinstance(module, NORMALISATION) for p in module.parameters(recurse=False)]
+    norms = [
+        p
+        for module in detector.modules()
+        if isinstance(module, NORMALISATION)
+        for p in module.parameters(recurse=False)
+    ]
     known = {id(parameter) for parameter in norms}
     others = [parameter for parameter in detector.parameters() if id(parameter) not in known]
     groups = ((others, protocol.weight_decay), (norms, protocol.norm_weight_decay))
-    return [{"params": [p for p in params if p.requires_grad], "weight_decay": decay} for params, decay in groups]
+    return [
+        {"params": [p for p in params if p.requires_grad], "weight_decay": decay} for params, decay in groups
+    ]
 
 
 class Trunk(nn.Module):
-    """The first stages of a backbone, of which the first `freeze_at` are not trained, nor their statistics."""
+    """The first stages of a backbone, of which the first `freeze_at` are not trained, nor their
+    statistics."""
 
     def __init__(self, parts: list[Stage], freeze_at: int) -> None:
         super().__init__()
         if not 0 <= freeze_at <= len(parts):
-            raise ValueError(f"freeze_at is {freeze_at}, but the backbone has {len(parts)} stages that can be frozen, the stem included.")
+            raise ValueError(
+                f"freeze_at is {freeze_at}, but the backbone has {len(parts)} stages that can be frozen, the stem included."
+            )
         self.stages = nn.ModuleList(part.module for part in parts)
         self.frozen = self.stages[:freeze_at].requires_grad_(False)
 
@@ -114,7 +130,8 @@ class C4(nn.Module):
 
 
 class LastStage(nn.Module):
-    """The head of a box: the backbone's last stage, one more norm, the mean over places (`Res5ROIHeadsExtraNorm`)."""
+    """The head of a box: the backbone's last stage, one more norm, the mean over places
+    (`Res5ROIHeadsExtraNorm`)."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -133,19 +150,25 @@ class Pyramid(nn.Module):
     def __init__(self, trunk: Trunk, channels: list[int], width: int) -> None:
         super().__init__()
         self.trunk = trunk
-        self.fpn = FeaturePyramidNetwork(channels, width, extra_blocks=LastLevelMaxPool(), norm_layer=nn.BatchNorm2d)
+        self.fpn = FeaturePyramidNetwork(
+            channels, width, extra_blocks=LastLevelMaxPool(), norm_layer=nn.BatchNorm2d
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(n, 3, h, w) -> levels of (n, width, h / stride, w / stride), the finest first."""
         features = self.trunk(images)[1:]
-        levels: dict[str, Tensor] = self.fpn(OrderedDict((str(level), each) for level, each in enumerate(features)))
+        levels: dict[str, Tensor] = self.fpn(
+            OrderedDict((str(level), each) for level, each in enumerate(features))
+        )
         return levels
 
 
 def _check(protocol: Detection) -> None:
     """Raises ValueError for a setting that torchvision does not have."""
     if protocol.stride_in_1x1:
-        raise ValueError("stride_in_1x1 is True, but the stride of torchvision's bottlenecks is in the 3x3 convolution: set it to False.")
+        raise ValueError(
+            "stride_in_1x1 is True, but the stride of torchvision's bottlenecks is in the 3x3 convolution: set it to False."
+        )
     if protocol.norm not in NORMS:
         raise ValueError(
             f"norm is '{protocol.norm}', but the engine torchvision trains with {' or '.join(NORMS)}, the same on one process."
@@ -179,7 +202,9 @@ def _pyramid(protocol: Detection, parts: list[Stage], dataset: DetectionDataset,
     heads = _heads(
         protocol,
         box_roi_pool=_pool(strides, side),
-        box_head=FastRCNNConvFCHead((width, side, side), [width] * num_convs, [4 * width] * num_dense, norm_layer=nn.BatchNorm2d),
+        box_head=FastRCNNConvFCHead(
+            (width, side, side), [width] * num_convs, [4 * width] * num_dense, norm_layer=nn.BatchNorm2d
+        ),
         box_predictor=FastRCNNPredictor(4 * width, num_labels),
         mask_roi_pool=_pool(strides, settings.mask_resolution),
         mask_head=MaskRCNNHeads(width, [width] * 4, dilation=1, norm_layer=nn.BatchNorm2d),
@@ -191,7 +216,8 @@ def _pyramid(protocol: Detection, parts: list[Stage], dataset: DetectionDataset,
 
 
 def _width(channels: int) -> int:
-    """Of the pyramid and the heads: the 256 of a ResNet-50, whose last stage has 2048 channels, in proportion, but at least 32."""
+    """Of the pyramid and the heads: the 256 of a ResNet-50, whose last stage has 2048 channels, in
+    proportion, but at least 32."""
     return max(32, channels // 8)
 
 
@@ -227,13 +253,23 @@ def _heads(protocol: Detection, **parts: Any) -> Any:
 
 
 def _pool(strides: list[int], side: int) -> Any:
-    """RoIAlign from levels of these strides. torchvision would guess them from the first batch, wrongly where that is mostly padding."""
-    pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], side, sampling_ratio=2, **CANONICAL)
+    """RoIAlign from levels of these strides. torchvision would guess them from the first batch, wrongly where
+    that is mostly padding."""
+    pool = MultiScaleRoIAlign(
+        [str(level) for level in range(len(strides))], side, sampling_ratio=2, **CANONICAL
+    )
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])), **CANONICAL)
     return pool
 
 
 def _transform(protocol: Detection, dataset: DetectionDataset, multiple: int) -> Any:
-    """Normalisation, resizing to one of the training sizes, padding to a multiple of the coarsest level's stride."""
-    return GeneralizedRCNNTransform(protocol.train_sizes, protocol.max_size, list(dataset.mean), list(dataset.std), size_divisible=multiple)
+    """Normalisation, resizing to one of the training sizes, padding to a multiple of the coarsest level's
+    stride."""
+    return GeneralizedRCNNTransform(
+        protocol.train_sizes,
+        protocol.max_size,
+        list(dataset.mean),
+        list(dataset.std),
+        size_divisible=multiple,
+    )

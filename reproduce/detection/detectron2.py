@@ -1,7 +1,9 @@
-"""The engine of the paper: Detectron2, an installed package or a source folder that the site names and that needs no building.
+"""The engine of the paper: Detectron2, an installed package or a source folder that the site names and that
+needs no building.
 
-Config, data and weights go in by Detectron2's own doors (`detectron2_config.py`, `detectron2_formats.py`, `conversion.py`), its trainer and
-hooks train (`detectron2_training.py`), its evaluators score. Only functions here and in those files import it, when a run needs it.
+Config, data and weights go in by Detectron2's own doors (`detectron2_config.py`, `detectron2_formats.py`,
+`conversion.py`), its trainer and hooks train (`detectron2_training.py`), its evaluators score. Only functions
+here and in those files import it, when a run needs it.
 """
 
 from __future__ import annotations
@@ -21,22 +23,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reproduce import checkpoint
 from reproduce.detection import conversion, record
 from reproduce.detection import detectron2_config as config
 from reproduce.detection import detectron2_formats as formats
 from reproduce.detection.predictions import Predicted
 from reproduce.lazy import torch
 from reproduce.nn import distributed, seeds
-from reproduce.progress import Progress, Watch
+from reproduce.runs import checkpoint
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reproduce.data.detection import Annotated, DetectionDataset
-    from reproduce.detection.protocol import Detection
     from reproduce.nn.encoder import Encoder
+    from reproduce.protocols.detection import Detection
 
 GET = (
     "git clone https://github.com/facebookresearch/detectron2 ../detectron2 && .venv/bin/pip install -r requirements-detectron2.txt",
@@ -55,17 +57,21 @@ NEEDS = {
     "packaging": "packaging",
     "yaml": "PyYAML",
 }
-"""The packages that these two protocols make Detectron2 import, and their names on PyPI; of its others (setup.py) they use none."""
+"""The packages that these two protocols make Detectron2 import, and their names on PyPI; of its others
+(setup.py) they use none."""
 WEIGHTS, KEYS, CONFIG, VOC = "weights.pkl", "detectron2_weights.txt", "detectron2_config.yaml", "voc"
-"""Files: the encoder's tensors; which of them went where; the whole config; a folder of annotations to measure by."""
+"""Files: the encoder's tensors; which of them went where; the whole config; a folder of annotations to
+measure by."""
 PARITY = 1e-4
-"""Relative error of res4 above which the features are not the encoder's; rounding gives 1e-6, a stride in the wrong convolution .2."""
+"""Relative error of res4 above which the features are not the encoder's; rounding gives 1e-6, a stride in the
+wrong convolution .2."""
 SIDE = 256
 """Of the part of an image that is compared, in pixels."""
 DATA = "msbreg_test"
 """What Detectron2's evaluators know the test data by."""
 AGREEMENT = {"voc": 5e-3, "coco": 1e-3}
-"""How far our average precision may be from Detectron2's, which on VOC rounds boxes and scores; beyond, the log has a warning."""
+"""How far our average precision may be from Detectron2's, which on VOC rounds boxes and scores; beyond, the
+log has a warning."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +80,17 @@ def check(site: Site) -> None:
     """Quick: looks for files, imports nothing.
 
     Raises:
-        LookupError: Detectron2 is not here, or what it needs from PyPI is not; the message has the lines that get it.
+        LookupError: Detectron2 is not here, or what it needs from PyPI is not; the message has the lines that
+            get it.
     """
-    if site.detectron2 is not None and not (site.detectron2 / "detectron2" / "config" / "defaults.py").is_file():
+    if (
+        site.detectron2 is not None
+        and not (site.detectron2 / "detectron2" / "config" / "defaults.py").is_file()
+    ):
         raise LookupError(
-            _how("The folder that `detectron2` names in the site file is not Detectron2's source (detectron2/config/ is missing).")
+            _how(
+                "The folder that `detectron2` names in the site file is not Detectron2's source (detectron2/config/ is missing)."
+            )
         )
     if site.detectron2 is None and not _installed("detectron2"):
         raise LookupError(_how("Detectron2 is not here, neither installed nor as a source folder."))
@@ -98,6 +110,19 @@ def _installed(module: str) -> bool:
     return found is not None and found.origin is not None
 
 
+def check_for(protocol: Detection, backbone: str, dataset: DetectionDataset) -> None:
+    """Check, on any machine, that Detectron2 has the backbone and takes the settings.
+
+    Raises:
+        ValueError: it does not; the message names what it takes.
+    """
+    if "+" in dataset.test_split:
+        raise ValueError(
+            f"test_split is {dataset.test_split}, but Detectron2 measures on one list of VOC, such as 2007_test."
+        )
+    config.settings(protocol, backbone, dataset, device="cpu", seed=0)
+
+
 def fine_tune(
     protocol: Detection,
     encoder: Encoder,
@@ -111,17 +136,19 @@ def fine_tune(
 ) -> dict[str, float]:
     """The average precisions of `protocol.metrics`, as fractions, by Detectron2's own evaluation.
 
-    Checkpoints lie in the folder `detectron2` of the run's own; a run that is started again goes on from the newest.
+    Checkpoints lie in the folder `detectron2` of the run's own; a run that is started again goes on from the
+    newest.
 
     Raises:
         LookupError: Detectron2 is not here.
-        ValueError: Detectron2 has no such backbone or setting; there is nothing to train on; an image is broken or of another size.
+        ValueError: Detectron2 has no such backbone or setting; there is nothing to train on; an image is
+            broken or of another size.
         FloatingPointError: the loss is no longer finite.
         RuntimeError: the detector's features are not the encoder's.
     """
     from reproduce.detection import detectron2_training as training
 
-    values = config.settings(protocol, encoder.spec.backbone, dataset, device=str(device), seed=seed)
+    values = config.settings(protocol, encoder.architecture, dataset, device=str(device), seed=seed)
     check(site)
     if dataset.benchmark == "voc":
         formats.check_voc(test, dataset.test_split)
@@ -141,7 +168,17 @@ def fine_tune(
         prepare = partial(_first_weights, model, encoder, dataset, train, folder, watch)
         trained_on = protocol.schedule.iterations * protocol.batch_size
         shown = trained_on + len(test.pictures)
-        training.train(model, cfg, protocol, train, folder, prepare, seed=seed, workers=site.workers, watch=watch.part(0, shown))
+        training.train(
+            model,
+            cfg,
+            protocol,
+            train,
+            folder,
+            prepare,
+            seed=seed,
+            workers=site.workers,
+            watch=watch.part(0, shown),
+        )
         results, found = _tested(model, cfg, dataset, test, folder / VOC, site, watch.part(trained_on, shown))
         return _concluded(protocol, test, results, found, watch)
 
@@ -153,12 +190,15 @@ def version(site: Site) -> str:
     folder, name = site.detectron2, str(detectron2.__version__)
     if folder is None or not (folder / ".git").exists():
         return name
-    asked = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    asked = subprocess.run(
+        ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return f"{name} {asked.stdout.strip()}".strip()
 
 
 def _import(site: Site) -> None:
-    """Imports Detectron2 from where the site says; the source folder is on the import path no longer than that."""
+    """Imports Detectron2 from where the site says; the source folder is on the import path no longer than
+    that."""
     from reproduce.detection import detectron2_modules
 
     before = list(sys.path)
@@ -200,7 +240,13 @@ def _detector(cfg: Any, seed: int) -> Any:
 
 
 def _first_weights(
-    model: Any, encoder: Encoder, dataset: DetectionDataset, images: Annotated, folder: Path, watch: Watch, checkpointer: Any
+    model: Any,
+    encoder: Encoder,
+    dataset: DetectionDataset,
+    images: Annotated,
+    folder: Path,
+    watch: Watch,
+    checkpointer: Any,
 ) -> None:
     """Loads the encoder into the detector by Detectron2's checkpointer, and checks that it is the encoder."""
     content = conversion.file(encoder.backbone.state_dict())
@@ -208,9 +254,16 @@ def _first_weights(
         (folder / WEIGHTS).write_bytes(pickle.dumps(content))
     distributed.agreed(True)  # the others wait for the file
     checkpointer.load(str(folder / WEIGHTS), checkpointables=[])
-    unused = [*checkpointer.incompatible.unexpected_keys, *(name for name, *_ in checkpointer.incompatible.incorrect_shapes)]
+    unused = [
+        *checkpointer.incompatible.unexpected_keys,
+        *(name for name, *_ in checkpointer.incompatible.incorrect_shapes),
+    ]
     missing = set(checkpointer.incompatible.missing_keys)
-    matched = [name for name in model.state_dict() if name not in missing and conversion.matches(name, content["model"])]
+    matched = [
+        name
+        for name in model.state_dict()
+        if name not in missing and conversion.matches(name, content["model"])
+    ]
     listing = _listing(matched, [name for name in model.state_dict() if name not in matched], unused)
     error = parity(model, encoder, dataset, images)
     if distributed.main_process():
@@ -218,7 +271,9 @@ def _first_weights(
         _leave(watch, KEYS, listing)
         watch.record.tag("res4_parity", f"{error:.1e}")
     if unused:
-        raise RuntimeError(f"{len(unused)} of the encoder's tensors have no place in the detector, such as {unused[0]}.")
+        raise RuntimeError(
+            f"{len(unused)} of the encoder's tensors have no place in the detector, such as {unused[0]}."
+        )
     if not error <= PARITY:
         raise RuntimeError(
             f"The detector's res4 differs from the encoder's layer3 by {error:.1e} of it on an image, more than {PARITY:g}: usually "
@@ -228,16 +283,27 @@ def _first_weights(
 
 def _listing(matched: Sequence[str], initial: Sequence[str], unused: Sequence[str]) -> str:
     """Which of the detector's tensors come from the encoder, one a line."""
-    parts = {"from the encoder": matched, "with their initial values": initial, "of the encoder, not used": unused}
-    return "\n".join(line for title, part in parts.items() for line in (f"{len(part)} tensors {title}", *(f"  {name}" for name in part)))
+    parts = {
+        "from the encoder": matched,
+        "with their initial values": initial,
+        "of the encoder, not used": unused,
+    }
+    return "\n".join(
+        line
+        for title, part in parts.items()
+        for line in (f"{len(part)} tensors {title}", *(f"  {name}" for name in part))
+    )
 
 
 def parity(model: Any, encoder: Encoder, dataset: DetectionDataset, images: Annotated) -> float:
-    """The relative error of the detector's res4 against the encoder's layer3, each with its own normalisation, on part of an image."""
+    """The relative error of the detector's res4 against the encoder's layer3, each with its own
+    normalisation, on part of an image."""
     from reproduce.data.detection import pixels
     from reproduce.nn.stages import stages
 
-    shown = torch.tensor(pixels(images.trainable[0])[:SIDE, :SIDE]).permute(2, 0, 1)[None].float()  # (1, 3, height, width)
+    shown = (
+        torch.tensor(pixels(images.trainable[0])[:SIDE, :SIDE]).permute(2, 0, 1)[None].float()
+    )  # (1, 3, height, width)
     theirs = copy.deepcopy(getattr(model.backbone, "bottom_up", model.backbone)).cpu().eval()
     ours = copy.deepcopy(encoder.backbone).cpu().eval()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (dataset.mean, dataset.std))
@@ -246,7 +312,11 @@ def parity(model: Any, encoder: Encoder, dataset: DetectionDataset, images: Anno
         wanted = (shown / 255 - mean) / std
         for stage in stages(ours)[:4]:
             wanted = stage.module(wanted)
-        return float((features - wanted).norm() / wanted.norm()) if features.shape == wanted.shape else float("nan")
+        return (
+            float((features - wanted).norm() / wanted.norm())
+            if features.shape == wanted.shape
+            else float("nan")
+        )
 
 
 class _Found:
@@ -275,9 +345,13 @@ class _Found:
 def _predicted(image: int | str, instances: Any, masks: bool) -> Predicted:
     """What Detectron2 found in an image, masks as the benchmark encodes them."""
     import numpy as np
-    from pycocotools import mask  # type: ignore[import-untyped]
+    from pycocotools import mask
 
-    encoded = [mask.encode(np.asfortranarray(each.numpy().astype("uint8"))) for each in instances.pred_masks] if masks else None
+    encoded = (
+        [mask.encode(np.asfortranarray(each.numpy().astype("uint8"))) for each in instances.pred_masks]
+        if masks
+        else None
+    )
     return Predicted(
         id=image,
         boxes=instances.pred_boxes.tensor.numpy().astype("float64"),
@@ -296,19 +370,30 @@ def _tested(
         voc: as of `detectron2_formats.metadata`.
     """
     from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
-    from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, PascalVOCDetectionEvaluator, inference_on_dataset
+    from detectron2.evaluation import (
+        COCOEvaluator,
+        DatasetEvaluators,
+        PascalVOCDetectionEvaluator,
+        inference_on_dataset,
+    )
 
     from reproduce.detection.detectron2_training import Readable, mapped
 
     masks, map_one = cfg.MODEL.MASK_ON, DatasetMapper(cfg, is_train=False)
     loader = build_detection_test_loader(
-        [formats.dictionary(picture, masks=False) for picture in test.pictures], mapper=partial(mapped, map_one), num_workers=site.workers
+        [formats.dictionary(picture, masks=False) for picture in test.pictures],
+        mapper=partial(mapped, map_one),
+        num_workers=site.workers,
     )
     MetadataCatalog.pop(DATA, None)
     MetadataCatalog.get(DATA).set(**formats.metadata(dataset, test, voc))
     try:
         tasks = ("bbox", "segm") if masks else ("bbox",)
-        theirs = PascalVOCDetectionEvaluator(DATA) if dataset.benchmark == "voc" else COCOEvaluator(DATA, tasks, use_fast_impl=False)
+        theirs = (
+            PascalVOCDetectionEvaluator(DATA)
+            if dataset.benchmark == "voc"
+            else COCOEvaluator(DATA, tasks, use_fast_impl=False)
+        )
         found = _Found(len(test.pictures), masks, watch)
         with contextlib.closing(Readable(loader)) as shown:
             results = inference_on_dataset(model, shown, DatasetEvaluators([theirs, found]))
@@ -325,7 +410,9 @@ def _concluded(
 
     measured: dict[str, float] = {}
     if distributed.main_process():
-        measured = formats.measured(results, protocol.metrics, num_found=sum(len(each.scores) for each in found))
+        measured = formats.measured(
+            results, protocol.metrics, num_found=sum(len(each.scores) for each in found)
+        )
         scores = record.tested(protocol, test, found, watch)
         difference = max(abs(each.ap - measured[f"{prefix}ap"]) for prefix, each in scores.items())
         watch.record.log(protocol.schedule.iterations, {"scoring_difference": difference})
@@ -357,7 +444,8 @@ def _leave(watch: Watch, name: str, text: str) -> None:
 
 @contextlib.contextmanager
 def _on_stderr() -> Iterator[None]:
-    """Detectron2's and our log go to standard error, which is the run's log; so does what the benchmark's tools print."""
+    """Detectron2's and our log go to standard error, which is the run's log; so does what the benchmark's
+    tools print."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     talking = [logging.getLogger(name) for name in ("detectron2", "fvcore", __name__)]

@@ -1,4 +1,5 @@
-"""A protocol's settings under the names of Detectron2's config, as plain values: nothing of Detectron2 is imported here.
+"""A protocol's settings under the names of Detectron2's config, as plain values: nothing of Detectron2 is
+imported here.
 
 What is not set keeps the value of detectron2/config/defaults.py.
 """
@@ -9,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from reproduce.data.detection import DetectionDataset
-    from reproduce.detection.protocol import Detection
     from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
+    from reproduce.protocols.detection import Detection
 
 C4_HEADS = "Res5HeadsWithNorm"
 SMALL_STEM, SMALL_STEM_FPN = "resnet_3x3", "resnet_3x3_fpn"
 """What `detectron2_modules.py` registers, by name."""
 HEADS = {"4conv1fc": (4, 1), "2fc": (0, 2)}
-"""Convolutions and fully connected layers of the box head (detectron2 configs/Misc/, mask_rcnn_R_50_FPN_3x_syncbn.yaml and
-configs/Base-RCNN-FPN.yaml)."""
+"""Convolutions and fully connected layers of the box head (detectron2 configs/Misc/,
+mask_rcnn_R_50_FPN_3x_syncbn.yaml and configs/Base-RCNN-FPN.yaml)."""
 STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -28,14 +29,20 @@ class ResNet(NamedTuple):
     channels: int
     """Of the first stage (detectron2/config/defaults.py, RES2_OUT_CHANNELS)."""
     small_stem: bool
-    """A 3x3 convolution with stride 1 in place of the 7x7 one with stride 2: all features are twice as wide and high."""
+    """A 3x3 convolution with stride 1 in place of the 7x7 one with stride 2: all features are twice as wide
+    and high."""
 
 
-RESNETS = {"resnet50": ResNet(50, 256, False), "resnet18": ResNet(18, 64, False), "resnet18_3x3": ResNet(18, 64, True)}
+RESNETS = {
+    "resnet50": ResNet(50, 256, False),
+    "resnet18": ResNet(18, 64, False),
+    "resnet18_3x3": ResNet(18, 64, True),
+}
 
 
 NORMS = ("SyncBN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN", "BN", "FrozenBN", "GN")
-"""Those that Detectron2 has for convolutions (detectron2/layers/batch_norm.py), but for LN, which no ResNet has."""
+"""Those that Detectron2 has for convolutions (detectron2/layers/batch_norm.py), but for LN, which no ResNet
+has."""
 
 
 def resnet(backbone: str) -> ResNet:
@@ -52,18 +59,25 @@ def resnet(backbone: str) -> ResNet:
     return RESNETS[backbone]
 
 
-def settings(protocol: Detection, backbone: str, dataset: DetectionDataset, *, device: str, seed: int) -> dict[str, Any]:
-    """Every value that differs from Detectron2's defaults, or that a source of the protocol gives, by its dotted name.
+def settings(
+    protocol: Detection, backbone: str, dataset: DetectionDataset, *, device: str, seed: int
+) -> dict[str, Any]:
+    """Every value that differs from Detectron2's defaults, or that a source of the protocol gives, by its
+    dotted name.
 
     Raises:
         ValueError: Detectron2 has no such backbone, or does not take a setting's value.
     """
     network = resnet(backbone)
     if protocol.norm not in NORMS:
-        raise ValueError(f"norm is '{protocol.norm}', but the engine detectron2 trains with one of {', '.join(NORMS)}.")
+        raise ValueError(
+            f"norm is '{protocol.norm}', but the engine detectron2 trains with one of {', '.join(NORMS)}."
+        )
     stages = len(STAGES) + 1 if protocol.fpn else len(STAGES)
     if protocol.freeze_at > stages:
-        raise ValueError(f"freeze_at is {protocol.freeze_at}, but the backbone has {stages} stages that can be frozen, the stem included.")
+        raise ValueError(
+            f"freeze_at is {protocol.freeze_at}, but the backbone has {stages} stages that can be frozen, the stem included."
+        )
     return {
         **_network(protocol, network, dataset, device),
         **(_pyramid(protocol, network) if protocol.fpn else _c4(protocol, network)),
@@ -99,7 +113,8 @@ def _network(protocol: Detection, network: ResNet, dataset: DetectionDataset, de
 
 
 def _c4(protocol: Detection, network: ResNet) -> dict[str, Any]:
-    """Proposals from the last stage but one; the last is the head of each box (moco detection/train_net.py)."""
+    """Proposals from the last stage but one; the last is the head of each box (moco
+    detection/train_net.py)."""
     return {
         "MODEL.BACKBONE.NAME": SMALL_STEM if network.small_stem else "build_resnet_backbone",
         "MODEL.RESNETS.OUT_FEATURES": ["res4"],
@@ -111,14 +126,17 @@ def _c4(protocol: Detection, network: ResNet) -> dict[str, Any]:
 
 
 def _pyramid(protocol: Detection, network: ResNet) -> dict[str, Any]:
-    """Features of all stages and one more, which is every other value of the last (detectron2 configs/Base-RCNN-FPN.yaml).
+    """Features of all stages and one more, which is every other value of the last (detectron2
+    configs/Base-RCNN-FPN.yaml).
 
     Detectron2 names a level by the logarithm of its stride: p2 to p6, or p1 to p5 behind the small stem.
     """
     first = 1 if network.small_stem else 2
     levels = [f"p{first + number}" for number in range(len(STAGES) + 1)]
     if len(protocol.anchor_sizes) != len(levels):
-        raise ValueError(f"{protocol.name} takes one anchor size for each of {len(levels)} levels, not {protocol.anchor_sizes}.")
+        raise ValueError(
+            f"{protocol.name} takes one anchor size for each of {len(levels)} levels, not {protocol.anchor_sizes}."
+        )
     return {
         "MODEL.BACKBONE.NAME": SMALL_STEM_FPN if network.small_stem else "build_resnet_fpn_backbone",
         "MODEL.RESNETS.OUT_FEATURES": list(STAGES),
@@ -132,7 +150,8 @@ def _pyramid(protocol: Detection, network: ResNet) -> dict[str, Any]:
 
 
 def _heads(protocol: COCOMaskRCNN) -> dict[str, Any]:
-    """The heads of boxes and of masks, BatchNorm in both (detectron2 configs/Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml)."""
+    """The heads of boxes and of masks, BatchNorm in both (detectron2
+    configs/Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml)."""
     convolutions, connected = HEADS[protocol.box_head]
     return {
         "MODEL.MASK_ON": True,
@@ -148,7 +167,8 @@ def _heads(protocol: COCOMaskRCNN) -> dict[str, Any]:
 
 
 def _images(protocol: Detection) -> dict[str, Any]:
-    """How images are shown. The probability of a flip is no value of the config: `detectron2_training.py` gives it to the mapper."""
+    """How images are shown. The probability of a flip is no value of the config: `detectron2_training.py`
+    gives it to the mapper."""
     return {
         "INPUT.FORMAT": "RGB",
         "INPUT.MIN_SIZE_TRAIN": protocol.train_sizes,

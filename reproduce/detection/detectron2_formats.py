@@ -1,4 +1,5 @@
-"""What Detectron2 is given and what it gives back, as plain values: nothing of Detectron2 is imported here."""
+"""What Detectron2 is given and what it gives back, as plain values: nothing of Detectron2 is imported
+here."""
 
 from __future__ import annotations
 
@@ -17,35 +18,51 @@ TASKS = {"": "bbox", "box": "bbox", "mask": "segm"}
 
 
 def dictionary(picture: Picture, *, masks: bool) -> dict[str, Any]:
-    """An image in Detectron2's standard format (its docs/tutorials/datasets.md). VOC's difficult objects are trained on like others.
+    """An image in Detectron2's standard format (its docs/tutorials/datasets.md). VOC's difficult objects are
+    trained on like others.
 
     Args:
-        masks: objects keep their polygons, and one that has none is left out (detectron2/data/datasets/coco.py).
+        masks: objects keep their polygons, and one that has none is left out
+            (detectron2/data/datasets/coco.py).
 
     Raises:
-        ValueError: an object that is no crowd has a run-length encoding, which Detectron2 does not train on beside polygons.
+        ValueError: an object that is no crowd has a run-length encoding, which Detectron2 does not train on
+            beside polygons.
     """
     return {
         "file_name": str(picture.file),
         "image_id": picture.id,
         "height": picture.height,
         "width": picture.width,
-        "annotations": [_annotation(each, picture, masks) for each in picture.instances if not masks or each.crowd or _polygons(each)],
+        "annotations": [
+            _annotation(each, picture, masks)
+            for each in picture.instances
+            if not masks or each.crowd or _polygons(each)
+        ],
     }
 
 
 def trainable(images: Annotated, *, masks: bool) -> list[tuple[Picture, dict[str, Any]]]:
     """The images with something to learn from, and their dictionaries."""
     pairs = [(picture, dictionary(picture, masks=masks)) for picture in images.trainable]
-    return [(picture, made) for picture, made in pairs if any(not each["iscrowd"] for each in made["annotations"])]
+    return [
+        (picture, made) for picture, made in pairs if any(not each["iscrowd"] for each in made["annotations"])
+    ]
 
 
 def _annotation(each: Instance, picture: Picture, masks: bool) -> dict[str, Any]:
-    made = {"bbox": list(each.box), "bbox_mode": CORNERS, "category_id": each.label, "iscrowd": int(each.crowd)}
+    made = {
+        "bbox": list(each.box),
+        "bbox_mode": CORNERS,
+        "category_id": each.label,
+        "iscrowd": int(each.crowd),
+    }
     if not masks or each.crowd:
         return made
     if isinstance(each.segmentation, Mapping):
-        raise ValueError(f"{picture.file}: an object that is no crowd has a run-length encoding: Detectron2 trains on polygons.")
+        raise ValueError(
+            f"{picture.file}: an object that is no crowd has a run-length encoding: Detectron2 trains on polygons."
+        )
     return made | {"segmentation": _polygons(each)}
 
 
@@ -57,7 +74,8 @@ def _polygons(each: Instance) -> Any:
 
 
 def check_coco(images: Annotated) -> None:
-    """Finds out, before anything is trained, whether Detectron2's evaluator can read the masks that it scores by.
+    """Finds out, before anything is trained, whether Detectron2's evaluator can read the masks that it scores
+    by.
 
     Raises:
         ValueError: an object has no polygon, or one that encloses nothing, on which pycocotools stops.
@@ -77,7 +95,8 @@ def check_voc(images: Annotated, split: str) -> None:
     """The same of boxes and classes.
 
     Raises:
-        ValueError: a box has fractions of pixels, or a class has no object where the average precision is not that of 2007.
+        ValueError: a box has fractions of pixels, or a class has no object where the average precision is not
+            that of 2007.
     """
     for picture in images.pictures:
         if any(number != int(number) for each in picture.instances for number in each.box):
@@ -94,10 +113,11 @@ def check_voc(images: Annotated, split: str) -> None:
 
 
 def write_voc(images: Annotated, split: str, folder: Path) -> None:
-    """A list and annotations of the images in VOC's layout, as `check_voc` passes them, for Detectron2's evaluator.
+    """A list and annotations of the images in VOC's layout, as `check_voc` passes them, for Detectron2's
+    evaluator.
 
-    It reads the files by itself, and stops at what the benchmark allows, such as a blank line, or an object that does not say whether it
-    is truncated.
+    It reads the files by itself, and stops at what the benchmark allows, such as a blank line, or an object
+    that does not say whether it is truncated.
     """
     for place in ("Annotations", "ImageSets/Main"):
         (folder / place).mkdir(parents=True, exist_ok=True)
@@ -117,7 +137,8 @@ def _object(name: str, each: Instance) -> str:
 
 
 def metadata(dataset: DetectionDataset, images: Annotated, voc: Path) -> dict[str, Any]:
-    """What Detectron2's evaluators ask for: which list and annotations of VOC are meant, and of what year, or COCO's file.
+    """What Detectron2's evaluators ask for: which list and annotations of VOC are meant, and of what year, or
+    COCO's file.
 
     Args:
         voc: the folder of `write_voc`.
@@ -130,11 +151,15 @@ def metadata(dataset: DetectionDataset, images: Annotated, voc: Path) -> dict[st
     return common | {"dirname": str(voc), "year": int(year), "split": split}
 
 
-def measured(results: Mapping[str, Mapping[str, float]], metrics: Sequence[str], *, num_found: int) -> dict[str, float]:
-    """An evaluator's results, in per cent, as fractions under our names: `box_ap50` is `bbox/AP50`, `ap` is `bbox/AP`.
+def measured(
+    results: Mapping[str, Mapping[str, float]], metrics: Sequence[str], *, num_found: int
+) -> dict[str, float]:
+    """An evaluator's results, in per cent, as fractions under our names: `box_ap50` is `bbox/AP50`, `ap` is
+    `bbox/AP`.
 
     Args:
-        num_found: detections in all; of none, Detectron2 has no average precision on COCO where the benchmark's is 0.
+        num_found: detections in all; of none, Detectron2 has no average precision on COCO where the
+            benchmark's is 0.
 
     Raises:
         ValueError: a metric is not there, or is no number.
@@ -146,8 +171,12 @@ def measured(results: Mapping[str, Mapping[str, float]], metrics: Sequence[str],
         value = values.get(name.upper(), math.nan)
         if num_found and name.upper() not in values:
             known = [f"{task}/{key}" for task, others in results.items() for key in others]
-            raise ValueError(f"Detectron2's evaluation has no {wanted}, but {', '.join(known) or 'nothing at all'}.")
+            raise ValueError(
+                f"Detectron2's evaluation has no {wanted}, but {', '.join(known) or 'nothing at all'}."
+            )
         if num_found and math.isnan(value):
-            raise ValueError(f"Detectron2's evaluation has no number for {wanted}: the images show no object that it can be measured on.")
+            raise ValueError(
+                f"Detectron2's evaluation has no number for {wanted}: the images show no object that it can be measured on."
+            )
         found[metric] = 0.0 if math.isnan(value) else value / 100
     return found

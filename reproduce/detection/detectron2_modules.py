@@ -1,4 +1,5 @@
-"""The few parts that Detectron2 lacks, made known to its registries: what stands behind the names of `detectron2_config.py`.
+"""The few parts that Detectron2 lacks, made known to its registries: what stands behind the names of
+`detectron2_config.py`.
 
 Detectron2 may be missing, so the classes are made when they are asked for.
 """
@@ -24,8 +25,9 @@ def register() -> None:
 
 
 def _heads() -> Any:
-    """The heads of a C4 detector with a normalisation behind the last stage, as MoCo's (facebookresearch/moco detection/train_net.py),
-    and with the last stage of a ResNet-18, which Detectron2 builds for deeper networks alone."""
+    """The heads of a C4 detector with a normalisation behind the last stage, as MoCo's (facebookresearch/moco
+    detection/train_net.py), and with the last stage of a ResNet-18, which Detectron2 builds for deeper
+    networks alone."""
     from detectron2.layers import get_norm
     from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
     from detectron2.modeling.roi_heads import Res5ROIHeads
@@ -37,7 +39,12 @@ def _heads() -> Any:
             values = cfg.MODEL.RESNETS
             if values.DEPTH == 18:
                 blocks = ResNet.make_stage(
-                    BasicBlock, 2, stride_per_block=[2, 1], in_channels=256, out_channels=512, norm=values.NORM
+                    BasicBlock,
+                    2,
+                    stride_per_block=[2, 1],
+                    in_channels=256,
+                    out_channels=512,
+                    norm=values.NORM,
                 )  # (n, 256, side, side) -> (n, 512, side / 2, side / 2)
                 stage, channels = nn.Sequential(*blocks), 512
             else:
@@ -49,12 +56,15 @@ def _heads() -> Any:
 
 
 def resnet_3x3(cfg: Any, input_shape: Any) -> Any:
-    """A ResNet-18 whose first convolution is 3x3 with stride 1, max pooling behind it (`nn/backbones.py`, resnet18_3x3)."""
+    """A ResNet-18 whose first convolution is 3x3 with stride 1, max pooling behind it (`nn/backbones.py`,
+    resnet18_3x3)."""
     from detectron2.layers import Conv2d, get_norm
     from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
     values = cfg.MODEL.RESNETS
-    stem = BasicStem(in_channels=input_shape.channels, out_channels=values.STEM_OUT_CHANNELS, norm=values.NORM)
+    stem = BasicStem(
+        in_channels=input_shape.channels, out_channels=values.STEM_OUT_CHANNELS, norm=values.NORM
+    )
     stem.conv1 = Conv2d(
         input_shape.channels,
         values.STEM_OUT_CHANNELS,
@@ -69,7 +79,8 @@ def resnet_3x3(cfg: Any, input_shape: Any) -> Any:
 
 
 def resnet_3x3_fpn(cfg: Any, input_shape: Any) -> Any:
-    """A pyramid over it, with one more level on top of the last, whatever that is called (Detectron2's takes it to be p5)."""
+    """A pyramid over it, with one more level on top of the last, whatever that is called (Detectron2's takes
+    it to be p5)."""
     from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 
     values, top = cfg.MODEL.FPN, LastLevelMaxPool()

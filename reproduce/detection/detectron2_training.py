@@ -1,14 +1,15 @@
-"""Training by Detectron2's trainer and hooks, in our order of images, so that a run that is killed goes on as if it had not been.
+"""Training by Detectron2's trainer and hooks, in our order of images, so that a run that is killed goes on as
+if it had not been.
 
-Detectron2's own loader begins with another order each time, and whatever it draws at random follows from what was drawn before. Here the
-images of a step, how each is augmented and which proposals are looked at follow from the run's seed and the step's number. Two runs
-on one CPU thread end with the same bits, whether or not one of them was interrupted.
+Detectron2's own loader begins with another order each time, and whatever it draws at random follows from what
+was drawn before. Here the images of a step, how each is augmented and which proposals are looked at follow
+from the run's seed and the step's number. Two runs on one CPU thread end with the same bits, whether or not
+one of them was interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import struct
 from collections.abc import Callable, Generator, Iterator
@@ -16,18 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reproduce import interrupt
-from reproduce.checkpoint import FINISHED, LAST
 from reproduce.data.detection import Annotated
-from reproduce.data.images import deaf
+from reproduce.data.images import ignore_signals
 from reproduce.detection import detectron2_formats as formats
 from reproduce.detection import record, stream
 from reproduce.lazy import torch
 from reproduce.nn import distributed, seeds
-from reproduce.progress import Progress, Watch
+from reproduce.runs import interrupt
+from reproduce.runs.checkpoint import FINISHED, LAST
+from reproduce.runs.files import synchronise, write_atomic
+from reproduce.runs.progress import Progress, Watch
 
 if TYPE_CHECKING:
-    from reproduce.detection.protocol import Detection
+    from reproduce.protocols.detection import Detection
 
 CHECKPOINTS, FARTHEST = 50, 500
 """Checkpoints of a training, and the most steps between two of them: as much is lost by a kill at most."""
@@ -45,7 +47,8 @@ def train(
     workers: int,
     watch: Watch,
 ) -> None:
-    """Trains the model in place, from the newest checkpoint in `folder` if there is one, and ends with precise BatchNorm statistics.
+    """Trains the model in place, from the newest checkpoint in `folder` if there is one, and ends with
+    precise BatchNorm statistics.
 
     Args:
         prepare: called with the checkpointer where nothing was trained yet, to load the first weights.
@@ -61,7 +64,9 @@ def train(
     iterations = protocol.schedule.iterations
     optimizer = build_optimizer(cfg, model)
     devices = None if cfg.MODEL.DEVICE == "cpu" else [torch.cuda.current_device()]
-    trainer = SimpleTrainer(create_ddp_model(model, broadcast_buffers=False, device_ids=devices), (), optimizer)
+    trainer = SimpleTrainer(
+        create_ddp_model(model, broadcast_buffers=False, device_ids=devices), (), optimizer
+    )
     trainer.max_iter = iterations
     checkpointer = _checkpointer(model, folder, watch, trainer=trainer, images=_SameImages(images))
     loader = _loaders(protocol, cfg, images, seed=seed, workers=workers)
@@ -94,9 +99,11 @@ def mapper(protocol: Detection, cfg: Any) -> Any:
 
 
 class Readable:
-    """A loader whose broken images are raised here: an error in a process of its own would lose the line that names the file.
+    """A loader whose broken images are raised here: an error in a process of its own would lose the line that
+    names the file.
 
-    The processes that decode live through a signal to the whole group, so that the step under way still ends, with a checkpoint.
+    The processes that decode live through a signal to the whole group, so that the step under way still ends,
+    with a checkpoint.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -128,11 +135,12 @@ def _begin_decoding(theirs: Callable[[int], None] | None, worker: int) -> None:
     """What a process that decodes does first: what Detectron2 wants of it, if anything, and what we want."""
     if theirs is not None:
         theirs(worker)
-    deaf(worker)
+    ignore_signals(worker)
 
 
 def mapped(map_one: Callable[[Any], Any], each: dict[str, Any]) -> Any:
-    """What the mapper makes of a dictionary; a ValueError, not raised, where the image is broken or has not its annotated size."""
+    """What the mapper makes of a dictionary; a ValueError, not raised, where the image is broken or has not
+    its annotated size."""
     try:
         return map_one(each)
     except (OSError, SyntaxError, ValueError, struct.error) as error:  # Pillow's decoders raise all of these
@@ -140,8 +148,11 @@ def mapped(map_one: Callable[[Any], Any], each: dict[str, Any]) -> Any:
         return ValueError(f"{each['file_name']} cannot be used: {reason}")
 
 
-def _loaders(protocol: Detection, cfg: Any, images: Annotated, *, seed: int, workers: int) -> Callable[[int], Readable]:
-    """A function that gives Detectron2's loader from a step's number on; a batch is this process's share of a step."""
+def _loaders(
+    protocol: Detection, cfg: Any, images: Annotated, *, seed: int, workers: int
+) -> Callable[[int], Readable]:
+    """A function that gives Detectron2's loader from a step's number on; a batch is this process's share of a
+    step."""
     from detectron2.data import DatasetFromList, build_detection_train_loader
 
     pairs = formats.trainable(images, masks=protocol.masks)
@@ -198,16 +209,21 @@ def _steps(trainer: Any, shown: Readable, first: int, checkpointer: Any) -> None
 
     trainer.reset_data_loader(lambda: shown)
     try:
-        with interrupt.patiently() as asked:
-            trainer.register_hooks([hooks.CallbackHook(after_step=partial(_keep, asked=asked, checkpointer=checkpointer))])
+        with interrupt.deferred() as asked:
+            trainer.register_hooks(
+                [hooks.CallbackHook(after_step=partial(_keep, asked=asked, checkpointer=checkpointer))]
+            )
             trainer.train(first, trainer.max_iter)
     except FloatingPointError as error:
         reason = " ".join(str(error).split())
-        raise FloatingPointError(f"Training fails at step {trainer.iter + 1}: {reason} A lower base_lr may help.") from error
+        raise FloatingPointError(
+            f"Training fails at step {trainer.iter + 1}: {reason} A lower base_lr may help."
+        ) from error
 
 
 def _hooks(trainer: Any, scheduler: Any, protocol: Detection, seed: int, watch: Watch) -> list[Any]:
-    """What happens around a step, in the order of Detectron2's default trainer; the random state is set first, for whatever follows."""
+    """What happens around a step, in the order of Detectron2's default trainer; the random state is set
+    first, for whatever follows."""
     from detectron2.engine import hooks
 
     found = [
@@ -221,18 +237,22 @@ def _hooks(trainer: Any, scheduler: Any, protocol: Detection, seed: int, watch: 
 
 
 def _keep(trainer: Any, asked: Callable[[], str], checkpointer: Any) -> None:
-    """Writes a checkpoint now and then, at the end, and where a process is told to stop, which ends all of them after the same step."""
+    """Writes a checkpoint now and then, at the end, and where a process is told to stop, which ends all of
+    them after the same step."""
     done, period = trainer.iter + 1, max(1, min(FARTHEST, trainer.max_iter // CHECKPOINTS))
     stopping = distributed.anyone(bool(asked()))
     if distributed.main_process() and (stopping or done % period == 0 or done == trainer.max_iter):
         checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
     if stopping:
-        distributed.agreed(True)  # the others wait for the file: torchrun ends all processes as soon as one has ended
+        distributed.agreed(
+            True
+        )  # the others wait for the file: torchrun ends all processes as soon as one has ended
         interrupt.stop(asked() or interrupt.ELSEWHERE)
 
 
 def _precise_batchnorm(trainer: Any, images: Readable, protocol: Detection, seed: int) -> None:
-    """BatchNorm's test statistics over other images, by Detectron2's hook. Its proposals are drawn, too, so a seed comes first."""
+    """BatchNorm's test statistics over other images, by Detectron2's hook. Its proposals are drawn, too, so a
+    seed comes first."""
     from detectron2.engine import hooks
     from fvcore.nn.precise_bn import get_bn_modules
 
@@ -242,7 +262,8 @@ def _precise_batchnorm(trainer: Any, images: Readable, protocol: Detection, seed
 
 
 def _seed_everything(seed: int, iteration: int) -> None:
-    """The global generators, from which Detectron2 samples anchors and proposals; each process looks at others."""
+    """The global generators, from which Detectron2 samples anchors and proposals; each process looks at
+    others."""
     import numpy as np
 
     value = seeds.seed("detection step", seed, iteration, distributed.rank())
@@ -272,11 +293,14 @@ class _SameImages:
 
     def load_state_dict(self, state: dict[str, str]) -> None:
         if state["digest"] != self._digest:
-            raise ValueError("The training images are not those of this run's checkpoint: remove its folder `detectron2` to start anew.")
+            raise ValueError(
+                "The training images are not those of this run's checkpoint: remove its folder `detectron2` to start anew."
+            )
 
 
 def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
-    """Detectron2's checkpointer; the two newest files stay, and the file that names the newest is never half-written."""
+    """Detectron2's checkpointer; the two newest files stay, and the file that names the newest is never
+    half-written."""
     from detectron2.checkpoint import DetectionCheckpointer
 
     class Checkpointer(DetectionCheckpointer):  # type: ignore[misc]
@@ -295,23 +319,10 @@ def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
         def tag_last_checkpoint(self, name: str) -> None:
             last = folder / LAST
             before = last.read_text().strip() if last.exists() else ""
-            _synchronise(folder / name)
-            draft = folder / f".{LAST}.tmp"
-            draft.write_text(name)
-            _synchronise(draft)
-            draft.replace(last)
-            _synchronise(folder)
+            synchronise(folder / name)
+            write_atomic(last, name, durable=True)
             for old in folder.glob("model_*.pth"):
                 if old.name not in (before, name):
                     old.unlink(missing_ok=True)
 
     return Checkpointer(model, str(folder), **parts)
-
-
-def _synchronise(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,7 +1,7 @@
 """Images and their objects as torchvision's detectors take them.
 
-What is trained on follows Detectron2 (detectron2/data/detection_utils.py): no crowds, boxes clipped to the image, none without area, no
-mask without a polygon of three points. VOC's difficult objects are trained on.
+What is trained on follows Detectron2 (detectron2/data/detection_utils.py): no crowds, boxes clipped to the
+image, none without area, no mask without a polygon of three points. VOC's difficult objects are trained on.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ def pixels(picture: Picture) -> Tensor:
 
 
 def target(picture: Picture, *, masks: bool) -> dict[str, Tensor]:
-    """What is learnt from the image: `boxes` (n, 4) float32 in pixels, `labels` (n,) int64 from 1, 0 is the background.
+    """What is learnt from the image: `boxes` (n, 4) float32 in pixels, `labels` (n,) int64 from 1, 0 is the
+    background.
 
     Args:
         masks: also `masks`, (n, height, width) uint8.
     """
     learnt = _learnt(picture, masks)
     found = {
-        "boxes": torch.tensor([_clipped(each.box, picture) for each in learnt], dtype=torch.float32).view(-1, 4),
+        "boxes": torch.tensor([_clipped(each.box, picture) for each in learnt], dtype=torch.float32).view(
+            -1, 4
+        ),
         "labels": torch.tensor([1 + each.label for each in learnt], dtype=torch.int64),
     }
     return found | ({"masks": torch.stack([_mask(each, picture) for each in learnt])} if masks else {})
@@ -62,8 +65,11 @@ def flipped(image: Tensor, found: Mapping[str, Tensor]) -> tuple[Tensor, dict[st
     return image.flip(-1), mirrored
 
 
-def prepared(groups: Iterable[Sequence[Picture]], work: Callable[[Picture], T], threads: int) -> Iterator[list[T]]:
-    """What `work` makes of each group of images, a few groups ahead of the caller; Pillow decodes without the interpreter's lock."""
+def prepared(
+    groups: Iterable[Sequence[Picture]], work: Callable[[Picture], T], threads: int
+) -> Iterator[list[T]]:
+    """What `work` makes of each group of images, a few groups ahead of the caller; Pillow decodes without the
+    interpreter's lock."""
     with ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="decode") as pool:
         waiting: deque[list[Future[T]]] = deque()
         for group in groups:
@@ -88,21 +94,33 @@ def _clipped(box: Box, picture: Picture) -> Box:
     """The part of a box that lies in the image."""
     left, top, right, bottom = box
     width, height = float(picture.width), float(picture.height)
-    return min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height)
+    return (
+        min(max(left, 0), width),
+        min(max(top, 0), height),
+        min(max(right, 0), width),
+        min(max(bottom, 0), height),
+    )
 
 
 def _outlines(instance: Instance) -> Any:
-    """The polygons of at least three points, or the run-length encoding, of an object; empty: it has no mask."""
+    """The polygons of at least three points, or the run-length encoding, of an object; empty: it has no
+    mask."""
     given = instance.segmentation
-    return given if isinstance(given, Mapping) else [polygon for polygon in given or () if detection.is_polygon(polygon)]
+    return (
+        given
+        if isinstance(given, Mapping)
+        else [polygon for polygon in given or () if detection.is_polygon(polygon)]
+    )
 
 
 def _mask(instance: Instance, picture: Picture) -> Tensor:
     """The pixels of an object, (height, width) uint8."""
-    from pycocotools import mask  # type: ignore[import-untyped]
+    from pycocotools import mask
 
     outlines = _outlines(instance)
-    encoded = outlines if isinstance(outlines, Mapping) and isinstance(outlines["counts"], (str, bytes)) else None
+    encoded = (
+        outlines if isinstance(outlines, Mapping) and isinstance(outlines["counts"], (str, bytes)) else None
+    )
     if encoded is None:
         encoded = mask.frPyObjects(outlines, picture.height, picture.width)
     return torch.from_numpy(mask.decode(mask.merge(encoded) if isinstance(encoded, list) else encoded))

@@ -1,14 +1,13 @@
 """A few test images with what was found in them: one PNG for a person to look at.
 
-What was found is drawn in solid lines, in one colour for each class, with its mask, its class and its score; what is annotated in dashed
-white lines. The same images and detections give the same bytes.
+What was found is drawn in solid lines, in one colour for each class, with its mask, its class and its score;
+what is annotated in dashed white lines. The same images and detections give the same bytes.
 """
 
 from __future__ import annotations
 
 import colorsys
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +18,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reproduce.data.detection import Annotated, Box, Picture, pixels
 from reproduce.detection.predictions import Predicted
+from reproduce.runs.files import write_atomic
 
 COLUMNS = 3
 LONGER = 512
-"""Longer side of every image in the grid, in pixels; synthetic ones are enlarged, so that text is legible on them."""
+"""Longer side of every image in the grid, in pixels; synthetic ones are enlarged, so that text is legible on
+them."""
 PIXELATED = 4
 """An image that is enlarged as much shows its pixels: a filter would only blur them."""
 MARGIN = 12
 TEXT = 15
 """Height of the letters, in pixels."""
 GOLDEN = 0.618034
-"""Hues of consecutive classes lie this part of the circle apart, so that few classes as well as many differ."""
+"""Hues of consecutive classes lie this part of the circle apart, so that few classes as well as many
+differ."""
 OPACITY = 0.4
 """Of masks."""
 DASH = 6
@@ -50,11 +52,14 @@ class Shown(NamedTuple):
     """COCO's run-length encoding, or None."""
 
 
-def draw(images: Annotated, predicted: Sequence[Predicted], path: Path, *, count: int = 6, threshold: float = 0.5) -> Path:
+def draw(
+    images: Annotated, predicted: Sequence[Predicted], path: Path, *, count: int = 6, threshold: float = 0.5
+) -> Path:
     """Draws the first `count` images that have an object, in a grid; returns `path`.
 
     Args:
-        threshold: detections with at least this score are drawn; where an image has none of them, its best one.
+        threshold: detections with at least this score are drawn; where an image has none of them, its best
+            one.
 
     Raises:
         ValueError: no image has an object, or one cannot be decoded.
@@ -71,7 +76,9 @@ def draw(images: Annotated, predicted: Sequence[Predicted], path: Path, *, count
 
 def colour(label: int) -> Colour:
     """Of a class, in RGB."""
-    red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN % 1, 0.75 if label % 2 else 0.9, 1.0 if label % 3 else 0.85)
+    red, green, blue = colorsys.hsv_to_rgb(
+        label * GOLDEN % 1, 0.75 if label % 2 else 0.9, 1.0 if label % 3 else 0.85
+    )
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -97,7 +104,9 @@ def _tile(picture: Picture, shown: Sequence[Shown], classes: Sequence[str]) -> I
     photograph = Image.fromarray(pixels(picture))
     scale = LONGER / max(photograph.size)
     width, height = (max(1, round(side * scale)) for side in photograph.size)
-    enlarged = photograph.resize((width, height), Image.Resampling.NEAREST if scale >= PIXELATED else Image.Resampling.LANCZOS)
+    enlarged = photograph.resize(
+        (width, height), Image.Resampling.NEAREST if scale >= PIXELATED else Image.Resampling.LANCZOS
+    )
     tile = _masked(enlarged, shown)
     pen = ImageDraw.Draw(tile)
     for instance in picture.instances:
@@ -105,18 +114,25 @@ def _tile(picture: Picture, shown: Sequence[Shown], classes: Sequence[str]) -> I
     boxes = [_scaled(each.box, scale, tile.size) for each in shown]
     for each, box in reversed(list(zip(shown, boxes, strict=True))):  # the best on top
         pen.rectangle(box, outline=colour(each.label), width=2)
-    _captions(pen, tile.size, [(f"{classes[each.label]} {each.score:.2f}", colour(each.label)) for each in shown], boxes)
+    _captions(
+        pen,
+        tile.size,
+        [(f"{classes[each.label]} {each.score:.2f}", colour(each.label)) for each in shown],
+        boxes,
+    )
     return _captioned(tile, f"{picture.id}: {len(shown)} found, {len(picture.instances)} annotated (dashed)")
 
 
 def _masked(image: Image.Image, shown: Sequence[Shown]) -> Image.Image:
     """The image under its translucent masks, the best on top."""
-    from pycocotools import mask as encoding  # type: ignore[import-untyped]
+    from pycocotools import mask as encoding
 
     for each in reversed(shown):
         if each.mask is not None:
             there: NDArray[np.uint8] = encoding.decode(dict(each.mask))
-            stencil = Image.fromarray(there * round(255 * OPACITY)).resize(image.size, Image.Resampling.BILINEAR)
+            stencil = Image.fromarray(there * round(255 * OPACITY)).resize(
+                image.size, Image.Resampling.BILINEAR
+            )
             image.paste(colour(each.label), mask=stencil)
     return image
 
@@ -142,8 +158,14 @@ def _dashed(pen: ImageDraw.ImageDraw, box: Rectangle) -> None:
             pen.line((x, start, x, min(start + DASH - 1, bottom)), fill=ink)
 
 
-def _captions(pen: ImageDraw.ImageDraw, size: tuple[int, int], captions: Sequence[tuple[str, Colour]], boxes: Sequence[Rectangle]) -> None:
-    """Each at its box where there is room, the best first; one for which there is none is left out: the colour of its box is the class."""
+def _captions(
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    captions: Sequence[tuple[str, Colour]],
+    boxes: Sequence[Rectangle],
+) -> None:
+    """Each at its box where there is room, the best first; one for which there is none is left out: the
+    colour of its box is the class."""
     taken: list[Rectangle] = []
     for (text, ground), box in zip(captions, boxes, strict=True):
         width, height = round(_font().getlength(text)) + 6, TEXT + 5
@@ -157,9 +179,17 @@ def _captions(pen: ImageDraw.ImageDraw, size: tuple[int, int], captions: Sequenc
 
 
 def _places(box: Rectangle, width: int, height: int, size: tuple[int, int]) -> list[Rectangle]:
-    """Where a caption may stand, the best place first: on its box, in it, below it; moved to the left where the image ends."""
+    """Where a caption may stand, the best place first: on its box, in it, below it; moved to the left where
+    the image ends."""
     left, top, right, bottom = box
-    corners = [(left, top - height), (left, top), (right - width, top), (left, bottom - height), (left, bottom + 1), (left, top + height)]
+    corners = [
+        (left, top - height),
+        (left, top),
+        (right - width, top),
+        (left, bottom - height),
+        (left, bottom + 1),
+        (left, top + height),
+    ]
     moved = [(max(0, min(x, size[0] - width - 1)), y) for x, y in corners if 0 <= y < size[1] - height]
     return [(x, y, x + width, y + height) for x, y in moved]
 
@@ -201,11 +231,4 @@ def _write(path: Path, image: Image.Image) -> None:
     """Whole or not at all: a run that is killed leaves no half picture."""
     content = io.BytesIO()
     image.save(content, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(content.getbuffer())
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    write_atomic(path, content.getbuffer())

@@ -1,17 +1,18 @@
-"""What every engine leaves in a run's record beside its metrics, so that the record is the same whichever trained the detector."""
+"""What every engine leaves in a run's record beside its metrics, so that the record is the same whichever
+trained the detector."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reproduce.progress import Watch
+from reproduce.runs.progress import Watch
 
 if TYPE_CHECKING:
     from reproduce.data.detection import Annotated
     from reproduce.detection.predictions import Predicted
-    from reproduce.detection.protocol import Detection
     from reproduce.detection.scoring import Scores
+    from reproduce.protocols.detection import Detection
 
 LOG_EVERY = 20
 """Steps between two logged points, as Detectron2's writers (detectron2/engine/defaults.py)."""
@@ -25,11 +26,16 @@ def scores(protocol: Detection, test: Annotated, found: Sequence[Predicted]) -> 
 
     if protocol.benchmark == "voc":
         return {"": scoring.voc(test, found)}
-    return {"box_": scoring.coco(test, found, "bbox")} | ({"mask_": scoring.coco(test, found, "segm")} if protocol.masks else {})
+    return {"box_": scoring.coco(test, found, "bbox")} | (
+        {"mask_": scoring.coco(test, found, "segm")} if protocol.masks else {}
+    )
 
 
-def tested(protocol: Detection, test: Annotated, found: Sequence[Predicted], watch: Watch) -> dict[str, Scores]:
-    """Records average precision by class and by size, and a picture where the run has a folder; returns `scores`."""
+def tested(
+    protocol: Detection, test: Annotated, found: Sequence[Predicted], watch: Watch
+) -> dict[str, Scores]:
+    """Records average precision by class and by size, and a picture where the run has a folder; returns
+    `scores`."""
     from reproduce.detection import picture, scoring
 
     ours = scores(protocol, test, found)

@@ -1,8 +1,10 @@
-"""The order in which images are shown to a detector that is fine-tuned: a stream without end that can be entered anywhere.
+"""The order in which images are shown to a detector that is fine-tuned: a stream without end that can be
+entered anywhere.
 
-A batch is a function of the seed and its number alone, so a run that goes on after a kill sees what it would have seen, and runs on one
-process or on several see the same batches. As in Detectron2's loader (detectron2/data/samplers, detectron2/data/common.py) the images are
-permuted anew each time round, and landscape and portrait ones are gathered apart, so that little of a batch is padding.
+A batch is a function of the seed and its number alone, so a run that goes on after a kill sees what it would
+have seen, and runs on one process or on several see the same batches. As in Detectron2's loader
+(detectron2/data/samplers, detectron2/data/common.py) the images are permuted anew each time round, and
+landscape and portrait ones are gathered apart, so that little of a batch is padding.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from reproduce.lazy import torch
 from reproduce.nn import seeds
 
 Shown = tuple[int, int]
-"""How many images were shown before (over all processes), and which picture is shown: the first decides its augmentation."""
+"""How many images were shown before (over all processes), and which picture is shown: the first decides its
+augmentation."""
 
 
 def shown(pictures: Sequence[Picture], *, group: int, seed: int) -> Iterator[Shown]:
@@ -39,13 +42,21 @@ def shown(pictures: Sequence[Picture], *, group: int, seed: int) -> Iterator[Sho
 
 
 def share(
-    pictures: Sequence[Picture], *, batch_size: int, group: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
+    pictures: Sequence[Picture],
+    *,
+    batch_size: int,
+    group: int,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Shown]:
     """This process's part of every batch from number `start` on: `batch_size / world_size` images a batch.
 
     Args:
         batch_size: images per step over all processes.
-        group: images of one orientation that belong together, where a batch holds whole groups; one process has them all or shares them.
+        group: images of one orientation that belong together, where a batch holds whole groups; one process
+            has them all or shares them.
 
     Raises:
         ValueError: the processes cannot share a batch equally.
@@ -53,7 +64,9 @@ def share(
     if batch_size % world_size:
         raise ValueError(f"batch_size is {batch_size}, which {world_size} processes cannot share equally.")
     mine = batch_size // world_size
-    together = group if batch_size % group == 0 else 1  # whatever the number of processes: they see the same batches
+    together = (
+        group if batch_size % group == 0 else 1
+    )  # whatever the number of processes: they see the same batches
     stream = shown(pictures, group=together, seed=seed)
     for each in islice(stream, start * batch_size, None):
         if rank * mine <= each[0] % batch_size < (rank + 1) * mine:

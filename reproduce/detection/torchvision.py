@@ -1,8 +1,9 @@
-"""The engine that needs no installation: torchvision's detectors with the encoder as their backbone, in one process.
+"""The engine that needs no installation: torchvision's detectors with the encoder as their backbone, in one
+process.
 
-It honours every setting of the protocol, but is another protocol than Detectron2's (`detector.py`), so its numbers do not stand for that.
-Everything random in a step follows from the run's seed and the step's number, so a training that is interrupted goes on from its checkpoint
-to the numbers that it would have had.
+It honours every setting of the protocol, but is another protocol than Detectron2's (`detector.py`), so its
+numbers do not stand for that. Everything random in a step follows from the run's seed and the step's number,
+so a training that is interrupted goes on from its checkpoint to the numbers that it would have had.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ from contextlib import contextmanager
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
-from reproduce import checkpoint
 from reproduce.detection import examples, record, stream
 from reproduce.detection.predictions import Predicted
 from reproduce.lazy import torch
 from reproduce.nn import distributed, seeds
-from reproduce.progress import Progress, Watch
+from reproduce.nn.keeper import Keeper
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from reproduce.data.detection import Annotated, DetectionDataset, Picture
-    from reproduce.detection.protocol import Detection
     from reproduce.nn.encoder import Encoder
+    from reproduce.protocols.detection import Detection
 
 TESTED_TOGETHER = 8
-"""Test images that are shown at once, at most, and only ones of the same size: none is padded for another's sake."""
+"""Test images that are shown at once, at most, and only ones of the same size: none is padded for another's
+sake."""
 
 Batch = Sequence[tuple["Tensor", dict[str, "Tensor"]]]
 """Images and their targets, on the CPU."""
@@ -37,6 +39,10 @@ Batch = Sequence[tuple["Tensor", dict[str, "Tensor"]]]
 
 def check(site: Site) -> None:
     """Nothing is missing: torchvision belongs to the suite."""
+
+
+def check_for(protocol: Detection, backbone: str, dataset: DetectionDataset) -> None:
+    """Accept every backbone and all settings."""
 
 
 def fine_tune(
@@ -50,29 +56,48 @@ def fine_tune(
     seed: int,
     watch: Watch,
 ) -> dict[str, float]:
-    """The average precisions of `protocol.metrics`, as fractions, of a detector that was trained with a copy of the encoder's backbone.
+    """The average precisions of `protocol.metrics`, as fractions, of a detector that was trained with a copy
+    of the encoder's backbone.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
-        ValueError: several processes, a setting that torchvision does not have, an image that is broken, nothing to train on, splits of
-            different classes, or a checkpoint of a training on other images.
+        ValueError: several processes, a setting that torchvision does not have, an image that is broken,
+            nothing to train on, splits of different classes, or a checkpoint of a training on other images.
     """
     from reproduce.detection import detector as models
 
     if distributed.world_size() > 1:
-        raise ValueError(f"The engine torchvision runs in one process, not in {distributed.world_size()}: use engine=detectron2.")
+        raise ValueError(
+            f"The engine torchvision runs in one process, not in {distributed.world_size()}: use engine=detectron2."
+        )
     if train.classes != test.classes:
-        raise ValueError(f"{dataset.name} trains on {len(train.classes)} classes and tests {len(test.classes)}; they must be the same.")
-    detector = models.build(protocol, encoder.backbone, dataset, num_classes=len(train.classes), seed=seed).to(device)
+        raise ValueError(
+            f"{dataset.name} trains on {len(train.classes)} classes and tests {len(test.classes)}; they must be the same."
+        )
+    detector = models.build(
+        protocol, encoder.backbone, dataset, num_classes=len(train.classes), seed=seed
+    ).to(device)
     trained_on = protocol.schedule.iterations * protocol.batch_size
     shown = trained_on + len(test.pictures)
     fit(detector, protocol, train, site, device, seed, watch.part(0, shown))
     found = detect(models.test_mode(detector, protocol), test, site, device, watch.part(trained_on, shown))
     scores = record.tested(protocol, test, found, watch)
-    return {f"{prefix}{key}": getattr(each, key) for prefix, each in scores.items() for key in ("ap", "ap50", "ap75")}
+    return {
+        f"{prefix}{key}": getattr(each, key)
+        for prefix, each in scores.items()
+        for key in ("ap", "ap50", "ap75")
+    }
 
 
-def fit(detector: Any, protocol: Detection, train: Annotated, site: Site, device: torch.device, seed: int, watch: Watch) -> None:
+def fit(
+    detector: Any,
+    protocol: Detection,
+    train: Annotated,
+    site: Site,
+    device: torch.device,
+    seed: int,
+    watch: Watch,
+) -> None:
     """Trains the detector, from the newest checkpoint in the folder of `watch` if there is one.
 
     Raises:
@@ -83,12 +108,14 @@ def fit(detector: Any, protocol: Detection, train: Annotated, site: Site, device
     from reproduce.detection.detector import parameter_groups
 
     iterations, size = protocol.schedule.iterations, protocol.batch_size
-    optimizer = torch.optim.SGD(parameter_groups(detector, protocol), lr=protocol.rate(0), momentum=protocol.momentum)
-    kept = checkpoint.Keeper(watch, {"list of images": train.digest})
+    optimizer = torch.optim.SGD(
+        parameter_groups(detector, protocol), lr=protocol.rate(0), momentum=protocol.momentum
+    )
+    kept = Keeper(watch, {"list of images": train.digest})
     first = _resume(detector, optimizer, kept)
     shown = batches(protocol, train, site, seed, first, iterations + protocol.precise_bn_iterations)
     detector.train()
-    with kept.patiently() as due:
+    with kept.interruptible() as due:
         for iteration, batch in enumerate(islice(shown, iterations - first), first):
             lr = protocol.rate(iteration)
             for group in optimizer.param_groups:
@@ -98,7 +125,9 @@ def fit(detector: Any, protocol: Detection, train: Annotated, site: Site, device
             measured = {"loss": loss.item()} | {name: each.item() for name, each in losses.items()}
             if not math.isfinite(measured["loss"]):
                 terms = ", ".join(f"{name} = {value:g}" for name, value in measured.items())
-                raise FloatingPointError(f"The loss is no longer finite at step {iteration + 1}: {terms}. A lower base_lr may help.")
+                raise FloatingPointError(
+                    f"The loss is no longer finite at step {iteration + 1}: {terms}. A lower base_lr may help."
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -111,7 +140,9 @@ def fit(detector: Any, protocol: Detection, train: Annotated, site: Site, device
     _precise_batchnorm(detector, protocol, shown, device, seed)
 
 
-def batches(protocol: Detection, train: Annotated, site: Site, seed: int, start: int, stop: int) -> Iterator[Batch]:
+def batches(
+    protocol: Detection, train: Annotated, site: Site, seed: int, start: int, stop: int
+) -> Iterator[Batch]:
     """The batches number `start` to `stop` - 1 of a training, before augmentation.
 
     Raises:
@@ -120,32 +151,50 @@ def batches(protocol: Detection, train: Annotated, site: Site, seed: int, start:
     pictures = examples.usable(train.trainable, masks=protocol.masks)
     if not pictures:
         raise ValueError(f"{train.origin}: no image that is trained on has an object to learn from.")
-    shown = stream.share(pictures, batch_size=protocol.batch_size, group=protocol.group, seed=seed, start=start)
-    groups = ([pictures[index] for _, index in islice(shown, protocol.batch_size)] for _ in range(start, stop))
-    return examples.prepared(groups, lambda each: (examples.pixels(each), examples.target(each, masks=protocol.masks)), site.workers)
+    shown = stream.share(
+        pictures, batch_size=protocol.batch_size, group=protocol.group, seed=seed, start=start
+    )
+    groups = (
+        [pictures[index] for _, index in islice(shown, protocol.batch_size)] for _ in range(start, stop)
+    )
+    return examples.prepared(
+        groups,
+        lambda each: (examples.pixels(each), examples.target(each, masks=protocol.masks)),
+        site.workers,
+    )
 
 
 def detect(detector: Any, test: Annotated, site: Site, device: torch.device, watch: Watch) -> list[Predicted]:
     """What the detector finds in each image, in their order."""
     groups = [
         group[begin : begin + TESTED_TOGETHER]
-        for group in (list(same) for _, same in groupby(test.pictures, key=lambda each: (each.width, each.height)))
+        for group in (
+            list(same) for _, same in groupby(test.pictures, key=lambda each: (each.width, each.height))
+        )
         for begin in range(0, len(group), TESTED_TOGETHER)
     ]
     found: list[Predicted] = []
     with torch.no_grad():
-        for group, images in zip(groups, examples.prepared(groups, examples.pixels, site.workers), strict=True):
+        for group, images in zip(
+            groups, examples.prepared(groups, examples.pixels, site.workers), strict=True
+        ):
             outputs = detector([image.to(device) for image in images])
             found += [_predicted(each, output) for each, output in zip(group, outputs, strict=True)]
             watch.report(Progress(len(found), len(test.pictures), "images", "testing"))
     return found
 
 
-def _losses(detector: Any, protocol: Detection, batch: Batch, device: torch.device, seed: int, iteration: int) -> dict[str, Tensor]:
-    """The parts of the loss of a batch; flips, sizes and the proposals that are looked at follow from `seed` and `iteration`."""
+def _losses(
+    detector: Any, protocol: Detection, batch: Batch, device: torch.device, seed: int, iteration: int
+) -> dict[str, Tensor]:
+    """The parts of the loss of a batch; flips, sizes and the proposals that are looked at follow from `seed`
+    and `iteration`."""
     with _random(device, "detection", seed, iteration):
         flips = (torch.rand(len(batch)) < protocol.flip).tolist()
-        images, targets = zip(*(examples.flipped(*each) if flip else each for each, flip in zip(batch, flips, strict=True)), strict=True)
+        images, targets = zip(
+            *(examples.flipped(*each) if flip else each for each, flip in zip(batch, flips, strict=True)),
+            strict=True,
+        )
         moved = [{key: value.to(device) for key, value in target.items()} for target in targets]
         losses: dict[str, Tensor] = detector([image.to(device) for image in images], moved)
         return losses
@@ -159,9 +208,16 @@ def _random(device: torch.device, purpose: str, *counters: int) -> Iterator[None
         yield
 
 
-def _precise_batchnorm(detector: Any, protocol: Detection, shown: Iterator[Batch], device: torch.device, seed: int) -> None:
-    """BatchNorm's test statistics as means over those of the batches that are left in `shown` (fvcore/nn/precise_bn.py)."""
-    norms = [module for module in detector.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training]
+def _precise_batchnorm(
+    detector: Any, protocol: Detection, shown: Iterator[Batch], device: torch.device, seed: int
+) -> None:
+    """BatchNorm's test statistics as means over those of the batches that are left in `shown`
+    (fvcore/nn/precise_bn.py)."""
+    norms = [
+        module
+        for module in detector.modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training
+    ]
     if not protocol.precise_bn_iterations:
         return
     for norm in norms:
@@ -172,7 +228,7 @@ def _precise_batchnorm(detector: Any, protocol: Detection, shown: Iterator[Batch
             _losses(detector, protocol, batch, device, seed, number)
 
 
-def _resume(detector: Any, optimizer: Any, kept: checkpoint.Keeper) -> int:
+def _resume(detector: Any, optimizer: Any, kept: Keeper) -> int:
     """Puts the newest checkpoint in its place; returns how many steps were done."""
     if kept.saved is None:
         return 0
@@ -201,7 +257,7 @@ def _predicted(each: Picture, output: dict[str, Tensor]) -> Predicted:
 def _encoded(masks: Tensor) -> tuple[dict[str, Any], ...]:
     """Probabilities (n, 1, height, width) -> run-length encodings of where they are at least a half."""
     import numpy as np
-    from pycocotools import mask  # type: ignore[import-untyped]
+    from pycocotools import mask
 
     inside = (masks[:, 0] >= 0.5).to(torch.uint8).cpu().numpy()
     return tuple(mask.encode(np.asfortranarray(each)) for each in inside)

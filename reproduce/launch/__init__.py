@@ -1,13 +1,15 @@
-"""Where runs start: a module for each launcher, and what each of them tells the processes that it starts."""
+"""Where runs start. A file that is not listed is a launcher, found by its name."""
 
 from __future__ import annotations
 
 from reproduce.site import Site, site_file
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""However many cores are free: sums depend on how they are shared out, and a run must not depend on what runs beside it."""
+"""However many cores are free: sums depend on how they are shared out, and a run must not depend on what runs
+beside it."""
 MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
-"""Keeps freed memory in the process: fresh pages from the system cost a small CPU step a fifth of its time."""
+"""Keeps freed memory in the process: fresh pages from the system cost a small CPU step a fifth of its
+time."""
 
 
 def variables(site: Site, *, gpus: bool) -> dict[str, str]:
@@ -15,5 +17,8 @@ def variables(site: Site, *, gpus: bool) -> dict[str, str]:
 
     The address of a tracking server goes this way, and into no script, as it may hold a password.
     """
-    own = {"MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "", "MLFLOW_TRACKING_URI": site.store}
+    own = {
+        "MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "",
+        "MLFLOW_TRACKING_URI": site.store,
+    }
     return own if gpus else own | ONE_THREAD | MEMORY

@@ -1,8 +1,9 @@
 """Runs on this machine: as many at once as there are GPUs, or cores of a CPU, or as the site's `jobs` says.
 
-A worker does one run after the other, so that it imports torch once; a run that takes several devices has processes of its own, started by
-torchrun. Workers run in sessions of their own and stop when their standard input ends, so no process outlives the command that started it.
-Runs that somebody else does, here or on another machine, are waited for.
+A worker does one run after the other, so that it imports torch once; a run that takes several devices has
+processes of its own, started by torchrun. Workers run in sessions of their own and stop when their standard
+input ends, so no process outlives the command that started it. Runs that somebody else does, here or on
+another machine, are waited for.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any, Literal
 
-from reproduce import environment
-from reproduce.attach import POLL, Others
 from reproduce.launch import variables
 from reproduce.plan import Job
-from reproduce.produce import RefusedError
+from reproduce.readiness import RefusedError
+from reproduce.runs import environment
+from reproduce.runs.claims import POLL, Others
 from reproduce.site import PROJECT, Site
 
 GRACE = 30.0
@@ -39,11 +40,13 @@ Watch = Callable[[dict[str, Any]], None]
 
 
 def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
-    """Does the runs, each as soon as those that it needs are finished, and waits for those that somebody else does.
+    """Does the runs, each as soon as those that it needs are finished, and waits for those that somebody else
+    does.
 
     Args:
         jobs: upstream first; what they need is among them or finished.
-        watch: called with each event of a run (`attached`, `started`, `progress`, `finished`, `failed`, `freed`).
+        watch: called with each event of a run (`attached`, `started`, `progress`, `finished`, `failed`,
+            `freed`).
 
     Returns:
         Why each run that did not finish has none, by id.
@@ -61,7 +64,8 @@ def at_once(site: Site) -> int:
 
 
 def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
-    """What each run takes one of, a GPU or a core, and its name as runs record it; finds out without torch."""
+    """What each run takes one of, a GPU or a core, and its name as runs record it; finds out without
+    torch."""
     gpus = _gpus_of(site)
     if not gpus:
         return "CPU", environment.processor()
@@ -100,7 +104,10 @@ class _Launch:
                 if self._busy or self._attached:
                     self._next()
         except KeyboardInterrupt:
-            print("Interrupted: what runs here writes a checkpoint and stops; the same command goes on from there.", flush=True)
+            print(
+                "Interrupted: what runs here writes a checkpoint and stops; the same command goes on from there.",
+                flush=True,
+            )
             raise
         finally:
             _stop([*self._busy, *self._idle.values()])
@@ -125,14 +132,23 @@ class _Launch:
                 self._tell(self._others.follow(job.spec.id, claimed[job.spec.id]))
 
     def _start(self) -> None:
-        """Starts jobs in their order as long as one can start and there is room for the first that can: a wide one is not overtaken."""
-        while len(self._busy) < self._most and (job := self._ready()) and (taken := self._room(self._devices[job.spec.id])):
+        """Starts jobs in their order as long as one can start and there is room for the first that can: a
+        wide one is not overtaken."""
+        while (
+            len(self._busy) < self._most
+            and (job := self._ready())
+            and (taken := self._room(self._devices[job.spec.id]))
+        ):
             self._others.release(job.spec.id)
             self._waiting.remove(job)
             self._free = [place for place in self._free if place not in taken]
             worker = self._idle.pop(taken[0], None) if len(taken) == 1 else None
-            _stop([self._idle.pop(place) for place in taken if place in self._idle])  # an idle worker keeps its GPU's memory
-            worker = worker or _Worker(tuple(taken), _together([self._places[place] for place in taken]), self._events, self._runs)
+            _stop(
+                [self._idle.pop(place) for place in taken if place in self._idle]
+            )  # an idle worker keeps its GPU's memory
+            worker = worker or _Worker(
+                tuple(taken), _together([self._places[place] for place in taken]), self._events, self._runs
+            )
             self._busy.append(worker)
             worker.give(job)
 
@@ -207,10 +223,14 @@ def _places(site: Site, most: int) -> list[dict[str, str]]:
     gpus = _gpus_of(site)
     own = variables(site, gpus=bool(gpus))
     if gpus and len(gpus) < site.devices:
-        raise RefusedError(f"devices is {site.devices}, but {len(gpus)} GPU can be used here: set it to at most that in the site file.")
+        raise RefusedError(
+            f"devices is {site.devices}, but {len(gpus)} GPU can be used here: set it to at most that in the site file."
+        )
     if site.device.startswith("cuda:"):
         return [own]
-    count = max(1, min(site.jobs * (1 if gpus else site.devices) or len(gpus) or _cores(), most), site.devices)
+    count = max(
+        1, min(site.jobs * (1 if gpus else site.devices) or len(gpus) or _cores(), most), site.devices
+    )
     if gpus:
         return [own | {GPU: gpus[index % len(gpus)]} for index in range(count)]
     return [own] * count
@@ -242,7 +262,11 @@ def _gpus() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [str(index) for index, line in enumerate(filter(None, listed.stdout.splitlines())) if line.startswith("GPU")]
+    return [
+        str(index)
+        for index, line in enumerate(filter(None, listed.stdout.splitlines()))
+        if line.startswith("GPU")
+    ]
 
 
 @dataclass(eq=False)
@@ -256,7 +280,8 @@ class _Worker:
     job: Job | None = None
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
     ending: bool = False
-    """Whether the process may have ended before it got the job: one that has done a run may be told to stop, and has not begun this one."""
+    """Whether the process may have ended before it got the job: one that has done a run may be told to stop,
+    and has not begun this one."""
 
     @property
     def serves(self) -> bool:
@@ -269,7 +294,9 @@ class _Worker:
         if not self.serves:
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(self.places)}"]
             with _log(self.runs / job.spec.id) as log:
-                self._run([*torchrun, "-m", "reproduce.worker", "--leash", job.request.dumps(), job.spec.id], log)
+                self._run(
+                    [*torchrun, "-m", "reproduce.worker", "--leash", job.request.dumps(), job.spec.id], log
+                )
             return
         self.ending = self.process is not None
         if self.process is None:
@@ -312,7 +339,8 @@ class _Worker:
         self.events.put((self, None))
 
     def died(self) -> dict[str, Any] | None:
-        """The event for the run that was lost with the process, if there was one; `busy` for one that another process is to do."""
+        """The event for the run that was lost with the process, if there was one; `busy` for one that another
+        process is to do."""
         assert self.process is not None
         code, self.process = self.process.returncode, None
         if self.job is None:
@@ -330,19 +358,23 @@ class _Worker:
 
     def kill(self) -> None:
         """Ends the process, and those that it has started, by force."""
-        import psutil  # type: ignore[import-untyped]
+        import psutil
 
         if self.process is None or self.process.poll() is not None:
             return
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in (*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)):
+            for process in (
+                *psutil.Process(self.process.pid).children(recursive=True),
+                psutil.Process(self.process.pid),
+            ):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         self.process.wait()
 
 
 def _log(folder: Path) -> contextlib.AbstractContextManager[Any]:
-    """The log of a run, for what torchrun says; the terminal, where no log can be written: then the run, too, says why."""
+    """The log of a run, for what torchrun says; the terminal, where no log can be written: then the run, too,
+    says why."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / "log.txt").open("a")
@@ -351,7 +383,8 @@ def _log(folder: Path) -> contextlib.AbstractContextManager[Any]:
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """Ends workers: all are asked, and those that are not gone in time, or when it is asked again, are killed."""
+    """Ends workers: all are asked, and those that are not gone in time, or when it is asked again, are
+    killed."""
     for worker in workers:
         worker.ask()
     deadline = time.monotonic() + GRACE

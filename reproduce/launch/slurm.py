@@ -1,15 +1,18 @@
-"""Runs as jobs of a Slurm cluster: one array for each shape of resources, evaluations after the pretrainings that they need.
+"""Runs as jobs of a Slurm cluster: one array for each shape of resources, evaluations after the pretrainings
+that they need.
 
     launcher = "slurm"        # in the site file, with what the cluster wants in its table [slurm]
 
-A job is `srun python -m reproduce.worker --list runs/slurm/<digest>/jobs.jsonl INDEX`; with several devices, torchrun in its place.
-Before the time limit Slurm tells the script, the run writes a checkpoint and stops, and the job goes back into the queue. It does not after
-a failure, nor after `scancel`. Lists, scripts and logs stay in `runs/slurm`, as a job may start from them again at any time.
+A job is `srun python -m reproduce.worker --list runs/slurm/<digest>/jobs.jsonl INDEX`; with several devices,
+torchrun in its place. Before the time limit Slurm tells the script, the run writes a checkpoint and stops,
+and the job goes back into the queue. It does not after a failure, nor after `scancel`. Lists, scripts and
+logs stay in `runs/slurm`, as a job may start from them again at any time.
 
-What keeps a run from being done twice is the lease, which its job takes when it starts, not this launcher. The lease that says *queued*,
-written as soon as sbatch has given a number, only spares others the submitting. Whoever is killed between the two leaves jobs that nobody
-knows of: they run and are found by their leases; had a second command submitted the same runs before, its jobs end at once where a run is
-taken or finished.
+What keeps a run from being done twice is the lease, which its job takes when it starts, not this launcher.
+The lease that says *queued*, written as soon as sbatch has given a number, only spares others the submitting.
+Whoever is killed between the two leaves jobs that nobody
+knows of: they run and are found by their leases; had a second command submitted the same runs before, its
+jobs end at once where a run is taken or finished.
 """
 
 from __future__ import annotations
@@ -30,12 +33,13 @@ from typing import Any, Literal
 
 import filelock
 
-from reproduce import lease as leases
-from reproduce.attach import POLL, Others
 from reproduce.launch import variables
-from reproduce.lease import Lease
+from reproduce.messages import counted
 from reproduce.plan import Job
-from reproduce.produce import counted
+from reproduce.runs import lease as leases
+from reproduce.runs.claims import POLL, Others
+from reproduce.runs.files import write_atomic
+from reproduce.runs.lease import Lease
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Pretrain
 
@@ -58,8 +62,8 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
 
     Args:
         jobs: upstream first; what they need is among them or finished.
-        watch: called with each event of a run (`attached`, `started`, `progress`, `finished`, `failed`, `freed`), and with `submitted`
-            for each array, with the id of its first run.
+        watch: called with each event of a run (`attached`, `started`, `progress`, `finished`, `failed`,
+            `freed`), and with `submitted` for each array, with the id of its first run.
 
     Returns:
         Why each run that did not finish has none, by id.
@@ -72,7 +76,8 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
 
 
 def scripts(jobs: Sequence[Job], site: Site) -> list[str]:
-    """What `launch` would give to sbatch for runs that nobody does, one text for each array; ARRAY1 stands for the number of the first.
+    """What `launch` would give to sbatch for runs that nobody does, one text for each array; ARRAY1 stands
+    for the number of the first.
 
     Raises:
         SubmitError: the site cannot be had on a cluster.
@@ -88,7 +93,8 @@ def scripts(jobs: Sequence[Job], site: Site) -> list[str]:
 
 
 def at_once(site: Site) -> int:
-    """How many runs of one device go on at the same time where there are as many, as far as the site limits it."""
+    """How many runs of one device go on at the same time where there are as many, as far as the site limits
+    it."""
     return site.slurm.max_at_once * site.devices or sys.maxsize
 
 
@@ -115,7 +121,9 @@ class _Launch:
                 self._give_up()
                 self._attach()
                 if self._ready():
-                    with _lock(self._site):  # who looks and submits does so alone: two commands that start together submit a run once
+                    with _lock(
+                        self._site
+                    ):  # who looks and submits does so alone: two commands that start together submit a run once
                         self._attach()
                         self._send(self._ready())
                 for event in self._others.poll():
@@ -155,13 +163,19 @@ class _Launch:
         """The waiting jobs that can be queued: what they need is finished, queued, or ready too."""
         ready: dict[str, Job] = {}
         for job in self._waiting:
-            if all(spec.id in ready or self._jobs.get(spec.id) for spec in job.spec.needs() if spec.id in self._unfinished):
+            if all(
+                spec.id in ready or self._jobs.get(spec.id)
+                for spec in job.spec.needs()
+                if spec.id in self._unfinished
+            ):
                 ready[job.spec.id] = job
         return list(ready.values())
 
     def _send(self, jobs: Sequence[Job]) -> None:
         """Submits jobs, and follows them from then on."""
-        queued = {spec_id: name for spec_id, name in self._jobs.items() if name and spec_id in self._unfinished}
+        queued = {
+            spec_id: name for spec_id, name in self._jobs.items() if name and spec_id in self._unfinished
+        }
         before = set(queued.values())
 
         def submit(part: Sequence[Job], after: Sequence[str]) -> str:
@@ -169,7 +183,14 @@ class _Launch:
                 array = _sbatch(part, after, self._site, taken=_arrays(set(self._jobs.values()) - before))
                 for index, job in enumerate(part):
                     self._note(job, f"{array}_{index}")
-            self._watch({"event": "submitted", "id": part[0].spec.id, "who": f"Slurm as array {array}", "num": len(part)})
+            self._watch(
+                {
+                    "event": "submitted",
+                    "id": part[0].spec.id,
+                    "who": f"Slurm as array {array}",
+                    "num": len(part),
+                }
+            )
             return array
 
         _submit(jobs, self._site, queued, submit)
@@ -177,11 +198,15 @@ class _Launch:
     def _note(self, job: Job, name: str) -> None:
         """Says in the lease of a run that it is queued, and follows it."""
         folder = self._site.runs / job.spec.id
-        with contextlib.suppress(leases.BusyError):  # a process that is none of Slurm's was faster: the job will find that, and end
+        with contextlib.suppress(
+            leases.BusyError
+        ):  # a process that is none of Slurm's was faster: the job will find that, and end
             leases.queue(folder, job.spec.id, job=name, heartbeat=self._site.heartbeat)
         lease = leases.read(folder)
         assert lease is not None
-        self._follow(job, replace(lease, state="queued", progress=None))  # so that its start, even if it was already, is an event
+        self._follow(
+            job, replace(lease, state="queued", progress=None)
+        )  # so that its start, even if it was already, is an event
 
     def _tell(self, event: dict[str, Any]) -> None:
         """Notes what an event changes, and passes it on."""
@@ -191,7 +216,10 @@ class _Launch:
             self._watch(event)
         elif kind == "freed":  # not submitted again, as whoever cancelled it has meant that
             why = f" ({event['reason']})" if event["reason"] else ""
-            self._fail(spec_id, f"Slurm job {self._jobs[spec_id]} ended without a result{why}{self._log(self._jobs[spec_id])}")
+            self._fail(
+                spec_id,
+                f"Slurm job {self._jobs[spec_id]} ended without a result{why}{self._log(self._jobs[spec_id])}",
+            )
         elif kind == "failed":
             broken = {spec.id for spec in self._unfinished[spec_id].spec.needs()} & self._failed.keys()
             log = f"{event['reason']} (log: runs/{spec_id}/log.txt)"
@@ -219,9 +247,9 @@ def _needed(first: str, failed: dict[str, str]) -> str:
 def _submit(jobs: Sequence[Job], site: Site, queued: dict[str, str], submit: Submit) -> None:
     """Submits jobs, upstream first, one array for each shape of resources.
 
-    A job waits for others to end in whatever way, not for their success: a pretraining that fails, or is cancelled, must not keep the
-    evaluations of the others in the queue for ever. Its own evaluation starts, finds nothing and says so. One that is put back into the
-    queue has not ended.
+    A job waits for others to end in whatever way, not for their success: a pretraining that fails, or is
+    cancelled, must not keep the evaluations of the others in the queue for ever. Its own evaluation starts,
+    finds nothing and says so. One that is put back into the queue has not ended.
 
     Args:
         queued: what squeue calls the jobs of runs that others have submitted.
@@ -235,7 +263,9 @@ def _submit(jobs: Sequence[Job], site: Site, queued: dict[str, str], submit: Sub
         rest = [job for job in rest if job not in now]
         groups: dict[tuple[int, bool], list[Job]] = {}
         for job in now:
-            groups.setdefault((job.devices(site), any(spec.id in own or spec.id in queued for spec in job.spec.needs())), []).append(job)
+            groups.setdefault(
+                (job.devices(site), any(spec.id in own or spec.id in queued for spec in job.spec.needs())), []
+            ).append(job)
         for group in groups.values():
             needs = {spec.id for job in group for spec in job.spec.needs()}
             after = sorted({own.get(each) or queued[each] for each in needs if each in own or each in queued})
@@ -252,11 +282,15 @@ def _parts(jobs: list[Job], size: int) -> Iterator[list[Job]]:
 def _check(site: Site) -> None:
     """Raises SubmitError where the site cannot be had on a cluster."""
     if site.device.startswith("cuda:"):
-        raise SubmitError(f"device is {site.device!r}, a GPU of one machine: with the launcher slurm it is auto, cuda or cpu.")
+        raise SubmitError(
+            f"device is {site.device!r}, a GPU of one machine: with the launcher slurm it is auto, cuda or cpu."
+        )
     nodes = _nodes(site.devices, site)
     if site.devices % nodes:
         full = site.slurm.gpus_per_node
-        raise SubmitError(f"devices is {site.devices}, which {nodes} nodes of {full} (slurm.gpus_per_node) cannot share equally.")
+        raise SubmitError(
+            f"devices is {site.devices}, which {nodes} nodes of {full} (slurm.gpus_per_node) cannot share equally."
+        )
 
 
 def _nodes(devices: int, site: Site) -> int:
@@ -275,7 +309,8 @@ def _list(jobs: Sequence[Job]) -> str:
 
 
 def _folder(jobs: Sequence[Job], site: Site) -> Path:
-    """Where an array's list is: named by its content, so that nothing in there ever changes while a job may read it."""
+    """Where an array's list is: named by its content, so that nothing in there ever changes while a job may
+    read it."""
     return site.runs.absolute() / FOLDER / hashlib.sha256(_list(jobs).encode()).hexdigest()[:12]
 
 
@@ -308,7 +343,11 @@ def _options(jobs: Sequence[Job], after: Sequence[str], site: Site) -> list[str]
     share = devices // nodes
     kind = "pretrain" if isinstance(jobs[0].spec, Pretrain) else "evaluate"
     at_once = f"%{slurm.max_at_once}" if slurm.max_at_once else ""
-    gpus = {"gpus-per-node": "--gpus-per-node=", "gres": "--gres=gpu:", "none": ""}[slurm.gpus] if _gpus(site) else ""
+    gpus = (
+        {"gpus-per-node": "--gpus-per-node=", "gres": "--gres=gpu:", "none": ""}[slurm.gpus]
+        if _gpus(site)
+        else ""
+    )
     cpus = _cpus(devices, site)
     return [
         f"--job-name=msbreg-{kind}",
@@ -318,7 +357,11 @@ def _options(jobs: Sequence[Job], after: Sequence[str], site: Site) -> list[str]
         *([f"--cpus-per-task={cpus}"] if cpus else []),
         *([f"{gpus}{slurm.gpu_type + ':' if slurm.gpu_type else ''}{share}"] if gpus else []),
         *([f"--mem={_times(slurm.memory, share)}"] if slurm.memory else []),
-        *(f"--{key}={value}" for key in ("partition", "account", "qos", "time") if (value := getattr(slurm, key))),
+        *(
+            f"--{key}={value}"
+            for key in ("partition", "account", "qos", "time")
+            if (value := getattr(slurm, key))
+        ),
         *([f"--dependency=afterany:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []),
         f"--signal=B:USR1@{slurm.grace}",
         "--requeue",
@@ -334,7 +377,9 @@ def _command(jobs: Sequence[Job], site: Site) -> str:
     devices = jobs[0].devices(site)
     nodes, cpus = _nodes(devices, site), _cpus(devices, site)
     share = f"--nproc-per-node={devices // nodes}"
-    srun = f"srun --nodes={nodes} --ntasks={nodes} --kill-on-bad-exit=1" + (f" --cpus-per-task={cpus}" if cpus else "")
+    srun = f"srun --nodes={nodes} --ntasks={nodes} --kill-on-bad-exit=1" + (
+        f" --cpus-per-task={cpus}" if cpus else ""
+    )
     worker = f'-m reproduce.worker --list {shlex.quote(str(_folder(jobs, site) / "jobs.jsonl"))} "$SLURM_ARRAY_TASK_ID"'
     start = f"{srun} {shlex.quote(sys.executable)}"
     if devices == 1:
@@ -350,7 +395,8 @@ def _command(jobs: Sequence[Job], site: Site) -> str:
 
 
 def _cpus(devices: int, site: Site) -> int:
-    """Cores on each node; 0: as many as Slurm gives. Named to srun too, which does not take them from sbatch since Slurm 22.05."""
+    """Cores on each node; 0: as many as Slurm gives. Named to srun too, which does not take them from sbatch
+    since Slurm 22.05."""
     share = devices // _nodes(devices, site)
     return share * (site.slurm.cpus_per_gpu or (0 if _gpus(site) else 1))
 
@@ -365,7 +411,9 @@ def _quoted(path: Path | str) -> str:
     """A path as sbatch reads it in a script: quoted, if it has to be."""
     text = str(path)
     if not text.isprintable() or '"' in text or "\\" in text:
-        raise SubmitError(f"The folder {text!r} has a character in its name that cannot stand in a batch script.")
+        raise SubmitError(
+            f"The folder {text!r} has a character in its name that cannot stand in a batch script."
+        )
     return text if text == shlex.quote(text) else f'"{text}"'
 
 
@@ -379,23 +427,38 @@ def _sbatch(jobs: Sequence[Job], after: Sequence[str], site: Site, *, taken: Seq
         SubmitError: Slurm did not take it.
     """
     folder = _folder(jobs, site)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("jobs.jsonl", _list(jobs)), ("script.sh", _script(jobs, after, site))):
-        draft = folder / f".{name}.{os.getpid()}.tmp"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / name)
+        write_atomic(folder / name, text)
     command = ["sbatch", "--parsable", "--export=ALL", str(folder / "script.sh")]
-    # Inside of an allocation, what Slurm has set there would be taken for the options of each job; SLURM_CONF says where Slurm is.
-    outside = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
+    # Inside of an allocation, what Slurm has set there would be taken for the options of each job; SLURM_CONF
+    # says where Slurm is.
+    outside = {
+        key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"
+    }
     environment = outside | variables(site, gpus=_gpus(site))
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env=environment,
+        )
     except OSError:
-        raise SubmitError("There is no sbatch on this machine: submit from one of the cluster's login nodes.") from None
+        raise SubmitError(
+            "There is no sbatch on this machine: submit from one of the cluster's login nodes."
+        ) from None
     except subprocess.TimeoutExpired:
-        raise SubmitError(f"sbatch did not answer within {TIMEOUT:.0f} s: Slurm's controller may be down.{_besides(taken)}") from None
+        raise SubmitError(
+            f"sbatch did not answer within {TIMEOUT:.0f} s: Slurm's controller may be down.{_besides(taken)}"
+        ) from None
     if done.returncode:
-        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1].removeprefix("sbatch: error: ")
+        said = (
+            (done.stderr.strip() or f"exit code {done.returncode}")
+            .splitlines()[-1]
+            .removeprefix("sbatch: error: ")
+        )
         raise SubmitError(
             f"Slurm did not take {counted(len(jobs), 'run')}: {said.rstrip('.')}. See [slurm] in the site file.{_besides(taken)}"
         )

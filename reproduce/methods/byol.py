@@ -1,16 +1,18 @@
-"""BYOL, with the dispersive terms that the paper adds to it (paper, sections 3.1 and 4.4; google-deepmind/deepmind-research byol/).
+"""BYOL, with the dispersive terms that the paper adds to it (paper, sections 3.1 and 4.4;
+google-deepmind/deepmind-research byol/).
 
     L = L_byol + lambda_s L_s + lambda_b L_b + lambda_uniform L_uniform
 
-L_byol (Eq. 1) is one direction; training sums both. The rows of Tables 8, 11 and 12 with K = 2 are this method.
+L_byol (Eq. 1) is one direction; training sums both. The rows of Tables 8, 11 and 12 with K = 2 are this
+method.
 
-With V small crops beside the two views, K = V + 2, it is BYOL with multi-crop (section 4.4, Table 7). All views go through the online and
-the target network, and
+With V small crops beside the two views, K = V + 2, it is BYOL with multi-crop (section 4.4, Table 7). All
+views go through the online and the target network, and
 
     L_byol = 2 / (K (K - 1)) sum_{i != j} || p hat_i - z hat'_j ||^2
 
-The paper's sum is not divided by its K (K - 1) pairs, with which the step would grow (errata, Table 7); the 2 makes it BYOL's loss, the sum
-of both directions, for K = 2.
+The paper's sum is not divided by its K (K - 1) pairs, with which the step would grow (errata, Table 7); the 2
+makes it BYOL's loss, the sum of both directions, for K = 2.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class BYOL(Method, name="byol"):
     uniform_t: float = 3.0
     """t of the uniformity loss exp(-t ||.||^2) (ssnl/moco_align_uniform: uniform(3))."""
     tau: float = 0.99
-    """The target's decay rate at the first step, 1 at the last (byol/configs/byol.py: .99 up to 300 epochs, .996 beyond)."""
+    """The target's decay rate at the first step, 1 at the last (byol/configs/byol.py: .99 up to 300 epochs,
+    .996 beyond)."""
     heads: Heads = Heads()
     """Projector and predictor."""
 
@@ -63,7 +66,9 @@ class BYOL(Method, name="byol"):
 
     def parts(self, network: Any, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
         targets = [network.project(view) for view in views]
-        noise = dispersion.unit_noise(len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device)
+        noise = dispersion.unit_noise(
+            len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device
+        )
         for index, view in enumerate(views):
             p = network.online(view).float()
             terms = {"L_byol": 2 * pairwise_share(p, index, targets)}
@@ -85,9 +90,11 @@ class BYOL(Method, name="byol"):
 
 
 def pairwise_share(p: Tensor, index: int, targets: list[Tensor]) -> Tensor:
-    """View `index`'s share of the mean over ordered pairs i != j of || p hat_i - z hat'_j ||^2 (section 4.4, divided by its pairs).
+    """View `index`'s share of the mean over ordered pairs i != j of || p hat_i - z hat'_j ||^2 (section 4.4,
+    divided by its pairs).
 
-    Summed over all views this is the multi-crop loss; for two views it is half of BYOL's, which sums both directions.
+    Summed over all views this is the multi-crop loss; for two views it is half of BYOL's, which sums both
+    directions.
 
     Args:
         p: online predictions of view `index`, (n, d).

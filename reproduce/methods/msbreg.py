@@ -2,8 +2,8 @@
 
     L = L_c + lambda_s L_s + lambda_b L_b                                              (Eq. 2)
 
-Given the target network's centroid, each term is a mean over the K views of something that depends on one online view only. The views
-therefore go forward and backward one at a time, and memory does not grow with K.
+Given the target network's centroid, each term is a mean over the K views of something that depends on one
+online view only. The views therefore go forward and backward one at a time, and memory does not grow with K.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class MSBReg(Method, name="msbreg"):
     lambda_b: float = 0.5
     """Weight of the Brownian diffusive loss (section 4.5); 0 leaves the term out."""
     tau: float = 0.99
-    """The target's decay rate at the first step, 1 at the last (not stated in the paper; BYOL's for up to 300 epochs)."""
+    """The target's decay rate at the first step, 1 at the last (not stated in the paper; BYOL's for up to 300
+    epochs)."""
     heads: Heads = Heads()
     """Projector and predictor."""
 
@@ -52,7 +53,9 @@ class MSBReg(Method, name="msbreg"):
 
     def parts(self, network: Any, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
         centre = centroid([network.project(view) for view in views])
-        noise = dispersion.unit_noise(len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device)
+        noise = dispersion.unit_noise(
+            len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device
+        )
         for view in views:
             p = network.online(view).float()
             terms = {"L_c": centroid_loss(p, centre) / self.num_views}
@@ -71,10 +74,12 @@ class MSBReg(Method, name="msbreg"):
 
 
 def centroid(projections: list[Tensor]) -> Tensor:
-    """1/K sum_l z hat'_l: the mean of the normalised target projections of an image's K views, itself not re-normalised; (n, d)."""
+    """1/K sum_l z hat'_l: the mean of the normalised target projections of an image's K views, itself not
+    re-normalised; (n, d)."""
     return torch.stack([F.normalize(z, dim=1) for z in projections]).mean(dim=0)
 
 
 def centroid_loss(p: Tensor, centre: Tensor) -> Tensor:
-    """One view's term of L_c, Eq. 3, before the factor 1/K: the mean over images of || p hat - centroid ||^2."""
+    """One view's term of L_c, Eq. 3, before the factor 1/K: the mean over images of || p hat - centroid
+    ||^2."""
     return (F.normalize(p, dim=1) - centre).square().sum(dim=1).mean()

@@ -1,0 +1,26 @@
+"""Networks and what surrounds them in training and evaluation.
+
+Imports point down this page.
+
+    classifiers.py      linear classifiers trained with SGD on augmented views
+    features.py         features of whole splits
+    feature_cache.py    features on disk, computed once
+    keeper.py           checkpoints of evaluations that train for long
+    weight_files.py     encoders from elsewhere: fetched, read, matched
+    weights.py          settings of an encoder from elsewhere
+    encoder.py          the network that an evaluation starts from
+    siamese.py          the online and the target network
+    dispersion.py       dispersive losses on the embeddings
+    collapse.py         spread and rank of the embeddings
+    lars.py             the LARS optimiser
+    schedules.py        learning rate and target decay by step
+    cost.py             operations and sizes of networks, counted without torch
+    heads.py            projection and prediction heads
+    stages.py           a backbone as the stages of a detector
+    backbones.py        the backbones, one function each
+    residual.py         the small residual network of the smoke scale
+    sync_batchnorm.py   batch normalisation over all processes
+    distributed.py      one run over several processes
+    collectives.py      gathering with gradients
+    seeds.py            random streams that follow from counters
+"""

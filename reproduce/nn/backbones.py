@@ -1,7 +1,8 @@
-"""The backbones f: each public function here but `build` and `names` makes one, and its name is what a spec's `backbone` says.
+"""The backbones f: each public function here but `build` and `names` makes one, and its name is what a spec's
+`backbone` says.
 
-A backbone maps images (n, 3, size, size) to pooled features (n, num_features). Weights are random; torchvision's defaults initialise them
-unless a function says otherwise.
+A backbone maps images (n, 3, size, size) to pooled features (n, num_features). Weights are random;
+torchvision's defaults initialise them unless a function says otherwise.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from reproduce.lazy import torch
-from reproduce.spec import unknown
+from reproduce.messages import unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +21,8 @@ def build(name: str, seed: int | None = None) -> Any:
     """The backbone `name`, an `nn.Module` with `num_features`.
 
     Args:
-        seed: decides the initial weights, and leaves the global random state alone; None: they come from the global random state.
+        seed: decides the initial weights, and leaves the global random state alone; None: they come from the
+            global random state.
 
     Raises:
         LookupError: there is no such backbone.
@@ -36,7 +38,11 @@ def build(name: str, seed: int | None = None) -> Any:
 
 def names() -> list[str]:
     """Every backbone there is; needs no torch."""
-    functions = [name for name, value in globals().items() if isinstance(value, FunctionType) and value.__module__ == __name__]
+    functions = [
+        name
+        for name, value in globals().items()
+        if isinstance(value, FunctionType) and value.__module__ == __name__
+    ]
     return [name for name in functions if not name.startswith("_") and name not in ("build", "names")]
 
 
@@ -53,7 +59,8 @@ def resnet18() -> nn.Module:
 
 
 def resnet18_3x3() -> nn.Module:
-    """ResNet-18 whose first convolution is 3x3 with stride 1, its max pooling kept (htdt/self-supervised model.py), 512 features."""
+    """ResNet-18 whose first convolution is 3x3 with stride 1, its max pooling kept (htdt/self-supervised
+    model.py), 512 features."""
     from torch import nn
 
     network = resnet18()
@@ -65,8 +72,8 @@ def resnet18_3x3() -> nn.Module:
 def resnet50() -> nn.Module:
     """torchvision's ResNet-50, 2048 features.
 
-    The last BatchNorm of each bottleneck starts at 0, so that a block starts as its shortcut: BYOL's network does so (dm-haiku
-    haiku/_src/nets/resnet.py, `batchnorm_2`), but not in the blocks of a ResNet-18.
+    The last BatchNorm of each bottleneck starts at 0, so that a block starts as its shortcut: BYOL's network
+    does so (dm-haiku haiku/_src/nets/resnet.py, `batchnorm_2`), but not in the blocks of a ResNet-18.
     """
     return _torchvision("resnet50", zero_init_residual=True)
 
@@ -74,7 +81,7 @@ def resnet50() -> nn.Module:
 def _torchvision(name: str, **options: bool) -> nn.Module:
     """A torchvision ResNet without its classifier."""
     from torch import nn
-    from torchvision import models  # type: ignore[import-untyped]
+    from torchvision import models
 
     network: nn.Module = getattr(models, name)(**options)
     network.num_features = network.fc.in_features  # type: ignore[union-attr]

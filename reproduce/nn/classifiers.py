@@ -1,12 +1,14 @@
-"""Linear classifiers on an encoder's features, trained with SGD on augmented views: what the protocols of ImageNet share.
+"""Linear classifiers on an encoder's features, trained with SGD on augmented views: what the protocols of
+ImageNet share.
 
-Classifiers that differ in their learning rates or schedules are trained side by side, in one pass over the data: a batch goes through the
-backbone once, and one matrix product gives the logits of all of them. For the n features x of a batch, labels y and p = softmax(x W^T + b)
+Classifiers that differ in their learning rates or schedules are trained side by side, in one pass over the
+data: a batch goes through the backbone once, and one matrix product gives the logits of all of them. For the
+n features x of a batch, labels y and p = softmax(x W^T + b)
 
     r = (p - onehot(y)) / n,    dL/dW = r^T x,    dL/db = sum of the rows of r,    dL/dx = r W
 
-is the gradient of the mean cross-entropy L, so no graph is kept. Five classifiers of 1000 classes on 2048 features take 3 tensors of 41 MB
-(weights, velocities, gradient) and, at batch 1024, logits of 20 MB.
+is the gradient of the mean cross-entropy L, so no graph is kept. Five classifiers of 1000 classes on 2048
+features take 3 tensors of 41 MB (weights, velocities, gradient) and, at batch 1024, logits of 20 MB.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from reproduce import checkpoint
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
 from reproduce.nn import distributed, seeds
-from reproduce.progress import Progress, Watch
+from reproduce.nn.keeper import Keeper
+from reproduce.runs import checkpoint
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from reproduce.data.augmentation import Augmentation
     from reproduce.nn.encoder import Encoder
     from reproduce.nn.features import Split
 
@@ -37,8 +41,8 @@ CHUNK = 4096
 class Classifiers:
     """Linear classifiers with the same initial weights, each trained by SGD with a learning rate of its own.
 
-    Each is the one that would come of training it alone, up to the rounding of a matrix product. `weight` is (num, classes, d), `bias`
-    (num, classes), float32.
+    Each is the one that would come of training it alone, up to the rounding of a matrix product. `weight` is
+    (num, classes, d), `bias` (num, classes), float32.
     """
 
     def __init__(
@@ -55,12 +59,17 @@ class Classifiers:
     ) -> None:
         """The initial weights come from a generator on the CPU, so they do not depend on the device.
 
-        They are drawn as dm-haiku's Linear draws them (haiku/_src/basic.py), which byol/eval_experiment.py uses: a normal distribution of
-        standard deviation 1 / sqrt(d), cut at two of them; biases are 0. Momentum and decay are torch.optim.SGD's.
+        They are drawn as dm-haiku's Linear draws them (haiku/_src/basic.py), which byol/eval_experiment.py
+        uses: a normal distribution of standard deviation 1 / sqrt(d), cut at two of them; biases are 0.
+            Momentum and decay are torch.optim.SGD's.
         """
         initial, deviation = torch.empty(num_classes, num_features), num_features**-0.5
         torch.nn.init.trunc_normal_(
-            initial, std=deviation, a=-2 * deviation, b=2 * deviation, generator=seeds.generator("classifier", seed)
+            initial,
+            std=deviation,
+            a=-2 * deviation,
+            b=2 * deviation,
+            generator=seeds.generator("classifier", seed),
         )
         self.weight = initial.to(device).repeat(num, 1, 1)
         self.bias = torch.zeros(num, num_classes, device=device)
@@ -70,7 +79,12 @@ class Classifiers:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What training goes on from; the tensors themselves, not copies."""
-        return {"weight": self.weight, "bias": self.bias, "by weight": self._velocities[0], "by bias": self._velocities[1]}
+        return {
+            "weight": self.weight,
+            "bias": self.bias,
+            "by weight": self._velocities[0],
+            "by bias": self._velocities[1],
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what `state_dict` gave."""
@@ -82,7 +96,8 @@ class Classifiers:
         return torch.addmm(self.bias.flatten(), x, self.weight.flatten(0, 1).T).view(-1, *self.bias.shape)
 
     def residual(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean cross-entropy of each classifier, (num,), and its gradient by the logits, (n, num, classes).
+        """The mean cross-entropy of each classifier, (num,), and its gradient by the logits, (n, num,
+        classes).
 
         Args:
             x: features, (n, d) float32.
@@ -99,22 +114,29 @@ class Classifiers:
         return residual.flatten(1) @ self.weight.flatten(0, 1)
 
     def update(self, x: Tensor, residual: Tensor, rates: Sequence[float]) -> None:
-        """One step of SGD by the gradient that `residual` gives on x; a classifier whose rate is 0 stays as it is."""
+        """One step of SGD by the gradient that `residual` gives on x; a classifier whose rate is 0 stays as
+        it is."""
         step = torch.tensor(rates, device=x.device).view(-1, 1)
         torch.mm(residual.flatten(1).T, x, out=self._gradient.flatten(0, 1))
         self._move(self.weight, self._gradient, self._velocities[0], step[..., None])
         self._move(self.bias, residual.sum(dim=0), self._velocities[1], step)
 
     def _move(self, parameter: Tensor, gradient: Tensor, velocity: Tensor, step: Tensor) -> None:
-        """v <- momentum v + g, then w <- w - step (g + momentum v), without Nesterov w - step v; `gradient` is written over."""
+        """v <- momentum v + g, then w <- w - step (g + momentum v), without Nesterov w - step v; `gradient`
+        is written over."""
         if self._weight_decay:
             gradient.add_(parameter, alpha=self._weight_decay)
         velocity.mul_(self._momentum).add_(gradient)
-        parameter.addcmul_(gradient.add_(velocity, alpha=self._momentum) if self._nesterov else velocity, step, value=-1)
+        parameter.addcmul_(
+            gradient.add_(velocity, alpha=self._momentum) if self._nesterov else velocity, step, value=-1
+        )
 
     def top1(self, x: Tensor, y: Tensor) -> list[float]:
         """The fraction of right answers of each classifier; NaN where its logits are not finite."""
-        right, finite = torch.zeros(len(self.bias), dtype=torch.int64, device=x.device), torch.ones_like(self.bias[:, 0], dtype=torch.bool)
+        right, finite = (
+            torch.zeros(len(self.bias), dtype=torch.int64, device=x.device),
+            torch.ones_like(self.bias[:, 0], dtype=torch.bool),
+        )
         for some, labels in zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True):
             logits = self.logits(some)
             right += (logits.argmax(dim=2) == labels[:, None]).sum(dim=0)
@@ -141,7 +163,9 @@ def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
         FloatingPointError: a logit is not finite.
     """
     if not logits.isfinite().all():
-        raise FloatingPointError("The linear classifier's outputs are not finite: its learning rate is too high for these features.")
+        raise FloatingPointError(
+            "The linear classifier's outputs are not finite: its learning rate is too high for these features."
+        )
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     right = best == labels[:, None]  # (n, 5)
     return {"top1": right[:, 0].double().mean().item(), "top5": right.any(dim=1).double().mean().item()}
@@ -160,13 +184,14 @@ class Batch(NamedTuple):
 class Stream:
     """Augmented views of labelled images, batch by batch, in an order that the seed and the epoch decide.
 
-    An epoch is cut into as few batches of nearly equal size as `batch_size` allows: the last one is not a small rest, whose gradient would
-    be noise and whose single image BatchNorm could not normalise. Each process takes a contiguous share of each batch.
+    An epoch is cut into as few batches of nearly equal size as `batch_size` allows: the last one is not a
+    small rest, whose gradient would be noise and whose single image BatchNorm could not normalise. Each
+    process takes a contiguous share of each batch.
     """
 
     dataset: Dataset
     split: Split
-    augmentation: views.Augmentation
+    augmentation: Augmentation
     batch_size: int
     """The most images per step over all devices."""
     seed: int
@@ -192,7 +217,9 @@ class Stream:
         """The batches of epoch number `epoch`, from batch number `first` on; both from 0."""
         from reproduce.data.images import Canvas, in_parts
 
-        order = torch.randperm(len(self.split.indices), generator=seeds.generator("classifier order", self.seed, epoch))
+        order = torch.randperm(
+            len(self.split.indices), generator=seeds.generator("classifier order", self.seed, epoch)
+        )
         parts = torch.tensor_split(order, self.num_steps)[first:]
         mine = [self.split.indices[part[slice(*bounds(len(part)))]] for part in parts]
         decoded = in_parts(self.split.images, mine, Canvas(self.dataset.canvas), self.site.workers)
@@ -207,7 +234,9 @@ class Stream:
                 epoch=epoch,
                 view=0,
             )
-            normalised = views.normalise(sampled, self.dataset.mean, self.dataset.std).contiguous(memory_format=torch.channels_last)
+            normalised = views.normalise(sampled, self.dataset.mean, self.dataset.std).contiguous(
+                memory_format=torch.channels_last
+            )
             yield Batch(normalised, self.split.labels[part].to(self.device))
 
 
@@ -219,15 +248,16 @@ def bounds(n: int) -> tuple[int, int]:
 def share(n: int, rank: int, processes: int) -> tuple[int, int]:
     """Which of n rows process `rank` of `processes` computes: from the first number up to the second.
 
-    Shares are contiguous, in the order of the ranks, and differ by at most one row. A process without a share computes one of the rows all
-    the same, since all must take part in the gathering.
+    Shares are contiguous, in the order of the ranks, and differ by at most one row. A process without a share
+    computes one of the rows all the same, since all must take part in the gathering.
     """
     begin = n * rank // processes
     return begin, max(n * (rank + 1) // processes, begin + 1)
 
 
 def gathered(x: Tensor, n: int) -> Tensor:
-    """All n rows in order, on every process, from the shares of `bounds` that each computed; without a gradient."""
+    """All n rows in order, on every process, from the shares of `bounds` that each computed; without a
+    gradient."""
     processes = distributed.world_size()
     if processes == 1:
         return x
@@ -240,7 +270,9 @@ def gathered(x: Tensor, n: int) -> Tensor:
 def some_of(split: Split, rows: Tensor, what: str) -> Split:
     """The labelled images of `split` in these rows, in ascending order; `what` they are, for messages."""
     rows = rows.sort().values
-    return split._replace(title=f"{what} of {split.title}", indices=split.indices[rows], labels=split.labels[rows])
+    return split._replace(
+        title=f"{what} of {split.title}", indices=split.indices[rows], labels=split.labels[rows]
+    )
 
 
 def hold_out(split: Split, count: int, seed: int, among: Tensor | None = None) -> tuple[Split, Tensor]:
@@ -256,7 +288,9 @@ def hold_out(split: Split, count: int, seed: int, among: Tensor | None = None) -
     rest = len(split.indices) - count
     if count > len(rows) or rest < 1:
         limit = min(len(rows), len(split.indices) - 1)
-        raise ValueError(f"num_held_out is {count}, but {split.title} has only {limit} labelled images to hold out: choose up to that.")
+        raise ValueError(
+            f"num_held_out is {count}, but {split.title} has only {limit} labelled images to hold out: choose up to that."
+        )
     drawn = rows[torch.randperm(len(rows), generator=seeds.generator("held out", seed))[:count]]
     others = torch.ones(len(split.indices), dtype=torch.bool)
     others[drawn] = False
@@ -272,11 +306,15 @@ class Labelled(NamedTuple):
     """(n,) int64."""
 
 
-def labelled_features(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device: torch.device) -> Labelled:
+def labelled_features(
+    encoder: Encoder, dataset: Dataset, split: Split, site: Site, device: torch.device
+) -> Labelled:
     """Pooled features of centre crops, un-augmented, as `features.extract` gives them."""
     from reproduce.nn import features
 
-    return Labelled(features.extract(encoder, dataset, split, site, device).to(device), split.labels.to(device))
+    return Labelled(
+        features.extract(encoder, dataset, split, site, device).to(device), split.labels.to(device)
+    )
 
 
 def fit(
@@ -297,7 +335,8 @@ def fit(
         rates: the learning rate of each classifier at a step, counted from 0 over all epochs.
 
     Returns:
-        The top-1 of each on the held-out images, without these nothing; NaN: its loss was not finite, and it is out of the race.
+        The top-1 of each on the held-out images, without these nothing; NaN: its loss was not finite, and it
+        is out of the race.
 
     It goes on from the newest checkpoint in the folder of `watch`, to the same numbers.
 
@@ -317,7 +356,7 @@ def fit(
         scores, sound = kept.saved["scores"], kept.saved["sound"]
         first_epoch, first_index = kept.saved["epoch"], kept.saved["step"]
         _tag_diverged(names, sound, watch)
-    with kept.patiently() as due:
+    with kept.interruptible() as due:
         for epoch in range(first_epoch, epochs):
             first = first_index if epoch == first_epoch else 0
             for index, batch in enumerate(stream.epoch(epoch, first), first):
@@ -328,23 +367,39 @@ def fit(
                 watch.report(progress(stream, epoch, index, epochs))
                 if last := index + 1 == stream.num_steps:
                     scores, sound = _end_of_epoch(
-                        classifiers, names, (total / stream.num_steps).tolist(), sound, held_out, watch, (epoch + 1) * stream.num_steps
+                        classifiers,
+                        names,
+                        (total / stream.num_steps).tolist(),
+                        sound,
+                        held_out,
+                        watch,
+                        (epoch + 1) * stream.num_steps,
                     )
                     total.zero_()
                 if due():
-                    done = {"epoch": epoch + last, "step": 0 if last else index + 1, "scores": scores, "sound": sound, "total": total}
-                    kept.save({"classifiers": classifiers.state_dict(), **done}, epoch, index + 1, stream.num_steps)
+                    done = {
+                        "epoch": epoch + last,
+                        "step": 0 if last else index + 1,
+                        "scores": scores,
+                        "sound": sound,
+                        "total": total,
+                    }
+                    kept.save(
+                        {"classifiers": classifiers.state_dict(), **done}, epoch, index + 1, stream.num_steps
+                    )
     return scores
 
 
-def keeper(encoder: Encoder, stream: Stream, watch: Watch) -> checkpoint.Keeper:
+def keeper(encoder: Encoder, stream: Stream, watch: Watch) -> Keeper:
     """Of the checkpoints of a training on `stream` that starts from `encoder`.
 
     Raises:
         ValueError: there is one, of another encoder or of other images.
     """
-    wanted = watch.folder is not None and distributed.main_process()  # digests of a million files take a while
-    return checkpoint.Keeper(watch, {"encoder": encoder.digest, "choice of images": stream.digest} if wanted else {})
+    wanted = (
+        watch.folder is not None and distributed.main_process()
+    )  # digests of a million files take a while
+    return Keeper(watch, {"encoder": encoder.digest, "choice of images": stream.digest} if wanted else {})
 
 
 def _end_of_epoch(
@@ -356,7 +411,8 @@ def _end_of_epoch(
     watch: Watch,
     step: int,
 ) -> tuple[list[float], list[bool]]:
-    """Records the epoch's mean losses and, on held-out images, the scores, which it returns, and which classifiers are still sound.
+    """Records the epoch's mean losses and, on held-out images, the scores, which it returns, and which
+    classifiers are still sound.
 
     Raises:
         FloatingPointError: none is.
@@ -369,7 +425,9 @@ def _end_of_epoch(
     scores: list[float] = []
     measured = {f"loss/{name}": loss for name, loss in zip(names, losses, strict=True)}
     if held_out is not None:
-        scores = [top if good else math.nan for top, good in zip(classifiers.top1(*held_out), finite, strict=True)]
+        scores = [
+            top if good else math.nan for top, good in zip(classifiers.top1(*held_out), finite, strict=True)
+        ]
         measured |= {f"held_out_top1/{name}": score for name, score in zip(names, scores, strict=True)}
     watch.record.log(step, measured)
     return scores, finite
@@ -378,18 +436,25 @@ def _end_of_epoch(
 def _tag_diverged(names: Sequence[str], sound: Sequence[bool], watch: Watch) -> None:
     """Says which classifiers are out of the race, if any."""
     if not all(sound):
-        watch.record.tag("diverged", ", ".join(name for name, good in zip(names, sound, strict=True) if not good))
+        watch.record.tag(
+            "diverged", ", ".join(name for name, good in zip(names, sound, strict=True) if not good)
+        )
 
 
 def progress(stream: Stream, epoch: int, index: int, epochs: int) -> Progress:
-    """How far a training of `epochs` epochs is after batch number `index` of epoch number `epoch`, both from 0."""
+    """How far a training of `epochs` epochs is after batch number `index` of epoch number `epoch`, both from
+    0."""
     n = len(stream.split.indices)
-    return Progress(epoch * n + n * (index + 1) // stream.num_steps, epochs * n, "images", f"epoch {epoch + 1}/{epochs}")
+    return Progress(
+        epoch * n + n * (index + 1) // stream.num_steps, epochs * n, "images", f"epoch {epoch + 1}/{epochs}"
+    )
 
 
 def diverged(names: Sequence[str]) -> FloatingPointError:
     """The error of a training in which no classifier is left."""
-    return FloatingPointError(f"No classifier's loss stayed finite ({', '.join(names)}): lower learning rates may help.")
+    return FloatingPointError(
+        f"No classifier's loss stayed finite ({', '.join(names)}): lower learning rates may help."
+    )
 
 
 def best(scores: Sequence[float], names: Sequence[str]) -> int:

@@ -1,4 +1,5 @@
-"""What a backbone costs, counted from its layers without torch, whose import takes seconds: operations of an image, bytes of its files.
+"""What a backbone costs, counted from its layers without torch, whose import takes seconds: operations of an
+image, bytes of its files.
 
     network("resnet50").operations(224)           # 8.2e9, forward, a multiply-add as two
     siamese(network("small"), Heads())            # bytes of its encoder and of a checkpoint
@@ -48,8 +49,14 @@ class Network(NamedTuple):
         return sum(2 * FLOAT * conv.outputs + COUNTER for conv in self.layers)
 
     def operations(self, size: int) -> float:
-        """Of the forward pass of an image of `size` x `size` pixels, a multiply-add as two; the backward pass takes twice as many."""
-        return float(sum(2 * conv.inputs * conv.outputs * (conv.kernel * -(-size // conv.reduction)) ** 2 for conv in self.layers))
+        """Of the forward pass of an image of `size` x `size` pixels, a multiply-add as two; the backward pass
+        takes twice as many."""
+        return float(
+            sum(
+                2 * conv.inputs * conv.outputs * (conv.kernel * -(-size // conv.reduction)) ** 2
+                for conv in self.layers
+            )
+        )
 
 
 class Sizes(NamedTuple):
@@ -63,17 +70,25 @@ class Sizes(NamedTuple):
 def network(backbone: str) -> Network | None:
     """The backbone of `backbones.py` of that name; None: its layers are not known here."""
     if backbone == "small":
-        return Network((Conv(3, 16, 3, 2), *_basic(16, 16, 2, 1), *_basic(16, 32, 4, 2), *_basic(32, 64, 8, 2)))
+        return Network(
+            (Conv(3, 16, 3, 2), *_basic(16, 16, 2, 1), *_basic(16, 32, 4, 2), *_basic(32, 64, 8, 2))
+        )
     if backbone in ("resnet18", "resnet18_3x3"):
         wide = backbone == "resnet18"
-        return Network((Conv(3, 64, 7, 2) if wide else Conv(3, 64, 3, 1), *_stages((2, 2, 2, 2), 4 if wide else 2, bottleneck=False)))
+        return Network(
+            (
+                Conv(3, 64, 7, 2) if wide else Conv(3, 64, 3, 1),
+                *_stages((2, 2, 2, 2), 4 if wide else 2, bottleneck=False),
+            )
+        )
     if backbone == "resnet50":
         return Network((Conv(3, 64, 7, 2), *_stages((3, 4, 6, 3), 4, bottleneck=True)))
     return None
 
 
 def _stages(depths: Iterable[int], reduction: int, *, bottleneck: bool) -> Iterable[Conv]:
-    """torchvision's four stages of a ResNet whose stem, pooling included, reduces an image's side by `reduction`."""
+    """torchvision's four stages of a ResNet whose stem, pooling included, reduces an image's side by
+    `reduction`."""
     inputs = 64
     for stage, depth in enumerate(depths):
         for block in range(depth):
@@ -92,14 +107,20 @@ def _basic(inputs: int, outputs: int, reduction: int, stride: int) -> Iterable[C
 
 
 def _bottleneck(inputs: int, width: int, reduction: int, stride: int) -> Iterable[Conv]:
-    """1x1, 3x3 (which has the stride, as torchvision's) and 1x1 to four times the width, and a 1x1 on the shortcut likewise."""
+    """1x1, 3x3 (which has the stride, as torchvision's) and 1x1 to four times the width, and a 1x1 on the
+    shortcut likewise."""
     if stride != 1 or inputs != 4 * width:
         yield Conv(inputs, 4 * width, 1, reduction)
-    yield from (Conv(inputs, width, 1, reduction // stride), Conv(width, width, 3, reduction), Conv(width, 4 * width, 1, reduction))
+    yield from (
+        Conv(inputs, width, 1, reduction // stride),
+        Conv(width, width, 3, reduction),
+        Conv(width, 4 * width, 1, reduction),
+    )
 
 
 def siamese(backbone: Network, heads: Heads) -> Sizes:
-    """The files of a run that trains a backbone, a projector and a predictor, with a target for the first two (`nn/siamese.py`)."""
+    """The files of a run that trains a backbone, a projector and a predictor, with a target for the first two
+    (`nn/siamese.py`)."""
     projector, predictor = (_head(inputs, heads) for inputs in (backbone.num_features, heads.output))
     statistics = (2 * FLOAT * heads.hidden + COUNTER) if heads.norm == "batchnorm" else 0
     encoder = FLOAT * (backbone.parameters + projector) + backbone.buffers + statistics
@@ -109,4 +130,6 @@ def siamese(backbone: Network, heads: Heads) -> Sizes:
 
 def _head(inputs: int, heads: Heads) -> int:
     """Parameters of the two layers and the normalisation between them."""
-    return inputs * heads.hidden + heads.hidden + 2 * heads.hidden + heads.hidden * heads.output + heads.output
+    return (
+        inputs * heads.hidden + heads.hidden + 2 * heads.hidden + heads.hidden * heads.output + heads.output
+    )

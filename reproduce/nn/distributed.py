@@ -1,4 +1,5 @@
-"""One run over several processes, started by torchrun: who this process is, what it shares. In one process every function does nothing."""
+"""One run over several processes, started by torchrun: who this process is, what it shares. In one process
+every function does nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def device(name: str) -> torch.device:
-    """The device of this process: `cpu`, `cuda`, `cuda:1`, ..., or `auto`, the GPU if there is one. Torchrun's processes take one each.
+    """The device of this process: `cpu`, `cuda`, `cuda:1`, ..., or `auto`, the GPU if there is one.
+    Torchrun's processes take one each.
 
     Raises:
         ValueError: a GPU is asked for where torch finds none, or torch knows no such device.
@@ -33,7 +35,8 @@ def device(name: str) -> torch.device:
 
 @contextmanager
 def processes(name: str) -> Iterator[None]:
-    """Inside, this process belongs to the group that torchrun started, if it did; gloo on a CPU, nccl on GPUs.
+    """Inside, this process belongs to the group that torchrun started, if it did; gloo on a CPU, nccl on
+    GPUs.
 
     Args:
         name: of the device, as `device` takes it.
@@ -44,7 +47,8 @@ def processes(name: str) -> Iterator[None]:
     chosen = device(name)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    # On GPUs the CPUs have a group too: what they agree on in each step (`anyone`) must not wait for the GPUs.
+    # On GPUs the CPUs have a group too: what they agree on in each step (`anyone`) must not wait for the
+    # GPUs.
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield
@@ -73,7 +77,8 @@ def main_process() -> bool:
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes in the order of their ranks, (n, ...) -> (world_size x n, ...), with gradients to every process.
+    """The rows of all processes in the order of their ranks, (n, ...) -> (world_size x n, ...), with
+    gradients to every process.
 
     n must be the same in all processes.
     """
@@ -103,7 +108,8 @@ def agreed(decision: bool) -> bool:
 
 
 def anyone(decision: bool) -> bool:
-    """Whether any process decided so, on every process, which wait for one another; GPUs at work are not waited for."""
+    """Whether any process decided so, on every process, which wait for one another; GPUs at work are not
+    waited for."""
     if world_size() == 1:
         return decision
     decisions = torch.tensor(int(decision))
@@ -128,18 +134,6 @@ def from_first(x: Tensor | None, num_rows: int, device: torch.device) -> Tensor:
         torch.distributed.broadcast(sent, src=0)
         rows.copy_(sent)
     return result
-
-
-def sync_batchnorm(module: nn.Module) -> nn.Module:
-    """`module` with BatchNorm over the images of all processes; call it when `module` is on its device, before DistributedDataParallel."""
-    if world_size() == 1:
-        return module
-    if all(parameter.is_cuda for parameter in module.parameters()):
-        synced: nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return synced
-    from reproduce.nn.collectives import converted
-
-    return converted(module)
 
 
 def unwrapped(module: nn.Module) -> Any:

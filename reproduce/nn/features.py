@@ -1,4 +1,5 @@
-"""Features of whole splits, for the protocols: in eval mode, without gradients, float32, in the order of the split on every process."""
+"""Features of whole splits, for the protocols: in eval mode, without gradients, float32, in the order of the
+split on every process."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from reproduce.data.images import batches
 from reproduce.lazy import F, torch
 from reproduce.nn import distributed, feature_cache
 from reproduce.site import Site
-from reproduce.spec import Pretrain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,15 +74,19 @@ def labelled(dataset: Dataset, name: str, site: Site) -> Split:
     labels = torch.tensor(images.labels)
     indices = (labels >= 0).nonzero().flatten()
     if len(indices) == 0:
-        raise ValueError(f"{title} has {len(labels)} images, none with a label: an evaluation needs labelled images.")
+        raise ValueError(
+            f"{title} has {len(labels)} images, none with a label: an evaluation needs labelled images."
+        )
     return Split(title, images, indices, labels[indices], len(images.classes))
 
 
 def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device: torch.device) -> Tensor:
-    """Pooled features of the images of `split`, un-augmented; (n, num_features) float32 on the CPU, the caller's own.
+    """Pooled features of the images of `split`, un-augmented; (n, num_features) float32 on the CPU, the
+    caller's own.
 
-    Features of an encoder and images whose digests are known are kept on disk (`feature_cache.py`), so that every evaluation of the same
-    images reads what the first one computed, to the last bit. A split of fewer indices, such as images held out, is another content.
+    Features of an encoder and images whose digests are known are kept on disk (`feature_cache.py`), so that
+    every evaluation of the same images reads what the first one computed, to the last bit. A split of fewer
+    indices, such as images held out, is another content.
 
     Raises:
         FloatingPointError: a feature is not finite.
@@ -90,7 +94,9 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
 
     def rows() -> Iterator[Tensor]:
         mine = split.indices[shares(len(split.indices))]
-        for batch in batches(split.images, mine, CHUNK, crop=(dataset.resize, dataset.size), workers=site.workers):
+        for batch in batches(
+            split.images, mine, CHUNK, crop=(dataset.resize, dataset.size), workers=site.workers
+        ):
             crops = batch.pixels.to(device).float() / 255
             yield encoder.backbone(views.normalise(crops, dataset.mean, dataset.std))
 
@@ -99,14 +105,19 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
             return _finite(in_order(len(split.indices), rows()), split.title)
 
     return feature_cache.once(
-        lambda: content(encoder, dataset, split, device), num_rows=len(split.indices), site=site, device=device, compute=compute
+        lambda: content(encoder, dataset, split, device),
+        num_rows=len(split.indices),
+        site=site,
+        device=device,
+        compute=compute,
     )
 
 
 def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.device) -> dict[str, Any] | None:
     """All that decides the features of `split` but the code of this suite; None where a digest is not known.
 
-    What only moves last bits, such as the model of a GPU or the number of threads, is left out: features are those of one of them.
+    What only moves last bits, such as the model of a GPU or the number of threads, is left out: features are
+    those of one of them.
     """
     import hashlib
 
@@ -116,7 +127,7 @@ def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.devi
         return None
     return {
         "encoder": encoder.digest,
-        "backbone": encoder.spec.backbone,
+        "backbone": encoder.architecture,
         "dataset": dataset.id,  # synthetic scenes of another seed have the same names and sizes, which are all that a digest sees
         "images": split.images.digest,
         "indices": hashlib.sha256(split.indices.numpy().data).hexdigest(),
@@ -130,19 +141,24 @@ def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.devi
 
 
 def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int) -> Pairs:
-    """What `encoder` makes of two augmented views of each image of the test split, drawn from its own augmentation and `seed`.
+    """What `encoder` makes of two augmented views of each image of the test split, drawn from its own
+    augmentation and `seed`.
 
     Raises:
         FloatingPointError: a value is not finite.
         ValueError: the split has fewer than two images, or the encoder is not one that was pretrained here.
     """
-    if not isinstance(encoder.spec, Pretrain) or encoder.projector is None:
-        raise ValueError("Projections of augmented views need the projector and the augmentation of a pretraining run of this suite.")
-    projector = encoder.projector
-    images, title = dataset.load(dataset.test_split, site), f"the {dataset.test_split} split of {dataset.name}"
+    if encoder.augmentation is None or encoder.projector is None:
+        raise ValueError(
+            "Projections of augmented views need the projector and the augmentation of a pretraining run of this suite."
+        )
+    projector, augmentation = encoder.projector, encoder.augmentation
+    images, title = (
+        dataset.load(dataset.test_split, site),
+        f"the {dataset.test_split} split of {dataset.name}",
+    )
     if len(images) < 2:
         raise ValueError(f"{title} has {len(images)} images: distances between images need at least 2.")
-    augmentation: Any = encoder.spec.augmentation
     widths: list[int] = []
 
     def rows() -> Iterator[Tensor]:
@@ -150,7 +166,14 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
             canvas, outputs = batch.pixels.to(device), []
             for view in range(2):
                 sampled = views.sample(
-                    canvas, batch.sizes, batch.indices, augmentation=augmentation, size=dataset.size, seed=seed, epoch=0, view=view
+                    canvas,
+                    batch.sizes,
+                    batch.indices,
+                    augmentation=augmentation,
+                    size=dataset.size,
+                    seed=seed,
+                    epoch=0,
+                    view=view,
                 )
                 features = encoder.backbone(views.normalise(sampled, dataset.mean, dataset.std))
                 outputs += [projector(features).float(), features.float()]
@@ -165,7 +188,8 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
 
 @contextmanager
 def inference(encoder: Encoder, device: torch.device) -> Iterator[None]:
-    """Eval mode and no gradients, bfloat16 on a GPU where the encoder was trained in it; afterwards the modules are as they were."""
+    """Eval mode and no gradients, bfloat16 on a GPU where the encoder was trained in it; afterwards the
+    modules are as they were."""
     parts = [part for part in (encoder.backbone, encoder.projector) if part is not None]
     modules = [module for part in parts for module in part.modules()]
     training = [module.training for module in modules]
@@ -186,22 +210,27 @@ def precision(encoder: Encoder, device: torch.device) -> torch.autocast:
 
 def _mixed(encoder: Encoder, device: torch.device) -> bool:
     """Whether the encoder's arithmetic is bfloat16's."""
-    return isinstance(encoder.spec, Pretrain) and encoder.spec.precision == "bfloat16" and device.type == "cuda"
+    return encoder.precision == "bfloat16" and device.type == "cuda"
 
 
 def shares(num_rows: int, chunk: int = CHUNK) -> Tensor:
-    """The rows that this process computes, in order: chunks of `chunk` rows are dealt to the processes in turn.
+    """The rows that this process computes, in order: chunks of `chunk` rows are dealt to the processes in
+    turn.
 
-    The chunks are the same ones whatever the number of processes, so the values are too, to the last bit. A process that has nothing to do
-    in the last round computes the last row once more, since all must take part in the gathering.
+    The chunks are the same ones whatever the number of processes, so the values are too, to the last bit. A
+    process that has nothing to do in the last round computes the last row once more, since all must take part
+    in the gathering.
     """
     step, offset = chunk * distributed.world_size(), chunk * distributed.rank()
     starts = range(offset, num_rows + offset, step)
-    return torch.cat([torch.arange(min(start, num_rows - 1), min(start + chunk, num_rows)) for start in starts])
+    return torch.cat(
+        [torch.arange(min(start, num_rows - 1), min(start + chunk, num_rows)) for start in starts]
+    )
 
 
 def in_order(num_rows: int, mine: Iterable[Tensor], chunk: int = CHUNK) -> Tensor:
-    """All rows in order, on every process, from the chunks of `shares` that each computes; (num_rows, d) float32 on the CPU.
+    """All rows in order, on every process, from the chunks of `shares` that each computes; (num_rows, d)
+    float32 on the CPU.
 
     Args:
         mine: this process's chunks, each (at most `chunk`, d), on any device.
@@ -217,7 +246,8 @@ def in_order(num_rows: int, mine: Iterable[Tensor], chunk: int = CHUNK) -> Tenso
 
 
 def _finite(x: Tensor, title: str) -> Tensor:
-    """`x`, or FloatingPointError: a classifier or a vote on NaN would give a number that looks like a result."""
+    """`x`, or FloatingPointError: a classifier or a vote on NaN would give a number that looks like a
+    result."""
     if not all(extreme.isfinite() for extreme in x.aminmax()):
         raise FloatingPointError(f"The features of {title} are not all finite: the encoder has diverged.")
     return x

@@ -1,11 +1,12 @@
-"""Projection and prediction heads: two fully connected layers with a normalisation and a ReLU between them (paper, section 7.2)."""
+"""Projection and prediction heads: two fully connected layers with a normalisation and a ReLU between them
+(paper, section 7.2)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from reproduce.spec import Settings
+from reproduce.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +21,8 @@ class Heads(Settings, name="heads"):
     output: int = 128
     """Dimensions d of z and p (section 7.2, with a ResNet-18); 256 with a ResNet-50."""
     norm: Literal["batchnorm", "layernorm"] = "batchnorm"
-    """Between the two layers (section 7.2; Table 6 compares both). The backbone keeps its BatchNorm either way."""
+    """Between the two layers (section 7.2; Table 6 compares both). The backbone keeps its BatchNorm either
+    way."""
 
     def projector(self, features: int) -> nn.Module:
         """g: (batch, features) -> (batch, output)."""
@@ -34,4 +36,9 @@ class Heads(Settings, name="heads"):
         from torch import nn
 
         norm = nn.BatchNorm1d if self.norm == "batchnorm" else nn.LayerNorm
-        return nn.Sequential(nn.Linear(inputs, self.hidden), norm(self.hidden), nn.ReLU(inplace=True), nn.Linear(self.hidden, self.output))
+        return nn.Sequential(
+            nn.Linear(inputs, self.hidden),
+            norm(self.hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(self.hidden, self.output),
+        )

@@ -1,13 +1,15 @@
 """LARS: SGD with momentum and a learning rate of its own for each layer (You et al., 2017).
 
-Order of operations and exclusions are those of google-deepmind/deepmind-research byol/utils/optimizers.py, for a weight w with gradient g:
+Order of operations and exclusions are those of google-deepmind/deepmind-research byol/utils/optimizers.py,
+for a weight w with gradient g:
 
     u <- g + weight_decay w
-    u <- u trust_coefficient ||w|| / ||u||      (unchanged if either norm is 0, so that a zero weight still moves)
-    m <- momentum m + u
+    u <- u trust_coefficient ||w|| / ||u||      (unchanged if either norm is 0, so that a zero weight still
+    moves) m <- momentum m + u
     w <- w - lr m
 
-Biases and normalisation parameters skip the first two lines. All weights are updated together, and no norm is read back from the device.
+Biases and normalisation parameters skip the first two lines. All weights are updated together, and no norm is
+read back from the device.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def parameters_of(module: nn.Module) -> list[dict[str, Any]]:
-    """The trained parameters of `module` in two groups: weights, and the exempt ones, biases and normalisation parameters (vectors)."""
+    """The trained parameters of `module` in two groups: weights, and the exempt ones, biases and
+    normalisation parameters (vectors)."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in trained if parameter.ndim > 1]
     exempt = [parameter for parameter in trained if parameter.ndim <= 1]
@@ -42,12 +45,19 @@ class LARS(torch.optim.Optimizer):
         trust_coefficient: float = 1e-3,
     ) -> None:
         """`params` are those of `parameters_of`; whoever trains sets each group's `lr` before each step."""
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust_coefficient": trust_coefficient, "exempt": False}
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "trust_coefficient": trust_coefficient,
+            "exempt": False,
+        }
         super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; afterwards the gradients of weights have the decay in them."""
+        """One update of every parameter that has a gradient; afterwards the gradients of weights have the
+        decay in them."""
         assert closure is None, "this optimiser evaluates no closure"
         for group in self.param_groups:
             weights = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -75,8 +85,11 @@ class LARS(torch.optim.Optimizer):
 
 
 def trust_ratios(weights: list[Tensor], updates: list[Tensor], trust_coefficient: float) -> list[Tensor]:
-    """trust_coefficient ||w|| / ||u|| for each weight and its update, a scalar tensor each; 1 where either norm is 0."""
+    """trust_coefficient ||w|| / ||u|| for each weight and its update, a scalar tensor each; 1 where either
+    norm is 0."""
     weight_norms = torch.stack(torch._foreach_norm(weights))
     update_norms = torch.stack(torch._foreach_norm(updates))
-    ratios = torch.where((weight_norms > 0) & (update_norms > 0), trust_coefficient * weight_norms / update_norms, 1.0)
+    ratios = torch.where(
+        (weight_norms > 0) & (update_norms > 0), trust_coefficient * weight_norms / update_norms, 1.0
+    )
     return list(ratios.unbind())

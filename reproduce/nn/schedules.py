@@ -1,4 +1,5 @@
-"""Learning rate and target decay, step by step, as in google-deepmind/deepmind-research byol/utils/schedules.py, and drops of the rate.
+"""Learning rate and target decay, step by step, as in google-deepmind/deepmind-research
+byol/utils/schedules.py, and drops of the rate.
 
 Steps and epochs count from 0: `step` optimiser steps are done before this one. Standard library only.
 """
@@ -11,8 +12,8 @@ import math
 def learning_rate(step: int, *, peak: float, warmup_steps: int, num_steps: int) -> float:
     """The learning rate of step `step` of `num_steps`: linear from 0 to `peak`, then a cosine to 0.
 
-    The first step of a warm-up has the rate 0, step `warmup_steps` has `peak`, and step `num_steps`, the first after the end, would have 0.
-    A run that is shorter than its warm-up never reaches the peak.
+    The first step of a warm-up has the rate 0, step `warmup_steps` has `peak`, and step `num_steps`, the
+    first after the end, would have 0. A run that is shorter than its warm-up never reaches the peak.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
@@ -20,7 +21,8 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, num_steps: int) 
 
 
 def drops(epoch: int, *, num_drops: int, num_epochs: int) -> int:
-    """How often the rate has dropped before epoch `epoch` of `num_epochs`, with `num_drops` drops at equally spaced epochs, rounded.
+    """How often the rate has dropped before epoch `epoch` of `num_epochs`, with `num_drops` drops at equally
+    spaced epochs, rounded.
 
     Two drops in 28 epochs come after 9 and after 19 epochs, in 84 after 28 and after 56.
     """
@@ -28,7 +30,8 @@ def drops(epoch: int, *, num_drops: int, num_epochs: int) -> int:
 
 
 def target_decay(step: int, *, base: float, num_steps: int) -> float:
-    """tau of step `step` of `num_steps`: 1 - (1 - base) (cos(pi step / num_steps) + 1) / 2, from `base` up to 1."""
+    """tau of step `step` of `num_steps`: 1 - (1 - base) (cos(pi step / num_steps) + 1) / 2, from `base` up to
+    1."""
     return 1 - (1 - base) * _cosine_decay(step, num_steps)
 
 

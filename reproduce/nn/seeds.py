@@ -1,7 +1,7 @@
 """Random streams that follow from counters: the same key gives the same numbers, whatever was drawn before.
 
-torch's CPU generator keeps only the low 32 bits of its seed, so packing a run's seed and a step into one integer makes every run draw the
-same numbers. The key is therefore hashed.
+torch's CPU generator keeps only the low 32 bits of its seed, so packing a run's seed and a step into one
+integer makes every run draw the same numbers. The key is therefore hashed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def generator(purpose: str, *counters: int) -> Generator:
-    """A CPU generator whose stream is decided by `purpose` (such as `noise`) and `counters` (such as a run's seed and a step)."""
+    """A CPU generator whose stream is decided by `purpose` (such as `noise`) and `counters` (such as a run's
+    seed and a step)."""
     return torch.Generator().manual_seed(seed(purpose, *counters))
 
 

@@ -1,10 +1,13 @@
-"""The online and the target network of BYOL (paper, section 3.1; google-deepmind/deepmind-research byol/byol_experiment.py).
+"""The online and the target network of BYOL (paper, section 3.1; google-deepmind/deepmind-research
+byol/byol_experiment.py).
 
     online:  p  = h(g(f(v)))        trained
-    target:  z' = g'(f'(v))         xi <- tau xi + (1 - tau) theta after each step, over the parameters of f and g
+    target:  z' = g'(f'(v))         xi <- tau xi + (1 - tau) theta after each step, over the parameters of f
+    and g
 
-The target starts as a copy of the online network (BYOL draws it anew and notes no difference). Like BYOL's it normalises with the
-statistics of the batch, as in training; its running statistics come from its own forward passes and are not averaged.
+The target starts as a copy of the online network (BYOL draws it anew and notes no difference). Like BYOL's it
+normalises with the statistics of the batch, as in training; its running statistics come from its own forward
+passes and are not averaged.
 """
 
 from __future__ import annotations
@@ -70,7 +73,8 @@ class Siamese(nn.Module):
 
     @torch.no_grad()
     def follow(self, tau: float, *, step: int, num_steps: int) -> dict[str, float]:
-        """Moves the target towards the online network after optimiser step `step` (from 0) of `num_steps`; returns the rate used.
+        """Moves the target towards the online network after optimiser step `step` (from 0) of `num_steps`;
+        returns the rate used.
 
         Args:
             tau: the decay rate at the first step; it rises to 1 at the last.

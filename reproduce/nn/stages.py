@@ -1,4 +1,5 @@
-"""A backbone as the stages that a detector is built from: the stem, then one part for each size of the features."""
+"""A backbone as the stages that a detector is built from: the stem, then one part for each size of the
+features."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def stages(backbone: nn.Module) -> list[Stage]:
 
 
 def _parts(backbone: nn.Module) -> list[nn.Module]:
-    from torchvision.models import ResNet  # type: ignore[import-untyped]
+    from torchvision.models import ResNet
 
     from reproduce.nn.residual import SmallResNet
 

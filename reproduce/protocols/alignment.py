@@ -1,11 +1,12 @@
 """Alignment and uniformity of the embeddings (protocol sheet, 7; Wang and Isola, ssnl/align_uniform).
 
     alignment  = mean over positive pairs of || x - y ||^2
-    uniformity = log of the mean over i < j of exp(-2 || x_i - x_j ||^2), averaged over the two sides of the pairs
+    uniformity = log of the mean over i < j of exp(-2 || x_i - x_j ||^2), averaged over the two sides of the
+    pairs
 
-Both on l2-normalised vectors; lower is better aligned, lower is more uniform. A positive pair is two augmented views of a test image. The
-paper's -3.8 is out of reach for ReLU features (their floor is about -2.7), so the head's output z is what is measured; the pooled features'
-values stand beside it.
+Both on l2-normalised vectors; lower is better aligned, lower is more uniform. A positive pair is two
+augmented views of a test image. The paper's -3.8 is out of reach for ReLU features (their floor is about
+-2.7), so the head's output z is what is measured; the pooled features' values stand beside it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
-from reproduce.progress import Watch
 from reproduce.protocols.protocol import Protocol
+from reproduce.runs.progress import Watch
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -42,9 +43,16 @@ class AlignmentUniformity(Protocol, name="alignment"):
         return 2 * num_test
 
     def run(
-        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+        self,
+        encoder: Encoder,
+        dataset: Dataset,
+        site: Site,
+        device: torch.device,
+        seed: int,
+        watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns squared distances and their log-mean-exp, of projections and (`_features`) of pooled features.
+        """Returns squared distances and their log-mean-exp, of projections and (`_features`) of pooled
+        features.
 
         The views are drawn from the augmentation that the encoder was trained with, from `seed`.
         """
@@ -65,7 +73,8 @@ def alignment(x: Tensor, y: Tensor) -> float:
 
 
 def uniformity(x: Tensor, t: float = 2.0, chunk: int = 2048) -> float:
-    """log of the mean over i < j of exp(-t || x_i - x_j ||^2), with chunk x chunk distances in memory at a time.
+    """log of the mean over i < j of exp(-t || x_i - x_j ||^2), with chunk x chunk distances in memory at a
+    time.
 
     Args:
         x: (n, d) float64 of unit length, n >= 2.

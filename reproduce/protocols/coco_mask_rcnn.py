@@ -1,7 +1,9 @@
-"""Instance segmentation on COCO 2017: Mask R-CNN with a feature pyramid, 1x schedule (section 8.4; protocol sheet, 11).
+"""Instance segmentation on COCO 2017: Mask R-CNN with a feature pyramid, 1x schedule (section 8.4; protocol
+sheet, 11).
 
-Trained on train2017, measured on val2017 by COCO's average precision of boxes and of masks. The paper gives the schedule; the rest is the
-transfer recipe of its sources (DenseCL, PixPro, VISSL): nothing frozen, BatchNorm over all devices also in the pyramid and in the heads.
+Trained on train2017, measured on val2017 by COCO's average precision of boxes and of masks. The paper gives
+the schedule; the rest is the transfer recipe of its sources (DenseCL, PixPro, VISSL): nothing frozen,
+BatchNorm over all devices also in the pyramid and in the heads.
 
 At paper scale 90 000 iterations of 16 images.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from reproduce.detection.protocol import Detection
+from reproduce.protocols.detection import Detection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ class COCOMaskRCNN(Detection, name="coco_mask_rcnn"):
     mask_resolution: int = 14
     """The same; the mask head doubles it."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
-    """No source fixes the paper's: four convolutions and a fully connected layer with BatchNorm (DenseCL, PixPro), or two of the latter."""
+    """No source fixes the paper's: four convolutions and a fully connected layer with BatchNorm (DenseCL,
+    PixPro), or two of the latter."""
 
     wants: ClassVar[str] = "boxes and masks by the rules of COCO"
     masks: ClassVar[bool] = True

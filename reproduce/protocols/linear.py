@@ -1,8 +1,8 @@
 """Linear evaluation on cached features (protocol sheet, 1; htdt/self-supervised eval/sgd.py).
 
-A linear classifier is trained on the un-augmented, un-normalised pooled features of the train split and measured on the test split after
-its last epoch. Takes about 1 s for 1 000 images of 64 features on a CPU; 63 500 steps for ImageNet-100, with all features
-in the device's memory.
+A linear classifier is trained on the un-augmented, un-normalised pooled features of the train split and
+measured on the test split after its last epoch. Takes about 1 s for 1 000 images of 64 features on a CPU; 63
+500 steps for ImageNet-100, with all features in the device's memory.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
 from reproduce.nn import seeds
 from reproduce.nn.classifiers import accuracies
-from reproduce.progress import Watch
 from reproduce.protocols.protocol import Protocol
+from reproduce.runs.progress import Watch
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -52,9 +52,16 @@ class LinearEvaluation(Protocol, name="linear"):
         return num_train + num_test
 
     def run(
-        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+        self,
+        encoder: Encoder,
+        dataset: Dataset,
+        site: Site,
+        device: torch.device,
+        seed: int,
+        watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns `top1` and `top5`; with fewer than 5 classes every class is among the 5 best, so `top5` is 1."""
+        """Returns `top1` and `top5`; with fewer than 5 classes every class is among the 5 best, so `top5` is
+        1."""
         from reproduce.nn import features
 
         train, test = features.train_and_test(dataset, site)
@@ -66,7 +73,8 @@ class LinearEvaluation(Protocol, name="linear"):
     def fit(self, x: Tensor, y: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
         """The classifier after the last epoch.
 
-        Its initial weights and the order of images come from a generator on the CPU, so they do not depend on the device.
+        Its initial weights and the order of images come from a generator on the CPU, so they do not depend on
+        the device.
 
         Args:
             x: features, (n, d) float32.
@@ -82,7 +90,9 @@ class LinearEvaluation(Protocol, name="linear"):
             for shape in ((num_classes, x.shape[1]), (num_classes,))
         )
         optimizer = torch.optim.Adam([weight, bias], lr=self.lr, weight_decay=self.weight_decay, fused=True)
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=(self.last_lr / self.lr) ** (1 / self.epochs))
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(
+            optimizer, gamma=(self.last_lr / self.lr) ** (1 / self.epochs)
+        )
         for _ in range(self.epochs):
             order = torch.randperm(len(x), generator=generator).to(x.device)
             for batch in torch.split(order, self.batch_size):

@@ -1,11 +1,12 @@
-"""Linear evaluation with augmented views and SGD, as on ImageNet (protocol sheet, 2 and 6): BYOL's, and section 8.4's for other data sets.
+"""Linear evaluation with augmented views and SGD, as on ImageNet (protocol sheet, 2 and 6): BYOL's, and
+section 8.4's for other data sets.
 
-A linear classifier is trained on the pooled features of a frozen encoder, whose images are cropped and flipped anew in each epoch. Several
-learning rates are tried in one pass over the data, each by a classifier of its own; the best on images held out of the train split is
-measured on the test split, once.
+A linear classifier is trained on the pooled features of a frozen encoder, whose images are cropped and
+flipped anew in each epoch. Several learning rates are tried in one pass over the data, each by a classifier
+of its own; the best on images held out of the train split is measured on the test split, once.
 
-The backbone sees each training image once an epoch, whatever the number of rates: 80 epochs of ImageNet are 10^8 forward passes, ten epochs
-of the 1 080 training images of the smoke scale 3 s on a CPU core.
+The backbone sees each training image once an epoch, whatever the number of rates: 80 epochs of ImageNet are
+10^8 forward passes, ten epochs of the 1 080 training images of the smoke scale 3 s on a CPU core.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from reproduce.data.augmentation import CROP_AND_FLIP, Augmentation
 from reproduce.data.dataset import Dataset
-from reproduce.data.views import CROP_AND_FLIP, Augmentation
 from reproduce.nn import classifiers, schedules
 from reproduce.nn.classifiers import Classifiers, Stream
-from reproduce.progress import Watch
 from reproduce.protocols.protocol import Protocol
+from reproduce.runs.progress import Watch
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -29,14 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSGD(Protocol, name="linear_sgd"):
-    """Settings; the defaults are BYOL's on ImageNet (its App. C.1 and google-deepmind/deepmind-research byol/configs/eval.py)."""
+    """Settings; the defaults are BYOL's on ImageNet (its App. C.1 and google-deepmind/deepmind-research
+    byol/configs/eval.py)."""
 
     base_lrs: tuple[float, ...] = (0.4, 0.3, 0.2, 0.1, 0.05)
-    """Peak rates x batch_size / 256 (byol/utils/schedules.py), one classifier each; the best on the held-out images is measured."""
+    """Peak rates x batch_size / 256 (byol/utils/schedules.py), one classifier each; the best on the held-out
+    images is measured."""
     epochs: int = 80
     """Passes over the train split (byol/configs/eval.py)."""
     batch_size: int = 1024
-    """Images per step over all devices (BYOL's App. C.1), at most: an epoch's batches are of nearly equal size."""
+    """Images per step over all devices (BYOL's App. C.1), at most: an epoch's batches are of nearly equal
+    size."""
     momentum: float = 0.9
     """byol/configs/eval.py."""
     nesterov: bool = True
@@ -44,9 +48,11 @@ class LinearSGD(Protocol, name="linear_sgd"):
     weight_decay: float = 0.0
     """Of weights and biases, added to the gradient; none in the same file."""
     num_drops: int = 0
-    """How often the rate is divided by 10, at equally spaced epochs (section 8.4); 0: a cosine down to 0 (byol/utils/schedules.py)."""
+    """How often the rate is divided by 10, at equally spaced epochs (section 8.4); 0: a cosine down to 0
+    (byol/utils/schedules.py)."""
     num_held_out: int = 10_009
-    """Train images that choose the rate and train nothing (BYOL's App. C.1); 0 where there is one rate only."""
+    """Train images that choose the rate and train nothing (BYOL's App. C.1); 0 where there is one rate
+    only."""
     augmentation: Augmentation = CROP_AND_FLIP
     """Of the training views."""
 
@@ -72,26 +78,41 @@ class LinearSGD(Protocol, name="linear_sgd"):
                 f"not {self.epochs}, {self.batch_size} and {self.weight_decay}."
             )
         if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
-            raise ValueError(f"linear_sgd takes 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}.")
+            raise ValueError(
+                f"linear_sgd takes 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}."
+            )
         if not 0 <= self.num_drops < self.epochs:
-            raise ValueError(f"linear_sgd takes num_drops from 0 to epochs - 1, not {self.num_drops} with {self.epochs} epochs.")
+            raise ValueError(
+                f"linear_sgd takes num_drops from 0 to epochs - 1, not {self.num_drops} with {self.epochs} epochs."
+            )
 
     def rates(self, step: int, steps_per_epoch: int) -> list[float]:
         """The learning rate of each classifier at step `step` of the training, counted from 0."""
         peaks = [base_lr * self.batch_size / 256 for base_lr in self.base_lrs]
         if self.num_drops:
-            dropped = schedules.drops(step // steps_per_epoch, num_drops=self.num_drops, num_epochs=self.epochs)
+            dropped = schedules.drops(
+                step // steps_per_epoch, num_drops=self.num_drops, num_epochs=self.epochs
+            )
             return [peak / 10**dropped for peak in peaks]
         num_steps = self.epochs * steps_per_epoch
-        return [schedules.learning_rate(step, peak=peak, warmup_steps=0, num_steps=num_steps) for peak in peaks]
+        return [
+            schedules.learning_rate(step, peak=peak, warmup_steps=0, num_steps=num_steps) for peak in peaks
+        ]
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return self.epochs * (num_train - self.num_held_out) + self.num_held_out + num_test
 
     def run(
-        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+        self,
+        encoder: Encoder,
+        dataset: Dataset,
+        site: Site,
+        device: torch.device,
+        seed: int,
+        watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns `top1` and `top5`; where images are held out also `lr`, the chosen one of `base_lrs`, and its `held_out_top1`.
+        """Returns `top1` and `top5`; where images are held out also `lr`, the chosen one of `base_lrs`, and
+        its `held_out_top1`.
 
         Of rates that are equally good the first is chosen. With fewer than 5 classes `top5` is 1.
 
@@ -131,9 +152,13 @@ class LinearSGD(Protocol, name="linear_sgd"):
             stream,
             lambda step: self.rates(step, stream.num_steps),
             epochs=self.epochs,
-            held_out=classifiers.labelled_features(encoder, dataset, held_out, site, device) if self.num_held_out else None,
+            held_out=classifiers.labelled_features(encoder, dataset, held_out, site, device)
+            if self.num_held_out
+            else None,
             watch=watch,
         )
         chosen = classifiers.best(scores, names) if scores else 0
-        measured = trained.measure(chosen, *classifiers.labelled_features(encoder, dataset, test, site, device))
+        measured = trained.measure(
+            chosen, *classifiers.labelled_features(encoder, dataset, test, site, device)
+        )
         return measured | ({"lr": self.base_lrs[chosen], "held_out_top1": scores[chosen]} if scores else {})

@@ -1,10 +1,12 @@
 """Semi-supervised classification with 1 % or 10 % of the labels (section 8.2; protocol sheet, 2 and 3).
 
-A linear classifier is trained on the labelled images of a list, cropped and flipped anew in each epoch: on a frozen encoder (`encoder_lr`
-0, the paper's setting with 1 %), or together with it, each at a rate of its own. Each number of `epochs` is a training with a cosine of its
-own; the best on train images outside the list is measured on the test split, once.
+A linear classifier is trained on the labelled images of a list, cropped and flipped anew in each epoch: on a
+frozen encoder (`encoder_lr` 0, the paper's setting with 1 %), or together with it, each at a rate of its own.
+Each number of `epochs` is a training with a cosine of its own; the best on train images outside the list is
+measured on the test split, once.
 
-On a frozen encoder all numbers of epochs share one pass over the data; else each is a training of its own, of a fresh copy of the encoder.
+On a frozen encoder all numbers of epochs share one pass over the data; else each is a training of its own, of
+a fresh copy of the encoder.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from reproduce import checkpoint
 from reproduce.data import lists
+from reproduce.data.augmentation import CROP_AND_FLIP, Augmentation
 from reproduce.data.dataset import Dataset
-from reproduce.data.views import CROP_AND_FLIP, Augmentation
 from reproduce.lazy import torch
 from reproduce.nn import classifiers, distributed, schedules
 from reproduce.nn.classifiers import Classifiers, Labelled, Stream
-from reproduce.progress import Progress, Watch
+from reproduce.nn.keeper import Keeper
 from reproduce.protocols.protocol import Protocol
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -53,9 +55,11 @@ class SemiSupervised(Protocol, name="semi"):
     encoder_lr: float = 0.0
     """Peak rate of the encoder; 0: it is frozen (section 8.2: frozen with 1 %, 2.5e-4 with 10 %)."""
     epochs: tuple[int, ...] = (30, 50)
-    """Passes over the labelled images, one training each; the best on the held-out images is measured (BYOL's App. C.2)."""
+    """Passes over the labelled images, one training each; the best on the held-out images is measured (BYOL's
+    App. C.2)."""
     batch_size: int = 1024
-    """Images per step over all devices (section 8.2), at most: an epoch's batches are of nearly equal size."""
+    """Images per step over all devices (section 8.2), at most: an epoch's batches are of nearly equal
+    size."""
     momentum: float = 0.9
     """Section 8.2."""
     nesterov: bool = True
@@ -63,9 +67,11 @@ class SemiSupervised(Protocol, name="semi"):
     weight_decay: float = 0.0
     """BYOL's App. C.2."""
     batchnorm: Literal["train", "eval"] = "train"
-    """Statistics of an encoder that is trained: of the batch (byol/eval_experiment.py), or those of pretraining."""
+    """Statistics of an encoder that is trained: of the batch (byol/eval_experiment.py), or those of
+    pretraining."""
     num_held_out: int = 10_009
-    """Train images, none of them labelled for training, that choose the epochs (BYOL's App. C.1); 0 where there is one number only."""
+    """Train images, none of them labelled for training, that choose the epochs (BYOL's App. C.1); 0 where
+    there is one number only."""
     augmentation: Augmentation = CROP_AND_FLIP
     """Of the training views: random resized crop and flip (BYOL's App. C.2)."""
 
@@ -107,11 +113,19 @@ class SemiSupervised(Protocol, name="semi"):
         return 3 * sum(self.epochs) * labelled + len(self.epochs) * self.num_held_out + num_test
 
     def run(
-        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+        self,
+        encoder: Encoder,
+        dataset: Dataset,
+        site: Site,
+        device: torch.device,
+        seed: int,
+        watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns `top1` and `top5`; where images are held out also the chosen number of `epochs` and its `held_out_top1`.
+        """Returns `top1` and `top5`; where images are held out also the chosen number of `epochs` and its
+        `held_out_top1`.
 
-        Of numbers that are equally good the first is chosen. With fewer than 5 classes `top5` is 1. `encoder` is left as it was.
+        Of numbers that are equally good the first is chosen. With fewer than 5 classes `top5` is 1. `encoder`
+        is left as it was.
 
         Raises:
             FloatingPointError: no number of epochs kept a finite loss; one that did not is out of the race.
@@ -138,7 +152,9 @@ class SemiSupervised(Protocol, name="semi"):
         best = (self._best_tuned if self.encoder_lr else self._best_frozen)(encoder, stream, held_out, watch)
         x, y = classifiers.labelled_features(best.encoder, dataset, test, site, device)
         measured = best.classifier.measure(best.place, x, y)
-        return measured | ({"epochs": float(best.epochs), "held_out_top1": best.score} if self.num_held_out else {})
+        return measured | (
+            {"epochs": float(best.epochs), "held_out_top1": best.score} if self.num_held_out else {}
+        )
 
     def _listed(self, train: Split, dataset: Dataset, site: Site) -> torch.Tensor:
         """The rows of `train` that the list names, (n,).
@@ -152,11 +168,17 @@ class SemiSupervised(Protocol, name="semi"):
             raise ValueError(f"{title} names {len(listed)} images, but only {len(different)} different ones.")
         rows = torch.isin(train.indices, listed).nonzero().flatten()
         if len(rows) < len(listed):
-            raise ValueError(f"{title} names {len(listed)} images, of which {len(listed) - len(rows)} have no label there.")
+            raise ValueError(
+                f"{title} names {len(listed)} images, of which {len(listed) - len(rows)} have no label there."
+            )
         missing = sorted(set(range(train.num_classes)) - set(train.labels[rows].tolist()))
         if missing:
-            names = ", ".join(train.images.classes[label] for label in missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ValueError(f"{title} names {len(listed)} images, none of {len(missing)} of the {train.num_classes} classes: {names}.")
+            names = ", ".join(train.images.classes[label] for label in missing[:5]) + (
+                ", ..." if len(missing) > 5 else ""
+            )
+            raise ValueError(
+                f"{title} names {len(listed)} images, none of {len(missing)} of the {train.num_classes} classes: {names}."
+            )
         return rows
 
     def _best_frozen(self, encoder: Encoder, stream: Stream, held_out: Split, watch: Watch) -> Trained:
@@ -177,7 +199,8 @@ class SemiSupervised(Protocol, name="semi"):
         return Trained(self.epochs[chosen], encoder, trained, chosen, scores[chosen] if scores else math.nan)
 
     def _best_tuned(self, encoder: Encoder, stream: Stream, held_out: Split, watch: Watch) -> Trained:
-        """One training after the other, of which the best is kept; from the newest checkpoint in the folder of `watch`, if there is one.
+        """One training after the other, of which the best is kept; from the newest checkpoint in the folder
+        of `watch`, if there is one.
 
         Raises:
             FloatingPointError: none kept a finite loss.
@@ -198,7 +221,11 @@ class SemiSupervised(Protocol, name="semi"):
             done = {"number": number, "best": None if best is None else _saved(best), "lost": list(lost)}
             try:
                 tuned, classifier = self._tune(encoder, stream, number, watch, kept, done)
-                score = classifier.top1(*self._features(tuned, stream, held_out))[0] if self.num_held_out else math.nan
+                score = (
+                    classifier.top1(*self._features(tuned, stream, held_out))[0]
+                    if self.num_held_out
+                    else math.nan
+                )
                 if self.num_held_out and math.isnan(score):
                     raise classifiers.diverged([f"epochs {epochs}"])
             except FloatingPointError:
@@ -206,15 +233,21 @@ class SemiSupervised(Protocol, name="semi"):
                 watch.record.tag("diverged", ", ".join(lost))
                 continue
             if self.num_held_out:
-                watch.record.log(sum(self.epochs[: number + 1]) * stream.num_steps, {f"held_out_top1/epochs {epochs}": score})
+                watch.record.log(
+                    sum(self.epochs[: number + 1]) * stream.num_steps,
+                    {f"held_out_top1/epochs {epochs}": score},
+                )
             if best is None or score > best.score:
                 best = Trained(epochs, tuned, classifier, 0, score)
         if best is None:
             raise classifiers.diverged(lost)
         return best
 
-    def _resumed(self, saved: dict[str, Any] | None, encoder: Encoder, stream: Stream) -> tuple[int, Trained | None, list[str]]:
-        """The number of the training that a checkpoint was written in, the best of those before it, and those that were lost."""
+    def _resumed(
+        self, saved: dict[str, Any] | None, encoder: Encoder, stream: Stream
+    ) -> tuple[int, Trained | None, list[str]]:
+        """The number of the training that a checkpoint was written in, the best of those before it, and those
+        that were lost."""
         from reproduce.nn.encoder import Encoder
 
         if saved is None:
@@ -224,15 +257,22 @@ class SemiSupervised(Protocol, name="semi"):
         network, classifier = copy.deepcopy(encoder.backbone), self._classifiers(1, encoder, stream)
         network.load_state_dict(best["network"])
         classifier.load_state_dict(best["classifier"])
-        trained = Trained(best["epochs"], Encoder(encoder.spec, network, None), classifier, 0, best["score"])
+        trained = Trained(
+            best["epochs"],
+            Encoder(encoder.architecture, network, precision=encoder.precision),
+            classifier,
+            0,
+            best["score"],
+        )
         return saved["number"], trained, saved["lost"]
 
     def _tune(
-        self, encoder: Encoder, stream: Stream, number: int, watch: Watch, kept: checkpoint.Keeper, done: dict[str, Any]
+        self, encoder: Encoder, stream: Stream, number: int, watch: Watch, kept: Keeper, done: dict[str, Any]
     ) -> tuple[Encoder, Classifiers]:
         """Trains a copy of the encoder and a classifier for `epochs[number]` epochs.
 
-        Every process computes the features of its share of a batch and the gradient of the loss of the whole batch by them.
+        Every process computes the features of its share of a batch and the gradient of the loss of the whole
+        batch by them.
 
         Args:
             kept: the checkpoints, whose newest it goes on from if that is of this training.
@@ -244,13 +284,18 @@ class SemiSupervised(Protocol, name="semi"):
         """
         from reproduce.nn import features
         from reproduce.nn.encoder import Encoder
+        from reproduce.nn.sync_batchnorm import sync_batchnorm
 
         epochs, before = self.epochs[number], sum(self.epochs[:number])
         network: Any = copy.deepcopy(encoder.backbone).requires_grad_(True).train(self.batchnorm == "train")
         if self.batchnorm == "train":
-            network = distributed.sync_batchnorm(network)
+            network = sync_batchnorm(network)
         optimizer = torch.optim.SGD(
-            network.parameters(), lr=self.encoder_lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay
+            network.parameters(),
+            lr=self.encoder_lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
         )
         classifier = self._classifiers(1, encoder, stream)
         total = torch.zeros(1, device=stream.device)
@@ -264,7 +309,7 @@ class SemiSupervised(Protocol, name="semi"):
         tuned = network
         if distributed.world_size() > 1:
             network = torch.nn.parallel.DistributedDataParallel(network)
-        with kept.patiently() as due:
+        with kept.interruptible() as due:
             for epoch in range(first_epoch, epochs):
                 first = first_index if epoch == first_epoch else 0
                 for index, batch in enumerate(stream.epoch(epoch, first), first):
@@ -274,7 +319,10 @@ class SemiSupervised(Protocol, name="semi"):
                     x = classifiers.gathered(mine.detach(), n)
                     loss, residual = classifier.residual(x, batch.labels)
                     # DistributedDataParallel averages over the processes what is to be summed.
-                    by_features = classifier.by_features(residual)[slice(*classifiers.bounds(n))] * distributed.world_size()
+                    by_features = (
+                        classifier.by_features(residual)[slice(*classifiers.bounds(n))]
+                        * distributed.world_size()
+                    )
                     mine.backward(by_features)
                     optimizer.param_groups[0]["lr"] = self._rate(self.encoder_lr, step, epochs, stream)
                     optimizer.step()
@@ -284,23 +332,32 @@ class SemiSupervised(Protocol, name="semi"):
                     watch.report(self._progress(classifiers.progress(stream, epoch, index, epochs), number))
                     if last := index + 1 == stream.num_steps:
                         mean = total.item() / stream.num_steps
-                        watch.record.log((before + epoch + 1) * stream.num_steps, {f"loss/epochs {epochs}": mean})
+                        watch.record.log(
+                            (before + epoch + 1) * stream.num_steps, {f"loss/epochs {epochs}": mean}
+                        )
                         if not math.isfinite(mean):
                             raise classifiers.diverged([f"epochs {epochs}"])
                         total.zero_()
                     if due():
-                        models = {"network": tuned.state_dict(), "optimizer": optimizer.state_dict(), "classifier": classifier.state_dict()}
+                        models = {
+                            "network": tuned.state_dict(),
+                            "optimizer": optimizer.state_dict(),
+                            "classifier": classifier.state_dict(),
+                        }
                         place = {"epoch": epoch + last, "step": 0 if last else index + 1, "total": total}
                         kept.save({**done, **models, **place}, before + epoch, index + 1, stream.num_steps)
-        return Encoder(encoder.spec, tuned, None), classifier
+        return Encoder(encoder.architecture, tuned, precision=encoder.precision), classifier
 
     def _progress(self, one: Progress, number: int) -> Progress:
         """How far all trainings are when training `number` is as far as `one`."""
         per_epoch = one.total // self.epochs[number]
-        return one._replace(done=sum(self.epochs[:number]) * per_epoch + one.done, total=sum(self.epochs) * per_epoch)
+        return one._replace(
+            done=sum(self.epochs[:number]) * per_epoch + one.done, total=sum(self.epochs) * per_epoch
+        )
 
     def _rate(self, peak: float, step: int, epochs: int, stream: Stream) -> float:
-        """The rate at step `step` of a training of `epochs` epochs: half a cosine from `peak` to 0, and 0 after it."""
+        """The rate at step `step` of a training of `epochs` epochs: half a cosine from `peak` to 0, and 0
+        after it."""
         return schedules.learning_rate(step, peak=peak, warmup_steps=0, num_steps=epochs * stream.num_steps)
 
     def _classifiers(self, num: int, encoder: Encoder, stream: Stream) -> Classifiers:

@@ -1,21 +1,26 @@
 """One linear SVM for each class on frozen features, as on VOC2007 (protocol sheet, 5).
 
 Sources: facebookresearch/vissl vissl/utils/svm_utils/svm_trainer.py and evaluate.py, which agree with
-facebookresearch/fair_self_supervision_benchmark tools/svm/train_svm_kfold.py, test_svm.py and svm_helper.py. Fixed as there: penalty l2,
-squared hinge loss, the dual solver, intercept_scaling 1, and features divided by their length + 1e-5.
+facebookresearch/fair_self_supervision_benchmark tools/svm/train_svm_kfold.py, test_svm.py and svm_helper.py.
+Fixed as there: penalty l2, squared hinge loss, the dual solver, intercept_scaling 1, and features divided by
+their length + 1e-5.
 
-*Choice of C*: for each class the one with the largest mean over the folds of scikit-learn's average precision, of those that tie the first
-in `costs`. The folds are stratified by that class and not shuffled; the classifier is then fitted to the whole train split.
+*Choice of C*: for each class the one with the largest mean over the folds of scikit-learn's average
+precision, of those that tie the first in `costs`. The folds are stratified by that class and not shuffled;
+the classifier is then fitted to the whole train split.
 
-*Difficult objects*: an image that shows a class only by them is a negative one in training and in the folds, and does not count for that
-class at test.
+*Difficult objects*: an image that shows a class only by them is a negative one in training and in the folds,
+and does not count for that class at test.
 
-*Average precision at test*: all-point interpolated, `average_precision` below; that of the folds is not interpolated.
+*Average precision at test*: all-point interpolated, `average_precision` below; that of the folds is not
+interpolated.
 
-At VOC2007's 5 011 x 2 048 one fit takes on one core .2 to .3 s at C <= .1, .7 s at 1, 1.5 to 3 s at 10, and 3 to 9 s from 50 on, where hard
-classes end at `max_iterations`: 1 to 2 minutes for a class, 20 to 40 for all 20. Classes are fitted in as many processes as torch has
-threads (one where the launcher gives a run one thread), each with 400 MB, and a run of several processes shares them out. At smoke scale,
-400 images of 64 features, all classes take 10 to 20 s on one core.
+At VOC2007's 5 011 x 2 048 one fit takes on one core .2 to .3 s at C <= .1, .7 s at 1, 1.5 to 3 s at 10, and 3
+to 9 s from 50 on, where hard
+classes end at `max_iterations`: 1 to 2 minutes for a class, 20 to 40 for all 20. Classes are fitted in as
+many processes as torch has threads (one where the launcher gives a run one thread), each with 400 MB, and a
+run of several processes shares them out. At smoke scale, 400 images of 64 features, all classes take 10 to 20
+s on one core.
 """
 
 from __future__ import annotations
@@ -33,8 +38,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import torch
 from reproduce.nn import distributed, seeds
-from reproduce.progress import Progress, Watch
 from reproduce.protocols.protocol import Protocol
+from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -70,7 +75,8 @@ class LinearSVM(Protocol, name="svm"):
     """Settings; the defaults are those of the sources above."""
 
     costs: tuple[float, ...] = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
-    """C, chosen for each class by the cross-validated average precision on the train split (protocol sheet, 5)."""
+    """C, chosen for each class by the cross-validated average precision on the train split (protocol sheet,
+    5)."""
     folds: int = 3
     """Of the cross-validation (train_svm_kfold.py)."""
     positive_weight: float = 2.0
@@ -95,26 +101,45 @@ class LinearSVM(Protocol, name="svm"):
         return num_train + num_test
 
     def run(
-        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+        self,
+        encoder: Encoder,
+        dataset: Dataset,
+        site: Site,
+        device: torch.device,
+        seed: int,
+        watch: Watch = Watch(),
     ) -> dict[str, float]:
         """Returns `map`, the mean over the classes of the average precision on the test split.
 
-        Each class's `ap`, `cost` and `cross_validated_ap` go to the record as `ap/<class>`, ..., and so does `unconverged_fits`.
+        Each class's `ap`, `cost` and `cross_validated_ap` go to the record as `ap/<class>`, ..., and so does
+        `unconverged_fits`.
         """
         from reproduce.nn import features
 
-        (train, targets), (test, test_targets) = (several_labels(dataset, name, site) for name in (dataset.train_split, dataset.test_split))
+        (train, targets), (test, test_targets) = (
+            several_labels(dataset, name, site) for name in (dataset.train_split, dataset.test_split)
+        )
         self._require(train, targets, test, test_targets)
-        x, x_test = (features.extract(encoder, dataset, split, site, device).numpy() for split in (train, test))
-        tasks = [(self, x, y, x_test, y_test, seed) for y, y_test in zip(targets.T, test_targets.T, strict=True)]
+        x, x_test = (
+            features.extract(encoder, dataset, split, site, device).numpy() for split in (train, test)
+        )
+        tasks = [
+            (self, x, y, x_test, y_test, seed) for y, y_test in zip(targets.T, test_targets.T, strict=True)
+        ]
         fitted = _each_class(tasks, train.images.classes, device, watch)
         for name, found in zip(train.images.classes, fitted, strict=True):
-            values = {"ap": found.average_precision, "cost": found.cost, "cross_validated_ap": found.cross_validated}
+            values = {
+                "ap": found.average_precision,
+                "cost": found.cost,
+                "cross_validated_ap": found.cross_validated,
+            }
             watch.record.log(0, {f"{key}/{name}": value for key, value in values.items()})
         watch.record.log(0, {"unconverged_fits": sum(found.unconverged for found in fitted)})
         return {"map": sum(found.average_precision for found in fitted) / len(fitted)}
 
-    def measure(self, x: Floats, targets: Targets, x_test: Floats, test_targets: Targets, seed: int) -> Fitted:
+    def measure(
+        self, x: Floats, targets: Targets, x_test: Floats, test_targets: Targets, seed: int
+    ) -> Fitted:
         """Chooses C for one class, fits its classifier and measures that on the test images.
 
         Args:
@@ -124,29 +149,43 @@ class LinearSVM(Protocol, name="svm"):
             test_targets: theirs, (m,).
         """
         import numpy as np
-        from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-        from sklearn.model_selection import StratifiedKFold, cross_validate  # type: ignore[import-untyped]
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.model_selection import StratifiedKFold, cross_validate
+        from threadpoolctl import threadpool_limits
 
         x, y, scores, unconverged = _unit(x), np.where(targets > 0, 1, -1), [], 0
         folds = list(StratifiedKFold(self.folds).split(x, y))
-        # One thread, so that the number of classes fitted at once changes no bit; a fit that does not converge is counted instead.
+        # One thread, so that the number of classes fitted at once changes no bit; a fit that does not
+        # converge is counted instead.
         with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             for cost in self.costs:
                 svm = self._classifier(cost, seed)
-                done = cross_validate(svm, x, y, cv=folds, scoring="average_precision", return_estimator=True, error_score="raise")
+                done = cross_validate(
+                    svm,
+                    x,
+                    y,
+                    cv=folds,
+                    scoring="average_precision",
+                    return_estimator=True,
+                    error_score="raise",
+                )
                 scores.append(float(done["test_score"].mean()))
                 unconverged += sum(int(fold.n_iter_ >= self.max_iterations) for fold in done["estimator"])
             best = scores.index(max(scores))
             svm = self._classifier(self.costs[best], seed).fit(x, y)
             counts = test_targets != 0
-            precision = average_precision(svm.decision_function(_unit(x_test[counts])), test_targets[counts] > 0)
-        return Fitted(precision, self.costs[best], scores[best], unconverged + int(svm.n_iter_ >= self.max_iterations))
+            precision = average_precision(
+                svm.decision_function(_unit(x_test[counts])), test_targets[counts] > 0
+            )
+        return Fitted(
+            precision, self.costs[best], scores[best], unconverged + int(svm.n_iter_ >= self.max_iterations)
+        )
 
     def _classifier(self, cost: float, seed: int) -> Any:
-        """Not yet fitted; the solver's order of images follows from `seed` (the sources leave it to chance)."""
-        from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
+        """Not yet fitted; the solver's order of images follows from `seed` (the sources leave it to
+        chance)."""
+        from sklearn.svm import LinearSVC
 
         return LinearSVC(
             C=cost,
@@ -163,8 +202,12 @@ class LinearSVM(Protocol, name="svm"):
     def _require(self, train: Split, targets: Targets, test: Split, test_targets: Targets) -> None:
         """Raises ValueError where a class cannot be cross-validated or its average precision is undefined."""
         if train.images.classes != test.images.classes:
-            odd = sorted(set(train.images.classes) ^ set(test.images.classes)) or "none, but the order differs"
-            raise ValueError(f"{train.title} and {test.title} must have the same classes; only in one of them: {odd}.")
+            odd = (
+                sorted(set(train.images.classes) ^ set(test.images.classes)) or "none, but the order differs"
+            )
+            raise ValueError(
+                f"{train.title} and {test.title} must have the same classes; only in one of them: {odd}."
+            )
         for name, y, y_test in zip(train.images.classes, targets.T, test_targets.T, strict=True):
             shown = int((y > 0).sum())
             if min(shown, len(y) - shown) < self.folds:
@@ -173,7 +216,9 @@ class LinearSVM(Protocol, name="svm"):
                     f"{self.folds} folds need at least {self.folds} of each."
                 )
             if not (y_test > 0).any():
-                raise ValueError(f"{test.title} has no image with {name} that counts (difficult ones do not): its AP is undefined.")
+                raise ValueError(
+                    f"{test.title} has no image with {name} that counts (difficult ones do not): its AP is undefined."
+                )
 
 
 def several_labels(dataset: Dataset, name: str, site: Site) -> tuple[Split, Targets]:
@@ -186,17 +231,21 @@ def several_labels(dataset: Dataset, name: str, site: Site) -> tuple[Split, Targ
 
     images, title = dataset.load(name, site), f"the {name} split of {dataset.name}"
     if images.targets is None:
-        raise ValueError(f"svm takes a data set with several labels for each image, such as voc2007; {title} has one for each.")
+        raise ValueError(
+            f"svm takes a data set with several labels for each image, such as voc2007; {title} has one for each."
+        )
     split = Split(title, images, torch.arange(len(images)), torch.tensor(images.labels), len(images.classes))
     return split, images.targets
 
 
 def average_precision(scores: Floats, positive: NDArray[np.bool_]) -> float:
-    """The all-point interpolated average precision: the area under the best precision at each recall or a higher one.
+    """The all-point interpolated average precision: the area under the best precision at each recall or a
+    higher one.
 
-    Each of the P positive images raises the recall by 1 / P; what counts for it is the largest precision of all thresholds that reach its
-    recall (calculate_ap in evaluate.py; the VOC devkit since 2010). Images that tie pass a threshold together, as in scikit-learn's average
-    precision, so their order does not matter; the sources leave it to an unstable sort.
+    Each of the P positive images raises the recall by 1 / P; what counts for it is the largest precision of
+    all thresholds that reach its recall (calculate_ap in evaluate.py; the VOC devkit since 2010). Images that
+    tie pass a threshold together, as in scikit-learn's average precision, so their order does not matter; the
+    sources leave it to an unstable sort.
 
     Args:
         scores: (n,), higher is more likely.
@@ -224,10 +273,13 @@ def _unit(x: Floats) -> Floats:
 # Many classes at once
 
 
-def _each_class(tasks: Sequence[tuple[Any, ...]], names: Sequence[str], device: torch.device, watch: Watch) -> list[Fitted]:
+def _each_class(
+    tasks: Sequence[tuple[Any, ...]], names: Sequence[str], device: torch.device, watch: Watch
+) -> list[Fitted]:
     """What became of each class, on every process of a run; each of them fits every so many-th class.
 
-    They meet after each class, so that none waits for another for longer than one class takes: collectives give up after minutes.
+    They meet after each class, so that none waits for another for longer than one class takes: collectives
+    give up after minutes.
     """
     rank, size = distributed.rank(), distributed.world_size()
     everyone: list[Tensor] = []
@@ -236,14 +288,19 @@ def _each_class(tasks: Sequence[tuple[Any, ...]], names: Sequence[str], device: 
             row = next(mine, None) or Fitted(0.0, 0.0, 0.0, 0.0)  # no class is left for this process
             everyone.append(distributed.gather(torch.tensor([row], dtype=torch.float64, device=device)).cpu())
             last = min(first + size, len(tasks)) - 1
-            watch.report(Progress(last + 1, len(tasks), "classes", f"{names[last]} AP {everyone[-1][last - first, 0]:.3f}"))
+            watch.report(
+                Progress(
+                    last + 1, len(tasks), "classes", f"{names[last]} AP {everyone[-1][last - first, 0]:.3f}"
+                )
+            )
     return [Fitted(*row) for row in torch.cat(everyone)[: len(tasks)].tolist()]
 
 
 def _fits(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Generator[Fitted]:
     """What `measure` returns for each class of `tasks`, in order; `jobs` of them are fitted at once.
 
-    In processes, not threads: the solver draws from one generator for all threads of a process, so their fits would depend on each other.
+    In processes, not threads: the solver draws from one generator for all threads of a process, so their fits
+    would depend on each other.
 
     Raises:
         RuntimeError: a process ended without its result.
@@ -267,11 +324,14 @@ def _fits(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Generator[Fitted]:
             try:
                 yield pipes[index % jobs].recv()
             except EOFError:
-                raise RuntimeError("A process that fitted SVMs ended without its result: its error is above, or memory ran out.") from None
+                raise RuntimeError(
+                    "A process that fitted SVMs ended without its result: its error is above, or memory ran out."
+                ) from None
 
 
 def _fit_all(pipe: Connection, tasks: Sequence[tuple[Any, ...]]) -> None:
-    """What such a process does. It ends with the one that started it, whose end of the pipe is then closed."""
+    """What such a process does. It ends with the one that started it, whose end of the pipe is then
+    closed."""
 
     def watch() -> None:
         pipe.poll(None)

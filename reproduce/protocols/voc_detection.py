@@ -1,7 +1,9 @@
-"""Object detection on VOC07+12: Faster R-CNN with a C4 backbone (section 8.4; protocol sheet, 11; facebookresearch/moco detection/).
+"""Object detection on VOC07+12: Faster R-CNN with a C4 backbone (section 8.4; protocol sheet, 11;
+facebookresearch/moco detection/).
 
-The detector's first four stages are the encoder's, its fifth is the head of each box, with one more normalisation behind it. Trained on
-the trainval images of 2007 and 2012, measured on the test images of 2007 by VOC2007's own average precision (11 points) at ten overlaps
+The detector's first four stages are the encoder's, its fifth is the head of each box, with one more
+normalisation behind it. Trained on the trainval images of 2007 and 2012, measured on the test images of 2007
+by VOC2007's own average precision (11 points) at ten overlaps
 from .5 to .95. Sources print the mean of five runs: `--seeds 5`.
 
 At paper scale 24 000 iterations of 16 images.
@@ -12,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from reproduce.detection.protocol import Detection
+from reproduce.protocols.detection import Detection
 
 BASE = "facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml"
 SOURCE = "facebookresearch/moco detection/configs/pascal_voc_R_50_C4_24k.yaml"

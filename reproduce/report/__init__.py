@@ -1,0 +1,12 @@
+"""Tables: as data, with their numbers, and rendered.
+
+Imports point down this page.
+
+    render.py    files in five formats, and the index
+    display.py   layout that all formats share
+    filled.py    a table with its numbers
+    observe.py   finished runs as one tidy frame
+    table.py     a table as data: cells, claims, runs
+    stats.py     means, deviations and ranks
+    markup.py    text with mathematics, escaped for each format
+"""

@@ -1,6 +1,8 @@
-"""How a filled table is laid out, in every format alike: sub-columns, ranks, footnote marks, and what is said under the table.
+"""How a filled table is laid out, in every format alike: sub-columns, ranks, footnote marks, and what is said
+under the table.
 
-The paper's number and ours stand in two sub-columns of one column. Nothing here knows a format; text is markup (`markup.py`).
+The paper's number and ours stand in two sub-columns of one column. Nothing here knows a format; text is
+markup (`markup.py`).
 """
 
 from __future__ import annotations
@@ -84,8 +86,12 @@ class Display:
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """(heading, number of sub-columns) over neighbouring columns; empty headings included; none if no column has one."""
-        spans = [(group, len(list(members))) for group, members in groupby(self.sub_columns, lambda sub: sub.column.group)]
+        """(heading, number of sub-columns) over neighbouring columns; empty headings included; none if no
+        column has one."""
+        spans = [
+            (group, len(list(members)))
+            for group, members in groupby(self.sub_columns, lambda sub: sub.column.group)
+        ]
         return spans if any(group for group, _ in spans) else []
 
     @property
@@ -109,9 +115,17 @@ def display(filled: Filled) -> Display:
             else _ours(row.cells[sub.column.key], sub.column.digits, rank[sub.column.key, "ours"][index])
             for sub in sub_columns
         )
-        runs = tuple((column.key, row.cells[column.key].runs) for column in filled.columns if row.cells[column.key].runs)
+        runs = tuple(
+            (column.key, row.cells[column.key].runs)
+            for column in filled.columns
+            if row.cells[column.key].runs
+        )
         lines.append(Line(row.shown, label_marks, tuple(row.facts.values()), row.rule_before, cells, runs))
-    added = ((ADDED_MARK, "An added row; the paper's table does not have it."),) if any(r.added for r in filled.rows) else ()
+    added = (
+        ((ADDED_MARK, "An added row; the paper's table does not have it."),)
+        if any(r.added for r in filled.rows)
+        else ()
+    )
     return Display(
         row_title=filled.row_title,
         fact_titles=tuple(filled.rows[0].facts) if filled.rows else (),
@@ -154,19 +168,24 @@ def _sub_columns(filled: Filled) -> Iterator[SubColumn]:
 
 
 def _ranks(filled: Filled, sub: SubColumn) -> list[Rank]:
-    """The rank of every row in a sub-column, among the numbers as printed; beside an added row stands no number of the paper's."""
+    """The rank of every row in a sub-column, among the numbers as printed; beside an added row stands no
+    number of the paper's."""
     cells = [row.cells[sub.column.key] for row in filled.rows]
     if sub.side == "paper":
         papers = [None if row.added else cell.paper for row, cell in zip(filled.rows, cells, strict=True)]
         numbers = [None if paper is None else float(paper) for paper in papers]
     else:
-        numbers = [None if cell.value is None else float(printed(cell.value, sub.column.digits)) for cell in cells]
+        numbers = [
+            None if cell.value is None else float(printed(cell.value, sub.column.digits)) for cell in cells
+        ]
     return ranks(numbers, sub.column.better)
 
 
 def _paper(cell: FilledCell, rank: Rank, marks: _Marks) -> Shown:
     note = cell.paper_note if cell.paper_note not in (ADDED_ROW, NOT_IN_PAPER) else None
-    return Shown(cell.paper or DASH, rank=rank, marks=marks.of(note), hint="" if cell.paper else cell.paper_note or "")
+    return Shown(
+        cell.paper or DASH, rank=rank, marks=marks.of(note), hint="" if cell.paper else cell.paper_note or ""
+    )
 
 
 def _ours(cell: FilledCell, digits: int, rank: Rank) -> Shown:
@@ -175,7 +194,9 @@ def _ours(cell: FilledCell, digits: int, rank: Rank) -> Shown:
     runs = ", ".join(f"seed {seed}: run {run}" for seed, run in zip(cell.seeds, cell.runs, strict=True))
     if cell.std is None:
         return Shown(printed(cell.value, digits), rank=rank, hint=runs)
-    return Shown(printed(cell.value, digits), std=printed(cell.std, digits), n=len(cell.seeds), rank=rank, hint=runs)
+    return Shown(
+        printed(cell.value, digits), std=printed(cell.std, digits), n=len(cell.seeds), rank=rank, hint=runs
+    )
 
 
 def _remarks(filled: Filled, lines: list[Line]) -> Iterator[str]:

@@ -3,7 +3,8 @@
     filled = fill(table, seeds, finished, reasons)
     to_json(filled) / from_json(...) / loads(text, where)
 
-Numbers are as printed from here on: per cent where the column's unit is `%`. A cell with some seeds missing has no number.
+Numbers are as printed from here on: per cent where the column's unit is `%`. A cell with some seeds missing
+has no number.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 
 from reproduce.report import stats
 from reproduce.report.markup import literal
+from reproduce.report.observe import Finished, observe
 from reproduce.report.table import Cell, Column, Row, Table, Verdict
-from reproduce.results import Finished, observe
 from reproduce.spec import Pretrain
 
 DECIMALS = 10
-"""Numbers in files are rounded to this many decimals, which sheds binary noise (100 x 0.8156 = 81.55999999999999) and nothing else."""
+"""Numbers in files are rounded to this many decimals, which sheds binary noise (100 x 0.8156 =
+81.55999999999999) and nothing else."""
 
 NOT_IN_PAPER = "the paper's table has no such cell"
 ADDED_ROW = "an added row: the paper's table does not have it"
@@ -121,7 +123,10 @@ def fill(table: Table, seeds: int, finished: Mapping[str, Finished], reasons: Ma
         row_title=table.row_title,
         columns=table.columns,
         rows=rows,
-        claims=tuple(JudgedClaim(text=claim.text, source=claim.source, paper=paper, ours=ours) for claim, paper, ours in verdicts),
+        claims=tuple(
+            JudgedClaim(text=claim.text, source=claim.source, paper=paper, ours=ours)
+            for claim, paper, ours in verdicts
+        ),
     )
 
 
@@ -136,8 +141,14 @@ def to_json(filled: Filled) -> dict[str, Any]:
     data = asdict(filled)
     for row in data["rows"]:
         row["cells"] = {
-            key: {"paper": None if cell["paper"] is None else float(cell["paper"]), "paper_printed": cell["paper"]}
-            | {name: cell[name] for name in ("paper_note", "value", "std", "seeds", "runs", "reason", "causes")}
+            key: {
+                "paper": None if cell["paper"] is None else float(cell["paper"]),
+                "paper_printed": cell["paper"],
+            }
+            | {
+                name: cell[name]
+                for name in ("paper_note", "value", "std", "seeds", "runs", "reason", "causes")
+            }
             for key, cell in row["cells"].items()
         }
     return data
@@ -153,7 +164,8 @@ def from_json(data: Mapping[str, Any]) -> Filled:
     parts["columns"] = tuple(Column(**column) for column in data["columns"])
     parts["claims"] = tuple(JudgedClaim(**claim) for claim in data["claims"])
     parts["rows"] = tuple(
-        FilledRow(**row | {"cells": {key: _cell_from_json(cell) for key, cell in row["cells"].items()}}) for row in data["rows"]
+        FilledRow(**row | {"cells": {key: _cell_from_json(cell) for key, cell in row["cells"].items()}})
+        for row in data["rows"]
     )
     return Filled(**parts)
 
@@ -187,7 +199,13 @@ def _cell_from_json(cell: Mapping[str, Any]) -> FilledCell:
     )
 
 
-def _row(row: Row, columns: tuple[Column, ...], seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]) -> FilledRow:
+def _row(
+    row: Row,
+    columns: tuple[Column, ...],
+    seeds: int,
+    finished: Mapping[str, Finished],
+    reasons: Mapping[str, str],
+) -> FilledRow:
     cells = {column.key: _cell(row, column, seeds, finished, reasons) for column in columns}
     return FilledRow(
         label=row.label,
@@ -200,17 +218,39 @@ def _row(row: Row, columns: tuple[Column, ...], seeds: int, finished: Mapping[st
     )
 
 
-def _cell(row: Row, column: Column, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]) -> FilledCell:
+def _cell(
+    row: Row, column: Column, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]
+) -> FilledCell:
     cell = row.cells.get(column.key, Cell())
     paper = None if cell.paper is None else cell.paper.value
     note = (ADDED_ROW if row.added else NOT_IN_PAPER) if cell.paper is None else cell.paper.note or None
     if cell.setting is not None:
-        return FilledCell(paper=paper, paper_note=note, value=cell.setting, std=None, seeds=(), runs=(), reason=None, causes=())
+        return FilledCell(
+            paper=paper,
+            paper_note=note,
+            value=cell.setting,
+            std=None,
+            seeds=(),
+            runs=(),
+            reason=None,
+            causes=(),
+        )
     if cell.ours is None:
         reason = cell.why_not_ours or NO_RUN
-        return FilledCell(paper=paper, paper_note=note, value=None, std=None, seeds=(), runs=(), reason=reason, causes=(reason,))
+        return FilledCell(
+            paper=paper,
+            paper_note=note,
+            value=None,
+            std=None,
+            seeds=(),
+            runs=(),
+            reason=reason,
+            causes=(reason,),
+        )
     observations = observe(cell.ours, seeds, finished, reasons)
-    missing = {observation.seed: observation.reason for observation in observations if observation.reason is not None}
+    missing = {
+        observation.seed: observation.reason for observation in observations if observation.reason is not None
+    }
     runs = {observation.seed: observation.spec for observation in observations if observation.run is not None}
     factor = 100 if column.unit == "%" else 1
     values = [factor * observation.value for observation in observations if observation.value is not None]
@@ -228,13 +268,20 @@ def _cell(row: Row, column: Column, seeds: int, finished: Mapping[str, Finished]
 
 
 def _reason(missing: Mapping[int, str], seeds: int) -> str | None:
-    """Why a cell is empty: one reason if it is every seed's, else every reason with its seeds; None: nothing is missing."""
+    """Why a cell is empty: one reason if it is every seed's, else every reason with its seeds; None: nothing
+    is missing."""
     by_reason: dict[str, list[str]] = {}
     for seed, reason in missing.items():
         by_reason.setdefault(reason, []).append(str(seed))
     if len(missing) == seeds and len(by_reason) == 1:
         return next(iter(by_reason))
-    return "; ".join(f"seed{'s' * (len(of) > 1)} {', '.join(of)} of {seeds}: {reason}" for reason, of in by_reason.items()) or None
+    return (
+        "; ".join(
+            f"seed{'s' * (len(of) > 1)} {', '.join(of)} of {seeds}: {reason}"
+            for reason, of in by_reason.items()
+        )
+        or None
+    )
 
 
 def _judge_ours(table: Table, rows: tuple[FilledRow, ...]) -> tuple[Verdict, ...]:
@@ -261,7 +308,7 @@ def _caption(table: Table, seeds: int) -> str:
         f"Changed settings: {literal(', '.join(table.changes))}." if table.changes else "",
         f"Left out: {table.left_out}." if table.left_out else "",
         table.stand_in if measured else "",
-        *dict.fromkeys(ours.spec.protocol.caveat for *_, ours in table.measured()),  # type: ignore[attr-defined]
+        *dict.fromkeys(ours.spec.protocol.caveat for *_, ours in table.measured()),
         SMOKE if table.scale == "smoke" and measured else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -275,8 +322,10 @@ def _head(number: str) -> str:
 def _data(table: Table) -> str:
     """The data sets of the runs, in the order in which the table first names them."""
     specs = [ours.spec for _, _, ours in table.measured()]
-    pretrain = dict.fromkeys(spec.encoder.dataset.title for spec in specs if isinstance(spec.encoder, Pretrain))  # type: ignore[attr-defined]
-    evaluate = dict.fromkeys(spec.dataset.title for spec in specs)  # type: ignore[attr-defined]
+    pretrain = dict.fromkeys(
+        spec.encoder.dataset.title for spec in specs if isinstance(spec.encoder, Pretrain)
+    )
+    evaluate = dict.fromkeys(spec.dataset.title for spec in specs)
     if not specs:
         return ""
     if pretrain == evaluate or not pretrain:

@@ -1,7 +1,8 @@
 r"""Text of the tables in each output format; every character is escaped here and nowhere else.
 
-Titles, labels and notes are plain Unicode with mathematics between dollar signs: `Ours, $K = 4$`, `$\mathcal{L}_b$`, `$5 \times 10^{-4}$`.
-`\$` is a dollar sign. Text that was not written as markup (a reason, a setting) goes through `literal` first.
+Titles, labels and notes are plain Unicode with mathematics between dollar signs: `Ours, $K = 4$`,
+`$\mathcal{L}_b$`, `$5 \times 10^{-4}$`. `\$` is a dollar sign. Text that was not written as markup (a reason,
+a setting) goes through `literal` first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from reproduce.spec import unknown
+from reproduce.messages import unknown
 
 SYMBOLS = {
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "theta": "θ", "lambda": "λ", "mu": "μ", "xi": "ξ",
@@ -133,7 +134,8 @@ def _item(token: str, tokens: Iterator[str], form: _Format, formula: str) -> str
     if command in FONTS:
         return form.font(command, _argument(tokens, form, formula))
     if command in SYMBOLS:
-        # The space that ends a command is not printed by LaTeX; in the other formats it is what the author sees in the source.
+        # The space that ends a command is not printed by LaTeX; in the other formats it is what the author
+        # sees in the source.
         return form.symbol(command) + (form.character(" ") if token.endswith(" ") else "")
     if command in ("%", "$", "#", "&", "_"):
         return form.prose(command)
@@ -175,21 +177,28 @@ def _escape_tex(text: str) -> str:
 
 
 def _tex_character(character: str) -> str:
-    """One character; accented Latin letters stand as they are, and what LaTeX lacks is named by its code point."""
+    """One character; accented Latin letters stand as they are, and what LaTeX lacks is named by its code
+    point."""
     if character in ASCII_TEX:
         return ASCII_TEX[character]
     if character in UNICODE_TEX:
         return UNICODE_TEX[character]
     decomposed = unicodedata.normalize("NFD", character)
     letter, accents = decomposed[0], decomposed[1:]
-    if (letter.isascii() and letter.isprintable() and set(accents) <= TEX_ACCENTS) or character in "ßæœøłÆŒØŁ":
+    if (
+        letter.isascii() and letter.isprintable() and set(accents) <= TEX_ACCENTS
+    ) or character in "ßæœøłÆŒØŁ":
         return character
     return f"{{[}}U+{ord(character):04X}{{]}}"
 
 
 def _html_character(character: str) -> str:
     """Variables are italic."""
-    return f"<i>{character}</i>" if character.isascii() and character.isalpha() else html_entities.escape(_sign(character))
+    return (
+        f"<i>{character}</i>"
+        if character.isascii() and character.isalpha()
+        else html_entities.escape(_sign(character))
+    )
 
 
 def _html_font(command: str, content: str) -> str:

@@ -1,4 +1,5 @@
-"""Filled tables -> files: `tableN.md`, `.tex`, `.html`, `.csv`, `.json`, and `index.html` over all tables of a scale.
+"""Filled tables -> files: `tableN.md`, `.tex`, `.html`, `.csv`, `.json`, and `index.html` over all tables of
+a scale.
 
     write(filled, reports / "smoke")
     write_index(reports / "smoke")
@@ -12,7 +13,6 @@ import csv as csv_files
 import io
 import json as json_files
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +24,7 @@ from reproduce.report import markup
 from reproduce.report.display import DASH, Display, Line, Shown, display
 from reproduce.report.filled import Filled, loads, to_json
 from reproduce.report.table import Verdict
+from reproduce.runs.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +36,26 @@ FORMATS = ("md", "tex", "html", "csv", "json")
 
 def write(filled: Filled, folder: Path) -> list[Path]:
     """Writes the table in every format into `folder` (the reports of one scale); returns the files."""
-    writers: dict[str, Callable[[Filled], str]] = {"md": markdown, "tex": tex, "html": html, "csv": csv, "json": json}
-    return [_replace(folder / f"{filled.table}.{ending}", writers[ending](filled)) for ending in FORMATS]
+    writers: dict[str, Callable[[Filled], str]] = {
+        "md": markdown,
+        "tex": tex,
+        "html": html,
+        "csv": csv,
+        "json": json,
+    }
+    return [write_atomic(folder / f"{filled.table}.{ending}", writers[ending](filled)) for ending in FORMATS]
 
 
 def write_index(folder: Path) -> Path:
-    """Writes `index.html` over every table whose `.json` lies in `folder`, and returns it; warns of a `.json` that it cannot read."""
+    """Writes `index.html` over every table whose `.json` lies in `folder`, and returns it; warns of a `.json`
+    that it cannot read."""
     tables = []
     for path in sorted(folder.glob("*.json"), key=_natural):
         try:
             tables.append(loads(path.read_bytes(), str(path)))
         except ValueError as error:
             logger.warning("Left out of the index: %s", error)
-    return _replace(folder / "index.html", index(tables))
+    return write_atomic(folder / "index.html", index(tables))
 
 
 def summary(filled: Filled) -> str:
@@ -62,10 +70,13 @@ def json(filled: Filled) -> str:
 
 
 def csv(filled: Filled) -> str:
-    """One line for each cell. Numbers are as printed, not rounded to the column's decimals; an empty field is a missing value."""
+    """One line for each cell. Numbers are as printed, not rounded to the column's decimals; an empty field is
+    a missing value."""
     file = io.StringIO()
     lines = csv_files.writer(file, lineterminator="\n")
-    lines.writerow(("row", "column", "unit", "paper", "paper_note", "value", "std", "n", "seeds", "runs", "reason"))
+    lines.writerow(
+        ("row", "column", "unit", "paper", "paper_note", "value", "std", "n", "seeds", "runs", "reason")
+    )
     for row in filled.rows:
         for column in filled.columns:
             cell = row.cells[column.key]
@@ -75,7 +86,8 @@ def csv(filled: Filled) -> str:
     return file.getvalue()
 
 
-# Markdown ------------------------------------------------------------------------------------------------------------------------------
+# Markdown
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
 def markdown(filled: Filled) -> str:
@@ -83,7 +95,11 @@ def markdown(filled: Filled) -> str:
     shown = display(filled)
     blocks = [f"**{filled.head}** {markup.markdown(filled.body)}".rstrip(), _markdown_table(shown)]
     if shown.footnotes:
-        blocks.append("<br>\n".join(f"{_markdown_marks((mark,))} {markup.markdown(text)}" for mark, text in shown.footnotes))
+        blocks.append(
+            "<br>\n".join(
+                f"{_markdown_marks((mark,))} {markup.markdown(text)}" for mark, text in shown.footnotes
+            )
+        )
     blocks += [markup.markdown(remark) for remark in shown.remarks]
     if filled.claims:
         claims = (
@@ -92,14 +108,19 @@ def markdown(filled: Filled) -> str:
             for claim in filled.claims
         )
         blocks += ["**Claims**", "\n".join(claims)]
-    if runs := [f"- {markup.markdown(line.label)}: {_runs(line, '`{}`')}" for line in shown.lines if line.runs]:
+    if runs := [
+        f"- {markup.markdown(line.label)}: {_runs(line, '`{}`')}" for line in shown.lines if line.runs
+    ]:
         blocks += ["**Runs** (seeds in order)", "\n".join(runs)]
     return "\n\n".join(blocks) + "\n"
 
 
 def _markdown_table(shown: Display) -> str:
     heads = [markup.markdown(text) for text in (shown.row_title, *shown.fact_titles)]
-    heads += [f"{markup.markdown(f'{sub.column.group} {sub.heading}'.strip())}, {sub.side}" for sub in shown.sub_columns]
+    heads += [
+        f"{markup.markdown(f'{sub.column.group} {sub.heading}'.strip())}, {sub.side}"
+        for sub in shown.sub_columns
+    ]
     body = [
         [
             markup.markdown(line.label) + _markdown_marks(line.marks),
@@ -110,10 +131,16 @@ def _markdown_table(shown: Display) -> str:
     ]
     widths = [max(3, *map(len, column)) for column in zip(heads, *body, strict=True)]
     right = [False] + [False] * len(shown.fact_titles) + [True] * len(shown.sub_columns)
-    rule = [f"{'-' * (width - 1)}:" if to_right else "-" * width for width, to_right in zip(widths, right, strict=True)]
+    rule = [
+        f"{'-' * (width - 1)}:" if to_right else "-" * width
+        for width, to_right in zip(widths, right, strict=True)
+    ]
 
     def line_of(cells: Sequence[str]) -> str:
-        aligned = (cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(cells, widths, right, strict=True))
+        aligned = (
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(cells, widths, right, strict=True)
+        )
         return f"| {' | '.join(aligned)} |"
 
     return "\n".join(map(line_of, (heads, rule, *body)))
@@ -121,18 +148,24 @@ def _markdown_table(shown: Display) -> str:
 
 def _markdown_cell(cell: Shown) -> str:
     around = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}[cell.rank]
-    return around.format(cell.number) + (f" ± {cell.std} ({cell.n})" if cell.std else "") + _markdown_marks(cell.marks)
+    return (
+        around.format(cell.number)
+        + (f" ± {cell.std} ({cell.n})" if cell.std else "")
+        + _markdown_marks(cell.marks)
+    )
 
 
 def _markdown_marks(marks: Sequence[str]) -> str:
     return f"<sup>{markup.markdown(','.join(marks))}</sup>" if marks else ""
 
 
-# LaTeX ---------------------------------------------------------------------------------------------------------------------------------
+# LaTeX
+# ---------------------------------------------------------------------------------------------------------------------------------
 
 
 def tex(filled: Filled) -> str:
-    r"""A `table` environment for `\input`, with booktabs, amssymb and graphicx (which shrinks a table that is too wide)."""
+    r"""A `table` environment for `\input`, with booktabs, amssymb and graphicx (which shrinks a table that is
+    too wide)."""
     shown = display(filled)
     left = 1 + len(shown.fact_titles)
     lines = [
@@ -190,7 +223,11 @@ def _tex_cell(cell: Shown) -> str:
     around = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}[cell.rank]
     spread = rf"{{\scriptsize\ $\pm$ {markup.tex(cell.std)} ({cell.n})}}" if cell.std else ""
     # The mark has no width, so that the digits of a column stay aligned.
-    return around % _tex_number(cell.number) + spread + (rf"\rlap{{{_tex_marks(cell.marks)}}}" if cell.marks else "")
+    return (
+        around % _tex_number(cell.number)
+        + spread
+        + (rf"\rlap{{{_tex_marks(cell.marks)}}}" if cell.marks else "")
+    )
 
 
 def _tex_number(number: str) -> str:
@@ -223,7 +260,8 @@ def _tex_notes(filled: Filled, shown: Display) -> list[str]:
     ]
 
 
-# HTML ----------------------------------------------------------------------------------------------------------------------------------
+# HTML
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def html(filled: Filled) -> str:
@@ -238,7 +276,10 @@ def index(tables: Sequence[Filled]) -> str:
             "filled": filled,
             "shown": display(filled),
             "summary": _cell_counts(filled),
-            "claims": {"paper": _tally(claim.paper for claim in filled.claims), "ours": _tally(claim.ours for claim in filled.claims)},
+            "claims": {
+                "paper": _tally(claim.paper for claim in filled.claims),
+                "ours": _tally(claim.ours for claim in filled.claims),
+            },
         }
         for filled in tables
     ]
@@ -264,7 +305,11 @@ def _environment() -> Environment:
     def text(value: str) -> Any:
         return Markup(markup.html(value))  # noqa: S704  markup.html escapes every character
 
-    environment.filters |= {"text": text, "plain": markup.plain, "number": lambda number: number.replace("-", "−")}
+    environment.filters |= {
+        "text": text,
+        "plain": markup.plain,
+        "number": lambda number: number.replace("-", "−"),
+    }
     environment.globals |= {"formats": FORMATS, "dash": DASH}
     return environment
 
@@ -274,7 +319,8 @@ def _cell_counts(filled: Filled) -> str:
     return f"{sum(cell.value is not None for cell in cells)} of {len(cells)}"
 
 
-# Shared --------------------------------------------------------------------------------------------------------------------------------
+# Shared
+# --------------------------------------------------------------------------------------------------------------------------------
 
 
 def _runs(line: Line, around: str) -> str:
@@ -285,21 +331,18 @@ def _runs(line: Line, around: str) -> str:
 def _tally(verdicts: Iterable[Verdict]) -> str:
     """`5 hold, 1 fails, 2 open`; empty for no claims."""
     counts = Counter(verdicts)
-    words: dict[Verdict, tuple[str, str]] = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "open": ("open", "open")}
-    return ", ".join(f"{counts[verdict]} {names[counts[verdict] != 1]}" for verdict, names in words.items() if counts[verdict])
+    words: dict[Verdict, tuple[str, str]] = {
+        "holds": ("holds", "hold"),
+        "fails": ("fails", "fail"),
+        "open": ("open", "open"),
+    }
+    return ", ".join(
+        f"{counts[verdict]} {names[counts[verdict] != 1]}"
+        for verdict, names in words.items()
+        if counts[verdict]
+    )
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sorts table10 behind table9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Writes a whole file or nothing: a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

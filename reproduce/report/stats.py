@@ -1,4 +1,5 @@
-"""Statistics of a column and of a cell: pure functions of numbers, which never average over what is missing."""
+"""Statistics of a column and of a cell: pure functions of numbers, which never average over what is
+missing."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def sample_std(values: Sequence[float]) -> float | None:
 
 
 def ranks(values: Sequence[float | None], better: Literal["higher", "lower", ""]) -> list[Rank]:
-    """Which values are the best and the second best; equal values rank alike, missing ones and a lone one not at all."""
+    """Which values are the best and the second best; equal values rank alike, missing ones and a lone one not
+    at all."""
     present = {value for value in values if value is not None}
     if not better or sum(value is not None for value in values) < 2:
         return [""] * len(values)

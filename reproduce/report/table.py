@@ -1,9 +1,12 @@
-"""A table as data: what the paper printed in each cell, which run gives our number, and what the paper claims about it.
+"""A table as data: what the paper printed in each cell, which run gives our number, and what the paper claims
+about it.
 
-    Table(name="table8", title=..., columns=(Column(key="acc", ...),), rows=(Row(label="BYOL", ...), ...), claims=(Claim(...), ...))
+    Table(name="table8", title=..., columns=(Column(key="acc", ...),), rows=(Row(label="BYOL", ...), ...),
+    claims=(Claim(...), ...))
 
-A table is a plan: `table.specs(seeds)` are the runs that fill it. Text in titles, labels and notes is plain Unicode, with mathematics
-between dollar signs (`$\\lambda_b$`); each renderer escapes and translates it in one place. Standard library only.
+A table is a plan: `table.specs(seeds)` are the runs that fill it. Text in titles, labels and notes is plain
+Unicode, with mathematics between dollar signs (`$\\lambda_b$`); each renderer escapes and translates it in
+one place. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from reproduce.spec import Evaluate, Pretrain, Spec, Weights, unknown
+from reproduce.messages import unknown
+from reproduce.nn.weights import Weights
+from reproduce.spec import Evaluate, Pretrain, Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,8 @@ class Reported:
     value: str | None
     """Digits as printed, such as `74.60`; None: no number stands there, and `note` says why."""
     note: str = ""
-    """A dagger's text, a doubt (with its source), or the reason why there is no number. Printed as a footnote."""
+    """A dagger's text, a doubt (with its source), or the reason why there is no number. Printed as a
+    footnote."""
 
     def __post_init__(self) -> None:
         if self.value is None:
@@ -58,11 +64,14 @@ class Measured:
     """A key of what the protocol's `run` returns."""
 
     def runs(self, seeds: int) -> tuple[Evaluate, ...]:
-        """The evaluation at seeds 0 to `seeds` - 1; pretraining and evaluation share the seed. Released weights have none."""
+        """The evaluation at seeds 0 to `seeds` - 1; pretraining and evaluation share the seed. Released
+        weights have none."""
         encoder = self.spec.encoder
         if not isinstance(encoder, Pretrain):
             return tuple(replace(self.spec, seed=seed) for seed in range(seeds))
-        return tuple(replace(self.spec, encoder=replace(encoder, seed=seed), seed=seed) for seed in range(seeds))
+        return tuple(
+            replace(self.spec, encoder=replace(encoder, seed=seed), seed=seed) for seed in range(seeds)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +81,13 @@ class Cell:
     paper: Reported | None = None
     ours: Measured | None = None
     released: Measured | None = None
-    """What takes the place of a missing `ours` where released encoders are evaluated (`--baselines released`)."""
+    """What takes the place of a missing `ours` where released encoders are evaluated (`--baselines
+    released`)."""
     why_not_ours: str = ""
     """Why this suite runs nothing for the cell, where it does not."""
     setting: float | None = None
-    """A setting of ours that stands beside the paper's in place of a measurement (Table 9): printed as our number, with no runs."""
+    """A setting of ours that stands beside the paper's in place of a measurement (Table 9): printed as our
+    number, with no runs."""
 
     def __post_init__(self) -> None:
         assert self.ours is None or self.setting is None, "a cell of ours is measured or a setting, not both"
@@ -148,7 +159,8 @@ class Table:
     """Footnotes to the table as a whole (errata, choices)."""
     row_title: str = "Method"
     measure: Callable[[Weights], Mapping[str, Measured]] | None = None
-    """What an added row of a user's encoder measures, by column key; None: the columns are not of one encoder but of several."""
+    """What an added row of a user's encoder measures, by column key; None: the columns are not of one encoder
+    but of several."""
     scale: str = "paper"
     changes: tuple[str, ...] = ()
     """`key=value` of every setting changed from the command line."""
@@ -165,7 +177,9 @@ class Table:
         keys = {column.key for column in self.columns}
         for row in self.rows:
             assert set(row.cells) <= keys, f"{self.name}: {row.label} has cells outside the columns"
-            assert list(row.facts) == list(self.rows[0].facts), f"{self.name}: {row.label} has other facts than the first row"
+            assert list(row.facts) == list(self.rows[0].facts), (
+                f"{self.name}: {row.label} has other facts than the first row"
+            )
 
     def cell(self, label: str, key: str) -> Cell:
         """The cell at a row's label and a column's key; an empty one where the row has none."""
@@ -202,7 +216,9 @@ class Table:
                 return replace(cell, ours=None, why_not_ours=spec)
             return replace(cell, ours=replace(cell.ours, spec=spec))
 
-        rows = tuple(replace(row, cells={key: changed(cell) for key, cell in row.cells.items()}) for row in self.rows)
+        rows = tuple(
+            replace(row, cells={key: changed(cell) for key, cell in row.cells.items()}) for row in self.rows
+        )
         return replace(self, rows=rows, **fields)  # type: ignore[arg-type]
 
     def select(self, rows: str = "*", columns: str = "*") -> Table:
@@ -211,30 +227,46 @@ class Table:
         Raises:
             LookupError: a glob matches nothing; the message names what is there.
         """
-        kept_rows = tuple(row for row in self.rows if row.label in _matching("row", rows, [row.label for row in self.rows]))
-        kept_columns = tuple(column for column in self.columns if column.key in _matching("column", columns, [c.key for c in self.columns]))
+        kept_rows = tuple(
+            row for row in self.rows if row.label in _matching("row", rows, [row.label for row in self.rows])
+        )
+        kept_columns = tuple(
+            column
+            for column in self.columns
+            if column.key in _matching("column", columns, [c.key for c in self.columns])
+        )
         if len(kept_rows) == len(self.rows) and len(kept_columns) == len(self.columns):
             return self
         keys = {column.key for column in kept_columns}
-        trimmed = tuple(replace(row, cells={key: cell for key, cell in row.cells.items() if key in keys}) for row in kept_rows)
+        trimmed = tuple(
+            replace(row, cells={key: cell for key, cell in row.cells.items() if key in keys})
+            for row in kept_rows
+        )
         whole = self.whole or self
         cut = {"rows": (len(kept_rows), len(whole.rows)), "columns": (len(kept_columns), len(whole.columns))}
-        left_out = " and ".join(f"{total - kept} of {total} {kind}" for kind, (kept, total) in cut.items() if kept < total)
+        left_out = " and ".join(
+            f"{total - kept} of {total} {kind}" for kind, (kept, total) in cut.items() if kept < total
+        )
         return replace(self, rows=trimmed, columns=kept_columns, left_out=left_out, whole=whole)
 
     def values(self, number: Callable[[str, str], float | None]) -> Values:
         """What a claim asks for its numbers; `number` gives the one of a cell that the table has, or None.
 
-        The result raises MissingNumberError for a number that is not there and for a row or column that was cut away, and LookupError for
-        one that the table never had.
+        The result raises MissingNumberError for a number that is not there and for a row or column that was
+        cut away, and LookupError for one that the table never had.
         """
         whole = self.whole or self
 
         def look_up(label: str, key: str) -> float:
-            for kind, asked, known in (("row", label, [r.label for r in whole.rows]), ("column", key, [c.key for c in whole.columns])):
+            for kind, asked, known in (
+                ("row", label, [r.label for r in whole.rows]),
+                ("column", key, [c.key for c in whole.columns]),
+            ):
                 if asked not in known:
                     raise LookupError(f"A claim of {self.name}: {unknown(kind, asked, known)}")
-            here = label in {row.label for row in self.rows} and key in {column.key for column in self.columns}
+            here = label in {row.label for row in self.rows} and key in {
+                column.key for column in self.columns
+            }
             found = number(label, key) if here else None
             if found is None:
                 raise MissingNumberError(f"{self.name} has no number in row '{label}', column '{key}'.")
@@ -254,7 +286,8 @@ class Table:
 
 
 def _matching(kind: str, globs: str, names: list[str]) -> set[str]:
-    """The names that one of the comma-separated `globs` matches; brackets are literal, and a name given exactly matches itself."""
+    """The names that one of the comma-separated `globs` matches; brackets are literal, and a name given
+    exactly matches itself."""
     if globs in names:
         return {globs}
     found: set[str] = set()

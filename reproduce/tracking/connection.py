@@ -1,12 +1,14 @@
-"""The connection to a site's MLflow store, a sqlite file, a database or a server: opened when it is first needed, made if need be.
+"""The connection to a site's MLflow store, a sqlite file, a database or a server: opened when it is first
+needed, made if need be.
 
     connection = Connection(site, patience=PATIENCE)
     for run in connection.search(Wanted(tags={"complete": ids})):
         run.info.status, run.data.metrics
-    connection.patiently(lambda: connection.client.set_tag(run_id, "note", "..."))     # again and again while the store is away
+    connection.retrying(lambda: connection.client.set_tag(run_id, "note", "..."))     # again and again while
+    the store is away
 
-The only module that imports mlflow, and only to write, or to read what `ledger.py` cannot, such as a server: the import and the opening of
-the store take 3 CPU-seconds.
+The only module that imports mlflow, and only to write, or to read what `ledger.py` cannot, such as a server:
+the import and the opening of the store take 3 CPU-seconds.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from reproduce.journal import Point
-from reproduce.ledger import Ledger, Wanted
-from reproduce.patience import away, in_short, no_room, patiently
+from reproduce.runs.journal import Point
 from reproduce.site import Site
+from reproduce.tracking.retry import away, disk_full, in_short, retrying
+from reproduce.tracking.sqlite import Ledger, Wanted
 
 T = TypeVar("T")
 
@@ -42,7 +44,8 @@ class Connection:
     """MLflow's store, as far as it is the same whatever is kept in it.
 
     Args:
-        patience: for how many seconds `patiently` waits for a store that does not answer; 0: it says so at once, in one line.
+        patience: for how many seconds `retrying` waits for a store that does not answer; 0: it says so at
+            once, in one line.
     """
 
     def __init__(self, site: Site, patience: float) -> None:
@@ -74,17 +77,21 @@ class Connection:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        # The patience is ours: by itself, MLflow would try seven times and wait two minutes for each answer, and nobody could stop it.
+        # The patience is ours: by itself, MLflow would try seven times and wait two minutes for each answer,
+        # and nobody could stop it.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         self.create()
         from mlflow.tracking import MlflowClient
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs, with its traceback, it raises, too
+        logging.getLogger("mlflow.store.db.utils").setLevel(
+            logging.CRITICAL
+        )  # what it logs, with its traceback, it raises, too
         return MlflowClient(self.uri)
 
     def create(self) -> None:
-        """Creates the sqlite store, once however many processes ask for it: the file appears when its tables are complete."""
+        """Creates the sqlite store, once however many processes ask for it: the file appears when its tables
+        are complete."""
         if self.file is None or self.file.exists():
             return
         import filelock
@@ -105,7 +112,8 @@ class Connection:
 
     @cached_property
     def ledger(self) -> Ledger | None:
-        """What reads a sqlite file, which is there, without mlflow; None: only MLflow's client can read this store."""
+        """What reads a sqlite file, which is there, without mlflow; None: only MLflow's client can read this
+        store."""
         return None if self.file is None else Ledger.of(self.file)
 
     def experiments(self, name: str = "") -> list[str]:
@@ -117,7 +125,9 @@ class Connection:
         else:
             listed = self.client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
             found = {each.name: each.experiment_id for each in listed}
-        return [experiment for each, experiment in found.items() if name in ("", each.removeprefix(EXPERIMENTS))]
+        return [
+            experiment for each, experiment in found.items() if name in ("", each.removeprefix(EXPERIMENTS))
+        ]
 
     def experiment(self, name: str) -> str:
         """The id of our experiment of that name, created if need be."""
@@ -135,7 +145,9 @@ class Connection:
                     raise
         return str(found.experiment_id)
 
-    def search(self, wanted: Wanted, experiments: Sequence[str] | None = None, limit: int | None = None) -> Iterator[Any]:
+    def search(
+        self, wanted: Wanted, experiments: Sequence[str] | None = None, limit: int | None = None
+    ) -> Iterator[Any]:
         """Active runs, the newest first; where a tag may have several values, the newest first of each.
 
         Args:
@@ -151,7 +163,11 @@ class Connection:
             token, left = None, limit
             while left is None or left > 0:
                 page = self.client.search_runs(
-                    experiments, condition, max_results=min(left or 500, 500), order_by=["attributes.start_time DESC"], page_token=token
+                    experiments,
+                    condition,
+                    max_results=min(left or 500, 500),
+                    order_by=["attributes.start_time DESC"],
+                    page_token=token,
                 )
                 yield from page
                 left = None if left is None else left - len(page)
@@ -181,7 +197,7 @@ class Connection:
         """Adds plain data to a run's artifacts."""
         self.client.log_text(run_id, json.dumps(content, indent=2) + "\n", name)
 
-    def patiently(self, action: Callable[[], T]) -> T:
+    def retrying(self, action: Callable[[], T]) -> T:
         """Does it, again and again while the store is away.
 
         Raises:
@@ -193,23 +209,23 @@ class Connection:
         def attempt() -> T:
             if self.server:
                 self.knock()
-            with self.room():
+            with self.disk_errors():
                 return action()
 
         with nullcontext() if self._patience else self.in_a_line():
-            return patiently(attempt, away=self.away, seconds=self._patience)
+            return retrying(attempt, away=self.away, seconds=self._patience)
 
     def away(self, error: Exception) -> bool:
         """Whether the store may take the same a while later."""
         return away(error, file=self.file is not None)
 
     @contextmanager
-    def room(self) -> Iterator[None]:
+    def disk_errors(self) -> Iterator[None]:
         """Says in one line that the store's file cannot grow, which MLflow says in many."""
         try:
             yield
         except Exception as error:
-            if self.file is None or not (problem := no_room(error)) or isinstance(error, OSError):
+            if self.file is None or not (problem := disk_full(error)) or isinstance(error, OSError):
                 raise
             raise OSError(
                 f"The tracking store {self.file} cannot be written ({problem}): make room, and the same command goes on from the last "
@@ -218,14 +234,17 @@ class Connection:
 
     @contextmanager
     def in_a_line(self) -> Iterator[None]:
-        """Says in one line, for a command, what MLflow says in many: its store is full, locked or may only be read, or breaks off."""
+        """Says in one line, for a command, what MLflow says in many: its store is full, locked or may only be
+        read, or breaks off."""
         try:
-            with self.room():
+            with self.disk_errors():
                 yield
         except Exception as error:
             if not of_mlflow(error):
                 raise
-            raise ConnectionError(f"The tracking store {self.uri} does not do what is asked of it: {in_short(error)}") from error
+            raise ConnectionError(
+                f"The tracking store {self.uri} does not do what is asked of it: {in_short(error)}"
+            ) from error
 
     def knock(self, seconds: float = 10) -> None:
         """Raises ConnectionError where no server answers, at once: MLflow itself would go on trying."""
@@ -254,12 +273,21 @@ def of_mlflow(error: BaseException) -> bool:
 
 
 def _filters(wanted: Wanted) -> Iterator[str]:
-    """The same in MLflow's language, which has no IN for tags: one filter for each combination of their values."""
-    fixed = [f"attributes.{name} = '{value}'" for name, value in (("run_id", wanted.run_id), ("status", wanted.status)) if value]
+    """The same in MLflow's language, which has no IN for tags: one filter for each combination of their
+    values."""
+    fixed = [
+        f"attributes.{name} = '{value}'"
+        for name, value in (("run_id", wanted.run_id), ("status", wanted.status))
+        if value
+    ]
     fixed += [f"tags.{key} LIKE '{beginning}%'" for key, beginning in wanted.begins.items()]
-    fixed += [f"tags.{key} IS NOT NULL" for key in wanted.there] + [f"tags.{key} IS NULL" for key in wanted.absent]
+    fixed += [f"tags.{key} IS NOT NULL" for key in wanted.there] + [
+        f"tags.{key} IS NULL" for key in wanted.absent
+    ]
     for values in itertools.product(*wanted.tags.values()):
-        yield " and ".join((*(f"tags.{key} = '{value}'" for key, value in zip(wanted.tags, values, strict=True)), *fixed))
+        yield " and ".join(
+            (*(f"tags.{key} = '{value}'" for key, value in zip(wanted.tags, values, strict=True)), *fixed)
+        )
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -3,13 +3,14 @@
     export(Path("msbreg.zip"), "smoke", site, store)
     receive(Path("msbreg.zip"), other_site, other_store)
 
-The file is a zip whose members are stored as they are, in the order of their names and with a fixed date, so that the same store and
-reports give the same bytes. `manifest.json` holds the SHA-256 and the size of every other member:
+The file is a zip whose members are stored as they are, in the order of their names and with a fixed date, so
+that the same store and reports give the same bytes. `manifest.json` holds the SHA-256 and the size of every
+other member:
 
     manifest.json    reports/<scale>/table8.md ...    runs/<id>/record.json    runs/<id>/encoder.safetensors
 
-Nothing of a file is written before all of it has been checked. What a checked file says may still be untrue: it is as trustworthy as
-whoever made it.
+Nothing of a file is written before all of it has been checked. What a checked file says may still be untrue:
+it is as trustworthy as whoever made it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import glob
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import stat
@@ -31,18 +31,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from reproduce import checkpoint
+from reproduce.messages import counted, size, unknown
 from reproduce.nn.encoder import FILE
 from reproduce.plan import CUSTOM, SCALES
-from reproduce.portable import OF_THE_MACHINE, PortableRun, from_json, to_json
-from reproduce.produce import counted
 from reproduce.report import render
 from reproduce.report.filled import loads
+from reproduce.runs import checkpoint
+from reproduce.runs.files import atomic, write_atomic
 from reproduce.site import Site
-from reproduce.spec import unknown
+from reproduce.tracking.portable import OF_THE_MACHINE, PortableRun, from_json, to_json
 
 if TYPE_CHECKING:
-    from reproduce.tracking import Store
+    from reproduce.tracking.store import Store
 
 KIND, VERSION = "msbreg archive", 1
 MANIFEST, RECORD, INDEX = "manifest.json", "record.json", "index.html"
@@ -57,11 +57,13 @@ BROKEN = (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, Unico
 """What `zipfile` raises over a file that is no whole zip."""
 
 
-# Export --------------------------------------------------------------------------------------------------------------------------------
+# Export
+# --------------------------------------------------------------------------------------------------------------------------------
 
 
 def export(file: Path, scale: str, site: Site, store: Store, *, encoders: bool = False) -> str:
-    """Writes the reports of a scale, and the record of every run that they cite with those upstream of it, to `file`.
+    """Writes the reports of a scale, and the record of every run that they cite with those upstream of it, to
+    `file`.
 
     Args:
         scale: empty: every scale that has reports.
@@ -88,7 +90,7 @@ def export(file: Path, scale: str, site: Site, store: Store, *, encoders: bool =
                 members[f"runs/{spec_id}/{FILE}"] = _encoder(spec_id, site, store, Path(folder))
         _write_zip(file, members)
     told = ", ".join(f"{counted(len(tables), 'table')} ({name})" for name, tables in _tables(reports).items())
-    return f"{file}: {told}, {counted(len(runs), 'run')}, {file.stat().st_size / 1e6:.1f} MB."
+    return f"{file}: {told}, {counted(len(runs), 'run')}, {size(file.stat().st_size)}."
 
 
 def _check_free(file: Path) -> None:
@@ -108,12 +110,19 @@ def _reports(site: Site, scales: Iterable[str]) -> dict[str, bytes]:
         LookupError: there is no table among them.
     """
     scales = list(scales)
-    paths = {f"reports/{scale}/{path.name}": path for scale in scales for path in (site.reports / scale).glob("*") if path.is_file()}
+    paths = {
+        f"reports/{scale}/{path.name}": path
+        for scale in scales
+        for path in (site.reports / scale).glob("*")
+        if path.is_file()
+    }
     found = {name: path.read_bytes() for name, path in sorted(paths.items()) if REPORT.fullmatch(name)}
     if not any(name.endswith(".json") for name in found):
         where = str(site.reports / scales[0]) if len(scales) == 1 else f"any scale's folder in {site.reports}"
         option = f" --scale {scales[0]}" if len(scales) == 1 else ""
-        raise LookupError(f"There is no report in {where}: `invoke reports{option}` renders every table from finished runs.")
+        raise LookupError(
+            f"There is no report in {where}: `invoke reports{option}` renders every table from finished runs."
+        )
     return found
 
 
@@ -161,7 +170,9 @@ def _records(cited: Mapping[str, str], store: Store) -> dict[str, PortableRun]:
         try:
             run = store.portable(spec_id)
         except LookupError as error:
-            raise LookupError(f"{report} rests on run {spec_id}: {error.args[0]} What would work: {_again(report)}.") from None
+            raise LookupError(
+                f"{report} rests on run {spec_id}: {error.args[0]} What would work: {_again(report)}."
+            ) from None
         found[spec_id] = run
         if run.needs and run.needs not in found:
             wanted[run.needs] = report
@@ -187,17 +198,15 @@ def _document(data: object) -> bytes:
 
 def _write_zip(file: Path, members: Mapping[str, bytes | Path]) -> None:
     """Writes the archive, whole or not at all."""
-    listed = {name: {"sha256": _sha256(members[name]), "size": _size(members[name])} for name in sorted(members)}
+    listed = {
+        name: {"sha256": _sha256(members[name]), "size": _size(members[name])} for name in sorted(members)
+    }
     manifest = _document({"kind": KIND, "version": VERSION, "files": listed})
-    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with atomic(file) as draft:
         with zipfile.ZipFile(draft, "w") as archive:
             for name, content in sorted({MANIFEST: manifest, **members}.items()):
                 _add(archive, name, content)
         _check_free(file)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
@@ -221,7 +230,8 @@ def _size(content: bytes | Path) -> int:
     return content.stat().st_size if isinstance(content, Path) else len(content)
 
 
-# Import --------------------------------------------------------------------------------------------------------------------------------
+# Import
+# --------------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -246,13 +256,17 @@ class Received:
 
     def __str__(self) -> str:
         runs = f"{counted(self.added, 'run')} added, {self.here} here already, {len(self.clashes)} with other values here."
-        tables = "".join(f" {counted(number, 'table')} added to the reports at {scale}." for scale, number in self.tables.items())
+        tables = "".join(
+            f" {counted(number, 'table')} added to the reports at {scale}."
+            for scale, number in self.tables.items()
+        )
         encoders = f" {counted(self.encoders, 'encoder')} added." if self.encoders else ""
         return "\n".join([runs + encoders + tables, *self.clashes, *self.kept])
 
 
 def receive(file: Path, site: Site, store: Store) -> Received:
-    """Adds the runs and reports of an archive to this site, once all of the file has been checked; what is here stays as it is.
+    """Adds the runs and reports of an archive to this site, once all of the file has been checked; what is
+    here stays as it is.
 
     Interrupted at any moment, the same call again does the rest.
 
@@ -261,11 +275,15 @@ def receive(file: Path, site: Site, store: Store) -> Received:
         ValueError: the file is not whole, not of this version, or not what it says; nothing was written.
     """
     if not file.is_file():
-        raise LookupError(f"There is no file '{file if file.name else ''}': give one that `invoke export` wrote, as --file msbreg.zip.")
+        raise LookupError(
+            f"There is no file '{file if file.name else ''}': give one that `invoke export` wrote, as --file msbreg.zip."
+        )
     with _Archive.opened(file) as archive:
         runs = archive.check()
         received = Received()
-        for run in sorted(runs.values(), key=lambda run: (run.needs is not None, run.spec_id)):  # upstream first
+        for run in sorted(
+            runs.values(), key=lambda run: (run.needs is not None, run.spec_id)
+        ):  # upstream first
             _receive_run(run, archive, site, store, received)
         for scale, tables in _tables(archive.reports).items():
             _receive_reports(scale, sorted(tables), archive, site.reports / scale, received)
@@ -276,7 +294,9 @@ def _receive_run(run: PortableRun, archive: _Archive, site: Site, store: Store, 
     """Adds one run, and its encoder unless the record here is another training's."""
     here = store.adopt(run, archive.digest)
     if here is not None and not run.agrees(here.metrics):
-        received.clashes.append(f"clash: {run.spec_id} {run.name}: {_differing(here.metrics, run.final)}. Kept as it is here.")
+        received.clashes.append(
+            f"clash: {run.spec_id} {run.name}: {_differing(here.metrics, run.final)}. Kept as it is here."
+        )
         return
     received.added += here is None
     received.here += here is not None
@@ -285,7 +305,9 @@ def _receive_run(run: PortableRun, archive: _Archive, site: Site, store: Store, 
         return
     path = site.runs / run.spec_id / FILE
     if path.exists() and _sha256(path) != archive.files[name].sha256:
-        received.kept.append(f"kept: {path} is another encoder than the archive's, of a run with the same values.")
+        received.kept.append(
+            f"kept: {path} is another encoder than the archive's, of a run with the same values."
+        )
     elif not path.exists():
         _put(path, archive.read(name))
         received.encoders += 1
@@ -293,10 +315,9 @@ def _receive_run(run: PortableRun, archive: _Archive, site: Site, store: Store, 
 
 def _put(path: Path, content: bytes) -> None:
     """Writes a file, whole or not at all, and removes what an import that was killed left beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)
-    checkpoint.write(path, content)
+    write_atomic(path, content, durable=True)
 
 
 def _differing(here: Mapping[str, float], there: Mapping[str, float]) -> str:
@@ -309,10 +330,17 @@ def _differing(here: Mapping[str, float], there: Mapping[str, float]) -> str:
     return "; ".join(shown)
 
 
-def _receive_reports(scale: str, tables: list[str], archive: _Archive, folder: Path, received: Received) -> None:
-    """Adds the tables of a scale of which no file is another one here, and the index over all that are then here."""
+def _receive_reports(
+    scale: str, tables: list[str], archive: _Archive, folder: Path, received: Received
+) -> None:
+    """Adds the tables of a scale of which no file is another one here, and the index over all that are then
+    here."""
     for table in tables:
-        names = [name for name in archive.reports if name.startswith(f"reports/{scale}/") and Path(name).stem == table]
+        names = [
+            name
+            for name in archive.reports
+            if name.startswith(f"reports/{scale}/") and Path(name).stem == table
+        ]
         here = {name: folder / Path(name).name for name in names}
         if any(path.exists() and _sha256(path) != archive.files[name].sha256 for name, path in here.items()):
             received.kept.append(
@@ -353,7 +381,9 @@ class _Archive:
             with zipfile.ZipFile(file) as zipped:
                 yield cls(file, zipped)
         except BROKEN as error:
-            raise ValueError(f"{file} is not a whole zip file ({error}): copy it again, or export it again.") from None
+            raise ValueError(
+                f"{file} is not a whole zip file ({error}): copy it again, or export it again."
+            ) from None
 
     @property
     def reports(self) -> list[str]:
@@ -370,8 +400,14 @@ class _Archive:
         for name, said in self.files.items():
             with self._zip.open(name) as member:
                 if hashlib.file_digest(member, "sha256").hexdigest() != said.sha256:  # type: ignore[arg-type]
-                    self._refuse(f"{name} is not the file that the manifest lists", "copy it again, or export it again")
-        runs = {match[1]: self._record(name) for name in self.files if (match := RUN.fullmatch(name)) and match[2] == RECORD}
+                    self._refuse(
+                        f"{name} is not the file that the manifest lists", "copy it again, or export it again"
+                    )
+        runs = {
+            match[1]: self._record(name)
+            for name in self.files
+            if (match := RUN.fullmatch(name)) and match[2] == RECORD
+        }
         for name in self.files:
             if (match := RUN.fullmatch(name)) and match[2] == FILE:
                 self._check_encoder(name, match[1], runs)
@@ -382,27 +418,37 @@ class _Archive:
         return runs
 
     def read(self, name: str) -> bytes:
-        """A file, which is compared with the manifest at every reading: the archive may be exchanged after the first.
+        """A file, which is compared with the manifest at every reading: the archive may be exchanged after
+        the first.
 
         Raises:
             ValueError: it is another one.
         """
         content = self._zip.read(name)
         if hashlib.sha256(content).hexdigest() != self.files[name].sha256:
-            self._refuse(f"{name} is not the file that the manifest lists", "copy it again, or export it again")
+            self._refuse(
+                f"{name} is not the file that the manifest lists", "copy it again, or export it again"
+            )
         return content
 
     def _check_members(self) -> None:
-        """Raises ValueError for members that no export writes; they are judged by the zip's directory alone."""
+        """Raises ValueError for members that no export writes; they are judged by the zip's directory
+        alone."""
         infos = self._zip.infolist()
         names = [info.filename for info in infos]
         for info in infos:
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if info.filename != MANIFEST and not (REPORT.fullmatch(info.filename) or RUN.fullmatch(info.filename)):
+            if info.filename != MANIFEST and not (
+                REPORT.fullmatch(info.filename) or RUN.fullmatch(info.filename)
+            ):
                 self._refuse(f"{info.filename!r} is no name of a report or of a run's file")
             if kind not in (0, stat.S_IFREG):
                 self._refuse(f"{info.filename} is a link or something else that is no plain file")
-            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+            if (
+                info.compress_type != zipfile.ZIP_STORED
+                or info.compress_size != info.file_size
+                or info.flag_bits & 1
+            ):
                 self._refuse(f"{info.filename} is compressed or encrypted, which no export does")
         if len(set(names)) < len(names):
             self._refuse("it has a file twice")
@@ -410,7 +456,8 @@ class _Archive:
             self._refuse("its files are larger than itself")
 
     def _read_manifest(self) -> None:
-        """Raises ValueError where the manifest is not there, of another version, or lists other files than there are."""
+        """Raises ValueError where the manifest is not there, of another version, or lists other files than
+        there are."""
         if MANIFEST not in self._zip.namelist():
             self._refuse(f"it has no {MANIFEST}", "give a file that `invoke export` wrote")
         content = self._zip.read(MANIFEST)
@@ -418,9 +465,14 @@ class _Archive:
         if not isinstance(data, dict) or data.get("kind") != KIND:
             self._refuse(f"its {MANIFEST} is another program's", "give a file that `invoke export` wrote")
         if data.get("version") != VERSION:
-            self._refuse(f"it is of version {data.get('version')}, and this one reads version {VERSION}", "use the suite that wrote it")
+            self._refuse(
+                f"it is of version {data.get('version')}, and this one reads version {VERSION}",
+                "use the suite that wrote it",
+            )
         try:
-            self.files = {name: _Member(str(said["sha256"]), int(said["size"])) for name, said in data["files"].items()}
+            self.files = {
+                name: _Member(str(said["sha256"]), int(said["size"])) for name, said in data["files"].items()
+            }
         except (AttributeError, KeyError, TypeError, ValueError):
             self._refuse(f"its {MANIFEST} lists no files")
         sizes = {info.filename: info.file_size for info in self._zip.infolist() if info.filename != MANIFEST}
@@ -429,11 +481,14 @@ class _Archive:
         if extra := sorted(sizes.keys() - self.files.keys()):
             self._refuse(f"it holds {extra[0]}, which its manifest does not list")
         if wrong := [name for name, size in sizes.items() if size != self.files[name].size]:
-            self._refuse(f"{wrong[0]} has {sizes[wrong[0]]} bytes, and its manifest says {self.files[wrong[0]].size}")
+            self._refuse(
+                f"{wrong[0]} has {sizes[wrong[0]]} bytes, and its manifest says {self.files[wrong[0]].size}"
+            )
         self.digest = hashlib.sha256(content).hexdigest()
 
     def _record(self, name: str) -> PortableRun:
-        """A run's record, whose id agrees in its three places: the name, the record and the hash of the settings."""
+        """A run's record, whose id agrees in its three places: the name, the record and the hash of the
+        settings."""
         try:
             run = from_json(self._json(name, self.read(name)), name)
         except ValueError as error:
@@ -470,4 +525,6 @@ class _Archive:
             self._refuse(f"{name} is no JSON ({error})")
 
     def _refuse(self, problem: str, remedy: str = "have it exported again") -> NoReturn:
-        raise ValueError(f"{self._file} is refused: {problem}; nothing was written. What would work: {remedy}.")
+        raise ValueError(
+            f"{self._file} is refused: {problem}; nothing was written. What would work: {remedy}."
+        )

@@ -1,4 +1,5 @@
-"""Runs that others do, as their leases and the queue of a cluster tell: a small `squeue` of our own stands for Slurm's."""
+"""Runs that others do, as their leases and the queue of a cluster tell: a small `squeue` of our own stands
+for Slurm's."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from reproduce import lease, worker
-from reproduce.attach import Others
+from reproduce import worker
 from reproduce.plan import Request
-from reproduce.progress import Progress
+from reproduce.runs import lease
+from reproduce.runs.claims import Others
+from reproduce.runs.progress import Progress
 from reproduce.site import Site, Slurm
 
 RUN, OTHER = "0123456789ab", "ba9876543210"
@@ -82,7 +84,9 @@ def test_a_run_of_a_process_is_followed_to_its_end(site: Site) -> None:
     assert len(others) == 0
 
 
-@pytest.mark.parametrize(("state", "event"), [("failed", "failed"), ("interrupted", "freed"), ("finished", "finished")])
+@pytest.mark.parametrize(
+    ("state", "event"), [("failed", "failed"), ("interrupted", "freed"), ("finished", "finished")]
+)
 def test_how_it_ended_is_told(state: str, event: str, site: Site) -> None:
     others = Others(site)
     lease.take(site.runs / RUN, RUN, heartbeat=10)
@@ -128,7 +132,9 @@ def test_a_run_that_is_put_back_into_the_queue_stays_its_jobs(site: Site, squeue
 
 def test_a_queue_that_does_not_answer_takes_no_run_from_its_job(site: Site, squeue: Queue) -> None:
     lease.queue(site.runs / RUN, RUN, job="7_0", heartbeat=10)
-    (squeue.listed.parent / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact controller' >&2\nexit 1\n")
+    (squeue.listed.parent / "squeue").write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact controller' >&2\nexit 1\n"
+    )
     assert list(Others(site).claims([RUN])) == [RUN]
 
 
@@ -147,4 +153,6 @@ def test_a_job_in_which_somebody_calls_the_local_launcher_is_not_waited_for_to_d
     (tmp_path / "jobs").write_text(json.dumps({"request": request.dumps(), "id": evaluation}) + "\n")
     assert worker._once(["--list", str(tmp_path / "jobs"), "0"], site, io.StringIO()) == worker.FAILED
     rewrite(site, evaluation, state="interrupted")
-    assert Others(site).claims([evaluation])[evaluation].job == "15", "one that was submitted for the run goes on with it"
+    assert Others(site).claims([evaluation])[evaluation].job == "15", (
+        "one that was submitted for the run goes on with it"
+    )

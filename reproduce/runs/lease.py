@@ -1,15 +1,18 @@
-"""Who does a run: a lease in the run's folder, which its owner keeps alive by a heartbeat, so that no run is ever done twice at once.
+"""Who does a run: a lease in the run's folder, which its owner keeps alive by a heartbeat, so that no run is
+ever done twice at once.
 
     with lease.take(folder, spec.id, heartbeat=10) as held:    # BusyError: another process, alive, does it
         held.report(progress)                                  # what others see who wait for the run
-        held.check()                                           # before each write: LostError if the lease was taken over
-        held.finished()
-    lease.read(folder)                                         # the same for everybody else: owner, state, progress, age
+        held.check()                                           # before each write: LostError if the lease was
+        taken over held.finished()
+    lease.read(folder)                                         # the same for everybody else: owner, state,
+    progress, age
 
-The lease is the file `lease.json`, replaced as a whole and changed only under the lock beside it, which is held for milliseconds. An owner
-on this machine is dead when its process is gone, and so at once free to be taken over; one on another machine when three of its heartbeats
-are missing. Ages are taken by the clock of the file system that all of them share, so machines need not agree on the time. What is asked
-of that file system is that locks and renames hold between machines, as they do on NFS, and on Lustre mounted with `flock`.
+The lease is the file `lease.json`, replaced as a whole and changed only under the lock beside it, which is
+held for milliseconds. An owner on this machine is dead when its process is gone, and so at once free to be
+taken over; one on another machine when three of its heartbeats are missing. Ages are taken by the clock of
+the file system that all of them share, so machines need not agree on the time. What is asked of that file
+system is that locks and renames hold between machines, as they do on NFS, and on Lustre mounted with `flock`.
 """
 
 from __future__ import annotations
@@ -29,13 +32,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
-from reproduce.progress import Progress
+from reproduce.runs.files import write_atomic
+from reproduce.runs.progress import Progress
 
 FILE, LOCK, PLACE = "lease.json", "lease.lock", ".place"
 MISSED = 3
 """Heartbeats after which an owner that cannot be seen counts as dead."""
 NUMBERS, MACHINES = Path("/proc/self/ns/pid"), "pid:[4026531836]"
-"""Where Linux says among which processes this one has its number, and what it says outside of all containers."""
+"""Where Linux says among which processes this one has its number, and what it says outside of all
+containers."""
 LONGEST = 500
 """Characters of a reason."""
 
@@ -51,7 +56,8 @@ class BusyError(RuntimeError):
 
 
 class LostError(KeyboardInterrupt):
-    """Somebody else owns the run now, as this process was taken for dead: it stops and writes nothing more."""
+    """Somebody else owns the run now, as this process was taken for dead: it stops and writes nothing
+    more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +84,8 @@ class Lease:
 
     @property
     def alive(self) -> bool:
-        """Whether its owner is at work, as far as it can be seen from here; a job in a queue counts as alive until the queue is asked."""
+        """Whether its owner is at work, as far as it can be seen from here; a job in a queue counts as alive
+        until the queue is asked."""
         if self.state != "running":
             return self.state == "queued"
         missed = self.age > MISSED * self.heartbeat
@@ -227,7 +234,8 @@ class Held:
 
 
 def this_host() -> str:
-    """The name of this machine; in a container also that of its processes' numbers, as several may share a machine and its name."""
+    """The name of this machine; in a container also that of its processes' numbers, as several may share a
+    machine and its name."""
     try:
         numbers = str(NUMBERS.readlink())
     except OSError:  # not Linux
@@ -237,7 +245,7 @@ def this_host() -> str:
 
 def process() -> dict[str, Any]:
     """This process, such that no later one can be taken for it: `host`, `pid` and when it `started`."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     return {"host": this_host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
@@ -246,7 +254,8 @@ def process_alive(host: str, pid: int, started: float, *, heard: bool | None = N
     """Whether a process of this machine still is there.
 
     Args:
-        heard: whether it gave a sign of life lately: then the clock by which it `started` may have been set since; if it should have and
+        heard: whether it gave a sign of life lately: then the clock by which it `started` may have been set
+            since; if it should have and
             did not, one that was suspended counts as gone. None: it gives none.
     """
     import psutil
@@ -268,7 +277,8 @@ def job_of_environment() -> str:
 
 
 def place(runs: Path) -> str:
-    """A name of the folder `runs` that is the same from every machine that mounts it: random digits, kept in it."""
+    """A name of the folder `runs` that is the same from every machine that mounts it: random digits, kept in
+    it."""
     path = runs / PLACE
     try:
         return path.read_text(encoding="utf-8")
@@ -289,22 +299,23 @@ def in_a_line(error: BaseException) -> str:
 
 
 def _lock(folder: Path) -> Any:
-    """The lock under which the lease is read and changed; the kernel releases it when its process ends, however that happens."""
+    """The lock under which the lease is read and changed; the kernel releases it when its process ends,
+    however that happens."""
     import filelock
 
     return filelock.FileLock(folder / LOCK)
 
 
 def _write(folder: Path, lease: Lease) -> None:
-    """Replaces the lease as a whole. It is not synchronised: after a crash of the machine there is no owner anyway."""
+    """Replaces the lease as a whole. It is not synchronised: after a crash of the machine there is no owner
+    anyway."""
     content = {key: value for key, value in vars(lease).items() if key != "age"}
-    draft = folder / f".{FILE}.{os.getpid()}.{threading.get_ident()}.tmp"
-    draft.write_text(json.dumps(content), encoding="utf-8")
-    draft.replace(folder / FILE)
+    write_atomic(folder / FILE, json.dumps(content))
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock that sets the times of files in `folder`: that of a new file; ours where none may be written."""
+    """The time by the clock that sets the times of files in `folder`: that of a new file; ours where none may
+    be written."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             return os.fstat(probe.fileno()).st_mtime

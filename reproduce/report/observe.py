@@ -1,4 +1,5 @@
-"""Finished runs -> the numbers of a table, one for each row, column and seed; and the same as a tidy pandas frame.
+"""Finished runs -> the numbers of a table, one for each row, column and seed; and the same as a tidy pandas
+frame.
 
     observe(measured, seeds, finished, reasons)      # one cell: [Observation(seed=0, value=0.8156, ...), ...]
     frame(table, seeds, finished, reasons)           # the whole table, for a notebook
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from reproduce.report.table import Measured, Table
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +45,26 @@ class Observation:
     """Why `value` is None."""
 
 
-def observe(measured: Measured, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]) -> list[Observation]:
+def observe(
+    measured: Measured, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]
+) -> list[Observation]:
     """The numbers behind one cell, one for each of the seeds 0 to `seeds` - 1.
 
     Args:
         finished: finished runs by spec id.
         reasons: why a run is not finished, by spec id; a spec in neither mapping has not been run yet.
     """
-    return [_observation(measured.metric, seed, spec.id, finished, reasons) for seed, spec in enumerate(measured.runs(seeds))]
+    return [
+        _observation(measured.metric, seed, spec.id, finished, reasons)
+        for seed, spec in enumerate(measured.runs(seeds))
+    ]
 
 
-def frame(table: Table, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]) -> pd.DataFrame:
-    """One line for each row, column and seed that a run of ours fills: row, column, metric, seed, spec, run, value, reason."""
+def frame(
+    table: Table, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]
+) -> pd.DataFrame:
+    """One line for each row, column and seed that a run of ours fills: row, column, metric, seed, spec, run,
+    value, reason."""
     import pandas as pd
 
     lines = [
@@ -67,10 +76,14 @@ def frame(table: Table, seeds: int, finished: Mapping[str, Finished], reasons: M
     return pd.DataFrame(lines, columns=columns).astype({"seed": "int64", "value": "float64"})
 
 
-def _observation(metric: str, seed: int, spec: str, finished: Mapping[str, Finished], reasons: Mapping[str, str]) -> Observation:
+def _observation(
+    metric: str, seed: int, spec: str, finished: Mapping[str, Finished], reasons: Mapping[str, str]
+) -> Observation:
     """One seed's number; a metric that the run lacks or that is not finite is missing, with the reason."""
     if spec not in finished:
-        return Observation(seed=seed, spec=spec, run=None, value=None, reason=reasons.get(spec, "not run yet"))
+        return Observation(
+            seed=seed, spec=spec, run=None, value=None, reason=reasons.get(spec, "not run yet")
+        )
     run = finished[spec]
     value = run.metrics.get(metric)
     reason = None

@@ -3,13 +3,13 @@
     for line in report(requests("table5", ""), site, Store(site)):
         print(line)
 
-Nothing is started, written, fetched or opened. Whether data are here is asked as before a run (`produce.missing`): of a data set its
-folders and lists, not every image. Takes some seconds, most of them the import of torch and torchvision.
+Nothing is started, written, fetched or opened. Whether data are here is asked as before a run
+(`produce.missing`): of a data set its folders and lists, not every image. Takes some seconds, most of them
+the import of torch and torchvision.
 """
 
 from __future__ import annotations
 
-import heapq
 import re
 import shutil
 import subprocess
@@ -19,25 +19,25 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
-from reproduce import environment
+from reproduce.commands.disk import CHECKPOINTS, disk_needed, num_parameters, sizes, weightless
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
-from reproduce.detection.protocol import Detection
 from reproduce.lazy import torch
-from reproduce.nn import backbones, distributed
-from reproduce.nn.cost import FLOAT, Sizes
+from reproduce.messages import size, unknown
+from reproduce.nn import distributed
+from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
-from reproduce.produce import in_vain, missing
 from reproduce.protocols.protocol import Protocol
+from reproduce.readiness import in_vain, missing
+from reproduce.runs import environment
 from reproduce.site import PROJECT, Site
-from reproduce.spec import Evaluate, Pretrain, Settings, Spec, unknown
+from reproduce.spec import Evaluate, Pretrain, Spec
 
 if TYPE_CHECKING:
-    from reproduce.methods.method import Method
-    from reproduce.tracking import Store
+    from reproduce.tracking.store import Store
 
 WIDTH = 120
 """Columns of a terminal that lines should fit in."""
@@ -49,11 +49,6 @@ GPU, DISK = "GPU", "disk"
 """What is missing beside data and engines, by the labels of the lines that say more."""
 PAPER_GPUS = 8
 """Of 16 GB each: "8 V100 16GB GPUs" (section 7.1)."""
-CHECKPOINTS = 3
-"""Files that a run needs room for: `checkpoint.save` keeps two and writes the third before it removes the first."""
-HEADS = 22_000_000
-"""Parameters that Detectron2 adds to a backbone: torchvision's documentation counts 44.4 million for a Mask R-CNN, 23.5 of which are the
-ResNet-50's, and the box head of four convolutions has 1.3 million more."""
 
 
 class Need(NamedTuple):
@@ -65,7 +60,8 @@ class Need(NamedTuple):
     missing: tuple[str, ...]
     """Names of what the others lack."""
     here: tuple[str, ...]
-    """Names of what any of them needs and has; that the packages of requirements.txt are installed goes without saying."""
+    """Names of what any of them needs and has; that the packages of requirements.txt are installed goes
+    without saying."""
     disk: int
     """Bytes, an estimate."""
 
@@ -92,7 +88,7 @@ class Machine:
         """Those that torch can use, each with its memory."""
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = [torch.cuda.get_device_properties(index) for index in range(count)]
-        return tuple(f"{each.name}, {_gb(each.total_memory)}" for each in found)
+        return tuple(f"{each.name}, {size(each.total_memory)}" for each in found)
 
     @cached_property
     def free_disk(self) -> int:
@@ -116,7 +112,7 @@ class Machine:
         return None if self.device else False
 
     @cache  # noqa: B019 (a machine lives as long as its report)
-    def lacks(self, dataset: Settings, protocol: Settings | None) -> tuple[str, ...]:
+    def lacks(self, dataset: Dataset | DetectionDataset, protocol: Protocol | None) -> tuple[str, ...]:
         """Names of what a run on `dataset` by `protocol` lacks."""
         return tuple(each.name for each in missing(dataset, protocol, self.site, fetch=False))
 
@@ -130,7 +126,11 @@ def requests(table: str, scale: str) -> list[Request]:
     Raises:
         LookupError: there is no such table or scale; the message names the nearest.
     """
-    made = [Request(table=each, scale=at) for each in ([table] if table else table_names()) for at in ([scale] if scale else SCALES)]
+    made = [
+        Request(table=each, scale=at)
+        for each in ([table] if table else table_names())
+        for at in ([scale] if scale else SCALES)
+    ]
     for request in made:
         request.build()
     return made
@@ -145,7 +145,12 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
     yield from ("", "Data")
     for label, text in _data(site):
         yield from _entry(label, text)
-    yield from ("", *_wrapped(f"Tables: runs that can start, disk for all of them, what is missing and what is here. {_rule(machine)}"))
+    yield from (
+        "",
+        *_wrapped(
+            f"Tables: runs that can start, disk for all of them, what is missing and what is here. {_rule(machine)}"
+        ),
+    )
     specs = {request: request.specs() for request in asked}
     needs = {request: need(specs[request], machine) for request in asked}
     for request, found in needs.items():
@@ -169,122 +174,71 @@ def need(specs: Iterable[Spec], machine: Machine) -> Need:
         for needed in spec.needs():
             names += lacking[needed.id]
         lacking[spec.id] = names
-    lacking |= {spec_id: lacking[first] for spec_id, first in in_vain(specs, {each for each, names in lacking.items() if names}).items()}
+    lacking |= {
+        spec_id: lacking[first]
+        for spec_id, first in in_vain(specs, {each for each, names in lacking.items() if names}).items()
+    }
     everything = [name for names in lacking.values() for name in names]
     space = disk(specs, machine)
     if space > machine.free_disk:
         everything.append(DISK)
     here = tuple(name for name in asked if name not in everything)
-    return Need(len(specs), sum(not names for names in lacking.values()), tuple(dict.fromkeys(everything)), here, space)
+    return Need(
+        len(specs),
+        sum(not names for names in lacking.values()),
+        tuple(dict.fromkeys(everything)),
+        here,
+        space,
+    )
 
 
 def _asked_for(spec: Spec, site: Site) -> Iterator[str]:
-    """What a run reads and what its protocol asks for beside that, by the names of `missing`; nothing that is generated or fetched."""
+    """What a run reads and what its protocol asks for beside that, by the names of `missing`; nothing that is
+    generated or fetched."""
     if spec.dataset.name.startswith(SYNTHETIC):
         return
     yield spec.dataset.name
-    requirement = cast(Protocol, spec.protocol).requirement if isinstance(spec, Evaluate) else ""
+    requirement = spec.protocol.requirement if isinstance(spec, Evaluate) else ""
     if requirement and (requirement != lists.KEY or _subsets(site) == HERE):
         yield requirement
-
-
-def disk(specs: Iterable[Spec], machine: Machine) -> int:
-    """Bytes that the runs of `specs` leave behind and take meanwhile, an estimate; the rule is `_rule`."""
-
-    def files(run: Pretrain) -> Sizes:
-        return sizes(run.backbone, cast("Method", run.method), machine.sizes)
-
-    def parameters(backbone: str) -> int:
-        return _num_parameters(_weightless(backbone))
-
-    return room(specs, machine.store, machine.at_once, files, parameters)
-
-
-def room(specs: Iterable[Spec], store: Store, at_once: int, files: Callable[[Pretrain], Sizes], parameters: Callable[[str], int]) -> int:
-    """The same by the sizes of a pretraining's files and the parameters of a backbone, however they are found out.
-
-    Args:
-        at_once: runs that go on at the same time.
-    """
-    copies = 2 if store.keeps_artifacts_here else 1
-    kept, meanwhile = 0, []
-    for spec in specs:
-        if isinstance(spec, Pretrain):
-            found = files(spec)
-            kept += copies * found.encoder
-            meanwhile.append(CHECKPOINTS * found.checkpoint)
-        elif isinstance(spec.protocol, Detection):
-            meanwhile.append(CHECKPOINTS * detector_checkpoint(parameters(spec.encoder.backbone), spec.protocol))
-    return kept + sum(heapq.nlargest(at_once, meanwhile))
-
-
-def sizes(backbone: str, method: Method, known: dict[object, Sizes]) -> Sizes:
-    """Of a pretraining run's files.
-
-    Args:
-        known: those of other runs, to which these are added. A network is built once for all methods that differ in fractions alone, which
-            are rates and weights: no layer has two and a half units.
-    """
-    shape = (backbone, method.name, tuple(leaf for leaf in method.leaves() if not isinstance(leaf[1], float)))
-    if shape not in known:
-        known[shape] = _sizes(backbone, method)
-    return known[shape]
-
-
-def _sizes(backbone: str, method: Method) -> Sizes:
-    with torch.device("meta"):
-        network: Any = method.network(_weightless(backbone))
-    momentum = FLOAT * _num_parameters(network.online)
-    return Sizes(_num_bytes(network.online.backbone) + _num_bytes(network.online.projector), _num_bytes(network) + momentum)
-
-
-def detector_checkpoint(parameters: int, protocol: Detection) -> int:
-    """Bytes of the parameters of a detector with its optimiser's momentum: torchvision's heads are as narrow as the backbone.
-
-    Args:
-        parameters: of the backbone.
-    """
-    return 2 * FLOAT * (parameters + (HEADS if protocol.engine == "detectron2" else parameters))
-
-
-@cache
-def _weightless(backbone: str) -> torch.nn.Module:
-    """A backbone whose tensors have shapes and no values."""
-    with torch.device("meta"):
-        module: torch.nn.Module = backbones.build(backbone)
-        return module
-
-
-def _num_bytes(module: torch.nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-
-
-def _num_parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 # What is here
 
 
 def _machine(machine: Machine) -> Iterator[tuple[str, str]]:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     found, memory = environment.record(), psutil.virtual_memory()
     packages = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "torchvision", "mlflow"))
     processor = environment.processor()
     yield "Python", f"{found['python']}, {packages}"
     yield GPU, _gpu(machine)
-    yield "CPU", f"{found['cores']} cores ({processor}), {_gb(memory.total)} of memory, {_gb(memory.available)} of it free"
+    yield (
+        "CPU",
+        f"{found['cores']} cores ({processor}), {size(memory.total)} of memory, {size(memory.available)} of it free",
+    )
     features = machine.site.features_gb
-    shared = f"features that evaluations share take up to {features:g} GB of it (features_gb)" if features else "no features are kept"
-    yield DISK, f"{_gb(machine.free_disk)} free in {machine.site.runs}; {shared}"
+    shared = (
+        f"features that evaluations share take up to {features:g} GB of it (features_gb)"
+        if features
+        else "no features are kept"
+    )
+    yield DISK, f"{size(machine.free_disk)} free in {machine.site.runs}; {shared}"
     yield "tracking", machine.store.described()
     yield "Detectron2", _detectron2(machine.site)
-    yield "pdflatex", "here" if shutil.which("pdflatex") else "not here; optional, it typesets the reports' .tex files"
+    yield (
+        "pdflatex",
+        "here" if shutil.which("pdflatex") else "not here; optional, it typesets the reports' .tex files",
+    )
 
 
 def _gpu(machine: Machine) -> str:
-    used = "; the site's device is cpu, so runs do not use it" if machine.gpus and machine.device == "cpu" else ""
+    used = (
+        "; the site's device is cpu, so runs do not use it"
+        if machine.gpus and machine.device == "cpu"
+        else ""
+    )
     listed = "; ".join(machine.gpus) or "none that torch can use"
     if not machine.device:
         return f"{listed}; the site's device is '{machine.site.device}', so no run can start: set it to auto or cpu"
@@ -316,8 +270,13 @@ def _commit(folder: Path) -> str:
 
 
 def _data(site: Site) -> Iterator[tuple[str, str]]:
-    """Each data set of real images, the lists that are not part of one, and the roots that nobody asks for."""
-    for name, cls in sorted(components("reproduce.data", Dataset, DetectionDataset).items()):
+    """Each data set of real images, the lists that are not part of one, and the roots that nobody asks
+    for."""
+    known_data: dict[str, Callable[[], Dataset | DetectionDataset]] = {
+        **components("reproduce.data", Dataset),
+        **components("reproduce.data", DetectionDataset),
+    }
+    for name, cls in sorted(known_data.items()):
         if not name.startswith(SYNTHETIC):
             problems = [each.why for each in missing(cls(), None, site, fetch=False)]
             yield name, " ".join(problems) or HERE
@@ -330,7 +289,9 @@ def _data(site: Site) -> Iterator[tuple[str, str]]:
 
 def data_roots() -> list[str]:
     """The keys of the site file's [data], as its example lists them."""
-    section = (PROJECT / "configs" / "site.example.toml").read_text(encoding="utf-8").partition("\n[data]\n")[2]
+    section = (
+        (PROJECT / "configs" / "site.example.toml").read_text(encoding="utf-8").partition("\n[data]\n")[2]
+    )
     return re.findall(r'^# (\w+) = "', section, re.MULTILINE)
 
 
@@ -340,7 +301,23 @@ def _subsets(site: Site) -> str:
     except (LookupError, ValueError, OSError) as error:
         return str(error)
     here = all(path.is_file() for path in paths)
-    return HERE if here else "not set: SimCLR's lists of labelled images are fetched, once, by the first run that needs them"
+    return (
+        HERE
+        if here
+        else "not set: SimCLR's lists of labelled images are fetched, once, by the first run that needs them"
+    )
+
+
+def disk(specs: Iterable[Spec], machine: Machine) -> int:
+    """Bytes that the runs of `specs` leave behind and take meanwhile, an estimate; the rule is `_rule`."""
+
+    def files(run: Pretrain) -> Sizes:
+        return sizes(run.backbone, run.method, machine.sizes)
+
+    def parameters(backbone: str) -> int:
+        return num_parameters(weightless(backbone))
+
+    return disk_needed(specs, machine.store, machine.at_once, files, parameters)
 
 
 # What is told of the tables
@@ -352,11 +329,15 @@ def _told(need: Need) -> str:
     state = f"missing: {', '.join(need.missing)}" if need.missing else "ready"
     if need.here:
         state += f"; here: {', '.join(need.here)}"
-    return f"{need.startable:>3} of {need.num_runs:<3}  {_gb(need.disk):>12}  {state}"
+    return f"{need.startable:>3} of {need.num_runs:<3}  {size(need.disk):>12}  {state}"
 
 
 def _rule(machine: Machine) -> str:
-    twice = ", twice (in its run's folder and as MLflow's artifact)," if machine.store.keeps_artifacts_here else ""
+    twice = (
+        ", twice (in its run's folder and as MLflow's artifact),"
+        if machine.store.keeps_artifacts_here
+        else ""
+    )
     return (
         f"Disk is an estimate that counts nothing as done: the encoder of each pretraining{twice} and {CHECKPOINTS} checkpoints of each "
         f"run that goes on at the same time, here up to {machine.at_once}. Logs, the tracking database and the images of the smoke scale "
@@ -371,14 +352,16 @@ def _ready(needs: dict[Request, Need], specs: dict[Request, tuple[Spec, ...]], m
         found = {request: need for request, need in needs.items() if request.scale == scale}
         runs = {spec.id: spec for request in found for spec in specs[request]}
         ready = sum(not need.missing for need in found.values())
-        parts.append(f"{ready} of {len(found)} at {scale} ({_gb(disk(runs.values(), machine))} for all)")
+        parts.append(f"{ready} of {len(found)} at {scale} ({size(disk(runs.values(), machine))} for all)")
     return f"Tables that are ready: {', '.join(parts)}."
 
 
 def _next(needs: dict[Request, Need]) -> str:
     """What most tables wait for at the smallest scale that lacks something."""
     for scale in dict.fromkeys(request.scale for request in needs):
-        waiting = Counter(name for request, need in needs.items() if request.scale == scale for name in need.missing)
+        waiting = Counter(
+            name for request, need in needs.items() if request.scale == scale for name in need.missing
+        )
         if waiting:
             ((name, count),) = waiting.most_common(1)
             return f"Next: {name}, which {count} {'table waits' if count == 1 else 'tables wait'} for at {scale}; its line above says how."
@@ -394,10 +377,11 @@ def _entry(label: str, text: str) -> Iterator[str]:
 
 
 def _wrapped(text: str, first: str = "", indent: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def _gb(num_bytes: int) -> str:
-    """In gigabytes of 10^9 bytes."""
-    gigabytes = num_bytes / 1e9
-    return "under 0.1 GB" if gigabytes < 0.1 else f"{gigabytes:.1f} GB" if gigabytes < 10 else f"{gigabytes:.0f} GB"
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

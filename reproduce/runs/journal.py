@@ -1,15 +1,17 @@
-"""What a run has measured and the tracking store does not have yet, and what a run came to: files in the run's folder.
+"""What a run has measured and the tracking store does not have yet, and what a run came to: files in the
+run's folder.
 
     journal = Journal(folder)
-    journal.add([Point("loss", 0.3, 1700000000000, 1)], {"data_digest": "..."})     # it is on disk when this returns
-    waiting = journal.read()                                                        # whatever a killed process left, too
-    journal.sent(waiting)                                                           # the store has it
+    journal.add([Point("loss", 0.3, 1700000000000, 1)], {"data_digest": "..."})     # it is on disk when this
+    returns waiting = journal.read()                                                        # whatever a
+    killed process left, too journal.sent(waiting)                                                           #
+    the store has it
 
     keep_result(folder, spec_id, Result({"top1": 0.81}, commit))    # before the run is recorded as finished
     kept_result(folder, spec_id)                                    # what an earlier attempt came to, or None
 
-Between sending and `sent` a process may die: what is read is then sent a second time, which changes nothing where a measurement is named
-by its key, step, value and time, as MLflow names it.
+Between sending and `sent` a process may die: what is read is then sent a second time, which changes nothing
+where a measurement is named by its key, step, value and time, as MLflow names it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from reproduce import checkpoint
+from reproduce.runs.files import synchronise, write_atomic
 
 FILE, RESULT = "journal.jsonl", "result.json"
 REFUSED = "journal.refused.jsonl"
@@ -49,7 +51,8 @@ def now() -> int:
 
 
 def points(metrics: Mapping[str, float], step: int, at: int | None = None) -> list[Point]:
-    """What was measured at a step, as MLflow can keep it: an infinity, which it would turn into 1.8e308, becomes NaN.
+    """What was measured at a step, as MLflow can keep it: an infinity, which it would turn into 1.8e308,
+    becomes NaN.
 
     Args:
         at: when, in milliseconds since 1970; None: now.
@@ -98,7 +101,7 @@ class Journal:
                 file.truncate(size)
                 raise OSError(error.errno, f"{self._path} cannot be written ({error.strerror}); what was saved before is intact") from error
         if size == 0:
-            _sync(self._path.parent)  # a new file is only there after a crash of the machine once its folder is
+            synchronise(self._path.parent)  # a new file is only there after a crash of the machine once its folder is
 
     def read(self) -> Waiting:
         """Everything that waits; a broken line is passed over with a warning."""
@@ -140,17 +143,19 @@ class Result(NamedTuple):
 
 
 def keep_result(folder: Path, spec_id: str, result: Result) -> None:
-    """Puts the final values of a run on disk: whatever becomes of the process or the store, they are not computed again.
+    """Puts the final values of a run on disk: whatever becomes of the process or the store, they are not
+    computed again.
 
     Raises:
         OSError: the file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(folder / RESULT, json.dumps({"spec_id": spec_id, **result._asdict()}, indent=2).encode())
+    content = json.dumps({"spec_id": spec_id, **result._asdict()}, indent=2)
+    write_atomic(folder / RESULT, content, durable=True)
 
 
 def kept_result(folder: Path, spec_id: str) -> Result | None:
-    """The final values that an earlier attempt left; None: there are none. A file that is broken or another run's is passed over."""
+    """The final values that an earlier attempt left; None: there are none. A file that is broken or another
+    run's is passed over."""
     path = folder / RESULT
     try:
         content = json.loads(path.read_bytes())
@@ -181,11 +186,3 @@ def _write_all(descriptor: int, content: bytes) -> None:
     """Writes all of it: on a disk that is nearly full, the system may take a part and say so."""
     while content:
         content = content[os.write(descriptor, content) :]
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,7 @@
 """How a run is told to stop: by Ctrl-C, by SIGTERM, or by whoever notices that nobody waits for it any more.
 
     listen()                         # once, in the main thread
-    with patiently() as asked:       # a request waits here ...
+    with deferred() as asked:       # a request waits here ...
         for ...:
             train_a_step()
             if reason := asked():    # ... until somebody looks, who saves what is done and goes
@@ -22,13 +22,15 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 ECHO = 2.0
-"""Seconds within which a signal is an echo of the one before it: a Ctrl-C comes from the terminal and again from torchrun."""
+"""Seconds within which a signal is an echo of the one before it: a Ctrl-C comes from the terminal and again
+from torchrun."""
 ELSEWHERE = "another process of the run was told to stop"
 """The reason of the others where several processes stop together."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was told to stop; the message says by what. No `Exception`, so that what handles failures lets it through."""
+    """The run was told to stop; the message says by what. No `Exception`, so that what handles failures lets
+    it through."""
 
 
 class _Request:
@@ -42,7 +44,7 @@ class _Request:
         self.last = -math.inf
         """When the last signal came, by the monotonic clock."""
         self.depth = 0
-        """How many `patiently` it is inside of."""
+        """How many `deferred` it is inside of."""
         self.listening = False
 
 
@@ -50,7 +52,8 @@ _request = _Request()
 
 
 def listen() -> None:
-    """From now on SIGINT and SIGTERM raise `Interrupted`: at once, or inside of `patiently` when somebody looks; a second one at once.
+    """From now on SIGINT and SIGTERM raise `Interrupted`: at once, or inside of `deferred` when somebody
+    looks; a second one at once.
 
     Raises:
         ValueError: this is not the main thread.
@@ -61,18 +64,21 @@ def listen() -> None:
 
 
 def ask(reason: str) -> None:
-    """Tells this process to stop as a signal would, from any thread; before `listen`, only whoever looks learns of it."""
+    """Tells this process to stop as a signal would, from any thread; before `listen`, only whoever looks
+    learns of it."""
     if not _request.listening:
         _request.reason = reason
         return
     _request.asked = reason
-    # The main thread decides, as it alone knows where it is; and it may wait in a system call, which only a signal of its own ends.
+    # The main thread decides, as it alone knows where it is; and it may wait in a system call, which only a
+    # signal of its own ends.
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 @contextmanager
-def patiently() -> Iterator[Callable[[], str]]:
-    """Inside, what is yielded says why to stop (empty: go on); whoever looks saves and calls `stop`. It may be nested.
+def deferred() -> Iterator[Callable[[], str]]:
+    """Inside, what is yielded says why to stop (empty: go on); whoever looks saves and calls `stop`. It may
+    be nested.
 
     Raises:
         Interrupted: a second signal came; or it ends, by an error too, and nobody has stopped for the first.
@@ -101,7 +107,7 @@ def stop(reason: str) -> NoReturn:
 
 
 def _left() -> str:
-    """Out of one `patiently`; the reason that nobody has stopped for, if it was the outermost."""
+    """Out of one `deferred`; the reason that nobody has stopped for, if it was the outermost."""
     _request.depth -= 1
     if _request.depth:
         return ""

@@ -1,7 +1,9 @@
-"""A tracking store that does not answer for a while: what counts as that, how long is waited for it, and what never gets better.
+"""A tracking store that does not answer for a while: what counts as that, how long is waited for it, and what
+never gets better.
 
-patiently(lambda: client.set_tag(...), away=away, seconds=PATIENCE)      # again and again, until it works
-with giving_up_after(HASTE):                                             # MLflow itself would go on trying for minutes
+retrying(lambda: client.set_tag(...), away=away, seconds=PATIENCE)      # again and again, until it works
+with giving_up_after(HASTE):                                             # MLflow itself would go on trying
+for minutes
     client.log_batch(...)
 """
 
@@ -14,19 +16,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from reproduce import interrupt
+from reproduce.runs import interrupt
 
 T = TypeVar("T")
 
 PATIENCE = 600.0
-"""Seconds that a run with nothing else to do waits for its store. Servers and databases restart within minutes; what takes longer is for
+"""Seconds that a run with nothing else to do waits for its store. Servers and databases restart within
+minutes; what takes longer is for
 somebody to see to, and a GPU should not stand idle for it: nothing is lost, and the next call goes on."""
 PAUSE = 5.0
 """Seconds between two attempts meanwhile."""
 EVERY = 30.0
 """Seconds between two attempts while the run has other things to do, which each attempt delays."""
 HASTE = 2
-"""Seconds that such an attempt waits for an answer. A server that takes longer gets the measurements at the end."""
+"""Seconds that such an attempt waits for an answer. A server that takes longer gets the measurements at the
+end."""
 UPLOAD = 600
 """Seconds that a server may take to store a file before it answers."""
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
@@ -42,23 +46,26 @@ class AwayError(ConnectionError):
 
 
 def away(error: Exception, *, file: bool) -> bool:
-    """Whether a store that failed so may do the same a while later: it does not answer, or others keep its database locked.
+    """Whether a store that failed so may do the same a while later: it does not answer, or others keep its
+    database locked.
 
     Args:
         file: the store is a file of this machine, of which MLflow says 503 whatever is wrong with it.
     """
     if isinstance(error, ConnectionError):
         return True
-    status = getattr(error, "get_http_status_code", None)  # of MLflow's exceptions, which need not be imported for this
+    status = getattr(
+        error, "get_http_status_code", None
+    )  # of MLflow's exceptions, which need not be imported for this
     return status is not None and ("database is locked" in str(error) if file else status() in TRANSIENT)
 
 
-def no_room(error: Exception) -> str:
+def disk_full(error: Exception) -> str:
     """What SQLite says where its file cannot grow; empty: something else is wrong."""
     return next((words for words in FULL if words in str(error)), "")
 
 
-def patiently(action: Callable[[], T], *, away: Callable[[Exception], bool], seconds: float) -> T:
+def retrying(action: Callable[[], T], *, away: Callable[[Exception], bool], seconds: float) -> T:
     """Does it, again and again while the store is away; being told to stop ends the waiting at once.
 
     Raises:
@@ -78,7 +85,11 @@ def patiently(action: Callable[[], T], *, away: Callable[[Exception], bool], sec
                     "start it, and the same command goes on from here."
                 ) from error
             if not told:
-                logger.warning("The tracking store does not answer (%s); waiting for it, %.0f s at most.", in_short(error), seconds)
+                logger.warning(
+                    "The tracking store does not answer (%s); waiting for it, %.0f s at most.",
+                    in_short(error),
+                    seconds,
+                )
                 told = True
         _wait(PAUSE)
 
@@ -86,7 +97,10 @@ def patiently(action: Callable[[], T], *, away: Callable[[Exception], bool], sec
 @contextmanager
 def giving_up_after(seconds: int) -> Iterator[None]:
     """Inside, MLflow asks a server once and waits so long for its answer."""
-    hasty = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # read at each request
+    hasty = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }  # read at each request
     before = {name: os.environ.get(name) for name in hasty}
     os.environ.update(hasty)
     try:
@@ -104,7 +118,7 @@ def in_short(error: BaseException) -> str:
 def _wait(seconds: float) -> None:
     """Sleeps, but not past a request to stop, even where such requests wait to be looked at."""
     deadline = time.monotonic() + seconds
-    with interrupt.patiently() as asked:
+    with interrupt.deferred() as asked:
         while (left := deadline - time.monotonic()) > 0:
             if reason := asked():
                 interrupt.stop(reason)

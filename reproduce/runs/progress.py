@@ -41,7 +41,8 @@ class Record(Protocol):
 
 
 class Silent:
-    """The record of whoever keeps none: every process but the first, and a protocol that is called by itself."""
+    """The record of whoever keeps none: every process but the first, and a protocol that is called by
+    itself."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 

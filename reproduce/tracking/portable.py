@@ -4,8 +4,8 @@
     data = to_json(run)                        # to a file and back
     store.adopt(from_json(data, where), source)
 
-It holds nothing of the store that it comes from: upstream runs are named by their ids, and tags that tell of a process or of MLflow itself
-stay behind.
+It holds nothing of the store that it comes from: upstream runs are named by their ids, and tags that tell of
+a process or of MLflow itself stay behind.
 """
 
 from __future__ import annotations
@@ -71,16 +71,22 @@ class PortableRun:
         return identity.digest_of_plain(encoder) if encoder.get("component") == Pretrain.name else None
 
     def agrees(self, final: Mapping[str, float]) -> bool:
-        """Whether another run's final values are the same, speed aside; a value that is not a number equals another."""
+        """Whether another run's final values are the same, speed aside; a value that is not a number equals
+        another."""
         mine, theirs = (
-            {key: None if math.isnan(value) else value for key, value in each.items() if key not in OF_THE_MACHINE}
+            {
+                key: None if math.isnan(value) else value
+                for key, value in each.items()
+                if key not in OF_THE_MACHINE
+            }
             for each in (self.final, final)
         )
         return mine == theirs
 
 
 def travels(tag: str, own: tuple[str, ...]) -> bool:
-    """Whether a tag belongs to a run in every store: neither one of the store's `own` nor, but for the commit, one of MLflow's."""
+    """Whether a tag belongs to a run in every store: neither one of the store's `own` nor, but for the
+    commit, one of MLflow's."""
     return tag == COMMIT or not (tag in own or tag.startswith("mlflow."))
 
 
@@ -91,7 +97,8 @@ def to_json(run: PortableRun) -> dict[str, Any]:
         data[key] = dict(sorted(data[key].items()))
     data["final"] = {key: _number_out(value) for key, value in sorted(run.final.items())}
     data["histories"] = {
-        key: [(step, _number_out(value), time) for step, value, time in points] for key, points in sorted(run.histories.items())
+        key: [(step, _number_out(value), time) for step, value, time in points]
+        for key, points in sorted(run.histories.items())
     }
     return data
 
@@ -107,7 +114,9 @@ def from_json(data: object, where: str) -> PortableRun:
     """
     names = {field.name for field in fields(PortableRun)}
     if not isinstance(data, dict) or set(data) != names:
-        raise ValueError(f"{where} is no record of a run: it must have {', '.join(sorted(names))}, and nothing else.")
+        raise ValueError(
+            f"{where} is no record of a run: it must have {', '.join(sorted(names))}, and nothing else."
+        )
     try:
         run = PortableRun(
             spec_id=_of(str, data["spec_id"]),

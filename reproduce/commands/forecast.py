@@ -1,11 +1,13 @@
-"""What a command would do and take: each run, once, with what becomes of it and why; hours and disk; a digest of all that.
+"""What a command would do and take: each run, once, with what becomes of it and why; hours and disk; a digest
+of all that.
 
     made = forecast(jobs(requests), partial(blocked, site=site), Store(site), site)
     print("\\n".join(made.lines()))
     made.digest                                    # '3f0c2a9d1e77', what `--apply` takes
 
-Hours come from finished runs in the store that were alike, in one attempt, on a device of the same name; where there are none, from the
-operations that the settings take, at an assumed speed (`SPEEDS`); else they are not known, and said so. Needs neither torch nor pandas.
+Hours come from finished runs in the store that were alike, in one attempt, on a device of the same name;
+where there are none, from the operations that the settings take, at an assumed speed (`SPEEDS`); else they
+are not known, and said so. Needs neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -22,29 +24,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
-from reproduce import checkpoint, entry
-from reproduce.attach import Others
 from reproduce.data.dataset import Dataset
-from reproduce.data.views import Augmentation
 from reproduce.detection import cost as detectors
-from reproduce.detection.protocol import Detection
-from reproduce.lease import Lease
+from reproduce.messages import clock, counted, hours, size
 from reproduce.nn import cost
 from reproduce.nn.heads import Heads
 from reproduce.plan import Job
-from reproduce.produce import Blocked, RefusedError, clock, counted, launcher
-from reproduce.protocols.protocol import Protocol
+from reproduce.protocols.detection import Detection
+from reproduce.readiness import Blocked, RefusedError, launcher
+from reproduce.runs import checkpoint
+from reproduce.runs.claims import Others
+from reproduce.runs.lease import Lease
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
+from reproduce.tracking import tags
 
 if TYPE_CHECKING:
-    from reproduce.entry import Record
-    from reproduce.tracking import Store
+    from reproduce.tracking.store import Store
+    from reproduce.tracking.tags import Record
 
 NEWEST = 200
-"""Finished runs of each kind and scale that are looked at for the nearest and for hours: a store may hold thousands."""
+"""Finished runs of each kind and scale that are looked at for the nearest and for hours: a store may hold
+thousands."""
 ALIKE = 20
 """The newest runs that are alike of which the median is taken."""
 TOLD = 3
@@ -52,16 +55,18 @@ TOLD = 3
 SPEEDS = {"GPU": 18e12, "CPU": 20e9}
 """Operations a second, assumed where no finished run says more; rough, a factor of three either way.
 
-GPU: NVIDIA's ResNet-50 trains on 5 816 images/s on eight V100 in mixed precision (NVIDIA/DeepLearningExamples, June 2019), each image
-3 x 8.2e9 operations. CPU: one core of a small cloud machine at the smoke scale, all around the network included: 19 200 views of MSBReg,
-25e6 operations each, in 22 s.
+GPU: NVIDIA's ResNet-50 trains on 5 816 images/s on eight V100 in mixed precision
+(NVIDIA/DeepLearningExamples, June 2019), each image
+3 x 8.2e9 operations. CPU: one core of a small cloud machine at the smoke scale, all around the network
+included: 19 200 views of MSBReg, 25e6 operations each, in 22 s.
 """
 BOTH_NETWORKS = 4
-"""Forward passes that a view's work amounts to: online, forward and backward, and the target's. Heads are left out."""
+"""Forward passes that a view's work amounts to: online, forward and backward, and the target's. Heads are
+left out."""
 ALIKE_IN = ("backbone", "precision", "dataset.size", "augmentation.small.size")
 """Settings in which two pretrainings must agree to take the same time for a view."""
 
-Fate = Literal["reuse", "attach", "resume", "run", "blocked"]
+Action = Literal["reuse", "attach", "resume", "run", "blocked"]
 
 
 class Estimate(NamedTuple):
@@ -76,7 +81,7 @@ class Step:
     """One run and what becomes of it."""
 
     spec: Spec
-    fate: Fate
+    action: Action
     why: str
     left: float = 1.0
     """The part of its work that is to be done, where it is started."""
@@ -88,7 +93,7 @@ class Step:
     @property
     def starts(self) -> bool:
         """Whether it would be started."""
-        return self.fate in ("resume", "run")
+        return self.action in ("resume", "run")
 
     @property
     def seconds(self) -> float | None:
@@ -96,7 +101,7 @@ class Step:
         return self.left * self.estimate.seconds if self.estimate else None
 
     def __str__(self) -> str:
-        return f"{self.fate:<7}  {self.spec.id}  {entry.title(self.spec)}: {self.why}"
+        return f"{self.action:<7}  {self.spec.id}  {tags.title(self.spec)}: {self.why}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +121,7 @@ class Forecast:
     @property
     def digest(self) -> str:
         """12 hexadecimal digits that name the runs and what becomes of each, in their order."""
-        text = json.dumps([(step.spec.id, step.fate) for step in self.steps])
+        text = json.dumps([(step.spec.id, step.action) for step in self.steps])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -134,8 +139,8 @@ class Forecast:
         """What `--dry-run` prints."""
         yield from map(str, self.steps)
         yield from self.problems
-        counts = Counter(step.fate for step in self.steps)
-        told = [f"{counts[fate]} {word}" for fate, word in FATES.items() if counts[fate]]
+        counts = Counter(step.action for step in self.steps)
+        told = [f"{counts[action]} {word}" for action, word in ACTIONS.items() if counts[action]]
         yield f"{counted(len(self.steps), 'run')}: {', '.join(told) or 'none'}."
         if self.todo:
             yield from self._estimates()
@@ -148,10 +153,12 @@ class Forecast:
         one_each = all(step.devices == 1 for step in self.todo)
         runs = f"{at_once} {'run' if one_each else self.device}{'s' if at_once > 1 else ''} at once"
         if len(known) < len(self.todo):
-            partly = f"; {_hours(seconds)} for the {counted(len(known), 'run')} of which it is" if known else ""
+            partly = (
+                f"; {hours(seconds)} for the {counted(len(known), 'run')} of which it is" if known else ""
+            )
             yield f"{self.device}-hours: not known{partly}. Wall time: not known, {runs}."
         else:
-            yield f"{self.device}-hours: {_hours(seconds)}. Wall time: {clock(makespan(self.todo, at_once))}, {runs}."
+            yield f"{self.device}-hours: {hours(seconds)}. Wall time: {clock(makespan(self.todo, at_once))}, {runs}."
         sources = Counter(step.estimate.source if step.estimate else "" for step in self.todo)
         if sources["finished runs"]:
             yield f"  {sources['finished runs']} estimated from finished runs that are alike."
@@ -159,16 +166,24 @@ class Forecast:
             yield f"  {sources['FLOPs']} estimated from FLOPs, roughly, at an assumed {SPEEDS[self.device]:.1e} a second."
         if sources[""]:
             yield f"  {sources['']} not known: {', '.join(sorted({_kind(step.spec) for step in self.todo if not step.estimate}))}."
-        if attached := sum(step.fate == "attach" for step in self.steps):
+        if attached := sum(step.action == "attach" for step in self.steps):
             yield f"  {attached} that somebody else does {'is' if attached == 1 else 'are'} not counted."
-        yield f"Disk: {'not known' if self.disk is None else f'{self.disk / 1e9:.2g} GB'}."
+        yield f"Disk: {'not known' if self.disk is None else size(self.disk, digits=2)}."
 
 
-FATES: dict[Fate, str] = {"reuse": "finished", "attach": "done by others", "resume": "to resume", "run": "to do", "blocked": "blocked"}
+ACTIONS: dict[Action, str] = {
+    "reuse": "finished",
+    "attach": "done by others",
+    "resume": "to resume",
+    "run": "to do",
+    "blocked": "blocked",
+}
 """How the last line counts what becomes of runs."""
 
 
-def forecast(wanted: Sequence[Job], blocked: Callable[[list[Job]], Mapping[str, Blocked]], store: Store, site: Site) -> Forecast:
+def forecast(
+    wanted: Sequence[Job], blocked: Callable[[list[Job]], Mapping[str, Blocked]], store: Store, site: Site
+) -> Forecast:
     """What the real command would do with the runs `wanted`, upstream first, and what that takes.
 
     Args:
@@ -180,14 +195,18 @@ def forecast(wanted: Sequence[Job], blocked: Callable[[list[Job]], Mapping[str, 
     where = launcher(site)
     records = store.records(job.spec.id for job in wanted)
     claimed = Others(site).claims(job.spec.id for job in wanted)
-    unfinished = [job for job in wanted if job.spec.id not in records or records[job.spec.id].state.state != "finished"]
+    unfinished = [
+        job for job in wanted if job.spec.id not in records or records[job.spec.id].state.state != "finished"
+    ]
     lacking = blocked([job for job in unfinished if job.spec.id not in claimed])
     past: dict[tuple[str, str], Past] = {}
     device, model = where.device(site)
     steps = []
     for job in wanted:
         spec_id = job.spec.id
-        step = fate(job.spec, records.get(spec_id), claimed.get(spec_id), lacking.get(spec_id), site.runs / spec_id)
+        step = action(
+            job.spec, records.get(spec_id), claimed.get(spec_id), lacking.get(spec_id), site.runs / spec_id
+        )
         step = replace(step, devices=job.devices(site))
         if step.starts:
             key = job.spec.name, job.request.scale
@@ -196,8 +215,8 @@ def forecast(wanted: Sequence[Job], blocked: Callable[[list[Job]], Mapping[str, 
             step = _completed(step, past[key], device, model)
         steps.append(step)
     at_once = where.at_once(site)
-    problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.fate == "blocked")
-    disk = room([step.spec for step in steps if step.starts], store, at_once)
+    problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.action == "blocked")
+    disk = disk_needed([step.spec for step in steps if step.starts], store, at_once)
     return Forecast(steps=tuple(steps), device=device, at_once=at_once, disk=disk, problems=tuple(problems))
 
 
@@ -212,7 +231,9 @@ def check(made: Forecast, digest: str, most_hours: float | None) -> None:
         RefusedError: it is another plan, or takes more hours, or nobody knows how many.
     """
     if digest and digest != made.digest:
-        raise RefusedError(f"The plan is not {digest}: it is {made.digest} now. Look at it with --dry-run, then --apply {made.digest}.")
+        raise RefusedError(
+            f"The plan is not {digest}: it is {made.digest} now. Look at it with --dry-run, then --apply {made.digest}."
+        )
     if most_hours is None:
         return
     if made.hours is None:
@@ -223,7 +244,7 @@ def check(made: Forecast, digest: str, most_hours: float | None) -> None:
         )
     if made.hours > most_hours:
         raise RefusedError(
-            f"--max-gpu-hours is {most_hours:g}, and the plan takes some {_hours(3600 * made.hours)} {made.device}-hours: allow more, or "
+            f"--max-gpu-hours is {most_hours:g}, and the plan takes some {hours(3600 * made.hours)} {made.device}-hours: allow more, or "
             "take fewer runs by --rows, --columns or --seeds."
         )
 
@@ -231,7 +252,9 @@ def check(made: Forecast, digest: str, most_hours: float | None) -> None:
 # What becomes of a run
 
 
-def fate(spec: Spec, record: Record | None, lease: Lease | None, blocked: Blocked | None, folder: Path) -> Step:
+def action(
+    spec: Spec, record: Record | None, lease: Lease | None, blocked: Blocked | None, folder: Path
+) -> Step:
     """What becomes of a run, and why as far as its own record and its folder say it.
 
     Args:
@@ -241,18 +264,24 @@ def fate(spec: Spec, record: Record | None, lease: Lease | None, blocked: Blocke
     """
     state = record.state.state if record else None
     if record and state == "finished":
-        return Step(spec=spec, fate="reuse", why=f"finished {_finished(record)}")
+        return Step(spec=spec, action="reuse", why=f"finished {_finished(record)}")
     if lease:
-        return Step(spec=spec, fate="attach", why=_attached(lease))
+        return Step(spec=spec, action="attach", why=_attached(lease))
     if blocked:
-        return Step(spec=spec, fate="blocked", why=str(blocked))
-    elsewhere = f"{record.state.reason} began it, with another folder of runs" if record and state == "running" else ""
+        return Step(spec=spec, action="blocked", why=str(blocked))
+    elsewhere = (
+        f"{record.state.reason} began it, with another folder of runs"
+        if record and state == "running"
+        else ""
+    )
     before = elsewhere or (f"{state}, {record.state.reason}" if record else "")
     there = _checkpoint(spec, folder)
     if there is not None:
         told, left = there
-        return Step(spec=spec, fate="resume", why=f"{told} is there{f'; {before}' if before else ''}", left=left)
-    return Step(spec=spec, fate="run", why=f"{before}; it starts anew" if before else "")
+        return Step(
+            spec=spec, action="resume", why=f"{told} is there{f'; {before}' if before else ''}", left=left
+        )
+    return Step(spec=spec, action="run", why=f"{before}; it starts anew" if before else "")
 
 
 def _attached(lease: Lease) -> str:
@@ -284,7 +313,7 @@ def _length(spec: Spec) -> int:
     """What checkpoints count: epochs or iterations; 0: it has none."""
     if isinstance(spec, Pretrain):
         return spec.epochs
-    return cast(Protocol, spec.protocol).length
+    return spec.protocol.length
 
 
 class Past(tuple["Record", ...]):
@@ -301,7 +330,8 @@ class Past(tuple["Record", ...]):
         return [frozenset(record.settings.items()) - self._shared for record in self]
 
     def nearest(self, ours: Mapping[str, str]) -> Record | None:
-        """The run that has the fewest `_differences` from these settings, the newest of several; None: there is no run."""
+        """The run that has the fewest `_differences` from these settings, the newest of several; None: there
+        is no run."""
         if not self:
             return None
         apart = self._shared.symmetric_difference(ours.items())  # few, so that each comparison is of few
@@ -310,18 +340,20 @@ class Past(tuple["Record", ...]):
 
 
 def _completed(step: Step, past: Past, device: str, model: str) -> Step:
-    """A step that is to be done, with its estimate and, where it was never begun, the nearest finished run."""
+    """A step that is to be done, with its estimate and, where it was never begun, the nearest finished
+    run."""
     why = step.why or nearest(step.spec, past)
     return replace(step, why=why, estimate=estimate(step.spec, past, device, model))
 
 
 def nearest(spec: Spec, past: Past) -> str:
-    """Why a run is not reused: the finished run that differs in the fewest settings, the newest of several, in words.
+    """Why a run is not reused: the finished run that differs in the fewest settings, the newest of several,
+    in words.
 
     Args:
         past: finished runs of its kind, the newest first.
     """
-    ours = entry.settings(spec)
+    ours = tags.settings(spec)
     like = past.nearest(ours)
     if like is None:
         return "no finished run with these settings, nor any of its kind at this scale"
@@ -335,7 +367,8 @@ def nearest(spec: Spec, past: Past) -> str:
 
 
 def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Settings that differ, as (theirs, ours); one that a run lacks counts as none, since one that was added later is missing."""
+    """Settings that differ, as (theirs, ours); one that a run lacks counts as none, since one that was added
+    later is missing."""
     keys = dict.fromkeys((*ours, *theirs))
     pairs = {key: (theirs.get(key, "none"), ours.get(key, "none")) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -352,7 +385,7 @@ def estimate(spec: Spec, past: Sequence[Record], device: str, model: str) -> Est
         device: `GPU` or `CPU`.
         model: its name.
     """
-    ours = entry.settings(spec)
+    ours = tags.settings(spec)
     usable = (record for record in past if record.device == model and record.attempts == 1 and record.ended)
     scaled = (_scaled(ours, record, isinstance(spec, Pretrain)) for record in usable)
     found = list(itertools.islice((each for each in scaled if each is not None), ALIKE))
@@ -363,12 +396,17 @@ def estimate(spec: Spec, past: Sequence[Record], device: str, model: str) -> Est
 
 
 def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float | None:
-    """The seconds of a finished run in proportion to ours; None: the two are not alike, or cannot be compared."""
+    """The seconds of a finished run in proportion to ours; None: the two are not alike, or cannot be
+    compared."""
     theirs = record.settings
     assert record.ended is not None
     seconds = (record.ended - record.state.started).total_seconds()
     if not pretraining:
-        keys = {key for key in (*ours, *theirs) if key.startswith(("protocol", "dataset")) or key == "encoder.backbone"}
+        keys = {
+            key
+            for key in (*ours, *theirs)
+            if key.startswith(("protocol", "dataset")) or key == "encoder.backbone"
+        }
         return seconds if all(ours.get(key) == theirs.get(key) for key in keys) else None
     if any(ours.get(key, "none") != theirs.get(key, "none") for key in ALIKE_IN):
         return None
@@ -376,7 +414,11 @@ def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float
     same = {key: value for key, value in ours.items() if key.startswith("dataset")} == {
         key: value for key, value in theirs.items() if key.startswith("dataset")
     }
-    images = [1, 1] if same else [_num_images(settings, settings["dataset.pretrain_split"]) for settings in (ours, theirs)]
+    images = (
+        [1, 1]
+        if same
+        else [_num_images(settings, settings["dataset.pretrain_split"]) for settings in (ours, theirs)]
+    )
     if None in images or not works[1] or not images[1]:
         return None
     return seconds * (works[0] * cast(int, images[0])) / (works[1] * images[1])
@@ -396,24 +438,32 @@ def _num_images(settings: Mapping[str, str], split: str) -> int | None:
 
 @cache
 def _published(dataset: str) -> Mapping[str, int]:
-    """What a data set says of the sizes of its splits; only its own module is imported, as some of the others take seconds."""
+    """What a data set says of the sizes of its splits; only its own module is imported, as some of the others
+    take seconds."""
     try:
         module = importlib.import_module(f"reproduce.data.{dataset}")
     except ModuleNotFoundError:  # of synthetic scenes, which share a module, the settings say it
         return {}
-    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Dataset)]
+    found = [
+        value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Dataset)
+    ]
     return next((value.published for value in found if getattr(value, "name", "") == dataset), {})
 
 
 def _pretraining(spec: Pretrain) -> float | None:
     """Operations of a pretraining with an online and a target network."""
-    settings, network = entry.settings(spec), cost.network(spec.backbone)
+    settings, network = tags.settings(spec), cost.network(spec.backbone)
     images = _num_images(settings, settings.get("dataset.pretrain_split", ""))
     if network is None or images is None:
         return None
-    augmentation, size = cast(Augmentation, spec.augmentation), cast(Dataset, spec.dataset).size
-    views = range(cast(Any, spec.method).num_views)
-    return BOTH_NETWORKS * spec.epochs * images * math.fsum(network.operations(augmentation.size_of_view(view, size)) for view in views)
+    augmentation, size = spec.augmentation, spec.dataset.size
+    views = range(spec.method.num_views)
+    return (
+        BOTH_NETWORKS
+        * spec.epochs
+        * images
+        * math.fsum(network.operations(augmentation.size_of_view(view, size)) for view in views)
+    )
 
 
 def _evaluation(spec: Evaluate) -> float | None:
@@ -425,18 +475,20 @@ def _evaluation(spec: Evaluate) -> float | None:
         return detectors.operations(spec.protocol, network)
     if not isinstance(dataset, Dataset):
         return None
-    settings = entry.settings(spec)
+    settings = tags.settings(spec)
     counts = [_num_images(settings, split) for split in (dataset.train_split, dataset.test_split)]
     if counts[0] is None or counts[1] is None:
         return None
-    passes = cast(Protocol, spec.protocol).passes(counts[0], counts[1])
+    passes = spec.protocol.passes(counts[0], counts[1])
     return None if passes is None else passes * network.operations(dataset.size)
 
 
 def makespan(steps: Iterable[Step], at_once: int) -> float:
-    """Seconds until all is done, where each step starts as soon as what it needs is done and its devices are free, as the launcher does it.
+    """Seconds until all is done, where each step starts as soon as what it needs is done and its devices are
+    free, as the launcher does it.
 
-    A step on several devices takes its time divided by their number, and is not overtaken while it waits for them.
+    A step on several devices takes its time divided by their number, and is not overtaken while it waits for
+    them.
     """
     waiting = {step.spec.id: step for step in steps}
     unfinished = set(waiting)
@@ -457,12 +509,13 @@ def makespan(steps: Iterable[Step], at_once: int) -> float:
     return now
 
 
-def room(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:
-    """Bytes that the runs leave behind and take meanwhile, by the rule of `invoke doctor`; None: a network's size is not known."""
-    from reproduce import doctor
+def disk_needed(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:
+    """Bytes that the runs leave behind and take meanwhile, by the rule of `invoke doctor`; None: a network's
+    size is not known."""
+    from reproduce.commands import disk
 
     try:
-        return doctor.room(specs, store, at_once, _sizes, _parameters)
+        return disk.disk_needed(specs, store, at_once, _sizes, _parameters)
     except LookupError:
         return None
 
@@ -487,9 +540,8 @@ def _network(backbone: str) -> cost.Network:
 
 def _kind(spec: Spec) -> str:
     """What a run is, where nobody knows how long it takes."""
-    return f"pretraining on {spec.dataset.name}" if isinstance(spec, Pretrain) else f"{spec.protocol.name} on {spec.dataset.name}"
-
-
-def _hours(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:.0f}" if hours >= 100 else f"{hours:.2g}" if hours >= 0.01 else "under 0.01"
+    return (
+        f"pretraining on {spec.dataset.name}"
+        if isinstance(spec, Pretrain)
+        else f"{spec.protocol.name} on {spec.dataset.name}"
+    )

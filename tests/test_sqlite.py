@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 from conftest import INVOKE, ROOT, Home
 
-from reproduce import lease
-from reproduce.entry import ATTEMPTS, COMPLETE, DEVICE, FINAL, OWNER, REASON, SCALE, SPEC
-from reproduce.ledger import SCHEMAS, Ledger, Wanted
 from reproduce.plan import Request, jobs
+from reproduce.runs import lease
 from reproduce.site import Site
-from reproduce.tracking import Store
+from reproduce.tracking.sqlite import SCHEMAS, Ledger, Wanted
+from reproduce.tracking.store import Store
+from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, OWNER, REASON, SCALE, SPEC
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
@@ -65,12 +65,23 @@ class Writer:
         self.client = self.store.connection.client
         self.count = 0
 
-    def add(self, experiment: str, status: str = "RUNNING", *, metrics: Iterable[tuple[str, float, int]] = (), **tags: str) -> str:
+    def add(
+        self,
+        experiment: str,
+        status: str = "RUNNING",
+        *,
+        metrics: Iterable[tuple[str, float, int]] = (),
+        **tags: str,
+    ) -> str:
         from mlflow.entities import Metric, Param
 
         self.count += 1
         start = 1_700_000_000_000 - 1000 * (self.count // 2)  # pairs have the same start: their ids decide
-        run_id = str(self.client.create_run(experiment, start_time=start, run_name=f"run {self.count}", tags=tags).info.run_id)
+        run_id = str(
+            self.client.create_run(
+                experiment, start_time=start, run_name=f"run {self.count}", tags=tags
+            ).info.run_id
+        )
         points = [Metric(key, value, start + 7, step) for key, value, step in metrics]
         params = [Param("epochs", str(self.count)), Param("long", "ä'\"\\\n" * 1000)]
         self.client.log_batch(run_id, metrics=points, params=params)
@@ -86,15 +97,32 @@ def populated(site: Site) -> dict[str, str]:
     smoke, gone = store.connection.experiment("smoke"), store.connection.experiment("gone")
     dead = json.dumps({"host": lease.this_host(), "pid": 999_999_999, "started": 1.0})
     one = {SPEC: "0123456789ab", SCALE: "smoke", "kind": "evaluate", OWNER: dead, "commit": "c" * 40}
-    two = {SPEC: "0123ffffffff", SCALE: "smoke", "kind": "pretrain", OWNER: dead, DEVICE: "Chip", ATTEMPTS: "2"}
-    final = [(f"{FINAL}top1", 0.123456789012345678, 0), (f"{FINAL}gone", math.nan, 0), ("loss", 3.0, 2), ("loss", 2.0, 2), ("loss", 9.0, 1)]
+    two = {
+        SPEC: "0123ffffffff",
+        SCALE: "smoke",
+        "kind": "pretrain",
+        OWNER: dead,
+        DEVICE: "Chip",
+        ATTEMPTS: "2",
+    }
+    final = [
+        (f"{FINAL}top1", 0.123456789012345678, 0),
+        (f"{FINAL}gone", math.nan, 0),
+        ("loss", 3.0, 2),
+        ("loss", 2.0, 2),
+        ("loss", 9.0, 1),
+    ]
     names = {
         "earlier": writer.add(smoke, "FINISHED", metrics=final, **one, **{COMPLETE: one[SPEC]}),
-        "finished": writer.add(smoke, "FINISHED", metrics=final, **one, **{COMPLETE: one[SPEC], "encoder_digest": "d1"}),
+        "finished": writer.add(
+            smoke, "FINISHED", metrics=final, **one, **{COMPLETE: one[SPEC], "encoder_digest": "d1"}
+        ),
         "failed": writer.add(smoke, "FAILED", **one, **{REASON: "ValueError: 'a' \"b\" {\\n} – λ 🙂\x01"}),
         "killed": writer.add(smoke, "KILLED", **two, **{REASON: "Interrupted: SIGTERM"}),
         "lost": writer.add(smoke, "RUNNING", **two),
-        "ended without its tag": writer.add(smoke, "FINISHED", metrics=[("inf", math.inf, 0), ("minus", -math.inf, 0)], **two),
+        "ended without its tag": writer.add(
+            smoke, "FINISHED", metrics=[("inf", math.inf, 0), ("minus", -math.inf, 0)], **two
+        ),
         "no spec": writer.add(smoke, "FINISHED"),
         "deleted": writer.add(smoke, "FINISHED", **two, **{COMPLETE: two[SPEC]}),
         "of a deleted experiment": writer.add(gone, "FINISHED", **two, **{COMPLETE: two[SPEC]}),
@@ -150,7 +178,10 @@ def test_every_question_is_answered_as_by_mlflow(site: Site) -> None:
     assert ours.connection.experiments("gone") == theirs.connection.experiments("gone") == []
     for wanted in (*QUESTIONS, *(Wanted(run_id=each) for each in names.values())):
         for limit in (None, 1, 2, 100):
-            found = [list(map(shown, store.connection.search(wanted, experiments, limit))) for store in (ours, theirs)]
+            found = [
+                list(map(shown, store.connection.search(wanted, experiments, limit)))
+                for store in (ours, theirs)
+            ]
             assert found[0] == found[1], (wanted, limit)
     several = Wanted(tags={SPEC: ["0123456789ab", "0123ffffffff", "none"]})
     found = [list(map(shown, store.connection.search(several, experiments))) for store in (ours, theirs)]
@@ -165,7 +196,10 @@ def test_the_store_says_the_same_by_either_way(site: Site) -> None:
 
     def answers(store: Store) -> list[str]:
         found: list[object] = [store.finished(ids), store.records(ids), store.status(), store.unfinished()]
-        found += [store.record_of(each) for each in ids] + [store.named("01234"), store.named(names["failed"])]
+        found += [store.record_of(each) for each in ids] + [
+            store.named("01234"),
+            store.named(names["failed"]),
+        ]
         found += [store.newest_finished("evaluate", "smoke", limit) for limit in (1, 2, 200)] + [
             store.newest_finished("pretrain", "smoke", 9)
         ]
@@ -183,7 +217,9 @@ def test_more_runs_than_are_read_at_once(site: Site) -> None:
     foreign(site.runs / FILE, 1200, bare=True)
     found = list(Store(site).connection.search(Wanted(there=(SPEC,))))
     assert len({run.info.run_id for run in found}) == 1200
-    assert [run.info.start_time for run in found] == sorted((run.info.start_time for run in found), reverse=True)
+    assert [run.info.start_time for run in found] == sorted(
+        (run.info.start_time for run in found), reverse=True
+    )
 
 
 def write(site: Site, ids: list[str]) -> None:
@@ -209,7 +245,10 @@ def test_no_run_is_seen_half_written_while_another_process_writes(site: Site) ->
         running = process.is_alive()
         found = store.finished(ids)
         assert len(found) >= seen[-1], "a finished run is never lost again"
-        assert all(run.metrics == dict.fromkeys(map(str, range(50)), int(spec_id, 16)) for spec_id, run in found.items())
+        assert all(
+            run.metrics == dict.fromkeys(map(str, range(50)), int(spec_id, 16))
+            for spec_id, run in found.items()
+        )
         seen.append(len(found))
     assert process.exitcode == 0, "who reads stops nobody from writing"
     assert seen[-1] == 25
@@ -231,7 +270,10 @@ def test_what_a_killed_writer_left_is_rolled_back(site: Site) -> None:
     file = site.runs / FILE
     foreign(file, 300, bare=True)
     before = list(map(shown, Store(site).connection.search(Wanted(), ["1", "2", "3"])))
-    assert subprocess.run([sys.executable, "-c", KILLED_IN_A_WRITE, str(file)], check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", KILLED_IN_A_WRITE, str(file)], check=False).returncode
+        == -signal.SIGKILL
+    )
     journal = file.with_name(f"{FILE}-journal")
     assert journal.stat().st_size > 0
     assert b"half-written" in file.read_bytes(), "its pages had reached the file"
@@ -253,7 +295,9 @@ def test_reading_changes_nothing_and_makes_no_file(site: Site, tmp_path: Path) -
 
 def test_only_a_known_schema_is_read_without_mlflow(site: Site, tmp_path: Path) -> None:
     file = site.runs / FILE
-    assert Ledger.of(file) is not None, f"compare the answers on the schema of the pinned mlflow, then add it to {SCHEMAS}"
+    assert Ledger.of(file) is not None, (
+        f"compare the answers on the schema of the pinned mlflow, then add it to {SCHEMAS}"
+    )
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
     assert Ledger.of(file) is None
@@ -261,7 +305,9 @@ def test_only_a_known_schema_is_read_without_mlflow(site: Site, tmp_path: Path) 
     empty.touch()
     text.write_text("no database, but long enough for the header of one: " * 10)
     assert Ledger.of(empty) is None
-    with pytest.raises(ConnectionError, match=r"text\.db cannot be read \(file is not a database\)") as caught:
+    with pytest.raises(
+        ConnectionError, match=r"text\.db cannot be read \(file is not a database\)"
+    ) as caught:
         Ledger.of(text)
     assert "\n" not in str(caught.value)
 
@@ -273,10 +319,15 @@ def foreign(file: Path, count: int, *, bare: bool = False) -> None:
         bare: with no tags but those of a finished run.
     """
     with closing(sqlite3.connect(file)) as database, database:
-        database.execute("INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (77, 'other', 'active')")
-        (smoke,) = database.execute("SELECT experiment_id FROM experiments WHERE name = 'msbreg/smoke'").fetchone()
         database.execute(
-            "CREATE TEMP TABLE numbers AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?) SELECT i FROM n", (count,)
+            "INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (77, 'other', 'active')"
+        )
+        (smoke,) = database.execute(
+            "SELECT experiment_id FROM experiments WHERE name = 'msbreg/smoke'"
+        ).fetchone()
+        database.execute(
+            "CREATE TEMP TABLE numbers AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?) SELECT i FROM n",
+            (count,),
         )
         for experiment in (smoke, 77) if not bare else (smoke,):
             run_id = f"printf('%016x%016x', {experiment}, i * 7919 % 104729)"
@@ -293,21 +344,31 @@ def foreign(file: Path, count: int, *, bare: bool = False) -> None:
             if not bare:
                 tags |= {f"setting.{number}": f"'value ' || i % {number + 2}" for number in range(3)}
             for key, value in tags.items():
-                database.execute(f"INSERT INTO tags (key, value, run_uuid) SELECT '{key}', {value}, {run_id} FROM numbers")
+                database.execute(
+                    f"INSERT INTO tags (key, value, run_uuid) SELECT '{key}', {value}, {run_id} FROM numbers"
+                )
                 if key.startswith("setting"):
-                    database.execute(f"INSERT INTO params (key, value, run_uuid) SELECT '{key}', {value}, {run_id} FROM numbers")
+                    database.execute(
+                        f"INSERT INTO params (key, value, run_uuid) SELECT '{key}', {value}, {run_id} FROM numbers"
+                    )
 
 
 @pytest.fixture(scope="module")
 def homes(tmp_path_factory: pytest.TempPathFactory, experiments: Site) -> tuple[Home, Home]:
-    """Two homes where Table 8 is finished and rendered: with few and with many runs of others in the store."""
+    """Two homes where Table 8 is finished and rendered: with few and with many runs of others in the
+    store."""
     few = Home(tmp_path_factory.mktemp("few"))
     few.runs.mkdir()
     shutil.copy(experiments.runs / FILE, few.runs)
     writer = Writer(Site(runs=few.runs))
     for number, job in enumerate(jobs([Request(table="table8")])):
         tags = {SPEC: job.spec.id, COMPLETE: job.spec.id, SCALE: "smoke", "kind": job.spec.name}
-        writer.add(writer.store.connection.experiment("smoke"), "FINISHED", metrics=[(f"{FINAL}top1", number / 100, 0)], **tags)
+        writer.add(
+            writer.store.connection.experiment("smoke"),
+            "FINISHED",
+            metrics=[(f"{FINAL}top1", number / 100, 0)],
+            **tags,
+        )
     done = few.invoke("table8")
     assert done.returncode == 0, done.stderr
     many = Home(tmp_path_factory.mktemp("many"))
@@ -323,7 +384,9 @@ COMMANDS = (("table8",), ("ablation-grid", "--dry-run"))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_nothing_heavy_is_imported_where_nothing_is_to_be_done(homes: tuple[Home, Home], command: tuple[str, ...]) -> None:
+def test_nothing_heavy_is_imported_where_nothing_is_to_be_done(
+    homes: tuple[Home, Home], command: tuple[str, ...]
+) -> None:
     home = homes[0]
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *INVOKE[1:], *command],
@@ -333,15 +396,21 @@ def test_nothing_heavy_is_imported_where_nothing_is_to_be_done(homes: tuple[Home
         text=True,
         check=True,
     )
-    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
+    imported = {
+        line.rpartition("|")[2].strip().split(".")[0]
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert "sqlite3" in imported
     assert not imported & {"mlflow", "torch", "torchvision", "pandas", "numpy", "sqlalchemy", "sklearn"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_hundred_times_as_many_runs_of_others_cost_next_to_nothing(homes: tuple[Home, Home], command: tuple[str, ...]) -> None:
-    """Processor time; the bound, of one of three trials, leaves room for a busy machine. By MLflow's client it was twice as much, and four
-    seconds more."""
+def test_a_hundred_times_as_many_runs_of_others_cost_next_to_nothing(
+    homes: tuple[Home, Home], command: tuple[str, ...]
+) -> None:
+    """Processor time; the bound, of one of three trials, leaves room for a busy machine. By MLflow's client
+    it was twice as much, and four seconds more."""
     trials = ([seconds(home, command) for home in homes] for _ in range(3))
     assert any(many < 1.6 * few + 0.2 for few, many in trials)
 

@@ -1,4 +1,5 @@
-"""What is no setting and may still explain a number: versions, code and machine; and how busy the machine is. Recorded with every run."""
+"""What is no setting and may still explain a number: versions, code and machine; and how busy the machine is.
+Recorded with every run."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "scikit-learn", "pandas",
 
 
 def record() -> dict[str, Any]:
-    """The environment of this process as plain data. torch is asked only if it is loaded, as it is wherever something is trained."""
+    """The environment of this process as plain data. torch is asked only if it is loaded, as it is wherever
+    something is trained."""
     commit, dirty = code()
     torch = sys.modules.get("torch")
     return {
@@ -37,7 +39,8 @@ def record() -> dict[str, Any]:
 
 @cache
 def code() -> tuple[str, bool | None]:
-    """The commit of the project and whether its files differ from it (reports aside, which runs write); `unknown` outside a repository."""
+    """The commit of the project and whether its files differ from it (reports aside, which runs write);
+    `unknown` outside a repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
@@ -49,11 +52,12 @@ def code() -> tuple[str, bool | None]:
 
 
 def load() -> dict[str, float]:
-    """How busy the machine is now, under the names of MLflow's own monitor, which would take a thread and a query every ten seconds.
+    """How busy the machine is now, under the names of MLflow's own monitor, which would take a thread and a
+    query every ten seconds.
 
     Percentages from 0 to 100, megabytes of 1e6 bytes. The processor's load is the mean since the last call.
     """
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     memory, megabyte = psutil.virtual_memory(), 1e6
     measured = {

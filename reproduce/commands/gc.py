@@ -4,11 +4,12 @@
     print("\\n".join(found.lines()))
     print("\\n".join(remove(found)))
 
-A folder of a run is listed where the run is not finished, no table makes it at any scale (with default options, `SEEDS` seeds, quoted and
-released baselines), nobody owns it, and no finished evaluation is of its encoder. So are the checkpoints that finished runs left, drafts
-that nobody goes on with, and features of encoders that no run here evaluated. What is removed gets another name first, in one step, so that
-a kill in the middle leaves no half folder under a run's name; the next call removes the rest. Records are deleted as MLflow deletes:
-they can be restored. Whatever else lies in the folder of runs stays.
+A folder of a run is listed where the run is not finished, no table makes it at any scale (with default
+options, `SEEDS` seeds, quoted and released baselines), nobody owns it, and no finished evaluation is of its
+encoder. So are the checkpoints that finished runs left, drafts that nobody goes on with, and features of
+encoders that no run here evaluated. What is removed gets another name first, in one step, so that a kill in
+the middle leaves no half folder under a run's name; the next call removes the rest. Records are deleted as
+MLflow deletes: they can be restored. Whatever else lies in the folder of runs stays.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from reproduce import checkpoint, journal, lease
-from reproduce.attach import Others
+from reproduce import messages
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES, NotHereError, Request, table_names
+from reproduce.runs import checkpoint, journal, lease
+from reproduce.runs.claims import Others
 from reproduce.site import Site
 
 if TYPE_CHECKING:
-    from reproduce.entry import Record
     from reproduce.report.table import Table
-    from reproduce.tracking import Store
+    from reproduce.tracking.store import Store
+    from reproduce.tracking.tags import Record
 
 SEEDS = 10
 """Seeds from 0 on of which a table's runs are kept."""
@@ -75,8 +77,8 @@ class Item:
     """Removes it, and says why it could not; empty: it is gone. Raises OSError."""
 
     def __str__(self) -> str:
-        size = "" if self.kind == "record" else _bytes(self.size)
-        return f"{self.kind:<11}  {size:>8}  {_duration(self.age):>8}  {self.name}: {self.why}"
+        size = "" if self.kind == "record" else messages.size(self.size)
+        return f"{self.kind:<11}  {size:>8}  {messages.age(self.age):>8}  {self.name}: {self.why}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,11 @@ class Found:
         """What `invoke gc` prints."""
         yield from map(str, self.items)
         yield from self.notes
-        yield f"{_counted(self.items)} `invoke gc --delete` removes that." if self.items else "There is nothing to remove."
+        yield (
+            f"{_counted(self.items)} `invoke gc --delete` removes that."
+            if self.items
+            else "There is nothing to remove."
+        )
 
 
 @dataclass
@@ -150,12 +156,20 @@ def remove(found: Found) -> tuple[list[str], int]:
         gone += [] if problem else [item]
     records = any(item.kind == "record" for item in gone)
     restored = " `mlflow runs restore --run-id ID` restores a record." if records else ""
-    return [*lines, *found.notes, f"Removed: {_counted(gone)}{restored}" if gone else "Nothing was removed."], stayed
+    return [
+        *lines,
+        *found.notes,
+        f"Removed: {_counted(gone)}{restored}" if gone else "Nothing was removed.",
+    ], stayed
 
 
 def _known(site: Site, store: Store) -> _Runs:
     """The runs here, with one question to the store for all."""
-    folders = {path.name: path for path in sorted(site.runs.iterdir()) if RUN.fullmatch(path.name) and _is_folder(path) and _ours(path)}
+    folders = {
+        path.name: path
+        for path in sorted(site.runs.iterdir())
+        if RUN.fullmatch(path.name) and _is_folder(path) and _ours(path)
+    }
     unfinished = defaultdict(list)
     for record in store.unfinished():
         unfinished[record.state.spec_id].append(record)
@@ -178,9 +192,13 @@ def _may_go(runs: _Runs, spec_id: str) -> bool:
         return all(record.host == lease.this_host() for record in runs.unfinished[spec_id])
     held = lease.read(folder)
     if (held and held.state == "finished") or (spec_id not in runs.unfinished and (folder / FILE).exists()):
-        runs.notes.append(f"stays  {_name(folder, runs.site)}: this tracking store does not know the run, another one may")
+        runs.notes.append(
+            f"stays  {_name(folder, runs.site)}: this tracking store does not know the run, another one may"
+        )
     elif (folder / journal.RESULT).exists():
-        runs.notes.append(f"stays  {_name(folder, runs.site)}: its result waits to be recorded; the command that began it does that")
+        runs.notes.append(
+            f"stays  {_name(folder, runs.site)}: its result waits to be recorded; the command that began it does that"
+        )
     else:
         return True
     return False
@@ -204,13 +222,21 @@ def _tables() -> Iterator[Table]:
 
 
 def _of_evaluations(runs: _Runs, ids: Iterable[str], store: Store) -> set[str]:
-    """The pretrainings among `ids` whose encoder a finished evaluation used: their own finished record was deleted by hand."""
-    pretrainings = [record for spec_id in ids for record in runs.unfinished.get(spec_id, ()) if "protocol" not in record.settings]
+    """The pretrainings among `ids` whose encoder a finished evaluation used: their own finished record was
+    deleted by hand."""
+    pretrainings = [
+        record
+        for spec_id in ids
+        for record in runs.unfinished.get(spec_id, ())
+        if "protocol" not in record.settings
+    ]
     evaluated: list[dict[str, str]] = []
     for scale in {record.state.scale for record in pretrainings}:
         for evaluation in store.newest_finished("evaluate", scale, limit=EVERY):
             settings = evaluation.settings.items()
-            evaluated.append({key.removeprefix("encoder."): value for key, value in settings if key.startswith("encoder.")})
+            evaluated.append(
+                {key.removeprefix("encoder."): value for key, value in settings if key.startswith("encoder.")}
+            )
     return {record.state.spec_id for record in pretrainings if record.settings in evaluated}
 
 
@@ -220,7 +246,14 @@ def _run(runs: _Runs, spec_id: str, store: Store) -> Item:
     before = next((f"{record.state.state} ({record.state.reason})" for record in records), "it has no record")
     size, age = _measured([folder])
     away = partial(_remove_run, folder, spec_id, runs.site, store)
-    return Item(kind="run", name=_name(folder, runs.site), size=size, age=age, why=f"{before}, and no table makes it", remove=away)
+    return Item(
+        kind="run",
+        name=_name(folder, runs.site),
+        size=size,
+        age=age,
+        why=f"{before}, and no table makes it",
+        remove=away,
+    )
 
 
 def _remove_run(folder: Path, spec_id: str, site: Site, store: Store) -> str:
@@ -260,15 +293,26 @@ def _checkpoints(runs: _Runs) -> Iterator[Item]:
             size, age = _measured(left)
             name = f"{_name(runs.folders[spec_id], runs.site)}: {', '.join(path.name for path in left)}"
             away = partial(_remove_all, left, runs.site.runs)
-            yield Item(kind="checkpoints", name=name, size=size, age=age, why="the run is finished", remove=away)
+            yield Item(
+                kind="checkpoints", name=name, size=size, age=age, why="the run is finished", remove=away
+            )
 
 
 def _features(runs: _Runs, gone: Iterable[str], store: Store) -> Iterator[Item]:
     """Features of encoders that are neither here nor evaluated by any run that stays."""
-    found = {path: feature_cache.encoder_of(path) for path in sorted((runs.site.runs / "features").glob("*.safetensors"))}
-    here = {_encoder_digest(folder) for spec_id, folder in runs.folders.items() if spec_id not in gone} if found else set()
+    found = {
+        path: feature_cache.encoder_of(path)
+        for path in sorted((runs.site.runs / "features").glob("*.safetensors"))
+    }
+    here = (
+        {_encoder_digest(folder) for spec_id, folder in runs.folders.items() if spec_id not in gone}
+        if found
+        else set()
+    )
     unknown = {digest for digest in found.values() if digest and digest not in here}
-    used = {digest for digest, spec_id in store.evaluated(unknown) if spec_id not in gone} if unknown else set()
+    used = (
+        {digest for digest, spec_id in store.evaluated(unknown) if spec_id not in gone} if unknown else set()
+    )
     for path, digest in found.items():
         if digest in unknown - used:
             size, age = _measured([path])
@@ -282,17 +326,34 @@ def _remove_features(path: Path) -> str:
 
 
 def _drafts(site: Site, gone: Iterable[str]) -> Iterator[Item]:
-    """Drafts of killed processes, but for those in folders that go, and what an earlier call was killed over."""
-    places = [path for pattern in DRAFTS for path in site.runs.glob(pattern)] + list(site.reports.glob("*/.*.tmp"))
+    """Drafts of killed processes, but for those in folders that go, and what an earlier call was killed
+    over."""
+    places = [path for pattern in DRAFTS for path in site.runs.glob(pattern)] + list(
+        site.reports.glob("*/.*.tmp")
+    )
     for path in sorted(path for path in places if path.parent.name not in gone):
         size, age = _measured([path])
         if path.is_file() and age > OLD:
             away = partial(_remove_all, [path], site.runs)
-            yield Item(kind="draft", name=_name(path, site), size=size, age=age, why="half written, for a day", remove=away)
+            yield Item(
+                kind="draft",
+                name=_name(path, site),
+                size=size,
+                age=age,
+                why="half written, for a day",
+                remove=away,
+            )
     for path in sorted(site.runs.glob(f"{ASIDE}*")):
         size, age = _measured([path])
         away = partial(_remove_all, [path], site.runs)
-        yield Item(kind="draft", name=_name(path, site), size=size, age=age, why="its removal was interrupted", remove=away)
+        yield Item(
+            kind="draft",
+            name=_name(path, site),
+            size=size,
+            age=age,
+            why="its removal was interrupted",
+            remove=away,
+        )
 
 
 def _remove_all(paths: Iterable[Path], runs: Path) -> str:
@@ -305,7 +366,8 @@ def _away(path: Path, runs: Path) -> None:
     """Removes a file, or a folder in two steps, of which the first takes it away from its name.
 
     Raises:
-        OSError: it may not be removed; it is where it was, or under another name, where the next call finds it.
+        OSError: it may not be removed; it is where it was, or under another name, where the next call finds
+            it.
     """
     if not _is_folder(path):
         path.unlink(missing_ok=True)
@@ -338,7 +400,8 @@ def _encoder_digest(folder: Path) -> str:
 
 
 def _measured(paths: Iterable[Path]) -> tuple[int, float]:
-    """Bytes of files, and of all that is in folders; seconds since the newest was written. What is gone meanwhile counts nothing."""
+    """Bytes of files, and of all that is in folders; seconds since the newest was written. What is gone
+    meanwhile counts nothing."""
     size, newest = 0, 0.0
     for path in paths:
         inside = (Path(root) / name for root, _, names in os.walk(path) for name in names)
@@ -352,7 +415,11 @@ def _measured(paths: Iterable[Path]) -> tuple[int, float]:
 
 def _name(path: Path, site: Site) -> str:
     """A path as messages name it."""
-    return f"runs/{path.relative_to(site.runs)}" if path.is_relative_to(site.runs) else f"reports/{path.relative_to(site.reports)}"
+    return (
+        f"runs/{path.relative_to(site.runs)}"
+        if path.is_relative_to(site.runs)
+        else f"reports/{path.relative_to(site.reports)}"
+    )
 
 
 NAMES: Mapping[Kind, tuple[str, str]] = {
@@ -370,19 +437,4 @@ def _counted(items: Iterable[Item]) -> str:
     items = list(items)
     counts = Counter(item.kind for item in items)
     told = [f"{counts[kind]} {names[counts[kind] > 1]}" for kind, names in NAMES.items() if counts[kind]]
-    return f"{', '.join(told)}: {_bytes(sum(item.size for item in items))}."
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
-def _duration(seconds: float) -> str:
-    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (48 * 3600, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86400:.0f} days"
+    return f"{', '.join(told)}: {messages.size(sum(item.size for item in items))}."

@@ -3,7 +3,8 @@
 others = Others(site)
 for spec_id, lease in others.claims(ids).items():    # alive, or waiting in a scheduler's queue
     others.follow(spec_id, lease)
-for event in others.poll(): ...                      # progress, finished, failed, or freed: its owner is gone, do it yourself
+for event in others.poll(): ...                      # progress, finished, failed, or freed: its owner is
+gone, do it yourself
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from reproduce import lease as leases
-from reproduce import squeue
-from reproduce.lease import Lease
+from reproduce.runs import lease as leases
+from reproduce.runs import squeue
+from reproduce.runs.lease import Lease
 from reproduce.site import Site
 
 POLL = 1.0
@@ -60,7 +61,8 @@ class Others:
         return {"event": "attached", "id": spec_id, "who": lease.who, "state": lease.state}
 
     def poll(self) -> Iterator[dict[str, Any]]:
-        """What has changed since the last time; a run that has ended, or has lost its owner, is followed no more."""
+        """What has changed since the last time; a run that has ended, or has lost its owner, is followed no
+        more."""
         self._queue.look((lease.job for lease in self._followed.values()), at_once=True)
         for spec_id, before in list(self._followed.items()):
             now = leases.read(self._site.runs / spec_id)
@@ -82,7 +84,8 @@ class Others:
                 yield {"event": "freed", "id": spec_id, "who": before.who, "reason": now.reason if now else ""}
 
     def _owned(self, lease: Lease) -> bool:
-        """Whether somebody still has the run: a job that was put back into its queue has no process, but will."""
+        """Whether somebody still has the run: a job that was put back into its queue has no process, but
+        will."""
         if lease.state in ("finished", "failed"):
             return False
         if lease.job and (lease.state != "running" or not lease.alive):
@@ -99,7 +102,8 @@ class _Queue:
         self._known: dict[str, bool] = {}
 
     def look(self, jobs: Iterable[str], *, at_once: bool = False) -> None:
-        """Asks for these jobs together, if the interval is over, or at once for one that was never asked for."""
+        """Asks for these jobs together, if the interval is over, or at once for one that was never asked
+        for."""
         wanted = [job for job in jobs if job]
         over = time.monotonic() - self._asked >= self._every
         if wanted and (over or (at_once and not self._known.keys() >= set(wanted))):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from reproduce import lease
+from reproduce.commands.make import _cannot_start, _printed
 from reproduce.plan import Request, jobs
-from reproduce.produce import RefusedError, _cannot_start, _printed
+from reproduce.readiness import RefusedError
+from reproduce.runs import lease
 from reproduce.site import Site
 
 
@@ -19,7 +20,9 @@ def test_runs_whose_data_are_missing_wait_and_the_others_go_on(tmp_path: Path) -
     blocked = _cannot_start(todo, Site(runs=tmp_path, data={"imagenette": tmp_path}))
     assert {job.spec.id for job in todo if job.spec.dataset.name == "stl10"} == set(blocked)
     assert 0 < len(blocked) < len(todo)
-    assert all(reason.startswith("The data root 'stl10' is not set: add `stl10 = ") for reason in blocked.values())
+    assert all(
+        reason.startswith("The data root 'stl10' is not set: add `stl10 = ") for reason in blocked.values()
+    )
 
 
 def test_a_table_without_any_of_its_data_is_refused_with_every_root(tmp_path: Path) -> None:
@@ -57,7 +60,9 @@ def test_generated_data_need_no_root(tmp_path: Path) -> None:
         ("uniformity", [-2.5], "uniformity -2.5000"),
     ],
 )
-def test_fractions_are_printed_in_per_cent_and_nothing_else_is(name: str, values: list[float], printed: str) -> None:
+def test_fractions_are_printed_in_per_cent_and_nothing_else_is(
+    name: str, values: list[float], printed: str
+) -> None:
     assert _printed(name, values) == printed
 
 
@@ -68,7 +73,9 @@ def test_an_encoder_is_not_pretrained_for_evaluations_that_cannot_run(tmp_path: 
     detection = jobs([Request(table="table10", scale="small")])
     with pytest.raises(RefusedError, match="data root 'coco' is not set"):
         _cannot_start(detection, site)
-    both = jobs([Request(table="table10", scale="small"), Request(table="table4", scale="small", rows="Ours*")])
+    both = jobs(
+        [Request(table="table10", scale="small"), Request(table="table4", scale="small", rows="Ours*")]
+    )
     blocked = _cannot_start(both, site)
     free = {job.spec.id for job in both} - set(blocked)
     assert free == {job.spec.id for job in jobs([Request(table="table4", scale="small", rows="Ours*")])}

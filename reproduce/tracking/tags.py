@@ -1,11 +1,14 @@
-"""What a run's entry in the tracking store holds, and what it says: its tags and title, and the truth about its state.
+"""What a run's entry in the tracking store holds, and what it says: its tags and title, and the truth about
+its state.
 
-    entry.title(spec)                       # "msbreg K=4 λs=.004 λb=.5 stl10 320 epochs seed 0"
-    entry.state_of(run, runs).state         # "interrupted", though MLflow says RUNNING: its process is gone
-    entry.cell_means(filled)                # {"MSBReg K 4/top1": 81.2}, of the entry that each table has beside its runs
+    tags.title(spec)                       # "msbreg K=4 λs=.004 λb=.5 stl10 320 epochs seed 0"
+    tags.state_of(run, runs).state         # "interrupted", though MLflow says RUNNING: its process is gone
+    tags.cell_means(filled)                # {"MSBReg K 4/top1": 81.2}, of the entry that each table has
+    beside its runs
 
-An entry is a run as MLflow's client or `ledger.py` give it. MLflow's own status says FINISHED after an exception and RUNNING for ever after
-a kill; a run is finished when it carries the tag `complete`, and what else is true follows from its owner and its lease. Imports no mlflow.
+An entry is a run as MLflow's client or `sqlite.py` give it. MLflow's own status says FINISHED after an
+exception and RUNNING for ever after a kill; a run is finished when it carries the tag `complete`, and what
+else is true follows from its owner and its lease. Imports no mlflow.
 """
 
 from __future__ import annotations
@@ -19,26 +22,39 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reproduce import environment, identity, lease
-from reproduce.lease import Held, Lease
-from reproduce.spec import Evaluate, Pretrain, Spec, Weights
+from reproduce import identity
+from reproduce.nn.weights import Weights
+from reproduce.runs import environment, lease
+from reproduce.runs.lease import Held, Lease
+from reproduce.spec import Evaluate, Pretrain, Spec
 
 if TYPE_CHECKING:
     from reproduce.report.filled import Filled
 
-SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = "spec_id", "complete", "owner", "reason", "group", "scale", "table", "digest"
+SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = (
+    "spec_id",
+    "complete",
+    "owner",
+    "reason",
+    "group",
+    "scale",
+    "table",
+    "digest",
+)
 """Tags. `complete` holds the spec's id again, so that one condition finds a finished run."""
 IMPORTED = "imported"
 """The tag of a run that was done elsewhere: where its record comes from."""
 OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED)
 """Tags that every store gives a run anew."""
 DEVICE, ATTEMPTS = "device", "attempts"
-"""Tags by which the time of a finished run can be compared: what it ran on, and whether it is that of one attempt alone."""
+"""Tags by which the time of a finished run can be compared: what it ran on, and whether it is that of one
+attempt alone."""
 PARENT = "mlflow.parentRunId"
 SETTINGS = "spec.json"
 """The artifact that holds the spec."""
 FINAL = "final/"
-"""Prefix of final metrics: their histories are not mixed with those of training, whose steps a resumed run repeats."""
+"""Prefix of final metrics: their histories are not mixed with those of training, whose steps a resumed run
+repeats."""
 SHORT_NAMES = {
     "K": "method.num_views",
     "lambda_s": "method.lambda_s",
@@ -106,7 +122,8 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
     """All that an entry says.
 
     Args:
-        server: the address of the store; empty: it is no server, and its page is on the one that `invoke ui` starts.
+        server: the address of the store; empty: it is no server, and its page is on the one that `invoke ui`
+            starts.
     """
     tags, settings = run.data.tags, dict(run.data.params)
     prefix = "encoder." if tags.get("kind") == Evaluate.name else ""
@@ -129,7 +146,8 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
 
 
 def title(spec: Spec | Weights) -> str:
-    """A run's name in the UI: `msbreg K=4 λs=.004 λb=.5 stl10 320 epochs seed 0`; of an evaluation, `linear: ` and that."""
+    """A run's name in the UI: `msbreg K=4 λs=.004 λb=.5 stl10 320 epochs seed 0`; of an evaluation, `linear:
+    ` and that."""
     if isinstance(spec, Evaluate):
         settings = dict(spec.protocol.leaves())
         words = [spec.protocol.name]
@@ -214,7 +232,8 @@ def lease_of(run: Any, runs: Path) -> Lease | None:
 
 
 def alive(run: Any, runs: Path) -> bool | None:
-    """Whether the process that owns an MLflow run still is there; None: it is on another machine, and no lease here tells of it."""
+    """Whether the process that owns an MLflow run still is there; None: it is on another machine, and no
+    lease here tells of it."""
     named, leased = owner(run), lease_of(run, runs)
     if leased is not None:
         return leased.token == named["token"] and leased.alive
@@ -224,7 +243,8 @@ def alive(run: Any, runs: Path) -> bool | None:
 
 
 def ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]:
-    """How an MLflow run that its process left unfinished ended, and why: its lease may know what could not be recorded."""
+    """How an MLflow run that its process left unfinished ended, and why: its lease may know what could not be
+    recorded."""
     leased = lease_of(run, runs)
     if leased is not None and leased.token == owner(run)["token"]:
         if leased.state == "failed":

@@ -1,12 +1,14 @@
-"""Reads MLflow's own sqlite file by the standard library: `import mlflow` takes 3 CPU-seconds, all that a finished table asks for 0.1.
+"""Reads MLflow's own sqlite file by the standard library: `import mlflow` takes 3 CPU-seconds, all that a
+finished table asks for 0.1.
 
-    ledger = Ledger.of(Path("runs/mlflow.db"))       # None: not a schema that this module knows; ask MLflow's client
-    experiments = ledger.experiments("msbreg/")
+    ledger = Ledger.of(Path("runs/mlflow.db"))       # None: not a schema that this module knows; ask MLflow's
+    client experiments = ledger.experiments("msbreg/")
     for run in ledger.search(experiments.values(), Wanted(tags={"complete": ids})):
         run.info.status, run.data.metrics
 
-There is no second record that could go stale: each question is answered from MLflow's tables, with what its client would answer. Nothing is
-ever written, and every run is read in one transaction, so none is seen half-written. A question about 120 runs among 10 000 takes 0.05 s.
+There is no second record that could go stale: each question is answered from MLflow's tables, with what its
+client would answer. Nothing is ever written, and every run is read in one transaction, so none is seen
+half-written. A question about 120 runs among 10 000 takes 0.05 s.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from pathlib import Path
 from typing import Self
 
 SCHEMAS = ("dc11669786a5",)
-"""Versions of MLflow's tables (alembic's) on which the answers were compared with those of its client: mlflow 3.17's."""
+"""Versions of MLflow's tables (alembic's) on which the answers were compared with those of its client: mlflow
+3.17's."""
 PATIENCE = 30.0
 """Seconds to wait while another process writes; MLflow's own transactions take tenths."""
 AT_ONCE = 500
-"""Runs that are read in one transaction, during which no writer can commit: 0.1 s at our 140 tags and params each."""
+"""Runs that are read in one transaction, during which no writer can commit: 0.1 s at our 140 tags and params
+each."""
 TAG = "SELECT 1 FROM tags WHERE tags.run_uuid = candidate.run_uuid AND key = ?"
 """A tag of a run that may be wanted."""
 
@@ -100,7 +104,8 @@ class Ledger:
         return ledger if len(versions) == 1 and versions[0] in SCHEMAS else None
 
     def experiments(self, prefix: str) -> dict[str, str]:
-        """The ids of the active experiments whose names begin with `prefix`, letters and slashes, by their names.
+        """The ids of the active experiments whose names begin with `prefix`, letters and slashes, by their
+        names.
 
         Raises:
             ConnectionError: as of `search`.
@@ -127,11 +132,15 @@ class Ledger:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, in which nothing changes; a connection of its own, as none may be used after a fork or by another thread."""
-        # Not mode=ro, which cannot roll back what a killed process left half-written. rw creates no file, and query_only changes nothing.
+        """One transaction, in which nothing changes; a connection of its own, as none may be used after a
+        fork or by another thread."""
+        # Not mode=ro, which cannot roll back what a killed process left half-written. rw creates no file, and
+        # query_only changes nothing.
         address = f"{self._file.as_uri()}?mode=rw"
         try:
-            with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)) as database:
+            with closing(
+                sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)
+            ) as database:
                 database.execute("PRAGMA query_only = ON")
                 database.execute("BEGIN")
                 yield database
@@ -143,17 +152,31 @@ class Ledger:
 
 
 def _query(experiments: Sequence[int], wanted: Wanted, limit: int | None) -> tuple[str, list[str | int]]:
-    """What finds the ids of the runs that are wanted, the newest first, as MLflow orders them; and its parameters."""
-    simple: list[tuple[str, list[str | int]]] = [(f"experiment_id IN ({_marks(experiments)})", [*experiments])]
-    simple += [(f"{column} = ?", [value]) for column, value in (("run_uuid", wanted.run_id), ("status", wanted.status)) if value]
-    values = [("AND value IN (SELECT value FROM json_each(?))", [key, json.dumps([*among])]) for key, among in wanted.tags.items()]
+    """What finds the ids of the runs that are wanted, the newest first, as MLflow orders them; and its
+    parameters."""
+    simple: list[tuple[str, list[str | int]]] = [
+        (f"experiment_id IN ({_marks(experiments)})", [*experiments])
+    ]
+    simple += [
+        (f"{column} = ?", [value])
+        for column, value in (("run_uuid", wanted.run_id), ("status", wanted.status))
+        if value
+    ]
+    values = [
+        ("AND value IN (SELECT value FROM json_each(?))", [key, json.dumps([*among])])
+        for key, among in wanted.tags.items()
+    ]
     values += [("AND value GLOB ?", [key, f"{beginning}*"]) for key, beginning in wanted.begins.items()]
     tests: list[tuple[str, list[str | int]]] = [(f"EXISTS ({TAG})", [key]) for key in wanted.there]
     tests += [(f"NOT EXISTS ({TAG})", [key]) for key in wanted.absent]
-    # Tags have indexes by key and run, not by value. One pass over all tags of a key finds any number of values; where a few runs are
-    # enough, the newest are tested one by one instead, until there are as many as wanted.
+    # Tags have indexes by key and run, not by value. One pass over all tags of a key finds any number of
+    # values; where a few runs are enough, the newest are tested one by one instead, until there are as many
+    # as wanted.
     if limit is None:
-        simple += [(f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? {test})", [*asked]) for test, asked in values]
+        simple += [
+            (f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? {test})", [*asked])
+            for test, asked in values
+        ]
     else:
         tests += [(f"EXISTS ({TAG} {test})", [*asked]) for test, asked in values]
     candidates = f"SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'{_all(simple)} ORDER BY start_time DESC, run_uuid LIMIT -1"
@@ -175,7 +198,9 @@ def _entries(database: sqlite3.Connection, ids: Sequence[str]) -> list[Entry]:
     def texts(table: str) -> dict[str, dict[str, str]]:
         # One row for each run: 140 of them take three times as long.
         query = f"SELECT run_uuid, json_group_object(key, value) FROM {table} {of_these} GROUP BY run_uuid"
-        return defaultdict(dict, ((run_id, json.loads(texts)) for run_id, texts in database.execute(query, ids)))
+        return defaultdict(
+            dict, ((run_id, json.loads(texts)) for run_id, texts in database.execute(query, ids))
+        )
 
     tags, params = texts("tags"), texts("params")
     metrics: dict[str, dict[str, float]] = defaultdict(dict)
@@ -196,7 +221,9 @@ def _entries(database: sqlite3.Connection, ids: Sequence[str]) -> list[Entry]:
         if stage == "active"
     }
     return [
-        Entry(info=infos[run_id], data=Data(metrics=metrics[run_id], params=params[run_id], tags=tags[run_id]))
+        Entry(
+            info=infos[run_id], data=Data(metrics=metrics[run_id], params=params[run_id], tags=tags[run_id])
+        )
         for run_id in ids
         if run_id in infos
     ]

@@ -1,13 +1,15 @@
-"""Files that survive a crash: training checkpoints and encoders. Whole or not there, and checked when they are read.
+"""Files that survive a crash: training checkpoints and encoders. Whole or not there, and checked when they
+are read.
 
     save(folder, state, epoch)               # epoch-00003.pt; the two newest stay
-    save(folder, state, 3, step=7, steps=20) # epoch-00003-step-000007-of-000020.pt: 7 of the 20 steps of the epoch after the third
-    latest(folder)                           # the newest whole state, or None
+    save(folder, state, 3, step=7, steps=20) # epoch-00003-step-000007-of-000020.pt: 7 of the 20 steps of the
+    epoch after the third latest(folder)                           # the newest whole state, or None
     save_encoder(path, tensors, spec_id=...) # safetensors that know which run they are from
     load_encoder(path, spec_id=...)
 
-A file is written beside its place, synchronised and then renamed, so that a kill or a full disk leaves the one before it. A checkpoint is
-what `torch.save` writes with the 32 bytes of its SHA-256 behind it; `torch.load` reads it too.
+A file is written beside its place, synchronised and then renamed, so that a kill or a full disk leaves the
+one before it. A checkpoint is what `torch.save` writes with the 32 bytes of its SHA-256 behind it;
+`torch.load` reads it too.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from reproduce import interrupt
+from reproduce.runs import interrupt
 from reproduce.lazy import torch
-from reproduce.nn import distributed
-from reproduce.progress import Watch
+from reproduce.runs.files import write_atomic
+from reproduce.runs.progress import Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,13 +39,11 @@ if TYPE_CHECKING:
 DIGEST_BYTES = 32
 SPEC, DIGEST = "spec_id", "sha256"
 """Keys of an encoder file's metadata."""
-EVERY = 60.0
-"""Seconds between two checkpoints of an evaluation, at least: a kill costs little more, and one of seconds writes none."""
 LARGEST_HEADER = 100_000_000
 """Bytes: the limit of safetensors itself."""
 DETECTRON2, LAST, FINISHED = "detectron2", "last_checkpoint", "model_final.pth"
-"""A run's folder in which Detectron2 keeps its own checkpoints; the file there that names the newest; what that is called where nothing is
-left to train (fvcore/common/checkpoint.py)."""
+"""A run's folder in which Detectron2 keeps its own checkpoints; the file there that names the newest; what
+that is called where nothing is left to train (fvcore/common/checkpoint.py)."""
 
 NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+)-of-(\d+))?")
 """Of a checkpoint's file, without the ending: epochs done, then steps of the one under way."""
@@ -52,7 +52,8 @@ logger = logging.getLogger(__name__)
 
 
 def save(folder: Path, state: Mapping[str, Any], epoch: int, *, step: int = 0, steps: int = 0, keep: int = 2) -> Path:
-    """Writes the checkpoint of `epoch` and removes all but the `keep` newest, and what killed processes left half-written.
+    """Writes the checkpoint of `epoch` and removes all but the `keep` newest, and what killed processes left
+    half-written.
 
     Args:
         state: dicts, lists, tuples, tensors, numbers, strings and None, nested at will.
@@ -67,18 +68,18 @@ def save(folder: Path, state: Mapping[str, Any], epoch: int, *, step: int = 0, s
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    folder.mkdir(parents=True, exist_ok=True)
     path = _path(folder, epoch, step, steps)
     for leftover in folder.glob(".epoch-*.tmp"):
         leftover.unlink(missing_ok=True)
-    write(path, content, hashlib.sha256(content).digest())
+    write_atomic(path, content, hashlib.sha256(content).digest(), durable=True)
     for old in _newest_first(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
 
 
 def latest(folder: Path, device: str = "cpu") -> dict[str, Any] | None:
-    """The newest state in `folder` that is whole; a broken file is passed over with a warning. None: there is none.
+    """The newest state in `folder` that is whole; a broken file is passed over with a warning. None: there is
+    none.
 
     Args:
         device: where its tensors are put.
@@ -94,7 +95,8 @@ def latest(folder: Path, device: str = "cpu") -> dict[str, Any] | None:
 
 
 def newest(folder: Path) -> float:
-    """How many epochs the newest checkpoint in `folder` has behind it, by its name, without reading it; 0: there is none.
+    """How many epochs the newest checkpoint in `folder` has behind it, by its name, without reading it; 0:
+    there is none.
 
     Of a detector it is iterations; infinity: all of them.
     """
@@ -115,77 +117,9 @@ def leftovers(folder: Path) -> list[Path]:
     return [*_newest_first(folder), *([folder / DETECTRON2] if (folder / DETECTRON2).is_dir() else [])]
 
 
-class Keeper:
-    """Keeps what a training of hours has done: a checkpoint at the end of a step, every `EVERY` seconds and when the run is told to stop.
-
-    keeper = Keeper(watch, {"data": digest})
-    if saved := keeper.saved: ...
-    with keeper.patiently() as due:
-        for step in range(...):
-            ...
-            if due():
-                keeper.save({"weights": weights}, epoch, step + 1, num_steps)
-    """
-
-    def __init__(self, watch: Watch, about: Mapping[str, str]) -> None:
-        """Looks for the newest checkpoint in the folder of `watch`, without which none is kept.
-
-        Args:
-            about: digests of what the training depends on, by name; those of the first process count.
-
-        Raises:
-            ValueError: the checkpoint is of a training on something else.
-        """
-        self._watch, self._about = watch, dict(about)
-        self._last, self._stop = time.monotonic(), ""
-        self.saved = latest(watch.folder) if watch.folder is not None else None
-        """The state that was saved; None: there is none."""
-        if self.saved is not None and distributed.main_process():
-            wrong = [name for name, digest in self._about.items() if self.saved.get("about", {}).get(name) != digest]
-            if wrong:
-                raise ValueError(
-                    f"The checkpoint in {watch.folder} is of a training with another {' and another '.join(wrong)}: "
-                    "remove it to start anew."
-                )
-
-    @contextmanager
-    def patiently(self) -> Iterator[Callable[[], bool]]:
-        """Inside, a request to stop waits until a step is done; what is yielded says after each whether to call `save`.
-
-        Raises:
-            Interrupted: as `interrupt.patiently`.
-        """
-        with interrupt.patiently() as asked:
-
-            def due() -> bool:
-                self._stop = asked()
-                if distributed.anyone(bool(self._stop)):
-                    self._stop = self._stop or interrupt.ELSEWHERE
-                return bool(self._stop) or time.monotonic() - self._last > EVERY
-
-            yield due
-
-    def save(self, state: Mapping[str, Any], epoch: int, step: int, steps: int) -> None:
-        """Writes a checkpoint after `step` of the `steps` steps of epoch number `epoch`, from 0, and ends the run if it is told to stop.
-
-        Raises:
-            Interrupted: the run is told to stop.
-            OSError: the file cannot be written; the checkpoints before it are intact.
-        """
-        folder = self._watch.folder
-        if folder is not None and distributed.main_process():
-            self._watch.hold()
-            self._watch.record.flush()  # a run that goes on from here does not measure again what came before
-            done = (epoch, step) if step < steps else (epoch + 1, 0)
-            save(folder, {**state, "about": self._about}, done[0], step=done[1], steps=steps)
-        self._last = time.monotonic()
-        if self._stop:
-            distributed.agreed(True)  # the others wait for the file: torchrun ends all processes as soon as one has ended
-            interrupt.stop(self._stop)
-
-
 def save_encoder(path: Path, tensors: Mapping[str, Tensor], *, spec_id: str) -> Path:
-    """Writes an encoder's tensors as safetensors with the id of the run that trained it and a digest of their values.
+    """Writes an encoder's tensors as safetensors with the id of the run that trained it and a digest of their
+    values.
 
     Raises:
         OSError: the file cannot be written; an encoder that was there before is intact.
@@ -193,9 +127,7 @@ def save_encoder(path: Path, tensors: Mapping[str, Tensor], *, spec_id: str) -> 
     from safetensors.torch import save as serialise
 
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, serialise(owned, metadata={SPEC: spec_id, DIGEST: digest(owned)}))
-    return path
+    return write_atomic(path, serialise(owned, metadata={SPEC: spec_id, DIGEST: digest(owned)}), durable=True)
 
 
 def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
@@ -223,7 +155,8 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
 
 
 def encoder_of(file: IO[bytes]) -> str:
-    """The id of the run that an encoder's file, open at its beginning, says it is from; the tensors are not read.
+    """The id of the run that an encoder's file, open at its beginning, says it is from; the tensors are not
+    read.
 
     Raises:
         ValueError: it is no safetensors file, or says of no run.
@@ -285,32 +218,6 @@ def _by_epochs(folder: Path) -> dict[float, Path]:
     """The checkpoints in `folder` by the epochs behind them; of two that are equally far either will do."""
     found = ((NAME.fullmatch(path.stem), path) for path in folder.glob("epoch-*.pt"))
     return {int(name[1]) + (int(name[2]) / int(name[3]) if name[2] else 0.0): path for name, path in found if name}
-
-
-def write(path: Path, *parts: bytes | memoryview) -> None:
-    """Puts a file in its place, whole or not at all.
-
-    Raises:
-        OSError: there is no room or no permission; what was at `path` is as it was.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException as error:  # a second Ctrl-C too
-        draft.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise OSError(error.errno, f"{path} cannot be written ({error.strerror}); what was saved before is intact") from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # A rename is only durable once its folder is.
-    finally:
-        os.close(folder)
 
 
 def _check(value: object, where: str) -> None:

@@ -1,4 +1,5 @@
-"""Which of some Slurm jobs are still in its queue: one call of `squeue`, which works where accounting (`sacct`) is off.
+"""Which of some Slurm jobs are still in its queue: one call of `squeue`, which works where accounting
+(`sacct`) is off.
 
 queued(["123_4", "125"])      # {"123_4": "RUNNING"}: 125 has left the queue, however it ended
 """
@@ -11,13 +12,16 @@ from collections.abc import Iterable
 TIMEOUT = 60.0
 """Seconds for an answer; a busy controller takes some."""
 UNKNOWN_JOB = "Invalid job id"
-"""What squeue says, with an error's exit code, where the controller has forgotten all jobs that it was asked for."""
+"""What squeue says, with an error's exit code, where the controller has forgotten all jobs that it was asked
+for."""
 
 
 def queued(jobs: Iterable[str]) -> dict[str, str]:
-    """Of `jobs`, those that squeue lists, whoever submitted them, each with its state, such as PENDING or RUNNING.
+    """Of `jobs`, those that squeue lists, whoever submitted them, each with its state, such as PENDING or
+    RUNNING.
 
-    A job that is put back into the queue is listed all the time; one that has ended is not, once its processes are gone.
+    A job that is put back into the queue is listed all the time; one that has ended is not, once its
+    processes are gone.
 
     Args:
         jobs: as squeue names them: `123`, or `123_4` for an element of an array.

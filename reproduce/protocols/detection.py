@@ -1,9 +1,12 @@
-"""What the two detection protocols share: an encoder is fine-tuned inside a detector and measured by average precision.
+"""What the two detection protocols share: an encoder is fine-tuned inside a detector and measured by average
+precision.
 
-Settings are for a batch of 16 images, as the sources give them; with another `batch_size` the learning rate grows in proportion and the
-schedule shrinks (`Schedule`). An engine is a module of `reproduce/detection` with two functions:
+Settings are for a batch of 16 images, as the sources give them; with another `batch_size` the learning rate
+grows in proportion and the schedule shrinks (`Schedule`). An engine is a module of `reproduce/detection` with
+three functions:
 
-    check(site)                                                       raises LookupError where it cannot run
+    check(site)                                 # LookupError if the engine cannot run here
+    check_for(protocol, backbone, dataset)      # ValueError if it cannot run with these settings anywhere
     fine_tune(protocol, encoder, dataset, train, test, site, device, seed, watch) -> {"ap": ..., ...}
 """
 
@@ -11,15 +14,13 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
-from reproduce.detection import detectron2_config
-from reproduce.progress import Watch
 from reproduce.protocols.protocol import Protocol
+from reproduce.runs.progress import Watch
+from reproduce.settings import Settings
 from reproduce.site import Site
-from reproduce.spec import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,9 @@ AT_LEAST_1 = (
 """Settings that are a count or a size, or a tuple of such, which then has one at least."""
 FRACTIONS = ("gamma", "warmup_factor", "flip", "score_threshold")
 """Settings from 0 to 1."""
-IN_TURN = "Where --set changes both, {} comes before iterations for a shorter training, after it for a longer one."
+IN_TURN = (
+    "Where --set changes both, {} comes before iterations for a shorter training, after it for a longer one."
+)
 
 
 class Schedule(NamedTuple):
@@ -55,7 +58,8 @@ class Detection(Protocol):
     """Settings of both; a subclass gives the values and the architecture."""
 
     engine: Literal["detectron2", "torchvision"] = "detectron2"
-    """Whose detector: the paper's, or torchvision's, which needs no installation, differs in many details and does not stand for it."""
+    """Whose detector: the paper's, or torchvision's, which needs no installation, differs in many details and
+    does not stand for it."""
 
     batch_size: int = REFERENCE_BATCH
     """Images per step over all devices."""
@@ -87,17 +91,22 @@ class Detection(Protocol):
     flip: float = 0.5
     """Probability of a horizontal flip of a training image (the same file)."""
     group: int = 2
-    """Images of one orientation that are shown together: those of one of 8 GPUs (detectron2/data/common.py)."""
+    """Images of one orientation that are shown together: those of one of 8 GPUs
+    (detectron2/data/common.py)."""
 
     freeze_at: int = 0
-    """Stages of the backbone that are not trained; none (facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml)."""
+    """Stages of the backbone that are not trained; none (facebookresearch/moco
+    detection/configs/Base-RCNN-C4-BN.yaml)."""
     norm: str = "SyncBN"
-    """BatchNorm over all devices, each place of each image alike (the same file until 2020-11, when MoCo's numbers were published; it has
-    since had `naiveSyncBN`, the mean of the devices' statistics: the same on one device)."""
+    """BatchNorm over all devices, each place of each image alike (the same file until 2020-11, when MoCo's
+    numbers were published; it has since had `naiveSyncBN`, the mean of the devices' statistics: the same on
+    one device)."""
     precise_bn_iterations: int = 200
-    """Batches from which BatchNorm's test statistics are computed after training, 0: none (detectron2/config/defaults.py, enabled)."""
+    """Batches from which BatchNorm's test statistics are computed after training, 0: none
+    (detectron2/config/defaults.py, enabled)."""
     stride_in_1x1: bool = False
-    """Whether a bottleneck's stride is in its first convolution; torchvision's is in the 3x3 one (moco's ...24k_moco.yaml)."""
+    """Whether a bottleneck's stride is in its first convolution; torchvision's is in the 3x3 one (moco's
+    ...24k_moco.yaml)."""
 
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Sides of square anchors in pixels (detectron2/config/defaults.py)."""
@@ -141,9 +150,15 @@ class Detection(Protocol):
         for key in ("freeze_at", "precise_bn_iterations"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{self.name} takes {key} of at least 0, not {getattr(self, key)}.")
-        if not self.base_lr > 0 or not 0 <= self.momentum < 1 or min(self.weight_decay, self.norm_weight_decay) < 0:
+        if (
+            not self.base_lr > 0
+            or not 0 <= self.momentum < 1
+            or min(self.weight_decay, self.norm_weight_decay) < 0
+        ):
             raise ValueError(f"{self.name} takes base_lr > 0, 0 <= momentum < 1 and weight decays >= 0.")
-        if list(self.drops) != sorted(set(self.drops)) or any(not 0 < drop < self.iterations for drop in self.drops):
+        if list(self.drops) != sorted(set(self.drops)) or any(
+            not 0 < drop < self.iterations for drop in self.drops
+        ):
             raise ValueError(
                 f"{self.name} takes drops that ascend between 0 and iterations, not {self.drops} with {self.iterations} iterations. "
                 + IN_TURN.format("drops")
@@ -175,7 +190,8 @@ class Detection(Protocol):
 
     @property
     def schedule(self) -> Schedule:
-        """Scaled to the batch by the linear rule, as Detectron2 does for other numbers of GPUs (engine/defaults.py, auto_scale_workers)."""
+        """Scaled to the batch by the linear rule, as Detectron2 does for other numbers of GPUs
+        (engine/defaults.py, auto_scale_workers)."""
         scale = self.batch_size / REFERENCE_BATCH
         return Schedule(
             lr=self.base_lr * scale,
@@ -185,7 +201,8 @@ class Detection(Protocol):
         )
 
     def rate(self, iteration: int) -> float:
-        """The learning rate of the step number `iteration`, from 0 (detectron2/solver/lr_scheduler.py, WarmupMultiStepLR)."""
+        """The learning rate of the step number `iteration`, from 0 (detectron2/solver/lr_scheduler.py,
+        WarmupMultiStepLR)."""
         lr, _, drops, warmup = self.schedule
         lr *= self.gamma ** sum(iteration >= drop for drop in drops)
         if iteration >= warmup:
@@ -196,33 +213,39 @@ class Detection(Protocol):
     def requirement(self) -> str:
         return ENGINES[self.engine]
 
-    def check_for(self, dataset: Settings, backbone: str) -> None:
-        if self.engine == "detectron2":
-            shown = cast(DetectionDataset, dataset)
-            if "+" in shown.test_split:
-                raise ValueError(f"test_split is {shown.test_split}, but Detectron2 measures on one list of VOC, such as 2007_test.")
-            detectron2_config.settings(self, backbone, shown, device="cpu", seed=0)
+    def check_for(self, dataset: DetectionDataset, backbone: str) -> None:
+        self._engine.check_for(self, backbone, dataset)
 
-    def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
+    def check_data(self, dataset: DetectionDataset, site: Site, *, fetch: bool = True) -> None:
         self._engine.check(site)
 
     def run(
-        self, encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int, watch: Watch = Watch()
+        self,
+        encoder: Encoder,
+        dataset: DetectionDataset,
+        site: Site,
+        device: torch.device,
+        seed: int,
+        watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns average precisions as fractions; checkpoints are kept in the folder of `watch`, and an interrupted run goes on from them.
+        """Returns average precisions as fractions; checkpoints are kept in the folder of `watch`, and an
+        interrupted run goes on from them.
 
         Raises:
             LookupError: the engine is not here.
             ValueError: the images cannot be trained or measured on.
             FloatingPointError: the loss is no longer finite.
         """
-        shown = cast(DetectionDataset, dataset)
-        train, test = shown.load(shown.train_split, site), shown.load(shown.test_split, site)
-        watch.tag_data(shown.train_split, train.digest)
-        watch.tag_data(shown.test_split, test.digest)
+        train, test = dataset.load(dataset.train_split, site), dataset.load(dataset.test_split, site)
+        watch.tag_data(dataset.train_split, train.digest)
+        watch.tag_data(dataset.test_split, test.digest)
         if all(each.crowd or each.difficult for picture in test.pictures for each in picture.instances):
-            raise ValueError(f"{test.origin}: the images of {shown.test_split} show no object that counts: there is nothing to measure.")
-        measured: dict[str, float] = self._engine.fine_tune(self, encoder, shown, train, test, site, device, seed, watch)
+            raise ValueError(
+                f"{test.origin}: the images of {dataset.test_split} show no object that counts: there is nothing to measure."
+            )
+        measured: dict[str, float] = self._engine.fine_tune(
+            self, encoder, dataset, train, test, site, device, seed, watch
+        )
         return measured
 
     @property

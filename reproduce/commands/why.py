@@ -1,4 +1,5 @@
-"""Where a number comes from, and what two runs differ in: `invoke why` and `invoke diff`. Reads the store, starts nothing.
+"""Where a number comes from, and what two runs differ in: `invoke why` and `invoke diff`. Reads the store,
+starts nothing.
 
 for line in why(Request(table="table8", rows="BYOL", columns="acc"), store):
     print(line)
@@ -13,16 +14,16 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from reproduce.entry import title
+from reproduce.messages import counted
 from reproduce.plan import Request
-from reproduce.produce import counted
-from reproduce.results import observe
+from reproduce.report.observe import observe
 from reproduce.spec import Spec
+from reproduce.tracking.tags import title
 
 if TYPE_CHECKING:
+    from reproduce.report.observe import Finished
     from reproduce.report.table import Cell, Column, Measured, Row
-    from reproduce.results import Finished
-    from reproduce.tracking import Store
+    from reproduce.tracking.store import Store
 
 ABSENT = "–"
 """Stands for a setting or a metric that a run does not have."""
@@ -31,7 +32,8 @@ WIDTH = 116
 
 
 def why(request: Request, store: Store) -> Iterator[str]:
-    """For each cell that the request's `rows` and `columns` name: its number, its runs, and what would fill it.
+    """For each cell that the request's `rows` and `columns` name: its number, its runs, and what would fill
+    it.
 
     Raises:
         LookupError, ValueError, TypeError: as `Request.build`.
@@ -57,7 +59,9 @@ def _paper(cell: Cell | None) -> str:
     return f"; the paper: {cell.paper.value or ABSENT}{f' ({cell.paper.note})' if cell.paper.note else ''}"
 
 
-def _cell(request: Request, row: Row, column: Column, ours: Measured, finished: dict[str, Finished], store: Store) -> Iterator[str]:
+def _cell(
+    request: Request, row: Row, column: Column, ours: Measured, finished: dict[str, Finished], store: Store
+) -> Iterator[str]:
     """The seeds of a cell, each with its runs, upstream last; then what is still to be done."""
     factor, unit = (100, " %") if column.unit == "%" else (1, "")
     todo: dict[str, Spec] = {}
@@ -96,7 +100,9 @@ def _run(spec: Spec, store: Store) -> Iterator[str]:
         yield from (f"  {name.replace('_', ' ')}: {value}" for name, value in record.digests.items())
         yield f"  MLflow: run {state.run_id}, {record.address}"
     told = ", ".join(f"{path}={value}" for path, value in spec.leaves() if not path.startswith("encoder."))
-    yield from textwrap.wrap(f"settings: {told}", WIDTH, initial_indent="  ", subsequent_indent=" " * 12, break_long_words=False)
+    yield from textwrap.wrap(
+        f"settings: {told}", WIDTH, initial_indent="  ", subsequent_indent=" " * 12, break_long_words=False
+    )
 
 
 def difference(first: str, second: str, store: Store) -> Iterator[str]:

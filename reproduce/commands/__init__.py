@@ -1,0 +1,13 @@
+"""The work behind each invoke task.
+
+Imports point down this page.
+
+    make.py       makes tables and single evaluations
+    forecast.py   what a command would run, and the hours and disk it takes
+    doctor.py     what this machine has and what each table needs
+    why.py        where a number comes from; what two runs differ in
+    gc.py         files and records that nothing refers to
+    archive.py    export and import
+    disk.py       the disk that runs need
+    console.py    progress on a terminal or in a log
+"""

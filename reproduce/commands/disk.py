@@ -1,0 +1,102 @@
+"""The disk that runs need: encoders that stay, checkpoints that come and go."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from reproduce.lazy import torch
+from reproduce.methods.method import Method
+from reproduce.nn import backbones
+from reproduce.nn.cost import FLOAT, Sizes
+from reproduce.protocols.detection import Detection
+from reproduce.spec import Pretrain, Spec
+
+if TYPE_CHECKING:
+    from reproduce.tracking.store import Store
+
+CHECKPOINTS = 3
+"""Files that a run needs room for: `checkpoint.save` keeps two and writes the third before it removes the
+first."""
+HEADS = 22_000_000
+"""Parameters that Detectron2 adds to a backbone: torchvision's documentation counts 44.4 million for a Mask
+R-CNN, 23.5 of which are the ResNet-50's, and the box head of four convolutions has 1.3 million more."""
+
+
+def disk_needed(
+    specs: Iterable[Spec],
+    store: Store,
+    at_once: int,
+    files: Callable[[Pretrain], Sizes],
+    parameters: Callable[[str], int],
+) -> int:
+    """The same by the sizes of a pretraining's files and the parameters of a backbone, however they are found
+    out.
+
+    Args:
+        at_once: runs that go on at the same time.
+    """
+    copies = 2 if store.keeps_artifacts_here else 1
+    kept, meanwhile = 0, []
+    for spec in specs:
+        if isinstance(spec, Pretrain):
+            found = files(spec)
+            kept += copies * found.encoder
+            meanwhile.append(CHECKPOINTS * found.checkpoint)
+        elif isinstance(spec.protocol, Detection):
+            meanwhile.append(
+                CHECKPOINTS * detector_checkpoint(parameters(spec.encoder.backbone), spec.protocol)
+            )
+    return kept + sum(heapq.nlargest(at_once, meanwhile))
+
+
+def sizes(backbone: str, method: Method, known: dict[object, Sizes]) -> Sizes:
+    """Of a pretraining run's files.
+
+    Args:
+        known: those of other runs, to which these are added. A network is built once for all methods that
+            differ in fractions alone, which
+            are rates and weights: no layer has two and a half units.
+    """
+    shape = (backbone, method.name, tuple(leaf for leaf in method.leaves() if not isinstance(leaf[1], float)))
+    if shape not in known:
+        known[shape] = _sizes(backbone, method)
+    return known[shape]
+
+
+def _sizes(backbone: str, method: Method) -> Sizes:
+    with torch.device("meta"):
+        network: Any = method.network(weightless(backbone))
+    momentum = FLOAT * num_parameters(network.online)
+    return Sizes(
+        _num_bytes(network.online.backbone) + _num_bytes(network.online.projector),
+        _num_bytes(network) + momentum,
+    )
+
+
+def detector_checkpoint(parameters: int, protocol: Detection) -> int:
+    """Bytes of the parameters of a detector with its optimiser's momentum: torchvision's heads are as narrow
+    as the backbone.
+
+    Args:
+        parameters: of the backbone.
+    """
+    return 2 * FLOAT * (parameters + (HEADS if protocol.engine == "detectron2" else parameters))
+
+
+@cache
+def weightless(backbone: str) -> torch.nn.Module:
+    """A backbone whose tensors have shapes and no values."""
+    with torch.device("meta"):
+        module: torch.nn.Module = backbones.build(backbone)
+        return module
+
+
+def _num_bytes(module: torch.nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+def num_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,91 @@
+"""Batch normalisation over the images of all processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from reproduce.nn import distributed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sync_batchnorm(module: nn.Module) -> nn.Module:
+    """`module` with BatchNorm over the images of all processes; call it when `module` is on its device,
+    before DistributedDataParallel."""
+    if distributed.world_size() == 1:
+        return module
+    if all(parameter.is_cuda for parameter in module.parameters()):
+        synced: nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return synced
+    return converted(module)
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch normalisation over the images of all processes, on a CPU, where torch's own needs a GPU.
+
+    Each process sends its mean, its sum of squared deviations from it and the number of its values; these are
+    combined without cancellation (Chan et al., 1979).
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"SyncBatchNorm wants (n, channels, ...), not {tuple(input.shape)}.")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, channels, ...) -> the same shape; in eval mode with the running statistics, as BatchNorm."""
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        mean, variance, count = _statistics(x)
+        self._track(mean.detach(), variance.detach() * count / (count - 1))
+        assert self.weight is not None, "every BatchNorm of these networks has a weight and a bias"
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shape = (1, -1) + (1,) * (input.dim() - 2)
+        return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running statistics; `variance` is the unbiased one, as in BatchNorm."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance of each channel of x (n, channels, ...) over all processes, and the number of
+    values in each channel."""
+    others = [dim for dim in range(x.dim()) if dim != 1]
+    local_mean = x.mean(dim=others, keepdim=True)
+    local_deviations = (x - local_mean).square().sum(dim=others)
+    local_counts = torch.full_like(local_deviations, x.numel() // x.shape[1])
+    means, deviations, counts = distributed.gather(
+        torch.stack([local_mean.flatten(), local_deviations, local_counts])[None]
+    ).unbind(1)
+    count = int(counts[:, 0].sum())
+    mean = (counts * means).sum(dim=0) / count
+    variance = (deviations + counts * (means - mean).square()).sum(dim=0) / count
+    return mean, variance, count
+
+
+def converted(module: nn.Module) -> nn.Module:
+    """`module` with each BatchNorm replaced by a `SyncBatchNorm` that holds the same parameters and
+    buffers."""
+    for name, child in module.named_children():
+        setattr(module, name, converted(child))
+    if not isinstance(module, _BatchNorm) or isinstance(module, SyncBatchNorm):
+        return module
+    synced = SyncBatchNorm(module.num_features, eps=module.eps, momentum=module.momentum)
+    synced.train(module.training)
+    # Whoever holds the parameters already, such as an optimiser, keeps holding the right ones.
+    synced._parameters, synced._buffers = module._parameters, module._buffers
+    return synced

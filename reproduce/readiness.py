@@ -1,0 +1,132 @@
+"""Whether a run can start on this machine, and what would make it possible."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Container, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from reproduce.data.dataset import Dataset
+from reproduce.data.detection import DetectionDataset
+from reproduce.messages import unknown
+from reproduce.plan import Job
+from reproduce.protocols.protocol import Protocol
+from reproduce.site import Site
+from reproduce.spec import Evaluate, Pretrain, Spec
+
+
+class RefusedError(Exception):
+    """What was asked cannot be started on this machine; the message says what would work."""
+
+
+def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str, Blocked]:
+    """The runs of `todo`, upstream first, that lack something, need a run that does, or would be done for
+    such runs alone.
+
+    Args:
+        fetch: as of `missing`.
+    """
+    wanted = {
+        job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None)
+        for job in todo
+    }
+    problems = {
+        each: next(missing(*each, site, fetch=fetch), None) for each in dict.fromkeys(wanted.values())
+    }
+    found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
+    found = {job.spec.id: Blocked(uneven) for job in todo if (uneven := _uneven(job, site))} | found
+    for job in todo:
+        for needed in job.spec.needs():
+            if needed.id in found:
+                found.setdefault(
+                    job.spec.id, Blocked(found[needed.id].problem, f"run {needed.id}, which it needs,")
+                )
+    vain = in_vain([job.spec for job in todo], found)
+    return found | {
+        spec_id: Blocked(found[first].problem, f"only runs such as {first} need it, which")
+        for spec_id, first in vain.items()
+    }
+
+
+def _uneven(job: Job, site: Site) -> Missing | None:
+    """A batch that the site's devices cannot share equally."""
+    devices, batch = job.devices(site), job.shared_batch
+    if batch % devices == 0:
+        return None
+    return Missing(
+        f"a batch that {devices} devices can share",
+        f"A batch of {batch} images does not divide into {devices} equal shares: set another `devices` in the site file"
+        f"{'' if isinstance(job.spec, Pretrain) else ', or --set protocol.batch_size'}.",
+    )
+
+
+def in_vain(specs: Sequence[Spec], blocked: Container[str]) -> dict[str, str]:
+    """The pretrainings among `specs` that only blocked evaluations wait for, with the first of these: hours
+    of training would fill no cell.
+
+    Args:
+        blocked: ids of runs that cannot start.
+    """
+    waiting: dict[str, list[str]] = {spec.id: [] for spec in specs}
+    for spec in specs:
+        for needed in spec.needs():
+            waiting.get(needed.id, []).append(spec.id)
+    return {
+        spec_id: ids[0]
+        for spec_id, ids in waiting.items()
+        if ids and spec_id not in blocked and all(each in blocked for each in ids)
+    }
+
+
+class Missing(NamedTuple):
+    """Something that a run lacks on this machine."""
+
+    name: str
+    """A data set, or what a protocol asks for."""
+    why: str
+    """What is wrong with it, and what would get it."""
+
+
+class Blocked(NamedTuple):
+    """Why a run cannot start."""
+
+    problem: Missing
+    through: str = ""
+    """Another run that has the problem, as the subject of a sentence; empty: it has it itself."""
+
+    def __str__(self) -> str:
+        return f"{self.through} lacks {self.problem.name}".strip()
+
+
+def missing(
+    dataset: Dataset | DetectionDataset, protocol: Protocol | None, site: Site, *, fetch: bool = True
+) -> Iterator[Missing]:
+    """What a run on `dataset` by `protocol` lacks on this machine; each thing is looked for when it is asked
+    for.
+
+    Args:
+        fetch: whether a list that is to be fetched is fetched now; else it counts as here.
+    """
+    try:
+        dataset.check_root(site)
+    except (LookupError, ValueError, OSError) as error:
+        yield Missing(dataset.name, str(error))
+    if protocol is not None:
+        try:
+            protocol.check_data(dataset, site, fetch=fetch)
+        except (LookupError, ValueError, OSError) as error:
+            yield Missing(protocol.requirement or protocol.name, str(error))
+
+
+def launcher(site: Site) -> Any:
+    """The module of the site's launcher.
+
+    Raises:
+        LookupError: there is no such launcher.
+    """
+    package = importlib.import_module("reproduce.launch")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    if site.launcher not in names:
+        raise LookupError(unknown("launcher", site.launcher, names))
+    return importlib.import_module(f"reproduce.launch.{site.launcher}")

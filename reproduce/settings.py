@@ -1,0 +1,132 @@
+"""The base class of all settings: frozen, typed, checked and named by their content.
+
+Everything that can move a result is a field of a `Settings` class, and nothing else is. Where data are
+stored, how many workers load them and where the run is logged belong to the site (`site.py`). Standard
+library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, ClassVar, Self, TypeVar
+
+from reproduce import identity
+from reproduce.messages import unknown
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings:
+    """Base class of all settings: `@dataclass(frozen=True, kw_only=True) class X(Settings, name="x")`.
+
+    `name` is the component's part in every id, so moving or renaming the class renames no run. Values are
+    checked against the annotations
+    when the object is made: a whole number given for a float becomes one, anything else of a wrong type is a
+    TypeError that names it.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.name = name
+
+    def __post_init__(self) -> None:
+        for key, hint in field_types(type(self)).items():
+            object.__setattr__(self, key, _checked(getattr(self, key), hint, f"{self.name}.{key}"))
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError for values that are of the right type and still make no sense; called once, at
+        construction."""
+
+    @property
+    def id(self) -> str:
+        """The name of these settings: 12 hexadecimal digits."""
+        return identity.digest(self)
+
+    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Every setting as (dotted path, value), nested settings by their component's name first."""
+        for key in field_types(type(self)):
+            value, path = getattr(self, key), f"{prefix}{key}"
+            if isinstance(value, Settings):
+                yield path, value.name
+                yield from value.leaves(f"{path}.")
+            else:
+                yield path, value
+
+    def replace(self, path: str, value: Any) -> Self:
+        """A copy in which the setting at the dotted `path` is `value`.
+
+        Raises:
+            LookupError: there is no such setting.
+            TypeError, ValueError: the setting does not take that value.
+        """
+        key, _, rest = path.partition(".")
+        if key not in field_types(type(self)):
+            raise LookupError(unknown("setting", path, [name for name, _ in self.leaves()]))
+        if rest:
+            child = getattr(self, key)
+            if not isinstance(child, Settings):
+                raise LookupError(
+                    f"'{key}' of {self.name} has no settings of its own, so there is no '{path}'."
+                )
+            value = child.replace(rest, value)
+        return dataclasses.replace(self, **{key: value})  # type: ignore[type-var]
+
+    def field_type(self, path: str) -> Any:
+        """The declared type of the setting at the dotted `path`."""
+        key, _, rest = path.partition(".")
+        return getattr(self, key).field_type(rest) if rest else field_types(type(self))[key]
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """The fields of a settings class and their resolved annotations, in order of declaration."""
+    return _field_types(cls)
+
+
+@cache
+def _field_types(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """`value` if it fits the annotation `hint` (a whole number as a float where one is wanted), else
+    TypeError."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        for option in options:
+            if type(value) is option:
+                return value
+        for option in options:
+            try:
+                return _checked(value, option, where)
+            except TypeError:
+                continue
+    elif origin is tuple:
+        kinds = typing.get_args(hint)
+        if isinstance(value, tuple):
+            if len(kinds) == 2 and kinds[1] is Ellipsis:
+                return tuple(_checked(item, kinds[0], where) for item in value)
+            if len(kinds) == len(value):
+                return tuple(_checked(item, kind, where) for item, kind in zip(value, kinds, strict=True))
+    elif origin is typing.Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise ValueError(f"{where} is {value!r}: choose one of {', '.join(map(str, typing.get_args(hint)))}.")
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    expected = hint.__name__ if isinstance(hint, type) else str(hint)
+    raise TypeError(f"{where} is {value!r}: a {expected} is expected, not a {type(value).__name__}.")
