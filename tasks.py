@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parent
 sys.path.insert(0, str(PROJECT))
 
+from reproduce.messages import InvalidError, UserError  # noqa: E402 (light: no torch, no mlflow)
+
 WRONG_USE = 2
 """Exit code of a command that cannot be understood."""
 
@@ -97,21 +99,21 @@ def make(
     **fields: Any,
 ) -> None:
     """Runs and renders `tables`; a mistake in the options ends in one line and exit code 2."""
-    from reproduce import plan, readiness
+    from reproduce import plan
     from reproduce.commands import make
 
     plan_only = dry_run or c.config.run.dry
     with one_line():
         allowed = limits(apply, max_gpu_hours)
         if render_only and any(allowed):
-            raise ValueError("--render-only starts nothing: leave it out, or --apply and --max-gpu-hours.")
+            raise InvalidError("--render-only starts nothing: leave it out, or --apply and --max-gpu-hours.")
         rows = [(label, *plan.weights_of(given)) for label, given in map(plan.added_row, add_row)]
         added = tuple((label, weights) for label, weights, _ in rows)
         requests = plan.requests(tables, seeds=whole(seeds), added=added, **fields)
         site = site_with(jobs, launcher)
         if not (plan_only or render_only):
             make.keep({weights.sha256: path for _, weights, path in rows if path}, requests, site)
-    with one_line(OSError, code=make.FAILED), one_line(readiness.RefusedError, ConnectionError):
+    with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
         if plan_only:
             code = make.show_plan(requests, site, allowed)
         else:
@@ -127,7 +129,7 @@ def whole(seeds: str) -> int:
         ValueError: it is none.
     """
     if not (seeds.isascii() and seeds.isdigit()):
-        raise ValueError(f"--seeds takes a whole number, not '{seeds}'.")
+        raise InvalidError(f"--seeds takes a whole number, not '{seeds}'.")
     return int(seeds)
 
 
@@ -140,24 +142,23 @@ def limits(apply: str, max_gpu_hours: str) -> Limits:
     from reproduce.commands.make import Limits
 
     if apply and not re.fullmatch("[0-9a-f]{12}", apply):
-        raise ValueError(
+        raise InvalidError(
             f"--apply takes the 12 hexadecimal digits that --dry-run prints last, not '{apply}'."
         )
     if not re.fullmatch(r"(\d+(\.\d*)?|\.\d+)?", max_gpu_hours, re.ASCII):
-        raise ValueError(f"--max-gpu-hours takes a number, such as 0.5, not '{max_gpu_hours}'.")
+        raise InvalidError(f"--max-gpu-hours takes a number, such as 0.5, not '{max_gpu_hours}'.")
     return Limits(apply, float(max_gpu_hours) if max_gpu_hours else None)
 
 
 @contextmanager
 def one_line(*kinds: type[Exception], code: int = WRONG_USE) -> Iterator[None]:
     """A mistake of the user's in here, an error of these kinds, ends in its one line and that exit code."""
-    kinds = kinds or (LookupError, ValueError, TypeError, OSError)
     try:
         yield
-    except (KeyError, IndexError):
-        raise  # ours
+    except UserError as error:
+        raise Exit(str(error), code) from None
     except kinds as error:
-        raise Exit(str(error) if isinstance(error, OSError) else str(error.args[0]), code) from None
+        raise Exit(str(error), code) from None
 
 
 def site_with(jobs: str, launcher: str) -> Site:
@@ -171,7 +172,7 @@ def site_with(jobs: str, launcher: str) -> Site:
 
     site, _ = store()
     if jobs and (not (jobs.isascii() and jobs.isdigit()) or int(jobs) == 0):
-        raise ValueError(f"--jobs takes a whole number from 1 on, not '{jobs}'.")
+        raise InvalidError(f"--jobs takes a whole number from 1 on, not '{jobs}'.")
     if jobs:
         site = replace(site, jobs=int(jobs), slurm=replace(site.slurm, max_at_once=int(jobs)))
     if launcher:
@@ -346,7 +347,7 @@ def evaluate(
 ) -> None:
     """One encoder of yours by one protocol: --checkpoint encoder.pth --protocol weighted_knn --dataset
     imagenette."""
-    from reproduce import plan, readiness
+    from reproduce import plan
     from reproduce.commands import make
 
     plan_only = dry_run or c.config.run.dry
@@ -357,7 +358,7 @@ def evaluate(
         site = site_with(jobs, launcher)
         if path and not plan_only:
             make.keep({request.weights.sha256: path}, [request], site)
-    with one_line(OSError, code=make.FAILED), one_line(readiness.RefusedError, ConnectionError):
+    with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
         code = (
             make.show_plan([request], site, allowed)
             if plan_only
@@ -433,7 +434,7 @@ def diff(c: Context, first: str, second: str) -> None:
 
     with one_line():
         _, opened = store()
-    with one_line(ConnectionError, LookupError):
+    with one_line(ConnectionError):
         for line in why.difference(first, second, opened):
             print(line)
 
@@ -498,7 +499,7 @@ def doctor(c: Context, table: str = "", scale: str = "") -> None:
         requests = doctor.requests(table, scale)
         site, opened = store()
         readiness.launcher(site)
-    with one_line(readiness.RefusedError):
+    with one_line():
         print("\n".join(doctor.report(requests, site, opened)))
 
 
@@ -507,7 +508,7 @@ def ui(c: Context, port: str = "5000") -> None:
     """The MLflow UI over the project's store, on 127.0.0.1, until Ctrl-C."""
     with one_line():
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError(f"--port takes a number from 1 to 65535, not '{port}'.")
+            raise InvalidError(f"--port takes a number from 1 to 65535, not '{port}'.")
         _, opened = store()
         command, environment = opened.ui_command(int(port))
     pages = opened.pages(int(port)) or {"no runs yet": f"http://127.0.0.1:{port}"}

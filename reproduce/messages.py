@@ -6,6 +6,22 @@ import difflib
 from collections.abc import Iterable
 
 
+class UserError(Exception):
+    """A mistake in a command, the site file or the data; the message is one line for the user.
+
+    A mistake in a table, a config or a component is a programming error: it raises anything else and is shown with
+    its traceback.
+    """
+
+
+class InvalidError(UserError, ValueError):
+    """Something that was found has a content or a value that does not work."""
+
+
+class NotFoundError(UserError, LookupError):
+    """Something that was asked for does not exist."""
+
+
 def unknown(kind: str, asked: str, known: Iterable[str]) -> str:
     """Return one line for a name that does not exist: what was asked, the nearest name, and all that would
     work."""

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.nn.weights import GEOMETRY, Weights
 from reproduce.spec import Evaluate, Pretrain
 
@@ -39,15 +39,17 @@ def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Ev
     key, equals, text = change.partition("=")
     key, text = key.strip(), text.strip()
     if not equals or not key:
-        raise ValueError(f"--set takes key=value, such as epochs=5, not '{change}'.")
+        raise InvalidError(f"--set takes key=value, such as epochs=5, not '{change}'.")
     if key.split(".")[-1] == "seed":
-        raise ValueError("The seed is not set by --set: --seeds N runs seeds 0 to N - 1.")
+        raise InvalidError("The seed is not set by --set: --seeds N runs seeds 0 to N - 1.")
     meant = [(run, path) for run in runs for path in settings_named(key, run)[:1]]
     if not meant:
-        raise LookupError(unknown("setting", key, sorted({path for run in runs for path in _settable(run)})))
+        raise NotFoundError(
+            unknown("setting", key, sorted({path for run in runs for path in _settable(run)}))
+        )
     first, path = min(meant, key=lambda each: _rank(*each))
     if path in ORIGIN:
-        raise ValueError(
+        raise InvalidError(
             f"Which file is evaluated is not set by --set ({key}): --checkpoint or --add-row names it."
         )
 
@@ -55,7 +57,11 @@ def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Ev
         paths = settings_named(key, run)
         if paths and _rank(run, paths[0]) == _rank(first, path):
             for each in paths:
-                run = run.replace(each, parse(text, run.field_type(each), key))
+                value = parse(text, run.field_type(each), key)
+                try:
+                    run = run.replace(each, value)
+                except (ValueError, TypeError) as error:  # the setting's own check refuses the user's value
+                    raise InvalidError(str(error)) from None
         return run
 
     return apply, f"{_told(path, first)}={text}"
@@ -109,7 +115,7 @@ def settings_named(key: str, run: Evaluate) -> list[str]:
         depth = min(path.count(".") for path in ending)
         nearest = [path for path in ending if path.count(".") == depth]
         if len(nearest) > 1:
-            raise ValueError(
+            raise InvalidError(
                 f"'{key}' may mean {' or '.join(path.removeprefix('encoder.') for path in nearest)}: give one of these."
             )
         if nearest[0].startswith("encoder.dataset.") and isinstance(run.encoder, Pretrain):
@@ -140,7 +146,7 @@ def parse(text: str, hint: Any, key: str) -> Any:
     if origin is Literal:
         if text in kinds:
             return text
-        raise ValueError(f"{key} is '{text}': choose one of {', '.join(map(str, kinds))}.")
+        raise InvalidError(f"{key} is '{text}': choose one of {', '.join(map(str, kinds))}.")
     if origin in (typing.Union, types.UnionType):
         if type(None) in kinds and text.lower() == "none":
             return None
@@ -149,11 +155,11 @@ def parse(text: str, hint: Any, key: str) -> Any:
         items = [item for item in text.strip("()").split(",") if item.strip()]
         each = [kinds[0]] * len(items) if kinds[-1] is Ellipsis else list(kinds)
         if len(each) != len(items):
-            raise ValueError(f"{key} takes {len(each)} values separated by commas, not '{text}'.")
+            raise InvalidError(f"{key} takes {len(each)} values separated by commas, not '{text}'.")
         return tuple(parse(item.strip(), kind, key) for item, kind in zip(items, each, strict=True))
     if hint is bool:
         if text.lower() not in ("true", "false"):
-            raise ValueError(f"{key} takes true or false, not '{text}'.")
+            raise InvalidError(f"{key} takes true or false, not '{text}'.")
         return text.lower() == "true"
     if hint in (int, float):
         try:
@@ -161,10 +167,12 @@ def parse(text: str, hint: Any, key: str) -> Any:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"{key} takes {'a whole number' if hint is int else 'a number'}, not '{text}'.")
+            raise InvalidError(
+                f"{key} takes {'a whole number' if hint is int else 'a number'}, not '{text}'."
+            )
         return number
     if hint is str:
         return text
-    raise ValueError(
+    raise InvalidError(
         f"{key} cannot be set to '{text}' from the command line; set one of its own settings, such as {key}.NAME=VALUE."
     )

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
 from reproduce.overrides import override
@@ -45,7 +45,7 @@ NORMALISATION = ("mean", "std")
 S = TypeVar("S", bound=Settings)
 
 
-class NotHereError(ValueError):
+class NotHereError(InvalidError):
     """A table cannot take an option that others take; the message names these."""
 
 
@@ -78,11 +78,11 @@ class Request:
                 value. Or the table has no released baselines, or takes no added row, or has one of that name.
         """
         if self.table not in table_names():
-            raise LookupError(unknown("table", self.table, table_names()))
+            raise NotFoundError(unknown("table", self.table, table_names()))
         if self.scale not in SCALES:
-            raise LookupError(unknown("scale", self.scale, SCALES))
+            raise NotFoundError(unknown("scale", self.scale, SCALES))
         if self.baselines not in BASELINES:
-            raise LookupError(unknown("kind of baselines", self.baselines, BASELINES))
+            raise NotFoundError(unknown("kind of baselines", self.baselines, BASELINES))
         _check_seeds(self.seeds)
         table: Table = importlib.import_module(f"tables.{self.table}").table()
         if self.baselines == "released":
@@ -160,7 +160,7 @@ class Evaluation:
                 for name, other in components("reproduce.data", protocol.takes).items()
                 if protocol.accepts(other)
             ]
-            raise ValueError(
+            raise InvalidError(
                 f"{protocol.name} needs a data set with {protocol.wants}, which {dataset.name} is not: {', '.join(sorted(fitting))} are."
             )
         expected = geometry(self.weights, dataset)
@@ -171,7 +171,7 @@ class Evaluation:
         for change in self.changes:
             run = override([run], change)[0](run)
         _check_backbone(run)
-        _check(run)
+        _check(run, by_user=True)
         return run
 
     def specs(self) -> tuple[Spec, ...]:
@@ -208,14 +208,14 @@ def _weights(plain: dict[str, Any]) -> Weights:
 
 def _check_seeds(seeds: int) -> None:
     if seeds < 1:
-        raise ValueError(f"--seeds is {seeds}: at least one seed is needed.")
+        raise InvalidError(f"--seeds is {seeds}: at least one seed is needed.")
 
 
 def _check_backbone(run: Evaluate) -> None:
     """Raises ValueError for a backbone that there is not; here, as settings know no list of backbones."""
     known = backbones.names()
     if run.encoder.backbone not in known:
-        raise ValueError(unknown("backbone", run.encoder.backbone, known))
+        raise InvalidError(unknown("backbone", run.encoder.backbone, known))
 
 
 def _component(kind: str, name: str, package: str, *bases: type[S]) -> Any:
@@ -226,7 +226,7 @@ def _component(kind: str, name: str, package: str, *bases: type[S]) -> Any:
     """
     found = components(package, *bases)
     if name not in found:
-        raise LookupError(unknown(kind, name, found))
+        raise NotFoundError(unknown(kind, name, found))
     return found[name]()
 
 
@@ -262,10 +262,10 @@ def weights_of(given: str, backbone: str = "") -> tuple[Weights, Path | None]:
     if path.is_file():
         return weight_files.describe(path, backbone), path
     if given.lower() not in known:
-        raise LookupError(unknown("file or released encoder", given, known))
+        raise NotFoundError(unknown("file or released encoder", given, known))
     found = known[given.lower()]
     if backbone not in ("", found.backbone):
-        raise ValueError(f"'{given}' is a {found.backbone}, not a {backbone}: leave out --backbone.")
+        raise InvalidError(f"'{given}' is a {found.backbone}, not a {backbone}: leave out --backbone.")
     return found, None
 
 
@@ -298,7 +298,7 @@ def added_row(text: str) -> tuple[str, str]:
     parts = [(" ".join(text[:place].split()), text[place + 1 :].strip()) for place in signs]
     complete = [(label, given) for label, given in parts if label and given]
     if not complete or not all(parts[0]):
-        raise ValueError(f"--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
+        raise InvalidError(f"--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
     there = (
         part for part in complete if Path(part[1]).expanduser().is_file() or part[1].lower() in released()
     )
@@ -356,7 +356,7 @@ def _with_row(table: Table, label: str, weights: Weights) -> Table:
             "Or use `invoke evaluate --checkpoint FILE --protocol NAME --dataset NAME`."
         )
     if label in {row.label for row in table.rows}:
-        raise ValueError(f"{table.name} has a row '{label}' already: give the added one another label.")
+        raise InvalidError(f"{table.name} has a row '{label}' already: give the added one another label.")
     row = Row(
         label=label,
         shown=literal(label),
@@ -398,9 +398,9 @@ def requests(
     for request in made:
         request.build()
     for change in changes:
-        _where_possible(made, LookupError, partial(_with_change, change))
+        _where_possible(made, NotFoundError, partial(_with_change, change))
     for job in jobs(made):
-        _check(job.spec)
+        _check(job.spec, by_user=bool(job.request.changes))
     return made
 
 
@@ -429,13 +429,24 @@ def _where_possible(
         raise problems[0]
 
 
-def _check(spec: Spec) -> None:
-    """Raises ValueError where settings do not fit together; here, after all changes, as one may need another
-    to make sense."""
+def _check(spec: Spec, *, by_user: bool) -> None:
+    """Check that settings fit together, after all changes, as one may need another to make sense.
+
+    Args:
+        by_user: the user chose some of the settings; else a mismatch is a mistake in the table.
+
+    Raises:
+        ValueError: they do not; an InvalidError if it is the user's mistake.
+    """
     if isinstance(spec, Evaluate):
-        spec.protocol.check_for(spec.dataset, spec.encoder.backbone)
+        try:
+            spec.protocol.check_for(spec.dataset, spec.encoder.backbone)
+        except ValueError as error:
+            if by_user:
+                raise InvalidError(str(error)) from None
+            raise
     elif 0 < spec.epochs < spec.optimizer.warmup_epochs:
-        raise ValueError(
+        raise InvalidError(
             f"epochs is {spec.epochs}, less than the warm-up's {spec.optimizer.warmup_epochs}: set warmup_epochs too."
         )
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
-from reproduce.messages import unknown
+from reproduce.messages import NotFoundError, UserError, unknown
 from reproduce.plan import Job
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 
-class RefusedError(Exception):
+class RefusedError(UserError):
     """What was asked cannot be started on this machine; the message says what would work."""
 
 
@@ -110,12 +110,12 @@ def missing(
     """
     try:
         dataset.check_root(site)
-    except (LookupError, ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         yield Missing(dataset.name, str(error))
     if protocol is not None:
         try:
             protocol.check_data(dataset, site, fetch=fetch)
-        except (LookupError, ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             yield Missing(protocol.requirement or protocol.name, str(error))
 
 
@@ -128,5 +128,5 @@ def launcher(site: Site) -> Any:
     package = importlib.import_module("reproduce.launch")
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]
     if site.launcher not in names:
-        raise LookupError(unknown("launcher", site.launcher, names))
+        raise NotFoundError(unknown("launcher", site.launcher, names))
     return importlib.import_module(f"reproduce.launch.{site.launcher}")

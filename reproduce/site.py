@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 
 PROJECT = Path(__file__).resolve().parent.parent
 ASKED_BY = ("gpus-per-node", "gres", "none")
@@ -66,15 +66,15 @@ class Slurm:
     def __post_init__(self) -> None:
         for key in ("partition", "account", "qos", "gpu_type"):
             if not re.fullmatch(r"[\w.,@+-]*", getattr(self, key), re.ASCII):
-                raise ValueError(
+                raise InvalidError(
                     f"slurm.{key} is {getattr(self, key)!r}: letters, digits and any of . , @ + - _ are expected."
                 )
         if not re.fullmatch(r"(\d+[KMGT]?)?", self.memory, re.ASCII):
-            raise ValueError(
+            raise InvalidError(
                 f"slurm.memory is {self.memory!r}: a number with K, M, G or T is expected, such as 32G."
             )
         if self.gpus not in ASKED_BY:
-            raise ValueError(f"slurm.gpus: {unknown('way to ask for GPUs', self.gpus, ASKED_BY)}")
+            raise InvalidError(f"slurm.gpus: {unknown('way to ask for GPUs', self.gpus, ASKED_BY)}")
         lowest = {
             "gpus_per_node": 1,
             "array_size": 1,
@@ -85,16 +85,16 @@ class Slurm:
         }
         for key, least in lowest.items():
             if not least <= getattr(self, key) < math.inf:
-                raise ValueError(f"slurm.{key} is {getattr(self, key)}: at least {least} is expected.")
+                raise InvalidError(f"slurm.{key} is {getattr(self, key)}: at least {least} is expected.")
         for key in ("extra", "setup"):
             if broken := [line for line in getattr(self, key) if not line.isprintable()]:
-                raise ValueError(f"slurm.{key} has {broken[0]!r}: each entry is a line of its own.")
+                raise InvalidError(f"slurm.{key} has {broken[0]!r}: each entry is a line of its own.")
         if wrong := [line for line in self.extra if not line.startswith("-")]:
-            raise ValueError(
+            raise InvalidError(
                 f"slurm.extra has {wrong[0]!r}: an option of sbatch is expected, such as --constraint=a100."
             )
         if self.time and _seconds(self.time) <= self.grace + EARLIEST:
-            raise ValueError(
+            raise InvalidError(
                 f"slurm.time is {self.time!r}, and runs are told to stop {self.grace} s (slurm.grace) to {self.grace + EARLIEST} s before: "
                 "no run would get anywhere. Set a longer time, or a shorter grace."
             )
@@ -109,7 +109,7 @@ def _seconds(time: str) -> int:
     """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time, re.ASCII)
     if not found:
-        raise ValueError(
+        raise InvalidError(
             f"slurm.time is {time!r}: minutes, hours:minutes:seconds or days-hours:minutes:seconds are expected."
         )
     days, *rest = found.groups()
@@ -163,14 +163,14 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
+            raise InvalidError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
         if self.devices < 1:
-            raise ValueError(f"devices is {self.devices}: at least 1 is expected.")
+            raise InvalidError(f"devices is {self.devices}: at least 1 is expected.")
         if not 0 < self.heartbeat < math.inf:
-            raise ValueError(f"heartbeat is {self.heartbeat}: a number of seconds above 0 is expected.")
+            raise InvalidError(f"heartbeat is {self.heartbeat}: a number of seconds above 0 is expected.")
         for key in ("jobs", "workers", "cache_gb", "features_gb"):
             if not getattr(self, key) >= 0:  # nan is not
-                raise ValueError(f"{key} is {getattr(self, key)}: at least 0 is expected.")
+                raise InvalidError(f"{key} is {getattr(self, key)}: at least 0 is expected.")
 
     @property
     def store(self) -> str:
@@ -219,7 +219,7 @@ class Site:
             problem = f"is {self.data[key]}, which lacks {', '.join(lacking)}"
         else:
             return self.data[key]
-        raise LookupError(f"The data root '{key}' {problem}. Layout: {layout}. Get it: {source}.")
+        raise NotFoundError(f"The data root '{key}' {problem}. Layout: {layout}. Get it: {source}.")
 
 
 def site_file() -> Path:
@@ -242,13 +242,13 @@ def load() -> Site:
     path = site_file()
     if not path.exists():
         if os.environ.get("MSBREG_SITE"):
-            raise ValueError(f"MSBREG_SITE names {path}, which does not exist.")
+            raise InvalidError(f"MSBREG_SITE names {path}, which does not exist.")
         return Site()
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}.") from None
+        raise InvalidError(f"{path} is not valid TOML: {error}.") from None
     return Site(**{key: _value(path, key, value) for key, value in content.items()})
 
 
@@ -256,14 +256,14 @@ def _value(path: Path, key: str, value: Any) -> Any:
     """One key of the site file as its field wants it; relative paths are taken from the project."""
     kinds = {entry.name: str(entry.type) for entry in fields(Site)}
     if key not in kinds:
-        raise ValueError(f"{path}: {unknown('key', key, kinds)}")
+        raise InvalidError(f"{path}: {unknown('key', key, kinds)}")
     if key == "data":
         if not isinstance(value, dict) or not all(isinstance(root, str) for root in value.values()):
-            raise ValueError(f"{path}: [data] maps names to folders, each a string.")
+            raise InvalidError(f"{path}: [data] maps names to folders, each a string.")
         return {name: PROJECT / Path(root).expanduser() for name, root in value.items()}
     if key == "slurm":
         if not isinstance(value, dict):
-            raise ValueError(f"{path}: slurm is a table of its own, [slurm].")
+            raise InvalidError(f"{path}: slurm is a table of its own, [slurm].")
         return Slurm(**{name: _slurm_value(path, name, each) for name, each in value.items()})
     kind = kinds[key].removesuffix(" | None")
     if kind == "Path" and isinstance(value, str):
@@ -275,11 +275,11 @@ def _slurm_value(path: Path, key: str, value: Any) -> Any:
     """One key of the table [slurm] as its field wants it."""
     kinds = {entry.name: str(entry.type) for entry in fields(Slurm)}
     if key not in kinds:
-        raise ValueError(f"{path}: {unknown('key of [slurm]', key, kinds)}")
+        raise InvalidError(f"{path}: {unknown('key of [slurm]', key, kinds)}")
     if not kinds[key].startswith("tuple"):
         return _typed(path, f"slurm.{key}", value, kinds[key])
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-        raise ValueError(f"{path}: slurm.{key} is {value!r}, a list of strings is expected.")
+        raise InvalidError(f"{path}: slurm.{key} is {value!r}, a list of strings is expected.")
     return tuple(value)
 
 
@@ -287,5 +287,5 @@ def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
     """`value`, if it is of that kind."""
     wanted = {"str": str, "int": int, "float": (int, float), "Path": str}[kind]
     if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
-        raise ValueError(f"{path}: {key} is {value!r}, a {kind} is expected.")
+        raise InvalidError(f"{path}: {key} is {value!r}, a {kind} is expected.")
     return value

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.data import views
 from reproduce.data.images import Batch, Images, batches
+from reproduce.messages import InvalidError
 from reproduce.methods.method import Part
 from reproduce.nn import backbones, collapse, distributed, schedules, seeds
 from reproduce.nn.encoder import FILE, Encoder
@@ -68,14 +69,14 @@ def pretrain(
     method, dataset = spec.method, spec.dataset
     images = dataset.load(dataset.pretrain_split, site)
     if spec.precision == "bfloat16" and device.type == "cpu":
-        raise ValueError("precision is bfloat16, which is for GPUs: on a CPU, --set precision=float32.")
+        raise InvalidError("precision is bfloat16, which is for GPUs: on a CPU, --set precision=float32.")
     steps_per_epoch = len(images) // spec.batch_size
     if steps_per_epoch == 0:
-        raise ValueError(
+        raise InvalidError(
             f"batch_size is {spec.batch_size}, but {spec.dataset.name} has only {len(images)} images to pretrain on."
         )
     if spec.batch_size % distributed.world_size():
-        raise ValueError(
+        raise InvalidError(
             f"batch_size {spec.batch_size} does not divide into {distributed.world_size()} equal shares: set another `devices`."
         )
     num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
@@ -89,7 +90,7 @@ def pretrain(
     saved = checkpoint.latest(folder)
     if saved is not None:
         if distributed.main_process() and saved["data"] != digest:
-            raise ValueError(
+            raise InvalidError(
                 f"The images of {dataset.name} are not those that the checkpoint in {folder} was trained on: remove it to start anew."
             )
         if saved["commit"] != environment.code()[0]:

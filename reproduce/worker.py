@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import filelock
 
 from reproduce import site as sites
+from reproduce.messages import NotFoundError
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
 from reproduce.runs import environment, interrupt, journal
@@ -69,7 +70,7 @@ def find(request: Order, spec_id: str) -> Spec:
     for spec in request.specs():
         if spec.id == spec_id:
             return spec
-    raise LookupError(
+    raise NotFoundError(
         f"{request} has no run {spec_id} with the code here: its settings differ from those of "
         "whoever asked. Check that both are at the same commit."
     )
@@ -104,7 +105,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
         needed = store.finished([other.id for other in spec.needs()])
         for other in spec.needs():
             if other.id not in needed:
-                raise LookupError(
+                raise NotFoundError(
                     f"Run {spec.id} needs run {other.id}, which is not finished in {site.store}."
                 )
         parent = needed[spec.needs()[0].id].run_id if spec.needs() else None
@@ -202,7 +203,7 @@ def _encoder(
                 try:
                     fetched = store.download(needed[spec.id].run_id, FILE, folder / "fetched")
                 except LookupError:
-                    raise LookupError(
+                    raise NotFoundError(
                         f"The encoder of run {spec.id} is neither here nor in the tracking store, as after an import without encoders: "
                         "import an archive that was exported with --encoders."
                     ) from None

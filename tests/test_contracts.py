@@ -70,7 +70,7 @@ def components(package: str, base: type[C]) -> list[type[C]]:
 
 MODULES = [module.name for module in pkgutil.walk_packages(reproduce.__path__, "reproduce.")]
 METHODS = components("reproduce.methods", Method)
-PROTOCOLS = components("reproduce.protocols", Protocol)
+PROTOCOLS = [cls for cls in components("reproduce.protocols", Protocol) if "name" in vars(cls)]
 SEVERAL_LABELS = (LinearSVM,)
 """Protocols for data sets with several labels an image."""
 DATASETS = components("reproduce.data", Dataset)

@@ -192,7 +192,7 @@ def test_an_evaluation_follows_from_everything_upstream() -> None:
 MOVED = """
 from dataclasses import dataclass
 from typing import Literal
-from reproduce.spec import Settings
+from reproduce.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Rim(Settings, name="wheel"):

@@ -471,7 +471,7 @@ def test_asking_an_absent_store_creates_nothing_and_imports_nothing(tmp_path: Pa
 import sys
 from pathlib import Path
 from reproduce.site import Site
-from reproduce.tracking import Store
+from reproduce.tracking.store import Store
 store = Store(Site(runs=Path(sys.argv[1])))
 assert store.finished(["0" * 12]) == {} and store.mark_dead_runs() == [] and store.status() == []
 print([name for name in ("mlflow", "torch", "pandas", "numpy") if name in sys.modules], list(Path(sys.argv[1]).parent.iterdir()))

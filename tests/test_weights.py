@@ -503,10 +503,10 @@ def test_offline_and_unsafe_addresses_are_named(site: Site, server: Server) -> N
 LOAD = """
 import sys, torch
 from pathlib import Path
-from reproduce.nn import weights
+from reproduce.nn import weight_files
 from reproduce.site import Site
-from reproduce.spec import Weights
-print(weights.load(Weights(backbone="small", url=sys.argv[1]), Site(runs=Path(sys.argv[2])), torch.device("cpu")).digest)
+from reproduce.nn.weights import Weights
+print(weight_files.load(Weights(backbone="small", url=sys.argv[1]), Site(runs=Path(sys.argv[2])), torch.device("cpu")).digest)
 """
 
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from reproduce.messages import counted, size, unknown
+from reproduce.messages import InvalidError, NotFoundError, counted, size, unknown
 from reproduce.nn.encoder import FILE
 from reproduce.plan import CUSTOM, SCALES
 from reproduce.report import render
@@ -78,7 +78,7 @@ def export(file: Path, scale: str, site: Site, store: Store, *, encoders: bool =
         OSError: `file` is there already, or cannot be written.
     """
     if scale and scale not in SCALES:
-        raise LookupError(unknown("scale", scale, SCALES))
+        raise NotFoundError(unknown("scale", scale, SCALES))
     _check_free(file)
     reports = _reports(site, [scale] if scale else SCALES)
     runs = _records(_cited(reports), store)
@@ -120,7 +120,7 @@ def _reports(site: Site, scales: Iterable[str]) -> dict[str, bytes]:
     if not any(name.endswith(".json") for name in found):
         where = str(site.reports / scales[0]) if len(scales) == 1 else f"any scale's folder in {site.reports}"
         option = f" --scale {scales[0]}" if len(scales) == 1 else ""
-        raise LookupError(
+        raise NotFoundError(
             f"There is no report in {where}: `invoke reports{option}` renders every table from finished runs."
         )
     return found
@@ -147,7 +147,7 @@ def _cited(reports: Mapping[str, bytes]) -> dict[str, str]:
         table = loads(reports[name], name)
         for run in (run for row in table.rows for cell in row.cells.values() for run in cell.runs):
             if not (isinstance(run, str) and RUN_ID.fullmatch(run)):
-                raise ValueError(f"{name} cites the run '{run}', which is no run's id: {_again(name)}.")
+                raise InvalidError(f"{name} cites the run '{run}', which is no run's id: {_again(name)}.")
             cited.setdefault(run, name)
     return cited
 
@@ -170,7 +170,7 @@ def _records(cited: Mapping[str, str], store: Store) -> dict[str, PortableRun]:
         try:
             run = store.portable(spec_id)
         except LookupError as error:
-            raise LookupError(
+            raise NotFoundError(
                 f"{report} rests on run {spec_id}: {error.args[0]} What would work: {_again(report)}."
             ) from None
         found[spec_id] = run
@@ -187,7 +187,7 @@ def _encoder(spec_id: str, site: Site, store: Store, folder: Path) -> Path:
     try:
         return store.download(store.finished([spec_id])[spec_id].run_id, FILE, folder / spec_id)
     except LookupError:
-        raise LookupError(
+        raise NotFoundError(
             f"The encoder of run {spec_id} is neither in {here} nor in the tracking store: export without --encoders."
         ) from None
 
@@ -275,7 +275,7 @@ def receive(file: Path, site: Site, store: Store) -> Received:
         ValueError: the file is not whole, not of this version, or not what it says; nothing was written.
     """
     if not file.is_file():
-        raise LookupError(
+        raise NotFoundError(
             f"There is no file '{file if file.name else ''}': give one that `invoke export` wrote, as --file msbreg.zip."
         )
     with _Archive.opened(file) as archive:
@@ -381,7 +381,7 @@ class _Archive:
             with zipfile.ZipFile(file) as zipped:
                 yield cls(file, zipped)
         except BROKEN as error:
-            raise ValueError(
+            raise InvalidError(
                 f"{file} is not a whole zip file ({error}): copy it again, or export it again."
             ) from None
 
@@ -525,6 +525,6 @@ class _Archive:
             self._refuse(f"{name} is no JSON ({error})")
 
     def _refuse(self, problem: str, remedy: str = "have it exported again") -> NoReturn:
-        raise ValueError(
+        raise InvalidError(
             f"{self._file} is refused: {problem}; nothing was written. What would work: {remedy}."
         )

@@ -26,7 +26,7 @@ from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.lazy import torch
-from reproduce.messages import size, unknown
+from reproduce.messages import InvalidError, UserError, size, unknown
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
@@ -80,7 +80,7 @@ class Machine:
         """Where a run computes: `cpu`, `cuda`, ...; empty: the site's device is not here."""
         try:
             return distributed.device(self.site.device).type
-        except ValueError:
+        except InvalidError:
             return ""
 
     @cached_property
@@ -252,7 +252,7 @@ def _detectron2(site: Site) -> str:
 
     try:
         detectron2.check(site)
-    except (LookupError, ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         return str(error)
     if site.detectron2 is None:
         return "here, the installed package"
@@ -298,7 +298,7 @@ def data_roots() -> list[str]:
 def _subsets(site: Site) -> str:
     try:
         paths = [lists.of_imagenet(name, site, fetch=False) for name in lists.SHA256]
-    except (LookupError, ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         return str(error)
     here = all(path.is_file() for path in paths)
     return (

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from reproduce.data.dataset import Dataset
 from reproduce.detection import cost as detectors
-from reproduce.messages import clock, counted, hours, size
+from reproduce.messages import NotFoundError, clock, counted, hours, size
 from reproduce.nn import cost
 from reproduce.nn.heads import Heads
 from reproduce.plan import Job
@@ -523,7 +523,7 @@ def disk_needed(specs: Iterable[Spec], store: Store, at_once: int) -> int | None
 def _sizes(run: Pretrain) -> cost.Sizes:
     heads = getattr(run.method, "heads", None)
     if not isinstance(heads, Heads):
-        raise LookupError(f"The heads of {run.method.name} are not known without building them.")
+        raise NotFoundError(f"The heads of {run.method.name} are not known without building them.")
     return cost.siamese(_network(run.backbone), heads)
 
 
@@ -534,7 +534,7 @@ def _parameters(backbone: str) -> int:
 def _network(backbone: str) -> cost.Network:
     found = cost.network(backbone)
     if found is None:
-        raise LookupError(f"The layers of {backbone} are not known without building it.")
+        raise NotFoundError(f"The layers of {backbone} are not known without building it.")
     return found
 
 

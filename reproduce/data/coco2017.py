@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal
 from reproduce.data import detection
 from reproduce.data.detection import Annotated, Box, DetectionDataset, Instance, Picture
 from reproduce.data.folders import check_files
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.site import Site
 
 KEY = "coco"
@@ -161,23 +161,23 @@ def read(root: Path, split: str) -> Annotated:
             Or an image is missing.
     """
     if split not in SPLITS:
-        raise LookupError(unknown("split", split, SPLITS))
+        raise NotFoundError(unknown("split", split, SPLITS))
     path, folder = root / "annotations" / f"instances_{split}.json", root / split
     if not path.is_file():
-        raise LookupError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+        raise NotFoundError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
     try:
         with path.open(encoding="utf-8") as file:
             pictures = _joined(json.load(file, object_hook=_compact), folder)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}. Get it: {SOURCE}.") from None
+        raise InvalidError(f"{path} is not JSON: {error}. Get it: {SOURCE}.") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text: {error}. Get it: {SOURCE}.") from None
+        raise InvalidError(f"{path} is not text: {error}. Get it: {SOURCE}.") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InvalidError(
             f"{path} is not a list of images, annotations and categories ({error!r}). Get it: {SOURCE}."
         ) from None
     except (ValueError, OverflowError) as error:  # the latter: numbers of hundreds of digits
-        raise ValueError(f"{path}: {error}. Get it: {SOURCE}.") from None
+        raise InvalidError(f"{path}: {error}. Get it: {SOURCE}.") from None
     check_files(folder, [picture.file.name for picture in pictures], path, layout=LAYOUT, source=SOURCE)
     return Annotated(pictures, CLASSES, CATEGORY_IDS, path, detection.digest(pictures))
 
@@ -197,20 +197,20 @@ def _joined(content: Mapping[str, list[dict[str, Any]]], folder: Path) -> tuple[
     _check_categories(content["categories"])
     images = _by_id(content["images"], "image")
     if not images:
-        raise ValueError("it has no images")
+        raise InvalidError("it has no images")
     for row in images.values():
         _check_image(row)
     objects: dict[int, list[Instance]] = {id_: [] for id_ in images}
     for id_, row in _by_id(content["annotations"], "annotation").items():
         image = images.get(row["image_id"])
         if image is None:
-            raise ValueError(
+            raise InvalidError(
                 f"the annotation {id_} is of the image {row['image_id']}, which is not among its {len(images)} images"
             )
         try:
             instance = _instance(row, image)
         except ValueError as error:
-            raise ValueError(f"the annotation {id_} of the image {row['image_id']} {error}") from None
+            raise InvalidError(f"the annotation {id_} of the image {row['image_id']} {error}") from None
         if instance is not None:
             objects[row["image_id"]].append(instance)
     ordered = ((images[id_], tuple(objects[id_])) for id_ in sorted(images))
@@ -228,7 +228,7 @@ def _check_categories(rows: Iterable[Mapping[str, Any]]) -> None:
             "COCO has it and the file has not" if other in CATEGORIES.items() else "COCO has no such category"
         )
         name = " ".join(str(other[1]).split())
-        raise ValueError(
+        raise InvalidError(
             f"its {len(found)} categories are not COCO's {len(CATEGORIES)}: {other[0]} ({name}), {where}"
         )
 
@@ -242,9 +242,9 @@ def _by_id(rows: Iterable[Mapping[str, Any]], kind: str) -> dict[int, Mapping[st
     for row in rows:
         id_ = row["id"]
         if type(id_) is not int or id_ < least:
-            raise ValueError(f"the {kind} id {id_!r} is not a whole number from {least} on")
+            raise InvalidError(f"the {kind} id {id_!r} is not a whole number from {least} on")
         if id_ in found:
-            raise ValueError(f"the id {id_} is that of more than one {kind}")
+            raise InvalidError(f"the id {id_} is that of more than one {kind}")
         found[id_] = row
     return found
 
@@ -252,9 +252,9 @@ def _by_id(rows: Iterable[Mapping[str, Any]], kind: str) -> dict[int, Mapping[st
 def _check_image(row: Mapping[str, Any]) -> None:
     name, sides = row["file_name"], (row["width"], row["height"])
     if not name or Path(name).name != name or not name.isprintable():
-        raise ValueError(f"the image {row['id']} is the file {name!r}, which is not the name of one")
+        raise InvalidError(f"the image {row['id']} is the file {name!r}, which is not the name of one")
     if not all(type(side) is int and side > 0 for side in sides):
-        raise ValueError(
+        raise InvalidError(
             f"the image {row['id']} ({name}) has {sides[0]!r} x {sides[1]!r} pixels, which no image has"
         )
 
@@ -263,13 +263,13 @@ def _instance(row: Mapping[str, Any], image: Mapping[str, Any]) -> Instance | No
     """The object of an annotation; None where it has no valid polygon. A ValueError ends the sentence 'the
     annotation ...'."""
     if row["category_id"] not in LABELS:
-        raise ValueError(f"has the category {row['category_id']!r}, which COCO has not")
+        raise InvalidError(f"has the category {row['category_id']!r}, which COCO has not")
     if row["iscrowd"] not in (0, 1):
-        raise ValueError(f"has iscrowd {row['iscrowd']!r}, not 0 or 1")
+        raise InvalidError(f"has iscrowd {row['iscrowd']!r}, not 0 or 1")
     if (
         not _is_number(row["area"]) or row["area"] < 0
     ):  # by which an object is small, medium or large: the benchmark's scoring reads it
-        raise ValueError(f"has the area {row['area']!r}, not a number of pixels")
+        raise InvalidError(f"has the area {row['area']!r}, not a number of pixels")
     segmentation = _segmentation(row["segmentation"], (image["height"], image["width"]))
     if segmentation == []:
         return None
@@ -281,7 +281,7 @@ def _instance(row: Mapping[str, Any], image: Mapping[str, Any]) -> Instance | No
 def _box(bbox: Sequence[float]) -> Box:
     """Left, top, right, bottom of left, top, width, height."""
     if len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) < 0:
-        raise ValueError(f"has the bbox {bbox!r}, not left, top, width and height in pixels")
+        raise InvalidError(f"has the bbox {bbox!r}, not left, top, width and height in pixels")
     left, top, width, height = map(float, bbox)
     return left, top, left + width, top + height
 
@@ -299,7 +299,7 @@ def _segmentation(given: Any, size: tuple[int, int]) -> list[Sequence[float]] | 
     if not isinstance(given, list) or not all(
         isinstance(each, array) and math.isfinite(sum(each)) for each in given
     ):
-        raise ValueError(
+        raise InvalidError(
             "has a segmentation that is neither polygons, each a list of numbers, nor a run-length encoding"
         )
     return [polygon for polygon in given if detection.is_polygon(polygon)]
@@ -309,11 +309,11 @@ def _check_runs(given: Mapping[str, Any], size: tuple[int, int]) -> None:
     """A run-length encoding, plain or compressed, must fit the image: pycocotools' decoder does not look."""
     counts = _runs(given["counts"]) if isinstance(given["counts"], str) else given["counts"]
     if given["size"] != list(size):
-        raise ValueError(
+        raise InvalidError(
             f"has a run-length encoding of size {given['size']!r} (height, width), its image has {list(size)}"
         )
     if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
-        raise ValueError(
+        raise InvalidError(
             f"has a run-length encoding whose runs do not add up to the {size[0] * size[1]} pixels of its image"
         )
 
@@ -329,7 +329,7 @@ def _runs(text: str) -> list[int]:
     for character in text:
         six = ord(character) - 48
         if not 0 <= six < 64:
-            raise ValueError(f"has a compressed run-length encoding with the character {character!r}")
+            raise InvalidError(f"has a compressed run-length encoding with the character {character!r}")
         value |= (six & 31) << shift
         shift += 5
         if six & 32:
@@ -339,5 +339,5 @@ def _runs(text: str) -> list[int]:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("has a compressed run-length encoding that is cut")
+        raise InvalidError("has a compressed run-length encoding that is cut")
     return runs

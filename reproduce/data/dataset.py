@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from reproduce.messages import NotFoundError
 from reproduce.settings import Settings
 from reproduce.site import Site
 
@@ -87,7 +88,7 @@ class Dataset(Settings):
             LookupError: there is no such list, or it cannot be had; the message says how to get it.
             ValueError: its bytes are not those that were published.
         """
-        raise LookupError(
+        raise NotFoundError(
             f"{self.title} has no list of labelled images '{name}': ImageNet, Imagenette and the synthetic folder have."
         )
 

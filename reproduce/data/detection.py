@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from reproduce.messages import InvalidError
 from reproduce.settings import Settings
 from reproduce.site import Site
 
@@ -187,11 +188,11 @@ def pixels(picture: Picture) -> NDArray[np.uint8]:
         with Image.open(picture.file) as image:
             decoded = np.asarray(_upright(image).convert("RGB"))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
-        raise ValueError(f"{picture.file} cannot be decoded: {error}. Get it again.") from error
+        raise InvalidError(f"{picture.file} cannot be decoded: {error}. Get it again.") from error
     height, width, _ = decoded.shape
     if (width, height) != (picture.width, picture.height):
         sizes = f"has {width} x {height} pixels, its annotation says {picture.width} x {picture.height}"
-        raise ValueError(f"{picture.file} {sizes}: boxes and masks would lie elsewhere. Get both again.")
+        raise InvalidError(f"{picture.file} {sizes}: boxes and masks would lie elsewhere. Get both again.")
     return decoded
 
 

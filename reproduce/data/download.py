@@ -8,7 +8,7 @@ import pkgutil
 from pathlib import Path
 
 import reproduce.data
-from reproduce.messages import unknown
+from reproduce.messages import NotFoundError, unknown
 from reproduce.site import Site
 
 
@@ -23,7 +23,7 @@ def download(dataset: str, site: Site) -> str:
     if not dataset:
         return f"Can be fetched: {', '.join(found)}. What the others need is said when a table asks for them."
     if dataset not in found:
-        raise LookupError(unknown("data set to fetch", dataset, found))
+        raise NotFoundError(unknown("data set to fetch", dataset, found))
     path: Path = importlib.import_module(f"reproduce.data.{dataset}").download(site)
     return f"{dataset} is in {path}."
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from reproduce.data.images import Files
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of image files, in any case (torchvision/datasets/folder.py)."""
@@ -44,11 +44,11 @@ def load(
             the message names it.
     """
     if split not in SPLITS:
-        raise LookupError(unknown("split", split, SPLITS))
+        raise NotFoundError(unknown("split", split, SPLITS))
     if classes is None:
         classes = _common_classes(root)
         if num_classes not in (None, len(classes)):
-            raise ValueError(
+            raise InvalidError(
                 f"{root} has {len(classes)} classes, not {num_classes}: it is another data set or incomplete."
             )
     for name in classes:
@@ -88,18 +88,18 @@ def find_classes(folder: Path) -> tuple[str, ...]:
         ValueError: it holds no class folders, or images outside of them.
     """
     if not folder.is_dir():
-        raise LookupError(f"{folder} does not exist; the layout is {folder}/<class>/<image>.")
+        raise NotFoundError(f"{folder} does not exist; the layout is {folder}/<class>/<image>.")
     classes = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith("."):
-                raise ValueError(
+                raise InvalidError(
                     f"{entry.path} is not in a class folder; the layout is {folder}/<class>/<image>."
                 )
             if not entry.name.startswith(".") and entry.is_dir():
                 classes.append(entry.name)
     if not classes:
-        raise ValueError(
+        raise InvalidError(
             f"{folder} holds no images: it has no class folders; the layout is {folder}/<class>/<image>."
         )
     return tuple(sorted(classes))
@@ -112,7 +112,7 @@ def _common_classes(root: Path) -> tuple[str, ...]:
         missing = [name for name in classes[split] if name not in set(classes[other])]
         if missing:
             lost = f"{root / other} lacks ({len(missing)} in all)"
-            raise ValueError(
+            raise InvalidError(
                 f"{root / split / missing[0]} is a class that {lost}: both splits need every class."
             )
     return classes[SPLITS[0]]
@@ -128,16 +128,16 @@ def _image_files(folder: Path, name: str) -> list[bytes]:
             if entry.name.startswith("."):
                 continue
             if not entry.name.lower().endswith(ENDINGS) or entry.is_dir():
-                raise ValueError(
+                raise InvalidError(
                     f"{entry.path} is not an image ({' '.join(ENDINGS)}): class folders hold nothing else, move it away."
                 )
             found.append(os.fsencode(f"{name}/{entry.name}"))
     if not found:
-        raise ValueError(f"{place} is empty: every class needs images.")
+        raise InvalidError(f"{place} is empty: every class needs images.")
     return sorted(found)
 
 
 def _class_folder(folder: Path, name: str) -> Path:
     if not (folder / name).is_dir():
-        raise ValueError(f"{folder} has no class folder '{name}', which belongs to the data set.")
+        raise InvalidError(f"{folder} has no class folder '{name}', which belongs to the data set.")
     return folder / name

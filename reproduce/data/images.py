@@ -32,6 +32,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from reproduce.messages import InvalidError
+
 PIECE = 64
 """Images that a worker decodes at once: small, so that the pieces under way fit in the shared memory of a
 container."""
@@ -76,7 +78,7 @@ class CentreCrop:
 
     def __post_init__(self) -> None:
         if self.size > self.resize:
-            raise ValueError(
+            raise InvalidError(
                 f"A centre crop of {self.size} pixels needs a shorter side of at least as many, not resize {self.resize}."
             )
 
@@ -102,7 +104,7 @@ Shape = Canvas | CentreCrop
 def _rgb(image: Image.Image) -> Image.Image:
     """The image in RGB; grey, palette and CMYK images are converted."""
     if image.mode[0] in "IF":
-        raise ValueError(f"its mode is {image.mode}, more than 8 bits a channel")
+        raise InvalidError(f"its mode is {image.mode}, more than 8 bits a channel")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -208,7 +210,7 @@ class Images(ABC):
                     sizes[row] = image.height, image.width
                     pixels[row] = np.asarray(shape.cut(image)).transpose(2, 0, 1)
             except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
-                raise ValueError(f"{self.name(index)} cannot be decoded: {error}. Get it again.") from error
+                raise InvalidError(f"{self.name(index)} cannot be decoded: {error}. Get it again.") from error
         return pixels, sizes
 
     def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
@@ -308,7 +310,7 @@ class Files(Images):
         try:
             return os.stat(self._path(index)).st_size  # noqa: PTH116 (bytes)
         except OSError as error:
-            raise ValueError(
+            raise InvalidError(
                 f"{self.name(index)} belongs to the data set and cannot be found ({error.strerror}). Get it again."
             ) from None
 
@@ -429,9 +431,9 @@ def batches(
         ValueError: an image is broken; raised, with its name, in place of the batch that it belongs to.
     """
     if batch_size < 1 or workers < 0:
-        raise ValueError(f"Batches take batch_size >= 1 and workers >= 0, not {batch_size} and {workers}.")
+        raise InvalidError(f"Batches take batch_size >= 1 and workers >= 0, not {batch_size} and {workers}.")
     if (canvas is None) == (crop is None):
-        raise ValueError(
+        raise InvalidError(
             f"Batches are of canvases or of crops, one of the two: canvas is {canvas}, crop is {crop}."
         )
     shape = Canvas(canvas) if canvas is not None else CentreCrop(*crop)  # type: ignore[misc]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reproduce.data.dataset import Dataset
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -65,23 +65,23 @@ def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: fl
     from reproduce.data.images import Files
 
     if split not in SPLITS:
-        raise LookupError(unknown("split", split, SPLITS))
+        raise NotFoundError(unknown("split", split, SPLITS))
     path = root / f"{split}2018.json"
     if not path.is_file():
-        raise LookupError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+        raise NotFoundError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
     try:
         content = json.loads(path.read_bytes())
         names, labels, classes = _joined(content, num_classes)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}. Get it: {SOURCE}.") from None
+        raise InvalidError(f"{path} is not JSON: {error}. Get it: {SOURCE}.") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text: {error}. Get it: {SOURCE}.") from None
+        raise InvalidError(f"{path} is not text: {error}. Get it: {SOURCE}.") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InvalidError(
             f"{path} is not a list of images, annotations and categories ({error!r}). Get it: {SOURCE}."
         ) from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}. Get it: {SOURCE}.") from None
+        raise InvalidError(f"{path}: {error}. Get it: {SOURCE}.") from None
     return Files(root, names, labels, classes, cache_gb)
 
 
@@ -91,22 +91,22 @@ def _joined(
     """File names, labels and the names of the classes, from the three tables of a JSON file."""
     categories = _by_id(content["categories"], "category")
     if len(categories) != num_classes:
-        raise ValueError(f"it has {len(categories)} categories, not {num_classes}")
+        raise InvalidError(f"it has {len(categories)} categories, not {num_classes}")
     label_of = {category: label for label, category in enumerate(sorted(categories))}
     images = _by_id(content["images"], "image")
     if not images:
-        raise ValueError("it has no images")
+        raise InvalidError("it has no images")
     labels = dict.fromkeys(images, -1)
     for annotation in content["annotations"]:
         image, category = annotation["image_id"], annotation["category_id"]
         if image not in images:
-            raise ValueError(f"an annotation is of the image {image}, which does not exist")
+            raise InvalidError(f"an annotation is of the image {image}, which does not exist")
         if category not in label_of:
-            raise ValueError(
+            raise InvalidError(
                 f"the image {images[image]['file_name']} has the category {category}, which does not exist"
             )
         if labels[image] >= 0:
-            raise ValueError(f"the image {images[image]['file_name']} has two annotations")
+            raise InvalidError(f"the image {images[image]['file_name']} has two annotations")
         labels[image] = label_of[category]
     _check_complete(images, labels, categories, label_of)
     names = [image["file_name"].encode() for image in images.values()]
@@ -118,7 +118,7 @@ def _by_id(rows: Iterable[dict[str, Any]], kind: str) -> dict[int, dict[str, Any
     found: dict[int, dict[str, Any]] = {}
     for row in rows:
         if row["id"] in found:
-            raise ValueError(
+            raise InvalidError(
                 f"two {'categories' if kind == 'category' else 'images'} have the id {row['id']}"
             )
         found[row["id"]] = row
@@ -134,12 +134,12 @@ def _check_complete(
     """Each image has a label and each category an image."""
     unlabelled = [image for image, label in labels.items() if label < 0]
     if unlabelled:
-        raise ValueError(
+        raise InvalidError(
             f"the image {images[unlabelled[0]]['file_name']} has no annotation, {len(unlabelled)} images in all"
         )
     there = set(labels.values())
     bare = [category for category, label in label_of.items() if label not in there]
     if bare:
-        raise ValueError(
+        raise InvalidError(
             f"the category {bare[0]} ({categories[bare[0]]['name']}) has no images, {len(bare)} categories in all"
         )

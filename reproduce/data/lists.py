@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.runs.files import atomic
 from reproduce.site import Site
 
@@ -49,7 +49,7 @@ def of_imagenet(name: str, site: Site, *, fetch: bool = True) -> Path:
         ValueError: its bytes are not those that were published.
     """
     if name not in SHA256:
-        raise LookupError(unknown("list of labelled images", name, SHA256))
+        raise NotFoundError(unknown("list of labelled images", name, SHA256))
     url, sha256 = URL.format(name), SHA256[name]
     if KEY in site.data:
         path = site.root(KEY, ", ".join(f"{each}.txt" for each in SHA256), url) / f"{name}.txt"
@@ -91,7 +91,7 @@ def _download(url: str, sha256: str) -> bytes:
             return content
     except (OSError, HTTPException) as error:
         hint = f'put the file of sha256 {sha256} into a folder and add `{KEY} = "/that/folder"` under [data] in the site file'
-        raise LookupError(f"{url} cannot be fetched ({error}). Without a network {hint}.") from None
+        raise NotFoundError(f"{url} cannot be fetched ({error}). Without a network {hint}.") from None
 
 
 def verified(path: Path, sha256: str, source: str) -> bytes:
@@ -102,7 +102,7 @@ def verified(path: Path, sha256: str, source: str) -> bytes:
         ValueError: its bytes are not those of `sha256`.
     """
     if not path.is_file():
-        raise LookupError(f"{path} does not exist. Get it: {source} (sha256 {sha256}).")
+        raise NotFoundError(f"{path} does not exist. Get it: {source} (sha256 {sha256}).")
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
@@ -112,7 +112,7 @@ def verified(path: Path, sha256: str, source: str) -> bytes:
             if hashlib.sha256(lines).hexdigest() == sha256
             else "It is another list"
         )
-        raise ValueError(
+        raise InvalidError(
             f"{path} has the sha256 {found}, expected is {sha256}. {hint}: get it again, byte by byte, from {source}."
         )
     return content
@@ -137,12 +137,12 @@ def read(path: Path) -> dict[bytes, bytes]:
         if not slash:
             folder = stem.rpartition(b"_")[0]
         if not (folder and stem and ending):
-            raise ValueError(
+            raise InvalidError(
                 f"{path}, line {number}: '{line.decode(errors='replace')}' is no image, such as n04235860_14959.JPEG."
             )
         images[folder + b"/" + stem] = name
     if not images:
-        raise ValueError(f"{path} names no image.")
+        raise InvalidError(f"{path} names no image.")
     return images
 
 
@@ -157,7 +157,7 @@ def indices(images: Files, path: Path) -> NDArray[np.int64]:
     missing = [line for image, line in wanted.items() if image not in found]
     if missing:
         lost = f"{len(missing)} of its {len(wanted)} images are missing"
-        raise ValueError(
+        raise InvalidError(
             f"{path} names {missing[0].decode(errors='replace')}, which the train split lacks: {lost}. Get the split again."
         )
     return _covering(images, found, path)
@@ -187,7 +187,7 @@ def _covering(images: Files, found: Mapping[bytes, int], path: Path) -> NDArray[
     bare = set(range(len(images.classes))) - set(images.labels[chosen].tolist())
     if bare:
         some = f"of the {len(images.classes)} classes {len(bare)} have none"
-        raise ValueError(
+        raise InvalidError(
             f"{path} names no image of the class '{images.classes[min(bare)]}' that is in the train split; {some}."
         )
     return chosen

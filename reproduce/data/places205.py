@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data.dataset import Dataset
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: fl
     from reproduce.data.images import Files
 
     if split not in SPLITS:
-        raise LookupError(unknown("split", split, SPLITS))
+        raise NotFoundError(unknown("split", split, SPLITS))
     folder, path = _images_folder(root), root / LISTS / f"{split}_places205.csv"
     if not path.is_file():
-        raise LookupError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+        raise NotFoundError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
     names, labels = _read_list(path, num_classes)
     return Files(folder, names, labels, _classes(names, labels, num_classes, path), cache_gb)
 
@@ -89,7 +89,7 @@ def _images_folder(root: Path) -> Path:
     for place in IMAGES:
         if (root / place).is_dir():
             return root / place
-    raise LookupError(f"{root} has no folder {' or '.join(IMAGES)}. Layout: {LAYOUT}. Get it: {SOURCE}.")
+    raise NotFoundError(f"{root} has no folder {' or '.join(IMAGES)}. Layout: {LAYOUT}. Get it: {SOURCE}.")
 
 
 def _read_list(path: Path, num_classes: int) -> tuple[Names, NDArray[np.int64]]:
@@ -106,12 +106,12 @@ def _read_list(path: Path, num_classes: int) -> tuple[Names, NDArray[np.int64]]:
             if not fields:
                 continue
             if len(fields) != 2 or not fields[1].isdigit() or b"/" not in fields[0]:
-                raise ValueError(
+                raise InvalidError(
                     f"{path}, line {number}: '{_shown(line)}' is not an image and its label, such as 'a/abbey/x.jpg 0'."
                 )
             label = int(fields[1])
             if label >= num_classes:
-                raise ValueError(
+                raise InvalidError(
                     f"{path}, line {number}: the label of '{_shown(line)}' is not from 0 to {num_classes - 1}."
                 )
             names.append(fields[0])
@@ -126,7 +126,7 @@ def _classes(names: Names, labels: NDArray[np.int64], num_classes: int, path: Pa
     there, first = np.unique(labels, return_index=True)
     if len(there) < num_classes:
         bare = min(set(range(num_classes)) - set(there.tolist()))
-        raise ValueError(
+        raise InvalidError(
             f"{path} has no image of class {bare}: it has {len(there)} of the {num_classes} classes."
         )
     return tuple(names[index].rpartition(b"/")[0].decode(errors="replace") for index in first)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data.dataset import Dataset
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
     from reproduce.data.images import Planes
 
     if split not in SPLITS:
-        raise LookupError(unknown("split", split, SPLITS))
+        raise NotFoundError(unknown("split", split, SPLITS))
     folder = root / FOLDER if (root / FOLDER).is_dir() else root
     classes = _classes(folder)
     paths = [folder / f"{part}_X.bin" for part in SPLITS[split]]
@@ -113,7 +113,7 @@ def _num_images(path: Path) -> int:
     """How many images the file holds."""
     num_bytes = _existing(path).stat().st_size
     if num_bytes == 0 or num_bytes % NUM_BYTES:
-        raise ValueError(
+        raise InvalidError(
             f"{path} has {num_bytes} bytes, not a multiple of {NUM_BYTES} (one image): it is truncated. Get it: {SOURCE}."
         )
     return num_bytes // NUM_BYTES
@@ -129,21 +129,21 @@ def _labels(folder: Path, part: str, num_images: int, classes: tuple[str, ...]) 
     labels = np.fromfile(path, np.uint8).astype(np.int64)
     if len(labels) != num_images:
         counts = f"{len(labels)} labels for the {num_images} images of {part}_X.bin"
-        raise ValueError(f"{path} has {counts}: one of the two is truncated. Get it: {SOURCE}.")
+        raise InvalidError(f"{path} has {counts}: one of the two is truncated. Get it: {SOURCE}.")
     wrong = np.flatnonzero((labels < 1) | (labels > len(classes)))
     if len(wrong):
-        raise ValueError(
+        raise InvalidError(
             f"{path} has the label {labels[wrong[0]]} for image {wrong[0]}; labels are 1 to {len(classes)}. Get it: {SOURCE}."
         )
     for number, name in enumerate(classes, start=1):
         if number not in labels:
-            raise ValueError(f"{path} has no label {number}: the class '{name}' has no images.")
+            raise InvalidError(f"{path} has no label {number}: the class '{name}' has no images.")
     return labels - 1
 
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise LookupError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+        raise NotFoundError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
     return path
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from reproduce.data import generated, lists, voc
 from reproduce.data.dataset import Dataset
 from reproduce.data.scenes import CLASSES, SIDE, draw, montage
-from reproduce.messages import unknown
+from reproduce.messages import NotFoundError, unknown
 from reproduce.runs.files import write_atomic
 from reproduce.site import Site
 
@@ -97,7 +97,7 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
         if name not in PERCENT:
-            raise LookupError(unknown("list of labelled images", name, PERCENT))
+            raise NotFoundError(unknown("list of labelled images", name, PERCENT))
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
         """The first images of each class, at least one; their list is written beside the scenes when it is

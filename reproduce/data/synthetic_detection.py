@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from reproduce.data import coco2017, generated, polygons, voc, voc0712
 from reproduce.data.detection import Annotated, DetectionDataset
 from reproduce.data.scenes import Outlined, montage, outlined
+from reproduce.messages import InvalidError
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class _Synthetic(DetectionDataset):
         """Raises ValueError where a split could be without an object of a class."""
         if min(counts.values()) < len(self.classes):
             names, given = (" and ".join(map(str, each)) for each in (counts, counts.values()))
-            raise ValueError(
+            raise InvalidError(
                 f"{self.name} takes {names} >= {len(self.classes)}, so that no class is without an object, not {given}."
             )
 

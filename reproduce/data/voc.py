@@ -15,6 +15,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from reproduce.messages import InvalidError, NotFoundError
+
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
@@ -76,7 +78,7 @@ def find(root: Path, year: str, source: str, *, itself: bool = True) -> Path:
         if (folder / "ImageSets" / "Main").is_dir():
             return folder
     problem = f"is not {year} and does not hold it" if itself else f"does not hold {year}"
-    raise LookupError(f"{root} {problem}: ImageSets/Main is nowhere. Get it: {source}.")
+    raise NotFoundError(f"{root} {problem}: ImageSets/Main is nowhere. Get it: {source}.")
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
@@ -88,19 +90,21 @@ def read_ids(path: Path) -> tuple[str, ...]:
             message names both.
     """
     if not path.is_file():
-        raise LookupError(f"{path} does not exist; it lists the images of a split.")
+        raise NotFoundError(f"{path} does not exist; it lists the images of a split.")
     ids: dict[str, int] = {}
     for number, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), start=1):
         name = line.strip()
         if not name:
             continue
         if not (name.isascii() and name.replace("_", "").isalnum()):
-            raise ValueError(f"{path}, line {number}: '{line}' is not the name of an image, such as 000005.")
+            raise InvalidError(
+                f"{path}, line {number}: '{line}' is not the name of an image, such as 000005."
+            )
         if name in ids:
-            raise ValueError(f"{path}, line {number}: {name} is on line {ids[name]} already.")
+            raise InvalidError(f"{path}, line {number}: {name} is on line {ids[name]} already.")
         ids[name] = number
     if not ids:
-        raise ValueError(f"{path} is empty: it names no image.")
+        raise InvalidError(f"{path} is empty: it names no image.")
     return tuple(ids)
 
 
@@ -117,11 +121,11 @@ def read_annotation(path: Path) -> Annotation:
     try:
         root = ElementTree.parse(path, forbid_dtd=True).getroot()
     except OSError as error:
-        raise ValueError(
+        raise InvalidError(
             f"{path} cannot be read ({error.strerror}): every image needs its annotation."
         ) from None
     except DefusedXmlException:
-        raise ValueError(
+        raise InvalidError(
             f"{path} declares a document type or entities, which no annotation of VOC does: it is not read."
         ) from None
     except (
@@ -129,28 +133,28 @@ def read_annotation(path: Path) -> Annotation:
         LookupError,
         ValueError,
     ) as error:  # the last two: encodings that the parser does not know
-        raise ValueError(f"{path} is not well-formed XML: {error}.") from None
+        raise InvalidError(f"{path} is not well-formed XML: {error}.") from None
     try:
         size = [_number(root, f"size/{side}") for side in ("width", "height")]
         return Annotation(
             int(size[0]), int(size[1]), tuple(_object(element) for element in root.findall("object"))
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}. Get it again.") from None
+        raise InvalidError(f"{path}: {error}. Get it again.") from None
 
 
 def _object(element: Element) -> Object:
     name = (element.findtext("name") or "").strip()
     if name not in CLASSES:
-        raise ValueError(f"'{name}' is not one of the {len(CLASSES)} classes")
+        raise InvalidError(f"'{name}' is not one of the {len(CLASSES)} classes")
     difficult = (
         element.findtext("difficult") or "0"
     ).strip()  # absent is not difficult, as in the development kit
     if difficult not in ("0", "1"):
-        raise ValueError(f"the <difficult> of a {name} is '{difficult}', not 0 or 1")
+        raise InvalidError(f"the <difficult> of a {name} is '{difficult}', not 0 or 1")
     xmin, ymin, xmax, ymax = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
     if xmin > xmax or ymin > ymax:
-        raise ValueError(
+        raise InvalidError(
             f"the box of a {name} is ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}): its ends are exchanged"
         )
     return Object(name, difficult == "1", (xmin, ymin, xmax, ymax))
@@ -163,5 +167,5 @@ def _number(element: Element, place: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"the <{place}> of <{element.tag}> is '{text}', not a number")
+        raise InvalidError(f"the <{place}> of <{element.tag}> is '{text}', not a number")
     return number

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from reproduce.data import detection, voc
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
 from reproduce.data.folders import check_files
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, UserError, unknown
 from reproduce.site import Site
 
 KEY = "voc"
@@ -48,7 +48,9 @@ class VOC0712(DetectionDataset, name="voc0712"):
             folder = _folder(root, year)
             for place in ("JPEGImages", "Annotations", f"ImageSets/Main/{name}.txt"):
                 if not (folder / place).exists():
-                    raise LookupError(f"{folder / place} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+                    raise NotFoundError(
+                        f"{folder / place} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}."
+                    )
 
     def load(self, split: str, site: Site) -> Annotated:
         return read(site.root(KEY, LAYOUT, SOURCE), split)
@@ -67,7 +69,7 @@ def read(root: Path, split: str) -> Annotated:
         folder = _folder(root, year)
         for picture in _pictures(folder, name):
             if picture.id in pictures:
-                raise ValueError(
+                raise InvalidError(
                     f"{folder}: the image {picture.id} of {year}_{name} is in the split {split} already."
                 )
             pictures[picture.id] = picture
@@ -80,7 +82,7 @@ def _parts(split: str) -> list[tuple[str, str]]:
     parts = split.split("+")
     for part in parts:
         if part not in SPLITS:
-            raise LookupError(unknown("split", part, SPLITS) + " Several are joined by '+'.")
+            raise NotFoundError(unknown("split", part, SPLITS) + " Several are joined by '+'.")
     return [(part[:4], part[5:]) for part in parts]
 
 
@@ -97,7 +99,7 @@ def _pictures(folder: Path, split: str) -> Iterator[Picture]:
         annotated = folder / "Annotations" / f"{name}.xml"
         width, height, objects = voc.read_annotation(annotated)
         if min(width, height) < 1:
-            raise ValueError(
+            raise InvalidError(
                 f"{annotated}: the size of the image is {width} x {height}, which no image has. Get it again."
             )
         yield Picture(
@@ -124,6 +126,6 @@ def download(site: Site) -> Path:
     for year, name in _parts("2007_trainval+2007_test+2012_trainval"):
         try:
             read(root, f"{year}_{name}")
-        except (LookupError, ValueError):
+        except UserError:
             datasets.VOCDetection(root, year=year, image_set=name, download=True)
     return root

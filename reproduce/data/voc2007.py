@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from reproduce.data import voc
 from reproduce.data.dataset import Dataset
 from reproduce.data.folders import check_files
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, UserError, unknown
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class VOC2007(Dataset, name="voc2007"):
             *(f"ImageSets/Main/{split}.txt" for split in (self.train_split, self.test_split)),
         ):
             if not (folder / place).exists():
-                raise LookupError(f"{folder / place} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+                raise NotFoundError(f"{folder / place} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
 
     def load(self, split: str, site: Site) -> Files:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
@@ -86,7 +86,7 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
     from reproduce.data.images import Files
 
     if split not in SPLITS:
-        raise LookupError(unknown("split", split, SPLITS))
+        raise NotFoundError(unknown("split", split, SPLITS))
     folder = voc.find(root, YEAR, SOURCE)
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     ids = voc.read_ids(path)
@@ -120,7 +120,7 @@ def _targets(folder: Path, ids: tuple[str, ...]) -> NDArray[np.int8]:
 def _check_positives(targets: NDArray[np.int8], path: Path) -> None:
     bare = [name for name, there in zip(voc.CLASSES, (targets == 1).any(axis=0), strict=True) if not there]
     if bare:
-        raise ValueError(
+        raise InvalidError(
             f"{path} names no positive image of {', '.join(bare)}: each class needs one to learn from."
         )
 
@@ -139,6 +139,6 @@ def download(site: Site) -> Path:
     for split in ("trainval", "test"):
         try:
             read(root, split)
-        except (LookupError, ValueError):
+        except UserError:
             datasets.VOCDetection(root, year="2007", image_set=split, download=True)
     return root

@@ -30,6 +30,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
+from reproduce.messages import InvalidError
 from reproduce.nn import seeds
 from reproduce.nn.stages import Stage, stages
 
@@ -97,7 +98,7 @@ class Trunk(nn.Module):
     def __init__(self, parts: list[Stage], freeze_at: int) -> None:
         super().__init__()
         if not 0 <= freeze_at <= len(parts):
-            raise ValueError(
+            raise InvalidError(
                 f"freeze_at is {freeze_at}, but the backbone has {len(parts)} stages that can be frozen, the stem included."
             )
         self.stages = nn.ModuleList(part.module for part in parts)
@@ -166,11 +167,11 @@ class Pyramid(nn.Module):
 def _check(protocol: Detection) -> None:
     """Raises ValueError for a setting that torchvision does not have."""
     if protocol.stride_in_1x1:
-        raise ValueError(
+        raise InvalidError(
             "stride_in_1x1 is True, but the stride of torchvision's bottlenecks is in the 3x3 convolution: set it to False."
         )
     if protocol.norm not in NORMS:
-        raise ValueError(
+        raise InvalidError(
             f"norm is '{protocol.norm}', but the engine torchvision trains with {' or '.join(NORMS)}, the same on one process."
         )
 
@@ -192,7 +193,7 @@ def _c4(protocol: Detection, parts: list[Stage], dataset: DetectionDataset, num_
 def _pyramid(protocol: Detection, parts: list[Stage], dataset: DetectionDataset, num_labels: int) -> Any:
     settings, levels = cast("COCOMaskRCNN", protocol), parts[1:]
     if len(protocol.anchor_sizes) != len(levels) + 1:
-        raise ValueError(
+        raise InvalidError(
             f"anchor_sizes has {len(protocol.anchor_sizes)} sizes, but the pyramid has {len(levels) + 1} levels, one for each."
         )
     width = _width(levels[-1].channels)

@@ -28,6 +28,7 @@ from reproduce.detection import detectron2_config as config
 from reproduce.detection import detectron2_formats as formats
 from reproduce.detection.predictions import Predicted
 from reproduce.lazy import torch
+from reproduce.messages import NotFoundError
 from reproduce.nn import distributed, seeds
 from reproduce.runs import checkpoint
 from reproduce.runs.progress import Progress, Watch
@@ -87,15 +88,15 @@ def check(site: Site) -> None:
         site.detectron2 is not None
         and not (site.detectron2 / "detectron2" / "config" / "defaults.py").is_file()
     ):
-        raise LookupError(
+        raise NotFoundError(
             _how(
                 "The folder that `detectron2` names in the site file is not Detectron2's source (detectron2/config/ is missing)."
             )
         )
     if site.detectron2 is None and not _installed("detectron2"):
-        raise LookupError(_how("Detectron2 is not here, neither installed nor as a source folder."))
+        raise NotFoundError(_how("Detectron2 is not here, neither installed nor as a source folder."))
     if missing := [package for module, package in NEEDS.items() if not _installed(module)]:
-        raise LookupError(
+        raise NotFoundError(
             f"Detectron2 is here, but not what it needs: {', '.join(missing)}. Get it: .venv/bin/pip install -r requirements-detectron2.txt"
         )
 

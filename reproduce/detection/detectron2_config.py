@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from reproduce.messages import InvalidError
+
 if TYPE_CHECKING:
     from reproduce.data.detection import DetectionDataset
     from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
@@ -52,7 +54,7 @@ def resnet(backbone: str) -> ResNet:
         ValueError: it is no ResNet.
     """
     if backbone not in RESNETS:
-        raise ValueError(
+        raise InvalidError(
             f"The engine detectron2 takes a ResNet ({', '.join(RESNETS)}), not the backbone '{backbone}': "
             "`--set protocol.engine=torchvision` takes any."
         )
@@ -70,12 +72,12 @@ def settings(
     """
     network = resnet(backbone)
     if protocol.norm not in NORMS:
-        raise ValueError(
+        raise InvalidError(
             f"norm is '{protocol.norm}', but the engine detectron2 trains with one of {', '.join(NORMS)}."
         )
     stages = len(STAGES) + 1 if protocol.fpn else len(STAGES)
     if protocol.freeze_at > stages:
-        raise ValueError(
+        raise InvalidError(
             f"freeze_at is {protocol.freeze_at}, but the backbone has {stages} stages that can be frozen, the stem included."
         )
     return {
@@ -134,7 +136,7 @@ def _pyramid(protocol: Detection, network: ResNet) -> dict[str, Any]:
     first = 1 if network.small_stem else 2
     levels = [f"p{first + number}" for number in range(len(STAGES) + 1)]
     if len(protocol.anchor_sizes) != len(levels):
-        raise ValueError(
+        raise InvalidError(
             f"{protocol.name} takes one anchor size for each of {len(levels)} levels, not {protocol.anchor_sizes}."
         )
     return {

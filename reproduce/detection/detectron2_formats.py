@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture, is_polygon
+from reproduce.messages import InvalidError
 
 CORNERS = 0
 """BoxMode.XYXY_ABS: left, top, right, bottom in pixels (detectron2/structures/boxes.py)."""
@@ -60,7 +61,7 @@ def _annotation(each: Instance, picture: Picture, masks: bool) -> dict[str, Any]
     if not masks or each.crowd:
         return made
     if isinstance(each.segmentation, Mapping):
-        raise ValueError(
+        raise InvalidError(
             f"{picture.file}: an object that is no crowd has a run-length encoding: Detectron2 trains on polygons."
         )
     return made | {"segmentation": _polygons(each)}
@@ -85,7 +86,7 @@ def check_coco(images: Annotated) -> None:
     for row in rows:
         polygons = row["segmentation"]
         if isinstance(polygons, list) and not (polygons and all(map(is_polygon, polygons))):
-            raise ValueError(
+            raise InvalidError(
                 f"{images.origin}: the annotation {row['id']} has no polygon, or one of fewer than three points, on which Detectron2's "
                 "evaluation stops. Get the file again."
             )
@@ -100,13 +101,13 @@ def check_voc(images: Annotated, split: str) -> None:
     """
     for picture in images.pictures:
         if any(number != int(number) for each in picture.instances for number in each.box):
-            raise ValueError(
+            raise InvalidError(
                 f"{images.origin}: a box of the image {picture.id} has fractions of pixels, which Detectron2's evaluation does not take."
             )
     seen = {each.label for picture in images.pictures for each in picture.instances if not each.difficult}
     lost = [name for label, name in enumerate(images.classes) if label not in seen]
     if lost and not split.startswith("2007"):
-        raise ValueError(
+        raise InvalidError(
             f"{images.origin}: the images of {split} show no object that counts of {', '.join(lost)}: by the rules after 2007 there is no "
             "average precision of such a class."
         )
@@ -171,11 +172,11 @@ def measured(
         value = values.get(name.upper(), math.nan)
         if num_found and name.upper() not in values:
             known = [f"{task}/{key}" for task, others in results.items() for key in others]
-            raise ValueError(
+            raise InvalidError(
                 f"Detectron2's evaluation has no {wanted}, but {', '.join(known) or 'nothing at all'}."
             )
         if num_found and math.isnan(value):
-            raise ValueError(
+            raise InvalidError(
                 f"Detectron2's evaluation has no number for {wanted}: the images show no object that it can be measured on."
             )
         found[metric] = 0.0 if math.isnan(value) else value / 100

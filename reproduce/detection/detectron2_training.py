@@ -22,6 +22,7 @@ from reproduce.data.images import ignore_signals
 from reproduce.detection import detectron2_formats as formats
 from reproduce.detection import record, stream
 from reproduce.lazy import torch
+from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.runs import interrupt
 from reproduce.runs.checkpoint import FINISHED, LAST
@@ -157,7 +158,7 @@ def _loaders(
 
     pairs = formats.trainable(images, masks=protocol.masks)
     if not pairs:  # Detectron2's list of nothing is an error that names nothing
-        raise ValueError(f"{images.origin}: no image that is trained on has an object to learn from.")
+        raise InvalidError(f"{images.origin}: no image that is trained on has an object to learn from.")
     pictures = [picture for picture, _ in pairs]
     shown = _Shown(DatasetFromList([made for _, made in pairs], copy=False), mapper(protocol, cfg), seed)
     share = partial(stream.share, batch_size=protocol.batch_size, group=protocol.group, seed=seed)
@@ -293,7 +294,7 @@ class _SameImages:
 
     def load_state_dict(self, state: dict[str, str]) -> None:
         if state["digest"] != self._digest:
-            raise ValueError(
+            raise InvalidError(
                 "The training images are not those of this run's checkpoint: remove its folder `detectron2` to start anew."
             )
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reproduce.data.detection import Annotated, Box, Picture, pixels
 from reproduce.detection.predictions import Predicted
+from reproduce.messages import InvalidError
 from reproduce.runs.files import write_atomic
 
 COLUMNS = 3
@@ -67,7 +68,7 @@ def draw(
     """
     chosen = [picture for picture in images.pictures if picture.instances][:count]
     if not chosen:
-        raise ValueError("There is no image with an object to draw.")
+        raise InvalidError("There is no image with an object to draw.")
     found = {each.id: each for each in predicted}
     tiles = [_tile(picture, _shown(found.get(picture.id), threshold), images.classes) for picture in chosen]
     _write(path, _grid(tiles))

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from reproduce.data.detection import Annotated, Picture
 from reproduce.detection.predictions import Predicted
+from reproduce.messages import InvalidError
 
 Rule = Literal["07", "area"]
 Kind = Literal["bbox", "segm"]
@@ -150,15 +151,15 @@ def _in_order(images: Annotated, predicted: Sequence[Predicted]) -> list[tuple[i
     between equal scores."""
     place = {picture.id: index for index, picture in enumerate(images.pictures)}
     if not place:
-        raise ValueError("There is no image to score detections on.")
+        raise InvalidError("There is no image to score detections on.")
     found: dict[int, Predicted] = {}
     for each in predicted:
         if each.id not in place:
-            raise ValueError(
+            raise InvalidError(
                 f"Detections are given for image {each.id!r}, which is not one of the {len(place)} that are scored."
             )
         if place[each.id] in found:
-            raise ValueError(f"Detections are given for image {each.id!r} twice.")
+            raise InvalidError(f"Detections are given for image {each.id!r} twice.")
         _check(each, len(images.classes))
         found[place[each.id]] = each
     return sorted(found.items())
@@ -171,16 +172,16 @@ def _check(found: Predicted, num_classes: int) -> None:
         f"boxes, scores and labels of image {found.id!r} have shapes {shapes}"
     )
     if not np.isfinite(found.boxes).all() or not np.isfinite(found.scores).all():
-        raise ValueError(
+        raise InvalidError(
             f"A detection in image {found.id!r} has a box or a score that is not finite: the detector has diverged."
         )
     if (found.boxes[:, 2:] < found.boxes[:, :2]).any():
-        raise ValueError(
+        raise InvalidError(
             f"A box in image {found.id!r} ends before it begins: left, top, right, bottom are expected."
         )
     wrong = found.labels[(found.labels < 0) | (found.labels >= num_classes)]
     if len(wrong):
-        raise ValueError(
+        raise InvalidError(
             f"A detection in image {found.id!r} has the label {wrong[0]}: labels go from 0 to {num_classes - 1}."
         )
 
@@ -321,7 +322,7 @@ def _results(
             given = (
                 f"{mask['size'][1]} x {mask['size'][0]} pixels, the image {picture.width} x {picture.height}"
             )
-            raise ValueError(f"A mask of image {found.id!r} has {given}: both must be the same.")
+            raise InvalidError(f"A mask of image {found.id!r} has {given}: both must be the same.")
     return [{**each, "segmentation": dict(mask)} for each, mask in zip(common, masks, strict=True)]
 
 
@@ -353,21 +354,21 @@ def _truth(images: Annotated, kind: Kind) -> Any:
     try:
         truth = COCO(str(images.origin))
     except OSError as error:
-        raise ValueError(
+        raise InvalidError(
             f"{images.origin} cannot be read ({error.strerror}): the annotations to score by are expected there."
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(
+        raise InvalidError(
             f"{images.origin} is not a file of COCO's annotations ({type(error).__name__}: {error})."
         ) from None
     lost = [picture.id for picture in images.pictures if picture.id not in truth.imgs]
     if lost:
-        raise ValueError(
+        raise InvalidError(
             f"{images.origin} has no image {lost[0]!r} ({len(lost)} of {len(images.pictures)} are missing in it)."
         )
     if 0 in truth.anns or len(truth.anns) != len(truth.dataset["annotations"]):
         # pycocotools marks an object that was not found by the id 0, and keeps one object of each id.
-        raise ValueError(f"{images.origin}: the ids of annotations must be different numbers from 1 on.")
+        raise InvalidError(f"{images.origin}: the ids of annotations must be different numbers from 1 on.")
     if kind == "segm":
         masked = [
             {**each, "segmentation": _drawable(each["segmentation"])} for each in truth.dataset["annotations"]

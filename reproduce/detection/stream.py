@@ -14,6 +14,7 @@ from itertools import islice
 
 from reproduce.data.detection import Picture
 from reproduce.lazy import torch
+from reproduce.messages import InvalidError
 from reproduce.nn import seeds
 
 Shown = tuple[int, int]
@@ -28,7 +29,7 @@ def shown(pictures: Sequence[Picture], *, group: int, seed: int) -> Iterator[Sho
         ValueError: there is no picture.
     """
     if not pictures:
-        raise ValueError("There is no image with an object to train on.")
+        raise InvalidError("There is no image with an object to train on.")
     waiting: tuple[list[int], list[int]] = ([], [])
     position = 0
     for index in _permuted(len(pictures), seed):
@@ -62,7 +63,7 @@ def share(
         ValueError: the processes cannot share a batch equally.
     """
     if batch_size % world_size:
-        raise ValueError(f"batch_size is {batch_size}, which {world_size} processes cannot share equally.")
+        raise InvalidError(f"batch_size is {batch_size}, which {world_size} processes cannot share equally.")
     mine = batch_size // world_size
     together = (
         group if batch_size % group == 0 else 1

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from reproduce.detection import examples, record, stream
 from reproduce.detection.predictions import Predicted
 from reproduce.lazy import torch
+from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.nn.keeper import Keeper
 from reproduce.runs.progress import Progress, Watch
@@ -67,11 +68,11 @@ def fine_tune(
     from reproduce.detection import detector as models
 
     if distributed.world_size() > 1:
-        raise ValueError(
+        raise InvalidError(
             f"The engine torchvision runs in one process, not in {distributed.world_size()}: use engine=detectron2."
         )
     if train.classes != test.classes:
-        raise ValueError(
+        raise InvalidError(
             f"{dataset.name} trains on {len(train.classes)} classes and tests {len(test.classes)}; they must be the same."
         )
     detector = models.build(
@@ -150,7 +151,7 @@ def batches(
     """
     pictures = examples.usable(train.trainable, masks=protocol.masks)
     if not pictures:
-        raise ValueError(f"{train.origin}: no image that is trained on has an object to learn from.")
+        raise InvalidError(f"{train.origin}: no image that is trained on has an object to learn from.")
     shown = stream.share(
         pictures, batch_size=protocol.batch_size, group=protocol.group, seed=seed, start=start
     )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
+from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.nn.keeper import Keeper
 from reproduce.runs import checkpoint
@@ -288,7 +289,7 @@ def hold_out(split: Split, count: int, seed: int, among: Tensor | None = None) -
     rest = len(split.indices) - count
     if count > len(rows) or rest < 1:
         limit = min(len(rows), len(split.indices) - 1)
-        raise ValueError(
+        raise InvalidError(
             f"num_held_out is {count}, but {split.title} has only {limit} labelled images to hold out: choose up to that."
         )
     drawn = rows[torch.randperm(len(rows), generator=seeds.generator("held out", seed))[:count]]

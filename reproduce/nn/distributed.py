@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from reproduce.lazy import torch
+from reproduce.messages import InvalidError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,11 +26,13 @@ def device(name: str) -> torch.device:
     try:
         found = torch.device(chosen)
     except RuntimeError:
-        raise ValueError(f"There is no device '{name}'. Known: auto, cpu, cuda, cuda:1, ...") from None
+        raise InvalidError(f"There is no device '{name}'. Known: auto, cpu, cuda, cuda:1, ...") from None
     if found.type != "cuda":
         return found
     if not torch.cuda.is_available():
-        raise ValueError(f"The device is '{name}', but torch finds no GPU here. 'auto' or 'cpu' would work.")
+        raise InvalidError(
+            f"The device is '{name}', but torch finds no GPU here. 'auto' or 'cpu' would work."
+        )
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if _started_by_torchrun() else found
 
 

@@ -11,6 +11,7 @@ from reproduce.data import views
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import batches
 from reproduce.lazy import F, torch
+from reproduce.messages import InvalidError
 from reproduce.nn import distributed, feature_cache
 from reproduce.site import Site
 
@@ -54,13 +55,13 @@ def train_and_test(dataset: Dataset, site: Site) -> tuple[Split, Split]:
     ours, theirs = train.images.classes, test.images.classes
     if ours != theirs:
         odd = sorted(set(ours) ^ set(theirs)) or "none, but the order differs"
-        raise ValueError(
+        raise InvalidError(
             f"{train.title} has {len(ours)} classes and {test.title} {len(theirs)}; only in one of them: {odd}. They must be the same."
         )
     missing = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if missing:
         names = ", ".join(ours[label] for label in missing)
-        raise ValueError(f"{test.title} has classes without a labelled image in {train.title}: {names}.")
+        raise InvalidError(f"{test.title} has classes without a labelled image in {train.title}: {names}.")
     return train, test
 
 
@@ -74,7 +75,7 @@ def labelled(dataset: Dataset, name: str, site: Site) -> Split:
     labels = torch.tensor(images.labels)
     indices = (labels >= 0).nonzero().flatten()
     if len(indices) == 0:
-        raise ValueError(
+        raise InvalidError(
             f"{title} has {len(labels)} images, none with a label: an evaluation needs labelled images."
         )
     return Split(title, images, indices, labels[indices], len(images.classes))
@@ -149,7 +150,7 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
         ValueError: the split has fewer than two images, or the encoder is not one that was pretrained here.
     """
     if encoder.augmentation is None or encoder.projector is None:
-        raise ValueError(
+        raise InvalidError(
             "Projections of augmented views need the projector and the augmentation of a pretraining run of this suite."
         )
     projector, augmentation = encoder.projector, encoder.augmentation
@@ -158,7 +159,7 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
         f"the {dataset.test_split} split of {dataset.name}",
     )
     if len(images) < 2:
-        raise ValueError(f"{title} has {len(images)} images: distances between images need at least 2.")
+        raise InvalidError(f"{title} has {len(images)} images: distances between images need at least 2.")
     widths: list[int] = []
 
     def rows() -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from reproduce.messages import InvalidError
 from reproduce.nn import distributed
 from reproduce.runs import checkpoint, interrupt
 from reproduce.runs.progress import Watch
@@ -49,7 +50,7 @@ class Keeper:
                 if self.saved.get("about", {}).get(name) != digest
             ]
             if wrong:
-                raise ValueError(
+                raise InvalidError(
                     f"The checkpoint in {watch.folder} is of a training with another {' and another '.join(wrong)}: "
                     "remove it to start anew."
                 )

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 import filelock
 
 from reproduce.lazy import torch
-from reproduce.messages import unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.nn import backbones
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.weights import Weights
@@ -116,14 +116,14 @@ def describe(path: Path, backbone: str = "") -> Weights:
         ValueError: it holds no weights, or they do not fit.
     """
     if not path.is_file():
-        raise LookupError(f"There is no file {path}.")
+        raise NotFoundError(f"There is no file {path}.")
     if backbone and backbone not in backbones.names():
-        raise LookupError(unknown("backbone", backbone, backbones.names()))
+        raise NotFoundError(unknown("backbone", backbone, backbones.names()))
     tensors = read(path)
     if not backbone:
         backbone = _inferred(tensors, str(path))
     elif not any(match.fits for match in _matches(backbone, tensors)):
-        raise ValueError(_refusal(_nearest(_matches(backbone, tensors)), backbone, tensors, str(path)))
+        raise InvalidError(_refusal(_nearest(_matches(backbone, tensors)), backbone, tensors, str(path)))
     return Weights(backbone=backbone, sha256=sha256(path), **GEOMETRY_OF.get(backbone, {}))
 
 
@@ -180,10 +180,10 @@ def read(path: Path, shown: str = "") -> dict[str, Tensor]:
         try:
             state = _deserialised(content)
         except Exception as error:  # a broken file may raise anything
-            raise ValueError(_why_not_read(error, shown)) from None
+            raise InvalidError(_why_not_read(error, shown)) from None
     tensors = dict(_flat(state))
     if not tensors:
-        raise ValueError(
+        raise InvalidError(
             f"{shown} holds no tensors, but a {type(state).__name__}: a state dict, or a dict with one inside, is expected."
         )
     return tensors
@@ -199,7 +199,7 @@ def _fetched(weights: Weights, site: Site, watch: Watch) -> Path:
             _download(weights, path, site, watch)
         found, expected = sha256(path), _expected(weights, path)
         if expected and found != expected:
-            raise ValueError(_other_content(_shown(path, site), found, expected))
+            raise InvalidError(_other_content(_shown(path, site), found, expected))
         if not expected:  # put here by hand
             read(path, _shown(path, site))
             _record(path, found)
@@ -210,19 +210,19 @@ def _download(weights: Weights, path: Path, site: Site, watch: Watch) -> None:
     """Fetches a release to `path`, whole or not at all."""
     where = f"put the file at {_shown(path, site)} in the run folder by hand"
     if not weights.url:
-        raise LookupError(
+        raise NotFoundError(
             f"The weights with SHA-256 {weights.sha256} are not here: give their file to --checkpoint again, or {where}."
         )
     address = urlsplit(weights.url)
     if address.scheme != "https" and address.hostname != "127.0.0.1":
-        raise ValueError(f"{weights.url} is not fetched: only https addresses are; {where}.")
+        raise InvalidError(f"{weights.url} is not fetched: only https addresses are; {where}.")
     try:
         with urllib.request.urlopen(weights.url, timeout=TIMEOUT) as answer:  # noqa: S310 (the address is checked above)
             total = int(answer.headers.get("Content-Length") or 0)
             _written(_received(answer, total, watch, path.name), path, weights, weights.url)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
-        raise LookupError(
+        raise NotFoundError(
             f"{weights.url} cannot be fetched ({reason}): try again with a network, or {where}."
         ) from None
 
@@ -256,7 +256,7 @@ def _written(parts: Iterable[bytes], path: Path, weights: Weights, source: str) 
                 file.write(part)
         found, expected = total.hexdigest(), _expected(weights, path)
         if expected and found != expected:
-            raise ValueError(_other_content(source, found, expected))
+            raise InvalidError(_other_content(source, found, expected))
         if not expected:
             read(draft, source)  # an error page must not become the content that holds from then on
         _record(path, found)
@@ -289,9 +289,9 @@ def _shown(path: Path, site: Site) -> str:
 def _check_head(head: bytes, shown: str) -> None:
     """Raises ValueError for what is plainly no weights."""
     if not head:
-        raise ValueError(f"{shown} is empty: a file of weights is expected.")
+        raise InvalidError(f"{shown} is empty: a file of weights is expected.")
     if head.lstrip()[:1] == b"<":
-        raise ValueError(
+        raise InvalidError(
             f"{shown} is a web page, not a file of weights: open it in a browser to see what it says."
         )
 
@@ -313,7 +313,7 @@ def _unpacked(file: BinaryIO, shown: str) -> BinaryIO:
             name for name in archive.namelist() if name.endswith(ARCHIVED) and not name.startswith("__MACOSX")
         ]
         if len(found) != 1:
-            raise ValueError(
+            raise InvalidError(
                 f"{shown} is an archive with {len(found)} files of weights ({_listed(found)}): unpack it and give one."
             )
         return io.BytesIO(archive.read(found[0]))
@@ -428,11 +428,11 @@ def _chosen(backbone: str, tensors: Mapping[str, Tensor], wanted: str, shown: st
     ]
     fitting = [match for match in asked if match.fits]
     if not fitting:
-        raise ValueError(_refusal(_nearest(asked or matches), backbone, tensors, shown, wanted))
+        raise InvalidError(_refusal(_nearest(asked or matches), backbone, tensors, shown, wanted))
     best = [match for match in fitting if not match.follows] or fitting
     if any(not _same(best[0], other, tensors) for other in best[1:]):
         places = " or ".join(match.prefix or "(none)" for match in best)
-        raise ValueError(
+        raise InvalidError(
             f"{shown} holds several {backbone}: say which with --set encoder.prefix=NAME, which is {places}."
         )
     return best[0]
@@ -458,7 +458,7 @@ def _inferred(tensors: Mapping[str, Tensor], shown: str) -> str:
     best = _nearest(nearest.values())
     name = next(backbone for backbone, match in nearest.items() if match is best)
     known = f"Known: {', '.join(backbones.names())}."
-    raise ValueError(f"{_refusal(best, name, tensors, shown)} It is the nearest backbone. {known}")
+    raise InvalidError(f"{_refusal(best, name, tensors, shown)} It is the nearest backbone. {known}")
 
 
 def _refusal(

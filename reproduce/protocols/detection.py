@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from reproduce.data.detection import DetectionDataset
+from reproduce.messages import InvalidError
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Watch
 from reproduce.settings import Settings
@@ -240,7 +241,7 @@ class Detection(Protocol):
         watch.tag_data(dataset.train_split, train.digest)
         watch.tag_data(dataset.test_split, test.digest)
         if all(each.crowd or each.difficult for picture in test.pictures for each in picture.instances):
-            raise ValueError(
+            raise InvalidError(
                 f"{test.origin}: the images of {dataset.test_split} show no object that counts: there is nothing to measure."
             )
         measured: dict[str, float] = self._engine.fine_tune(

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
+from reproduce.messages import InvalidError
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Watch
 from reproduce.site import Site
@@ -167,7 +168,7 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
 def require(k: int, train: Split, name: str) -> None:
     """Raises ValueError where the train split has fewer than k labelled images."""
     if k > len(train.labels):
-        raise ValueError(
+        raise InvalidError(
             f"{name} asks for {k} neighbours, but {train.title} has {len(train.labels)} labelled images: choose a k up to that."
         )
 

@@ -20,6 +20,7 @@ from reproduce.data import lists
 from reproduce.data.augmentation import CROP_AND_FLIP, Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import torch
+from reproduce.messages import InvalidError
 from reproduce.nn import classifiers, distributed, schedules
 from reproduce.nn.classifiers import Classifiers, Labelled, Stream
 from reproduce.nn.keeper import Keeper
@@ -165,10 +166,12 @@ class SemiSupervised(Protocol, name="semi"):
         listed = torch.as_tensor(dataset.labelled_subset(self.labels, site))
         title = f"The list {self.labels} of {train.title}"
         if len(different := set(listed.tolist())) < len(listed):
-            raise ValueError(f"{title} names {len(listed)} images, but only {len(different)} different ones.")
+            raise InvalidError(
+                f"{title} names {len(listed)} images, but only {len(different)} different ones."
+            )
         rows = torch.isin(train.indices, listed).nonzero().flatten()
         if len(rows) < len(listed):
-            raise ValueError(
+            raise InvalidError(
                 f"{title} names {len(listed)} images, of which {len(listed) - len(rows)} have no label there."
             )
         missing = sorted(set(range(train.num_classes)) - set(train.labels[rows].tolist()))
@@ -176,7 +179,7 @@ class SemiSupervised(Protocol, name="semi"):
             names = ", ".join(train.images.classes[label] for label in missing[:5]) + (
                 ", ..." if len(missing) > 5 else ""
             )
-            raise ValueError(
+            raise InvalidError(
                 f"{title} names {len(listed)} images, none of {len(missing)} of the {train.num_classes} classes: {names}."
             )
         return rows
@@ -209,7 +212,7 @@ class SemiSupervised(Protocol, name="semi"):
         """
         least = max(distributed.world_size(), 2 if self.batchnorm == "train" else 1)
         if stream.smallest_batch < least:
-            raise ValueError(
+            raise InvalidError(
                 f"{stream.split.title} makes batches of {stream.smallest_batch} images with batch_size={self.batch_size}: "
                 f"an encoder that {distributed.world_size()} processes train with batchnorm={self.batchnorm} needs at least {least}."
             )

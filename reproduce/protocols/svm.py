@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import torch
+from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Progress, Watch
@@ -205,18 +206,18 @@ class LinearSVM(Protocol, name="svm"):
             odd = (
                 sorted(set(train.images.classes) ^ set(test.images.classes)) or "none, but the order differs"
             )
-            raise ValueError(
+            raise InvalidError(
                 f"{train.title} and {test.title} must have the same classes; only in one of them: {odd}."
             )
         for name, y, y_test in zip(train.images.classes, targets.T, test_targets.T, strict=True):
             shown = int((y > 0).sum())
             if min(shown, len(y) - shown) < self.folds:
-                raise ValueError(
+                raise InvalidError(
                     f"{train.title} has {shown} images with {name} and {len(y) - shown} without: "
                     f"{self.folds} folds need at least {self.folds} of each."
                 )
             if not (y_test > 0).any():
-                raise ValueError(
+                raise InvalidError(
                     f"{test.title} has no image with {name} that counts (difficult ones do not): its AP is undefined."
                 )
 
@@ -231,7 +232,7 @@ def several_labels(dataset: Dataset, name: str, site: Site) -> tuple[Split, Targ
 
     images, title = dataset.load(name, site), f"the {name} split of {dataset.name}"
     if images.targets is None:
-        raise ValueError(
+        raise InvalidError(
             f"svm takes a data set with several labels for each image, such as voc2007; {title} has one for each."
         )
     split = Split(title, images, torch.arange(len(images)), torch.tensor(images.labels), len(images.classes))

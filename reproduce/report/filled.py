@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from reproduce.messages import InvalidError
 from reproduce.report import stats
 from reproduce.report.markup import literal
 from reproduce.report.observe import Finished, observe
@@ -183,7 +184,7 @@ def loads(text: str | bytes, where: str) -> Filled:
         return from_json(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = f"{where} is not a report that this version wrote ({error}); render the table again or remove the file."
-        raise ValueError(message) from None
+        raise InvalidError(message) from None
 
 
 def _cell_from_json(cell: Mapping[str, Any]) -> FilledCell:

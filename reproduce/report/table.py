@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from reproduce.messages import unknown
+from reproduce.messages import NotFoundError, unknown
 from reproduce.nn.weights import Weights
 from reproduce.spec import Evaluate, Pretrain, Spec
 
@@ -294,6 +294,6 @@ def _matching(kind: str, globs: str, names: list[str]) -> set[str]:
     for glob in (part.strip() for part in globs.split(",")):
         matched = {name for name in names if fnmatchcase(name, glob.replace("[", "[[]"))}
         if not matched:
-            raise LookupError(unknown(kind, glob, names))
+            raise NotFoundError(unknown(kind, glob, names))
         found |= matched
     return found

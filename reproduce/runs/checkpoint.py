@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from reproduce.messages import InvalidError, NotFoundError
 from reproduce.runs import interrupt
 from reproduce.lazy import torch
 from reproduce.runs.files import write_atomic
@@ -140,17 +141,17 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise LookupError(f"There is no encoder {path}: the pretraining run {spec_id} has not finished here. Run it first.")
+        raise NotFoundError(f"There is no encoder {path}: the pretraining run {spec_id} has not finished here. Run it first.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a safetensors file is no dict
     except SafetensorError as error:
-        raise ValueError(f"Encoder {path} is broken ({error}). Delete it and run {spec_id} again.") from None
+        raise InvalidError(f"Encoder {path} is broken ({error}). Delete it and run {spec_id} again.") from None
     if metadata.get(SPEC) != spec_id:
-        raise ValueError(f"Encoder {path} is from run {metadata.get(SPEC, 'unknown')}, not from {spec_id} as asked.")
+        raise InvalidError(f"Encoder {path} is from run {metadata.get(SPEC, 'unknown')}, not from {spec_id} as asked.")
     if metadata.get(DIGEST) != digest(tensors):
-        raise ValueError(f"Encoder {path} is broken (its values do not match their digest). Delete it and run {spec_id} again.")
+        raise InvalidError(f"Encoder {path} is broken (its values do not match their digest). Delete it and run {spec_id} again.")
     return tensors
 
 
@@ -164,7 +165,7 @@ def encoder_of(file: IO[bytes]) -> str:
     try:
         return metadata(file)[SPEC]
     except KeyError:
-        raise ValueError("it is no safetensors file that names its run") from None
+        raise InvalidError("it is no safetensors file that names its run") from None
 
 
 def metadata(file: IO[bytes]) -> dict[str, str]:
@@ -175,11 +176,11 @@ def metadata(file: IO[bytes]) -> dict[str, str]:
     """
     size = int.from_bytes(file.read(8), "little")  # of the header, which is JSON
     if size > LARGEST_HEADER:
-        raise ValueError("it is no safetensors file")
+        raise InvalidError("it is no safetensors file")
     try:
         return {str(key): str(value) for key, value in json.loads(file.read(size)).get("__metadata__", {}).items()}
     except (ValueError, AttributeError, RecursionError):
-        raise ValueError("it is no safetensors file") from None
+        raise InvalidError("it is no safetensors file") from None
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
+from reproduce.messages import NotFoundError
 
 TIMEOUT = 60.0
 """Seconds for an answer; a busy controller takes some."""
@@ -43,7 +44,7 @@ def _squeue(ids: list[str]) -> str:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
     except OSError:
-        raise LookupError("There is no squeue on this machine: ask from one of the cluster's login nodes.") from None
+        raise NotFoundError("There is no squeue on this machine: ask from one of the cluster's login nodes.") from None
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"squeue did not answer within {TIMEOUT:.0f} s: Slurm's controller may be down.") from None
     if done.returncode and UNKNOWN_JOB not in done.stderr:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from reproduce.messages import InvalidError
 from reproduce.runs.journal import Point
 from reproduce.site import Site
 from reproduce.tracking.retry import away, disk_full, in_short, retrying
@@ -52,7 +53,7 @@ class Connection:
         self.uri = site.store
         scheme = self.uri.partition(":")[0] if ":" in self.uri else "file"
         if scheme == "file":
-            raise ValueError(
+            raise InvalidError(
                 f"The tracking store is '{self.uri}', a folder, which MLflow no longer writes. Set MLFLOW_TRACKING_URI or tracking_uri in "
                 "the site file to a database (sqlite:////path/mlflow.db) or a server (http://host:port), or leave both empty."
             )

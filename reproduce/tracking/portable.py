@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from reproduce import identity
+from reproduce.messages import InvalidError
 from reproduce.spec import Evaluate, Pretrain
 
 V = TypeVar("V")
@@ -114,7 +115,7 @@ def from_json(data: object, where: str) -> PortableRun:
     """
     names = {field.name for field in fields(PortableRun)}
     if not isinstance(data, dict) or set(data) != names:
-        raise ValueError(
+        raise InvalidError(
             f"{where} is no record of a run: it must have {', '.join(sorted(names))}, and nothing else."
         )
     try:
@@ -132,7 +133,7 @@ def from_json(data: object, where: str) -> PortableRun:
         )
         _check(run)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{where} is no record that this version can read: {error}.") from None
+        raise InvalidError(f"{where} is no record that this version can read: {error}.") from None
     return run
 
 
@@ -140,15 +141,15 @@ def _check(run: PortableRun) -> None:
     """Raises ValueError for a record that is of the right types and contradicts itself."""
     found = identity.digest_of_plain(run.settings)
     if found != run.spec_id:
-        raise ValueError(f"it says that it is run {run.spec_id}, and its settings are those of {found}")
+        raise InvalidError(f"it says that it is run {run.spec_id}, and its settings are those of {found}")
     if run.settings.get("component") not in (Pretrain.name, Evaluate.name):
-        raise ValueError("its settings are of no run")
+        raise InvalidError("its settings are of no run")
     if not isinstance(run.settings.get("encoder", {}), dict):
-        raise ValueError("its settings name no encoder")
+        raise InvalidError("its settings name no encoder")
     if not re.fullmatch(r"[a-z]{1,20}", run.tags.get(SCALE, "")):
-        raise ValueError(f"its tag '{SCALE}' is no scale")
+        raise InvalidError(f"its tag '{SCALE}' is no scale")
     if odd := [name for name in run.environments if not ENVIRONMENT.fullmatch(name)]:
-        raise ValueError(f"'{odd[0]}' is no name of an environment")
+        raise InvalidError(f"'{odd[0]}' is no name of an environment")
 
 
 def _of(kind: type[V], value: object) -> V:
@@ -161,7 +162,7 @@ def _by_name(data: object, read: Callable[[object], V]) -> dict[str, V]:
     """A mapping with each of its values read, and with names that a store takes."""
     for name in _of(dict, data):
         if not NAME.fullmatch(name) or ".." in name.split("/") or name.startswith("/"):
-            raise ValueError(f"'{name[:60]}' is no name of a tag, setting or metric")
+            raise InvalidError(f"'{name[:60]}' is no name of a tag, setting or metric")
     return {name: read(value) for name, value in _of(dict, data).items()}
 
 
@@ -174,7 +175,7 @@ def _text(value: object) -> str:
 def _whole(value: object) -> int:
     number = _of(int, value)
     if not 0 <= number < 2**63:
-        raise ValueError(f"{number} stands where a step or a time belongs")
+        raise InvalidError(f"{number} stands where a step or a time belongs")
     return number
 
 
@@ -187,7 +188,7 @@ def _number_in(value: object) -> float:
         return math.nan
     number = float(_of(int, value)) if isinstance(value, int) else _of(float, value)
     if not math.isfinite(number):
-        raise ValueError(f"{number} stands where a number or null belongs")
+        raise InvalidError(f"{number} stands where a number or null belongs")
     return number
 
 
@@ -195,7 +196,7 @@ def _points(value: object) -> tuple[Point, ...]:
     points = []
     for point in _of(list, value):
         if len(_of(list, point)) != 3:
-            raise ValueError(f"{str(point)[:60]} is no step, value and time")
+            raise InvalidError(f"{str(point)[:60]} is no step, value and time")
         step, measured, time = point
         points.append((_whole(step), _number_in(measured), _whole(time)))
     return tuple(points)

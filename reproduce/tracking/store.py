@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from reproduce.messages import InvalidError, NotFoundError
 from reproduce.report.observe import Finished
 from reproduce.runs import interrupt, lease
 from reproduce.runs.journal import Point, points
@@ -246,18 +247,18 @@ class Store:
             LookupError: there is no such run, or runs of several specs begin so.
         """
         if not re.fullmatch(r"[0-9a-f]{4,12}|[0-9a-f]{32}", name):
-            raise LookupError(
+            raise NotFoundError(
                 f"'{name}' is no run's id: 4 to 12 hexadecimal digits, as `invoke status` and `--dry-run` print, or MLflow's 32."
             )
         wanted = Wanted(run_id=name, there=(SPEC,)) if len(name) == 32 else Wanted(begins={SPEC: name})
         runs = list(self.connection.search(wanted))
         ids = sorted({run.data.tags[SPEC] for run in runs})
         if not ids:
-            raise LookupError(
+            raise NotFoundError(
                 f"There is no run '{name}' in {self.uri}: `invoke status` lists those that there are."
             )
         if len(ids) > 1:
-            raise LookupError(
+            raise NotFoundError(
                 f"'{name}' may mean {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}: give more digits."
             )
         if len(name) == 32:
@@ -290,7 +291,7 @@ class Store:
                     raise
                 if self.connection.server:
                     self.connection.knock()  # a server that does not answer may well have it
-                raise LookupError(
+                raise NotFoundError(
                     f"The tracking store has no {name} of its run {run_id} ({in_a_line(error)})."
                 ) from None
 
@@ -306,7 +307,7 @@ class Store:
         """
         run = self._newest_finished([spec_id]).get(spec_id)
         if run is None:
-            raise LookupError(f"There is no finished run {spec_id} in {self.uri}.")
+            raise NotFoundError(f"There is no finished run {spec_id} in {self.uri}.")
         run_id, found = run.info.run_id, run.data.tags
         with tempfile.TemporaryDirectory() as folder:
 
@@ -355,7 +356,7 @@ class Store:
             except Exception as error:
                 if not of_mlflow(error):
                     raise
-                raise ValueError(
+                raise InvalidError(
                     f"{self.uri} does not take the record of run {run.spec_id}: {in_a_line(error)}"
                 ) from None
         return None
@@ -443,7 +444,7 @@ class Store:
             LookupError: the store is a server already; the message says where.
         """
         if self.connection.server:
-            raise LookupError(f"The tracking store is a server: open {self.uri} in a browser.")
+            raise NotFoundError(f"The tracking store is a server: open {self.uri} in a browser.")
         self.connection.create()
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.uri]
         command += ["--default-artifact-root", self.connection.artifacts.as_uri()]
