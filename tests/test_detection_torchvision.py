@@ -35,6 +35,7 @@ from reproduce.detection.cost import operations
 from reproduce.evaluate import evaluate
 from reproduce.nn import backbones, cost
 from reproduce.nn.stages import stages
+from reproduce.nn.weights import Weights
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.runs import checkpoint, interrupt
@@ -510,7 +511,7 @@ def test_an_evaluation_reads_each_split_once_and_tells_what_it_is(tmp_path: Path
     given, notes = encoder(), Notes()
     dataset = Counted(train_split="one+two", test_split="three")
     evaluate(
-        Evaluate(encoder=given.spec, protocol=protocol, dataset=dataset),
+        Evaluate(encoder=Weights(backbone="small", sha256="0" * 64), protocol=protocol, dataset=dataset),
         given,
         Site(runs=tmp_path),
         CPU,

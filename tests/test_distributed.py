@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones, collectives, dispersion, distributed
 from reproduce.nn.heads import Heads
+from reproduce.nn.sync_batchnorm import sync_batchnorm
 
 WORLD = 2
 BATCH = 12
@@ -103,7 +104,7 @@ def process(rank, port, folder):
             found[name] = (loss.item(), p.grad)
         for dims in (0, 2):
             norm, x, weights = norm_and_input(dims)
-            synced = distributed.sync_batchnorm(norm)
+            synced = sync_batchnorm(norm)
             mine = share(x, rank).clone().requires_grad_()
             y = synced(mine)
             (y * share(weights, rank)).sum().backward()
@@ -112,7 +113,7 @@ def process(rank, port, folder):
             found[f"norm{dims}"] = [tensor.detach() for tensor in left]
         network, views = network_and_views()
         keys = list(network.state_dict())
-        network = distributed.sync_batchnorm(network)
+        network = sync_batchnorm(network)
         found["synced"] = sum(isinstance(module, collectives.SyncBatchNorm) for module in network.modules())
         found["same keys"] = list(network.state_dict()) == keys
         network.online = DistributedDataParallel(network.online)
@@ -211,7 +212,7 @@ def test_in_one_process_nothing_is_wrapped_or_sent():
     assert distributed.gather(x) is x
     assert not any(
         isinstance(module, collectives.SyncBatchNorm)
-        for module in distributed.sync_batchnorm(network).modules()
+        for module in sync_batchnorm(network).modules()
     )
     assert distributed.mean(torch.tensor(2.5)) == 2.5
     assert distributed.unwrapped(network.online) is network.online

@@ -55,7 +55,7 @@ OURS = (lease.FILE, lease.LOCK, "lock", "log.txt", FILE)
 """Files by which a run's folder is known, besides its name."""
 EVERY = 1_000_000
 """Finished evaluations of a scale, at most."""
-DRAFTS = ("*/.*.tmp", "weights/*/.*.tmp", "features/*.tmp")
+DRAFTS = ("*/.*.tmp", "weights/*/.*.tmp")
 """Where drafts are in the folder of runs."""
 
 Kind = Literal["run", "checkpoints", "draft", "features", "record"]
