@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.methods.msbreg import MSBReg
-from reproduce.nn import backbones, collectives, dispersion, distributed
+from reproduce.nn import backbones, dispersion, distributed
 from reproduce.nn.heads import Heads
-from reproduce.nn.sync_batchnorm import sync_batchnorm
+from reproduce.nn.sync_batchnorm import SyncBatchNorm, sync_batchnorm
 
 WORLD = 2
 BATCH = 12
@@ -114,7 +114,7 @@ def process(rank, port, folder):
         network, views = network_and_views()
         keys = list(network.state_dict())
         network = sync_batchnorm(network)
-        found["synced"] = sum(isinstance(module, collectives.SyncBatchNorm) for module in network.modules())
+        found["synced"] = sum(isinstance(module, SyncBatchNorm) for module in network.modules())
         found["same keys"] = list(network.state_dict()) == keys
         network.online = DistributedDataParallel(network.online)
         found["step"] = step_gradients(network, [share(view, rank) for view in views])
@@ -210,10 +210,7 @@ def test_in_one_process_nothing_is_wrapped_or_sent():
     network, _ = network_and_views()
     x = torch.randn(3, 2)
     assert distributed.gather(x) is x
-    assert not any(
-        isinstance(module, collectives.SyncBatchNorm)
-        for module in sync_batchnorm(network).modules()
-    )
+    assert not any(isinstance(module, SyncBatchNorm) for module in sync_batchnorm(network).modules())
     assert distributed.mean(torch.tensor(2.5)) == 2.5
     assert distributed.unwrapped(network.online) is network.online
     with distributed.processes("cpu"):
