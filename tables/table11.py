@@ -69,13 +69,16 @@ def table() -> Table:
     return Table(
         name="table11",
         number="11",
-        title=r"Trade-off between the losses: top-1 (%) of a linear classifier on ImageNet-100 for $K$, $\lambda_s$ and $\lambda_b$.",
+        title=r"Trade-off between the losses: top-1 (%) of a linear classifier on ImageNet-100 for $K$, "
+        r"$\lambda_s$ and $\lambda_b$.",
         columns=tuple(Column(key=key, title=f"$K = {views}$", digits=1) for key, views in VIEWS.items()),
         rows=tuple(_row(lambda_s, lambda_b) for lambda_s in LAMBDA_S for lambda_b in LAMBDA_B),
         claims=CLAIMS,
         notes=(
-            "Section 10 trains for 300 epochs, section 7.1 says 320 and Table 8 prints the same numbers; 320 are used at paper scale.",
-            "$K = 2$ is BYOL, whose loss compares different views only; Eq. 3 at $K = 2$ would contain the pairs of a view with itself.",
+            "Section 10 trains for 300 epochs, section 7.1 says 320 and Table 8 prints the same numbers; 320 "
+            "are used at paper scale.",
+            "$K = 2$ is BYOL, whose loss compares different views only; Eq. 3 at $K = 2$ would contain the "
+            "pairs of a view with itself.",
         ),
         row_title=r"$\lambda_s$",
     )
@@ -146,7 +149,8 @@ def _peaks_in_lambda_s(v: Values, key: str) -> bool:
 SECTION = "section 10"
 CLAIMS = (
     Claim(
-        text=r"$\lambda_s = 0.004$, $\lambda_b = 0.5$ is best for $K = 4$ (the cell that the scan lost counts only where it has a number).",
+        text=r"$\lambda_s = 0.004$, $\lambda_b = 0.5$ is best for $K = 4$ (the cell that the scan lost "
+        r"counts only where it has a number).",
         holds=lambda v: _defaults_are_best(v, "k4"),
         source=SECTION,
     ),
@@ -156,7 +160,8 @@ CLAIMS = (
         source=SECTION,
     ),
     Claim(
-        text=r"$\lambda_s = 0.004$, $\lambda_b = 0.5$ is not best for $K = 2$ (the paper says so of $K = 4$ and $K = 8$ only).",
+        text=r"$\lambda_s = 0.004$, $\lambda_b = 0.5$ is not best for $K = 2$ (the paper says so of $K = 4$ "
+        r"and $K = 8$ only).",
         holds=lambda v: not _defaults_are_best(v, "k2"),
         source=SECTION,
     ),
@@ -181,7 +186,8 @@ CLAIMS = (
         source=SECTION,
     ),
     Claim(
-        text=r"Both $\mathcal{L}_s$ and $\mathcal{L}_b$ improve BYOL ($K = 2$), each alone at its default weight.",
+        text=r"Both $\mathcal{L}_s$ and $\mathcal{L}_b$ improve BYOL ($K = 2$), each alone at its default "
+        r"weight.",
         holds=lambda v: min(_acc(v, "k2", "0.004", "0"), _acc(v, "k2", "0", "0.5")) > _acc(v, "k2", "0", "0"),
         source=SECTION,
     ),

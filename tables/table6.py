@@ -80,7 +80,8 @@ def table() -> Table:
             None,
             msbreg(stl10, lambda_b=5e-5, heads=LN, batch_size=256),
             rule=True,
-            note=r"Not in the paper, whose text says that a smaller $\lambda_b$ is worse, too, yet lists none below $5 \times 10^{-4}$.",
+            note=r"Not in the paper, whose text says that a smaller $\lambda_b$ is worse, too, yet lists "
+            r"none below $5 \times 10^{-4}$.",
         ),
         _row(
             "Ours (LN, lambda_b=5e-4)",
@@ -110,13 +111,15 @@ def table() -> Table:
     return Table(
         name="table6",
         number="6 and 13",
-        title="BYOL and ours with batch normalisation (BN) and layer normalisation (LN) in the heads, on STL-10.",
+        title="BYOL and ours with batch normalisation (BN) and layer normalisation (LN) in the heads, on "
+        "STL-10.",
         columns=(Column(key="acc", title="Top-1 (%)", digits=1),),
         rows=rows,
         claims=CLAIMS,
         notes=(
-            r"K, $\lambda_s$ and the epochs are not stated: BYOL has $K = 2$ and $\lambda_s = 0$, ours is the full method at its defaults "
-            r"$K = 4$ and $\lambda_s = 0.004$, all with 320 epochs. Batch sizes are those at paper scale.",
+            r"K, $\lambda_s$ and the epochs are not stated: BYOL has $K = 2$ and $\lambda_s = 0$, ours is "
+            r"the full method at its defaults $K = 4$ and $\lambda_s = 0.004$, all with 320 epochs. Batch "
+            r"sizes are those at paper scale.",
         ),
     )
 
@@ -155,7 +158,8 @@ def _slightly_below(v: Values, label: str, best: str) -> bool:
 
 CLAIMS = (
     Claim(
-        text="BYOL collapses to chance when LN replaces BN (1st and 3rd row; read as: top-1 falls to at most 15 %, chance being 10 %).",
+        text="BYOL collapses to chance when LN replaces BN (1st and 3rd row; read as: top-1 falls to at most "
+        "15 %, chance being 10 %).",
         holds=lambda v: _acc(v, "BYOL (BN)") > COLLAPSED >= _acc(v, "BYOL (LN)"),
         source="section 4.3",
     ),
@@ -175,12 +179,14 @@ CLAIMS = (
         source="section 4.3",
     ),
     Claim(
-        text="LN in place of BN degrades ours slightly (2nd and 6th row of the paper; read as: by at most 10 percentage points).",
+        text="LN in place of BN degrades ours slightly (2nd and 6th row of the paper; read as: by at most 10 "
+        "percentage points).",
         holds=lambda v: _slightly_below(v, "Ours (LN, lambda_b=5e-4)", "Ours (BN, lambda_b=5e-2)"),
         source="section 4.3",
     ),
     Claim(
-        text=r"A $\lambda_b$ larger than $5 \times 10^{-4}$ is slightly worse, so that $5 \times 10^{-4}$ is the best of the three.",
+        text=r"A $\lambda_b$ larger than $5 \times 10^{-4}$ is slightly worse, so that $5 \times 10^{-4}$ is "
+        r"the best of the three.",
         holds=lambda v: all(
             _slightly_below(v, larger, "Ours (LN, lambda_b=5e-4)")
             for larger in ("Ours (LN, lambda_b=5e-3)", "Ours (LN, lambda_b=5e-2)")
@@ -188,7 +194,8 @@ CLAIMS = (
         source="section 4.3",
     ),
     Claim(
-        text=r"A $\lambda_b$ smaller than $5 \times 10^{-4}$ is slightly worse (judged at $5 \times 10^{-5}$, not in the paper).",
+        text=r"A $\lambda_b$ smaller than $5 \times 10^{-4}$ is slightly worse (judged at $5 \times "
+        r"10^{-5}$, not in the paper).",
         holds=lambda v: _slightly_below(v, "Ours (LN, lambda_b=5e-5)", "Ours (LN, lambda_b=5e-4)"),
         source="section 4.3",
     ),

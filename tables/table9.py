@@ -12,8 +12,8 @@ from reproduce.report.table import Cell, Column, Reported, Row, Table
 ALWAYS = 1.0
 """Every view is a crop: its probability is not a setting."""
 MERGED = (
-    "BYOL draws its two views from two distributions T and T' (deepmind-research byol/); the paper's one column has T's blur (1.0; T' .1) "
-    "with the solarization of T' (.2; T 0)."
+    "BYOL draws its two views from two distributions T and T' (deepmind-research byol/); the paper's one "
+    "column has T's blur (1.0; T' .1) with the solarization of T' (.2; T 0)."
 )
 
 
@@ -38,7 +38,8 @@ def table() -> Table:
             _row("10. Solarization Probability", "0.2", ours.solarize, note=MERGED),
         ),
         notes=(
-            "Our values are the defaults of the suite's settings, not measurements; all K views are drawn with them, alike.",
+            "Our values are the defaults of the suite's settings, not measurements; all K views are drawn "
+            "with them, alike.",
         ),
         row_title="Image augmentation parameter",
     )
