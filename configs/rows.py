@@ -17,8 +17,10 @@ from collections.abc import Iterable, Mapping
 from reproduce.report.table import Cell, Column, Measured, Reported, Row, Values
 
 EMPTY = "The paper leaves this cell empty."
-QUOTED = "This method's numbers are quoted; nothing is run for it."
+"""Note on a number that the paper does not have."""
+QUOTED = "This method's numbers are quoted; nothing is run for it here."
 RELEASED = "This method's numbers are quoted; --baselines released evaluates the released encoder."
+"""Reasons for a cell without a run of ours."""
 EPOCHS = (
     "Epochs are those of pretraining, at paper scale. The baselines' epochs are those of their own papers."
 )
@@ -54,7 +56,7 @@ def paper_row(
         released: The evaluations of a released encoder, by column key.
         quoted: The reason that a cell with neither evaluation shows.
         doubts: Notes on single numbers, by column key; on a missing number, why it is missing.
-        shown: The printed name of the row. If empty, the label with its formulas set as such.
+        shown: The printed name of the row. If empty, the label with its number of views as a formula.
     """
 
     def reason(key: str) -> str:

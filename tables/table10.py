@@ -1,8 +1,7 @@
 """Table 10: detection and instance segmentation on COCO 2017 with a fine-tuned Mask R-CNN.
 
 Source: section 9, Table 10; section 8.4. A Mask R-CNN with a feature pyramid is fine-tuned on train2017 with
-the
-1x schedule and measured on val2017: average precision of boxes and of masks.
+the 1x schedule and measured on val2017: average precision of boxes and of masks.
 
 Runs: 2 pretrainings, both shared with Table 3, and 2 evaluations, each of which fills both columns. BYOL is
 trained with its own settings for 1000 epochs. The numbers of the other rows are quoted; `--baselines
@@ -34,9 +33,9 @@ KEYS = tuple(column.key for column in COLUMNS)
 OURS = "Ours (K=4)"
 OTHERS = ("SimCLR", "MoCo", "BYOL", "VICReg", "SwAV", "Barlow Twins", "OBoW")
 COMPETITIVE = 2.0
-"""Most points by which a competitive result is below the best; a choice."""
+"""Maximum number of points between a competitive result and the best; a choice."""
 SIMILAR = 0.5
-"""Most points by which two similar results differ; a choice."""
+"""Maximum number of points between two similar results; a choice."""
 
 
 def table() -> Table:

@@ -153,15 +153,15 @@ CLAIMS = (
         )
     ),
     Claim(
-        text=r"$\lambda_s = 0.004$, $\lambda_b = 0.5$ is not best for $K = 2$ (the paper says that it is "
-        r"best for $K = 4$ and $K = 8$ only).",
+        text=r"$\lambda_s = 0.004$, $\lambda_b = 0.5$ is not best for $K = 2$ (the paper calls it best "
+        r"for $K = 4$ and $K = 8$ only).",
         holds=lambda v: not _defaults_are_best(v, "k2"),
         source=SECTION,
     ),
     *(
         Claim(
-            text=rf"At $K = {VIEWS[key]}$ the accuracy increases with $\lambda_b$ up to 0.5 (at $\lambda_s = "
-            rf"0.004$).",
+            text=rf"At $K = {VIEWS[key]}$ the accuracy increases with $\lambda_b$ up to 0.5 "
+            r"(at $\lambda_s = 0.004$).",
             holds=partial(_peaks_in_lambda_b, key=key),
             source=SECTION,
         )
@@ -169,8 +169,8 @@ CLAIMS = (
     ),
     *(
         Claim(
-            text=rf"At $K = {VIEWS[key]}$ the accuracy increases with $\lambda_s$ up to 0.004 (at $\lambda_b "
-            rf"= 0.5$).",
+            text=rf"At $K = {VIEWS[key]}$ the accuracy increases with $\lambda_s$ up to 0.004 "
+            r"(at $\lambda_b = 0.5$).",
             holds=partial(_peaks_in_lambda_s, key=key),
             source=SECTION,
         )

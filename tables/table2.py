@@ -49,12 +49,12 @@ OTHERS = {
 }
 """Other methods with a number in each column."""
 MATCHED = 2.0
-"""Most percentage points by which a `compatible` result is lower; a choice."""
+"""Maximum number of percentage points by which a compatible result is lower; a choice."""
 
 IN_TABLE_7 = "Table 7 prints 70.2, 73.6 and 74.4 for 100, 200 and 300 epochs; each number is kept as printed."
 QUOTED = (
     "This method's numbers are quoted, and no encoder with this number of epochs is released; nothing is run "
-    "for it."
+    "for it here."
 )
 
 
@@ -66,8 +66,8 @@ def table() -> Table:
             ("66.5", "70.6", "73.2"),
             _facts("BYOL"),
             ours=_measured(byol_tuned_imagenet(100), byol_tuned_imagenet(200), byol_tuned_imagenet(400)),
-            note="Quoted from the SimSiam paper, [6]; ours has BYOL's own settings. The BYOL that the "
-            "authors trained themselves, at batch 512, is in Table 7.",
+            note="Quoted from the SimSiam paper, [6]; ours has BYOL's own settings. The BYOL that "
+            "MSBReg's authors trained, at batch 512, is in Table 7.",
         ),
         _row(
             "SimCLR",

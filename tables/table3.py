@@ -1,8 +1,8 @@
 """Table 3: semi-supervised classification with 1 % and 10 % of ImageNet's labels.
 
 Source: section 4.1, Table 3; the settings are those of section 8.2. A classifier is trained on SimCLR's two
-lists
-of labelled images: on the frozen encoder with 1 %, together with the encoder with 10 %. Top-1 and top-5.
+lists of labelled images: on the frozen encoder with 1 %, together with the encoder with 10 %. Top-1 and
+top-5.
 
 Runs: 2 pretrainings and 4 evaluations. BYOL is trained with its own settings for 1000 epochs, like the quoted
 one. Ours is trained for 300 epochs; it is the last run of Table 2. The numbers of the other rows are quoted;
@@ -35,7 +35,7 @@ OURS, OBOW = "Ours (K=4)", "OBoW"
 TWO_VIEWS = ("SimCLR", "BYOL", "VICReg", "SwAV (with multi-crop)", "Barlow Twins")
 """Other methods with a number in every column; OBoW has no top-1."""
 MATCHED = 2.0
-"""Most percentage points by which a matched result is lower, and least of a large margin; a choice."""
+"""Percentage points by which a matched result may be lower, and which a large margin exceeds; a choice."""
 
 
 def table() -> Table:

@@ -44,9 +44,9 @@ OTHERS = {
     "inat18": ("MoCo v2", "BYOL", "Barlow Twins", "SwAV"),
     **dict.fromkeys(DETECTION, (*CLASSIFIERS, "SimSiam")),
 }
-"""Other methods with a number in each column, except PixPro, which the paper's claim leaves out."""
+"""Other methods with a number in each column, without PixPro, which the paper excepts."""
 MATCHED = 2.0
-"""Most points by which a matched or slightly lower result is below; a choice."""
+"""Maximum number of points between a matched or slightly lower result and the best; a choice."""
 
 
 def table() -> Table:

@@ -26,13 +26,13 @@ COLLAPSED = 1.5 * CHANCE
 """Highest top-1 that counts as collapsed to chance; a choice, with room for the scatter of a collapsed
 run."""
 SLIGHT = 10.0
-"""Most percentage points that count as a slight degradation; a choice, as the paper gives no number."""
+"""Maximum number of percentage points of a slight degradation; a choice, as the paper gives none."""
 
 AT_BATCH_256 = "At batch 256; Table 1 prints 93.00 at batch 512."
 LOST = "Not legible in the scan of the paper, neither in Table 6 nor in Table 13."
 TENTATIVE = (
-    "Read tentatively: this is the only accuracy of ours with LN that the scan shows (Table 13), in the first "
-    r"of the three rows; the text calls $\lambda_b = 5 \times 10^{-4}$ the best."
+    "Read tentatively: this is the only accuracy of ours with LN that the scan shows (Table 13), in the "
+    r"first of the three rows; the text calls $\lambda_b = 5 \times 10^{-4}$ the best."
 )
 NOT_IN_PAPER = (
     r"Not in the paper. Its text says that a smaller $\lambda_b$ is worse, too, but its table has none below "
@@ -162,8 +162,8 @@ CLAIMS = (
         source=SECTION,
     ),
     Claim(
-        text=r"A $\lambda_b$ smaller than $5 \times 10^{-4}$ is slightly worse (judged at $5 \times "
-        r"10^{-5}$, not in the paper).",
+        text=r"A $\lambda_b$ smaller than $5 \times 10^{-4}$ is slightly worse (judged at "
+        r"$5 \times 10^{-5}$, not in the paper).",
         holds=lambda v: _slightly_below(v, "Ours (LN, lambda_b=5e-5)", "Ours (LN, lambda_b=5e-4)"),
         source=SECTION,
     ),

@@ -1,8 +1,8 @@
 """Table 8: ablation of the three regularisations on ImageNet-100.
 
 Source: section 4.5, Table 8 (the text calls it "Table 11"). Top-1 of linear evaluation. L_c is the multiview
-centroid loss, L_b the Brownian diffusive loss and L_s the singular value loss. Where they are used, lambda_b
-= .5 and lambda_s = .004.
+centroid loss, L_b the Brownian diffusive loss and L_s the singular value loss. Where they are used,
+lambda_b = .5 and lambda_s = .004.
 
 Runs: 12 pretrainings and 12 linear evaluations, all of them shared with Table 11, some with Tables 1 and 12.
 
