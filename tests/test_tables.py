@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import pretrain, released
+from configs import pretrain, released, rows
 from reproduce.data import stl10, synthetic
 from reproduce.data.augmentation import Augmentation
 from reproduce.nn.heads import Heads
@@ -486,6 +486,13 @@ def test_the_lost_cell_of_the_grid_counts_only_if_it_has_a_number() -> None:
     assert best_at_k4.judge(plan.values(lambda *cell: numbers.get(cell))) == "holds"
     del numbers["lambda_s=0.01 lambda_b=2.0", "k4"]
     assert best_at_k4.judge(plan.values(lambda *cell: numbers.get(cell))) == "open"
+
+
+def test_a_lead_is_exact_where_binary_fractions_are_not() -> None:
+    numbers = {"ours": 64.1, "one": 62.1, "other": 61.0}
+    assert numbers["ours"] - numbers["one"] < 2
+    assert rows.lead(lambda row, _: numbers[row], "top1", "ours", "other", "one") == 2
+    assert rows.lead(lambda row, _: numbers[row], "top1", "other", "one") == -1.1
 
 
 # The runs
