@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import pretrain, released, rows
+from configs import pretrain, released
+from configs.rows import lead
 from reproduce.data import stl10, synthetic
 from reproduce.data.augmentation import Augmentation
 from reproduce.nn.heads import Heads
@@ -491,8 +492,8 @@ def test_the_lost_cell_of_the_grid_counts_only_if_it_has_a_number() -> None:
 def test_a_lead_is_exact_where_binary_fractions_are_not() -> None:
     numbers = {"ours": 64.1, "one": 62.1, "other": 61.0}
     assert numbers["ours"] - numbers["one"] < 2
-    assert rows.lead(lambda row, _: numbers[row], "top1", "ours", "other", "one") == 2
-    assert rows.lead(lambda row, _: numbers[row], "top1", "other", "one") == -1.1
+    assert lead(lambda row, _: numbers[row], "top1", "ours", "other", "one") == 2
+    assert lead(lambda row, _: numbers[row], "top1", "other", "one") == -1.1
 
 
 # The runs
