@@ -1,7 +1,9 @@
 """Table 9: image augmentation parameters.
 
-Source: section 7.3, Table 9. Nothing is run: the paper's settings stand beside the defaults of this suite,
-read from `reproduce/data/views.py`. Expect the two to agree in every row.
+Source: section 7.3, Table 9.
+
+Runs: none. The paper's settings are printed next to the defaults of this suite, which are read from
+`reproduce/data/augmentation.py`. Expect the two to agree in every row.
 """
 
 from __future__ import annotations
@@ -10,15 +12,15 @@ from reproduce.data.augmentation import Augmentation
 from reproduce.report.table import Cell, Column, Reported, Row, Table
 
 ALWAYS = 1.0
-"""Every view is a crop: its probability is not a setting."""
+"""Probability of a crop: every view is one, so this is not a setting."""
 MERGED = (
-    "BYOL draws its two views from two distributions T and T' (deepmind-research byol/); the paper's one column has T's blur (1.0; T' .1) "
-    "with the solarization of T' (.2; T 0)."
+    "BYOL draws its two views from two distributions T and T' (deepmind-research byol/). The paper's one "
+    "column has the blur of T (1.0; T' .1) and the solarization of T' (.2; T 0)."
 )
 
 
 def table() -> Table:
-    """The ten parameters, with the names and in the order of the paper."""
+    """Return the ten parameters, with the paper's names and in its order."""
     ours = Augmentation()
     return Table(
         name="table9",
@@ -38,7 +40,7 @@ def table() -> Table:
             _row("10. Solarization Probability", "0.2", ours.solarize, note=MERGED),
         ),
         notes=(
-            "Our values are the defaults of the suite's settings, not measurements; all K views are drawn with them, alike.",
+            "Our values are the defaults of the suite, not measurements; all K views are drawn with them.",
         ),
         row_title="Image augmentation parameter",
     )

@@ -1,0 +1,97 @@
+"""Rows that set the paper's numbers next to ours, as most tables have them.
+
+    _row = partial(paper_row, COLUMNS)
+    _row("PIRL", ("81.1", "49.8"))                                          # quoted: nothing is run
+    _row("OBoW", ("89.3", "56.8"), released=_measured(released.OBOW_200))   # quoted, with a released encoder
+    _row("BYOL", ("86.6", "54.0"), ours=_measured(byol_tuned_imagenet(1000)))
+
+`invoke table5` leaves our side of a quoted row empty. `invoke table5 --baselines released` fills it where the
+row has a released encoder, one that the method's authors have published.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from reproduce.report.table import Cell, Column, Measured, Reported, Row, Values
+
+EMPTY = "The paper leaves this cell empty."
+"""Note on a number that the paper does not have."""
+QUOTED = "This method's numbers are quoted; nothing is run for it here."
+RELEASED = "This method's numbers are quoted; --baselines released evaluates the released encoder."
+"""Reasons for a cell without a run of ours."""
+EPOCHS = (
+    "Epochs are those of pretraining, at paper scale. The baselines' epochs are those of their own papers."
+)
+SMALL_DETECTORS = (
+    "At small scale, detectors are trained for a quarter of the iterations; those with a 3x3 stem see images "
+    "of half the side. At smoke scale, they are trained for 200 steps on images of 64 pixels."
+)
+"""Notes that several tables share."""
+
+
+def paper_row(
+    columns: Iterable[Column],
+    label: str,
+    printed: Iterable[str | None],
+    facts: Mapping[str, str] = {},
+    *,
+    ours: Mapping[str, Measured] = {},
+    released: Mapping[str, Measured] = {},
+    quoted: str = QUOTED,
+    note: str = "",
+    doubts: Mapping[str, str] = {},
+    shown: str = "",
+    added: bool = False,
+    rule_before: bool = False,
+) -> Row:
+    """Return a row with the paper's number and our evaluation in each column.
+
+    Args:
+        columns: All columns of the table.
+        printed: The paper's number in each column; None if the paper has none, usually an empty cell.
+        facts: The descriptive columns by title, such as the backbone.
+        ours: The evaluations that fill our side, by column key; empty in a quoted row.
+        released: The evaluations of a released encoder, by column key.
+        quoted: The reason that a cell with neither evaluation shows.
+        doubts: Notes on single numbers, by column key; on a missing number, why it is missing.
+        shown: The printed name of the row. If empty, the label with its number of views as a formula.
+    """
+
+    def reason(key: str) -> str:
+        if key in ours:
+            return ""
+        return RELEASED if key in released else quoted
+
+    cells = {
+        column.key: Cell(
+            paper=Reported(value=number, note=doubts.get(column.key, "" if number else EMPTY)),
+            ours=ours.get(column.key),
+            released=released.get(column.key),
+            why_not_ours=reason(column.key),
+        )
+        for column, number in zip(columns, printed, strict=True)
+    }
+    return Row(
+        label=label,
+        shown=shown or with_formula(label),
+        cells=cells,
+        facts=facts,
+        note=note,
+        added=added,
+        rule_before=rule_before,
+    )
+
+
+def with_formula(label: str) -> str:
+    """Return a label with its number of views as a formula: `Ours (K=4)` becomes `Ours ($K = 4$)`."""
+    return re.sub(r"\(K=(\d+)\)", r"($K = \1$)", label)
+
+
+def lead(values: Values, column: str, row: str, *others: str) -> float:
+    """Return how far a row lies above the best of other rows in a column, in points; negative if below.
+
+    Rounding removes the error of binary fractions, so that 64.1 lies exactly 2 above 62.1.
+    """
+    return round(values(row, column) - max(values(other, column) for other in others), 6)
