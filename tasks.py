@@ -567,3 +567,12 @@ TASKS = (
     bench,
 )
 namespace = Collection(*TASKS)
+
+
+def main() -> None:
+    """Run the command line as a program of its own: `msbreg table8` is `invoke table8` in any folder."""
+    from invoke.program import Program
+
+    from reproduce import __version__
+
+    Program(namespace=namespace, name="msbreg", version=__version__).run()

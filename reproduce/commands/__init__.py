@@ -8,6 +8,7 @@ Imports point down this page.
     why.py        where a number comes from; what two runs differ in
     gc.py         files and records that nothing refers to
     archive.py    export and import
+    deviations.py the page of deviations from the paper
     disk.py       the disk that runs need
     console.py    progress on a terminal or in a log
 """
