@@ -27,15 +27,14 @@ class SmallCrops(Settings, name="small_crops"):
     def check(self) -> None:
         if self.size < 1 or self.num_large < 1:
             raise ValueError(
-                f"small_crops needs size >= 1 and num_large >= 1, but they are {self.size} and {self.num_large}."
+                f"small_crops needs size >= 1 and num_large >= 1, not {self.size} and {self.num_large}."
             )
         _check_range("small_crops.crop_scale", self.crop_scale, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(Settings, name="augmentation"):
-    """The distribution of views. Probabilities and ranges are Table 9's unless a field names another source.
-    """
+    """The distribution of views. Probabilities and ranges are Table 9's unless a field names another source."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of a crop relative to the image (google-deepmind/deepmind-research byol/utils/augmentations.py).
@@ -89,11 +88,11 @@ class Augmentation(Settings, name="augmentation"):
             )
         if self.every_second is not None and self.every_second.every_second is not None:
             raise ValueError(
-                "augmentation.every_second has its own every_second, but only two distributions can alternate."
+                "augmentation.every_second has its own every_second, but at most two can alternate."
             )
         if self.every_second is not None and self.every_second.small is not None:
             raise ValueError(
-                "augmentation.every_second has its own small crops, but augmentation.small applies to all views."
+                "augmentation.every_second has its own small crops, but augmentation.small covers all views."
             )
 
     def of_view(self, view: int) -> Augmentation:

@@ -132,9 +132,9 @@ class COCO2017(DetectionDataset, name="coco2017"):
     """COCO 2017 for detection and instance segmentation."""
 
     train_split: str = "train2017"
-    """118 287 images (detectron2 configs/Base-RCNN-FPN.yaml)."""
+    """Training split, 118 287 images (detectron2 configs/Base-RCNN-FPN.yaml)."""
     test_split: str = "val2017"
-    """5 000 images (the same file)."""
+    """Test split, 5 000 images (detectron2 configs/Base-RCNN-FPN.yaml)."""
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "COCO 2017"
@@ -207,7 +207,7 @@ def _joined(content: Mapping[str, list[dict[str, Any]]], folder: Path) -> tuple[
         image = images.get(row["image_id"])
         if image is None:
             raise InvalidError(
-                f"annotation {id_} refers to image {row['image_id']}, which is not among its {len(images)} images"
+                f"annotation {id_} refers to image {row['image_id']}, not one of its {len(images)} images"
             )
         try:
             instance = _instance(row, image)
@@ -306,22 +306,24 @@ def _segmentation(given: Any, size: tuple[int, int]) -> list[Sequence[float]] | 
         isinstance(each, array) and math.isfinite(sum(each)) for each in given
     ):
         raise InvalidError(
-            "has a segmentation that is neither a list of polygons (lists of numbers) nor a run-length encoding"
+            "has a segmentation that is neither polygons (lists of numbers) nor a run-length encoding"
         )
     return [polygon for polygon in given if detection.is_polygon(polygon)]
 
 
 def _check_runs(given: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """Check that a run-length encoding, plain or compressed, fits the image; pycocotools' decoder does not.
+    """Raise ValueError if a run-length encoding, plain or compressed, does not fit the image.
+
+    pycocotools' decoder does not check this.
     """
     counts = _runs(given["counts"]) if isinstance(given["counts"], str) else given["counts"]
     if given["size"] != list(size):
         raise InvalidError(
-            f"has a run-length encoding of size {given['size']!r} (height, width), but its image has {list(size)}"
+            f"has a run-length encoding of height and width {given['size']!r}, but its image has {list(size)}"
         )
     if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
         raise InvalidError(
-            f"has a run-length encoding whose runs do not add up to its image's {size[0] * size[1]} pixels"
+            f"has a run-length encoding that does not add up to its image's {size[0] * size[1]} pixels"
         )
 
 

@@ -196,7 +196,7 @@ def pixels(picture: Picture) -> NDArray[np.uint8]:
         raise InvalidError(f"{picture.file} cannot be decoded: {error}. Get it again.") from error
     height, width, _ = decoded.shape
     if (width, height) != (picture.width, picture.height):
-        sizes = f"has {width} x {height} pixels, but its annotation {picture.width} x {picture.height}"
+        sizes = f"has {width} x {height} pixels, but {picture.width} x {picture.height} in its annotation"
         raise InvalidError(f"{picture.file} {sizes}: boxes and masks would be misplaced. Get both again.")
     return decoded
 

@@ -113,9 +113,7 @@ def _common_classes(root: Path) -> tuple[str, ...]:
         missing = [name for name in classes[split] if name not in set(classes[other])]
         if missing:
             lost = f"is missing in {root / other} ({len(missing)} in all)"
-            raise InvalidError(
-                f"The class {root / split / missing[0]} {lost}: both splits need every class."
-            )
+            raise InvalidError(f"The class {root / split / missing[0]} {lost}: both splits need every class.")
     return classes[SPLITS[0]]
 
 

@@ -34,12 +34,12 @@ class ImageNet(Dataset, name="imagenet"):
     """Shorter side of a test image, as in the protocols of the paper's baselines (facebookresearch/moco
     main_lincls.py)."""
     canvas: int = 448
-    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution. The median
-    photograph is 500 x 375."""
+    """Side of the canvas. Choice: twice `size`, so that a crop of a quarter of the area has its full
+    resolution. The median photograph is 500 x 375."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """pytorch/vision references/classification/presets.py."""
+    """Mean of the RGB channels (pytorch/vision references/classification/presets.py)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """pytorch/vision references/classification/presets.py."""
+    """Standard deviation of the RGB channels (pytorch/vision references/classification/presets.py)."""
 
     title: ClassVar[str] = "ImageNet"
     published: ClassVar[Mapping[str, int]] = {"train": 1_281_167, "val": 50_000}

@@ -34,12 +34,12 @@ class ImageNet100(Dataset, name="imagenet100"):
     resize: int = 256
     """Shorter side of a test image (htdt/self-supervised datasets/imagenet.py)."""
     canvas: int = 448
-    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution. The median
-    photograph is 500 x 375."""
+    """Side of the canvas. Choice: twice `size`, so that a crop of a quarter of the area has its full
+    resolution. The median photograph is 500 x 375."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """htdt/self-supervised datasets/imagenet.py."""
+    """Mean of the RGB channels (htdt/self-supervised datasets/imagenet.py)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """htdt/self-supervised datasets/imagenet.py."""
+    """Standard deviation of the RGB channels (htdt/self-supervised datasets/imagenet.py)."""
 
     title: ClassVar[str] = "ImageNet-100"
     published: ClassVar[Mapping[str, int]] = {"train": 126_689, "val": 5_000}

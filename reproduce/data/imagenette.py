@@ -34,15 +34,17 @@ class Imagenette(Dataset, name="imagenette"):
     """Imagenette at 64 px."""
 
     size: int = 64
-    """Choice: STL-10's (htdt/self-supervised datasets/stl10.py), so that a run takes minutes."""
+    """Side of a view and of a test crop. Choice: STL-10's (htdt/self-supervised datasets/stl10.py), so that a
+    run takes minutes."""
     resize: int = 70
-    """Choice: STL-10's (htdt/self-supervised datasets/stl10.py)."""
+    """Shorter side of a test image. Choice: STL-10's (htdt/self-supervised datasets/stl10.py)."""
     canvas: int = 96
-    """Choice: STL-10's image size, 1.5 x `size`; the whole set takes 0.4 GB of memory."""
+    """Side of the canvas. Choice: STL-10's image size, 1.5 x `size`; the whole set takes 0.4 GB of memory."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """ImageNet's (pytorch/vision references/classification/presets.py)."""
+    """Mean of the RGB channels: ImageNet's (pytorch/vision references/classification/presets.py)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """ImageNet's (pytorch/vision references/classification/presets.py)."""
+    """Standard deviation of the RGB channels: ImageNet's (pytorch/vision
+    references/classification/presets.py)."""
 
     title: ClassVar[str] = "Imagenette"
     published: ClassVar[Mapping[str, int]] = {"train": 9_469, "val": 3_925}
