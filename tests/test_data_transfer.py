@@ -127,7 +127,7 @@ def test_voc_is_found_in_its_root_in_the_devkit_and_as_the_root_itself(tmp_path,
     (tmp_path / "other").mkdir()
     with pytest.raises(
         LookupError,
-        match=rf"{tmp_path}/other is not VOC2007 and does not hold it.*invoke download --dataset voc2007",
+        match=rf"{tmp_path}/other neither is nor contains VOC2007.*invoke download --dataset voc2007",
     ):
         dataset.check_root(Site(data={"voc": tmp_path / "other"}))
     with pytest.raises(LookupError, match=r"no split 'valid'.*Did you mean 'val'"):
@@ -147,14 +147,14 @@ def test_line_ends_and_blanks_of_a_list_do_not_matter(release):
         (b"000005\n000007 -1\n", r"trainval\.txt, line 2: '000007 -1' is not the name of an image"),
         (b"../000005\n", r"trainval\.txt, line 1: '\.\./000005' is not the name"),
         (b"\xff\xfe0\n", r"trainval\.txt, line 1: .* is not the name"),
-        (b"000005\n000007\n000005\n", r"trainval\.txt, line 3: 000005 is on line 1 already"),
+        (b"000005\n000007\n000005\n", r"trainval\.txt, line 3: 000005 is already on line 1"),
         (
             b"000007\n",
-            r"trainval\.txt names no positive image of aeroplane, .*, cat, chair, .*tvmonitor: each class",
+            r"trainval\.txt needs a positive image of every class, but has none of aeroplane, .*, cat, chair, .*tvmonitor",
         ),
         (
             b"000005\n000099\n000098\n",
-            r"JPEGImages/000099\.jpg does not exist, which .*trainval\.txt names: 2 of its 3 images are missing",
+            r"JPEGImages/000099\.jpg does not exist, but .*trainval\.txt names it: 2 of its 3 images are missing",
         ),
     ],
 )
@@ -190,7 +190,7 @@ OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]>'
         (lambda text: text.replace("7.5", "nan"), "the <bndbox/xmax> of <object> is 'nan', not a number"),
         (
             lambda text: text.replace("7.5", "0"),
-            r"the box of a cat is \(1, 2, 0, 6\): its ends are exchanged",
+            r"the box of a cat is \(1, 2, 0, 6\): its ends are swapped",
         ),
         (
             lambda text: text.replace("<width>8</width>", ""),
@@ -235,7 +235,7 @@ def test_the_digest_sees_another_target_and_a_lost_file(release):
     (release / "JPEGImages" / "000007.jpg").unlink()
     with pytest.raises(
         ValueError,
-        match=r"^\S*/000007\.jpg belongs to the data set and cannot be found \(No such file or directory\)",
+        match=r"^\S*/000007\.jpg belongs to the data set but cannot be found \(No such file or directory\)",
     ):
         _ = again.digest
 
@@ -272,7 +272,9 @@ def test_targets_are_those_of_the_official_lists_of_each_class():
     assert images.targets.tolist() == official.astype(int).tolist()
     assert (images.targets == 1).any()
     assert images.read([0], Canvas(32)).sizes.tolist() == [[500, 353]]
-    with pytest.raises(ValueError, match=r"trainval\.txt names no positive image of aeroplane"):
+    with pytest.raises(
+        ValueError, match=r"trainval\.txt needs a positive image of every class, but has none of aeroplane"
+    ):
         voc2007.read(root, "trainval")  # one image alone: a chair
 
 
@@ -335,13 +337,13 @@ def test_places_images_may_be_in_the_root(places):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a/abbey/1.jpg", r"line 5: 'a/abbey/1\.jpg' is not an image and its label"),
-        ("a/abbey/1.jpg -1", r"line 5: 'a/abbey/1\.jpg -1' is not an image"),
-        ("a/abbey/1.jpg 1 2", r"line 5: .* is not an image"),
-        ("abbey 0", r"line 5: 'abbey 0' is not an image"),
-        ("0", r"line 5: '0' is not an image"),
-        ("a/abbey/1.jpg 3", r"line 5: the label of 'a/abbey/1\.jpg 3' is not from 0 to 2"),
-        ("a/abbey/1.jpg 99999999999999999999", r"line 5: the label of .* is not from 0 to 2"),
+        ("a/abbey/1.jpg", r"line 5: 'a/abbey/1\.jpg' is not a path and a label"),
+        ("a/abbey/1.jpg -1", r"line 5: 'a/abbey/1\.jpg -1' is not a path and a label"),
+        ("a/abbey/1.jpg 1 2", r"line 5: .* is not a path and a label"),
+        ("abbey 0", r"line 5: 'abbey 0' is not a path and a label"),
+        ("0", r"line 5: '0' is not a path and a label"),
+        ("a/abbey/1.jpg 3", r"line 5: the label of 'a/abbey/1\.jpg 3' is not in 0 to 2"),
+        ("a/abbey/1.jpg 99999999999999999999", r"line 5: the label of .* is not in 0 to 2"),
     ],
 )
 def test_a_wrong_line_of_places_is_named(places, line, message):
@@ -360,7 +362,7 @@ def test_places_without_a_class_a_file_or_a_folder_say_so(places):
     images = places205.read(
         places, "train", num_classes=3
     )  # nobody asks two million files whether they are there
-    with pytest.raises(ValueError, match=r"^\S*/v/valley/9\.jpg belongs to the data set and cannot be found"):
+    with pytest.raises(ValueError, match=r"^\S*/v/valley/9\.jpg belongs to the data set but cannot be found"):
         _ = images.digest
     (places / "trainvalsplit_places205" / "val_places205.csv").unlink()
     with pytest.raises(LookupError, match=r"val_places205\.csv does not exist\. Layout: .*Get it: http"):
@@ -408,7 +410,7 @@ def test_inaturalist_joins_images_and_categories_by_their_ids(tmp_path):
     assert images.classes == ("Corvus", "Amanita")
     expected = ["train_val2018/Aves/5/b.jpg", "train_val2018/Fungi/9/a.jpg", "train_val2018/Aves/5/c.jpg"]
     assert [images.name(index) for index in range(3)] == [str(tmp_path / name) for name in expected]
-    with pytest.raises(ValueError, match=r"Aves/5/b\.jpg belongs to the data set and cannot be found"):
+    with pytest.raises(ValueError, match=r"Aves/5/b\.jpg belongs to the data set but cannot be found"):
         _ = images.digest
 
 
@@ -418,7 +420,7 @@ def test_inaturalist_joins_images_and_categories_by_their_ids(tmp_path):
         (
             "annotations",
             lambda rows: rows[:-1],
-            r"the image train_val2018/Aves/5/b\.jpg has no annotation, 1 images in all",
+            r"1 of 3 images lack an annotation; the first is train_val2018/Aves/5/b\.jpg",
         ),
         (
             "annotations",
@@ -428,7 +430,7 @@ def test_inaturalist_joins_images_and_categories_by_their_ids(tmp_path):
         (
             "annotations",
             lambda rows: [{**rows[0], "image_id": 8}],
-            "an annotation is of the image 8, which does not exist",
+            "an annotation refers to image 8, which does not exist",
         ),
         (
             "annotations",
@@ -440,15 +442,15 @@ def test_inaturalist_joins_images_and_categories_by_their_ids(tmp_path):
             lambda rows: [{"id": 1}],
             r"is not a list of images, annotations and categories \(KeyError\('image_id'\)\)",
         ),
-        ("images", lambda rows: [*rows, rows[0]], "two images have the id 7"),
+        ("images", lambda rows: [*rows, rows[0]], "more than one image has the id 7"),
         ("images", lambda rows: [], "it has no images"),
         ("images", lambda rows: None, "is not a list of images, annotations and categories"),
         ("categories", lambda rows: rows[1:], "it has 1 categories, not 2"),
-        ("categories", lambda rows: [rows[0], rows[0]], "two categories have the id 9"),
+        ("categories", lambda rows: [rows[0], rows[0]], "more than one category has the id 9"),
         (
             "categories",
             lambda rows: [*rows, {"id": 1, "name": "Ursus"}],
-            r"the category 1 \(Ursus\) has no images, 1 categories in all",
+            r"1 of 3 categories lack images; the first is 1 \(Ursus\)",
         ),
     ],
 )
@@ -503,7 +505,7 @@ def test_the_lists_of_imagenet_have_the_published_counts(official, tmp_path, nam
     assert {images.names[index] for index in chosen.tolist()} == set(names)
     with pytest.raises(
         ValueError,
-        match=rf"names {lines[1].decode()}, which the train split lacks: 2 of its {count} images are missing",
+        match=rf"names {lines[1].decode()}, but the train split does not contain it: 2 of its {count} images are missing",
     ):
         lists.indices(split_of(names[:1] + names[3:] + others, classes), path)
     assert not list(tmp_path.iterdir())  # nothing was fetched
@@ -547,7 +549,7 @@ def test_imagenette_takes_what_its_train_split_has_and_nothing_of_val(official, 
     for path in (tmp_path / "train" / classes[3]).glob("*_[0-9]*.png"):
         path.unlink()
     with pytest.raises(
-        ValueError, match=rf"names no image of the class '{classes[3]}' .*; of the 10 classes 1 have none"
+        ValueError, match=rf"names no image of the train split in 1 of its 10 classes, such as '{classes[3]}'"
     ):
         dataset.labelled_subset("1percent", site)
 
@@ -573,11 +575,12 @@ def test_the_lists_cut_to_the_real_imagenette(official):
 def test_a_list_that_is_not_the_published_one_is_refused(tmp_path):
     site = Site(runs=tmp_path / "runs", data={"imagenet_subsets": tmp_path})
     with pytest.raises(
-        LookupError, match=r"1percent\.txt does not exist\. Get it: https://.*1percent\.txt \(sha256 71e82a48"
+        LookupError,
+        match=r"1percent\.txt does not exist\. Get it: https://.*1percent\.txt \(SHA-256 71e82a48",
     ):
         ImageNet().check_subset("1percent", site)
     (tmp_path / "1percent.txt").write_text("n01440764_1.JPEG\n")
-    with pytest.raises(ValueError, match=r"1percent\.txt has the sha256 .*expected is 71e82a48"):
+    with pytest.raises(ValueError, match=r"1percent\.txt has SHA-256 .*but 71e82a48.* is expected"):
         Imagenette().labelled_subset("1percent", site)
     with pytest.raises(
         LookupError, match=r"no list of labelled images '5percent'.*Known: 1percent, 10percent"
@@ -594,7 +597,7 @@ def test_a_data_set_without_lists_says_which_have_them(dataset, tmp_path):
     for ask in (dataset.check_subset, dataset.labelled_subset):
         with pytest.raises(
             LookupError,
-            match=r"has no list of labelled images '1percent': ImageNet, Imagenette and the synthetic folder",
+            match=r"has no list of labelled images '1percent'; ImageNet, Imagenette and the synthetic folder do",
         ):
             ask("1percent", Site(runs=tmp_path))
 
@@ -602,10 +605,10 @@ def test_a_data_set_without_lists_says_which_have_them(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "names no image"),
-        (b"n01_1.JPEG\nn02\n", r"line 2: 'n02' is no image"),
-        (b"noclass.JPEG\n", r"line 1: 'noclass\.JPEG' is no image"),
-        (b"n01_1.JPEG\n\xff\n", "line 2: '\ufffd' is no image"),
+        (b"", "does not name any images"),
+        (b"n01_1.JPEG\nn02\n", r"line 2: 'n02' is not the name of an image"),
+        (b"noclass.JPEG\n", r"line 1: 'noclass\.JPEG' is not the name of an image"),
+        (b"n01_1.JPEG\n\xff\n", "line 2: '\ufffd' is not the name of an image"),
     ],
 )
 def test_a_wrong_line_of_a_list_is_named(tmp_path, content, message):
@@ -664,7 +667,7 @@ def test_a_list_is_fetched_once_by_whoever_comes_first(server, tmp_path):
 def test_what_a_server_sends_is_checked_before_it_counts(server, tmp_path):
     path = tmp_path / "list.txt"
     sha256, server["content"] = hashlib.sha256(server["content"]).hexdigest(), b"<html>Please log in</html>"
-    with pytest.raises(ValueError, match=rf"has the sha256 .*expected is {sha256}\. It is another list"):
+    with pytest.raises(ValueError, match=rf"has SHA-256 .*but {sha256} is expected\. It is another list"):
         lists.fetched(server["url"], path, sha256)
     assert not path.exists()
     server["content"] = b"n01_1.JPEG\n"
@@ -677,7 +680,7 @@ def test_without_a_network_the_error_says_how_to_get_the_list(server, tmp_path):
     for url, why in ((server["url"], "HTTP Error 404"), (refused, "Connection refused")):
         with pytest.raises(
             LookupError,
-            match=rf"{url} cannot be fetched \(.*{why}.*sha256 abc .*`imagenet_subsets = .* under \[data\]",
+            match=rf"{url} cannot be fetched \(.*{why}.*SHA-256 abc .*`imagenet_subsets = .* under \[data\]",
         ):
             lists.fetched(url, tmp_path / "list.txt", "abc")
     assert not (tmp_path / "list.txt").exists()
@@ -711,5 +714,7 @@ def test_what_can_be_fetched_is_found_by_file():
 
 
 def test_a_montage_of_too_few_images_is_refused():
-    with pytest.raises(ValueError, match=r"takes num_trainval and num_test >= 20, .* not 19 and 400"):
+    with pytest.raises(
+        ValueError, match=r"needs num_trainval and num_test >= 20, .* but they are 19 and 400"
+    ):
         SyntheticVOC2007(num_trainval=19)

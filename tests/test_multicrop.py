@@ -127,14 +127,17 @@ def test_runs_without_small_crops_keep_the_names_that_they_had_before_there_were
     [
         (lambda: SmallCrops(size=0), r"size >= 1 and num_large >= 1, not 0 and 2"),
         (lambda: SmallCrops(num_large=0), r"size >= 1 and num_large >= 1, not 96 and 0"),
-        (lambda: SmallCrops(crop_scale=(0.2, 0.1)), r"small_crops\.crop_scale is \(0\.2, 0\.1\): a range"),
+        (
+            lambda: SmallCrops(crop_scale=(0.2, 0.1)),
+            r"small_crops\.crop_scale is \(0\.2, 0\.1\); expected a range",
+        ),
         (
             lambda: SmallCrops(crop_scale=(0.2, 1.5)),
-            r"small_crops\.crop_scale is \(0\.2, 1\.5\): a crop is at most the whole image",
+            r"small_crops\.crop_scale is \(0\.2, 1\.5\), but a crop is at most the whole image",
         ),
         (
             lambda: Augmentation(every_second=MULTI),
-            r"every_second has small crops of its own: augmentation\.small is that of every view",
+            r"every_second has its own small crops, but augmentation\.small covers all views",
         ),
     ],
 )

@@ -34,7 +34,10 @@ class SmallCrops(Settings, name="small_crops"):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(Settings, name="augmentation"):
-    """The distribution of views. Probabilities and ranges are Table 9's unless a field names another source."""
+    """The distribution of views.
+
+    Probabilities and ranges are Table 9's unless a field names another source.
+    """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of a crop relative to the image (google-deepmind/deepmind-research byol/utils/augmentations.py).

@@ -68,8 +68,7 @@ def read(folder: Path, classes: Sequence[str] | None = None, *, cache_gb: float 
 
     Raises:
         LookupError: `folder` does not exist.
-        ValueError: there are no class folders, or one is missing, has no images, or contains a file that is
-            not an image.
+        ValueError: `folder` lacks class folders, or one is missing, has no images, or contains another file.
     """
     chosen = find_classes(folder) if classes is None else tuple(sorted(classes))
     names: list[bytes] = []

@@ -140,11 +140,13 @@ def _check_complete(
     unlabelled = [image for image, label in labels.items() if label < 0]
     if unlabelled:
         raise InvalidError(
-            f"the image {images[unlabelled[0]]['file_name']} has no annotation ({len(unlabelled)} in all)"
+            f"{len(unlabelled)} of {len(images)} images lack an annotation; the first is "
+            f"{images[unlabelled[0]]['file_name']}"
         )
     present = set(labels.values())
     empty = [category for category, label in label_of.items() if label not in present]
     if empty:
         raise InvalidError(
-            f"the category {empty[0]} ({categories[empty[0]]['name']}) has no images ({len(empty)} in all)"
+            f"{len(empty)} of {len(categories)} categories lack images; the first is "
+            f"{empty[0]} ({categories[empty[0]]['name']})"
         )

@@ -114,7 +114,7 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
         return lists.indices(images, path)
 
     def _listed(self, percent: int) -> Iterable[str]:
-        """Yield the lines of a list: the first `percent` per cent of each class, rounded, but at least one."""
+        """Yield the lines of a list: each class's first `percent` per cent, rounded, but at least one."""
         for label, name in enumerate(CLASSES):
             scenes = range(label, self.num_train, len(CLASSES))
             for index in scenes[: max(1, (len(scenes) * percent + 50) // 100)]:
