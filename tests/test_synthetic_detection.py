@@ -327,7 +327,7 @@ def test_the_ids_of_the_other_synthetic_sets_are_what_they_were() -> None:
 def test_too_few_images_for_every_class_are_refused() -> None:
     with pytest.raises(ValueError, match=r"num_trainval and num_test >= 20.*but they are 30 and 19"):
         SyntheticVOC0712(num_trainval=30, num_test=19)
-    with pytest.raises(ValueError, match=r"num_train and num_val >= 80.*not 79 and 80"):
+    with pytest.raises(ValueError, match=r"num_train and num_val >= 80.*but they are 79 and 80"):
         SyntheticCOCO2017(num_train=79, num_val=80)
 
 
