@@ -66,10 +66,8 @@ QUICK = (Case(backbone="small", batch_size=4),)
 def measure(quick: bool = False) -> list[dict[str, Any]]:
     """Return for each backbone one record for K = 4 and one for K = 8, both over K = 2."""
     device = prepare()
-    cases = ON_CPU if device.type == "cpu" else ON_GPU
-    if quick:
-        cases = QUICK
-    return [each for case in cases for each in _records(case, device)]
+    on_device = ON_CPU if device.type == "cpu" else ON_GPU
+    return [each for case in (QUICK if quick else on_device) for each in _records(case, device)]
 
 
 def _records(case: Case, device: torch.device) -> list[dict[str, Any]]:
@@ -108,7 +106,7 @@ def peak(case: Case, num_views: int) -> int:
     """Return the peak bytes of training with `num_views` views in this process."""
     device = prepare()
     spec = case.spec(num_views, device)
-    side: int = spec.dataset.canvas  # type: ignore[attr-defined]
+    side = spec.dataset.canvas
     canvas = torch.randint(256, (case.batch_size, 3, side, side), dtype=torch.uint8, device=device)
     sizes, indices = torch.full((case.batch_size, 2), side), torch.arange(case.batch_size)
     backbones.build(case.backbone)  # loads torchvision

@@ -67,10 +67,8 @@ QUICK = (Case(backbone="small", size=8, batch_size=4, num_views=2, rounds=1),)
 def measure(quick: bool = False) -> list[dict[str, Any]]:
     """Return one record for each case."""
     device = prepare()
-    cases = ON_CPU if device.type == "cpu" else ON_GPU
-    if quick:
-        cases = QUICK
-    return [_record(case, compare(case, device), device) for case in cases]
+    on_device = ON_CPU if device.type == "cpu" else ON_GPU
+    return [_record(case, compare(case, device), device) for case in (QUICK if quick else on_device)]
 
 
 def compare(case: Case, device: torch.device) -> Comparison:

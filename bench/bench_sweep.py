@@ -112,10 +112,8 @@ class Noise(Images):
 def measure(quick: bool = False) -> list[dict[str, Any]]:
     """Return one record for each case."""
     device = prepare()
-    cases = ON_CPU if device.type == "cpu" else ON_GPU
-    if quick:
-        cases = QUICK
-    return [_record(case, device) for case in cases]
+    on_device = ON_CPU if device.type == "cpu" else ON_GPU
+    return [_record(case, device) for case in (QUICK if quick else on_device)]
 
 
 def _record(case: Case, device: torch.device) -> dict[str, Any]:

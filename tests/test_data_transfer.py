@@ -221,7 +221,7 @@ def test_a_missing_annotation_list_or_folder_is_named(release):
 
 
 def test_a_protocol_of_single_labels_refuses_voc(release):
-    with pytest.raises(ValueError, match="the trainval split of voc2007 has 3 images, none with a label"):
+    with pytest.raises(ValueError, match="the trainval split of voc2007 has 3 images without labels"):
         features.train_and_test(VOC2007(), Site(data={"voc": release}))
 
 

@@ -471,9 +471,13 @@ def batches(
         raise InvalidError(
             f"Batches need batch_size >= 1 and workers >= 0, but they are {batch_size} and {workers}."
         )
-    if (canvas is None) == (crop is None):
+    shape: Shape
+    if canvas is not None and crop is None:
+        shape = Canvas(canvas)
+    elif crop is not None and canvas is None:
+        shape = CentreCrop(*crop)
+    else:
         raise InvalidError(f"Batches need either canvas or crop, but canvas is {canvas} and crop is {crop}.")
-    shape = Canvas(canvas) if canvas is not None else CentreCrop(*crop)  # type: ignore[misc]
     flat = np.asarray(order, np.int64)
     return in_parts(
         images,

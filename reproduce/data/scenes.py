@@ -179,8 +179,7 @@ def _some(share: float, count: int, families: int, random: np.random.Generator) 
     """Choose about `share` of `count` objects, (count,), but never a class's first."""
     import numpy as np
 
-    chosen: NDArray[np.bool_] = (random.random(count) < share) & (np.arange(count) >= families * len(CLASSES))
-    return chosen
+    return (random.random(count) < share) & (np.arange(count) >= families * len(CLASSES))
 
 
 def _layout(
@@ -337,10 +336,7 @@ def _inside(u: NDArray[np.float64], v: NDArray[np.float64], shape: NDArray[np.in
 
     u, v = np.abs(u), np.abs(v)
     near, far = np.minimum(u, v), np.maximum(u, v)
-    chosen: NDArray[np.bool_] = np.choose(
-        shape[:, None, None], [far < SQUARE, (near < CROSS[0]) & (far < CROSS[1])]
-    )
-    return chosen
+    return np.choose(shape[:, None, None], [far < SQUARE, (near < CROSS[0]) & (far < CROSS[1])])
 
 
 def _texture(
@@ -361,5 +357,4 @@ def _texture(
         np.minimum(np.abs(a), np.abs(b)) < 0.11,
         rings,
     ]
-    bright: NDArray[np.bool_] = np.choose(texture[:, None, None], patterns)
-    return bright
+    return np.choose(texture[:, None, None], patterns)

@@ -441,8 +441,7 @@ def _like(x: Tensor, values: Floats) -> Tensor:
 
 def _array(values: Tensor) -> Ints:
     """Return `values` as 64-bit integers of NumPy."""
-    array: Ints = values.detach().cpu().to(torch.int64).numpy()
-    return array
+    return values.detach().cpu().to(torch.int64).numpy()
 
 
 def _check(canvas: Tensor, sizes: Tensor, indices: Tensor) -> None:

@@ -141,7 +141,7 @@ class _File:
         """
         if features.nbytes > limit:
             logger.warning(
-                "Features of %s are not kept: they exceed features_gb of the site file, which is %.3g.",
+                "Features of %s are not kept: features_gb in the site file is %.3g.",
                 size(features.nbytes),
                 limit / 1e9,
             )

@@ -330,7 +330,8 @@ def _unpacked(file: BinaryIO, shown: str) -> BinaryIO:
         ]
         if len(found) != 1:
             raise InvalidError(
-                f"{shown} is an archive with {len(found)} files of weights ({_listed(found)}): unpack one of them."
+                f"{shown} is an archive with {len(found)} files of weights ({_listed(found)}): "
+                "unpack it and pass one of them."
             )
         return io.BytesIO(archive.read(found[0]))
 
@@ -352,9 +353,10 @@ def _read_failure(error: Exception, shown: str) -> str:
     text = str(error)
     code = re.search(r"GLOBAL ([\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and (code or "Weights only load failed" in text):
+        found = code[1] if code else "a pickle"
         return (
-            f"{shown} contains {code[1] if code else 'a pickle'}, which cannot be read without executing code; "
-            "only tensors are read. If you trust the file, load it with torch.load(..., weights_only=False) "
+            f"{shown} contains {found}, which cannot be read without executing code; only tensors are read. "
+            "If you trust the file, load it with torch.load(..., weights_only=False) "
             "and save only its state dict."
         )
     problem = f"{type(error).__name__}: {text.strip().partition(chr(10))[0][:200]}"
@@ -453,7 +455,8 @@ def _chosen(backbone: str, tensors: Mapping[str, Tensor], wanted: str, shown: st
     if any(not _same(best[0], other, tensors) for other in best[1:]):
         places = " or ".join(match.prefix or "(none)" for match in best)
         raise InvalidError(
-            f"{shown} contains several {backbone}: choose one with --set encoder.prefix=NAME, NAME is {places}."
+            f"{shown} contains several {backbone}: choose one with --set encoder.prefix=NAME, "
+            f"where NAME is {places}."
         )
     return best[0]
 
