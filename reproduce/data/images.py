@@ -191,10 +191,12 @@ class Images(ABC):
         return batch.pixels, batch.sizes
 
     def test_crop(self, indices: ArrayLike, resize: int, size: int) -> torch.Tensor:
-        """Centre crops, (n, 3, size, size) uint8, of images whose shorter side is resized to `resize` pixels.
+        """Return centre crops, (n, 3, size, size) uint8.
+
+        The shorter side of each image is first resized to `resize` pixels.
 
         Raises:
-            ValueError: an image is broken; the message names it.
+            ValueError: an image is broken. The message names it.
         """
         return self.read(indices, CentreCrop(resize, size)).pixels
 
@@ -574,14 +576,14 @@ def ignore_signals(worker: int) -> None:
     A terminal and torchrun send signals to the whole process group. The current step must still get its
     images.
     """
-    heard = (signal.SIGINT, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
-    threading.Thread(target=_obey, args=(heard, os.getppid()), daemon=True).start()
+    blocked = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    threading.Thread(target=_obey, args=(blocked, os.getppid()), daemon=True).start()
 
 
-def _obey(heard: Sequence[signal.Signals], parent: int) -> None:
+def _obey(signals: Sequence[signal.Signals], parent: int) -> None:
     """End this process when `parent` sends one of the signals."""
-    while signal.sigwaitinfo(heard).si_pid != parent:
+    while signal.sigwaitinfo(signals).si_pid != parent:
         pass
     os._exit(0)
 

@@ -63,7 +63,7 @@ def once(
     main = distributed.main_process()
     content = describe() if main and site.features_gb > 0 else None
     file = _File.of(content, site) if content is not None else None
-    with file.alone() if file else nullcontext():
+    with file.locked() if file else nullcontext():
         stored = file.read(num_rows) if file else None
         if distributed.agreed(stored is not None):
             return distributed.from_first(stored, num_rows, device)
@@ -89,7 +89,7 @@ class _File:
         )
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold the lock of the features for the duration of the block.
 
         No other process then computes these features or deletes their file. If the lock file is deleted, the

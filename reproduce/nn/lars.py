@@ -4,8 +4,7 @@ The order of operations and the exclusions are those of google-deepmind/deepmind
 byol/utils/optimizers.py. For a weight w with gradient g:
 
     u <- g + weight_decay w
-    u <- u trust_coefficient ||w|| / ||u||      (unchanged if either norm is 0, so that a zero weight can
-    move)
+    u <- u trust_coefficient ||w|| / ||u||      (unchanged if either norm is 0: a zero weight can move)
     m <- momentum m + u
     w <- w - lr m
 

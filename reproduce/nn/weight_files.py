@@ -1,8 +1,7 @@
 """Encoders from elsewhere: released checkpoints and files that the user provides.
 
     load(weights, site, device)    # an `Encoder`; a release is fetched on first use
-    describe(path, backbone)       # the `Weights` of a file: its SHA-256, and the backbone that its tensors
-    fit
+    describe(path, backbone)       # the `Weights` of a file: its SHA-256 and its backbone
     keep(path, weights, site)      # copies that file to where `load` expects it
 
 A file is kept in `<runs>/weights/<12 digits>/` with its SHA-256 next to it. The digits come from its address
