@@ -1,5 +1,7 @@
-"""VOC07+12 and COCO 2017: boxes, masks and flags as the benchmarks have them, and a fault is one line that
-names the file."""
+"""VOC07+12 and COCO 2017: boxes, masks and flags agree with the benchmarks; every error is one line.
+
+An error names the faulty file.
+"""
 
 import hashlib
 import json
@@ -22,7 +24,7 @@ from reproduce.site import Site
 
 
 def shared(place):
-    """A file or folder of real data; the test is skipped where it is not here."""
+    """Return a file or folder of real data; the test is skipped if it is missing."""
     path = SHARED / place
     if not path.exists():
         pytest.skip(f"{place} is not here")
@@ -30,7 +32,7 @@ def shared(place):
 
 
 def image(path, width=8, height=6, **options):
-    """A JPEG whose pixels differ from row to row and from column to column."""
+    """Write a JPEG whose pixels differ from row to row and from column to column."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ramp = np.add.outer(np.arange(height) * 8, np.arange(width) * 4)[..., None] + [0, 20, 40]
     Image.fromarray(ramp.astype(np.uint8)).save(path, format="JPEG", quality=95, **options)
@@ -39,10 +41,13 @@ def image(path, width=8, height=6, **options):
 
 # ---- VOC07+12
 
-PERSON = """<object><part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></part>
-<name>person</name><difficult>{difficult}</difficult><bndbox><xmax>8</xmax><xmin>1</xmin><ymax>6</ymax><ymin>1</ymin></bndbox>
+PERSON = """<object>
+<part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></part>
+<name>person</name><difficult>{difficult}</difficult>
+<bndbox><xmax>8</xmax><xmin>1</xmin><ymax>6</ymax><ymin>1</ymin></bndbox>
 <part><name>hand</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>6</xmax><ymax>6</ymax></bndbox></part></object>"""
-CAT = """<object><name>cat</name><bndbox><xmin>2.5</xmin><ymin>4</ymin><xmax>9</xmax><ymax>4</ymax></bndbox></object>"""
+CAT = """<object><name>cat</name>
+<bndbox><xmin>2.5</xmin><ymin>4</ymin><xmax>9</xmax><ymax>4</ymax></bndbox></object>"""
 LISTS = {
     ("2007", "trainval"): ("000007", "000005"),
     ("2007", "train"): ("000005",),
@@ -53,7 +58,7 @@ LISTS = {
 
 @pytest.fixture
 def devkit(tmp_path):
-    """Both years, little; the lines of the lists end in CR LF, as the release's do."""
+    """Write small releases of both years; the lines of the lists end in CR LF, as in the release."""
     root = tmp_path / "VOCdevkit"
     for (year, split), names in LISTS.items():
         folder = root / f"VOC{year}"
@@ -75,7 +80,7 @@ def test_voc_boxes_cover_pixels_from_0_and_parts_are_no_objects(devkit):
     assert [picture.id for picture in read.pictures] == ["000007", "000005", "2008_000008"]
     person, cat = read.pictures[0].instances
     assert person == Instance(14, (0.0, 0.0, 8.0, 6.0), difficult=True)  # the whole image of 8 x 6 pixels
-    assert cat == Instance(7, (1.5, 3.0, 9.0, 4.0))  # one pixel high, and beyond the right side: as annotated
+    assert cat == Instance(7, (1.5, 3.0, 9.0, 4.0))  # one pixel high and beyond the right side, as annotated
     assert [each.difficult for picture in read.pictures for each in picture.instances] == [True, *[False] * 5]
     assert {(picture.width, picture.height) for picture in read.pictures} == {(8, 6)}
     assert [picture.file for picture in read.pictures] == [
@@ -176,8 +181,10 @@ def test_a_lost_file_of_voc_is_named_and_counted(devkit):
 
 
 def test_real_boxes_of_voc_are_those_of_the_xml(tmp_path):
-    """Each against a reading of its own: objects are the children of the root, 1 is taken off the left and
-    the top."""
+    """Every annotation agrees with a separate reader.
+
+    The reader takes objects from the children of the root and subtracts 1 from left and top.
+    """
     root = shared("voc")
     read = voc0712.read(root, "2012_trainval")
     assert len(read.pictures) == 100
@@ -212,8 +219,10 @@ RUNS = {"size": [6, 8], "counts": [10, 4, 34]}
 
 
 def rows():
-    """The three tables: an image without annotation, one with a crowd alone, one with two objects; out of
-    order."""
+    """Return the three tables, unordered.
+
+    One image has no annotation, one has only a crowd, and one has two objects.
+    """
     images = [
         {"id": id_, "file_name": f"{id_:012}.jpg", "width": 8, "height": 6, "license": 1}
         for id_ in (30, 4, 17)
@@ -254,7 +263,7 @@ def rows():
 
 
 def coco_files(root, content):
-    """The val split of a little release in `root`."""
+    """Write the val split of a small release to `root`."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
     for row in content["images"]:
@@ -271,7 +280,7 @@ def test_coco_objects_belong_to_images_in_order_of_their_ids(tmp_path):
     assert [each.box for each in two] == [
         (1.0, 2.0, 1.0, 5.0),
         (-2.0, 0.0, 18.5, 3.0),
-    ]  # no area; beyond the image: as annotated
+    ]  # without area, and beyond the image, as annotated
     assert [list(map(list, each.segmentation)) for each in two] == [[TRIANGLE, TRIANGLE], [TRIANGLE]]
     assert none == ()
     assert [picture.id for picture in read.trainable] == [17]
@@ -312,7 +321,7 @@ def test_compressed_encodings_are_decoded_as_by_pycocotools(seed):
 
 
 def change(table, index, **values):
-    """A change of one row of the JSON file."""
+    """Return a function that changes one row of the JSON file."""
 
     def changed(content):
         content[table][index].update(values)
@@ -371,7 +380,7 @@ def change(table, index, **values):
             for text, message in {
                 "": "does not add up to its image's 48 pixels",
                 ":4S1": "does not add up to its image's 48 pixels",  # 10, 4, 35
-                ":L2R1": "does not add up",  # 10, -4, 2 more than ...
+                ":L2R1": "does not add up",  # 10, -4, then 2 more than an earlier run
                 ":4R": "compressed run-length encoding that is truncated",
                 ":4z1": "compressed run-length encoding with the character 'z'",
             }.items()
@@ -497,7 +506,7 @@ def test_real_coco_is_read_as_by_its_own_interface(capsys):
         for ours, theirs in zip(picture.instances, given, strict=True):
             kept = ours.segmentation if ours.crowd else [polygon.tolist() for polygon in ours.segmentation]
             assert kept == theirs["segmentation"]
-        ours, theirs = picture.instances[0], given[0]  # pycocotools takes what we keep
+        ours, theirs = picture.instances[0], given[0]  # pycocotools accepts the kept encoding
         assert (
             api.annToMask({"segmentation": ours.segmentation, "image_id": picture.id})
             == api.annToMask(theirs)
@@ -605,7 +614,7 @@ def test_pixels_are_rgb_whatever_the_file_is(tmp_path):
         (6, lambda a: np.rot90(a, -1)),
         (7, lambda a: a.transpose(1, 0, 2)[::-1, ::-1]),
         (8, lambda a: np.rot90(a)),
-        (9, lambda a: a),  # no orientation of EXIF's
+        (9, lambda a: a),  # not an orientation in EXIF
     ],
 )
 def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path, orientation, turned):
@@ -619,7 +628,7 @@ def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path, orientation, tu
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])  # Pillow raises for the second alone
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])  # Pillow raises only for the second
 @pytest.mark.parametrize("broken", [b"XX*\x00\x08\x00\x00\x00", b"II*\x00\xff\xff\xff\xff"])
 def test_exif_that_cannot_be_read_says_nothing(tmp_path, broken, kind):
     Image.open(image(tmp_path / "plain.jpg")).save(tmp_path / "plain", format=kind)

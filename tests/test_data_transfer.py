@@ -1,5 +1,7 @@
-"""VOC2007, Places205, iNaturalist 2018 and the lists of labelled images: read exactly, and a fault is an
-error that names the file."""
+"""VOC2007, Places205, iNaturalist 2018 and the lists of labelled images are read exactly.
+
+An error names the faulty file.
+"""
 
 import gzip
 import hashlib
@@ -30,7 +32,7 @@ from reproduce.site import Site
 
 
 def shared(place):
-    """A file or folder of real data; the test is skipped where it is not here."""
+    """Return a file or folder of real data; the test is skipped if it is missing."""
     path = SHARED / place
     if not path.exists():
         pytest.skip(f"{place} is not here")
@@ -38,7 +40,7 @@ def shared(place):
 
 
 def picture(path, grey=0):
-    """A file of 8 x 6 pixels."""
+    """Write an image of 8 x 6 pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6), (grey, grey, grey)).save(path, format="PPM")
 
@@ -47,13 +49,14 @@ def picture(path, grey=0):
 
 
 def annotation(*objects):
-    """The XML of an image with objects (class, difficult)."""
+    """Return the XML of an image with objects (class, difficult)."""
     box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>7.5</xmax><ymax>6</ymax></bndbox>"
     parts = [
         f"<object><name>{name}</name><difficult>{difficult}</difficult>{box}</object>"
         for name, difficult in objects
     ]
-    return f"<annotation><size><width>8</width><height>6</height><depth>3</depth></size>{''.join(parts)}</annotation>"
+    size = "<size><width>8</width><height>6</height><depth>3</depth></size>"
+    return f"<annotation>{size}{''.join(parts)}</annotation>"
 
 
 EVERY = [(name, 0) for name in voc.CLASSES]
@@ -67,7 +70,7 @@ TRAINVAL, TEST = ("000005", "000007", "000012"), ("000001",)
 
 
 def voc_files(folder):
-    """A little release in `folder`."""
+    """Write a small release to `folder`."""
     for name, objects in IMAGES.items():
         picture(folder / "JPEGImages" / f"{name}.jpg")
         (folder / "Annotations").mkdir(exist_ok=True)
@@ -92,7 +95,7 @@ def test_voc_targets_follow_the_rule_for_difficult_objects(release):
     images = voc2007.read(release.parent, "trainval")
     cat, dog, cow = (voc.CLASSES.index(name) for name in ("cat", "dog", "cow"))
     expected = np.full((3, 20), -1)
-    expected[0] = 1  # a cat that is difficult beside one that is not changes nothing
+    expected[0] = 1  # a difficult cat next to one that is not changes nothing
     expected[1, [cat, dog]] = 0, 1
     assert images.targets.dtype == np.int8
     assert images.targets.tolist() == expected.tolist()
@@ -150,11 +153,13 @@ def test_line_ends_and_blanks_of_a_list_do_not_matter(release):
         (b"000005\n000007\n000005\n", r"trainval\.txt, line 3: 000005 is already on line 1"),
         (
             b"000007\n",
-            r"trainval\.txt needs a positive image of every class, but has none of aeroplane, .*, cat, chair, .*tvmonitor",
+            r"trainval\.txt needs a positive image of every class, but has none of aeroplane, .*, cat, "
+            r"chair, .*tvmonitor",
         ),
         (
             b"000005\n000099\n000098\n",
-            r"JPEGImages/000099\.jpg does not exist, but .*trainval\.txt names it: 2 of its 3 images are missing",
+            r"JPEGImages/000099\.jpg does not exist, but .*trainval\.txt names it: 2 of its 3 images are "
+            r"missing",
         ),
     ],
 )
@@ -254,8 +259,10 @@ def test_the_official_lists_of_voc2007_have_the_published_counts():
 
 
 def test_targets_are_those_of_the_official_lists_of_each_class():
-    """Real annotations against the lists that the release has for each class: 1, -1, and 0 for difficult
-    objects alone."""
+    """Real annotations agree with the lists that the release has for each class.
+
+    The lists contain 1, -1, and 0 for classes with only difficult objects.
+    """
     sets, root = shared("voc/voc2007_official_ImageSets/Main"), shared("voc/VOCdevkit")
     images = voc2007.read(root, "test")
     names = [Path(images.name(index)).stem for index in range(len(images))]
@@ -275,12 +282,14 @@ def test_targets_are_those_of_the_official_lists_of_each_class():
     with pytest.raises(
         ValueError, match=r"trainval\.txt needs a positive image of every class, but has none of aeroplane"
     ):
-        voc2007.read(root, "trainval")  # one image alone: a chair
+        voc2007.read(root, "trainval")  # only one image, a chair
 
 
 def test_real_annotations_of_another_year_are_read_the_same_way(tmp_path):
-    """VOC2012's photographs as a VOC2007: parts of persons have boxes and names of their own, which are not
-    objects."""
+    """VOC2012's photographs as a VOC2007.
+
+    Parts of persons have their own boxes and names, but they are not objects.
+    """
     source = shared("voc/VOCdevkit/VOC2012")
     root = tmp_path / "VOC2007"
     root.mkdir()
@@ -301,7 +310,7 @@ def test_real_annotations_of_another_year_are_read_the_same_way(tmp_path):
 
 @pytest.fixture
 def places(tmp_path):
-    """Three classes; `val` has one image of each."""
+    """Write three classes; `val` has one image of each."""
     for name in ("a/abbey/1.jpg", "a/abbey/2.jpg", "c/church/outdoor/1.jpg", "v/valley/9.jpg"):
         picture(tmp_path / "data" / "vision" / "torralba" / "deeplearning" / "images256" / name)
     folder = tmp_path / "trainvalsplit_places205"
@@ -361,7 +370,7 @@ def test_places_without_a_class_a_file_or_a_folder_say_so(places):
     (places / "data/vision/torralba/deeplearning/images256/v/valley/9.jpg").unlink()
     images = places205.read(
         places, "train", num_classes=3
-    )  # nobody asks two million files whether they are there
+    )  # the existence of two million files is not checked
     with pytest.raises(ValueError, match=r"^\S*/v/valley/9\.jpg belongs to the data set but cannot be found"):
         _ = images.digest
     (places / "trainvalsplit_places205" / "val_places205.csv").unlink()
@@ -475,7 +484,7 @@ def test_a_broken_or_missing_file_of_inaturalist_is_named(tmp_path):
 
 
 def split_of(names, classes):
-    """A split of files that nobody opens, each `class/...`."""
+    """Return a split of files that are never opened, each `class/...`."""
     names, labels = sorted(names), {name.encode(): label for label, name in enumerate(classes)}
     return Files(Path("/nowhere"), names, [labels[name.split(b"/")[0]] for name in names], classes)
 
@@ -505,7 +514,8 @@ def test_the_lists_of_imagenet_have_the_published_counts(official, tmp_path, nam
     assert {images.names[index] for index in chosen.tolist()} == set(names)
     with pytest.raises(
         ValueError,
-        match=rf"names {lines[1].decode()}, but the train split does not contain it: 2 of its {count} images are missing",
+        match=rf"names {lines[1].decode()}, but the train split does not contain it: 2 of its {count} "
+        rf"images are missing",
     ):
         lists.indices(split_of(names[:1] + names[3:] + others, classes), path)
     assert not list(tmp_path.iterdir())  # nothing was fetched
@@ -528,8 +538,10 @@ def test_imagenet_needs_every_image_of_its_list(official, tmp_path):
 
 
 def test_imagenette_takes_what_its_train_split_has_and_nothing_of_val(official, tmp_path):
-    """Of each class three images of the list, in another format: two in train, one in val, beside one that
-    the list lacks."""
+    """The Imagenette has three listed images of each class, in another format.
+
+    Two of them are in train and one is in val. Train also has an image that the list lacks.
+    """
     listed = (official / "1percent.txt").read_text().split()
     classes = sorted({name.split("_")[0] for name in listed})[:10]
     expected = []
@@ -597,7 +609,8 @@ def test_a_data_set_without_lists_says_which_have_them(dataset, tmp_path):
     for ask in (dataset.check_subset, dataset.labelled_subset):
         with pytest.raises(
             LookupError,
-            match=r"has no list of labelled images '1percent'; ImageNet, Imagenette and the synthetic folder do",
+            match=r"has no list of labelled images '1percent'; ImageNet, Imagenette and the synthetic "
+            r"folder do",
         ):
             ask("1percent", Site(runs=tmp_path))
 
@@ -627,7 +640,7 @@ def test_a_line_is_a_file_name_that_begins_with_its_class_or_a_path(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A web server on this machine: its address, what it answers with, and what it was asked for."""
+    """A web server on this machine: its address, its answers, and the requests that it received."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     state = {"content": b"n01_1.JPEG\n", "asked": []}
 

@@ -36,7 +36,7 @@ from reproduce.site import PROJECT, Site
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    """The small backbone with statistics that are not those of a new one."""
+    """The small backbone with statistics that differ from a new one's."""
     built: torch.nn.Module = backbones.build("small", seed=7)
     with torch.no_grad():
         for index, value in enumerate(built.state_dict().values()):
@@ -83,7 +83,7 @@ LAYOUTS: dict[str, Callable[[torch.nn.Module], Any]] = {
     "moco": lambda net: {
         "epoch": 200,
         "arch": "resnet50",
-        # The key encoder comes with other values, which must not be taken.
+        # The key encoder has other values, which must not be used.
         "state_dict": {f"module.encoder_k.{k}": v + 1 for k, v in net.state_dict().items()}
         | prefixed(net, "module.encoder_q.")
         | {"module.encoder_q.fc.0.weight": torch.ones(3), "module.queue": torch.ones(2, 2)},
@@ -146,7 +146,8 @@ def test_an_archive_of_one_file_is_opened_and_of_two_refused(
         archive.write(one, "folder/teacher.pth")
     with pytest.raises(
         ValueError,
-        match=r"an archive with 2 files of weights \(folder/student.pth.tar, folder/teacher.pth\): unpack it and pass one",
+        match=r"an archive with 2 files of weights \(folder/student.pth.tar, folder/teacher.pth\): unpack "
+        r"it and pass one",
     ):
         weight_files.read(tmp_path / "release.zip")
 
@@ -190,7 +191,7 @@ def test_a_small_network_sees_small_images(network: torch.nn.Module, tmp_path: P
     assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
-# What is refused
+# Refusals
 
 
 def test_a_deeper_network_is_not_taken_for_a_shallower_one(tmp_path: Path) -> None:
@@ -202,7 +203,8 @@ def test_a_deeper_network_is_not_taken_for_a_shallower_one(tmp_path: Path) -> No
     }
     with pytest.raises(
         ValueError,
-        match=r"does not fit resnet18: .* 12 are unexpected \(layer1\.2\.conv1\.weight, .* Known: small, resnet18",
+        match=r"does not fit resnet18: .* 12 are unexpected \(layer1\.2\.conv1\.weight, .* Known: small, "
+        r"resnet18",
     ):
         weight_files.describe(saved(deeper, tmp_path / "x.pth"))
 
@@ -235,7 +237,8 @@ def test_two_networks_in_a_file_must_be_told_apart_by_a_prefix(
     path = saved({"student": prefixed(network, "backbone."), "teacher": other}, tmp_path / "x.pth")
     with pytest.raises(
         ValueError,
-        match=r"several small: choose one with --set encoder\.prefix=NAME, where NAME is student\.backbone\. or teacher",
+        match=r"several small: choose one with --set encoder\.prefix=NAME, where NAME is "
+        r"student\.backbone\. or teacher",
     ):
         loaded(path, site)
     assert_same(loaded(path, site, prefix="student.backbone."), network)
@@ -248,7 +251,7 @@ def test_two_networks_in_a_file_must_be_told_apart_by_a_prefix(
 
 
 class Trap:
-    """Unpickled, it leaves a file behind."""
+    """An object that leaves a file behind when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -338,7 +341,8 @@ def test_the_path_and_the_name_of_a_file_do_not_matter(
     assert_same(weight_files.load(described, site, CPU), network)
     with pytest.raises(
         LookupError,
-        match=rf"SHA-256 {'0' * 64} are missing: pass their file to --checkpoint again, or copy .* to runs/weights/0",
+        match=rf"SHA-256 {'0' * 64} are missing: pass their file to --checkpoint again, or copy .* to "
+        rf"runs/weights/0",
     ):
         weight_files.load(Weights(backbone="small", sha256="0" * 64), site, CPU)
 
@@ -347,7 +351,7 @@ def test_the_path_and_the_name_of_a_file_do_not_matter(
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content`, or what `answer` does, and counts the requests."""
+    """A server of `content`, or of the answers of `answer`, that counts the requests."""
 
     content = b""
     answer: Callable[[BaseHTTPRequestHandler], None] | None = None
@@ -397,7 +401,7 @@ def test_a_release_is_fetched_once_and_its_digest_recorded(
     assert_same(weight_files.load(spec, site, CPU, Watch(report=told.append)), network)
     assert_same(
         weight_files.load(replace(spec, std=(0.2, 0.2, 0.2), prefix="module."), site, CPU), network
-    )  # the file is the same one
+    )  # the file is the same
     assert server.count == 1
     digest = hashlib.sha256(server.content).hexdigest()
     folder = weight_files.place(spec, site).parent
@@ -412,7 +416,8 @@ def test_what_was_recorded_holds_when_the_file_is_deleted(server: Server, site: 
     path, first = weight_files.place(spec, site), server.content
     path.unlink()
     server.content = first + b"\0"
-    expected = rf"^{server.url} has SHA-256 {hashlib.sha256(server.content).hexdigest()}, but {hashlib.sha256(first).hexdigest()} is expected\. "
+    new, old = (hashlib.sha256(content).hexdigest() for content in (server.content, first))
+    expected = rf"^{server.url} has SHA-256 {new}, but {old} is expected\. "
     with pytest.raises(ValueError, match=expected):
         weight_files.load(spec, site, CPU)
     assert not path.exists()
@@ -421,7 +426,8 @@ def test_what_was_recorded_holds_when_the_file_is_deleted(server: Server, site: 
     path.write_bytes(first[:-1] + b"!")
     with pytest.raises(
         ValueError,
-        match=rf"^runs/weights/.*/encoder_100ep\.pth\.tar has SHA-256 .* but {hashlib.sha256(first).hexdigest()}",
+        match=rf"^runs/weights/.*/encoder_100ep\.pth\.tar has SHA-256 .* but "
+        rf"{hashlib.sha256(first).hexdigest()}",
     ):
         weight_files.load(spec, site, CPU)
 
@@ -494,7 +500,8 @@ def test_offline_and_unsafe_addresses_are_named(site: Site, server: Server) -> N
     url = server.url.replace(str(server.server_port), "1")
     with pytest.raises(
         LookupError,
-        match=rf"^{url} cannot be fetched \(.*refused.*\): try again with a network connection, or copy the file to runs/",
+        match=rf"^{url} cannot be fetched \(.*refused.*\): try again with a network connection, or copy "
+        rf"the file to runs/",
     ):
         weight_files.load(Weights(backbone="small", url=url), site, CPU)
     for address in ("http://example.org/x.pth", "file:///etc/passwd", "ftp://example.org/x.pth"):
@@ -508,7 +515,8 @@ from pathlib import Path
 from reproduce.nn import weight_files
 from reproduce.site import Site
 from reproduce.nn.weights import Weights
-print(weight_files.load(Weights(backbone="small", url=sys.argv[1]), Site(runs=Path(sys.argv[2])), torch.device("cpu")).digest)
+weights, site = Weights(backbone="small", url=sys.argv[1]), Site(runs=Path(sys.argv[2]))
+print(weight_files.load(weights, site, torch.device("cpu")).digest)
 """
 
 
