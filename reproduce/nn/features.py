@@ -120,7 +120,7 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
 
 
 def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.device) -> dict[str, Any] | None:
-    """Return everything except the code that determines the features of `split`.
+    """Return everything that determines the features of `split`, apart from the code.
 
     None if a digest is unknown. Causes that only change the last bits, such as the model of a GPU or the
     number of threads, are left out.
