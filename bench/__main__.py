@@ -1,12 +1,12 @@
-"""Runs the benchmarks, prints their results and writes `reports/bench.json`: what `invoke bench` calls.
+"""Run the benchmarks, print their results and write `reports/bench.json`, as `invoke bench` does.
 
-    python -m bench                # every bench_*.py of this folder, each in a process of its own
+    python -m bench                # every bench_*.py of this folder, each in its own process
     python -m bench step memory    # only these
-    python -m bench step --quick   # tiny settings: shows that a benchmark runs, its numbers mean nothing
+    python -m bench step --quick   # tiny settings: shows that a benchmark runs; its numbers mean nothing
 
-Every benchmark compares two things in one run. A file takes part by printing, as its last line, a JSON list
-of what `compare.record` returns. The exit code is 1 if a benchmark fails and 2 if there is none of that name;
-a bar that does not hold is printed, not an error.
+Every benchmark compares two things in one run. As its last line it prints a JSON list of the return values of
+`compare.record`. The exit code is 1 if a benchmark fails and 2 if a name is unknown. A result that misses its
+bar is printed but is not an error.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ FAILED, WRONG_USE = 1, 2
 
 
 def names() -> list[str]:
-    """The benchmarks there are: `step` for `bench_step.py`."""
+    """Return the names of all benchmarks, such as `step` for `bench_step.py`."""
     return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
 
 
 def run(name: str, options: list[str]) -> list[dict[str, Any]]:
-    """The records of one benchmark.
+    """Run one benchmark and return its records.
 
     Raises:
-        subprocess.CalledProcessError: it failed; what it wrote to standard error has been shown.
+        subprocess.CalledProcessError: the benchmark failed. Its standard error has been shown.
     """
     command = [sys.executable, "-m", f"bench.bench_{name}", *options]
     done = subprocess.run(command, cwd=FOLDER.parent, stdout=subprocess.PIPE, text=True, check=True)
@@ -42,7 +42,7 @@ def run(name: str, options: list[str]) -> list[dict[str, Any]]:
 
 
 def lines(records: list[dict[str, Any]]) -> list[str]:
-    """A table for people, one line for each record and one for what is behind it."""
+    """Return a readable table, with one line for each record and one for its details."""
     width = max(len(record["case"]) for record in records)
     return [line for record in records for line in (_line(record, width), f"{'':10}{record['detail']}")]
 
@@ -56,7 +56,7 @@ def _line(record: dict[str, Any], width: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line of this module; returns its exit code."""
+    """Run the command line of this module and return its exit code."""
     options = [argument for argument in arguments if argument.startswith("--")]
     asked = [argument for argument in arguments if not argument.startswith("--")] or names()
     for wrong in set(asked) - set(names()):

@@ -1,13 +1,13 @@
-"""The exact neighbour search, ours against scikit-learn's brute force, and its peak memory.
+"""The exact neighbour search against scikit-learn's brute force, and its peak memory.
 
-    python -m bench knn          # about 4 minutes on two CPU cores; ours at most as long, memory the same for
-    a bank of four times the size
+    python -m bench knn    # about 4 minutes on two CPU cores
 
-A bank of 50 000 features of 512 numbers, ImageNet-100's with a ResNet-18 to within a factor of three, is
-searched with 5 000 queries on the
-CPU, with one thread and with two for both sides. The numbers are Gaussian: distances then differ least, which
-is the hardest case for a search that sorts by bounds first. Memory is counted beyond the bank and the
-queries, in a fresh process for each bank.
+The bars: ours takes at most as long, and the same memory for a bank of four times the size.
+
+A bank of 50 000 features of 512 numbers is searched with 5 000 queries on the CPU. To within a factor of
+three this is ImageNet-100's with a ResNet-18. Both sides run with one thread and with two. The numbers are
+Gaussian, so distances differ least, which is the hardest case for a search that sorts by bounds first. Memory
+is counted beyond the bank and the queries, in a fresh process for each bank.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from reproduce.protocols.knn import nearest
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 CASES = (("euclidean", 5), ("cosine", 20), ("cosine", 200))
-"""Distances and neighbours of Tables 1 and 4."""
+"""Distances and numbers of neighbours of Tables 1 and 4."""
 BANKS = (100_000, 400_000)
 SLOWER, MORE_MEMORY = 1.0, 1.1
-"""The bars."""
+"""Bars for the time and for the memory."""
 
 
 def measure(quick: bool = False) -> list[dict[str, Any]]:
-    """Records of the times for each case and number of threads, and one of the memory."""
+    """Return one record of the time for each case and number of threads, and one of the memory."""
     bank, queries, rounds = (500, 20, 1) if quick else (50_000, 5_000, 3)
-    # First, while this process is small: the system counts what it has as its child's until that is another
-    # program.
+    # First, while this process is small: until a child executes another program, the system attributes this
+    # process's memory to it.
     memory = _memory(*((500, 2_000, 16) if quick else (*BANKS, 512)), bar=None if quick else MORE_MEMORY)
     threads = [count for count in (1, 2) if count <= (os.cpu_count() or 1)]
     return [
@@ -50,8 +50,10 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
 
 
 def _time(metric: str, k: int, num_bank: int, num_queries: int, rounds: int, threads: int) -> dict[str, Any]:
-    """Ours over scikit-learn's; the cosine's neighbours are Euclidean ones of normalised rows, and ours pays
-    for normalising."""
+    """Measure our time over scikit-learn's.
+
+    The cosine's neighbours are the Euclidean ones of normalised rows; our time includes the normalisation.
+    """
     from sklearn.neighbors import NearestNeighbors
     from threadpoolctl import threadpool_limits
 
@@ -92,14 +94,15 @@ def _memory(small: int, large: int, d: int, *, bar: float | None) -> dict[str, A
         f"peak memory beyond the features, bank of {large} x {d} over one of {small} x {d}",
         peaks[1] / peaks[0],
         unit="x",
-        detail=f"{peaks[1] / 2**20:.0f} MiB over {peaks[0] / 2**20:.0f} MiB; the larger bank has {4 * d * large / 2**20:.0f} MiB",
+        detail=f"{peaks[1] / 2**20:.0f} MiB over {peaks[0] / 2**20:.0f} MiB; "
+        f"the larger bank has {4 * d * large / 2**20:.0f} MiB",
         at_most=bar,
     )
 
 
 def _in_fresh_process(num_bank: int, d: int) -> int:
-    """Peak bytes of a search beyond its features."""
-    # glibc then gives every freed tensor back to the system, so that resident memory is what is in use.
+    """Return the peak bytes of a search beyond its features, measured in a fresh process."""
+    # glibc then returns every freed tensor to the system, so that resident memory is the memory in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "bench.bench_knn", "--peak", str(num_bank), str(d)]
     return int(
@@ -108,17 +111,17 @@ def _in_fresh_process(num_bank: int, d: int) -> int:
 
 
 def peak(num_bank: int, d: int) -> int:
-    """The same in this process, for 20 neighbours of 512 queries."""
+    """Return the peak bytes beyond the features of a search in this process: 20 neighbours of 512 queries."""
     torch.set_num_threads(1)
     queries, bank = features(512, d, seed=1), features(num_bank, d, seed=0)
-    nearest(queries[:1], bank[:100], 1, CPU)  # so that everything is loaded
+    nearest(queries[:1], bank[:100], 1, CPU)  # loads all libraries
     before = psutil.Process().memory_info().rss
     nearest(queries, bank, 20, CPU)
     return resident_peak() - before
 
 
 def features(n: int, d: int, seed: int) -> Tensor:
-    """Random ones, (n, d) float32."""
+    """Return random features, (n, d) float32."""
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 

@@ -1,13 +1,12 @@
-"""BYOL's training step and its views, ours and lightly's (lightly-ai/lightly, MIT), where lightly is
-installed.
+"""BYOL's training step and its views, ours against lightly's (lightly-ai/lightly, MIT) if it is installed.
 
     pip install lightly           # not in requirements.txt: nothing else uses it
     python -m bench lightly       # about 2 minutes on two CPU cores
 
-Both steps train the same backbone with heads of the same width on the same two views; lightly's is written as
-its BYOL example and its ImageNet benchmark write it (examples/pytorch/byol.py,
-benchmarks/imagenet/resnet50/byol.py), with its own LARS. Both pipelines draw views of BYOL's T and T' from
-images that are decoded already and end in normalised float32 tensors, on one core.
+Both steps train the same backbone with heads of the same width on the same two views. Lightly's step follows
+its BYOL example and its ImageNet benchmark (examples/pytorch/byol.py, benchmarks/imagenet/resnet50/byol.py),
+with its own LARS. Both pipelines draw views of BYOL's T and T' from decoded images and return normalised
+float32 tensors, on one core.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ STEP, VIEWS = (
 SIZE, CANVAS = 64, 96
 T = Augmentation(blur=1.0, solarize=0.0)
 T_AND_T_PRIME = replace(T, every_second=replace(T, blur=0.1, solarize=0.2))
-"""The defaults of lightly's BYOLTransform, which are BYOL's."""
+"""Defaults of lightly's BYOLTransform, which are BYOL's."""
 
 
 def measure(quick: bool = False) -> list[dict[str, Any]]:
-    """One record for the step and one for the views."""
+    """Return one record for the step and one for the views."""
     device = prepare()
     backbone, images, rounds = ("small", 4, 1) if quick else ("resnet18", 64, 7)
     step, views = STEP.format(backbone, images), VIEWS.format(CANVAS)
@@ -80,7 +79,7 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
 
 
 def _steps(spec: Pretrain, rounds: int, device: torch.device) -> Comparison:
-    """Our step and lightly's, in float32."""
+    """Compare our step with lightly's, in float32."""
     network, optimizer = start(spec, device)
     views = random_views(2, spec.batch_size, SIZE, device)
     meter = Meter()
@@ -94,7 +93,7 @@ def _steps(spec: Pretrain, rounds: int, device: torch.device) -> Comparison:
 
 
 def lightly_step(backbone: Any, heads: Heads, views: list[Tensor]) -> Callable[[], None]:
-    """A step of lightly's BYOL on two views."""
+    """Return a step of lightly's BYOL on two views."""
     from lightly.loss import NegativeCosineSimilarity
     from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
     from lightly.models.utils import deactivate_requires_grad, get_weight_decay_parameters, update_momentum
@@ -126,7 +125,7 @@ def lightly_step(backbone: Any, heads: Heads, views: list[Tensor]) -> Callable[[
 
 
 def _pipelines(spec: Pretrain, rounds: int) -> Comparison:
-    """Our two views of each image of a batch and lightly's, on one core."""
+    """Compare our two views of each image of a batch with lightly's, on one core."""
     from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
     from PIL import Image
 

@@ -2,13 +2,13 @@
 
     python -m bench memory          # about 2 minutes on two CPU cores; K = 8 at most 10 % above K = 2
 
-Each K trains a few steps in a fresh process: its views drawn and the full method's `train_step` of
-`reproduce/train.py` on a ResNet-18 at
-64 px. Counted is everything that training holds at its peak: weights, target, momentum, gradients,
-activations and the K views. On a GPU that is torch's peak of allocated memory; on a CPU it is the process's
-peak of resident memory, less what it had before there was a network.
+Each K trains for a few steps in a fresh process: it draws the views and runs the full method's `train_step`
+of `reproduce/train.py` on a ResNet-18 at 64 px. The measure includes everything that training holds at its
+peak: weights, target, momentum, gradients, activations and the K views. On a GPU it is torch's peak of
+allocated memory. On a CPU it is the process's peak of resident memory, less its memory before the network
+existed.
 
-Views go through the network one at a time, so only the views themselves and their projections multiply with
+Views pass through the network one at a time, so only the views themselves and their projections multiply with
 K.
 """
 
@@ -35,8 +35,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 BAR = 1.10
 NUM_VIEWS = (2, 4, 8)
 STEPS = 3
-"""From the second on the optimiser has its momentum, and the views of the step before are still there while
-new ones are drawn."""
+"""Number of steps. From the second on, the optimiser has its momentum, and the views of the last step still
+exist while new ones are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Case:
     bar: float | None = None
 
     def spec(self, num_views: int, device: torch.device) -> Pretrain:
-        """The full method on STL-10."""
+        """Return the full method on STL-10."""
         run = pretrain.msbreg(pretrain.stl10, num_views=num_views, batch_size=self.batch_size)
         return replace(
             run, backbone=self.backbone, precision="float32" if device.type == "cpu" else "bfloat16"
@@ -64,10 +64,10 @@ QUICK = (Case(backbone="small", batch_size=4),)
 
 
 def measure(quick: bool = False) -> list[dict[str, Any]]:
-    """For each backbone one record for K = 4 and one for K = 8, both over K = 2."""
+    """Return for each backbone one record for K = 4 and one for K = 8, both over K = 2."""
     device = prepare()
-    cases = QUICK if quick else ON_CPU if device.type == "cpu" else ON_GPU
-    return [each for case in cases for each in _records(case, device)]
+    on_device = ON_CPU if device.type == "cpu" else ON_GPU
+    return [each for case in (QUICK if quick else on_device) for each in _records(case, device)]
 
 
 def _records(case: Case, device: torch.device) -> list[dict[str, Any]]:
@@ -86,8 +86,8 @@ def _records(case: Case, device: torch.device) -> list[dict[str, Any]]:
 
 
 def _in_fresh_process(case: Case, num_views: int) -> int:
-    """Peak bytes of training with `num_views` views."""
-    # glibc then gives every freed tensor back to the system, so that resident memory is what is in use.
+    """Return the peak bytes of training with `num_views` views, measured in a fresh process."""
+    # glibc then returns every freed tensor to the system, so that resident memory is the memory in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [
         sys.executable,
@@ -103,13 +103,13 @@ def _in_fresh_process(case: Case, num_views: int) -> int:
 
 
 def peak(case: Case, num_views: int) -> int:
-    """Peak bytes that training with `num_views` views takes in this process."""
+    """Return the peak bytes of training with `num_views` views in this process."""
     device = prepare()
     spec = case.spec(num_views, device)
-    side: int = spec.dataset.canvas  # type: ignore[attr-defined]
+    side = spec.dataset.canvas
     canvas = torch.randint(256, (case.batch_size, 3, side, side), dtype=torch.uint8, device=device)
     sizes, indices = torch.full((case.batch_size, 2), side), torch.arange(case.batch_size)
-    backbones.build(case.backbone)  # so that torchvision is loaded
+    backbones.build(case.backbone)  # loads torchvision
     before = psutil.Process().memory_info().rss
     network, optimizer = start(spec, device)
     meter = Meter()

@@ -1,12 +1,12 @@
-"""Milliseconds per step of LARS and of the target's moving average, ours against a plain loop over the
-parameters.
+"""Milliseconds per step of LARS and of the target's moving average, against a loop over the parameters.
 
     python -m bench optim          # about 30 s on a CPU; below 1 ours is faster
 
-The loop is what the common PyTorch implementations do: for one parameter after the other, decay, two norms,
-the trust ratio by `torch.where`, momentum, update; then the average. Both keep all numbers on the device.
-Rounds of the two alternate and each keeps its best, so that a busy moment of the machine hits neither alone.
-On a CPU both are bound by memory where the network is large, and by calls where it is small.
+The loop does the same as common PyTorch implementations. For each parameter in turn it computes decay, two
+norms, the trust ratio by `torch.where`, momentum and update; then the average. Both keep all numbers on the
+device. Rounds of the two alternate and each keeps its best, so that a busy moment of the machine does not
+affect only one. On a CPU both are limited by memory bandwidth for large networks, and by the number of calls
+for small ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DECAY, MOMENTUM, TRUST, RATE, TAU = 1e-5, 0.9, 1e-3, 1e-3, 0.99
 
 
 def measure() -> list[dict[str, Any]]:
-    """For each backbone one record of LARS and one of the moving average."""
+    """Return for each backbone one record of LARS and one of the moving average."""
     device = prepare()
     return [each for name, heads in CASES for each in _records(name, heads, device)]
 
@@ -105,14 +105,13 @@ def _loop_average(network: Siamese) -> Callable[[], None]:
 
 
 def _best(steps: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
-    """The fewest seconds per step of each over ROUNDS alternating rounds, after one round that does not
-    count."""
+    """Return the fewest seconds per step of each over ROUNDS alternating rounds, after a warm-up round."""
     rounds = [{kind: _seconds(step, device) for kind, step in steps.items()} for _ in range(ROUNDS + 1)]
     return {kind: min(found[kind] for found in rounds[1:]) for kind in steps}
 
 
 def _seconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Mean seconds of as many steps as fit in SECONDS_PER_ROUND, at least one."""
+    """Return the mean seconds of as many steps as fit in SECONDS_PER_ROUND, at least one."""
     begin, count = time.perf_counter(), 0
     while count == 0 or time.perf_counter() - begin < SECONDS_PER_ROUND:
         step()

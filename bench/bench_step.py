@@ -1,10 +1,10 @@
-"""A training step over the backbone alone: what the method, its heads, LARS and the moving average cost.
+"""A training step over the backbone alone: the cost of the method, its heads, LARS and the moving average.
 
     python -m bench step          # about 2 minutes on two CPU cores; at most 1.10 on a ResNet-18 at 64 px
 
-Both sides take the same K views through the same modules in the same mode: K forward passes of the target's
-backbone, K forward and backward passes of the online one. The step is `train_step` of `reproduce/train.py`,
-all of it; drawing the views is not in either side, and `bench_views.py` measures it.
+Both sides pass the same K views through the same modules in the same mode: K forward passes of the target's
+backbone, K forward and backward passes of the online one. The step is the complete `train_step` of
+`reproduce/train.py`. Neither side draws views, which `bench_views.py` measures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from reproduce.train import Meter, start, train_step
 
 BAR = 1.10
 LEARNING_RATE = 1e-3
-"""Its value does not change the time of a step; a small one keeps the weights what they are."""
+"""Learning rate. Its value does not change the time of a step; a small one keeps the weights almost
+unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +41,15 @@ class Case:
     bar: float | None = None
 
     def spec(self, device: torch.device) -> Pretrain:
-        """The full method, with every term of the loss."""
+        """Return the full method, with every term of the loss."""
         run = pretrain.msbreg(pretrain.stl10, num_views=self.num_views, batch_size=self.batch_size)
         return replace(
             run, backbone=self.backbone, precision="float32" if device.type == "cpu" else "bfloat16"
         )
 
     def __str__(self) -> str:
-        return f"{self.backbone}, {self.size} px, batch {self.batch_size}, K = {self.num_views}: step over backbone alone"
+        setting = f"{self.backbone}, {self.size} px, batch {self.batch_size}, K = {self.num_views}"
+        return f"{setting}: step over backbone alone"
 
 
 ON_CPU = (
@@ -59,18 +61,18 @@ ON_GPU = (
     Case(backbone="resnet18_3x3", size=64, batch_size=512, num_views=4, rounds=30),
 )
 QUICK = (Case(backbone="small", size=8, batch_size=4, num_views=2, rounds=1),)
-"""Shows that the benchmark runs; its number means nothing."""
+"""Case that shows that the benchmark runs; its number means nothing."""
 
 
 def measure(quick: bool = False) -> list[dict[str, Any]]:
-    """One record for each case."""
+    """Return one record for each case."""
     device = prepare()
-    cases = QUICK if quick else ON_CPU if device.type == "cpu" else ON_GPU
-    return [_record(case, compare(case, device), device) for case in cases]
+    on_device = ON_CPU if device.type == "cpu" else ON_GPU
+    return [_record(case, compare(case, device), device) for case in (QUICK if quick else on_device)]
 
 
 def compare(case: Case, device: torch.device) -> Comparison:
-    """The training step and the backbone alone, in turns."""
+    """Time the training step and the backbone alone, in turns."""
     spec = case.spec(device)
     network, optimizer = start(spec, device)
     views = random_views(case.num_views, case.batch_size, case.size, device)
@@ -89,16 +91,16 @@ def compare(case: Case, device: torch.device) -> Comparison:
 
 
 def random_views(num_views: int, batch_size: int, size: int, device: torch.device) -> list[Tensor]:
-    """Noise in the shape, type and memory format of views."""
+    """Return noise in the shape, type and memory format of views."""
     noise = (torch.randn(batch_size, 3, size, size, device=device) for _ in range(num_views))
     return [view.contiguous(memory_format=torch.channels_last) for view in noise]
 
 
 def backbone_alone(network: Any, views: list[Tensor], direction: Tensor, precision: str) -> None:
-    """K forward passes of the target's backbone, then K forward and backward passes of the online one.
+    """Run K forward passes of the target's backbone, then K forward and backward passes of the online one.
 
     Args:
-        direction: the gradient of the features, (images, num_features); any will do.
+        direction: gradient of the features, (images, num_features), with any values.
     """
     with torch.no_grad(), _autocast(direction.device, precision):
         for view in views:
@@ -115,7 +117,8 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def _record(case: Case, found: Comparison, device: torch.device) -> dict[str, Any]:
-    detail = f"{1000 * found.first:.1f} ms over {1000 * found.second:.1f} ms; {machine(device)}; median of {case.rounds} rounds"
+    times = f"{1000 * found.first:.1f} ms over {1000 * found.second:.1f} ms"
+    detail = f"{times}; {machine(device)}; median of {case.rounds} rounds"
     return record("step", str(case), found.ratio, unit="x", detail=detail, at_most=case.bar)
 
 

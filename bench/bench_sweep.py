@@ -1,13 +1,13 @@
-"""A sweep of five learning rates over one learning rate: what four more classifiers cost.
+"""A sweep of five learning rates over one learning rate: the cost of four more classifiers.
 
     python -m bench sweep          # about 1 minute on one CPU core; at most 1.15
 
-Both sides are an epoch of `classifiers.fit`, which trains the classifiers of ImageNet's protocols: views
-drawn, one forward pass of the frozen backbone a batch, logits, gradients and updates of all classifiers.
-Images are decoded beforehand and nothing is held out.
+Both sides are an epoch of `classifiers.fit`, which trains the classifiers of ImageNet's protocols. An epoch
+draws the views, runs one forward pass of the frozen backbone per batch, and computes logits, gradients and
+updates of all classifiers. Images are decoded in advance and none are held out.
 
-On a CPU the backbones are that of the smoke scale and a ResNet-18 at 64 px. On a GPU a ResNet-50 at 224 px
-sends batches of 1024 to classifiers of 1000 classes, as on ImageNet.
+On a CPU the backbones are the smoke scale's and a ResNet-18 at 64 px. On a GPU a ResNet-50 at 224 px sends
+batches of 1024 to classifiers of 1000 classes, as on ImageNet.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Case:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __str__(self) -> str:
-        return f"{self.backbone}, {self.size} px, batch {self.batch_size}, {self.num_classes} classes: 5 rates over 1"
+        setting = f"{self.backbone}, {self.size} px, batch {self.batch_size}, {self.num_classes} classes"
+        return f"{setting}: 5 rates over 1"
 
 
 ON_CPU = (
@@ -76,7 +77,7 @@ ON_GPU = (
     ),
 )
 QUICK = (Case(backbone="small", size=8, num_classes=3, batch_size=4, num_batches=1, rounds=1),)
-"""Shows that the benchmark runs; its number means nothing."""
+"""Case that shows that the benchmark runs; its number means nothing."""
 
 
 class Noise(Images):
@@ -109,23 +110,24 @@ class Noise(Images):
 
 
 def measure(quick: bool = False) -> list[dict[str, Any]]:
-    """One record for each case."""
+    """Return one record for each case."""
     device = prepare()
-    cases = QUICK if quick else ON_CPU if device.type == "cpu" else ON_GPU
-    return [_record(case, device) for case in cases]
+    on_device = ON_CPU if device.type == "cpu" else ON_GPU
+    return [_record(case, device) for case in (QUICK if quick else on_device)]
 
 
 def _record(case: Case, device: torch.device) -> dict[str, Any]:
     found = in_turns(
         epoch(case, SWEEP, device), epoch(case, ALONE, device), rounds=case.rounds, device=device
     )
-    per_batch = f"{1000 * found.first / case.num_batches:.1f} ms a batch over {1000 * found.second / case.num_batches:.1f} ms"
+    first, second = (1000 * seconds / case.num_batches for seconds in (found.first, found.second))
+    per_batch = f"{first:.1f} ms per batch over {second:.1f} ms"
     detail = f"{per_batch}; {machine(device)}; median of {case.rounds} rounds"
     return record("sweep", str(case), found.ratio, unit="x", detail=detail, at_most=case.bar)
 
 
 def epoch(case: Case, protocol: LinearSGD, device: torch.device) -> Callable[[], Any]:
-    """An epoch of training with the rates of `protocol`."""
+    """Return a function that trains for an epoch with the rates of `protocol`."""
     spec = replace(pretrain.byol_imagenet(100), backbone=case.backbone, precision=case.precision)
     backbone = (
         backbones.build(case.backbone, seed=0)

@@ -1,18 +1,18 @@
-"""Views per second: our batched augmentation against torchvision v2 image by image, on tensors and on PIL
-images.
+"""Views per second: our batched augmentation against torchvision v2, on tensors and on PIL images.
 
     python -m bench views          # about 20 s on an idle machine; at least 3 at 32 and at 64 px
 
-All three apply the paper's Table 9 to the same images, already decoded and on their canvas, and end in
-float32 tensors from 0 to 1; none batches, normalises or moves its result. Ours runs with two threads. The
-other two run on one core and are credited with twice that rate, as if two workers scaled perfectly and handed
-over their results for nothing. The tensor pipeline works on uint8, which torchvision advises for speed. The
-PIL pipeline is timed a second time, without a bar, with Pillow's own GaussianBlur, as in the loader of MoCo:
-box filters, so not the same views, and faster than torchvision's blur, which goes by way of a tensor.
+All three apply the paper's Table 9 to the same images, which are already decoded and on their canvas, and
+return float32 tensors from 0 to 1. None of them batches, normalises or moves its result. Ours runs with two
+threads. The other two process image by image on one core and are credited with twice that rate, as if two
+workers scaled perfectly and returned their results for free. The tensor pipeline works on uint8, which
+torchvision recommends for speed. The PIL pipeline is also timed, without a bar, with Pillow's own
+GaussianBlur, as in MoCo's loader. That blur uses box filters, so the views are not the same; it is faster
+than torchvision's, which converts to a tensor.
 
-Rounds alternate and each candidate keeps its best, so that a busy moment of the machine does not hit one
-alone. The ratios need an idle machine all the same; those of views per CPU-second, in the detail, which leave
-out how well two threads share the cores, nearly do not.
+Rounds alternate and each candidate keeps its best, so that a busy moment of the machine does not affect only
+one. The ratios still need an idle machine. The ratios of views per CPU-second, in the details, hardly do, as
+they ignore how well two threads share the cores.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from reproduce.data.augmentation import Augmentation
 from reproduce.data.views import blur_radius, sample
 
 CASES = ((32, 32), (64, 96))
-"""Side of a view and of the canvas."""
+"""Side of a view and side of the canvas."""
 BATCH = 256
 ROUNDS = 7
 IMAGES_PER_ROUND = 128
-"""Of the pipelines that go image by image."""
+"""Images per round of the pipelines that process image by image."""
 THREADS = 2
 BAR = 3
 APPROXIMATE = "torchvision v2 on PIL images with Pillow's blur"
 VIEWS_PER_ROUND = 4
-"""Of each image, ours."""
+"""Views of each image per round of our pipeline."""
 
 
 def measure() -> list[dict[str, Any]]:
-    """For each case one record over each of the others."""
+    """Return for each case one record over each of the other pipelines."""
     return [each for size, canvas in CASES for each in _records(size, canvas)]
 
 
@@ -76,14 +76,14 @@ def _record(case: str, one: Rate, ours: Rate, other: Rate) -> dict[str, Any]:
 
 
 class Rate(NamedTuple):
-    """Views per second of a clock on the wall, and of the CPU time of all threads."""
+    """Views per second of wall-clock time, and of the CPU time of all threads."""
 
     wall: float
     cpu: float
 
 
 def _best(candidates: dict[str, Callable[[], Rate]]) -> dict[str, Rate]:
-    """The highest of ROUNDS alternating rates of each, after one round that does not count."""
+    """Return the highest of ROUNDS alternating rates of each, after a warm-up round."""
     rounds = [{name: run() for name, run in candidates.items()} for _ in range(ROUNDS + 1)][1:]
     return {
         name: Rate(max(r[name].wall for r in rounds), max(r[name].cpu for r in rounds)) for name in candidates
@@ -132,7 +132,7 @@ def _pillow_blur_pipeline(size: int) -> Callable[[Any], Tensor]:
 
 
 class _PillowBlur(v2.Transform):
-    """As in the loader of facebookresearch/moco."""
+    """Pillow's Gaussian blur, as in the loader of facebookresearch/moco."""
 
     def __init__(self, sigma: tuple[float, float]) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def _solarize_and_convert(a: Augmentation) -> list[v2.Transform]:
 
 
 def _images(n: int, side: int) -> Tensor:
-    """Smooth random images with some noise, (n, 3, side, side) uint8."""
+    """Return smooth random images with some noise, (n, 3, side, side) uint8."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 6, 6, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=side, mode="bilinear")

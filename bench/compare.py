@@ -1,4 +1,4 @@
-"""What the benchmarks share: two things timed in turns, and the record that each comparison leaves."""
+"""Timing of two things in turns, and the record of a comparison."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 
 class Comparison(NamedTuple):
-    """Two things timed in turns."""
+    """Times of two things that ran in turns."""
 
     ratio: float
-    """The median over the rounds of the first's seconds over the second's."""
+    """Median over the rounds of the first's seconds over the second's."""
     first: float
     second: float
     """Median seconds of a call."""
@@ -29,15 +29,13 @@ def in_turns(
     device: torch.device,
     clock: Callable[[], float] = time.process_time,
 ) -> Comparison:
-    """Times `first` and `second` in each of `rounds` rounds, in alternating order, after a round that does
-    not count.
+    """Time `first` and `second` in each of `rounds` rounds, in alternating order, after a warm-up round.
 
     A ratio is taken within each round, so that a machine that is busy for a while slows both of its sides.
 
     Args:
-        clock: what a CPU's seconds are read from. Those of this process are not lengthened by others on the
-            machine, but those of its
-            threads add up: `time.perf_counter` is the one for what takes several.
+        clock: source of the seconds on a CPU. Other processes do not lengthen the CPU time of this process,
+            but the times of its threads add up: use `time.perf_counter` for code with several threads.
     """
     seconds: list[tuple[float, float]] = []
     for index in range(rounds + 1):
@@ -55,7 +53,7 @@ def in_turns(
 
 
 def _seconds(run: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
-    """Of one call; on a GPU from when it has nothing left to do until then again."""
+    """Return the seconds of one call; on a GPU from idle to idle."""
     if device.type == "cpu":
         begin = clock()
         run()
@@ -77,24 +75,23 @@ def record(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> dict[str, Any]:
-    """One line of the table and of the JSON.
+    """Return one line of the table and of the JSON.
 
     Args:
-        bench: the file, `step` for `bench_step.py`.
-        case: what was compared with what, in words.
-        value: None: it could not be measured; `detail` says why.
-        unit: such as `x` for a ratio.
-        detail: the numbers behind the value, and the machine where they matter.
-        at_most, at_least: the bar, where there is one.
+        bench: name of the file, `step` for `bench_step.py`.
+        case: description of the two sides.
+        value: the result. None if it could not be measured; `detail` gives the reason.
+        unit: unit of the value, such as `x` for a ratio.
+        detail: numbers behind the value, and the machine if it matters.
+        at_most, at_least: the bar, if there is one.
     """
-    bar = f"<= {at_most:g}" if at_most is not None else f">= {at_least:g}" if at_least is not None else None
-    holds = (
-        None
-        if value is None or bar is None
-        else value <= at_most
-        if at_most is not None
-        else value >= (at_least or 0.0)
-    )
+    bar = holds = None
+    if at_most is not None:
+        bar, holds = f"<= {at_most:g}", value is not None and value <= at_most
+    elif at_least is not None:
+        bar, holds = f">= {at_least:g}", value is not None and value >= at_least
+    if value is None:
+        holds = None
     rounded = None if value is None else round(value, 3)
     return {
         "bench": bench,
@@ -108,23 +105,25 @@ def record(
 
 
 def prepare() -> torch.device:
-    """The GPU if there is one, else the CPU with one thread, as the local launcher uses it: a run on each
-    core."""
+    """Return the GPU if there is one, else the CPU limited to one thread.
+
+    The local launcher also runs one thread per run, with a run on each core.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda")
-    torch.set_num_threads(1)  # and threads that wait for each other would count as work
+    torch.set_num_threads(1)  # threads that wait for each other would count as work
     return torch.device("cpu")
 
 
 def machine(device: torch.device) -> str:
-    """In words, such as `CPU, 2 threads`."""
+    """Return the device in words, such as `one CPU core`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return "one CPU core"
 
 
 def resident_peak() -> int:
-    """The most bytes of resident memory that this process has had."""
+    """Return the peak bytes of resident memory of this process."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

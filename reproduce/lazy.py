@@ -1,8 +1,8 @@
-"""`torch`, imported when it is first used.
+"""`torch`, imported on first use.
 
-A settings class and the maths that it parametrises belong in one file, yet building a table must not wait
-seconds for torch. Files that define settings therefore write `from reproduce.lazy import torch`; functions
-use it as usual, and the import happens at their first call.
+A settings class and the maths that it parametrises belong in one file, but building a table must not wait
+seconds for torch. Files that define settings therefore use `from reproduce.lazy import torch`. Functions use
+it as usual; the import happens when they are first called.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 
 class _Lazy:
-    """Stands for a module until one of its names is asked for."""
+    """Placeholder for a module until one of its names is accessed."""
 
     def __init__(self, name: str) -> None:
         self._name = name

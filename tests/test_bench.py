@@ -1,4 +1,4 @@
-"""The benchmarks: what they compare, what they write. No number of theirs is judged here."""
+"""The benchmarks: their comparisons and their output. These tests do not judge the numbers."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ TINY = bench_step.Case(backbone="small", size=8, batch_size=4, num_views=3, roun
 
 
 def bench(tmp_path, *arguments):
-    """`python -m bench` with its report in `tmp_path`."""
+    """Run `python -m bench` with its report in `tmp_path`."""
     site = tmp_path / "site.toml"
     site.write_text(f'reports = "{tmp_path}"\n')
     command = [sys.executable, "-m", "bench", *arguments]
@@ -45,8 +45,8 @@ def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
     done = bench(tmp_path, "stepp")
     assert done.returncode == 2
     assert (
-        done.stderr.strip()
-        == "There is no benchmark 'stepp'. Did you mean 'step'? Known: knn, lightly, memory, optim, step, sweep, views."
+        done.stderr.strip() == "There is no benchmark 'stepp'. Did you mean 'step'? "
+        "Known: knn, lightly, memory, optim, step, sweep, views."
     )
     assert not (tmp_path / "bench.json").exists()
 

@@ -290,7 +290,7 @@ def test_a_data_set_describes_itself(cls: type[Dataset]) -> None:
     assert dataset.test_split not in (dataset.train_split, dataset.pretrain_split)
     for key in ("pretrain_split", "train_split", "test_split"):
         with pytest.raises(
-            ValueError, match=rf"^{cls.name} takes {key} of {re.escape(', '.join(cls.splits))}, not 'tset'\.$"
+            ValueError, match=rf"^{cls.name} has no {key} 'tset'\. Known: {re.escape(', '.join(cls.splits))}\.$"
         ):
             replace(dataset, **{key: "tset"})
 
@@ -327,7 +327,7 @@ def test_a_data_set_with_boxes_describes_itself(cls: type[DetectionDataset]) -> 
     assert dataset.test_split != dataset.train_split
     for key in ("train_split", "test_split"):
         with pytest.raises(
-            ValueError, match=rf"^{cls.name} takes {key} of {', '.join(cls.splits)}, not 'tset'\.$"
+            ValueError, match=rf"^{cls.name} has no {key} 'tset'\. Known: {', '.join(cls.splits)}\.$"
         ):
             replace(dataset, **{key: "tset"})
 

@@ -1,4 +1,4 @@
-"""Real data sets: their files are read exactly, and a fault in them is an error that names the file."""
+"""Data sets from files: they are read exactly, and an error names the faulty file."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ from reproduce.site import Site
 
 
 def photograph(seed, height, width):
-    """Smooth enough that JPEG keeps it; (height, width, 3) uint8."""
+    """Return an image that is smooth enough for JPEG to preserve, (height, width, 3) uint8."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -86,8 +86,10 @@ def test_a_canvas_of_the_images_own_size_is_the_image(tmp_path):
 
 
 def test_a_canvas_squashes_the_whole_image_and_keeps_its_size(tmp_path):
-    """Two columns, black and white: squashed to a square the border stays in the middle, and the corners keep
-    their colours."""
+    """Two columns, black and white.
+
+    Squashed to a square, the border stays in the middle and the corners keep their colours.
+    """
     pixels = np.zeros((10, 40, 3), np.uint8)
     pixels[:, 20:] = 255
     save(tmp_path / "a" / "x.png", pixels)
@@ -171,7 +173,7 @@ def test_a_file_that_vanished_after_the_scan_is_named(folder):
 def test_an_index_outside_of_the_split_is_an_error(folder):
     images = imagefolder.read(folder / "train")
     for index in (-1, 6):
-        with pytest.raises(IndexError, match=f"no image {index}: the split has 6"):
+        with pytest.raises(IndexError, match=f"Image {index} does not exist: the split has 6"):
             images.canvas([0, index], 16)
 
 
@@ -186,7 +188,7 @@ def test_an_empty_class_is_an_error(folder):
 def test_a_class_of_one_split_alone_is_an_error(folder, has, lacks):
     save(folder / has / "n03" / "x.png", photograph(0, 8, 8))
     for split in ("train", "val"):
-        with pytest.raises(ValueError, match=rf"{has}/n03 is a class that .*/{lacks} lacks"):
+        with pytest.raises(ValueError, match=rf"{has}/n03 is missing in .*/{lacks} "):
             imagefolder.load(folder, split)
 
 
@@ -204,7 +206,7 @@ def test_images_that_are_not_sorted_into_classes_are_an_error(tmp_path):
 
 def test_no_images_no_folder_and_no_such_split_are_told_apart(folder):
     (folder / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no class folders with images"):
         imagefolder.read(folder / "empty")
     with pytest.raises(LookupError, match="does not exist"):
         imagefolder.read(folder / "nowhere")
@@ -248,7 +250,7 @@ def test_batches_are_the_same_bytes_whatever_the_workers_and_the_memory(tmp_path
     ]
     for workers in (0, 2):
         images = imagefolder.read(root / "train", cache_gb=cache_gb)
-        for _ in range(2):  # with memory, the second epoch comes from it
+        for _ in range(2):  # with a cache, the second epoch comes from it
             assert same(list(batches(images, order, 70, workers=workers, **shape)), expected)
     assert [len(batch.pixels) for batch in expected] == [70, 5]
     assert expected[0].indices.tolist() == order[:70].tolist()
@@ -264,7 +266,7 @@ def test_a_split_that_fits_is_decoded_once_and_only_where_asked(folder):
     with pytest.raises(ValueError, match="cannot be decoded"):
         images.canvas([0], 16)
     with pytest.raises(ValueError, match="cannot be decoded"):
-        images.test_crop([1], 16, 16)  # another shape, for which no memory is left
+        images.test_crop([1], 16, 16)  # another shape, which does not fit in the cache
 
 
 def test_workers_decode_only_what_is_not_in_memory(folder):
@@ -339,8 +341,10 @@ def stl_pixels(split, count):
 
 
 def stl_files(root, place="stl10_binary"):
-    """The binary release: for each image the red, green and blue plane, each column by column; labels 1 to
-    10."""
+    """Write the binary release.
+
+    An image is its red, green and blue plane, each column by column. Labels are 1 to 10.
+    """
     folder = root / place
     folder.mkdir(parents=True)
     for split, count in (("train", 20), ("test", 10), ("unlabeled", 3)):
@@ -381,7 +385,7 @@ def test_stl10_is_what_torchvision_reads(stl, monkeypatch):
 
     monkeypatch.setattr(
         datasets.STL10, "_check_integrity", lambda self: True
-    )  # the checksums are those of the real release
+    )  # the checksums of the real release
     for split in ("train", "test", "unlabeled", "train+unlabeled"):
         ours, theirs = stl10.read(stl, split), datasets.STL10(stl, split)
         assert ours.labels.tolist() == np.asarray(theirs.labels).astype(np.int8).tolist()
@@ -479,7 +483,7 @@ def test_the_stl10_digest_sees_files_and_labels(stl):
     assert stl10.read(stl, "train").digest != digest
 
 
-# ---- the data sets by the site's roots
+# ---- data sets in the site's roots
 
 
 @pytest.mark.parametrize(
@@ -510,7 +514,8 @@ def test_sizes_and_normalisation_are_those_of_the_protocol_sheet(dataset, size, 
 
 def test_settings_are_made_without_numpy_and_torch():
     names = "imagenet imagenet100 imagenette stl10"
-    code = f"import sys; from reproduce.data import {names.replace(' ', ', ')}; print({{'torch', 'numpy', 'PIL'}} & set(sys.modules))"
+    code = f"import sys; from reproduce.data import {names.replace(' ', ', ')}; "
+    code += "print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -525,7 +530,7 @@ def test_stl10_loads_by_its_root(stl):
 
 
 def fake_imagenet(root, classes):
-    """Class folders with one and the same image, linked."""
+    """Create class folders that link to one and the same image."""
     save(root / "x.png", photograph(0, 8, 8))
     for split in ("train", "val"):
         for name in classes:
@@ -547,7 +552,7 @@ def test_imagenet_has_a_thousand_classes_or_is_something_else(folder):
 
 
 def class_list(folder, classes):
-    """Writes the list; its sha256."""
+    """Write the list and return its SHA-256."""
     folder.mkdir(exist_ok=True)
     content = "".join(f"{name}\n" for name in classes).encode()
     (folder / "imagenet100.txt").write_bytes(content)
@@ -575,7 +580,7 @@ def test_imagenet100_finds_its_list_in_the_root_and_a_lost_class_in_either_split
     )
     assert len(dataset.load("val", site)) == 2
     shutil.rmtree(root / "val" / "n02")
-    with pytest.raises(ValueError, match="val has no class folder 'n02'"):
+    with pytest.raises(ValueError, match="val has no folder 'n02', but that class"):
         dataset.load("train", site)
 
 
@@ -587,7 +592,7 @@ def test_another_class_list_is_refused_and_line_ends_are_told_from_classes(tmp_p
         path.write_bytes(content)
         with pytest.raises(
             ValueError,
-            match=rf"imagenet100\.txt has the sha256 .*expected is {sha256}\. Only its line ends differ",
+            match=rf"imagenet100\.txt has SHA-256 .*but {sha256} is expected\. Only its line endings differ",
         ):
             read_classes(path, sha256)
     path.write_bytes(b"n04\nn02\n")
@@ -617,7 +622,7 @@ def test_imagenette_is_found_in_the_folder_that_torchvision_unpacks(tmp_path, re
 
 @pytest.mark.slow
 def test_real_photographs_grey_ones_among_them(tmp_path):
-    """Some of each class: what Pillow decodes, in RGB."""
+    """A few images of each class, as Pillow decodes them, in RGB."""
     archive = SHARED / "imagenette96.tar.gz"
     if not archive.exists():
         pytest.skip("the photographs are not here")

@@ -1,5 +1,7 @@
-"""VOC07+12 and COCO 2017: boxes, masks and flags as the benchmarks have them, and a fault is one line that
-names the file."""
+"""VOC07+12 and COCO 2017: boxes, masks and flags agree with the benchmarks; every error is one line.
+
+An error names the faulty file.
+"""
 
 import hashlib
 import json
@@ -22,7 +24,7 @@ from reproduce.site import Site
 
 
 def shared(place):
-    """A file or folder of real data; the test is skipped where it is not here."""
+    """Return a file or folder of real data; the test is skipped if it is missing."""
     path = SHARED / place
     if not path.exists():
         pytest.skip(f"{place} is not here")
@@ -30,7 +32,7 @@ def shared(place):
 
 
 def image(path, width=8, height=6, **options):
-    """A JPEG whose pixels differ from row to row and from column to column."""
+    """Write a JPEG whose pixels differ from row to row and from column to column."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ramp = np.add.outer(np.arange(height) * 8, np.arange(width) * 4)[..., None] + [0, 20, 40]
     Image.fromarray(ramp.astype(np.uint8)).save(path, format="JPEG", quality=95, **options)
@@ -39,10 +41,13 @@ def image(path, width=8, height=6, **options):
 
 # ---- VOC07+12
 
-PERSON = """<object><part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></part>
-<name>person</name><difficult>{difficult}</difficult><bndbox><xmax>8</xmax><xmin>1</xmin><ymax>6</ymax><ymin>1</ymin></bndbox>
+PERSON = """<object>
+<part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></part>
+<name>person</name><difficult>{difficult}</difficult>
+<bndbox><xmax>8</xmax><xmin>1</xmin><ymax>6</ymax><ymin>1</ymin></bndbox>
 <part><name>hand</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>6</xmax><ymax>6</ymax></bndbox></part></object>"""
-CAT = """<object><name>cat</name><bndbox><xmin>2.5</xmin><ymin>4</ymin><xmax>9</xmax><ymax>4</ymax></bndbox></object>"""
+CAT = """<object><name>cat</name>
+<bndbox><xmin>2.5</xmin><ymin>4</ymin><xmax>9</xmax><ymax>4</ymax></bndbox></object>"""
 LISTS = {
     ("2007", "trainval"): ("000007", "000005"),
     ("2007", "train"): ("000005",),
@@ -53,7 +58,7 @@ LISTS = {
 
 @pytest.fixture
 def devkit(tmp_path):
-    """Both years, little; the lines of the lists end in CR LF, as the release's do."""
+    """Write small releases of both years; the lines of the lists end in CR LF, as in the release."""
     root = tmp_path / "VOCdevkit"
     for (year, split), names in LISTS.items():
         folder = root / f"VOC{year}"
@@ -75,7 +80,7 @@ def test_voc_boxes_cover_pixels_from_0_and_parts_are_no_objects(devkit):
     assert [picture.id for picture in read.pictures] == ["000007", "000005", "2008_000008"]
     person, cat = read.pictures[0].instances
     assert person == Instance(14, (0.0, 0.0, 8.0, 6.0), difficult=True)  # the whole image of 8 x 6 pixels
-    assert cat == Instance(7, (1.5, 3.0, 9.0, 4.0))  # one pixel high, and beyond the right side: as annotated
+    assert cat == Instance(7, (1.5, 3.0, 9.0, 4.0))  # one pixel high and beyond the right side, as annotated
     assert [each.difficult for picture in read.pictures for each in picture.instances] == [True, *[False] * 5]
     assert {(picture.width, picture.height) for picture in read.pictures} == {(8, 6)}
     assert [picture.file for picture in read.pictures] == [
@@ -102,7 +107,7 @@ def test_voc_is_found_in_its_root_and_in_the_devkit(devkit):
 def test_the_root_of_one_year_is_not_taken_for_both(devkit):
     site = Site(data={"voc": devkit / "VOC2007"})
     with pytest.raises(
-        LookupError, match=r"VOC2007 does not hold VOC2007: .*invoke download --dataset voc0712"
+        LookupError, match=r"VOC2007 does not contain VOC2007: .*invoke download --dataset voc0712"
     ):
         VOC0712().check_root(site)
     (devkit / "VOC2012" / "ImageSets" / "Main" / "trainval.txt").unlink()
@@ -114,20 +119,18 @@ def test_the_root_of_one_year_is_not_taken_for_both(devkit):
     shutil.rmtree(devkit / "VOC2012")
     with pytest.raises(
         LookupError,
-        match=r"VOCdevkit does not hold VOC2012: ImageSets/Main is nowhere\. Get it: `invoke download",
+        match=r"VOCdevkit does not contain VOC2012: ImageSets/Main is missing\. Get it: `invoke download",
     ):
         VOC0712().check_root(Site(data={"voc": devkit}))
     assert len(voc0712.read(devkit, "2007_trainval").pictures) == 2
 
 
 def test_a_split_is_of_known_parts_that_differ(devkit):
-    with pytest.raises(
-        LookupError, match=r"no split '2012_test'\. Did you mean .*Several are joined by '\+'"
-    ):
+    with pytest.raises(LookupError, match=r"no split '2012_test'\. Did you mean .*Join several with '\+'"):
         voc0712.read(devkit, "2007_trainval+2012_test")
     with pytest.raises(
         ValueError,
-        match=r"VOC2007: the image 000005 of 2007_train is in the split 2007_trainval\+2007_train already",
+        match=r"VOC2007: image 000005 of 2007_train is already in the split 2007_trainval\+2007_train",
     ):
         voc0712.read(devkit, "2007_trainval+2007_train")
     with pytest.raises(LookupError, match=r"Main/val\.txt does not exist"):
@@ -139,7 +142,7 @@ def test_a_split_is_of_known_parts_that_differ(devkit):
     [
         (
             lambda text: text.replace("<width>8", "<width>0"),
-            r"000005\.xml: the size of the image is 0 x 6, which no image has",
+            r"000005\.xml: an image cannot have the size 0 x 6",
         ),
         (
             lambda text: text.replace("2.5", "inf"),
@@ -147,7 +150,7 @@ def test_a_split_is_of_known_parts_that_differ(devkit):
         ),
         (
             lambda text: text.replace("2.5", "9.5"),
-            r"000005\.xml: the box of a cat is \(9\.5, 4, 9, 4\): its ends are exchanged",
+            r"000005\.xml: the box of a cat is \(9\.5, 4, 9, 4\): its ends are swapped",
         ),
         (
             lambda text: text.replace("<name>cat", "<name>unicorn"),
@@ -172,14 +175,16 @@ def test_a_lost_file_of_voc_is_named_and_counted(devkit):
         (folder / "JPEGImages" / f"{name}.jpg").unlink()
     with pytest.raises(
         ValueError,
-        match=r"JPEGImages/000007\.jpg does not exist, which .*trainval\.txt names: 2 of its 2 images",
+        match=r"JPEGImages/000007\.jpg does not exist, but .*trainval\.txt names it: 2 of its 2 images",
     ):
         voc0712.read(devkit, "2007_trainval")
 
 
 def test_real_boxes_of_voc_are_those_of_the_xml(tmp_path):
-    """Each against a reading of its own: objects are the children of the root, 1 is taken off the left and
-    the top."""
+    """Every annotation agrees with a separate reader.
+
+    The reader takes objects from the children of the root and subtracts 1 from left and top.
+    """
     root = shared("voc")
     read = voc0712.read(root, "2012_trainval")
     assert len(read.pictures) == 100
@@ -214,8 +219,10 @@ RUNS = {"size": [6, 8], "counts": [10, 4, 34]}
 
 
 def rows():
-    """The three tables: an image without annotation, one with a crowd alone, one with two objects; out of
-    order."""
+    """Return the three tables, unordered.
+
+    One image has no annotation, one has only a crowd, and one has two objects.
+    """
     images = [
         {"id": id_, "file_name": f"{id_:012}.jpg", "width": 8, "height": 6, "license": 1}
         for id_ in (30, 4, 17)
@@ -256,7 +263,7 @@ def rows():
 
 
 def coco_files(root, content):
-    """The val split of a little release in `root`."""
+    """Write the val split of a small release to `root`."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
     for row in content["images"]:
@@ -273,7 +280,7 @@ def test_coco_objects_belong_to_images_in_order_of_their_ids(tmp_path):
     assert [each.box for each in two] == [
         (1.0, 2.0, 1.0, 5.0),
         (-2.0, 0.0, 18.5, 3.0),
-    ]  # no area; beyond the image: as annotated
+    ]  # without area, and beyond the image, as annotated
     assert [list(map(list, each.segmentation)) for each in two] == [[TRIANGLE, TRIANGLE], [TRIANGLE]]
     assert none == ()
     assert [picture.id for picture in read.trainable] == [17]
@@ -314,7 +321,7 @@ def test_compressed_encodings_are_decoded_as_by_pycocotools(seed):
 
 
 def change(table, index, **values):
-    """A change of one row of the JSON file."""
+    """Return a function that changes one row of the JSON file."""
 
     def changed(content):
         content[table][index].update(values)
@@ -327,83 +334,83 @@ def change(table, index, **values):
     [
         (
             change("annotations", 1, image_id=18),
-            "the annotation 7 is of the image 18, which is not among its 3 images",
+            "annotation 7 refers to image 18, not one of its 3 images",
         ),
-        (change("annotations", 1, id=5), "the id 5 is that of more than one annotation"),
-        (change("annotations", 1, id=0), "the annotation id 0 is not a whole number from 1 on"),
-        (change("images", 0, id=17), "the id 17 is that of more than one image"),
-        (change("images", 0, id="30"), "the image id '30' is not a whole number from 0 on"),
+        (change("annotations", 1, id=5), "more than one annotation has the id 5"),
+        (change("annotations", 1, id=0), "the annotation id 0 is not a whole number of at least 1"),
+        (change("images", 0, id=17), "more than one image has the id 17"),
+        (change("images", 0, id="30"), "the image id '30' is not a whole number of at least 0"),
         (
             change("annotations", 2, category_id=12),
-            "the annotation 5 of the image 17 has the category 12, which COCO has not",
+            "annotation 5 of image 17 has the category 12, which is not one of COCO's",
         ),
         (
             change("annotations", 2, bbox=[1, 1, -2, 3]),
-            r"the annotation 5 .*bbox \[1, 1, -2, 3\], not left, top, width and height",
+            r"annotation 5 .*bbox \[1, 1, -2, 3\], not left, top, width and height",
         ),
         (change("annotations", 2, bbox=[1, float("nan"), 2, 3]), r"bbox \[1, nan, 2, 3\], not left"),
         (change("annotations", 2, bbox=[1, 2, 3]), r"bbox \[1, 2, 3\], not left"),
         (change("annotations", 2, bbox=["1", 1, 2, 3]), r"bbox \['1', 1, 2, 3\], not left"),
         (change("annotations", 2, bbox=[10**400, 1, 2, 3]), r"too large"),
-        (change("annotations", 2, iscrowd=2), "the annotation 5 of the image 17 has iscrowd 2, not 0 or 1"),
+        (change("annotations", 2, iscrowd=2), "annotation 5 of image 17 has iscrowd 2, not 0 or 1"),
         (
             change("annotations", 2, segmentation=[[1, 1, 5, 1, 5, float("inf")]]),
-            "the annotation 5 .*neither polygons",
+            "annotation 5 .*neither polygons",
         ),
-        (change("annotations", 2, segmentation=["11515"]), "the annotation 5 .*neither polygons"),
+        (change("annotations", 2, segmentation=["11515"]), "annotation 5 .*neither polygons"),
         (
             change("annotations", 2, segmentation=[[1, 1, 5, 1, 5, "4"]]),
-            "the annotation 5 .*neither polygons",
+            "annotation 5 .*neither polygons",
         ),
-        (change("annotations", 2, segmentation=None), "the annotation 5 .*neither polygons"),
+        (change("annotations", 2, segmentation=None), "annotation 5 .*neither polygons"),
         (
             change("annotations", 0, segmentation={"size": [8, 6], "counts": [48]}),
-            r"908 .*size \[8, 6\] \(height, width\), its image has \[6, 8\]",
+            r"908 .*height and width \[8, 6\], but its image has \[6, 8\]",
         ),
         (
             change("annotations", 0, segmentation={"size": [6, 8], "counts": [10, 4, 35]}),
-            "908 .*do not add up to the 48 pixels",
+            "908 .*does not add up to its image's 48 pixels",
         ),
         (
             change("annotations", 0, segmentation={"size": [6, 8], "counts": [10, -4, 42]}),
-            "908 .*do not add up",
+            "908 .*does not add up",
         ),
         *(
             (change("annotations", 0, segmentation={"size": [6, 8], "counts": text}), f"908 .*{message}")
             for text, message in {
-                "": "do not add up to the 48 pixels",
-                ":4S1": "do not add up to the 48 pixels",  # 10, 4, 35
-                ":L2R1": "do not add up",  # 10, -4, 2 more than ...
-                ":4R": "compressed run-length encoding that is cut",
+                "": "does not add up to its image's 48 pixels",
+                ":4S1": "does not add up to its image's 48 pixels",  # 10, 4, 35
+                ":L2R1": "does not add up",  # 10, -4, then 2 more than an earlier run
+                ":4R": "compressed run-length encoding that is truncated",
                 ":4z1": "compressed run-length encoding with the character 'z'",
             }.items()
         ),
         (
             change("annotations", 2, area=None),
-            "the annotation 5 of the image 17 has the area None, not a number of pixels",
+            "annotation 5 of image 17 has the area None, not a number of pixels",
         ),
-        (change("annotations", 2, area=-1), "the annotation 5 .*has the area -1, not"),
+        (change("annotations", 2, area=-1), "annotation 5 .*has the area -1, not"),
         (lambda content: content["annotations"][0].pop("area"), r"is not a list of .*KeyError\('area'\)"),
         (
             change("images", 1, width=0),
-            r"the image 4 \(000000000004\.jpg\) has 0 x 6 pixels, which no image has",
+            r"image 4 \(000000000004\.jpg\) has an impossible size: 0 x 6 pixels",
         ),
-        (change("images", 1, height=-6), r"the image 4 .* has 8 x -6 pixels"),
-        (change("images", 1, width=8.5), r"the image 4 .* has 8\.5 x 6 pixels"),
+        (change("images", 1, height=-6), r"image 4 .* has an impossible size: 8 x -6 pixels"),
+        (change("images", 1, width=8.5), r"image 4 .* has an impossible size: 8\.5 x 6 pixels"),
         (
             change("images", 1, file_name="../secret.jpg"),
-            r"the image 4 is the file '\.\./secret\.jpg', which is not the name of one",
+            r"image 4 has the file name '\.\./secret\.jpg', which is not valid",
         ),
         (
             change("images", 1, file_name="a\nb.jpg"),
-            r"the image 4 is the file 'a\\nb\.jpg', which is not the name of one",
+            r"image 4 has the file name 'a\\nb\.jpg', which is not valid",
         ),
-        (change("images", 1, file_name=""), "the image 4 is the file '', which is not the name of one"),
+        (change("images", 1, file_name=""), "image 4 has the file name '', which is not valid"),
         (change("categories", 0, name="tooth\npick"), r"80 categories are not COCO's 80: 90 \(tooth pick"),
         (change("categories", 0, name="toothpick"), r"80 categories are not COCO's 80: 90 \(tooth"),
         (
             lambda content: content["categories"].pop(),
-            r"79 categories are not COCO's 80: 1 \(person\), COCO has it and the file has not",
+            r"79 categories are not COCO's 80: 1 \(person\) is missing in the file",
         ),
         (lambda content: content["images"].clear(), "it has no images"),
         (
@@ -455,7 +462,7 @@ def test_lost_files_of_coco_are_named_and_counted(tmp_path):
         (root / "val2017" / f"{id_:012}.jpg").unlink()
     with pytest.raises(
         ValueError,
-        match=r"val2017/000000000017\.jpg does not exist, which .*instances_val2017\.json names: 2 of its 3",
+        match=r"val2017/000000000017\.jpg does not exist, but .*instances_val2017\.json names it: 2 of its 3",
     ):
         coco2017.read(root, "val2017")
     shutil.rmtree(root / "val2017")
@@ -499,7 +506,7 @@ def test_real_coco_is_read_as_by_its_own_interface(capsys):
         for ours, theirs in zip(picture.instances, given, strict=True):
             kept = ours.segmentation if ours.crowd else [polygon.tolist() for polygon in ours.segmentation]
             assert kept == theirs["segmentation"]
-        ours, theirs = picture.instances[0], given[0]  # pycocotools takes what we keep
+        ours, theirs = picture.instances[0], given[0]  # pycocotools accepts the kept encoding
         assert (
             api.annToMask({"segmentation": ours.segmentation, "image_id": picture.id})
             == api.annToMask(theirs)
@@ -607,7 +614,7 @@ def test_pixels_are_rgb_whatever_the_file_is(tmp_path):
         (6, lambda a: np.rot90(a, -1)),
         (7, lambda a: a.transpose(1, 0, 2)[::-1, ::-1]),
         (8, lambda a: np.rot90(a)),
-        (9, lambda a: a),  # no orientation of EXIF's
+        (9, lambda a: a),  # not an orientation in EXIF
     ],
 )
 def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path, orientation, turned):
@@ -621,7 +628,7 @@ def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path, orientation, tu
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])  # Pillow raises for the second alone
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])  # Pillow raises only for the second
 @pytest.mark.parametrize("broken", [b"XX*\x00\x08\x00\x00\x00", b"II*\x00\xff\xff\xff\xff"])
 def test_exif_that_cannot_be_read_says_nothing(tmp_path, broken, kind):
     Image.open(image(tmp_path / "plain.jpg")).save(tmp_path / "plain", format=kind)
@@ -655,6 +662,6 @@ def test_another_size_than_the_annotated_one_is_told(tmp_path):
     file = image(tmp_path / "a.jpg")
     with pytest.raises(
         ValueError,
-        match=rf"^{file} has 8 x 6 pixels, its annotation says 6 x 8: boxes and masks would lie elsewhere",
+        match=rf"^{file} has 8 x 6 pixels, but 6 x 8 in its annotation: boxes and masks would be misplaced",
     ):
         pixels(Picture(file, 1, 6, 8, ()))

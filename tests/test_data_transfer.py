@@ -1,5 +1,7 @@
-"""VOC2007, Places205, iNaturalist 2018 and the lists of labelled images: read exactly, and a fault is an
-error that names the file."""
+"""VOC2007, Places205, iNaturalist 2018 and the lists of labelled images are read exactly.
+
+An error names the faulty file.
+"""
 
 import gzip
 import hashlib
@@ -30,7 +32,7 @@ from reproduce.site import Site
 
 
 def shared(place):
-    """A file or folder of real data; the test is skipped where it is not here."""
+    """Return a file or folder of real data; the test is skipped if it is missing."""
     path = SHARED / place
     if not path.exists():
         pytest.skip(f"{place} is not here")
@@ -38,7 +40,7 @@ def shared(place):
 
 
 def picture(path, grey=0):
-    """A file of 8 x 6 pixels."""
+    """Write an image of 8 x 6 pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6), (grey, grey, grey)).save(path, format="PPM")
 
@@ -47,13 +49,14 @@ def picture(path, grey=0):
 
 
 def annotation(*objects):
-    """The XML of an image with objects (class, difficult)."""
+    """Return the XML of an image with objects (class, difficult)."""
     box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>7.5</xmax><ymax>6</ymax></bndbox>"
     parts = [
         f"<object><name>{name}</name><difficult>{difficult}</difficult>{box}</object>"
         for name, difficult in objects
     ]
-    return f"<annotation><size><width>8</width><height>6</height><depth>3</depth></size>{''.join(parts)}</annotation>"
+    size = "<size><width>8</width><height>6</height><depth>3</depth></size>"
+    return f"<annotation>{size}{''.join(parts)}</annotation>"
 
 
 EVERY = [(name, 0) for name in voc.CLASSES]
@@ -67,7 +70,7 @@ TRAINVAL, TEST = ("000005", "000007", "000012"), ("000001",)
 
 
 def voc_files(folder):
-    """A little release in `folder`."""
+    """Write a small release to `folder`."""
     for name, objects in IMAGES.items():
         picture(folder / "JPEGImages" / f"{name}.jpg")
         (folder / "Annotations").mkdir(exist_ok=True)
@@ -92,7 +95,7 @@ def test_voc_targets_follow_the_rule_for_difficult_objects(release):
     images = voc2007.read(release.parent, "trainval")
     cat, dog, cow = (voc.CLASSES.index(name) for name in ("cat", "dog", "cow"))
     expected = np.full((3, 20), -1)
-    expected[0] = 1  # a cat that is difficult beside one that is not changes nothing
+    expected[0] = 1  # a difficult cat next to one that is not changes nothing
     expected[1, [cat, dog]] = 0, 1
     assert images.targets.dtype == np.int8
     assert images.targets.tolist() == expected.tolist()
@@ -127,7 +130,7 @@ def test_voc_is_found_in_its_root_in_the_devkit_and_as_the_root_itself(tmp_path,
     (tmp_path / "other").mkdir()
     with pytest.raises(
         LookupError,
-        match=rf"{tmp_path}/other is not VOC2007 and does not hold it.*invoke download --dataset voc2007",
+        match=rf"{tmp_path}/other neither is nor contains VOC2007.*invoke download --dataset voc2007",
     ):
         dataset.check_root(Site(data={"voc": tmp_path / "other"}))
     with pytest.raises(LookupError, match=r"no split 'valid'.*Did you mean 'val'"):
@@ -147,14 +150,16 @@ def test_line_ends_and_blanks_of_a_list_do_not_matter(release):
         (b"000005\n000007 -1\n", r"trainval\.txt, line 2: '000007 -1' is not the name of an image"),
         (b"../000005\n", r"trainval\.txt, line 1: '\.\./000005' is not the name"),
         (b"\xff\xfe0\n", r"trainval\.txt, line 1: .* is not the name"),
-        (b"000005\n000007\n000005\n", r"trainval\.txt, line 3: 000005 is on line 1 already"),
+        (b"000005\n000007\n000005\n", r"trainval\.txt, line 3: 000005 is already on line 1"),
         (
             b"000007\n",
-            r"trainval\.txt names no positive image of aeroplane, .*, cat, chair, .*tvmonitor: each class",
+            r"trainval\.txt needs a positive image of every class, but has none of aeroplane, .*, cat, "
+            r"chair, .*tvmonitor",
         ),
         (
             b"000005\n000099\n000098\n",
-            r"JPEGImages/000099\.jpg does not exist, which .*trainval\.txt names: 2 of its 3 images are missing",
+            r"JPEGImages/000099\.jpg does not exist, but .*trainval\.txt names it: 2 of its 3 images are "
+            r"missing",
         ),
     ],
 )
@@ -190,7 +195,7 @@ OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]>'
         (lambda text: text.replace("7.5", "nan"), "the <bndbox/xmax> of <object> is 'nan', not a number"),
         (
             lambda text: text.replace("7.5", "0"),
-            r"the box of a cat is \(1, 2, 0, 6\): its ends are exchanged",
+            r"the box of a cat is \(1, 2, 0, 6\): its ends are swapped",
         ),
         (
             lambda text: text.replace("<width>8</width>", ""),
@@ -221,7 +226,7 @@ def test_a_missing_annotation_list_or_folder_is_named(release):
 
 
 def test_a_protocol_of_single_labels_refuses_voc(release):
-    with pytest.raises(ValueError, match="the trainval split of voc2007 has 3 images, none with a label"):
+    with pytest.raises(ValueError, match="the trainval split of voc2007 has 3 images without labels"):
         features.train_and_test(VOC2007(), Site(data={"voc": release}))
 
 
@@ -235,7 +240,7 @@ def test_the_digest_sees_another_target_and_a_lost_file(release):
     (release / "JPEGImages" / "000007.jpg").unlink()
     with pytest.raises(
         ValueError,
-        match=r"^\S*/000007\.jpg belongs to the data set and cannot be found \(No such file or directory\)",
+        match=r"^\S*/000007\.jpg belongs to the data set but cannot be found \(No such file or directory\)",
     ):
         _ = again.digest
 
@@ -254,8 +259,10 @@ def test_the_official_lists_of_voc2007_have_the_published_counts():
 
 
 def test_targets_are_those_of_the_official_lists_of_each_class():
-    """Real annotations against the lists that the release has for each class: 1, -1, and 0 for difficult
-    objects alone."""
+    """Real annotations agree with the lists that the release has for each class.
+
+    The lists contain 1, -1, and 0 for classes with only difficult objects.
+    """
     sets, root = shared("voc/voc2007_official_ImageSets/Main"), shared("voc/VOCdevkit")
     images = voc2007.read(root, "test")
     names = [Path(images.name(index)).stem for index in range(len(images))]
@@ -272,13 +279,17 @@ def test_targets_are_those_of_the_official_lists_of_each_class():
     assert images.targets.tolist() == official.astype(int).tolist()
     assert (images.targets == 1).any()
     assert images.read([0], Canvas(32)).sizes.tolist() == [[500, 353]]
-    with pytest.raises(ValueError, match=r"trainval\.txt names no positive image of aeroplane"):
-        voc2007.read(root, "trainval")  # one image alone: a chair
+    with pytest.raises(
+        ValueError, match=r"trainval\.txt needs a positive image of every class, but has none of aeroplane"
+    ):
+        voc2007.read(root, "trainval")  # only one image, a chair
 
 
 def test_real_annotations_of_another_year_are_read_the_same_way(tmp_path):
-    """VOC2012's photographs as a VOC2007: parts of persons have boxes and names of their own, which are not
-    objects."""
+    """VOC2012's photographs as a VOC2007.
+
+    Parts of persons have their own boxes and names, but they are not objects.
+    """
     source = shared("voc/VOCdevkit/VOC2012")
     root = tmp_path / "VOC2007"
     root.mkdir()
@@ -299,7 +310,7 @@ def test_real_annotations_of_another_year_are_read_the_same_way(tmp_path):
 
 @pytest.fixture
 def places(tmp_path):
-    """Three classes; `val` has one image of each."""
+    """Write three classes; `val` has one image of each."""
     for name in ("a/abbey/1.jpg", "a/abbey/2.jpg", "c/church/outdoor/1.jpg", "v/valley/9.jpg"):
         picture(tmp_path / "data" / "vision" / "torralba" / "deeplearning" / "images256" / name)
     folder = tmp_path / "trainvalsplit_places205"
@@ -335,13 +346,13 @@ def test_places_images_may_be_in_the_root(places):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a/abbey/1.jpg", r"line 5: 'a/abbey/1\.jpg' is not an image and its label"),
-        ("a/abbey/1.jpg -1", r"line 5: 'a/abbey/1\.jpg -1' is not an image"),
-        ("a/abbey/1.jpg 1 2", r"line 5: .* is not an image"),
-        ("abbey 0", r"line 5: 'abbey 0' is not an image"),
-        ("0", r"line 5: '0' is not an image"),
-        ("a/abbey/1.jpg 3", r"line 5: the label of 'a/abbey/1\.jpg 3' is not from 0 to 2"),
-        ("a/abbey/1.jpg 99999999999999999999", r"line 5: the label of .* is not from 0 to 2"),
+        ("a/abbey/1.jpg", r"line 5: 'a/abbey/1\.jpg' is not a path and a label"),
+        ("a/abbey/1.jpg -1", r"line 5: 'a/abbey/1\.jpg -1' is not a path and a label"),
+        ("a/abbey/1.jpg 1 2", r"line 5: .* is not a path and a label"),
+        ("abbey 0", r"line 5: 'abbey 0' is not a path and a label"),
+        ("0", r"line 5: '0' is not a path and a label"),
+        ("a/abbey/1.jpg 3", r"line 5: the label of 'a/abbey/1\.jpg 3' is not in 0 to 2"),
+        ("a/abbey/1.jpg 99999999999999999999", r"line 5: the label of .* is not in 0 to 2"),
     ],
 )
 def test_a_wrong_line_of_places_is_named(places, line, message):
@@ -359,8 +370,8 @@ def test_places_without_a_class_a_file_or_a_folder_say_so(places):
     (places / "data/vision/torralba/deeplearning/images256/v/valley/9.jpg").unlink()
     images = places205.read(
         places, "train", num_classes=3
-    )  # nobody asks two million files whether they are there
-    with pytest.raises(ValueError, match=r"^\S*/v/valley/9\.jpg belongs to the data set and cannot be found"):
+    )  # the existence of two million files is not checked
+    with pytest.raises(ValueError, match=r"^\S*/v/valley/9\.jpg belongs to the data set but cannot be found"):
         _ = images.digest
     (places / "trainvalsplit_places205" / "val_places205.csv").unlink()
     with pytest.raises(LookupError, match=r"val_places205\.csv does not exist\. Layout: .*Get it: http"):
@@ -408,7 +419,7 @@ def test_inaturalist_joins_images_and_categories_by_their_ids(tmp_path):
     assert images.classes == ("Corvus", "Amanita")
     expected = ["train_val2018/Aves/5/b.jpg", "train_val2018/Fungi/9/a.jpg", "train_val2018/Aves/5/c.jpg"]
     assert [images.name(index) for index in range(3)] == [str(tmp_path / name) for name in expected]
-    with pytest.raises(ValueError, match=r"Aves/5/b\.jpg belongs to the data set and cannot be found"):
+    with pytest.raises(ValueError, match=r"Aves/5/b\.jpg belongs to the data set but cannot be found"):
         _ = images.digest
 
 
@@ -418,7 +429,7 @@ def test_inaturalist_joins_images_and_categories_by_their_ids(tmp_path):
         (
             "annotations",
             lambda rows: rows[:-1],
-            r"the image train_val2018/Aves/5/b\.jpg has no annotation, 1 images in all",
+            r"1 of 3 images lack an annotation; the first is train_val2018/Aves/5/b\.jpg",
         ),
         (
             "annotations",
@@ -428,7 +439,7 @@ def test_inaturalist_joins_images_and_categories_by_their_ids(tmp_path):
         (
             "annotations",
             lambda rows: [{**rows[0], "image_id": 8}],
-            "an annotation is of the image 8, which does not exist",
+            "an annotation refers to image 8, which does not exist",
         ),
         (
             "annotations",
@@ -440,15 +451,15 @@ def test_inaturalist_joins_images_and_categories_by_their_ids(tmp_path):
             lambda rows: [{"id": 1}],
             r"is not a list of images, annotations and categories \(KeyError\('image_id'\)\)",
         ),
-        ("images", lambda rows: [*rows, rows[0]], "two images have the id 7"),
+        ("images", lambda rows: [*rows, rows[0]], "more than one image has the id 7"),
         ("images", lambda rows: [], "it has no images"),
         ("images", lambda rows: None, "is not a list of images, annotations and categories"),
         ("categories", lambda rows: rows[1:], "it has 1 categories, not 2"),
-        ("categories", lambda rows: [rows[0], rows[0]], "two categories have the id 9"),
+        ("categories", lambda rows: [rows[0], rows[0]], "more than one category has the id 9"),
         (
             "categories",
             lambda rows: [*rows, {"id": 1, "name": "Ursus"}],
-            r"the category 1 \(Ursus\) has no images, 1 categories in all",
+            r"1 of 3 categories lack images; the first is 1 \(Ursus\)",
         ),
     ],
 )
@@ -473,7 +484,7 @@ def test_a_broken_or_missing_file_of_inaturalist_is_named(tmp_path):
 
 
 def split_of(names, classes):
-    """A split of files that nobody opens, each `class/...`."""
+    """Return a split of files that are never opened, each `class/...`."""
     names, labels = sorted(names), {name.encode(): label for label, name in enumerate(classes)}
     return Files(Path("/nowhere"), names, [labels[name.split(b"/")[0]] for name in names], classes)
 
@@ -503,7 +514,8 @@ def test_the_lists_of_imagenet_have_the_published_counts(official, tmp_path, nam
     assert {images.names[index] for index in chosen.tolist()} == set(names)
     with pytest.raises(
         ValueError,
-        match=rf"names {lines[1].decode()}, which the train split lacks: 2 of its {count} images are missing",
+        match=rf"names {lines[1].decode()}, but the train split does not contain it: 2 of its {count} "
+        rf"images are missing",
     ):
         lists.indices(split_of(names[:1] + names[3:] + others, classes), path)
     assert not list(tmp_path.iterdir())  # nothing was fetched
@@ -526,8 +538,10 @@ def test_imagenet_needs_every_image_of_its_list(official, tmp_path):
 
 
 def test_imagenette_takes_what_its_train_split_has_and_nothing_of_val(official, tmp_path):
-    """Of each class three images of the list, in another format: two in train, one in val, beside one that
-    the list lacks."""
+    """The Imagenette has three listed images of each class, in another format.
+
+    Two of them are in train and one is in val. Train also has an image that the list lacks.
+    """
     listed = (official / "1percent.txt").read_text().split()
     classes = sorted({name.split("_")[0] for name in listed})[:10]
     expected = []
@@ -547,7 +561,7 @@ def test_imagenette_takes_what_its_train_split_has_and_nothing_of_val(official, 
     for path in (tmp_path / "train" / classes[3]).glob("*_[0-9]*.png"):
         path.unlink()
     with pytest.raises(
-        ValueError, match=rf"names no image of the class '{classes[3]}' .*; of the 10 classes 1 have none"
+        ValueError, match=rf"names no image of the train split in 1 of its 10 classes, such as '{classes[3]}'"
     ):
         dataset.labelled_subset("1percent", site)
 
@@ -573,11 +587,12 @@ def test_the_lists_cut_to_the_real_imagenette(official):
 def test_a_list_that_is_not_the_published_one_is_refused(tmp_path):
     site = Site(runs=tmp_path / "runs", data={"imagenet_subsets": tmp_path})
     with pytest.raises(
-        LookupError, match=r"1percent\.txt does not exist\. Get it: https://.*1percent\.txt \(sha256 71e82a48"
+        LookupError,
+        match=r"1percent\.txt does not exist\. Get it: https://.*1percent\.txt \(SHA-256 71e82a48",
     ):
         ImageNet().check_subset("1percent", site)
     (tmp_path / "1percent.txt").write_text("n01440764_1.JPEG\n")
-    with pytest.raises(ValueError, match=r"1percent\.txt has the sha256 .*expected is 71e82a48"):
+    with pytest.raises(ValueError, match=r"1percent\.txt has SHA-256 .*but 71e82a48.* is expected"):
         Imagenette().labelled_subset("1percent", site)
     with pytest.raises(
         LookupError, match=r"no list of labelled images '5percent'.*Known: 1percent, 10percent"
@@ -594,7 +609,8 @@ def test_a_data_set_without_lists_says_which_have_them(dataset, tmp_path):
     for ask in (dataset.check_subset, dataset.labelled_subset):
         with pytest.raises(
             LookupError,
-            match=r"has no list of labelled images '1percent': ImageNet, Imagenette and the synthetic folder",
+            match=r"has no list of labelled images '1percent'; ImageNet, Imagenette and the synthetic "
+            r"folder do",
         ):
             ask("1percent", Site(runs=tmp_path))
 
@@ -602,10 +618,10 @@ def test_a_data_set_without_lists_says_which_have_them(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "names no image"),
-        (b"n01_1.JPEG\nn02\n", r"line 2: 'n02' is no image"),
-        (b"noclass.JPEG\n", r"line 1: 'noclass\.JPEG' is no image"),
-        (b"n01_1.JPEG\n\xff\n", "line 2: '\ufffd' is no image"),
+        (b"", "does not name any images"),
+        (b"n01_1.JPEG\nn02\n", r"line 2: 'n02' is not the name of an image"),
+        (b"noclass.JPEG\n", r"line 1: 'noclass\.JPEG' is not the name of an image"),
+        (b"n01_1.JPEG\n\xff\n", "line 2: '\ufffd' is not the name of an image"),
     ],
 )
 def test_a_wrong_line_of_a_list_is_named(tmp_path, content, message):
@@ -624,7 +640,7 @@ def test_a_line_is_a_file_name_that_begins_with_its_class_or_a_path(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A web server on this machine: its address, what it answers with, and what it was asked for."""
+    """A web server on this machine: its address, its answers, and the requests that it received."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     state = {"content": b"n01_1.JPEG\n", "asked": []}
 
@@ -664,7 +680,7 @@ def test_a_list_is_fetched_once_by_whoever_comes_first(server, tmp_path):
 def test_what_a_server_sends_is_checked_before_it_counts(server, tmp_path):
     path = tmp_path / "list.txt"
     sha256, server["content"] = hashlib.sha256(server["content"]).hexdigest(), b"<html>Please log in</html>"
-    with pytest.raises(ValueError, match=rf"has the sha256 .*expected is {sha256}\. It is another list"):
+    with pytest.raises(ValueError, match=rf"has SHA-256 .*but {sha256} is expected\. It is another list"):
         lists.fetched(server["url"], path, sha256)
     assert not path.exists()
     server["content"] = b"n01_1.JPEG\n"
@@ -677,7 +693,7 @@ def test_without_a_network_the_error_says_how_to_get_the_list(server, tmp_path):
     for url, why in ((server["url"], "HTTP Error 404"), (refused, "Connection refused")):
         with pytest.raises(
             LookupError,
-            match=rf"{url} cannot be fetched \(.*{why}.*sha256 abc .*`imagenet_subsets = .* under \[data\]",
+            match=rf"{url} cannot be fetched \(.*{why}.*SHA-256 abc .*`imagenet_subsets = .* under \[data\]",
         ):
             lists.fetched(url, tmp_path / "list.txt", "abc")
     assert not (tmp_path / "list.txt").exists()
@@ -711,5 +727,7 @@ def test_what_can_be_fetched_is_found_by_file():
 
 
 def test_a_montage_of_too_few_images_is_refused():
-    with pytest.raises(ValueError, match=r"takes num_trainval and num_test >= 20, .* not 19 and 400"):
+    with pytest.raises(
+        ValueError, match=r"needs num_trainval and num_test >= 20, .* but they are 19 and 400"
+    ):
         SyntheticVOC2007(num_trainval=19)

@@ -559,7 +559,8 @@ def test_a_checkpoint_of_other_images_is_refused(splits: tuple[Annotated, Annota
     fitted(protocol, splits[0], Watch(folder=tmp_path))
     with pytest.raises(
         ValueError,
-        match=r"^The checkpoint in .* is of a training with another list of images: remove it to start anew\.$",
+        match=r"^The checkpoint in .* is from a training with another list of images: delete it to start "
+        r"from scratch\.$",
     ):
         fitted(protocol, splits[1], Watch(folder=tmp_path))
 

@@ -1,8 +1,7 @@
-"""Two processes give what one gives: noise, gathered losses, synchronised BatchNorm and the gradients of a
-whole step.
+"""Two processes agree with one: noise, gathered losses, synchronised BatchNorm, gradients of a whole step.
 
-The two real processes are started once for the whole file. They share nothing with this one but a file each,
-in which they leave their results.
+The two real processes are started once for the whole file. They share only one file each with this process,
+which contains their results.
 """
 
 import functools
@@ -16,9 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.methods.msbreg import MSBReg
-from reproduce.nn import backbones, dispersion, distributed
+from reproduce.nn import backbones, dispersion, distributed, sync_batchnorm
 from reproduce.nn.heads import Heads
-from reproduce.nn.sync_batchnorm import SyncBatchNorm, sync_batchnorm
 
 WORLD = 2
 BATCH = 12
@@ -27,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def share(x, rank):
-    """The rows of a whole batch that belong to process `rank`."""
+    """Return the rows of a whole batch that belong to process `rank`."""
     return x[rank * len(x) // WORLD :][: len(x) // WORLD]
 
 
@@ -36,19 +34,24 @@ def predictions():
 
 
 def network_and_views():
-    """In float64: in float32 a ReLU's input close to 0 may change its sign with the order of additions, and
-    the gradients with it."""
+    """Return the network and its views in float64.
+
+    In float32 a ReLU's input close to 0 may change its sign with the order of additions, and the gradients
+    with it.
+    """
     torch.manual_seed(1)
     network = METHOD.network(backbones.build("small"))
-    sizes = (32, 32, 14)  # views may be of different sizes
+    sizes = (32, 32, 14)  # views may have different sizes
     return network.double().train(), [
         torch.randn(BATCH, 3, size, size, dtype=torch.float64) for size in sizes
     ]
 
 
 def norm_and_input(dims):
-    """A BatchNorm in float64 and values far from 0 for their spread, where a sum of squares loses its
-    digits."""
+    """Return a BatchNorm in float64 and values that are far from 0 relative to their spread.
+
+    A sum of squares would lose its digits on them.
+    """
     torch.manual_seed(2)
     norm = (nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d)(3).double()
     nn.init.uniform_(norm.weight)
@@ -58,8 +61,10 @@ def norm_and_input(dims):
 
 
 def step_gradients(network, views):
-    """The gradients and buffers after one step as training makes it: view by view, synchronised in the last
-    backward pass."""
+    """Return the gradients and buffers after one step of training.
+
+    As in training, the step goes view by view and synchronises in the last backward pass.
+    """
     parts = METHOD.parts(network, views, seed=4, step=9)
     for index in range(METHOD.num_parts):
         alone = distributed.world_size() > 1 and index + 1 < METHOD.num_parts
@@ -77,11 +82,11 @@ LOSSES = {
     "L_s": dispersion.singular_value_loss,
     "L_uniform": functools.partial(dispersion.uniformity_loss, t=2.0),
 }
-"""Those over the whole batch."""
+"""Losses over the whole batch."""
 
 
 def process(rank, port, folder):
-    """What one of the processes does."""
+    """Compute the results of one of the processes."""
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
@@ -104,7 +109,7 @@ def process(rank, port, folder):
             found[name] = (loss.item(), p.grad)
         for dims in (0, 2):
             norm, x, weights = norm_and_input(dims)
-            synced = sync_batchnorm(norm)
+            synced = sync_batchnorm.sync_batchnorm(norm)
             mine = share(x, rank).clone().requires_grad_()
             y = synced(mine)
             (y * share(weights, rank)).sum().backward()
@@ -113,8 +118,10 @@ def process(rank, port, folder):
             found[f"norm{dims}"] = [tensor.detach() for tensor in left]
         network, views = network_and_views()
         keys = list(network.state_dict())
-        network = sync_batchnorm(network)
-        found["synced"] = sum(isinstance(module, SyncBatchNorm) for module in network.modules())
+        network = sync_batchnorm.sync_batchnorm(network)
+        found["synced"] = sum(
+            isinstance(module, sync_batchnorm.SyncBatchNorm) for module in network.modules()
+        )
         found["same keys"] = list(network.state_dict()) == keys
         network.online = DistributedDataParallel(network.online)
         found["step"] = step_gradients(network, [share(view, rank) for view in views])
@@ -210,7 +217,10 @@ def test_in_one_process_nothing_is_wrapped_or_sent():
     network, _ = network_and_views()
     x = torch.randn(3, 2)
     assert distributed.gather(x) is x
-    assert not any(isinstance(module, SyncBatchNorm) for module in sync_batchnorm(network).modules())
+    assert not any(
+        isinstance(module, sync_batchnorm.SyncBatchNorm)
+        for module in sync_batchnorm.sync_batchnorm(network).modules()
+    )
     assert distributed.mean(torch.tensor(2.5)) == 2.5
     assert distributed.unwrapped(network.online) is network.online
     with distributed.processes("cpu"):
@@ -219,7 +229,7 @@ def test_in_one_process_nothing_is_wrapped_or_sent():
 
 def test_a_device_that_is_not_there_is_named():
     assert distributed.device("cpu") == CPU
-    with pytest.raises(ValueError, match="no device 'gpu'"):
+    with pytest.raises(ValueError, match="Device 'gpu' is unknown"):
         distributed.device("gpu")
     if not torch.cuda.is_available():
         assert distributed.device("auto") == CPU

@@ -255,7 +255,7 @@ def test_a_run_is_never_recorded_as_one_of_another_file(key: str) -> None:
 
 def test_a_standard_deviation_of_zero_is_refused_before_anything_runs() -> None:
     with pytest.raises(
-        ValueError, match=r"^imagenette takes std > 0 for each channel, not \(0\.0, 1\.0, 1\.0\)\.$"
+        ValueError, match=r"^imagenette needs std > 0 for each channel, but it is \(0\.0, 1\.0, 1\.0\)\.$"
     ):
         plan.Evaluation(
             weights=MINE, protocol="weighted_knn", dataset="imagenette", changes=("encoder.std=0,1,1",)

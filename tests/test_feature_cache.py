@@ -1,5 +1,7 @@
-"""Features on disk: the same bits with and without, computed once, and nothing lost by whoever is killed,
-deletes or runs beside."""
+"""Features on disk: the same bits with and without the cache, and computed once.
+
+Nothing is lost if a process is killed, deletes files or runs at the same time.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ ROW = 4 * 64
 
 
 class Counted(Pictures):
-    """Random pictures that count how often one is opened and may do something then."""
+    """Random pictures that count how often each one is opened and can run a function then."""
 
     def __init__(self, digest: str = "d1", at_open: Callable[[], object] = lambda: None) -> None:
         pixels = np.random.default_rng(len(digest)).integers(0, 256, (NUM_IMAGES, 18, 20, 3), np.uint8)
@@ -60,7 +62,7 @@ def split_of(images: Images, indices: list[int] | None = None) -> Split:
 
 
 def known(change: float = 0.0) -> Encoder:
-    """An untrained encoder whose digest is known, its first weight changed by so much."""
+    """Return an untrained encoder with a digest, whose first weight is changed by `change`."""
     made = encoder()
     with torch.no_grad():
         next(made.backbone.parameters()).view(-1)[0] += change
@@ -80,7 +82,7 @@ def extract(
 
 
 def files(site: Site) -> list[str]:
-    """What lies in the folder, but for the locks."""
+    """Return the files in the folder, except the locks."""
     folder = site.runs / "features"
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") if folder.is_dir() else []
 
@@ -103,7 +105,7 @@ def test_what_is_read_is_what_was_computed_to_the_last_bit_and_no_image_is_opene
     assert torch.equal(cold, without)
     assert torch.equal(warm, without)
     assert images.opened == 2 * NUM_IMAGES
-    warm.zero_()  # the caller's own: what is on disk stays
+    warm.zero_()  # the caller's own: the file on disk does not change
     assert torch.equal(extract(site, images), without)
     assert len(files(site)) == 1
 
@@ -210,7 +212,7 @@ def test_the_least_recently_used_make_room_but_not_those_in_use(site: Site) -> N
         names.append(site.runs / "features" / new)
         os.utime(names[-1], (1000 + age, 1000 + age))
     one = names[0].stat().st_size
-    extract(roomy, Counted(), network=networks[0])  # used again: now the youngest
+    extract(roomy, Counted(), network=networks[0])  # used again, so it is the most recent one
     assert names[0].stat().st_mtime > 1002
 
     three = replace(site, features_gb=(3 * one + 100) / 1e9)
@@ -292,7 +294,7 @@ extract(Site(runs=Path(sys.argv[1])), Counted())
 
 @pytest.mark.slow
 def test_a_kill_in_the_middle_of_writing_leaves_nothing_that_is_read_and_is_cleared_away(site: Site) -> None:
-    """The system itself kills the process, at the byte at which its file is longer than allowed."""
+    """The system kills the process when its file exceeds the limit."""
     tests = Path(__file__).resolve().parent
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(site.runs), str(tests.parent), str(tests)],
@@ -323,7 +325,7 @@ def test_what_others_left_half_written_is_cleared_away(site: Site) -> None:
 
 
 def cold_then_warm(site: Site) -> tuple[int, int, list[str], torch.Tensor, torch.Tensor]:
-    """How many images were opened for the first time and in all, the files then, and both times' features."""
+    """Return the images opened at first and in total, the files then, and the features of both times."""
     images = Counted()
     cold = extract(site, images)
     opened = images.opened

@@ -1,5 +1,4 @@
-"""Multi-crop: which views are small, what they show of an image, the loss over their pairs, and a training
-step on them."""
+"""Multi-crop: the small views, their crops, the loss over their pairs, and a training step on them."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ def batch(n: int, side: int) -> dict[str, torch.Tensor]:
 
 
 def at(scale: str, run: Pretrain) -> Pretrain:
-    """The pretraining of `run` at another scale."""
+    """Return the pretraining of `run` at another scale."""
     changed = getattr(scales, scale)(evaluate.imagenet_linear(run)).encoder
     assert isinstance(changed, Pretrain)
     return changed
@@ -66,8 +65,8 @@ def test_a_small_view_is_that_view_of_small_crops_alone_at_their_size() -> None:
 
 
 def test_views_show_as_much_of_the_image_as_was_asked_for() -> None:
-    # On a canvas whose pixels are their own row and column, a view's slope tells how many of them its crop
-    # has. Images are 375 x 500.
+    # On a canvas whose pixels contain their own row and column, a view's slope shows how many of them its
+    # crop has. Images are 375 x 500.
     n, side = 40, 256
     ramp = torch.arange(side, dtype=torch.uint8)
     canvas = torch.stack(
@@ -127,14 +126,17 @@ def test_runs_without_small_crops_keep_the_names_that_they_had_before_there_were
     [
         (lambda: SmallCrops(size=0), r"size >= 1 and num_large >= 1, not 0 and 2"),
         (lambda: SmallCrops(num_large=0), r"size >= 1 and num_large >= 1, not 96 and 0"),
-        (lambda: SmallCrops(crop_scale=(0.2, 0.1)), r"small_crops\.crop_scale is \(0\.2, 0\.1\): a range"),
+        (
+            lambda: SmallCrops(crop_scale=(0.2, 0.1)),
+            r"small_crops\.crop_scale is \(0\.2, 0\.1\); expected a range",
+        ),
         (
             lambda: SmallCrops(crop_scale=(0.2, 1.5)),
-            r"small_crops\.crop_scale is \(0\.2, 1\.5\): a crop is at most the whole image",
+            r"small_crops\.crop_scale is \(0\.2, 1\.5\), but a crop is at most the whole image",
         ),
         (
             lambda: Augmentation(every_second=MULTI),
-            r"every_second has small crops of its own: augmentation\.small is that of every view",
+            r"every_second has its own small crops, but augmentation\.small covers all views",
         ),
     ],
 )
@@ -181,8 +183,10 @@ def test_the_peak_rate_at_paper_scale_is_section_7_1s_for_two_views() -> None:
 
 
 def loss_of_section_4_4(network: Any, views: list[torch.Tensor]) -> torch.Tensor:
-    """All views at once: twice the mean of || p hat_i - z hat'_j ||^2 over images and over the ordered pairs
-    i != j, term by term."""
+    """Return the loss of all views at once, term by term.
+
+    It is twice the mean of || p hat_i - z hat'_j ||^2 over images and over the ordered pairs i != j.
+    """
     unit_p = [p / p.norm(dim=1, keepdim=True) for p in map(network.online, views)]
     with torch.no_grad():
         unit_z = [z / z.norm(dim=1, keepdim=True) for z in map(network.target, views)]

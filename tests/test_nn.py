@@ -1,4 +1,4 @@
-"""Backbones, the target network, LARS, schedules and what watches for collapse."""
+"""Backbones, the target network, LARS, schedules and the measures of collapse."""
 
 import io
 import math
@@ -61,7 +61,8 @@ def test_a_seed_decides_the_weights_and_leaves_the_global_random_state_alone():
 def test_an_unknown_backbone_is_named_with_the_nearest():
     with pytest.raises(
         LookupError,
-        match=r"backbone 'resnet8'\. Did you mean 'resnet18'\? Known: small, resnet18, resnet18_3x3, resnet50",
+        match=r"backbone 'resnet8'\. Did you mean 'resnet18'\? Known: small, resnet18, resnet18_3x3, "
+        r"resnet50",
     ):
         backbones.build("resnet8")
     with pytest.raises(LookupError, match="no backbone 'build'"):
@@ -71,7 +72,8 @@ def test_an_unknown_backbone_is_named_with_the_nearest():
 @pytest.mark.slow
 def test_names_need_no_torch_and_the_small_backbone_no_torchvision():
     program = (
-        "import sys; from reproduce.nn import backbones; assert 'small' in backbones.names(); assert 'torch' not in sys.modules;"
+        "import sys; from reproduce.nn import backbones; "
+        "assert 'small' in backbones.names(); assert 'torch' not in sys.modules; "
         "backbones.build('small'); assert 'torchvision' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -118,7 +120,7 @@ def test_the_target_normalises_with_the_batch_and_keeps_running_statistics_of_it
     z = network.project(view)
     torch.testing.assert_close(
         network.project(view), z
-    )  # running statistics, moved by the first pass, play no part
+    )  # the running statistics, which the first pass changed, have no effect
     moved = network.target.backbone.stem[1].running_mean.clone()
     assert moved.abs().max() > 0.1
     network.follow(0.5, step=0, num_steps=2)
@@ -130,7 +132,7 @@ def test_the_target_normalises_with_the_batch_and_keeps_running_statistics_of_it
 
 
 def plain_lars(weights, momenta, lr, decay, momentum, trust):
-    """One step by the formulas of the paper's reference, one parameter after the other."""
+    """Take one step by the formulas of the paper's reference, one parameter at a time."""
     for w, m in zip(weights, momenta, strict=True):
         u = w.grad
         if w.ndim > 1:
@@ -159,7 +161,7 @@ def test_lars_by_hand():
     torch.testing.assert_close(bias.data, torch.tensor([2.0 - 0.5]))
     weight.grad, bias.grad = -0.5 * weight.data, torch.tensor([1.0])
     optimizer.step()
-    # Now the decayed gradient is 0, and momentum alone, .9 of it, moves the weight.
+    # Now the decayed gradient is 0, and only .9 of the momentum moves the weight.
     torch.testing.assert_close(weight.data, torch.tensor([[3.0, 4.0 - 0.5 * 0.05 * 1.9]]))
     torch.testing.assert_close(bias.data, torch.tensor([2.0 - 0.5 - 0.5 * 1.9]))
 

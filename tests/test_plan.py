@@ -138,7 +138,7 @@ def test_the_evaluations_data_set_can_be_changed_alone_and_the_caption_says_so()
         assert dict(ours.spec.dataset.leaves())["test_split"] == "2007_val"
         assert dict(ours.spec.encoder.leaves())["dataset.test_split"] == "val"
     assert byol("evaluation.train_split=val").encoder.dataset.train_split == "train"
-    with pytest.raises(ValueError, match=r"^imagenette takes test_split of train, val, not '2007_val'\.$"):
+    with pytest.raises(ValueError, match=r"^imagenette has no test_split '2007_val'\. Known: train, val\.$"):
         Request(
             table="table5", scale="small", columns="ap*", changes=("dataset.test_split=2007_val",)
         ).build()

@@ -370,7 +370,7 @@ def test_features_are_those_of_each_image_by_itself_in_eval_mode() -> None:
 
 
 def test_a_split_without_labels_is_an_error() -> None:
-    with pytest.raises(ValueError, match="the unlabelled split of toy has 9 images, none with a label"):
+    with pytest.raises(ValueError, match="the unlabelled split of toy has 9 images without labels"):
         features.labelled(Toy(), "unlabelled", Site())
 
 

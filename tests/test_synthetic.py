@@ -1,5 +1,8 @@
-"""The smoke scale's scenes: the same bytes everywhere, in the layouts of the real data, with classes that
-only a trained eye finds."""
+"""The scenes of the smoke scale.
+
+They have the same bytes on every machine and the layouts of the real data, and their classes are hard to tell
+apart without training.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,12 @@ from reproduce.site import Site
 ROOT = Path(__file__).parent.parent
 
 GOLDEN = "a7bc390c3aef3816d9f073b53cbeb2990d9218b7e542b6acaf826b8ebf69fba6"
-"""The SHA-256 of the labels and pixels of `draw(30, seed=0, stream=0)`; it changes with the generator's
-`version` alone."""
+"""SHA-256 of the labels and pixels of `draw(30, seed=0, stream=0)`. It changes only with the generator's
+`version`."""
 
 MONTAGE = "57b0db837dfe2e67b2b98772b22ac52d988f24af13e0a8c0bfda3c2353a7cf92"
-"""The SHA-256 of the pixels and objects of `montage(30, seed=0, stream=0)`; likewise."""
+"""SHA-256 of the pixels and objects of `montage(30, seed=0, stream=0)`. It changes only with the generator's
+`version`."""
 
 FOLDER = SyntheticFolder(num_train=40, num_val=20)
 STL = SyntheticSTL10(num_unlabeled=15, num_train=30, num_test=20)
@@ -76,7 +80,8 @@ def test_the_montages_are_those_of_the_golden_digest() -> None:
 
 
 def test_another_process_draws_the_same_scenes() -> None:
-    code = "import hashlib; from reproduce.data.scenes import draw; labels, scenes = draw(30, seed=3, stream=1); "
+    code = "import hashlib; from reproduce.data.scenes import draw; "
+    code += "labels, scenes = draw(30, seed=3, stream=1); "
     code += "print(hashlib.sha256(labels.astype('<i8').tobytes() + scenes.tobytes()).hexdigest())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == digest(*draw(30, seed=3, stream=1))
@@ -110,8 +115,10 @@ def test_classes_are_the_pairs_of_shape_and_texture() -> None:
 
 
 def tinted(count: int, *, seed: int, stream: int) -> dict[bytes, int]:
-    """Each scene of a montage -> its class: the first ten scenes have half of their blue, the next ten half
-    of their red, and so on."""
+    """Return the class of each scene of a montage.
+
+    The first ten scenes have half of their blue, the next ten half of their red, and so on.
+    """
     labels, scenes = draw(count, seed=seed, stream=stream)
     known = {}
     for index, (label, scene) in enumerate(zip(labels.tolist(), scenes, strict=True)):
@@ -151,8 +158,10 @@ def test_a_montage_shows_the_scenes_of_its_objects_each_once() -> None:
 
 
 def test_boxes_are_drawn_around_what_is_covered_even_in_part() -> None:
-    """Objects are drawn at twice the size: rows 10 to 20 are rows 5 to 10 of the scene, columns 33 to 39 are
-    columns 16 to 19."""
+    """Objects are drawn at twice the size.
+
+    Rows 10 to 20 are rows 5 to 10 of the scene, columns 33 to 39 are columns 16 to 19.
+    """
     inside = np.zeros((2, 2 * SIDE, 2 * SIDE), np.bool_)
     inside[0, 10:21, 33:40] = True
     inside[1, 0, 63] = inside[1, 63, 62] = True
@@ -201,7 +210,7 @@ def test_the_binary_files_have_an_unlabelled_split(site: Site) -> None:
 
 
 def test_the_binary_files_hold_upright_scenes(site: Site) -> None:
-    """Read by the description of the format: channel by channel, each column after column."""
+    """The file is read by the description of its format: channel by channel, column by column."""
     STL.load("train", site)
     raw = np.fromfile(STL.folder(site) / "train_X.bin", dtype=np.uint8).reshape(-1, 3, 96, 96)
     upright = raw.transpose(0, 3, 2, 1)
@@ -223,7 +232,7 @@ def test_voc_has_several_targets_an_image_and_some_that_do_not_count(site: Site)
     assert (trainval.targets.shape, test.targets.shape) == ((40, 20), (30, 20))
     assert (trainval.targets == 1).any(axis=0).all()
     assert (test.targets == 1).any(axis=0).all()
-    assert (trainval.targets == 0).any()  # a class that is there as difficult alone
+    assert (trainval.targets == 0).any()  # a class that is present only as difficult
     assert set((trainval.targets >= 0).sum(axis=1).tolist()) == {1, 2, 3}
 
 
@@ -357,7 +366,7 @@ def test_nearest_neighbours_of_raw_pixels_do_poorly(scenes: dict[str, Any]) -> N
 
 @pytest.mark.slow
 def test_colour_says_nothing_of_the_class(scenes: dict[str, Any]) -> None:
-    """The mean and the deviation of each channel; the area of a shape may show a little in them."""
+    """The features are each channel's mean and deviation, which depend slightly on the area of a shape."""
     train, test = (
         np.concatenate([scenes[split][1].mean(axis=(1, 2)), scenes[split][1].std(axis=(1, 2))], axis=1)
         for split in ("train", "test")
@@ -367,7 +376,7 @@ def test_colour_says_nothing_of_the_class(scenes: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_position_says_nothing_of_the_class(scenes: dict[str, Any]) -> None:
-    """Where a scene differs most from its median colour: the object's centre of mass."""
+    """The feature is the object's centre of mass: the pixels that differ most from the median colour."""
 
     def centres(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         away = np.abs(pixels - np.median(pixels, axis=(1, 2), keepdims=True)).sum(axis=3)

@@ -1,5 +1,7 @@
-"""The smoke scale's detection data: the same bytes everywhere, masks that fit what is drawn, in the layouts
-of the real data."""
+"""The detection data of the smoke scale.
+
+They have the same bytes on every machine and the layouts of the real data, and their masks fit the drawings.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,16 @@ from reproduce.data.synthetic import (
 from reproduce.data.synthetic_detection import SyntheticCOCO2017, SyntheticVOC0712, _run_lengths
 from reproduce.site import Site
 
-pytestmark = pytest.mark.slow  # torchvision or pycocotools and pictures: seconds in all
+pytestmark = pytest.mark.slow  # torchvision or pycocotools and pictures: seconds in total
 
 VOC = SyntheticVOC0712(num_trainval=30, num_test=24)
 COCO = SyntheticCOCO2017(num_train=120, num_val=80)
 
 GOLDEN_VOC = "41c61c7c4806c5fda8263ab759c298738b7a56e46720e2f3e8a6a6e097fcbe0b"
-"""The SHA-256 of the names and the bytes of the files of VOC; it changes with the generator's `version`
-alone."""
+"""SHA-256 of the names and bytes of the files in VOC's layout. It changes only with the generator's
+`version`."""
 GOLDEN_COCO = "6a247fc408ef5792f64c2fabee5c192d2ab3e622cfa58267065b21e28ad2e375"
-"""Likewise, of COCO."""
+"""SHA-256 of the names and bytes of the files in COCO's layout."""
 
 L_SHAPE = ((0.0, 0.0), (4.0, 0.0), (4.0, 1.0), (1.0, 1.0), (1.0, 3.0), (0.0, 3.0))
 
@@ -50,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="module")
 def read(site: Site) -> dict[str, Annotated]:
-    """What the real readers make of the files, by split."""
+    """Return the data that the real readers return for the files, by split."""
     return {
         split: dataset.load(split, site)
         for dataset in (VOC, COCO)
@@ -101,7 +103,7 @@ def test_two_pieces_have_their_area_together() -> None:
 
 
 def test_an_outline_encloses_the_pixels_of_its_object() -> None:
-    """Exactly those of which two or more of the four points that are drawn lie within the outline."""
+    """A pixel is covered exactly if at least two of its four drawn points are inside the outline."""
     drawn = scenes._draw(60, seed=3, stream=5)
     axis = (np.arange(64) + 0.5) / 2
     for covered, outline, label in zip(drawn.covered, drawn.outlines, drawn.labels.tolist(), strict=True):
@@ -111,8 +113,10 @@ def test_an_outline_encloses_the_pixels_of_its_object() -> None:
 
 
 def test_masks_and_areas_are_those_of_what_is_seen() -> None:
-    """As COCO's tools fill the polygon; at 32 px the bars of a cross are five pixels wide, so that some on
-    the edge differ."""
+    """Masks agree with COCO's tools.
+
+    At 32 px the bars of a cross are five pixels wide, so some pixels on the edge differ.
+    """
     drawn = scenes._draw(60, seed=3, stream=5)
     seen = [polygons.clipped(outline, width=32, height=32) for outline in drawn.outlines]
     overlaps = [
@@ -124,10 +128,8 @@ def test_masks_and_areas_are_those_of_what_is_seen() -> None:
 
 
 def test_a_montage_has_its_outlines_where_the_scenes_are() -> None:
-    """A scene alone is shown at twice its size, others in quarters of the image."""
-    drawn = scenes._draw(
-        177, seed=3, stream=5
-    )  # 60 times 1 + 2 + 3 without those of images 40 and 80, 1 and 2
+    """A single scene is shown at twice its size, several in quarters of the image."""
+    drawn = scenes._draw(177, seed=3, stream=5)  # 60 times 1 + 2 + 3, less 1 and 2 of images 40 and 80
     tinted = {}
     for index, scene in enumerate(drawn.scenes):
         halved = scene.copy()
@@ -201,7 +203,7 @@ def test_voc_has_every_class_and_difficult_objects_in_train_and_test(read: dict[
 
 
 def test_voc_boxes_are_those_of_the_montages(read: dict[str, Annotated]) -> None:
-    """Counted from 0 by the reader, so that they are the generator's own."""
+    """Boxes, which the reader counts from 0, are the generator's own."""
     drawn = scenes.montage(30, seed=0, stream=50) + scenes.montage(30, seed=0, stream=52)
     for picture, (pixels, objects) in zip(read[VOC.train_split].pictures, drawn, strict=True):
         assert [(each.label, each.difficult, each.box) for each in picture.instances] == [
@@ -265,7 +267,7 @@ def test_coco_json_has_the_real_tables_and_ids(site: Site, read: dict[str, Annot
 
 
 def test_coco_says_what_the_montages_show(site: Site, read: dict[str, Annotated]) -> None:
-    """Masks as pycocotools decodes them, areas and boxes from the masks."""
+    """Masks are as pycocotools decodes them; areas and boxes agree with the masks."""
     rows: dict[int, list[dict[str, Any]]] = {}
     for row in content(site, "val2017")["annotations"]:  # the last object first, in both
         rows.setdefault(row["image_id"], []).append(row)
@@ -325,9 +327,9 @@ def test_the_ids_of_the_other_synthetic_sets_are_what_they_were() -> None:
 
 
 def test_too_few_images_for_every_class_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"num_trainval and num_test >= 20.*not 30 and 19"):
+    with pytest.raises(ValueError, match=r"num_trainval and num_test >= 20.*but they are 30 and 19"):
         SyntheticVOC0712(num_trainval=30, num_test=19)
-    with pytest.raises(ValueError, match=r"num_train and num_val >= 80.*not 79 and 80"):
+    with pytest.raises(ValueError, match=r"num_train and num_val >= 80.*but they are 79 and 80"):
         SyntheticCOCO2017(num_train=79, num_val=80)
 
 
@@ -379,7 +381,7 @@ def test_two_processes_generate_one_whole_folder(tmp_path: Path, read: dict[str,
 
 
 def digest(folder: Path) -> str:
-    """Of the names and the bytes of a folder's files."""
+    """Return the SHA-256 of the names and bytes of a folder's files."""
     found = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         found.update(
@@ -391,7 +393,7 @@ def digest(folder: Path) -> str:
 def crossed_an_odd_number_of_times(
     outline: polygons.Polygon, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Whether a ray from each point to the right leaves the polygon."""
+    """Return whether a ray from each point to the right leaves the polygon."""
     inside = np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
     for (ax, ay), (bx, by) in zip(outline, (*outline[1:], outline[0]), strict=True):
         if ay != by:
@@ -400,7 +402,7 @@ def crossed_an_odd_number_of_times(
 
 
 def rasterised(outline: polygons.Polygon, height: int, width: int) -> NDArray[np.bool_]:
-    """A polygon as COCO's own tools fill it."""
+    """Return a polygon as COCO's own tools fill it."""
     flat = [float(end) for point in outline for end in point]
     return decoded(rle.merge(rle.frPyObjects([flat], height, width)))
 

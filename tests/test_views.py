@@ -1,5 +1,7 @@
-"""Views: every operation against torchvision with the same parameters, the distribution of the parameters,
-and what they depend on."""
+"""Views: every operation agrees with torchvision's, and the parameters have the right distribution.
+
+Further tests check which inputs the parameters depend on.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from reproduce.data.views import sample, sample_all
 
 SCRATCH = views.Scratch(torch.device("cpu"))
 PLAIN = Augmentation(flip=0, jitter=0, grey=0, blur=0, solarize=0)
-"""Crops and nothing else."""
+"""Crops only."""
 
 
 def images(n: int, side: int, seed: int = 0) -> torch.Tensor:
@@ -73,7 +75,7 @@ def test_crops_of_square_images_agree_with_torchvision(side: int, size: int) -> 
 
 
 def test_a_crop_of_a_squashed_image_is_the_same_part_as_of_the_original() -> None:
-    # A ramp is a straight line at any scale, so where a crop begins and ends can be read off its values.
+    # A ramp is a straight line at any scale, so the ends of a crop follow from its values.
     height, width, side = 60, 120, 48
     ramp = (torch.arange(side) + 0.5) / side * 255
     canvas = (
@@ -173,7 +175,7 @@ def test_a_whole_view_is_the_operations_one_after_the_other() -> None:
 
 
 def one_by_one(image: torch.Tensor, drawn: draws.Draws, i: int, size: int) -> torch.Tensor:
-    """The same view by torchvision's functions in BYOL's order."""
+    """Return the same view by torchvision's functions in BYOL's order."""
     x = tv.resized_crop(
         image.float() / 255, *drawn.box[i].tolist(), [size, size], InterpolationMode.BICUBIC, antialias=True
     ).clamp(0, 1)
@@ -239,7 +241,10 @@ def test_areas_and_ratios_of_crops_have_the_asked_distribution() -> None:
 
 
 def chi_square(u: np.ndarray, bins: int = 20) -> float:
-    """Of the uniformity of u on [0, 1); with 20 bins it exceeds 60 in fewer than 4 of a million samples."""
+    """Return the chi-squared statistic of the uniformity of u on [0, 1).
+
+    With 20 bins it exceeds 60 in fewer than 4 of a million samples.
+    """
     counts, _ = np.histogram(np.clip(u, 0, 1), bins=bins, range=(0, 1))
     expected = len(u) / bins
     return float(((counts - expected) ** 2 / expected).sum())

@@ -36,7 +36,7 @@ from reproduce.site import PROJECT, Site
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    """The small backbone with statistics that are not those of a new one."""
+    """The small backbone with statistics that differ from a new one's."""
     built: torch.nn.Module = backbones.build("small", seed=7)
     with torch.no_grad():
         for index, value in enumerate(built.state_dict().values()):
@@ -83,7 +83,7 @@ LAYOUTS: dict[str, Callable[[torch.nn.Module], Any]] = {
     "moco": lambda net: {
         "epoch": 200,
         "arch": "resnet50",
-        # The key encoder comes with other values, which must not be taken.
+        # The key encoder has other values, which must not be used.
         "state_dict": {f"module.encoder_k.{k}": v + 1 for k, v in net.state_dict().items()}
         | prefixed(net, "module.encoder_q.")
         | {"module.encoder_q.fc.0.weight": torch.ones(3), "module.queue": torch.ones(2, 2)},
@@ -146,7 +146,8 @@ def test_an_archive_of_one_file_is_opened_and_of_two_refused(
         archive.write(one, "folder/teacher.pth")
     with pytest.raises(
         ValueError,
-        match=r"an archive with 2 files of weights \(folder/student.pth.tar, folder/teacher.pth\): unpack it",
+        match=r"an archive with 2 files of weights \(folder/student.pth.tar, folder/teacher.pth\): unpack "
+        r"it and pass one",
     ):
         weight_files.read(tmp_path / "release.zip")
 
@@ -190,7 +191,7 @@ def test_a_small_network_sees_small_images(network: torch.nn.Module, tmp_path: P
     assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
-# What is refused
+# Refusals
 
 
 def test_a_deeper_network_is_not_taken_for_a_shallower_one(tmp_path: Path) -> None:
@@ -202,7 +203,8 @@ def test_a_deeper_network_is_not_taken_for_a_shallower_one(tmp_path: Path) -> No
     }
     with pytest.raises(
         ValueError,
-        match=r"does not fit resnet18: .* 12 are too many \(layer1\.2\.conv1\.weight, .* Known: small, resnet18",
+        match=r"does not fit resnet18: .* 12 are unexpected \(layer1\.2\.conv1\.weight, .* Known: small, "
+        r"resnet18",
     ):
         weight_files.describe(saved(deeper, tmp_path / "x.pth"))
 
@@ -235,7 +237,8 @@ def test_two_networks_in_a_file_must_be_told_apart_by_a_prefix(
     path = saved({"student": prefixed(network, "backbone."), "teacher": other}, tmp_path / "x.pth")
     with pytest.raises(
         ValueError,
-        match=r"several small: say which with --set encoder\.prefix=NAME, which is student\.backbone\. or teacher",
+        match=r"several small: choose one with --set encoder\.prefix=NAME, where NAME is "
+        r"student\.backbone\. or teacher",
     ):
         loaded(path, site)
     assert_same(loaded(path, site, prefix="student.backbone."), network)
@@ -248,7 +251,7 @@ def test_two_networks_in_a_file_must_be_told_apart_by_a_prefix(
 
 
 class Trap:
-    """Unpickled, it leaves a file behind."""
+    """An object that leaves a file behind when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -268,7 +271,7 @@ def test_nothing_in_a_file_is_run(network: torch.nn.Module, tmp_path: Path) -> N
     (tmp_path / "raw.pkl").write_bytes(pickle.dumps(trap))
     for each in (path, old, tmp_path / "raw.pkl"):
         with pytest.raises(
-            ValueError, match="which only running its code would read; tensors alone are read here"
+            ValueError, match="which cannot be read without executing code; only tensors are read"
         ) as refused:
             weight_files.read(each)
         assert "\n" not in str(refused.value)
@@ -280,11 +283,11 @@ def test_nothing_in_a_file_is_run(network: torch.nn.Module, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"opt": argparse.Namespace(lr=1)}, "holds argparse.Namespace, which only"),
-        ({"best": np.float64(1.5)}, "scalar, which only"),
-        (torch.nn.Linear(2, 2), "holds torch.nn.modules.linear.Linear, which only"),
-        ({"epoch": 3}, "holds no tensors, but a dict"),
-        ([1, 2], "holds no tensors, but a list"),
+        ({"opt": argparse.Namespace(lr=1)}, "contains argparse.Namespace, which cannot be read without"),
+        ({"best": np.float64(1.5)}, "scalar, which cannot be read without"),
+        (torch.nn.Linear(2, 2), "contains torch.nn.modules.linear.Linear, which cannot be read without"),
+        ({"epoch": 3}, "contains a dict without tensors"),
+        ([1, 2], "contains a list without tensors"),
     ],
     ids=str,
 )
@@ -301,14 +304,15 @@ def test_a_file_cut_short_is_refused_in_one_line(
     path = saved(network.state_dict(), tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(
-        ValueError, match=r"is empty|is broken or not a file of weights|which only running its code"
+        ValueError,
+        match=r"is empty|is broken or not a file of weights|which cannot be read without executing code",
     ) as refused:
         weight_files.read(path)
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there_and_a_backbone_that_there_is_not(tmp_path: Path) -> None:
-    with pytest.raises(LookupError, match=r"^There is no file .*nowhere\.pth\.$"):
+    with pytest.raises(LookupError, match=r"^\S*nowhere\.pth does not exist\.$"):
         weight_files.describe(tmp_path / "nowhere.pth")
     with pytest.raises(LookupError, match=r"There is no backbone 'resnet51'\. Did you mean 'resnet50'"):
         weight_files.describe(saved({}, tmp_path / "x.pth"), "resnet51")
@@ -337,7 +341,8 @@ def test_the_path_and_the_name_of_a_file_do_not_matter(
     assert_same(weight_files.load(described, site, CPU), network)
     with pytest.raises(
         LookupError,
-        match=rf"SHA-256 {'0' * 64} are not here: give their file to --checkpoint again, or put .* at runs/weights/0",
+        match=rf"SHA-256 {'0' * 64} are missing: pass their file to --checkpoint again, or copy .* to "
+        rf"runs/weights/0",
     ):
         weight_files.load(Weights(backbone="small", sha256="0" * 64), site, CPU)
 
@@ -346,7 +351,7 @@ def test_the_path_and_the_name_of_a_file_do_not_matter(
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content`, or what `answer` does, and counts the requests."""
+    """A server of `content`, or of the answers of `answer`, that counts the requests."""
 
     content = b""
     answer: Callable[[BaseHTTPRequestHandler], None] | None = None
@@ -396,7 +401,7 @@ def test_a_release_is_fetched_once_and_its_digest_recorded(
     assert_same(weight_files.load(spec, site, CPU, Watch(report=told.append)), network)
     assert_same(
         weight_files.load(replace(spec, std=(0.2, 0.2, 0.2), prefix="module."), site, CPU), network
-    )  # the file is the same one
+    )  # the file is the same
     assert server.count == 1
     digest = hashlib.sha256(server.content).hexdigest()
     folder = weight_files.place(spec, site).parent
@@ -411,7 +416,8 @@ def test_what_was_recorded_holds_when_the_file_is_deleted(server: Server, site: 
     path, first = weight_files.place(spec, site), server.content
     path.unlink()
     server.content = first + b"\0"
-    expected = rf"^{server.url} has SHA-256 {hashlib.sha256(server.content).hexdigest()}, but {hashlib.sha256(first).hexdigest()} is expected\. "
+    new, old = (hashlib.sha256(content).hexdigest() for content in (server.content, first))
+    expected = rf"^{server.url} has SHA-256 {new}, but {old} is expected\. "
     with pytest.raises(ValueError, match=expected):
         weight_files.load(spec, site, CPU)
     assert not path.exists()
@@ -420,7 +426,8 @@ def test_what_was_recorded_holds_when_the_file_is_deleted(server: Server, site: 
     path.write_bytes(first[:-1] + b"!")
     with pytest.raises(
         ValueError,
-        match=rf"^runs/weights/.*/encoder_100ep\.pth\.tar has SHA-256 .* but {hashlib.sha256(first).hexdigest()}",
+        match=rf"^runs/weights/.*/encoder_100ep\.pth\.tar has SHA-256 .* but "
+        rf"{hashlib.sha256(first).hexdigest()}",
     ):
         weight_files.load(spec, site, CPU)
 
@@ -465,7 +472,8 @@ def cut_off(request: BaseHTTPRequestHandler) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"), [(not_found, "Not Found"), (cut_off, "it ended after 1000 of 1000000 bytes")]
+    ("answer", "says"),
+    [(not_found, "Not Found"), (cut_off, "the connection ended after 1000 of 1000000 bytes")],
 )
 def test_what_cannot_be_fetched_says_where_to_put_it(
     answer: Callable[[BaseHTTPRequestHandler], None],
@@ -480,7 +488,7 @@ def test_what_cannot_be_fetched_says_where_to_put_it(
     where = f"runs/weights/{place.parent.name}/encoder_100ep.pth.tar"
     with pytest.raises(
         LookupError,
-        match=rf"^{server.url} cannot be fetched \({says}\): .* put the file at {where} in the run folder by hand",
+        match=rf"^{server.url} cannot be fetched \({says}\): .* copy the file to {where} in the run folder",
     ):
         weight_files.load(spec, site, CPU)
     place.write_bytes(right)
@@ -492,11 +500,12 @@ def test_offline_and_unsafe_addresses_are_named(site: Site, server: Server) -> N
     url = server.url.replace(str(server.server_port), "1")
     with pytest.raises(
         LookupError,
-        match=rf"^{url} cannot be fetched \(.*refused.*\): try again with a network, or put the file at runs/",
+        match=rf"^{url} cannot be fetched \(.*refused.*\): try again with a network connection, or copy "
+        rf"the file to runs/",
     ):
         weight_files.load(Weights(backbone="small", url=url), site, CPU)
     for address in ("http://example.org/x.pth", "file:///etc/passwd", "ftp://example.org/x.pth"):
-        with pytest.raises(ValueError, match="is not fetched: only https addresses are"):
+        with pytest.raises(ValueError, match="is not fetched, because it is not an https address"):
             weight_files.load(Weights(url=address), site, CPU)
 
 
@@ -506,7 +515,8 @@ from pathlib import Path
 from reproduce.nn import weight_files
 from reproduce.site import Site
 from reproduce.nn.weights import Weights
-print(weight_files.load(Weights(backbone="small", url=sys.argv[1]), Site(runs=Path(sys.argv[2])), torch.device("cpu")).digest)
+weights, site = Weights(backbone="small", url=sys.argv[1]), Site(runs=Path(sys.argv[2]))
+print(weight_files.load(weights, site, torch.device("cpu")).digest)
 """
 
 

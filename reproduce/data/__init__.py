@@ -1,8 +1,9 @@
-"""Images, their labels and their augmented views. A file that is not listed is a data set.
+"""Data sets of labelled images, data sets with boxes, and augmented views.
 
-Imports point down this page.
+Every module that is not listed below is one data set. A module imports only from modules listed below its own
+line.
 
-    download.py              the public data sets that can be fetched
+    download.py              the public data sets that `invoke download` fetches
     views.py                 augmented views of a batch, as tensor operations
     draws.py                 random parameters of the views
     augmentation.py          settings of the distribution of views
@@ -10,17 +11,17 @@ Imports point down this page.
     synthetic.py             small scenes in the layouts of the real data sets
     voc0712.py               VOC07+12 with boxes
     coco2017.py              COCO 2017 with boxes and masks
-    voc2007.py               VOC2007 with several labels an image
+    voc2007.py               VOC2007 with several labels per image
     places205.py             Places205
     inaturalist2018.py       iNaturalist 2018
     stl10.py                 STL-10
-    generated.py             files that generated data sets write on first use
-    scenes.py                the drawings that synthetic data sets show
+    generated.py             files that synthetic data sets write on first use
+    scenes.py                drawings of the synthetic data sets
     polygons.py              geometry of outlines
-    voc.py                   the layout of PASCAL VOC
+    voc.py                   layout of PASCAL VOC
     lists.py                 published lists of images and classes
-    imagefolder.py           the layout of one folder per class
-    folders.py               a check that listed files exist
+    imagefolder.py           layout with one folder per class
+    folders.py               check that listed files exist
     detection.py             base class of data sets with boxes
     dataset.py               base class of data sets with labels
     images.py                decoding of the images of one split

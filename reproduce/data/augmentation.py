@@ -1,5 +1,7 @@
-"""Settings of the distribution of augmented views (paper, section 7.3 and Table 9); `views.py` computes
-them."""
+"""Settings of the distribution of augmented views (paper, section 7.3 and Table 9).
+
+`views.py` computes the views.
+"""
 
 from __future__ import annotations
 
@@ -15,105 +17,106 @@ class SmallCrops(Settings, name="small_crops"):
     """The small crops of multi-crop (section 4.4; facebookresearch/swav scripts/swav_400ep_pretrain.sh)."""
 
     size: int = 96
-    """Side of such a view in pixels (section 4.4), for large ones of 224."""
+    """Side of a small view in pixels (section 4.4), next to large views of 224."""
     crop_scale: tuple[float, float] = (0.05, 0.14)
-    """Area of a crop relative to the image's (SwAV; the paper gives none): the large crops' begins where this
-    ends."""
+    """Area of a small crop relative to the image (SwAV; the paper gives none). The range of the large crops
+    begins where this one ends."""
     num_large: int = 2
-    """How many views of the ordinary size come before them (section 4.4)."""
+    """Number of views of the ordinary size, which come first (section 4.4)."""
 
     def check(self) -> None:
         if self.size < 1 or self.num_large < 1:
             raise ValueError(
-                f"small_crops takes size >= 1 and num_large >= 1, not {self.size} and {self.num_large}."
+                f"small_crops needs size >= 1 and num_large >= 1, not {self.size} and {self.num_large}."
             )
         _check_range("small_crops.crop_scale", self.crop_scale, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(Settings, name="augmentation"):
-    """The distribution of views. Probabilities and ranges are Table 9's unless said otherwise."""
+    """The distribution of views.
+
+    Probabilities and ranges are Table 9's unless a field names another source.
+    """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a crop relative to the image's (google-deepmind/deepmind-research byol/utils/augmentations.py;
-    STL-10: .2-1)."""
+    """Area of a crop relative to the image (google-deepmind/deepmind-research byol/utils/augmentations.py).
+    STL-10 uses .2-1."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a crop, log-uniform (the same file)."""
+    """Width over height of a crop, drawn log-uniformly (byol/utils/augmentations.py)."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.8
-    """Probability of colour jittering; its four parts are applied in random order."""
+    """Probability of colour jitter. Its four parts are applied in random order."""
     brightness: float = 0.4
-    """Factors from 1 - .4 to 1 + .4."""
+    """Strength of the brightness jitter: factors from 1 - .4 to 1 + .4."""
     contrast: float = 0.4
-    """Factors from 1 - .4 to 1 + .4."""
+    """Strength of the contrast jitter: factors from 1 - .4 to 1 + .4."""
     saturation: float = 0.2
-    """Factors from 1 - .2 to 1 + .2."""
+    """Strength of the saturation jitter: factors from 1 - .2 to 1 + .2."""
     hue: float = 0.1
-    """Fraction of the colour circle."""
+    """Largest hue shift, as a fraction of the colour circle."""
     grey: float = 0.2
-    """Probability of dropping the colour."""
+    """Probability of a greyscale view."""
     blur: float = 1.0
-    """Probability of a Gaussian blur (Table 9; BYOL's T' has .1)."""
+    """Probability of a Gaussian blur (Table 9). BYOL's T' uses .1."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """In pixels of the view at any size, uniform; the kernel shrinks with the view
-    (byol/utils/augmentations.py; see `blur_radius`)."""
+    """Range of the blur's sigma in pixels of the view, uniform, at every view size. The kernel shrinks with
+    the view (byol/utils/augmentations.py; see `blur_radius`)."""
     solarize: float = 0.2
-    """Probability of inverting values above one half (Table 9; BYOL's T has 0)."""
+    """Probability of inverting values above one half (Table 9). BYOL's T uses 0."""
     every_second: Augmentation | None = None
-    """The distribution of views 1, 3, ... where it is another one, as in BYOL's T and T'; None: all K views
-    alike (errata, Table 9)."""
+    """Distribution of views 1, 3, ... where it differs, as with BYOL's T and T'. None if all K views share
+    one distribution (errata, Table 9)."""
     small: SmallCrops | None = identity.added_later(None, "0.2")
-    """The size and the crop area of the last views in multi-crop, all else being theirs as without; None: all
-    K views have one size."""
+    """Size and crop area of the last views in multi-crop; their other settings are unchanged. None if all K
+    views have one size."""
 
     def check(self) -> None:
         for key in ("flip", "jitter", "grey", "blur", "solarize"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(
-                    f"augmentation.{key} is {getattr(self, key)}: a probability from 0 to 1 is expected."
+                    f"augmentation.{key} is {getattr(self, key)}; expected a probability from 0 to 1."
                 )
         for key, most in {"crop_scale": 1.0, "crop_ratio": math.inf, "blur_sigma": math.inf}.items():
             _check_range(f"augmentation.{key}", getattr(self, key), most)
         for key in ("brightness", "contrast", "saturation"):
             if getattr(self, key) < 0:
                 raise ValueError(
-                    f"augmentation.{key} is {getattr(self, key)}: a strength of at least 0 is expected."
+                    f"augmentation.{key} is {getattr(self, key)}; expected a strength of at least 0."
                 )
         if not 0 <= self.hue <= 0.5:
             raise ValueError(
-                f"augmentation.hue is {self.hue}: from 0 to 0.5, half the colour circle, is expected."
+                f"augmentation.hue is {self.hue}; expected 0 to 0.5, which is half the colour circle."
             )
         if self.every_second is not None and self.every_second.every_second is not None:
             raise ValueError(
-                "augmentation.every_second has an every_second of its own: only two distributions can take turns."
+                "augmentation.every_second has its own every_second, but at most two can alternate."
             )
         if self.every_second is not None and self.every_second.small is not None:
             raise ValueError(
-                "augmentation.every_second has small crops of its own: augmentation.small is that of every view."
+                "augmentation.every_second has its own small crops, but augmentation.small covers all views."
             )
 
     def of_view(self, view: int) -> Augmentation:
-        """The distribution of view number `view`, counted from 0."""
+        """Return the distribution of view number `view`, counted from 0."""
         own = self.every_second if self.every_second is not None and view % 2 else self
-        return (
-            own
-            if self.small is None or view < self.small.num_large
-            else replace(own, crop_scale=self.small.crop_scale)
-        )
+        if self.small is None or view < self.small.num_large:
+            return own
+        return replace(own, crop_scale=self.small.crop_scale)
 
     def size_of_view(self, view: int, size: int) -> int:
-        """The side of view number `view` in pixels, where an ordinary view has `size`."""
+        """Return the side of view number `view` in pixels; an ordinary view has `size`."""
         return size if self.small is None or view < self.small.num_large else self.small.size
 
 
 def _check_range(where: str, limits: tuple[float, float], most: float) -> None:
     low, high = limits
     if not 0 < low <= high:
-        raise ValueError(f"{where} is {limits}: a range (low, high) with 0 < low <= high is expected.")
+        raise ValueError(f"{where} is {limits}; expected a range (low, high) with 0 < low <= high.")
     if high > most:
-        raise ValueError(f"{where} is {limits}: a crop is at most the whole image, 1.")
+        raise ValueError(f"{where} is {limits}, but a crop is at most the whole image, 1.")
 
 
 CROP_AND_FLIP = Augmentation(jitter=0.0, grey=0.0, blur=0.0, solarize=0.0)
-"""Random resized crop and flip, nothing else: the training views of classifiers."""
+"""Random resized crop and flip only: the training views of classifiers."""

@@ -1,17 +1,16 @@
-"""COCO 2017: 118 287 training and 5 000 validation photographs, objects of 80 classes with boxes and masks
-(cocodataset.org).
+"""COCO 2017: photographs with 80 classes of objects, their boxes and masks (cocodataset.org).
 
-Layout: `train2017/*.jpg`, `val2017/*.jpg`, `annotations/instances_{train,val}2017.json`. As in Detectron2
-(detectron2/data/datasets/coco.py):
+There are 118 287 training and 5 000 validation images. Layout: `train2017/*.jpg`, `val2017/*.jpg`,
+`annotations/instances_{train,val}2017.json`. As in Detectron2 (detectron2/data/datasets/coco.py):
 
-- Images come in the order of their ids. One without an annotation is measured on and not trained on.
-- A polygon with fewer than three points, or an odd number of coordinates, is left out; an object that has no
-  other is left out as well.
-- Boxes without area or beyond the image stay as annotated: the engines clip and drop them in training, and
-  the benchmark counts them.
+- Images are sorted by id. An image without annotations is evaluated but not trained on.
+- A polygon with fewer than three points or an odd number of coordinates is dropped. An object without any
+  other polygon is dropped as well.
+- Boxes that have no area or reach beyond the image stay as annotated. The engines clip and drop them in
+  training; the benchmark counts them.
 
-Reading train takes about 40 s and at most 1.7 GB, and keeps 1.5 GB, where plain lists of its numbers would
-keep 2.4 GB (measured: 8.5 s, 0.37 GB and 0.32 GB for a file of 20 000 images with 184 750 annotations).
+Reading train takes about 40 s and at most 1.7 GB, and keeps 1.5 GB. Plain lists of its numbers would keep 2.4
+GB. (Measured on a file of 20 000 images with 184 750 annotations: 8.5 s, 0.37 GB and 0.32 GB.)
 """
 
 from __future__ import annotations
@@ -119,13 +118,13 @@ CATEGORIES = {
     89: "hair drier",
     90: "toothbrush",
 }
-"""The benchmark's numbers and names (instances_val2017.json); the gaps are classes that were planned and
-never annotated."""
+"""Category ids and names of the benchmark (instances_val2017.json). The gaps are classes that were planned
+but never annotated."""
 CLASSES = tuple(CATEGORIES.values())
 CATEGORY_IDS = tuple(CATEGORIES)
 LABELS = {category: label for label, category in enumerate(CATEGORY_IDS)}
-FORGOTTEN = frozenset(("license", "coco_url", "flickr_url", "date_captured"))
-"""What is not kept of the JSON file, not even while it is parsed."""
+DROPPED_KEYS = frozenset(("license", "coco_url", "flickr_url", "date_captured"))
+"""Keys of the JSON file that are dropped while it is parsed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +132,9 @@ class COCO2017(DetectionDataset, name="coco2017"):
     """COCO 2017 for detection and instance segmentation."""
 
     train_split: str = "train2017"
-    """118 287 images (detectron2 configs/Base-RCNN-FPN.yaml)."""
+    """Training split, 118 287 images (detectron2 configs/Base-RCNN-FPN.yaml)."""
     test_split: str = "val2017"
-    """5 000 images (the same file)."""
+    """Test split, 5 000 images (detectron2 configs/Base-RCNN-FPN.yaml)."""
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "COCO 2017"
@@ -153,12 +152,12 @@ class COCO2017(DetectionDataset, name="coco2017"):
 
 
 def read(root: Path, split: str) -> Annotated:
-    """The images of a split of `root`.
+    """Read a split of `root`.
 
     Raises:
-        LookupError: there is no such split, or its JSON file or its folder of images is not there.
-        ValueError: the JSON file is not what it should be: the message names it, and the image or annotation.
-            Or an image is missing.
+        LookupError: the split does not exist, or its JSON file or its folder of images is missing.
+        ValueError: the JSON file is invalid or an image is missing. The message names the file and the image
+            or annotation.
     """
     if split not in SPLITS:
         raise NotFoundError(unknown("split", split, SPLITS))
@@ -176,24 +175,27 @@ def read(root: Path, split: str) -> Annotated:
         raise InvalidError(
             f"{path} is not a list of images, annotations and categories ({error!r}). Get it: {SOURCE}."
         ) from None
-    except (ValueError, OverflowError) as error:  # the latter: numbers of hundreds of digits
+    except (ValueError, OverflowError) as error:  # numbers with hundreds of digits overflow
         raise InvalidError(f"{path}: {error}. Get it: {SOURCE}.") from None
     check_files(folder, [picture.file.name for picture in pictures], path, layout=LAYOUT, source=SOURCE)
     return Annotated(pictures, CLASSES, CATEGORY_IDS, path, detection.digest(pictures))
 
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:
-    """What is needed of a row of the JSON file, with 8 bytes for each coordinate of its polygons in place of
-    32."""
-    kept = {key: value for key, value in row.items() if key not in FORGOTTEN}
+    """Return the needed keys of a row of the JSON file.
+
+    Coordinates of polygons take 8 bytes each, in place of 32.
+    """
+    kept = {key: value for key, value in row.items() if key not in DROPPED_KEYS}
     if isinstance(kept.get("segmentation"), list):
-        with suppress(TypeError, OverflowError):  # left as it is: `_segmentation` says which annotation it is
+        # An invalid polygon stays as it is: `_segmentation` reports it along with its annotation.
+        with suppress(TypeError, OverflowError):
             kept["segmentation"] = [array("d", polygon) for polygon in kept["segmentation"]]
     return kept
 
 
 def _joined(content: Mapping[str, list[dict[str, Any]]], folder: Path) -> tuple[Picture, ...]:
-    """The images with their objects, from the three tables of a JSON file."""
+    """Return the images with their objects, from the three tables of a JSON file."""
     _check_categories(content["categories"])
     images = _by_id(content["images"], "image")
     if not images:
@@ -205,12 +207,12 @@ def _joined(content: Mapping[str, list[dict[str, Any]]], folder: Path) -> tuple[
         image = images.get(row["image_id"])
         if image is None:
             raise InvalidError(
-                f"the annotation {id_} is of the image {row['image_id']}, which is not among its {len(images)} images"
+                f"annotation {id_} refers to image {row['image_id']}, not one of its {len(images)} images"
             )
         try:
             instance = _instance(row, image)
         except ValueError as error:
-            raise InvalidError(f"the annotation {id_} of the image {row['image_id']} {error}") from None
+            raise InvalidError(f"annotation {id_} of image {row['image_id']} {error}") from None
         if instance is not None:
             objects[row["image_id"]].append(instance)
     ordered = ((images[id_], tuple(objects[id_])) for id_ in sorted(images))
@@ -224,27 +226,28 @@ def _check_categories(rows: Iterable[Mapping[str, Any]]) -> None:
     found = {id_: row["name"] for id_, row in _by_id(rows, "category").items()}
     if found != CATEGORIES:
         other = sorted(found.items() ^ CATEGORIES.items())[0]
-        where = (
-            "COCO has it and the file has not" if other in CATEGORIES.items() else "COCO has no such category"
-        )
+        where = "is missing in the file" if other in CATEGORIES.items() else "is not a category of COCO"
         name = " ".join(str(other[1]).split())
         raise InvalidError(
-            f"its {len(found)} categories are not COCO's {len(CATEGORIES)}: {other[0]} ({name}), {where}"
+            f"its {len(found)} categories are not COCO's {len(CATEGORIES)}: {other[0]} ({name}) {where}"
         )
 
 
 def _by_id(rows: Iterable[Mapping[str, Any]], kind: str) -> dict[int, Mapping[str, Any]]:
-    """The rows of a table by their ids, which must differ."""
+    """Return the rows of a table by id.
+
+    Raises:
+        ValueError: two rows have the same id, or an id is not a whole number that is large enough.
+    """
     found: dict[int, Mapping[str, Any]] = {}
-    least = (
-        1 if kind == "annotation" else 0
-    )  # pycocotools reads 0 as "no match": an object of that id would be missed whatever finds it
+    # pycocotools reads 0 as "no match", so it would count an object with that id as missed in every case.
+    least = 1 if kind == "annotation" else 0
     for row in rows:
         id_ = row["id"]
         if type(id_) is not int or id_ < least:
-            raise InvalidError(f"the {kind} id {id_!r} is not a whole number from {least} on")
+            raise InvalidError(f"the {kind} id {id_!r} is not a whole number of at least {least}")
         if id_ in found:
-            raise InvalidError(f"the id {id_} is that of more than one {kind}")
+            raise InvalidError(f"more than one {kind} has the id {id_}")
         found[id_] = row
     return found
 
@@ -252,23 +255,26 @@ def _by_id(rows: Iterable[Mapping[str, Any]], kind: str) -> dict[int, Mapping[st
 def _check_image(row: Mapping[str, Any]) -> None:
     name, sides = row["file_name"], (row["width"], row["height"])
     if not name or Path(name).name != name or not name.isprintable():
-        raise InvalidError(f"the image {row['id']} is the file {name!r}, which is not the name of one")
+        raise InvalidError(f"image {row['id']} has the file name {name!r}, which is not valid")
     if not all(type(side) is int and side > 0 for side in sides):
         raise InvalidError(
-            f"the image {row['id']} ({name}) has {sides[0]!r} x {sides[1]!r} pixels, which no image has"
+            f"image {row['id']} ({name}) has an impossible size: {sides[0]!r} x {sides[1]!r} pixels"
         )
 
 
 def _instance(row: Mapping[str, Any], image: Mapping[str, Any]) -> Instance | None:
-    """The object of an annotation; None where it has no valid polygon. A ValueError ends the sentence 'the
-    annotation ...'."""
+    """Return the object of an annotation, or None if it has no valid polygon.
+
+    Raises:
+        ValueError: the annotation is invalid. The message completes a sentence that begins with 'the
+            annotation ...'.
+    """
     if row["category_id"] not in LABELS:
-        raise InvalidError(f"has the category {row['category_id']!r}, which COCO has not")
+        raise InvalidError(f"has the category {row['category_id']!r}, which is not one of COCO's")
     if row["iscrowd"] not in (0, 1):
         raise InvalidError(f"has iscrowd {row['iscrowd']!r}, not 0 or 1")
-    if (
-        not _is_number(row["area"]) or row["area"] < 0
-    ):  # by which an object is small, medium or large: the benchmark's scoring reads it
+    # The benchmark's scoring reads the area: it decides whether an object is small, medium or large.
+    if not _is_number(row["area"]) or row["area"] < 0:
         raise InvalidError(f"has the area {row['area']!r}, not a number of pixels")
     segmentation = _segmentation(row["segmentation"], (image["height"], image["width"]))
     if segmentation == []:
@@ -279,7 +285,7 @@ def _instance(row: Mapping[str, Any], image: Mapping[str, Any]) -> Instance | No
 
 
 def _box(bbox: Sequence[float]) -> Box:
-    """Left, top, right, bottom of left, top, width, height."""
+    """Convert (left, top, width, height) to (left, top, right, bottom)."""
     if len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) < 0:
         raise InvalidError(f"has the bbox {bbox!r}, not left, top, width and height in pixels")
     left, top, width, height = map(float, bbox)
@@ -291,38 +297,41 @@ def _is_number(value: Any) -> bool:
 
 
 def _segmentation(given: Any, size: tuple[int, int]) -> list[Sequence[float]] | dict[str, Any]:
-    """The valid polygons, or the run-length encoding of an image of `size`, (height, width)."""
+    """Return the valid polygons, or the run-length encoding of an image of `size`, (height, width)."""
     if isinstance(given, dict):
         _check_runs(given, size)
         return given
-    # The sum of numbers is finite only where each of them is.
+    # The sum of numbers is finite only if each of them is.
     if not isinstance(given, list) or not all(
         isinstance(each, array) and math.isfinite(sum(each)) for each in given
     ):
         raise InvalidError(
-            "has a segmentation that is neither polygons, each a list of numbers, nor a run-length encoding"
+            "has a segmentation that is neither polygons (lists of numbers) nor a run-length encoding"
         )
     return [polygon for polygon in given if detection.is_polygon(polygon)]
 
 
 def _check_runs(given: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """A run-length encoding, plain or compressed, must fit the image: pycocotools' decoder does not look."""
+    """Raise ValueError if a run-length encoding, plain or compressed, does not fit the image.
+
+    pycocotools' decoder does not check this.
+    """
     counts = _runs(given["counts"]) if isinstance(given["counts"], str) else given["counts"]
     if given["size"] != list(size):
         raise InvalidError(
-            f"has a run-length encoding of size {given['size']!r} (height, width), its image has {list(size)}"
+            f"has a run-length encoding of height and width {given['size']!r}, but its image has {list(size)}"
         )
     if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
         raise InvalidError(
-            f"has a run-length encoding whose runs do not add up to the {size[0] * size[1]} pixels of its image"
+            f"has a run-length encoding that does not add up to its image's {size[0] * size[1]} pixels"
         )
 
 
 def _runs(text: str) -> list[int]:
-    """The runs of a compressed encoding (ppwwyyxx/cocoapi common/maskApi.c, rleFrString).
+    """Return the runs of a compressed encoding (ppwwyyxx/cocoapi common/maskApi.c, rleFrString).
 
-    Six bits of each character count: five of a number, the lowest first, and whether more follow. From the
-    fourth on a number is what the run is longer than the last but one.
+    Each character contributes six bits: five of a number, lowest first, and one that is set if more follow.
+    From the fourth on, a number is the difference between its run and the last run but one.
     """
     runs: list[int] = []
     value = shift = 0
@@ -339,5 +348,5 @@ def _runs(text: str) -> list[int]:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
     if shift:
-        raise InvalidError("has a compressed run-length encoding that is cut")
+        raise InvalidError("has a compressed run-length encoding that is truncated")
     return runs

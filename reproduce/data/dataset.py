@@ -1,5 +1,7 @@
-"""What every data set says about itself. One file of this folder holds one data set: its settings and how its
-splits are read."""
+"""Base class of data sets with labels.
+
+Each module of this folder defines one data set: its settings, and a reader of its splits.
+"""
 
 from __future__ import annotations
 
@@ -25,83 +27,84 @@ class Dataset(Settings):
     size: int
     """Side of a training view and of a test crop, in pixels."""
     resize: int
-    """Shorter side of a test image before the centre crop, in pixels; bicubic."""
+    """Shorter side of a test image before the centre crop, in pixels (bicubic resize)."""
     canvas: int
-    """Side of the square to which an image is decoded before its views are cropped from it, in pixels."""
+    """Side of the square canvas in pixels. An image is decoded to it, and its views are cropped from it."""
     mean: tuple[float, float, float]
-    """Of the RGB channels, for values from 0 to 1."""
+    """Mean of the RGB channels, for values from 0 to 1."""
     std: tuple[float, float, float]
-    """Of the RGB channels, for values from 0 to 1."""
+    """Standard deviation of the RGB channels, for values from 0 to 1."""
 
     pretrain_split: str = "train"
-    """Pretraining reads these images; labels are not used."""
+    """Split for pretraining; its labels are not used."""
     train_split: str = "train"
-    """Labelled; classifiers and neighbours come from it."""
+    """Labelled split that classifiers are trained on and neighbours come from."""
     test_split: str = "val"
-    """Labelled; only ever measured on."""
+    """Labelled split that is only ever evaluated on."""
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
-    """All that there are."""
+    """Names of all splits."""
     title: ClassVar[str]
-    """As printed in captions."""
+    """Name that captions print."""
     published: ClassVar[Mapping[str, int]] = {}
-    """Images of each split where that is known without looking, for estimates of time; a field `num_<split>`
-    says it too."""
+    """Number of images in each split, where it is known in advance; estimates of time use it. A field
+    `num_<split>` serves the same purpose."""
 
     def check(self) -> None:
         if not 0 < self.size <= self.resize or self.canvas < 1:
             raise ValueError(
-                f"{self.name} takes 0 < size <= resize and canvas >= 1, not size={self.size}, resize={self.resize}, canvas={self.canvas}."
+                f"{self.name} needs 0 < size <= resize and canvas >= 1, but size={self.size}, "
+                f"resize={self.resize}, canvas={self.canvas}."
             )
         if not all(value > 0 for value in self.std):
-            raise ValueError(f"{self.name} takes std > 0 for each channel, not {self.std}.")
+            raise ValueError(f"{self.name} needs std > 0 for each channel, but it is {self.std}.")
         for key in ("pretrain_split", "train_split", "test_split"):
             if getattr(self, key) not in self.splits:
                 raise ValueError(
-                    f"{self.name} takes {key} of {', '.join(self.splits)}, not '{getattr(self, key)}'."
+                    f"{self.name} has no {key} '{getattr(self, key)}'. Known: {', '.join(self.splits)}."
                 )
 
     def check_root(self, site: Site) -> None:
-        """Raises LookupError where `site` does not say where the files are, or a folder or list of their
-        layout is not there.
+        """Raise LookupError if the site file names no root, or if a folder or list of the layout is missing.
 
-        Only folders and lists are looked for, not every image; data that are generated need no root.
+        Only folders and lists are checked, not every image. Generated data sets need no root.
         """
 
     def load(self, split: str, site: Site) -> Images:
-        """The images of `split`.
+        """Return the images of `split`.
 
         Raises:
-            LookupError: the root is not set or not there, or there is no such split.
-            ValueError: a file is broken; the message names it.
+            LookupError: the root is not set or does not exist, or the split does not exist.
+            ValueError: a file is broken. The message names it.
         """
         raise NotImplementedError
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
-        """Finds out, before anything starts, whether `labelled_subset` has its list; fetches it where it is
-        to be fetched.
+        """Check before anything starts that `labelled_subset` will find its list, and fetch it if necessary.
 
         Args:
-            fetch: False: nothing is fetched, and what would be counts as here.
+            fetch: False to fetch nothing. A list that could be fetched then counts as available.
 
         Raises:
-            LookupError: there is no such list, or it cannot be had; the message says how to get it.
-            ValueError: its bytes are not those that were published.
+            LookupError: the list does not exist or cannot be fetched. The message explains how to get it.
+            ValueError: the bytes of the list differ from the published ones.
         """
         raise NotFoundError(
-            f"{self.title} has no list of labelled images '{name}': ImageNet, Imagenette and the synthetic folder have."
+            f"{self.title} has no list of labelled images '{name}'; "
+            "ImageNet, Imagenette and the synthetic folder do."
         )
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
-        """The images of the train split whose labels semi-supervised classification may use: indices (n,),
-        ascending.
+        """Return the indices of the train images whose labels may be used, (n,), ascending.
+
+        Semi-supervised classification uses these labels only.
 
         Args:
             name: `1percent` or `10percent`.
 
         Raises:
-            LookupError: as `check_subset`.
-            ValueError: an image of the list is not there; the message names it and says how many are not.
+            LookupError: see `check_subset`.
+            ValueError: an image of the list is missing. The message names it and counts the missing ones.
         """
         self.check_subset(name, site)
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""What detection data sets share: photographs with boxes, masks and classes, as plain records.
+"""Base class of data sets with boxes: photographs with boxes, masks and classes, as plain records.
 
-One file of this folder holds one data set (`voc0712.py`, `coco2017.py`); its `load` gives an `Annotated` for
-each split.
+Each detection data set has a module of its own (`voc0712.py`, `coco2017.py`). Its `load` returns an
+`Annotated` for each split.
 """
 
 from __future__ import annotations
@@ -25,38 +25,37 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EXIF_ORIENTATION = 274
-"""The tag of EXIF that says how the camera was held (exif.org, Exif 2.2, section 4.6.4)."""
+"""EXIF tag that records the camera's orientation (exif.org, Exif 2.2, section 4.6.4)."""
 
 Box = tuple[float, float, float, float]
-"""left, top, right, bottom in pixels from the image's corner; a box that covers an image of w x h is (0, 0,
-w, h)."""
+"""Left, top, right and bottom in pixels from the image's corner. A box that covers an image of w x h is (0,
+0, w, h)."""
 
 
 class Instance(NamedTuple):
     """One object of an image."""
 
     label: int
-    """Its place in `Annotated.classes`."""
+    """Index of its class in `Annotated.classes`."""
     box: Box
-    """As annotated: it may reach beyond the image, or have no area."""
+    """Box as annotated. It may reach beyond the image or have no area."""
     difficult: bool = False
-    """VOC: trained on, neither right nor wrong in a test."""
+    """VOC: an object that is trained on but counts neither as right nor as wrong in a test."""
     crowd: bool = False
-    """COCO: a group; not trained on, neither right nor wrong in a test."""
+    """COCO: a group, which is not trained on and counts neither as right nor as wrong in a test."""
     segmentation: list[Sequence[float]] | Mapping[str, Any] | None = None
-    """COCO: polygons (x0, y0, x1, y1, ...), or a run-length encoding (`size`, `counts`) where it is a
-    crowd."""
+    """COCO: polygons (x0, y0, x1, y1, ...), or a run-length encoding (`size`, `counts`) for a crowd."""
 
 
 class Picture(NamedTuple):
-    """One image and what is in it."""
+    """One image and its objects."""
 
     file: Path
     id: int | str
-    """The benchmark's own: COCO's number, VOC's name."""
+    """Identifier of the benchmark: a number for COCO, a name for VOC."""
     width: int
     height: int
-    """As annotated; whoever decodes the file compares."""
+    """Height as annotated. `pixels` compares it and the width with the decoded file."""
     instances: tuple[Instance, ...]
 
 
@@ -65,20 +64,22 @@ class Annotated:
     """The images of a split."""
 
     pictures: tuple[Picture, ...]
-    """In the order of the list or of the ids."""
+    """Images in the order of the list (VOC) or of the ids (COCO)."""
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    """The benchmark's own number of each class: COCO's 1 to 90 with gaps; VOC's places in the alphabet from
-    0."""
+    """Number of each class in the benchmark: 1 to 90 with gaps for COCO, the alphabetical position from 0 for
+    VOC."""
     origin: Path
-    """What the benchmark's own evaluation reads: COCO's instances_*.json, VOC's folder of the year."""
+    """Input of the benchmark's own evaluation: instances_*.json of COCO, the folder of the year of VOC."""
     digest: str
-    """SHA-256 of names, sizes, boxes and masks; not of the pixels."""
+    """SHA-256 of names, sizes, boxes and masks, but not of the pixels."""
 
     @property
     def trainable(self) -> tuple[Picture, ...]:
-        """Those with something to learn from: an instance that is no crowd. The others are left out of
-        training, as Detectron2 does."""
+        """Images with something to learn from: at least one object that is not a crowd.
+
+        Training leaves out all others, as Detectron2 does.
+        """
         return tuple(
             picture for picture in self.pictures if any(not instance.crowd for instance in picture.instances)
         )
@@ -86,64 +87,67 @@ class Annotated:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionDataset(Settings):
-    """Base class. The sizes at which images are shown are settings of the protocol; normalisation is the
-    encoder's."""
+    """Base class. The protocol sets the sizes of the images; the encoder sets their normalisation."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of the RGB channels, for values from 0 to 1 (ImageNet's): what the encoder was trained with."""
+    """Mean of the RGB channels, for values from 0 to 1 (ImageNet's): the normalisation that the encoder was
+    trained with."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The same."""
+    """Standard deviation of the RGB channels, for values from 0 to 1 (ImageNet's)."""
     train_split: str
-    """Fine-tuned on."""
+    """Split that detectors are fine-tuned on."""
     test_split: str
-    """Only ever measured on."""
+    """Split that is only ever evaluated on."""
 
     splits: ClassVar[tuple[str, ...]]
-    """All that there are; several of VOC's are joined by `+`."""
+    """Names of all splits. VOC splits can be joined with `+`."""
     title: ClassVar[str]
-    """As printed in captions."""
+    """Name that captions print."""
     classes: ClassVar[tuple[str, ...]]
-    """In the benchmark's order."""
+    """Names of the classes in the benchmark's order."""
     benchmark: ClassVar[Literal["voc", "coco"]]
-    """By whose rules it is annotated and scored."""
+    """Benchmark whose rules govern annotation and scoring."""
 
     def check(self) -> None:
         if not all(value > 0 for value in self.std):
-            raise ValueError(f"{self.name} takes std > 0 for each channel, not {self.std}.")
+            raise ValueError(f"{self.name} needs std > 0 for each channel, but it is {self.std}.")
         for key in ("train_split", "test_split"):
             split = getattr(self, key)
             if not set(split.split("+") if self.benchmark == "voc" else [split]) <= set(self.splits):
-                raise ValueError(f"{self.name} takes {key} of {', '.join(self.splits)}, not '{split}'.")
+                raise ValueError(f"{self.name} has no {key} '{split}'. Known: {', '.join(self.splits)}.")
 
     def check_root(self, site: Site) -> None:
-        """Raises LookupError where `site` does not say where the files are, or a folder or list of their
-        layout is not there.
+        """Raise LookupError if the site file names no root, or if a folder or list of the layout is missing.
 
-        Only folders and lists are looked for, not every image; data that are generated need no root.
+        Only folders and lists are checked, not every image. Generated data sets need no root.
         """
 
     def load(self, split: str, site: Site) -> Annotated:
-        """The images of `split`.
+        """Return the images of `split`.
 
         Raises:
-            LookupError: the root is not set or not there, or there is no such split.
-            ValueError: a file is missing or broken; the message names it.
+            LookupError: the root is not set or does not exist, or the split does not exist.
+            ValueError: a file is missing or broken. The message names it.
         """
         raise NotImplementedError
 
 
 def is_polygon(numbers: Sequence[float]) -> bool:
-    """Whether these are x and y of three points or more; all else has no area
-    (detectron2/data/datasets/coco.py)."""
+    """Return whether `numbers` are x and y of at least three points.
+
+    Anything else has no area (detectron2/data/datasets/coco.py).
+    """
     return len(numbers) >= 6 and len(numbers) % 2 == 0
 
 
 def digest(pictures: Iterable[Picture]) -> str:
-    """SHA-256 of names, sizes, boxes, classes, flags and masks, the same on every machine and wherever the
-    files lie."""
+    """Return the SHA-256 of names, sizes, boxes, classes, flags and masks.
+
+    It is the same on every machine and for every location of the files.
+    """
     found = hashlib.sha256()
     for picture in pictures:
-        # A line of text, then as many instances as it says: no two lists of pictures give the same bytes.
+        # The header counts the instances that follow, so no two lists of pictures give the same bytes.
         _add(found, [picture.file.name, picture.id, picture.width, picture.height, len(picture.instances)])
         for each in picture.instances:
             polygons = each.segmentation if isinstance(each.segmentation, list) else []
@@ -161,7 +165,7 @@ def _add(found: Any, row: list[Any]) -> None:
 
 
 def _plain(encoding: Mapping[str, Any]) -> list[Any]:
-    """A run-length encoding; its compressed kind may be text or bytes."""
+    """Return a run-length encoding as lists and text; the counts of a compressed one may be text or bytes."""
     counts = encoding["counts"]
     return [list(encoding["size"]), counts.decode() if isinstance(counts, bytes) else counts]
 
@@ -174,12 +178,13 @@ def _little_endian(numbers: Sequence[float]) -> bytes:
 
 
 def pixels(picture: Picture) -> NDArray[np.uint8]:
-    """The image in RGB, (height, width, 3), turned as its EXIF says (detectron2/data/detection_utils.py,
-    read_image).
+    """Decode an image to RGB, (height, width, 3), rotated as its EXIF tag says.
+
+    This is Detectron2's `read_image` (detectron2/data/detection_utils.py).
 
     Raises:
-        ValueError: the file is missing, truncated or no image, or its size is not the annotated one; the
-            message names it.
+        ValueError: the file is missing, truncated or not an image, or its size differs from the annotated
+            one. The message names it.
     """
     import numpy as np
     from PIL import Image
@@ -191,19 +196,19 @@ def pixels(picture: Picture) -> NDArray[np.uint8]:
         raise InvalidError(f"{picture.file} cannot be decoded: {error}. Get it again.") from error
     height, width, _ = decoded.shape
     if (width, height) != (picture.width, picture.height):
-        sizes = f"has {width} x {height} pixels, its annotation says {picture.width} x {picture.height}"
-        raise InvalidError(f"{picture.file} {sizes}: boxes and masks would lie elsewhere. Get both again.")
+        sizes = f"has {width} x {height} pixels, but {picture.width} x {picture.height} in its annotation"
+        raise InvalidError(f"{picture.file} {sizes}: boxes and masks would be misplaced. Get both again.")
     return decoded
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as its camera was held; EXIF that cannot be read says nothing."""
+    """Return the image rotated upright; unreadable EXIF data is ignored."""
     from PIL.Image import Transpose
 
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # broken EXIF raises SyntaxError, struct.error and more; the image is shown as it is stored, as in Detectron2
-        return image
+    except Exception:  # broken EXIF raises SyntaxError, struct.error and more
+        return image  # as stored, as in Detectron2
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,

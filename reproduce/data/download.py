@@ -1,5 +1,7 @@
-"""Fetching the public data sets that torchvision knows how to fetch: those whose file here has a
-`download(site)`."""
+"""Download public data sets.
+
+torchvision fetches the files. A data set can be downloaded if its module has a function `download(site)`.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,19 @@ from reproduce.site import Site
 
 
 def download(dataset: str, site: Site) -> str:
-    """Fetches `dataset` into its root of the site and says where it is; with an empty name, says what can be
-    fetched.
+    """Fetch `dataset` into its root and return a line that names the root.
+
+    An empty name returns a line that lists the data sets that can be fetched.
 
     Raises:
-        LookupError: there is no such data set to fetch, or its root is not set.
+        LookupError: the data set cannot be fetched, or its root is not set.
     """
     found = available()
     if not dataset:
-        return f"Can be fetched: {', '.join(found)}. What the others need is said when a table asks for them."
+        return (
+            f"Can be fetched: {', '.join(found)}. "
+            "A table that uses another data set prints how to get it if it is missing."
+        )
     if dataset not in found:
         raise NotFoundError(unknown("data set to fetch", dataset, found))
     path: Path = importlib.import_module(f"reproduce.data.{dataset}").download(site)
@@ -29,7 +35,7 @@ def download(dataset: str, site: Site) -> str:
 
 
 def available() -> list[str]:
-    """The data sets that can be fetched, by the names of their files."""
+    """Return the names of the modules of data sets that can be fetched."""
     names = [
         module.name for module in pkgutil.iter_modules(reproduce.data.__path__) if module.name != "download"
     ]

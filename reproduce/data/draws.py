@@ -1,9 +1,9 @@
-"""The random numbers behind augmented views: a hash instead of a generator with a state.
+"""Random parameters of the augmented views, from a hash in place of a generator with a state.
 
-Every uniform number is a hash of (seed, epoch, view, image index, slot), so an image's view is drawn alike in
-whatever batch, order, worker or process it is made. The hash is SplitMix64's output function (Steele, Lea and
-Flood, Fast splittable pseudorandom number generators, OOPSLA 2014), applied once for each part of the
-counter.
+Every uniform number is a hash of (seed, epoch, view, image index, slot). So the view of an image depends
+neither on the batch, the order, the worker nor the process that makes it. The hash is SplitMix64's output
+function (Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014), applied once
+for each part of the counter.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 CROP_TRIES = 10
-"""Of torchvision's RandomResizedCrop, before it falls back to a central crop."""
+"""Attempts of torchvision's RandomResizedCrop before it falls back to a central crop."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 _ORDERS = np.array(list(permutations(range(4))))
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, SplitMix64's increment
 
-# The slot of each number. A new one takes a free slot: renumbering would change every view of every run.
+# Slot of each number. Add new ones in free slots: renumbering would change every view of every run.
 (
     _FLIP,
     _TOP,
@@ -51,31 +51,31 @@ _NUM_SLOTS = 48
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for one view of n images."""
+    """Random parameters of one view of n images."""
 
     box: Ints
-    """The crop's top, left, height and width in pixels of the original image, (n, 4)."""
+    """Top, left, height and width of the crop in pixels of the original image, (n, 4)."""
     flip: Bools
     jitter: Bools
     order: Ints
-    """The order of the four parts of the jitter, a permutation of BRIGHTNESS ... HUE, (n, 4)."""
+    """Order of the four parts of the jitter, a permutation of BRIGHTNESS ... HUE, (n, 4)."""
     factors: Floats
-    """Of BRIGHTNESS, CONTRAST and SATURATION; 1 leaves the image as it is; (n, 3)."""
+    """Factors of BRIGHTNESS, CONTRAST and SATURATION, (n, 3); 1 leaves the image unchanged."""
     hue: Floats
-    """The turn of the hue in circles."""
+    """Hue shift in turns of the colour circle."""
     grey: Bools
     blur: Bools
     sigma: Floats
-    """Of the blur, in pixels."""
+    """Standard deviation of the blur in pixels."""
     solarize: Bools
 
     def take(self, rows: Ints | slice) -> Draws:
-        """Those of the images `rows`, in that order."""
+        """Return the parameters of the images `rows`, in that order."""
         return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     @staticmethod
     def joined(parts: Sequence[Draws]) -> Draws:
-        """Those of all parts, one after the other."""
+        """Concatenate the parameters of all parts."""
         return Draws(
             **{
                 field.name: np.concatenate([getattr(part, field.name) for part in parts])
@@ -85,13 +85,14 @@ class Draws:
 
     @property
     def hue_place(self) -> Ints:
-        """How many other parts of the jitter come before the hue shift, (n,); -1 for images without
-        jitter."""
+        """Number of parts of the jitter before the hue shift, (n,); -1 for images without jitter."""
         return np.where(self.jitter, (self.order == HUE).argmax(axis=1), -1)
 
     def blends(self) -> Floats:
-        """The three parts of the jitter other than hue, in their order, as factors of (image, its grey, its
-        mean grey); (3, 3, n)."""
+        """Return the jitter without its hue shift as factors of (image, its grey, its mean grey), (3, 3, n).
+
+        The first axis is the order of the three remaining parts.
+        """
         parts = self.order[self.order != HUE].reshape(-1, 3)
         own = np.take_along_axis(self.factors, parts, axis=1)
         return np.stack([own, (1 - own) * (parts == SATURATION), (1 - own) * (parts == CONTRAST)]).transpose(
@@ -102,8 +103,12 @@ class Draws:
 def draw(
     augmentation: Augmentation, sizes: Ints, indices: Ints, *, seed: int, epoch: int, view: int
 ) -> Draws:
-    """The parameters of view number `view` of the images `indices`, (n,), whose original height and width are
-    `sizes`, (n, 2)."""
+    """Draw the parameters of view number `view` of the images `indices`.
+
+    Args:
+        sizes: height and width of the original images, (n, 2).
+        indices: numbers of the images in their data set, (n,).
+    """
     u = uniforms(indices, seed=seed, epoch=epoch, view=view)
 
     def between(slot: int, low: float, high: float) -> Floats:
@@ -145,17 +150,17 @@ def crop_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Ints:
-    """torchvision's RandomResizedCrop.make_params for n images at once.
+    """Compute torchvision's RandomResizedCrop.make_params for n images at once.
 
     Args:
         sizes: height and width, (n, 2).
-        areas, ratios: uniform in [0, 1), one for each try, (n, CROP_TRIES).
+        areas, ratios: uniform in [0, 1), one for each attempt, (n, CROP_TRIES).
         top, left: uniform in [0, 1), (n,).
-        scale: range of the crop's area over the image's.
+        scale: range of the crop's area relative to the image.
         ratio: range of the crop's width over its height, log-uniform.
 
     Returns:
-        top, left, height and width of each crop, (n, 4).
+        Top, left, height and width of each crop, (n, 4).
     """
     height, width = sizes[:, :1], sizes[:, 1:]
     area = height * width * (scale[0] + (scale[1] - scale[0]) * areas)
@@ -171,7 +176,7 @@ def crop_boxes(
 
 
 def _central_boxes(sizes: Ints, ratio: tuple[float, float]) -> Floats:
-    """The largest central crop whose ratio is in range, (n, 4)."""
+    """Return the largest central crops with a ratio in range, (n, 4)."""
     height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
     h = np.where(width / height < ratio[0], np.rint(width / ratio[0]), height)
     w = np.where(width / height > ratio[1], np.rint(height * ratio[1]), width)
@@ -179,8 +184,11 @@ def _central_boxes(sizes: Ints, ratio: tuple[float, float]) -> Floats:
 
 
 def uniforms(indices: Ints, *, seed: int, epoch: int, view: int) -> Floats:
-    """Independent numbers, uniform in [0, 1) with 53 bits, for the images `indices`, (n,): one for each slot,
-    (n, 48)."""
+    """Return independent uniform numbers in [0, 1) with 53 bits, one per image and slot, (n, 48).
+
+    Args:
+        indices: numbers of the images in their data set, (n,).
+    """
     key = np.zeros(1, dtype=np.uint64)
     for part in (seed, epoch, view):
         key = _hash(key, np.array([part % 2**64], dtype=np.uint64))
@@ -190,7 +198,7 @@ def uniforms(indices: Ints, *, seed: int, epoch: int, view: int) -> Floats:
 
 
 def _hash(key: NDArray[np.uint64], counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output number `counter` from the state `key`; arithmetic modulo 2^64."""
+    """Return SplitMix64's output number `counter` from the state `key`, modulo 2^64."""
     x: NDArray[np.uint64] = key + (counter + np.uint64(1)) * _GAMMA
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,5 +1,4 @@
-"""Whether the files that a list names are in their folder: one question for all of them, asked before
-anything starts."""
+"""Check that the files that a list names exist: one listing of their folder, before anything starts."""
 
 from __future__ import annotations
 
@@ -11,22 +10,22 @@ from reproduce.messages import InvalidError, NotFoundError
 
 
 def check_files(folder: Path, names: Sequence[str], listed: Path, *, layout: str, source: str) -> None:
-    """Raises where a file of `names` is not in `folder`.
+    """Raise an error if a file of `names` is missing in `folder`.
 
     Args:
-        listed: the file that names them.
-        layout, source: what the data set looks like, and what gets it, for the message.
+        listed: file that contains the names.
+        layout, source: layout of the data set, and where to get it, for the message.
 
     Raises:
-        LookupError: the folder is not there.
-        ValueError: a file is not; the message names the first and says how many are not.
+        LookupError: the folder does not exist.
+        ValueError: files are missing. The message names the first one and counts them.
     """
     if not folder.is_dir():
         raise NotFoundError(f"{folder} does not exist. Layout: {layout}. Get it: {source}.")
-    present = set(os.listdir(folder))  # noqa: PTH208 (names alone: no object for each of 118 287 images)
+    present = set(os.listdir(folder))  # noqa: PTH208 (names only, not a Path for each of 118 287 images)
     missing = [name for name in names if name not in present]
     if missing:
         lost = f"{len(missing)} of its {len(names)} images are missing"
         raise InvalidError(
-            f"{folder / missing[0]} does not exist, which {listed} names: {lost}. Get it: {source}."
+            f"{folder / missing[0]} does not exist, but {listed} names it: {lost}. Get it: {source}."
         )

@@ -1,8 +1,7 @@
-"""What generated data sets share: files that are written on first use, whole, and are the same bytes
-everywhere.
+"""Write the files of synthetic data sets on first use, with the same bytes on every machine.
 
-Images are binary PPM, whatever their names end in, so that neither pixels nor sizes depend on the version of
-an encoder.
+A folder appears complete or not at all. Images are binary PPM whatever the extension of their names, so
+neither pixels nor sizes depend on the version of an encoder.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def once(folder: Path, write: Callable[[Path], None]) -> Path:
-    """`folder`, written whole by whoever comes first; `write` fills the folder that it is given."""
+    """Return `folder`; the first process that needs it fills it with `write`."""
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_suffix(".lock")):
@@ -36,7 +35,7 @@ def once(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def save(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """An RGB image, (height, width, 3), as binary PPM."""
+    """Write an RGB image, (height, width, 3), as binary PPM."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +45,7 @@ def save(path: Path, pixels: NDArray[np.uint8]) -> None:
 def save_montages(
     folder: Path, names: Iterable[str], montages: Iterable[tuple[NDArray[np.uint8], list[Placed]]]
 ) -> None:
-    """Images and annotations in the folder of one of VOC's years."""
+    """Write images and annotations into the folder of one of VOC's years."""
     (folder / "Annotations").mkdir(parents=True, exist_ok=True)
     for name, (pixels, objects) in zip(names, montages, strict=True):
         save(folder / "JPEGImages" / f"{name}.jpg", pixels)
@@ -54,7 +53,7 @@ def save_montages(
 
 
 def _annotation(year: str, name: str, objects: Iterable[Placed]) -> str:
-    """The XML of one montage, as VOC writes it: boxes are counted from 1, both ends inside."""
+    """Return the XML of one montage in VOC's format: box coordinates count from 1 and are inclusive."""
     lines = ["<annotation>", f"\t<folder>{year}</folder>", f"\t<filename>{name}.jpg</filename>"]
     lines += [
         f"\t<size><width>{2 * SIDE}</width><height>{2 * SIDE}</height><depth>3</depth></size>",
@@ -77,6 +76,10 @@ def _annotation(year: str, name: str, objects: Iterable[Placed]) -> str:
 
 
 def save_list(path: Path, names: Iterable[str], end: str = "\n") -> None:
-    """One of VOC's lists of images; `end` ends its lines: the release has the one, copies of it the other."""
+    """Write one of VOC's lists of images.
+
+    Args:
+        end: line ending; VOC's release and copies of it differ.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{name}{end}" for name in names), newline="")

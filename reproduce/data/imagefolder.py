@@ -1,8 +1,8 @@
-"""Images in one folder per class: `<root>/<split>/<class>/<image>`, as ImageNet and Imagenette come.
+"""Images in one folder per class, `<root>/<split>/<class>/<image>`, the layout of ImageNet and Imagenette.
 
     images = imagefolder.read(root / "train")
 
-Nothing is skipped in silence but hidden files: what is not an image, a class without images and a class that
+Only hidden files are skipped silently. Files that are not images, classes without images and classes that
 only one split has are errors.
 """
 
@@ -19,7 +19,7 @@ from reproduce.data.images import Files
 from reproduce.messages import InvalidError, NotFoundError, unknown
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Of image files, in any case (torchvision/datasets/folder.py)."""
+"""Extensions of image files, in upper or lower case (torchvision/datasets/folder.py)."""
 SPLITS = ("train", "val")
 
 
@@ -31,17 +31,17 @@ def load(
     num_classes: int | None = None,
     cache_gb: float = 0.0,
 ) -> Files:
-    """The images of a split of `root`, after a check that `train` and `val` have the same classes.
+    """Read a split of `root`, after checking that `train` and `val` have the same classes.
 
     Args:
-        classes: names of the folders to read; None: all.
-        num_classes: how many there must be where all are read; None: any number.
+        classes: names of the folders to read. None for all.
+        num_classes: expected number of classes if all are read. None for any number.
         cache_gb: see `Images`.
 
     Raises:
-        LookupError: there is no such split, or no folder for it.
-        ValueError: a class is missing in a split, has no images, or has something in it that is not an image;
-            the message names it.
+        LookupError: the split or its folder does not exist.
+        ValueError: a class is missing in a split, has no images, or contains a file that is not an image. The
+            message names it.
     """
     if split not in SPLITS:
         raise NotFoundError(unknown("split", split, SPLITS))
@@ -49,7 +49,7 @@ def load(
         classes = _common_classes(root)
         if num_classes not in (None, len(classes)):
             raise InvalidError(
-                f"{root} has {len(classes)} classes, not {num_classes}: it is another data set or incomplete."
+                f"{root} has {len(classes)} classes, not {num_classes}: it is incomplete or another data set."
             )
     for name in classes:
         for each in SPLITS:
@@ -58,17 +58,17 @@ def load(
 
 
 def read(folder: Path, classes: Sequence[str] | None = None, *, cache_gb: float = 0.0) -> Files:
-    """The images of the class folders of `folder`, sorted by class and file name; labels follow the sorted
-    class names.
+    """Read the images of the class folders of `folder`, sorted by class and file name.
+
+    Labels follow the sorted class names.
 
     Args:
-        classes: names of the folders to read; None: all.
+        classes: names of the folders to read. None for all.
         cache_gb: see `Images`.
 
     Raises:
-        LookupError: `folder` is not there.
-        ValueError: there are no class folders, or one is missing, has no images, or has something in it that
-            is not an image.
+        LookupError: `folder` does not exist.
+        ValueError: `folder` lacks class folders, or one is missing, has no images, or contains another file.
     """
     chosen = find_classes(folder) if classes is None else tuple(sorted(classes))
     names: list[bytes] = []
@@ -81,46 +81,43 @@ def read(folder: Path, classes: Sequence[str] | None = None, *, cache_gb: float 
 
 
 def find_classes(folder: Path) -> tuple[str, ...]:
-    """The names of the class folders, sorted.
+    """Return the names of the class folders, sorted.
 
     Raises:
-        LookupError: `folder` is not there.
-        ValueError: it holds no class folders, or images outside of them.
+        LookupError: `folder` does not exist.
+        ValueError: it contains no class folders, or images outside of them.
     """
     if not folder.is_dir():
-        raise NotFoundError(f"{folder} does not exist; the layout is {folder}/<class>/<image>.")
+        raise NotFoundError(f"{folder} does not exist. Layout: {folder}/<class>/<image>.")
     classes = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith("."):
                 raise InvalidError(
-                    f"{entry.path} is not in a class folder; the layout is {folder}/<class>/<image>."
+                    f"{entry.path} is not in a class folder. Layout: {folder}/<class>/<image>."
                 )
             if not entry.name.startswith(".") and entry.is_dir():
                 classes.append(entry.name)
     if not classes:
         raise InvalidError(
-            f"{folder} holds no images: it has no class folders; the layout is {folder}/<class>/<image>."
+            f"{folder} contains no class folders with images. Layout: {folder}/<class>/<image>."
         )
     return tuple(sorted(classes))
 
 
 def _common_classes(root: Path) -> tuple[str, ...]:
-    """The classes of `train`, which must be those of `val`."""
+    """Return the classes of `train` after checking that `val` has the same."""
     classes = {split: find_classes(root / split) for split in SPLITS}
     for split, other in (SPLITS, SPLITS[::-1]):
         missing = [name for name in classes[split] if name not in set(classes[other])]
         if missing:
-            lost = f"{root / other} lacks ({len(missing)} in all)"
-            raise InvalidError(
-                f"{root / split / missing[0]} is a class that {lost}: both splits need every class."
-            )
+            lost = f"is missing in {root / other} ({len(missing)} in all)"
+            raise InvalidError(f"The class {root / split / missing[0]} {lost}: both splits need every class.")
     return classes[SPLITS[0]]
 
 
 def _image_files(folder: Path, name: str) -> list[bytes]:
-    """The paths of one class's images relative to `folder`, sorted by their bytes, which no locale can
-    change."""
+    """Return the paths of one class's images relative to `folder`, sorted by their bytes in every locale."""
     place = _class_folder(folder, name)
     found = []
     with os.scandir(place) as entries:
@@ -129,7 +126,8 @@ def _image_files(folder: Path, name: str) -> list[bytes]:
                 continue
             if not entry.name.lower().endswith(ENDINGS) or entry.is_dir():
                 raise InvalidError(
-                    f"{entry.path} is not an image ({' '.join(ENDINGS)}): class folders hold nothing else, move it away."
+                    f"{entry.path} is not an image ({' '.join(ENDINGS)}). "
+                    "Class folders may contain only images: move it elsewhere."
                 )
             found.append(os.fsencode(f"{name}/{entry.name}"))
     if not found:
@@ -139,5 +137,5 @@ def _image_files(folder: Path, name: str) -> list[bytes]:
 
 def _class_folder(folder: Path, name: str) -> Path:
     if not (folder / name).is_dir():
-        raise InvalidError(f"{folder} has no class folder '{name}', which belongs to the data set.")
+        raise InvalidError(f"{folder} has no folder '{name}', but that class belongs to the data set.")
     return folder / name

@@ -1,8 +1,9 @@
 """ImageNet (ILSVRC 2012): 1 281 167 training and 50 000 validation photographs of 1000 classes.
 
-Not free to copy: an account at image-net.org is needed. Layout: `train/<wnid>/*.JPEG`, `val/<wnid>/*.JPEG`,
-the validation images sorted into class folders, as `torchvision.datasets.ImageNet` leaves them. The scan
-takes seconds, on a network file system longer.
+The images are not freely redistributable: a download takes an account at image-net.org. Layout:
+`train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, with the validation images sorted into class folders, as
+`torchvision.datasets.ImageNet` leaves them. Scanning the folders takes seconds, or longer on a network file
+system.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ class ImageNet(Dataset, name="imagenet"):
     """ImageNet at 224 px."""
 
     size: int = 224
-    """google-deepmind/deepmind-research byol/utils/dataset.py."""
+    """Side of a view and of a test crop (google-deepmind/deepmind-research byol/utils/dataset.py)."""
     resize: int = 256
-    """Protocols of the paper's baselines (facebookresearch/moco main_lincls.py)."""
+    """Shorter side of a test image, as in the protocols of the paper's baselines (facebookresearch/moco
+    main_lincls.py)."""
     canvas: int = 448
-    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution; the median
-    photograph is 500 x 375."""
+    """Side of the canvas. Choice: twice `size`, so that a crop of a quarter of the area has its full
+    resolution. The median photograph is 500 x 375."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """pytorch/vision references/classification/presets.py."""
+    """Mean of the RGB channels (pytorch/vision references/classification/presets.py)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The same file."""
+    """Standard deviation of the RGB channels (pytorch/vision references/classification/presets.py)."""
 
     title: ClassVar[str] = "ImageNet"
     published: ClassVar[Mapping[str, int]] = {"train": 1_281_167, "val": 50_000}

@@ -1,8 +1,8 @@
 """ImageNet-100: 126 689 training and 5 000 validation photographs, ImageNet's images of 100 classes.
 
-The classes are those of HobbitLong/CMC `imagenet100.txt`, which htdt/self-supervised (W-MSE),
-ssnl/moco_align_uniform and solo-learn use too. Needs the ImageNet root and the list, there or in a folder of
-its own (`imagenet100_classes`); nothing is copied.
+The classes are those of HobbitLong/CMC `imagenet100.txt`; htdt/self-supervised (W-MSE),
+ssnl/moco_align_uniform and solo-learn use the same ones. The data set needs the ImageNet root, and the list
+there or in a separate folder (`imagenet100_classes`). No image is copied.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class ImageNet100(Dataset, name="imagenet100"):
     """ImageNet-100 at 224 px."""
 
     class_list_sha256: str = "79f3f1552ccc478ce24bd934b4573625db584ddc1f4643ae23c994a94cb11397"
-    """Of the bytes of `imagenet100.txt` (HobbitLong/CMC)."""
+    """SHA-256 of `imagenet100.txt` (HobbitLong/CMC)."""
     size: int = 224
-    """htdt/self-supervised datasets/imagenet.py."""
+    """Side of a view and of a test crop (htdt/self-supervised datasets/imagenet.py)."""
     resize: int = 256
-    """The same file."""
+    """Shorter side of a test image (htdt/self-supervised datasets/imagenet.py)."""
     canvas: int = 448
-    """Choice: twice `size`, so that a crop of a quarter of the area has its full resolution; the median
-    photograph is 500 x 375."""
+    """Side of the canvas. Choice: twice `size`, so that a crop of a quarter of the area has its full
+    resolution. The median photograph is 500 x 375."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """The same file as `size`."""
+    """Mean of the RGB channels (htdt/self-supervised datasets/imagenet.py)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The same file as `size`."""
+    """Standard deviation of the RGB channels (htdt/self-supervised datasets/imagenet.py)."""
 
     title: ClassVar[str] = "ImageNet-100"
     published: ClassVar[Mapping[str, int]] = {"train": 126_689, "val": 5_000}
@@ -69,10 +69,10 @@ class ImageNet100(Dataset, name="imagenet100"):
 
 
 def read_classes(path: Path, sha256: str) -> tuple[str, ...]:
-    """The classes (wnids) of a list, one a line, sorted.
+    """Return the classes (wnids) of a list with one class per line, sorted.
 
     Raises:
-        LookupError: the file is not there.
-        ValueError: its bytes are not those of `sha256`.
+        LookupError: the file does not exist.
+        ValueError: its bytes do not match `sha256`.
     """
     return tuple(sorted(lists.verified(path, sha256, SOURCE).decode().split()))

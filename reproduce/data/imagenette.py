@@ -1,9 +1,8 @@
-"""Imagenette: 9 469 training and 3 925 validation photographs of 10 easily told ImageNet classes
-(github.com/fastai/imagenette).
+"""Imagenette: 9 469 training and 3 925 validation photographs of 10 easily distinguished ImageNet classes.
 
-Stands in for ImageNet-100 where a run must take minutes. Any release will do, `train/<wnid>/` and
-`val/<wnid>/` in any image format and at any size of 96 px or more; which one it was shows in the digest that
-is logged with a run.
+It stands in for ImageNet-100 where a run must take minutes (github.com/fastai/imagenette). Every release
+works: `train/<wnid>/` and `val/<wnid>/` with images in any format and of 96 px or more. The digest that a run
+records shows which release it used.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ KEY = "imagenette"
 LAYOUT = "train/<wnid>/* and val/<wnid>/*"
 SOURCE = "`invoke download --dataset imagenette` (99 MB), or https://github.com/fastai/imagenette"
 RELEASE = "imagenette2-160"
-"""The folder that torchvision unpacks: shorter sides of 160 px, enough for the canvas."""
+"""Folder that torchvision unpacks. Its images have shorter sides of 160 px, enough for the canvas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +34,17 @@ class Imagenette(Dataset, name="imagenette"):
     """Imagenette at 64 px."""
 
     size: int = 64
-    """Choice: STL-10's (htdt/self-supervised datasets/stl10.py), so that a run takes minutes."""
+    """Side of a view and of a test crop. Choice: STL-10's (htdt/self-supervised datasets/stl10.py), so that a
+    run takes minutes."""
     resize: int = 70
-    """Choice: STL-10's (the same file)."""
+    """Shorter side of a test image. Choice: STL-10's (htdt/self-supervised datasets/stl10.py)."""
     canvas: int = 96
-    """Choice: STL-10's image size; 1.5 x `size`, and the whole set takes 0.4 GB of memory."""
+    """Side of the canvas. Choice: STL-10's image size, 1.5 x `size`; the whole set takes 0.4 GB of memory."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """ImageNet's (pytorch/vision references/classification/presets.py)."""
+    """Mean of the RGB channels: ImageNet's (pytorch/vision references/classification/presets.py)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The same file."""
+    """Standard deviation of the RGB channels: ImageNet's (pytorch/vision
+    references/classification/presets.py)."""
 
     title: ClassVar[str] = "Imagenette"
     published: ClassVar[Mapping[str, int]] = {"train": 9_469, "val": 3_925}
@@ -64,16 +65,17 @@ class Imagenette(Dataset, name="imagenette"):
         lists.of_imagenet(name, site, fetch=fetch)
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
-        """ImageNet's list, cut to the images that are in this train split: a release keeps a part of the
-        classes' images, and puts some of them into `val`, from where none is ever taken.
+        """Return the indices of the images of ImageNet's list that are in this train split, (n,), ascending.
+
+        A release contains only some images of its classes and puts some of them into `val`. Images of `val`
+        are never used.
         """
         path = lists.of_imagenet(name, site)
         return lists.indices_there(self.load(self.train_split, site), path)
 
 
 def download(site: Site) -> Path:
-    """Fetches the 160 px release into the root of the site, checksum verified; does nothing where it is there
-    already.
+    """Fetch the 160 px release into the root, with its checksum verified, unless it is there already.
 
     Raises:
         LookupError: the root is not set.

@@ -1,13 +1,12 @@
-"""The images of one split: decoded by index or in batches, from files (`Files`) or from raw planes
-(`Planes`).
+"""Decode the images of one split by index or in batches, from files (`Files`) or raw planes (`Planes`).
 
     images = STL10().load("train", site)
     for pixels, sizes, indices in batches(images, order, 256, canvas=96, workers=site.workers):
         ...  # pixels: (256, 3, 96, 96) uint8
 
-An image is decoded once for all its views: whole, in RGB, squashed to a square canvas whose crops the views
-are. Decoded images stay in memory where the whole split fits; the bytes are the same with and without, and
-whatever the number of workers.
+An image is decoded once for all its views: whole, in RGB, squashed to a square canvas. The views are crops of
+the canvas. Decoded images stay in memory if the whole split fits. The bytes do not depend on the cache or on
+the number of workers.
 """
 
 from __future__ import annotations
@@ -35,22 +34,22 @@ from torch.utils.data import DataLoader, Dataset
 from reproduce.messages import InvalidError
 
 PIECE = 64
-"""Images that a worker decodes at once: small, so that the pieces under way fit in the shared memory of a
+"""Images that a worker decodes at once: few, so that the pieces in flight fit in the shared memory of a
 container."""
 AHEAD = 2
-"""Batches prepared before they are asked for."""
+"""Batches prepared ahead of the caller."""
 
 
 class Batch(NamedTuple):
-    """Decoded images, in the order asked for."""
+    """Decoded images, in the order of the request."""
 
     pixels: torch.Tensor
     """(n, 3, side, side) uint8."""
     sizes: torch.Tensor
-    """(n, 2) int64, height and width of the original images in pixels: what the squashing of a canvas is
-    undone with."""
+    """(n, 2) int64, height and width of the original images in pixels. Crops use them to undo the
+    squashing."""
     indices: torch.Tensor
-    """(n,) int64, in the split."""
+    """(n,) int64, indices in the split."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ class Canvas:
     side: int
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """The canvas of one image."""
-        # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size where that leaves twice the canvas in both
-        # directions; the resize below then makes up for the simpler filter of the decoder (Pillow's
+        """Return the canvas of one image."""
+        # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least twice the canvas in
+        # both directions. The resize below then makes up for the decoder's simpler filter (Pillow's
         # `reducing_gap` of 2).
         image.draft("RGB", (2 * self.side, 2 * self.side))
         return _resized(_rgb(image), (self.side, self.side))
@@ -70,8 +69,10 @@ class Canvas:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The shorter side resized to `resize` pixels (bicubic, antialiased), then the `size` x `size` pixels in
-    the middle."""
+    """A resize of the shorter side to `resize` pixels (bicubic, antialiased), then a centre crop.
+
+    The crop has `size` x `size` pixels.
+    """
 
     resize: int
     size: int
@@ -79,16 +80,16 @@ class CentreCrop:
     def __post_init__(self) -> None:
         if self.size > self.resize:
             raise InvalidError(
-                f"A centre crop of {self.size} pixels needs a shorter side of at least as many, not resize {self.resize}."
+                f"A centre crop needs size <= resize, but size is {self.size} and resize is {self.resize}."
             )
 
     @property
     def side(self) -> int:
-        """Of the result, in pixels."""
+        """Side of the crop, in pixels."""
         return self.size
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """The crop of one image; roundings are torchvision's."""
+        """Return the crop of one image, rounded as torchvision does."""
         width, height = image.size
         shorter = min(width, height)
         image = _resized(
@@ -102,19 +103,22 @@ Shape = Canvas | CentreCrop
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; grey, palette and CMYK images are converted."""
+    """Return the image in RGB; grey, palette and CMYK images are converted."""
     if image.mode[0] in "IF":
-        raise InvalidError(f"its mode is {image.mode}, more than 8 bits a channel")
+        raise InvalidError(f"its mode is {image.mode}, which has more than 8 bits per channel")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image at (width, height), itself where it has that size already."""
+    """Return the image resized to (width, height), or the image itself if it has that size."""
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 class _Store:
-    """Decoded images of a split at one shape; memory is taken up only as they are put in."""
+    """Decoded images of a split in one shape.
+
+    The system allocates the memory of an image only when the image is stored.
+    """
 
     def __init__(self, num_images: int, side: int) -> None:
         self.pixels = np.empty((num_images, 3, side, side), np.uint8)
@@ -123,22 +127,28 @@ class _Store:
 
     def put(self, indices: NDArray[np.int64], pixels: NDArray[np.uint8], sizes: NDArray[np.int64]) -> None:
         self.pixels[indices], self.sizes[indices] = pixels, sizes
-        self.filled[indices] = True  # last, so that another thread never reads what is not there yet
+        self.filled[indices] = True  # last, so that another thread never reads an incomplete image
 
 
 class Images(ABC):
-    """The images of one split, in an order that is the same on every machine."""
+    """The images of one split, in the same order on every machine."""
 
     labels: NDArray[np.int64]
-    """(n,), an index into `classes`; -1 where the image is unlabelled, or has several labels in `targets`."""
+    """(n,), indices into `classes`; -1 for an image that is unlabelled or has several labels in `targets`."""
     classes: tuple[str, ...]
     targets: NDArray[np.int8] | None = None
-    """(n, classes) of a data set with several labels an image: 1 the class is there, -1 it is not, 0 it does
-    not count (difficult)."""
+    """(n, classes) for a data set with several labels per image: 1 if the class is present, -1 if it is
+    absent, 0 if it does not count (difficult). None for other data sets."""
 
     def __init__(self, labels: ArrayLike, classes: Sequence[str], cache_gb: float = 0.0) -> None:
-        """`cache_gb`: decoded images stay in memory while all shapes of the whole split together fit in it,
-        in 10^9 bytes."""
+        """Create the images of a split.
+
+        Args:
+            labels: see the attribute.
+            classes: names of the classes.
+            cache_gb: 10^9 bytes of memory for decoded images. A shape is cached if the whole split fits next
+                to the shapes that are cached already.
+        """
         self.labels = np.array(labels, np.int64)
         self.labels.setflags(write=False)
         self.classes = tuple(classes)
@@ -149,47 +159,53 @@ class Images(ABC):
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the decoded images: worker processes that are not forked get a small copy."""
+        """Leave out the decoded images, so that worker processes that are not forked get a small copy."""
         return {key: value for key, value in vars(self).items() if key != "_stores"} | {"_stores": {}}
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Where the image is, for messages."""
+        """Return the location of the image, for messages."""
 
     @abstractmethod
     def open(self, index: int) -> Image.Image:
-        """The image in any mode, at its original size; may raise anything where it is broken."""
+        """Open the image in any mode, at its original size; a broken image may raise any exception."""
 
     @property
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 over names, file sizes and labels: cheap, and different where a file was lost, added or
-        cut."""
+        """SHA-256 of names, file sizes and labels.
+
+        It is cheap to compute and differs if a file was lost, added or truncated.
+        """
 
     def canvas(self, indices: ArrayLike, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whole images squashed to squares: (n, 3, side, side) uint8, and (n, 2) int64, the original heights
-        and widths in pixels.
+        """Return whole images squashed to squares, and their original sizes.
+
+        Returns:
+            (n, 3, side, side) uint8, and (n, 2) int64 with the original heights and widths in pixels.
 
         Raises:
-            ValueError: an image is broken; the message names it.
+            ValueError: an image is broken. The message names it.
         """
         batch = self.read(indices, Canvas(side))
         return batch.pixels, batch.sizes
 
     def test_crop(self, indices: ArrayLike, resize: int, size: int) -> torch.Tensor:
-        """Centre crops, (n, 3, size, size) uint8, of images whose shorter side is resized to `resize` pixels.
+        """Return centre crops, (n, 3, size, size) uint8.
+
+        The shorter side of each image is first resized to `resize` pixels.
 
         Raises:
-            ValueError: an image is broken; the message names it.
+            ValueError: an image is broken. The message names it.
         """
         return self.read(indices, CentreCrop(resize, size)).pixels
 
     def read(self, indices: ArrayLike, shape: Shape) -> Batch:
-        """The images at `indices`, (n,), from memory where they are there.
+        """Return the images at `indices`, (n,), from memory if they are cached.
 
         Raises:
-            IndexError: there is no such image.
-            ValueError: an image is broken; the message names it.
+            IndexError: the split has no such image.
+            ValueError: an image is broken. The message names it.
         """
         chosen = self._chosen(indices)
         store = self._store(shape)
@@ -201,7 +217,7 @@ class Images(ABC):
         return _batch(chosen, store.pixels[chosen], store.sizes[chosen])
 
     def decode(self, indices: NDArray[np.int64], shape: Shape) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Pixels, (n, 3, side, side), and original heights and widths, (n, 2), without a look into memory."""
+        """Decode pixels, (n, 3, side, side), and original heights and widths, (n, 2), bypassing the cache."""
         pixels = np.empty((len(indices), 3, shape.side, shape.side), np.uint8)
         sizes = np.empty((len(indices), 2), np.int64)
         for row, index in enumerate(indices.tolist()):
@@ -214,12 +230,12 @@ class Images(ABC):
         return pixels, sizes
 
     def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
-        """Those of `indices` that `read` would have to decode."""
+        """Return the elements of `indices` that `read` would have to decode."""
         chosen, store = self._chosen(indices), self._store(shape)
         return chosen if store is None else chosen[~store.filled[chosen]]
 
     def keep(self, batch: Batch, shape: Shape) -> None:
-        """Takes in images that another process decoded, where they fit."""
+        """Cache images that another process decoded, if they fit."""
         store = self._store(shape)
         if store is not None:
             store.put(batch.indices.numpy(), batch.pixels.numpy(), batch.sizes.numpy())
@@ -228,11 +244,11 @@ class Images(ABC):
         chosen = np.asarray(indices, np.int64)
         wrong = chosen[(chosen < 0) | (chosen >= len(self))]
         if len(wrong):
-            raise IndexError(f"There is no image {wrong[0]}: the split has {len(self)}, counted from 0.")
+            raise IndexError(f"Image {wrong[0]} does not exist: the split has {len(self)}, counted from 0.")
         return chosen
 
     def _store(self, shape: Shape) -> _Store | None:
-        """The memory for `shape`, None where it does not fit."""
+        """Return the cache for `shape`, or None if it does not fit in memory."""
         if shape not in self._stores:
             used = sum(store.pixels.nbytes for store in self._stores.values() if store is not None)
             fits = used + len(self) * 3 * shape.side**2 <= self.cache_gb * 1e9
@@ -241,14 +257,16 @@ class Images(ABC):
 
 
 class Names:
-    """Many short byte strings in two flat arrays: a list of 2.4 million strings would be copied by every
-    worker."""
+    """Many short byte strings in two flat arrays.
+
+    Every worker would copy a list of 2.4 million strings.
+    """
 
     def __init__(self, names: Iterable[bytes] = ()) -> None:
         self.text = bytearray()
-        """All of them, one after the other."""
+        """All strings, concatenated."""
         self.ends = array("q")
-        """Where each ends."""
+        """End of each string in `text`."""
         for name in names:
             self.append(name)
 
@@ -265,7 +283,7 @@ class Names:
 
 
 class Files(Images):
-    """One file for each image."""
+    """Images with one file each."""
 
     def __init__(
         self,
@@ -276,13 +294,19 @@ class Files(Images):
         cache_gb: float = 0.0,
         targets: NDArray[np.int8] | None = None,
     ) -> None:
-        """`names`: paths relative to `folder`, as the file system spells them; the rest as in `Images`."""
+        """Create the images from paths relative to `folder`.
+
+        Args:
+            names: paths as the file system spells them.
+            targets: see `Images.targets`.
+            labels, classes, cache_gb: see `Images`.
+        """
         super().__init__(labels, classes, cache_gb)
         self._folder = os.fsencode(folder) + b"/"
         self.names = names if isinstance(names, Names) else Names(names)
-        assert len(self.names) == len(self), "as many names as labels"
+        assert len(self.names) == len(self), "one label for each name"
         if targets is not None:
-            assert targets.shape == (len(self), len(self.classes)), "a target for each image and class"
+            assert targets.shape == (len(self), len(self.classes)), "one target for each image and class"
             self.targets = targets.astype(np.int8)
             self.targets.setflags(write=False)
 
@@ -294,8 +318,8 @@ class Files(Images):
 
     @cached_property
     def digest(self) -> str:
-        # The size of each file is asked for here, not in the scan: 1.28 million questions take seconds, on a
-        # network file system minutes.
+        # Sizes are read here rather than in the scan: 1.28 million stat calls take seconds, or minutes on a
+        # network file system.
         sizes = np.array([self._num_bytes(index) for index in range(len(self))], "<i8")
         parts = [
             bytes(self.names.text),
@@ -306,12 +330,17 @@ class Files(Images):
         return _sha256(*parts, *([] if self.targets is None else [self.targets.tobytes()]))
 
     def _num_bytes(self, index: int) -> int:
-        """Of one file; a ValueError that names it where it is not there."""
+        """Return the size of one file in bytes.
+
+        Raises:
+            ValueError: the file does not exist. The message names it.
+        """
         try:
             return os.stat(self._path(index)).st_size  # noqa: PTH116 (bytes)
         except OSError as error:
             raise InvalidError(
-                f"{self.name(index)} belongs to the data set and cannot be found ({error.strerror}). Get it again."
+                f"{self.name(index)} belongs to the data set but cannot be found ({error.strerror}). "
+                "Get it again."
             ) from None
 
     def _path(self, index: int) -> bytes:
@@ -319,11 +348,13 @@ class Files(Images):
 
 
 class Planes(Images):
-    """RGB images of one size as raw bytes in memory-mapped files: red, green, blue planes, each column by
-    column (STL-10)."""
+    """RGB images of one size as raw bytes in memory-mapped files, in STL-10's format.
+
+    An image is its red, green and blue planes, each stored column by column.
+    """
 
     HEAD = 2**20
-    """Bytes at the begin of each file that enter the digest."""
+    """Bytes at the beginning of each file that enter the digest."""
 
     def __init__(
         self,
@@ -333,15 +364,21 @@ class Planes(Images):
         classes: Sequence[str],
         cache_gb: float = 0.0,
     ) -> None:
-        """`paths`: files that follow one another; `side`: of the images, in pixels."""
+        """Create the images from consecutive files.
+
+        Args:
+            paths: files in order.
+            side: side of the images in pixels.
+            labels, classes, cache_gb: see `Images`.
+        """
         super().__init__(labels, classes, cache_gb)
         self._paths = tuple(paths)
         self._side = side
         self._ends = np.cumsum([path.stat().st_size // (3 * side**2) for path in paths])
-        assert self._ends[-1] == len(self), "as many labels as images"
+        assert self._ends[-1] == len(self), "one label for each image"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the maps, which would be copied as arrays."""
+        """Leave out the maps, which pickling would copy as arrays."""
         return {key: value for key, value in super().__getstate__().items() if key != "_maps"}
 
     def name(self, index: int) -> str:
@@ -367,9 +404,8 @@ class Planes(Images):
     def read(self, indices: ArrayLike, shape: Shape) -> Batch:
         if shape != Canvas(self._side):
             return super().read(indices, shape)
-        chosen = self._chosen(
-            indices
-        )  # the system's own cache of the file is the memory: a second copy would be waste
+        # Not cached: the system caches the file itself, and a second copy would waste memory.
+        chosen = self._chosen(indices)
         return _batch(chosen, *self.decode(chosen, shape))
 
     def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
@@ -384,12 +420,12 @@ class Planes(Images):
         )
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """The file and the image's number in it."""
+        """Return the file and the image's index in it."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         return part, index - (int(self._ends[part - 1]) if part else 0)
 
     def _gather(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n, 3, side, side), row by row as everybody else has them."""
+        """Return pixels, (n, 3, side, side), row by row as in `Images`."""
         pixels = np.empty((len(indices), 3, self._side, self._side), np.uint8)
         for row, index in enumerate(indices.tolist()):
             part, place = self._locate(index)
@@ -398,7 +434,10 @@ class Planes(Images):
 
 
 def _sha256(*parts: bytes) -> str:
-    """Of the parts, each after its length, so that no two lists of parts agree."""
+    """Return the SHA-256 of the parts.
+
+    Each part comes after its length, so two different lists of parts never agree.
+    """
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -419,24 +458,28 @@ def batches(
     crop: tuple[int, int] | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """The images at `order`, (n,), in batches of `batch_size`, the last one smaller where n is no multiple of
-    it.
+    """Yield the images at `order`, (n,), in batches of `batch_size`; the last batch may be smaller.
 
     Args:
-        canvas: the side of whole images squashed to squares, in pixels; this or `crop`.
+        canvas: side in pixels of whole images squashed to squares. Exclusive with `crop`.
         crop: `resize` and `size` of centre crops, in pixels.
-        workers: processes that decode; 0: one thread of this process, `AHEAD` batches ahead.
+        workers: number of processes that decode. With 0, one thread of this process decodes `AHEAD` batches
+            ahead.
 
     Raises:
-        ValueError: an image is broken; raised, with its name, in place of the batch that it belongs to.
+        ValueError: an image is broken. The error names it and is raised in place of its batch.
     """
     if batch_size < 1 or workers < 0:
-        raise InvalidError(f"Batches take batch_size >= 1 and workers >= 0, not {batch_size} and {workers}.")
-    if (canvas is None) == (crop is None):
         raise InvalidError(
-            f"Batches are of canvases or of crops, one of the two: canvas is {canvas}, crop is {crop}."
+            f"Batches need batch_size >= 1 and workers >= 0, but they are {batch_size} and {workers}."
         )
-    shape = Canvas(canvas) if canvas is not None else CentreCrop(*crop)  # type: ignore[misc]
+    shape: Shape
+    if canvas is not None and crop is None:
+        shape = Canvas(canvas)
+    elif crop is not None and canvas is None:
+        shape = CentreCrop(*crop)
+    else:
+        raise InvalidError(f"Batches need either canvas or crop, but canvas is {canvas} and crop is {crop}.")
     flat = np.asarray(order, np.int64)
     return in_parts(
         images,
@@ -447,7 +490,10 @@ def batches(
 
 
 def in_parts(images: Images, parts: Sequence[ArrayLike], shape: Shape, workers: int = 0) -> Iterator[Batch]:
-    """As `batches`, for batches of any sizes above 0: each of `parts` is one, (n,) indices."""
+    """Yield batches of any sizes above 0; each of `parts` is one batch of indices, (n,).
+
+    Everything else is as in `batches`.
+    """
     chosen = [np.asarray(part, np.int64) for part in parts]
     if workers and any(len(images.missing(part, shape)) for part in chosen):
         return _by_processes(images, chosen, shape, workers)
@@ -455,8 +501,10 @@ def in_parts(images: Images, parts: Sequence[ArrayLike], shape: Shape, workers: 
 
 
 def _ahead(images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape) -> Iterator[Batch]:
-    """Batches read in one thread while the caller works on those before; Pillow decodes without the
-    interpreter's lock."""
+    """Yield batches that one thread reads while the caller works on earlier ones.
+
+    Pillow decodes without holding the interpreter's lock.
+    """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
     try:
         waiting: deque[Future[Batch]] = deque()
@@ -467,14 +515,15 @@ def _ahead(images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape) -> 
         while waiting:
             yield waiting.popleft().result()
     finally:
-        thread.shutdown(
-            cancel_futures=True
-        )  # whoever stops asking waits for one batch at most, not for those ahead of it
+        # A caller that stops early waits for at most one batch, not for all that are queued.
+        thread.shutdown(cancel_futures=True)
 
 
 class _Pieces(Dataset[Any]):
-    """What a worker process does: decode the images of one piece. A broken image comes back as the error, to
-    be raised in one line."""
+    """The work of a worker process: decode the images of one piece.
+
+    A broken image is returned as an exception, so that the parent process can raise it as one line.
+    """
 
     def __init__(self, images: Images, shape: Shape) -> None:
         self._images, self._shape = images, shape
@@ -489,21 +538,20 @@ class _Pieces(Dataset[Any]):
 def _by_processes(
     images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape, workers: int
 ) -> Iterator[Batch]:
-    """Batches whose images, as far as they are not in memory, are decoded in worker processes."""
+    """Yield batches; worker processes decode the images that are not cached."""
     missing = [images.missing(part, shape) for part in parts]
     pieces = [[part[begin : begin + PIECE] for begin in range(0, len(part), PIECE)] for part in missing]
     sampler: Any = [piece for part in pieces for piece in part]
-    own = (
-        torch.Generator()
-    )  # else the loader draws from torch's global one, and the number of workers would move a run
-    pictures = _Pieces(images, shape)
+    # With its default generator the loader draws from torch's global one, and the number of workers would
+    # change the results of a run.
+    generator = torch.Generator()
     decoded = iter(
         DataLoader(
-            pictures,
+            _Pieces(images, shape),
             sampler=sampler,
             batch_size=None,
             num_workers=workers,
-            generator=own,
+            generator=generator,
             worker_init_fn=ignore_signals,
         )
     )
@@ -517,22 +565,25 @@ def _by_processes(
             else:
                 yield images.read(part, shape)
     finally:
-        del decoded  # ends the workers now: an iterator left in a traceback or to the garbage collector ends them seconds later
+        # Ends the workers now. An iterator that a traceback or the garbage collector keeps alive would end
+        # them seconds later.
+        del decoded
 
 
 def ignore_signals(worker: int) -> None:
-    """For a worker: it ends with the process that it decodes for, or when that one says so.
+    """Make a worker end only with its parent process, or when its parent sends a signal.
 
-    A signal to the whole group, as a terminal and torchrun send it, must leave the step under way its images.
+    A terminal and torchrun send signals to the whole process group. The current step must still get its
+    images.
     """
-    heard = (signal.SIGINT, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
-    threading.Thread(target=_obey, args=(heard, os.getppid()), daemon=True).start()
+    blocked = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    threading.Thread(target=_obey, args=(blocked, os.getppid()), daemon=True).start()
 
 
-def _obey(heard: Sequence[signal.Signals], parent: int) -> None:
-    """Ends this process when `parent` sends one of the signals."""
-    while signal.sigwaitinfo(heard).si_pid != parent:
+def _obey(signals: Sequence[signal.Signals], parent: int) -> None:
+    """End this process when `parent` sends one of the signals."""
+    while signal.sigwaitinfo(signals).si_pid != parent:
         pass
     os._exit(0)
 

@@ -1,9 +1,8 @@
-"""iNaturalist 2018: 437 513 training and 24 426 validation photographs of 8 142 species
-(github.com/visipedia/inat_comp, 2018).
+"""iNaturalist 2018: 437 513 training and 24 426 validation photographs of 8 142 species.
 
-The images of both splits are one archive of 120 GB, so `invoke download` leaves it to you. Layout:
-`train2018.json` and `val2018.json`, which name the files under `train_val2018/`. Reading the list of train
-takes 2 s and, for that time, 0.5 GB.
+Source: github.com/visipedia/inat_comp, 2018. The images of both splits are one archive of 120 GB, which
+`invoke download` does not fetch. Layout: `train2018.json` and `val2018.json`, which name the files under
+`train_val2018/`. Reading the list of train takes 2 s and, for that time, 0.5 GB.
 """
 
 from __future__ import annotations
@@ -23,7 +22,10 @@ if TYPE_CHECKING:
 
 KEY = "inaturalist2018"
 LAYOUT = "train2018.json, val2018.json and train_val2018/<group>/<class>/*.jpg"
-SOURCE = "https://github.com/visipedia/inat_comp/tree/master/2018 (train_val2018.tar.gz, 120 GB, and the two JSON files)"
+SOURCE = (
+    "https://github.com/visipedia/inat_comp/tree/master/2018 "
+    "(train_val2018.tar.gz, 120 GB, and the two JSON files)"
+)
 SPLITS = ("train", "val")
 NUM_CLASSES = 8142
 
@@ -33,15 +35,15 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
     """iNaturalist 2018 at 224 px."""
 
     size: int = 224
-    """facebookresearch/vissl, the geometry of ImageNet."""
+    """Side of a view and of a test crop (facebookresearch/vissl, the geometry of ImageNet)."""
     resize: int = 256
-    """The same."""
+    """Shorter side of a test image (facebookresearch/vissl, the geometry of ImageNet)."""
     canvas: int = 448
-    """Choice: twice `size`, as for ImageNet."""
+    """Side of the canvas. Choice: twice `size`, as for ImageNet."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """ImageNet's: an encoder sees what it was trained with."""
+    """Mean of the RGB channels: ImageNet's, which the encoder was trained with."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The same."""
+    """Standard deviation of the RGB channels: ImageNet's, which the encoder was trained with."""
 
     title: ClassVar[str] = "iNaturalist 2018"
     published: ClassVar[Mapping[str, int]] = {"train": 437_513, "val": 24_426}
@@ -54,12 +56,13 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
 
 
 def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: float = 0.0) -> Files:
-    """The images of a split of `root`, in the order of its JSON file; labels follow the ids of the
-    categories, in ascending order.
+    """Read a split of `root`, in the order of its JSON file.
+
+    Labels follow the ids of the categories in ascending order.
 
     Raises:
-        LookupError: there is no such split, or its JSON file is not there.
-        ValueError: the file is not what it should be: the message names it, and the image, annotation or
+        LookupError: the split or its JSON file does not exist.
+        ValueError: the JSON file is invalid. The message names the file and the image, annotation or
             category.
     """
     from reproduce.data.images import Files
@@ -88,7 +91,7 @@ def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: fl
 def _joined(
     content: Mapping[str, list[dict[str, Any]]], num_classes: int
 ) -> tuple[list[bytes], list[int], list[str]]:
-    """File names, labels and the names of the classes, from the three tables of a JSON file."""
+    """Return file names, labels and class names, from the three tables of a JSON file."""
     categories = _by_id(content["categories"], "category")
     if len(categories) != num_classes:
         raise InvalidError(f"it has {len(categories)} categories, not {num_classes}")
@@ -100,7 +103,7 @@ def _joined(
     for annotation in content["annotations"]:
         image, category = annotation["image_id"], annotation["category_id"]
         if image not in images:
-            raise InvalidError(f"an annotation is of the image {image}, which does not exist")
+            raise InvalidError(f"an annotation refers to image {image}, which does not exist")
         if category not in label_of:
             raise InvalidError(
                 f"the image {images[image]['file_name']} has the category {category}, which does not exist"
@@ -114,13 +117,15 @@ def _joined(
 
 
 def _by_id(rows: Iterable[dict[str, Any]], kind: str) -> dict[int, dict[str, Any]]:
-    """The rows of a table by their ids, which must differ."""
+    """Return the rows of a table by id.
+
+    Raises:
+        ValueError: two rows have the same id.
+    """
     found: dict[int, dict[str, Any]] = {}
     for row in rows:
         if row["id"] in found:
-            raise InvalidError(
-                f"two {'categories' if kind == 'category' else 'images'} have the id {row['id']}"
-            )
+            raise InvalidError(f"more than one {kind} has the id {row['id']}")
         found[row["id"]] = row
     return found
 
@@ -131,15 +136,17 @@ def _check_complete(
     categories: Mapping[int, dict[str, Any]],
     label_of: Mapping[int, int],
 ) -> None:
-    """Each image has a label and each category an image."""
+    """Raise ValueError if an image has no label or a category has no image."""
     unlabelled = [image for image, label in labels.items() if label < 0]
     if unlabelled:
         raise InvalidError(
-            f"the image {images[unlabelled[0]]['file_name']} has no annotation, {len(unlabelled)} images in all"
+            f"{len(unlabelled)} of {len(images)} images lack an annotation; the first is "
+            f"{images[unlabelled[0]]['file_name']}"
         )
-    there = set(labels.values())
-    bare = [category for category, label in label_of.items() if label not in there]
-    if bare:
+    present = set(labels.values())
+    empty = [category for category, label in label_of.items() if label not in present]
+    if empty:
         raise InvalidError(
-            f"the category {bare[0]} ({categories[bare[0]]['name']}) has no images, {len(bare)} categories in all"
+            f"{len(empty)} of {len(categories)} categories lack images; the first is "
+            f"{empty[0]} ({categories[empty[0]]['name']})"
         )

@@ -1,10 +1,9 @@
-"""Places205: 2 448 873 training and 20 500 validation photographs of 205 kinds of places
-(places.csail.mit.edu).
+"""Places205: 2 448 873 training and 20 500 validation photographs of 205 kinds of places.
 
-Not free to copy: the download asks for a form. Layout of the release at 256 px:
-`trainvalsplit_places205/{train,val}_places205.csv` with lines
-`a/abbey/gsun_0003586c3eedd97457b2d729ebfe18b5.jpg 0`, the images under
-`data/vision/torralba/deeplearning/images256/` (open-mmlab/ mmselfsup
+The images are not freely redistributable: places.csail.mit.edu asks for a form first. Layout of the
+release at 256 px: `trainvalsplit_places205/{train,val}_places205.csv` with lines
+`a/abbey/gsun_0003586c3eedd97457b2d729ebfe18b5.jpg 0`, and the images under
+`data/vision/torralba/deeplearning/images256/` (open-mmlab/mmselfsup
 configs/benchmarks/classification/_base_/datasets/places205.py). Reading the list of train takes 4 s and 0.25
 GB.
 """
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 KEY = "places205"
 LISTS = "trainvalsplit_places205"
 IMAGES = ("data/vision/torralba/deeplearning/images256", "images256")
-"""Where the images may be: as the archive unpacks them, or that folder's last part alone."""
+"""Folders of the images: as the archive unpacks them, or only the last part of that path."""
 LAYOUT = f"{LISTS}/train_places205.csv, {LISTS}/val_places205.csv and {IMAGES[0]}/"
 SOURCE = (
     "http://places.csail.mit.edu/downloadData.html (Places205, images of 256 px and the train and val lists)"
@@ -44,15 +43,15 @@ class Places205(Dataset, name="places205"):
     """Places205 at 224 px."""
 
     size: int = 224
-    """facebookresearch/vissl, the geometry of ImageNet."""
+    """Side of a view and of a test crop (facebookresearch/vissl, the geometry of ImageNet)."""
     resize: int = 256
-    """The same."""
+    """Shorter side of a test image (facebookresearch/vissl, the geometry of ImageNet)."""
     canvas: int = 448
-    """Choice: twice `size`, as for ImageNet."""
+    """Side of the canvas. Choice: twice `size`, as for ImageNet."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """ImageNet's: an encoder sees what it was trained with."""
+    """Mean of the RGB channels: ImageNet's, which the encoder was trained with."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The same."""
+    """Standard deviation of the RGB channels: ImageNet's, which the encoder was trained with."""
 
     title: ClassVar[str] = "Places205"
     published: ClassVar[Mapping[str, int]] = {"train": 2_448_873, "val": 20_500}
@@ -66,11 +65,12 @@ class Places205(Dataset, name="places205"):
 
 
 def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: float = 0.0) -> Files:
-    """The images of a split of `root`, in the order of its list. Whether each file is there is not asked:
-    that would take minutes.
+    """Read a split of `root`, in the order of its list.
+
+    It does not check that each file exists, which would take minutes.
 
     Raises:
-        LookupError: there is no such split, or the folder of images or the list is not there.
+        LookupError: the split, the folder of images or the list does not exist.
         ValueError: a line is not `path label`, a label is not from 0 to num_classes - 1, or a class has no
             images.
     """
@@ -93,8 +93,10 @@ def _images_folder(root: Path) -> Path:
 
 
 def _read_list(path: Path, num_classes: int) -> tuple[Names, NDArray[np.int64]]:
-    """The names and the labels, (n,), of a list; line by line, since the whole of it as Python's strings
-    would take a gigabyte."""
+    """Read the names and labels, (n,), of a list.
+
+    It reads line by line, because the whole list as Python strings would take a gigabyte.
+    """
     import numpy as np
 
     from reproduce.data.images import Names
@@ -107,12 +109,13 @@ def _read_list(path: Path, num_classes: int) -> tuple[Names, NDArray[np.int64]]:
                 continue
             if len(fields) != 2 or not fields[1].isdigit() or b"/" not in fields[0]:
                 raise InvalidError(
-                    f"{path}, line {number}: '{_shown(line)}' is not an image and its label, such as 'a/abbey/x.jpg 0'."
+                    f"{path}, line {number}: '{_shown(line)}' is not a path and a label, "
+                    "such as 'a/abbey/x.jpg 0'."
                 )
             label = int(fields[1])
             if label >= num_classes:
                 raise InvalidError(
-                    f"{path}, line {number}: the label of '{_shown(line)}' is not from 0 to {num_classes - 1}."
+                    f"{path}, line {number}: the label of '{_shown(line)}' is not in 0 to {num_classes - 1}."
                 )
             names.append(fields[0])
             labels.append(label)
@@ -120,14 +123,14 @@ def _read_list(path: Path, num_classes: int) -> tuple[Names, NDArray[np.int64]]:
 
 
 def _classes(names: Names, labels: NDArray[np.int64], num_classes: int, path: Path) -> tuple[str, ...]:
-    """The classes by the folders of their first images, such as `a/abbey`."""
+    """Return the names of the classes: the folders of their first images, such as `a/abbey`."""
     import numpy as np
 
-    there, first = np.unique(labels, return_index=True)
-    if len(there) < num_classes:
-        bare = min(set(range(num_classes)) - set(there.tolist()))
+    present, first = np.unique(labels, return_index=True)
+    if len(present) < num_classes:
+        absent = min(set(range(num_classes)) - set(present.tolist()))
         raise InvalidError(
-            f"{path} has no image of class {bare}: it has {len(there)} of the {num_classes} classes."
+            f"{path} has no image of class {absent}: it has {len(present)} of the {num_classes} classes."
         )
     return tuple(names[index].rpartition(b"/")[0].decode(errors="replace") for index in first)
 

@@ -1,21 +1,21 @@
-"""The little geometry that outlines of drawn objects take: cut to a rectangle, area, bounds.
+"""Geometry of the outlines of drawn objects: clipping to a rectangle, area, bounds.
 
-Only +, -, x and / of IEEE doubles enter, in a fixed order, so the numbers are the same on every machine.
+It uses only +, -, x and / of IEEE doubles in a fixed order, so the numbers are the same on every machine.
 """
 
 from __future__ import annotations
 
 Point = tuple[float, float]
-"""x and y in pixels from the image's corner: the pixel in column i reaches from i to i + 1."""
+"""Coordinates x and y in pixels from the image's corner. The pixel in column i reaches from i to i + 1."""
 Polygon = tuple[Point, ...]
-"""Its corners, once round; the last is joined to the first."""
+"""Corners of a polygon in order; an edge joins the last to the first."""
 
 
 def clipped(polygon: Polygon, *, width: float, height: float) -> Polygon:
-    """The part of `polygon` within (0, 0, width, height), cut at one side after the other (Sutherland and
-    Hodgman, 1974).
+    """Clip `polygon` to (0, 0, width, height), one side after the other (Sutherland and Hodgman, 1974).
 
-    Where more than one piece remains, edges on the rectangle's side join them; they enclose nothing.
+    If more than one piece remains, edges along the rectangle's sides join the pieces. These edges enclose
+    nothing.
     """
     for axis, limit, sign in ((0, 0.0, 1.0), (0, width, -1.0), (1, 0.0, 1.0), (1, height, -1.0)):
         polygon = _cut(polygon, axis, limit, sign)
@@ -23,8 +23,10 @@ def clipped(polygon: Polygon, *, width: float, height: float) -> Polygon:
 
 
 def _cut(polygon: Polygon, axis: int, limit: float, sign: float) -> Polygon:
-    """The part on one side of a line: coordinate `axis` at least `limit` where `sign` is 1, at most where it
-    is -1."""
+    """Clip a polygon at a line, keeping one side of it.
+
+    Points with coordinate `axis` >= `limit` are kept if `sign` is 1, those with <= `limit` if it is -1.
+    """
     kept: list[Point] = []
     for start, end in zip(polygon, (*polygon[1:], *polygon[:1]), strict=True):
         before, after = sign * (start[axis] - limit), sign * (end[axis] - limit)
@@ -38,7 +40,7 @@ def _cut(polygon: Polygon, axis: int, limit: float, sign: float) -> Polygon:
 
 
 def area(polygon: Polygon) -> float:
-    """Enclosed area in pixels, at least 0, by the sum over its edges (the shoelace formula)."""
+    """Return the enclosed area in pixels, at least 0, by the shoelace formula."""
     twice = 0.0
     for (x, y), (next_x, next_y) in zip(polygon, (*polygon[1:], *polygon[:1]), strict=True):
         twice += x * next_y - next_x * y
@@ -46,6 +48,6 @@ def area(polygon: Polygon) -> float:
 
 
 def bounds(polygon: Polygon) -> tuple[float, float, float, float]:
-    """left, top, right and bottom."""
+    """Return left, top, right and bottom."""
     xs, ys = zip(*polygon, strict=True)
     return min(xs), min(ys), max(xs), max(ys)

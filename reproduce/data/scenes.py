@@ -1,12 +1,11 @@
-"""Small coloured scenes: what the synthetic data sets show.
+"""Small coloured scenes, the images of the synthetic data sets.
 
 A scene shows one textured object on a shaded background. Its class is the pair (shape, texture): a square or
 a cross, with one of five textures. Colours, position, size, rotation and the texture's phase are random and
-say nothing about the class: of ten classes, 5-NN gets a
-fifth right on raw pixels and less on colour histograms. A montage shows several: their classes are a scene's
-in a family of colours.
+independent of the class. On ten classes, 5-NN is right for a fifth of the images on raw pixels, and for fewer
+on colour histograms. A montage shows several scenes; its classes are the scenes' in a family of colours.
 
-Only +, -, x, / and square roots of IEEE doubles enter, so the bytes are the same on every machine.
+Only +, -, x, / and square roots of IEEE doubles are used, so the bytes are the same on every machine.
 """
 
 from __future__ import annotations
@@ -23,26 +22,25 @@ if TYPE_CHECKING:
 SHAPES = ("square", "cross")
 TEXTURES = ("stripes", "checks", "dots", "grid", "rings")
 SIDE = 32
-"""Of a scene, in pixels."""
+"""Side of a scene, in pixels."""
 CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES)
 SQUARE = 0.82
-"""Half of a square's side, in units of an object's size."""
+"""Half the side of a square, in units of an object's size."""
 CROSS = (0.30, 0.98)
-"""Half of the width and half of the length of a cross's bars, in the same units."""
+"""Half the width and half the length of a cross's bars, in units of an object's size."""
 TINTS = ((2,), (0,), (1,), (0, 2), (1, 2), (0, 1), (), (0, 1, 2))
-"""Of each family of colours, in montages, the channels that are halved: blue in the first, red in the second,
-..."""
+"""Channels that each family of colours halves, in montages: blue in the first, red in the second, ..."""
 FAMILIES = 2
-"""Of colours in a `montage`."""
+"""Families of colours in a `montage`."""
 DIFFICULT = 0.15
-"""The share of a montage's objects that are marked as difficult."""
+"""Fraction of a montage's objects that are marked as difficult."""
 CROWDS = 0.05
-"""The share of an outlined montage's objects that are groups."""
+"""Fraction of an outlined montage's objects that are groups."""
 EMPTY = 40
-"""One of so many outlined montages shows nothing."""
+"""Interval of outlined montages that show nothing: one in `EMPTY`."""
 
 Box = tuple[int, int, int, int]
-"""left, top, right and bottom in pixels, counted from 0, the last two outside."""
+"""Left, top, right and bottom in pixels, counted from 0, the last two exclusive."""
 
 
 class Placed(NamedTuple):
@@ -58,46 +56,46 @@ class Outlined(NamedTuple):
 
     label: int
     outline: Polygon
-    """Of what is seen of an object; empty for a group."""
+    """Outline of the visible part of an object. Empty for a group."""
     crowd: NDArray[np.bool_] | None
-    """The pixels of a group, (rows, columns) of the image; None for an object."""
+    """Pixels of a group, (rows, columns) of the image. None for an object."""
 
 
 class Drawn(NamedTuple):
-    """Scenes and where their objects are."""
+    """Scenes, and the positions of their objects."""
 
     labels: NDArray[np.int64]
-    """(n,), each class equally often."""
+    """(n,), every class equally often."""
     scenes: NDArray[np.uint8]
     """(n, side, side, 3)"""
     boxes: NDArray[np.int64]
     """(n, 4), as in `Box`."""
     covered: NDArray[np.bool_]
-    """(n, side, side): pixels that the object covers at least half of."""
+    """(n, side, side), True for pixels that the object covers at least half."""
     outlines: list[Polygon]
-    """In pixels of the scene, beyond which they may reach."""
+    """Outlines in pixels of the scene; they may reach beyond it."""
 
 
 def draw(count: int, *, seed: int, stream: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """`count` scenes.
+    """Draw `count` scenes.
 
     Args:
-        stream: scenes of different streams are independent.
+        stream: number of the random stream. Scenes of different streams are independent.
 
     Returns:
-        Labels (count,), each class equally often, and RGB scenes (count, SIDE, SIDE, 3).
+        Labels (count,), every class equally often, and RGB scenes (count, SIDE, SIDE, 3).
     """
     drawn = _draw(count, seed=seed, stream=stream)
     return drawn.labels, drawn.scenes
 
 
 def montage(count: int, *, seed: int, stream: int) -> list[tuple[NDArray[np.uint8], list[Placed]]]:
-    """`count` images of one, two, three, one, ... scenes: one fills the image, more take quarters of it, the
-    rest is grey.
+    """Draw `count` images with one, two, three, one, ... scenes.
 
-    Class `label + 10 family` is the class `label` of the scenes with half of the blue (family 0) or half of
-    the red (family 1). Each of the 20 classes has as many objects. About DIFFICULT of them are difficult, but
-    never a class's first.
+    A single scene fills the image. Several take a quarter each, and the rest is grey. Class `label + 10
+    family` is the class `label` of the scenes with half of the blue (family 0) or half of the red (family 1).
+    The 20 classes have equally many objects. About DIFFICULT of the objects are difficult, but never a
+    class's first.
 
     Returns:
         For each image its pixels, (2 SIDE, 2 SIDE, 3), and its objects.
@@ -127,14 +125,14 @@ def montage(count: int, *, seed: int, stream: int) -> list[tuple[NDArray[np.uint
 def outlined(
     count: int, *, seed: int, stream: int, families: int = len(TINTS), side: int = SIDE
 ) -> list[tuple[NDArray[np.uint8], list[Outlined]]]:
-    """`count` images as of `montage`, in more families of colours, with outlines in place of boxes.
+    """Draw `count` images as `montage` does, in more families of colours, with outlines in place of boxes.
 
-    Every image number EMPTY shows nothing. About CROWDS of the objects, but never a class's first, are
-    groups: the scene four times at half its size.
+    Counted from 1, every image whose number is a multiple of EMPTY shows nothing. About CROWDS of the objects
+    are groups, but never a class's first: four copies of the scene at half its size.
 
     Args:
-        families: of colours; there are ten times as many classes.
-        side: of a scene that takes a quarter of the image, in pixels; even.
+        families: number of families of colours. There are ten times as many classes.
+        side: side in pixels of a scene that takes a quarter of the image; even.
 
     Returns:
         For each image its pixels, (2 side, 2 side, 3), and its objects.
@@ -162,11 +160,11 @@ def outlined(
 
 
 Place = tuple[int, int, int]
-"""By how much a scene is enlarged, and where its left and top are in the montage."""
+"""Magnification of a scene, and its left and top in the montage."""
 
 
 def _tinted(count: int, families: int, *, seed: int, stream: int, side: int = SIDE) -> Drawn:
-    """Scenes with the classes of all families, each equally often."""
+    """Draw scenes with the classes of all families, each equally often."""
     import numpy as np
 
     drawn = _draw(count, seed=seed, stream=stream, side=side)
@@ -178,18 +176,20 @@ def _tinted(count: int, families: int, *, seed: int, stream: int, side: int = SI
 
 
 def _some(share: float, count: int, families: int, random: np.random.Generator) -> NDArray[np.bool_]:
-    """About `share` of `count` objects, (count,), but never a class's first."""
+    """Choose about `share` of `count` objects, (count,), but never a class's first."""
     import numpy as np
 
-    chosen: NDArray[np.bool_] = (random.random(count) < share) & (np.arange(count) >= families * len(CLASSES))
-    return chosen
+    return (random.random(count) < share) & (np.arange(count) >= families * len(CLASSES))
 
 
 def _layout(
     numbers: NDArray[np.int64], side: int, random: np.random.Generator
 ) -> Iterator[tuple[list[int], list[Place], np.uint8]]:
-    """For each image, as many scenes as `numbers` says, by their indices: these, their places and the grey
-    around them."""
+    """Yield for each image the indices of its scenes, their places, and the grey around them.
+
+    Args:
+        numbers: number of scenes of each image.
+    """
     import numpy as np
 
     order = np.argsort(random.random(int(numbers.sum())), kind="stable")
@@ -203,8 +203,10 @@ def _layout(
 
 
 def _shown(scenes: NDArray[Any], places: list[Place], rest: np.generic, side: int) -> NDArray[Any]:
-    """Scenes (n, side, side, ...) at their places in an image (2 side, 2 side, ...) that is `rest`
-    elsewhere."""
+    """Return an image, (2 side, 2 side, ...), with scenes, (n, side, side, ...), at their places.
+
+    The image is `rest` elsewhere.
+    """
     import numpy as np
 
     image = np.full((2 * side, 2 * side, *scenes.shape[3:]), rest, scenes.dtype)
@@ -214,13 +216,13 @@ def _shown(scenes: NDArray[Any], places: list[Place], rest: np.generic, side: in
 
 
 def _moved(outline: Polygon, place: Place) -> Polygon:
-    """An outline in pixels of the scene, in pixels of the montage."""
+    """Convert an outline from pixels of the scene to pixels of the montage."""
     scale, left, top = place
     return tuple((scale * x + left, scale * y + top) for x, y in outline)
 
 
 def _draw(count: int, *, seed: int, stream: int, side: int = SIDE) -> Drawn:
-    """`count` scenes and where their objects are."""
+    """Draw `count` scenes, and locate their objects."""
     import numpy as np
 
     random = np.random.Generator(np.random.Philox(key=[seed, stream]))
@@ -233,7 +235,7 @@ def _draw(count: int, *, seed: int, stream: int, side: int = SIDE) -> Drawn:
 
 
 def _scenes(labels: NDArray[np.int64], random: np.random.Generator, side: int) -> Drawn:
-    """One scene for each label."""
+    """Draw one scene for each label."""
     import numpy as np
 
     n, fine = len(labels), 2 * side  # drawn at twice the size and averaged: soft edges
@@ -272,14 +274,17 @@ def _scenes(labels: NDArray[np.int64], random: np.random.Generator, side: int) -
 
 
 def _quartets(fine: NDArray[Any]) -> NDArray[Any]:
-    """Sums over the four points of each pixel, (n, side, side, ...), of values at twice the size."""
+    """Sum the four points of each pixel; values at twice the size -> (n, side, side, ...)."""
     sums: NDArray[Any] = fine[:, ::2, ::2] + fine[:, ::2, 1::2] + fine[:, 1::2, ::2] + fine[:, 1::2, 1::2]
     return sums
 
 
 def _outline(shape: int, x: float, y: float, cos: float, sin: float) -> Polygon:
-    """The corners of one object, in the units of its centre (x, y); (cos, sin) is the object's first axis, as
-    long as its size."""
+    """Return the corners of one object, in the units of its centre (x, y).
+
+    Args:
+        cos, sin: first axis of the object, whose length is the object's size.
+    """
     near, far = CROSS
     quadrant: tuple[Point, ...] = (((SQUARE, SQUARE),), ((far, near), (near, near), (near, far)))[shape]
     corners = []
@@ -290,8 +295,10 @@ def _outline(shape: int, x: float, y: float, cos: float, sin: float) -> Polygon:
 
 
 def _boxes(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The smallest boxes, (n, 4), around the objects (n, 2 SIDE, 2 SIDE), in pixels of the scene that are at
-    least partly covered."""
+    """Return the bounding boxes, (n, 4), of the objects, (n, 2 SIDE, 2 SIDE).
+
+    Boxes are in pixels of the scene and include partly covered pixels.
+    """
     import numpy as np
 
     ends = []
@@ -305,14 +312,17 @@ def _boxes(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _turned(
     x: NDArray[np.float64], y: NDArray[np.float64], angle: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coordinates (n, rows, columns) on turned axes; the angle is that of a point (n, 2) as seen from (1/2,
-    1/2), so it takes no sine."""
+    """Rotate coordinates, (n, rows, columns).
+
+    Args:
+        angle: a point, (n, 2); the angle is its direction from (1/2, 1/2), so that no sine is needed.
+    """
     cos, sin = _direction(angle)
     return cos * x + sin * y, cos * y - sin * x
 
 
 def _direction(angle: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Cosine and sine, (n, 1, 1)."""
+    """Return cosine and sine, (n, 1, 1)."""
     import numpy as np
 
     a, b = angle[:, 0, None, None] - 0.5, angle[:, 1, None, None] - 0.5
@@ -321,22 +331,21 @@ def _direction(angle: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
 
 
 def _inside(u: NDArray[np.float64], v: NDArray[np.float64], shape: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each point (n, rows, columns) lies in the object; `shape` (n,) indexes SHAPES."""
+    """Return whether each point, (n, rows, columns), is inside the object; `shape` (n,) indexes SHAPES."""
     import numpy as np
 
     u, v = np.abs(u), np.abs(v)
     near, far = np.minimum(u, v), np.maximum(u, v)
-    chosen: NDArray[np.bool_] = np.choose(
-        shape[:, None, None], [far < SQUARE, (near < CROSS[0]) & (far < CROSS[1])]
-    )
-    return chosen
+    return np.choose(shape[:, None, None], [far < SQUARE, (near < CROSS[0]) & (far < CROSS[1])])
 
 
 def _texture(
     along: NDArray[np.float64], across: NDArray[np.float64], texture: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Where the texture is bright, about half of the area; one period is 1; `texture` (n,) indexes
-    TEXTURES."""
+    """Return whether the texture is bright, which it is on about half of the area.
+
+    One period is 1. `texture` (n,) indexes TEXTURES.
+    """
     import numpy as np
 
     a, b = along % 1 - 0.5, across % 1 - 0.5
@@ -348,5 +357,4 @@ def _texture(
         np.minimum(np.abs(a), np.abs(b)) < 0.11,
         rings,
     ]
-    bright: NDArray[np.bool_] = np.choose(texture[:, None, None], patterns)
-    return bright
+    return np.choose(texture[:, None, None], patterns)

@@ -1,9 +1,8 @@
-"""STL-10: 5 000 training, 8 000 test and 100 000 unlabelled images of 96 x 96 pixels
-(cs.stanford.edu/~acoates/stl10).
+"""STL-10: 5 000 training, 8 000 test and 100 000 unlabelled images of 96 x 96 pixels.
 
-The binary release, as torchvision unpacks it: `stl10_binary/{train,test}_{X,y}.bin`, `unlabeled_X.bin`,
-`class_names.txt`. Images are
-mapped into memory, never read as a whole: loading takes milliseconds.
+It reads the binary release (cs.stanford.edu/~acoates/stl10) as torchvision unpacks it:
+`stl10_binary/{train,test}_{X,y}.bin`, `unlabeled_X.bin`, `class_names.txt`. Images are memory-mapped, never
+read as a whole, so loading takes milliseconds.
 """
 
 from __future__ import annotations
@@ -34,33 +33,33 @@ SPLITS = {
     "unlabeled": ("unlabeled",),
     "train+unlabeled": ("train", "unlabeled"),
 }
-"""The files of each split, one after the other."""
+"""Files of each split, in order."""
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIDE = 96
-"""Of an image, in pixels."""
+"""Side of an image, in pixels."""
 NUM_BYTES = 3 * SIDE**2
-"""Of an image."""
+"""Size of an image in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class STL10(Dataset, name="stl10"):
-    """STL-10 at 64 px; pretraining reads the unlabelled images too."""
+    """STL-10 at 64 px; pretraining also reads the unlabelled images."""
 
     size: int = 64
-    """htdt/self-supervised datasets/stl10.py."""
+    """Side of a view and of a test crop (htdt/self-supervised datasets/stl10.py)."""
     resize: int = 70
-    """The same file."""
+    """Shorter side of a test image (htdt/self-supervised datasets/stl10.py)."""
     canvas: int = SIDE
-    """The size of its images: nothing is resized before the crops."""
+    """Side of the images themselves: nothing is resized before the crops."""
     mean: tuple[float, float, float] = (0.43, 0.42, 0.39)
-    """htdt/self-supervised datasets/stl10.py."""
+    """Mean of the RGB channels (htdt/self-supervised datasets/stl10.py)."""
     std: tuple[float, float, float] = (0.27, 0.26, 0.27)
-    """The same file."""
+    """Standard deviation of the RGB channels (htdt/self-supervised datasets/stl10.py)."""
 
     pretrain_split: str = "train+unlabeled"
-    """105 000 images (htdt/self-supervised datasets/stl10.py)."""
+    """Split for pretraining, 105 000 images (htdt/self-supervised datasets/stl10.py)."""
     test_split: str = "test"
-    """8 000 images (the same file)."""
+    """Split for testing, 8 000 images (htdt/self-supervised datasets/stl10.py)."""
 
     splits: ClassVar[tuple[str, ...]] = tuple(SPLITS)
     title: ClassVar[str] = "STL-10"
@@ -79,13 +78,14 @@ class STL10(Dataset, name="stl10"):
 
 
 def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
-    """The images of a split of `root`, which holds the folder `stl10_binary` or is it; unlabelled images have
-    the label -1.
+    """Read a split of `root`, which contains the folder `stl10_binary` or is that folder.
+
+    Unlabelled images have the label -1.
 
     Raises:
-        LookupError: there is no such split, or a file is not there.
-        ValueError: a file is truncated, a label is none of a class, or a class has no images; the message
-            names the file.
+        LookupError: the split or a file does not exist.
+        ValueError: a file is truncated, a label does not belong to a class, or a class has no images. The
+            message names the file.
     """
     import numpy as np
 
@@ -104,23 +104,24 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    """The names of the classes, from the release's own list where it is there."""
+    """Return the names of the classes, from the release's own list if it exists."""
     path = folder / "class_names.txt"
     return tuple(path.read_text().split()) if path.is_file() else CLASSES
 
 
 def _num_images(path: Path) -> int:
-    """How many images the file holds."""
+    """Return the number of images in the file."""
     num_bytes = _existing(path).stat().st_size
     if num_bytes == 0 or num_bytes % NUM_BYTES:
         raise InvalidError(
-            f"{path} has {num_bytes} bytes, not a multiple of {NUM_BYTES} (one image): it is truncated. Get it: {SOURCE}."
+            f"{path} has {num_bytes} bytes, not a multiple of {NUM_BYTES} (one image): it is truncated. "
+            f"Get it: {SOURCE}."
         )
     return num_bytes // NUM_BYTES
 
 
 def _labels(folder: Path, part: str, num_images: int, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """(num_images,), counted from 0; -1 for `unlabeled`."""
+    """Return the labels, (num_images,), counted from 0; -1 for `unlabeled`."""
     import numpy as np
 
     if part == "unlabeled":
@@ -133,7 +134,8 @@ def _labels(folder: Path, part: str, num_images: int, classes: tuple[str, ...]) 
     wrong = np.flatnonzero((labels < 1) | (labels > len(classes)))
     if len(wrong):
         raise InvalidError(
-            f"{path} has the label {labels[wrong[0]]} for image {wrong[0]}; labels are 1 to {len(classes)}. Get it: {SOURCE}."
+            f"{path} has the label {labels[wrong[0]]} for image {wrong[0]}; labels are 1 to {len(classes)}. "
+            f"Get it: {SOURCE}."
         )
     for number, name in enumerate(classes, start=1):
         if number not in labels:
@@ -148,8 +150,7 @@ def _existing(path: Path) -> Path:
 
 
 def download(site: Site) -> Path:
-    """Fetches the release into the root of the site, checksums verified; does nothing where it is there
-    already.
+    """Fetch the release into the root, with its checksums verified, unless it is there already.
 
     Raises:
         LookupError: the root is not set.

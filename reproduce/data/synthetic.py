@@ -1,8 +1,8 @@
-"""The data of the smoke scale: small coloured scenes (`scenes.py`), generated on first use.
+"""Data sets of the smoke scale: small coloured scenes (`scenes.py`), generated on first use.
 
-They are written in the layouts of the real data sets (ImageFolder, STL-10's binary files with the unlabelled
-split, VOC2007's annotations, the lists of Places205, the JSON files of iNaturalist 2018), and the real
-readers read them. Each takes about a second, once.
+Each data set is written in the layout of a real one and read by its reader: ImageFolder, STL-10's binary
+files with the unlabelled split, VOC2007's annotations, the lists of Places205, the JSON files of iNaturalist
+2018. Writing one takes about a second, once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from reproduce.data.images import Files, Images
 
 PERCENT = {"1percent": 1, "10percent": 10}
-"""The lists of labelled images that the folder has, and how much of each class they name."""
+"""Lists of labelled images that the synthetic folder has, and the per cent of each class in them."""
 GROUPS = ("Plantae", "Insecta", "Aves", "Fungi", "Mammalia")
 """Names of folders in iNaturalist 2018's layout."""
 PLACES = (
@@ -47,29 +47,29 @@ PLACES = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Synthetic(Dataset):
-    """What all layouts share."""
+    """Base class of all layouts."""
 
     size: int = SIDE
-    """The whole scene."""
+    """Side of a view and of a test crop: the whole scene."""
     resize: int = SIDE
-    """Nothing is cut off for a test."""
+    """Shorter side of a test image: test crops cut nothing off."""
     canvas: int = SIDE
-    """Scenes are drawn at this size."""
+    """Side of the canvas, the size at which scenes are drawn."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """About the scenes' own."""
+    """Mean of the RGB channels, close to the scenes' own."""
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
-    """About the scenes' own."""
+    """Standard deviation of the RGB channels, close to the scenes' own."""
     data_seed: int = 0
-    """Of the generator; training, test and unlabelled scenes are drawn from it apart."""
+    """Seed of the generator. Training, test and unlabelled scenes are independent draws."""
     version: int = 1
-    """Of the generator: it changes when its scenes do, and with it every id."""
+    """Version of the generator. It changes when the scenes do, and every id changes with it."""
 
     def folder(self, site: Site) -> Path:
-        """Where the scenes of these settings are."""
+        """Return the folder of the scenes of these settings."""
         return site.runs / "synthetic" / f"{self.name}-{self.id}"
 
     def _generated(self, site: Site) -> Path:
-        """The folder of the scenes, written whole by whoever comes first."""
+        """Return the folder of the scenes; the first process that needs it writes it."""
         return generated.once(self.folder(site), self._write)
 
     def _write(self, folder: Path) -> None:
@@ -78,13 +78,15 @@ class _Synthetic(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticFolder(_Synthetic, name="synthetic_folder"):
-    """The scenes as an ImageFolder, `train/<class>/` and `val/<class>/`, in place of ImageNet and its
-    subsets."""
+    """The scenes as an ImageFolder, in place of ImageNet and its subsets.
+
+    The folders are `train/<class>/` and `val/<class>/`.
+    """
 
     num_train: int = 1200
-    """Scenes in `train/`."""
+    """Number of scenes in `train/`."""
     num_val: int = 1000
-    """Scenes in `val/`."""
+    """Number of scenes in `val/`."""
 
     title: ClassVar[str] = "synthetic scenes (ImageFolder)"
 
@@ -100,8 +102,10 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
             raise NotFoundError(unknown("list of labelled images", name, PERCENT))
 
     def labelled_subset(self, name: str, site: Site) -> NDArray[np.int64]:
-        """The first images of each class, at least one; their list is written beside the scenes when it is
-        asked for."""
+        """Return the indices of the first images of each class, at least one, (n,), ascending.
+
+        The list is written next to the scenes on its first use.
+        """
         self.check_subset(name, site)
         images = self.load(self.train_split, site)
         path = self.folder(site).with_suffix(f".{name}.txt")
@@ -110,7 +114,7 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
         return lists.indices(images, path)
 
     def _listed(self, percent: int) -> Iterable[str]:
-        """The lines of a list: each class's first `percent` of a hundred scenes, rounded, at least one."""
+        """Yield the lines of a list: each class's first `percent` per cent, rounded, but at least one."""
         for label, name in enumerate(CLASSES):
             scenes = range(label, self.num_train, len(CLASSES))
             for index in scenes[: max(1, (len(scenes) * percent + 50) // 100)]:
@@ -125,15 +129,17 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
-    """The scenes, enlarged to 96 px, in STL-10's binary files: labelled train and test, and an unlabelled
-    split with label -1."""
+    """The scenes, enlarged to 96 px, in STL-10's binary files.
+
+    There are a labelled train and test split, and an unlabelled split with label -1.
+    """
 
     num_unlabeled: int = 700
-    """With the labelled ones, as many to pretrain on as in the other layout."""
+    """Number of unlabelled scenes. With the labelled ones, pretraining has as many as in the ImageFolder."""
     num_train: int = 500
-    """A tenth of STL-10's."""
+    """Number of labelled scenes for training: a tenth of STL-10's."""
     num_test: int = 1000
-    """An eighth of STL-10's."""
+    """Number of test scenes: an eighth of STL-10's."""
 
     pretrain_split: str = "train+unlabeled"
     test_split: str = "test"
@@ -161,17 +167,16 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
-    """Montages of one to three scenes at 64 px in VOC2007's layout: several classes an image, some objects
-    difficult.
+    """Montages of one to three scenes at 64 px in VOC2007's layout.
 
-    The 20 classes are those of the scenes in two families of colours; an image with one scene shows it at
-    twice its size.
+    Images have several classes, and some objects are difficult. The 20 classes are those of the scenes in two
+    families of colours. An image with one scene shows it at twice its size.
     """
 
     num_trainval: int = 400
-    """Images of `trainval`; the first half of them is `train`, the other `val`."""
+    """Number of images in `trainval`. The first half of them is `train`, the other half `val`."""
     num_test: int = 400
-    """Images of `test`."""
+    """Number of images in `test`."""
 
     pretrain_split: str = "trainval"
     train_split: str = "trainval"
@@ -184,8 +189,8 @@ class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
         super().check()
         if min(self.num_trainval, self.num_test) < len(voc.CLASSES):
             raise ValueError(
-                f"{self.name} takes num_trainval and num_test >= {len(voc.CLASSES)}, so that no class is without an image, "
-                f"not {self.num_trainval} and {self.num_test}."
+                f"{self.name} needs num_trainval and num_test >= {len(voc.CLASSES)}, so that every class "
+                f"has an image, but they are {self.num_trainval} and {self.num_test}."
             )
 
     def load(self, split: str, site: Site) -> Images:
@@ -216,9 +221,9 @@ class SyntheticPlaces205(_Synthetic, name="synthetic_places205"):
     """The scenes in Places205's layout, with ten classes."""
 
     num_train: int = 800
-    """Scenes of `train`."""
+    """Number of scenes in `train`."""
     num_val: int = 400
-    """Scenes of `val`."""
+    """Number of scenes in `val`."""
 
     title: ClassVar[str] = "synthetic scenes (Places205 layout)"
 
@@ -246,9 +251,9 @@ class SyntheticINaturalist2018(_Synthetic, name="synthetic_inaturalist2018"):
     """The scenes in iNaturalist 2018's layout, with ten species."""
 
     num_train: int = 800
-    """Scenes of `train`."""
+    """Number of scenes in `train`."""
     num_val: int = 400
-    """Scenes of `val`."""
+    """Number of scenes in `val`."""
 
     title: ClassVar[str] = "synthetic scenes (iNaturalist 2018 layout)"
 
@@ -273,6 +278,6 @@ class SyntheticINaturalist2018(_Synthetic, name="synthetic_inaturalist2018"):
                 generated.save(folder / name, scene)
                 images.append({"id": number, "file_name": name, "height": SIDE, "width": SIDE})
                 annotations.append({"id": number, "image_id": number, "category_id": label})
-            annotations.reverse()  # they belong to images by their ids alone
+            annotations.reverse()  # readers must match annotations and images by id, not by order
             content = {"images": images, "annotations": annotations, "categories": categories}
             (folder / f"{split}2018.json").write_text(json.dumps(content))

@@ -1,9 +1,8 @@
-"""The data on which detectors learn at the smoke scale: montages of coloured scenes (`scenes.py`), generated
-on first use.
+"""Detection data sets of the smoke scale: montages of coloured scenes, generated on first use.
 
-They are written in the layouts of VOC07+12 and of COCO 2017, with objects that are difficult and groups that
-are a crowd, and the real readers read them. Images are 64 x 64 px; an object takes much of the image or of a
-quarter of it. Each takes two to three seconds, once.
+The montages (`scenes.py`) are written in the layouts of VOC07+12 and of COCO 2017 and read by their readers.
+Some objects are difficult, and some groups are crowds. Images are 64 x 64 px; an object takes much of the
+image or of a quarter of it. Writing a data set takes two to three seconds, once.
 """
 
 from __future__ import annotations
@@ -27,34 +26,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Synthetic(DetectionDataset):
-    """What both layouts share."""
+    """Base class of both layouts."""
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """About the scenes' own."""
+    """Mean of the RGB channels, close to the scenes' own."""
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
-    """About the scenes' own."""
+    """Standard deviation of the RGB channels, close to the scenes' own."""
     data_seed: int = 0
-    """Of the generator; the splits are drawn from it apart."""
+    """Seed of the generator. The splits are independent draws."""
     version: int = 1
-    """Of the generator: it changes when its montages do, and with it every id."""
+    """Version of the generator. It changes when the montages do, and every id changes with it."""
 
     def folder(self, site: Site) -> Path:
-        """Where the montages of these settings are."""
+        """Return the folder of the montages of these settings."""
         return site.runs / "synthetic" / f"{self.name}-{self.id}"
 
     def _generated(self, site: Site) -> Path:
-        """The folder of the montages, written whole by whoever comes first."""
+        """Return the folder of the montages; the first process that needs it writes it."""
         return generated.once(self.folder(site), self._write)
 
     def _write(self, folder: Path) -> None:
         raise NotImplementedError
 
     def _check_counts(self, **counts: int) -> None:
-        """Raises ValueError where a split could be without an object of a class."""
+        """Raise ValueError if a split could have no object of a class."""
         if min(counts.values()) < len(self.classes):
             names, given = (" and ".join(map(str, each)) for each in (counts, counts.values()))
             raise InvalidError(
-                f"{self.name} takes {names} >= {len(self.classes)}, so that no class is without an object, not {given}."
+                f"{self.name} needs {names} >= {len(self.classes)}, so that every class has an object, "
+                f"but they are {given}."
             )
 
 
@@ -66,9 +66,9 @@ class SyntheticVOC0712(_Synthetic, name="synthetic_voc0712"):
     """
 
     num_trainval: int = 300
-    """Images of `trainval` of each year: with both, each class has 60 objects."""
+    """Number of images in `trainval` of each year. In both together, each class has 60 objects."""
     num_test: int = 200
-    """Images of the `test` of 2007: each class has 19 or 20 objects, about 3 of them difficult."""
+    """Number of images in `test` of 2007. Each class has 19 or 20 objects, about 3 of them difficult."""
 
     train_split: str = "2007_trainval+2012_trainval"
     test_split: str = "2007_test"
@@ -89,12 +89,8 @@ class SyntheticVOC0712(_Synthetic, name="synthetic_voc0712"):
         splits = (
             ("2007", "trainval", "{:06}", range(1, 1 + self.num_trainval)),
             ("2007", "test", "{:06}", range(1 + self.num_trainval, 1 + self.num_trainval + self.num_test)),
-            (
-                "2012",
-                "trainval",
-                "2008_{:06}",
-                range(1, 1 + self.num_trainval),
-            ),  # images are named by the year of their photograph
+            # VOC names an image of 2012 by the year of its photograph.
+            ("2012", "trainval", "2008_{:06}", range(1, 1 + self.num_trainval)),
         )
         for stream, (year, split, form, ids) in enumerate(splits):
             names = [form.format(each) for each in ids]
@@ -109,16 +105,16 @@ class SyntheticVOC0712(_Synthetic, name="synthetic_voc0712"):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticCOCO2017(_Synthetic, name="synthetic_coco2017"):
-    """Montages of one to three scenes in COCO's layout, some images without an object and some objects
-    crowds.
+    """Montages of one to three scenes in COCO's layout.
 
-    The 80 classes are those of the scenes in eight families of colours.
+    Some images have no object, and some objects are crowds. The 80 classes are those of the scenes in eight
+    families of colours.
     """
 
     num_train: int = 640
-    """Images of `train2017`: each class has 15 or 16 objects."""
+    """Number of images in `train2017`. Each class has 15 or 16 objects."""
     num_val: int = 240
-    """Images of `val2017`: each class has 5 or 6 objects."""
+    """Number of images in `val2017`. Each class has 5 or 6 objects."""
 
     train_split: str = "train2017"
     test_split: str = "val2017"
@@ -152,10 +148,8 @@ class SyntheticCOCO2017(_Synthetic, name="synthetic_coco2017"):
                 )
                 for each in objects:
                     annotations.append(_annotation(each) | {"image_id": number, "id": 1 + len(annotations)})
-            rows = {
-                "images": images[::-1],
-                "annotations": annotations[::-1],
-            }  # they come in no order and belong together by ids alone
+            # Reversed, since readers must match images and annotations by id, not by order.
+            rows = {"images": images[::-1], "annotations": annotations[::-1]}
             (folder / "annotations" / f"instances_{split}.json").write_text(
                 json.dumps(HEADER | rows | {"categories": CATEGORIES})
             )
@@ -169,8 +163,10 @@ CATEGORIES = [{"supercategory": "scene", "id": id, "name": name} for id, name in
 
 
 def _annotation(each: Outlined) -> dict[str, Any]:
-    """What an annotation says of one object: a polygon with two decimals, as COCO's have, or the run lengths
-    of a crowd's pixels."""
+    """Return the annotation of one object.
+
+    Its segmentation is a polygon with two decimals, like COCO's, or the run lengths of a crowd's pixels.
+    """
     segmentation: list[list[float]] | dict[str, list[int]]
     if each.crowd is None:
         outline = tuple((round(x, 2), round(y, 2)) for x, y in each.outline)
@@ -192,13 +188,15 @@ def _annotation(each: Outlined) -> dict[str, Any]:
 
 
 def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """Lengths of the runs of pixels outside, inside, outside, ... column after column (cocodataset/cocoapi
-    common/maskApi.h)."""
+    """Return the lengths of the runs of pixels outside, inside, outside, ..., column by column.
+
+    This is COCO's format (cocodataset/cocoapi common/maskApi.h).
+    """
     runs = [(inside, len(list(run))) for inside, run in groupby(mask.T.ravel().tolist())]
     return [0] * runs[0][0] + [length for _, length in runs]
 
 
 def _ends(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
-    """The first row (axis 0) or column (1) with a pixel, and the one behind the last."""
+    """Return the first row (axis 0) or column (axis 1) with a pixel, and the one after the last."""
     places = mask.nonzero()[axis].tolist()
     return min(places), max(places) + 1

@@ -1,23 +1,22 @@
-"""K augmented views of a batch (paper, section 7.3 and Table 9), as batched tensor operations on the batch's
-own device.
+"""K augmented views of a batch (paper, section 7.3 and Table 9), as tensor operations on its device.
 
     canvas (n, 3, S, S) uint8  ->  sample(..., view=0)  ->  (n, 3, size, size) float32, from 0 to 1
 
-An image is decoded once and squashed onto a square canvas; each of its views is a crop of that canvas,
-jittered, greyed, blurred and solarised with parameters of its own. A crop is drawn in the geometry of the
-original image and its box then mapped to the canvas, so aspect
-ratios are those of the original. Views are antialiased exactly: resampling is out = Wy @ image @ Wx^T with
-the widened bicubic weights that PIL and torchvision (antialias=True) use, whether a crop shrinks much or
-little; the flip is Wx read backwards.
+An image is decoded once and squashed onto a square canvas. Each of its views is a crop of that canvas,
+jittered, greyed, blurred and solarised with its own parameters. A crop is drawn in the geometry of the
+original image and its box is then mapped to the canvas, so aspect ratios are those of the original. Views are
+antialiased exactly. Resampling is out = Wy @ image @ Wx^T with the widened bicubic weights of PIL and
+torchvision (antialias=True), whether a crop shrinks a lot or a little. The flip is Wx read backwards.
 
-Operations and their order are those of google-deepmind/deepmind-research byol/utils/augmentations.py; the
-parts of the colour jitter are defined as in torchvision (BYOL's own brightness is additive, its contrast has
-a mean for each channel, its saturation is HSV's), as
-in the PyTorch code that later papers share. Parameters come from `draws.py`: the same (seed, epoch, image
-index, view) gives the same view whatever the batch, the workers or the processes.
+The operations and their order are those of google-deepmind/deepmind-research byol/utils/augmentations.py. The
+parts of the colour jitter are defined as in torchvision and in the PyTorch code that later papers share.
+(BYOL's own brightness is additive, its contrast uses a mean for each channel, and its saturation is HSV's.)
+Parameters come from `draws.py`: the same (seed, epoch, image index, view) gives the same view whatever the
+batch, the workers or the processes.
 
-Expect 10 000 to 18 000 views/s a core at 32 px from a canvas of 32, and 3 000 to 4 000 at 64 px from one of
-96 (`bench/bench_views.py`); some 140 at 224 px from one of 448, and twice as many small crops of 96 px.
+Expect 10 000 to 18 000 views/s per core at 32 px from a canvas of 32, and 3 000 to 4 000 at 64 px from a
+canvas of 96 (`bench/bench_views.py`). At 224 px from a canvas of 448 expect about 140, and twice as many
+small crops of 96 px.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey (torchvision's rgb_to_grayscale, and BYOL's)."""
 CPU_CHUNK, GPU_CHUNK = 2**20, 2**27
-"""Values of the images that are worked on together: on a CPU few enough for its caches, on a GPU for its
+"""Values of the images that are processed together: on a CPU few enough for its caches, on a GPU for its
 memory."""
 
 
@@ -54,17 +53,17 @@ def sample(
     epoch: int,
     view: int,
 ) -> Tensor:
-    """View number `view` of each image.
+    """Return view number `view` of each image.
 
     Args:
-        canvas: the images, each squashed onto a square of side S, (n, 3, S, S) uint8.
-        sizes: height and width of each image before it was squashed, in pixels, (n, 2) integers; best on the
-            CPU, where they are read.
-        indices: the images' numbers in their data set, (n,) integers; best on the CPU, too.
-        augmentation: the distribution.
-        size: side of a view in pixels; small crops have their own (`Augmentation.size_of_view`).
-        seed: of the run.
-        epoch, view: counted from 0; with the seed and an image's number they decide its view.
+        canvas: images, each squashed onto a square of side S, (n, 3, S, S) uint8.
+        sizes: height and width of each original image in pixels, (n, 2) integers. Best on the CPU, where they
+            are read.
+        indices: numbers of the images in their data set, (n,) integers. Best on the CPU, too.
+        augmentation: distribution of the views.
+        size: side of a view in pixels. Small crops have their own (`Augmentation.size_of_view`).
+        seed: seed of the run.
+        epoch, view: counted from 0. With the seed and an image's number they determine its view.
 
     Returns:
         (n, 3, size, size) float32 from 0 to 1, on the canvas's device.
@@ -86,10 +85,10 @@ def sample_all(
     epoch: int,
     num_views: int,
 ) -> list[Tensor]:
-    """Views 0 to `num_views` - 1 of each image, each as `sample` gives it.
+    """Return views 0 to `num_views` - 1 of each image, each as `sample` returns it.
 
-    Views of one size are made in one pass: a small batch takes half the time of K passes. The large views are
-    to the bit those of a run without small crops.
+    Views of one size are made in one pass: a small batch takes half the time of K passes. Large views are
+    bit-equal to those of a run without small crops.
     """
     return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, range(num_views))
 
@@ -120,7 +119,7 @@ def _sample(
 
 
 def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
-    """(x - mean) / std for each of the RGB channels of x, (n, 3, height, width)."""
+    """Return (x - mean) / std for each of the RGB channels of x, (n, 3, height, width)."""
     shift, scale = (
         torch.tensor(values, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for values in (mean, std)
     )
@@ -128,19 +127,15 @@ def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, flo
 
 
 def apply(canvas: Tensor, sizes: Ints, drawn: Draws, size: int) -> Tensor:
-    """The views that `drawn` describes: one of each image, then a second of each, and so on; arguments and
-    result as `sample`'s.
+    """Return the views that `drawn` describes: one of each image, then a second of each, and so on.
 
-    Images are taken in the order of the place that hue has in their jitter. What happens before the hue
-    shift, after it, or to an image without jitter is then a slice of the batch instead of a scattered subset,
-    and the costly hue shift is one call.
+    Arguments and result are as for `sample`. Images are sorted by the position of the hue shift in their
+    jitter. An operation before or after the hue shift, or on images without jitter, then works on a slice of
+    the batch rather than a scattered subset, and the costly hue shift is one call.
     """
     order = drawn.hue_place.argsort(kind="stable")[::-1].copy()
-    drawn, sizes, where = (
-        drawn.take(order),
-        sizes[order % max(1, len(canvas))],
-        torch.from_numpy(order).to(canvas.device),
-    )
+    drawn, sizes = drawn.take(order), sizes[order % max(1, len(canvas))]
+    where = torch.from_numpy(order).to(canvas.device)
     out = torch.empty(len(order), 3, size, size, device=canvas.device)
 
     def work(chunks: list[slice]) -> None:
@@ -159,10 +154,10 @@ def apply(canvas: Tensor, sizes: Ints, drawn: Draws, size: int) -> Tensor:
 
 
 def _in_threads(work: Callable[[list[slice]], None], chunks: list[slice], threads: int) -> None:
-    """Shares the chunks among `threads` threads, each of which works alone.
+    """Distribute the chunks to `threads` threads, each of which works alone.
 
-    Threads inside each operation, as torch starts them, would wait for each other a hundred times in a chunk,
-    and for milliseconds whenever another process has one of the cores.
+    The threads that torch starts inside each operation would wait for each other a hundred times per chunk,
+    and for milliseconds whenever another process occupies one of the cores.
     """
     if threads == 1 or len(chunks) < 2:
         work(chunks)
@@ -171,21 +166,22 @@ def _in_threads(work: Callable[[list[slice]], None], chunks: list[slice], thread
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(work, [chunks[i::threads] for i in range(threads)]))
     finally:
-        torch.set_num_threads(
-            threads
-        )  # what a thread sets for itself is also what threads begun later start with
+        # A number that one thread sets for itself is also the default of threads that start later.
+        torch.set_num_threads(threads)
 
 
 def _chunks(n: int, most: int, threads: int) -> list[slice]:
-    """0 ... n in pieces of at most `most` images (or one), as many for each thread."""
+    """Split 0 ... n into pieces of at most `most` images (or one), equally many for each thread."""
     count = threads * math.ceil(n / (threads * max(1, most)))
     step = math.ceil(n / max(1, count))
     return [slice(start, min(n, start + step)) for start in range(0, n, max(1, step))]
 
 
 def _views_(x: Tensor, canvas: Tensor, sizes: Ints, drawn: Draws, scratch: Scratch) -> None:
-    """Fills x with the views of images that are sorted by `drawn.hue_place`, the last place first and those
-    without jitter at the end."""
+    """Fill x with the views of images that are sorted by descending `drawn.hue_place`.
+
+    Images without jitter come last.
+    """
     resample(canvas, _crops(drawn, sizes, x.shape[-1], canvas), x, scratch)
     _jitter_(x, drawn, scratch)
     _replace(x, drawn.grey, lambda some, _: to_grey_(some, scratch))
@@ -195,17 +191,17 @@ def _views_(x: Tensor, canvas: Tensor, sizes: Ints, drawn: Draws, scratch: Scrat
 
 
 class Scratch:
-    """Memory for the temporaries of an operation, which the next operation uses again.
+    """Memory for the temporaries of an operation, reused by the next operation.
 
-    On a CPU, memory fresh from the system costs several times the arithmetic done in it; memory just used
-    lies in the cache.
+    On a CPU, fresh memory from the system costs several times the arithmetic done in it. Recently used memory
+    is in the cache.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._memory = torch.empty(0, device=device)
 
     def tensors(self, *shapes: tuple[int, ...]) -> list[Tensor]:
-        """An uninitialised float32 tensor of each shape; the next call hands out the same memory."""
+        """Return an uninitialised float32 tensor of each shape; the next call returns the same memory."""
         lengths = [math.prod(shape) for shape in shapes]
         if len(self._memory) < sum(lengths):
             self._memory = torch.empty(sum(lengths), device=self._memory.device)
@@ -214,13 +210,13 @@ class Scratch:
 
 
 def resample(canvas: Tensor, crops: Crops, out: Tensor, scratch: Scratch) -> Tensor:
-    """out = Wy @ image @ Wx^T / 255 for each channel, with the weights of `bicubic_weights_`.
+    """Compute out = Wy @ image @ Wx^T / 255 for each channel, with the weights of `bicubic_weights_`.
 
-    Bicubic weights overshoot at edges; what leaves the range from 0 to 1 is clamped, as 8-bit pipelines do.
+    Bicubic weights overshoot at edges. Values outside of 0 to 1 are clamped, as in 8-bit pipelines.
 
     Args:
         canvas: (n, 3, S, S) uint8.
-        crops: what becomes of each image's rows and columns.
+        crops: positions of the crops on the canvas.
         out: (n, 3, size, size).
     """
     n, channels, size, side = len(canvas), canvas.shape[1], out.shape[-1], canvas.shape[-1]
@@ -232,33 +228,40 @@ def resample(canvas: Tensor, crops: Crops, out: Tensor, scratch: Scratch) -> Ten
 
 
 def _both_sides(left: Tensor, x: Tensor, right: Tensor, rows: Tensor, out: Tensor) -> None:
-    """out = left @ x @ right^T for each image and channel: (n, p, q), (n, c, q, r), (n, s, r) -> (n, c, p,
-    s); `rows` is (n, c, q, s)."""
+    """Compute out = left @ x @ right^T for each image and channel.
+
+    The shapes are (n, p, q), (n, c, q, r), (n, s, r) -> (n, c, p, s); `rows` is (n, c, q, s).
+    """
     torch.bmm(x.flatten(1, 2), right.transpose(1, 2), out=rows.flatten(1, 2))
     torch.matmul(left.unsqueeze(1), rows, out=out)
 
 
 class Crops(NamedTuple):
-    """Where crops lie on the canvas, in its pixels; index 0 of the second axis is vertical, 1 horizontal."""
+    """Positions of crops on the canvas, in its pixels.
+
+    Index 0 of the second axis is vertical, index 1 horizontal.
+    """
 
     start: Tensor
-    """Where the first output pixel begins, (n, 2)."""
+    """Start of the first output pixel, (n, 2)."""
     step: Tensor
-    """From one output pixel to the next, (n, 2); below 0 the output is mirrored."""
+    """Distance from one output pixel to the next, (n, 2); negative if the output is mirrored."""
     low: Tensor
     high: Tensor
-    """The ends of the crop, (n, 2)."""
+    """Ends of the crop, (n, 2)."""
     reach: int
-    """How many canvas pixels the widest of the kernels covers."""
+    """Number of canvas pixels that the widest kernel covers."""
 
 
 def bicubic_weights_(out: Tensor, crops: Crops) -> Tensor:
-    """The matrices that resize a crop's `side` pixels to `size` pixels, antialiased, in both directions; out
-    (n, 2, size, side).
+    """Compute the matrices that resize a crop's `side` pixels to `size` pixels, antialiased.
 
-    Keys's cubic with a = -1/2, widened by the shrinkage (Pillow, src/libImaging/Resample.c, which
-    torchvision's antialias=True follows). A pixel that the crop's border cuts counts for the part inside;
-    pixels outside count for nothing, as if the crop were cut out first.
+    The kernel is Keys's cubic with a = -1/2, widened by the shrinkage (Pillow, src/libImaging/Resample.c,
+    which torchvision's antialias=True follows). A pixel that the border of the crop cuts counts for the part
+    inside. Pixels outside do not count, as if the crop were cut out first.
+
+    Args:
+        out: (n, 2, size, side), vertical and horizontal.
     """
     size, side = out.shape[-2:]
     start, step, low, high = (values.view(-1, 2, 1, 1) for values in crops[:4])
@@ -273,21 +276,22 @@ def bicubic_weights_(out: Tensor, crops: Crops) -> Tensor:
 
 
 def _keys(t: Tensor) -> Tensor:
-    """Keys's cubic convolution kernel with a = -1/2 at the distances t >= 0.
+    """Return Keys's cubic convolution kernel with a = -1/2 at the distances t >= 0.
 
-    Written without branches: with v = max(2 - t, 0) and u = max(1 - t, 0) it is v^2 (v - 1) / 2 + u^2 (1 -
-    2u).
+    It has no branches: with v = max(2 - t, 0) and u = max(1 - t, 0) it is v^2 (v - 1) / 2 + u^2 (1 - 2u).
     """
     v, u = (2 - t).clamp_(min=0), (1 - t).clamp_(min=0)
     return v.square().mul_(v - 1).mul_(0.5).add_(u.square().mul_(1 - 2 * u))
 
 
 def blend_(x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
-    """x <- own x + grey luma(x) + mean (mean of luma(x) over the image), clamped to [0, 1]; x (n, 3, height,
-    width).
+    """Set x <- own x + grey luma(x) + mean (mean of luma(x) over the image), clamped to [0, 1].
 
-    The factors (own, grey, mean) are (3, n). Brightness of strength f is (f, 0, 0), contrast (f, 0, 1 - f),
-    saturation (f, 1 - f, 0).
+    Brightness of strength f is (f, 0, 0), contrast (f, 0, 1 - f), saturation (f, 1 - f, 0).
+
+    Args:
+        x: (n, 3, height, width).
+        factors: own, grey and mean, (3, n).
     """
     own, grey, mean = factors[..., None, None, None].unbind(0)
     luma = luminance(x, scratch)
@@ -296,38 +300,37 @@ def blend_(x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
 
 
 def luminance(x: Tensor, scratch: Scratch) -> Tensor:
-    """(n, 3, height, width) -> (n, 1, height, width)."""
+    """Return the luminance, (n, 3, height, width) -> (n, 1, height, width)."""
     red, green, blue = x.split_with_sizes([1, 1, 1], dim=1)
     (luma,) = scratch.tensors(red.shape)
     return torch.mul(red, LUMA[0], out=luma).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def to_grey_(x: Tensor, scratch: Scratch) -> Tensor:
-    """The luminance in all three channels; x (n, 3, height, width)."""
+    """Set all three channels of x, (n, 3, height, width), to the luminance."""
     return x.copy_(luminance(x, scratch).expand_as(x))
 
 
 def shift_hue_(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:
-    """Turns the hue of HSV by `shift` circles, (n,); x (n, 3, height, width) from 0 to 1.
+    """Turn the hue of HSV by `shift` circles, (n,); x (n, 3, height, width) is from 0 to 1.
 
-    Saturation and value stay, so only maximum, minimum and hue are needed. On the circle h in [0, 6) each
-    channel's place between minimum
-    and maximum is a trapezium: with c(t) = t cut to [1, 2], red's is c(|h - 3|) - 1, green's 2 - c(|h - 2|)
-    and blue's 2 - c(|h - 4|).
+    Saturation and value are unchanged, so only maximum, minimum and hue are needed. With the hue h in [0, 6),
+    the position of each channel between minimum and maximum is a trapezium. With c(t) = t clamped to [1, 2],
+    red's is c(|h - 3|) - 1, green's 2 - c(|h - 2|) and blue's 2 - c(|h - 4|).
     """
     red, green, blue = x.unbind(dim=1)
     low, chroma, high, hue, other, third = scratch.tensors(*[red.shape] * 6)
     torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
     torch.maximum(torch.maximum(red, green, out=high), blue, out=high)
     torch.sub(high, low, out=chroma)
-    # Where red is the maximum h chroma = green - blue, else where green is 2 chroma + blue - red, else 4
-    # chroma + red - green.
+    # h chroma is green - blue if red is the maximum, 2 chroma + blue - red if green is, and
+    # 4 chroma + red - green if blue is.
     torch.sub(red, green, out=other).add_(chroma, alpha=4)
     torch.sub(blue, red, out=hue).add_(chroma, alpha=2)
     hue.lerp_(other, torch.sub(high, green, out=third).sign_())
     torch.sub(green, blue, out=other)
     torch.lerp(other, hue, torch.sub(high, red, out=third).sign_(), out=hue)
-    hue.div_(torch.clamp(chroma, min=1e-20, out=third))  # grey has neither chroma nor differences: h = 0
+    hue.div_(torch.clamp(chroma, min=1e-20, out=third))  # for grey, chroma and differences are 0, so h = 0
     hue.add_(6 * shift.view(-1, 1, 1))
     hue.sub_(torch.mul(hue, 1 / 6, out=third).floor_(), alpha=6)
     torch.add(low, chroma, alpha=2, out=high)
@@ -339,29 +342,29 @@ def shift_hue_(x: Tensor, shift: Tensor, scratch: Scratch) -> Tensor:
 
 
 def blur_radius(size: int) -> int:
-    """Half of the blur's kernel: 11, so 23 pixels, at 224; 3 at 64; 1 at 32.
+    """Return half the width of the blur's kernel: 11, so 23 pixels, at 224; 3 at 64; 1 at 32.
 
     byol/utils/augmentations.py and google-research/simclr data_util.py make the kernel a tenth of the image
-    (to the odd number above it)
-    and leave sigma in pixels from .1 to 2. At small sizes the short kernel is what keeps the blur small: at
-    32 px it cannot spread farther than a mean of three pixels. W-MSE (htdt/self-supervised) and solo-learn's
-    settings for CIFAR use no blur at all.
+    (rounded up to an odd number) and keep sigma in pixels from .1 to 2. At small sizes the short kernel keeps
+    the blur small: at 32 px it cannot spread farther than a mean of three pixels. W-MSE
+    (htdt/self-supervised) and solo-learn's settings for CIFAR do not blur at all.
     """
     return size // 20
 
 
 def blur_(x: Tensor, sigma: Tensor, scratch: Scratch) -> Tensor:
-    """Gaussian blur with an image's own sigma, (n,), as two products with banded matrices; x (n, 3, size,
-    size).
+    """Blur each image with its own sigma, (n,), by two products with banded matrices.
 
-    Beyond the border the image is mirrored (torchvision's gaussian_blur; BYOL's darkens the border with
-    zeros).
+    The image is mirrored at its border (torchvision's gaussian_blur; BYOL's darkens the border with zeros).
+
+    Args:
+        x: (n, 3, size, size).
     """
     n, _, size, _ = x.shape
     radius = blur_radius(size)
     distance = torch.arange(radius + 1, dtype=x.dtype, device=x.device)
     taps = (-0.5 * (distance / sigma.view(-1, 1)).square()).exp_()
-    taps = F.threshold(taps, 1e-12, 0)  # below float32's normal range products take a hundred times as long
+    taps = F.threshold(taps, 1e-12, 0)  # denormal float32 products would be a hundred times slower
     taps /= 2 * taps.sum(dim=1, keepdim=True) - taps[:, :1]
     matrix, rows = scratch.tensors((n, size, size), x.shape)
     torch.mm(taps, _bands(size, radius, x.device), out=matrix.flatten(1))
@@ -371,8 +374,10 @@ def blur_(x: Tensor, sigma: Tensor, scratch: Scratch) -> Tensor:
 
 @cache
 def _bands(size: int, radius: int, device: torch.device) -> Tensor:
-    """How often output pixel i sees input pixel j at each distance, mirrored at both borders; (radius + 1,
-    size * size)."""
+    """Count how often output pixel i uses input pixel j at each distance, (radius + 1, size * size).
+
+    Images are mirrored at both borders.
+    """
     pixel = torch.arange(-radius, size + radius)
     mirrored = (size - 1) - ((size - 1) - pixel.abs()).abs()
     distance = (torch.arange(size).view(-1, 1) - pixel).abs()
@@ -385,12 +390,12 @@ def _bands(size: int, radius: int, device: torch.device) -> Tensor:
 
 
 def solarize_(x: Tensor) -> Tensor:
-    """Inverts values of at least one half, for x from 0 to 1: 1/2 - |x - 1/2|."""
+    """Invert values of at least one half, for x from 0 to 1: 1/2 - |x - 1/2|."""
     return x.sub_(0.5).abs_().neg_().add_(0.5)
 
 
 def _crops(drawn: Draws, sizes: Ints, size: int, canvas: Tensor) -> Crops:
-    """The crops that were drawn in the original images, on the canvas."""
+    """Map the crops from the original images to the canvas."""
     import numpy as np
 
     scale = canvas.shape[-1] / sizes
@@ -404,11 +409,10 @@ def _crops(drawn: Draws, sizes: Ints, size: int, canvas: Tensor) -> Crops:
 
 
 def _jitter_(x: Tensor, drawn: Draws, scratch: Scratch) -> None:
-    """The colour jitter of images that are sorted as for `_views_`."""
+    """Apply the colour jitter to images that are sorted as for `_views_`."""
     jittered = int(drawn.jitter.sum())
-    before = [
-        int((drawn.hue_place > i).sum()) for i in range(3)
-    ]  # images whose blend i comes before their hue shift
+    # Numbers of images whose blend i comes before their hue shift.
+    before = [int((drawn.hue_place > i).sum()) for i in range(3)]
     blends = _like(x, drawn.blends())
     for i, count in enumerate(before):
         if count:
@@ -421,7 +425,7 @@ def _jitter_(x: Tensor, drawn: Draws, scratch: Scratch) -> None:
 
 
 def _replace(x: Tensor, mask: Bools, operation_: Callable[[Tensor, Ints], Tensor]) -> None:
-    """Runs operation_(images, their rows), which works in place, on the images under `mask`, (n,)."""
+    """Apply the in-place operation_(images, their rows) to the images under `mask`, (n,)."""
     on = mask.nonzero()[0]
     if len(on) == len(x):
         operation_(x, on)
@@ -431,23 +435,21 @@ def _replace(x: Tensor, mask: Bools, operation_: Callable[[Tensor, Ints], Tensor
 
 
 def _like(x: Tensor, values: Floats) -> Tensor:
-    """`values` as float32 on the device of x."""
+    """Return `values` as float32 on the device of x."""
     return torch.from_numpy(values).to(x.device, torch.float32)
 
 
 def _array(values: Tensor) -> Ints:
-    """As 64-bit integers of numpy."""
-    array: Ints = values.detach().cpu().to(torch.int64).numpy()
-    return array
+    """Return `values` as 64-bit integers of NumPy."""
+    return values.detach().cpu().to(torch.int64).numpy()
 
 
 def _check(canvas: Tensor, sizes: Tensor, indices: Tensor) -> None:
     n, shape = len(canvas), tuple(canvas.shape)
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or canvas.dtype != torch.uint8:
-        raise ValueError(
-            f"The canvas is {shape} {canvas.dtype}: views are cut from (n, 3, S, S) torch.uint8."
-        )
+        raise ValueError(f"The canvas is {shape} {canvas.dtype}, but views need (n, 3, S, S) torch.uint8.")
     if tuple(sizes.shape) != (n, 2) or tuple(indices.shape) != (n,):
         raise ValueError(
-            f"{n} images need sizes ({n}, 2) and indices ({n},), not {tuple(sizes.shape)} and {tuple(indices.shape)}."
+            f"{n} images need sizes ({n}, 2) and indices ({n},), but they are {tuple(sizes.shape)} and "
+            f"{tuple(indices.shape)}."
         )

@@ -1,12 +1,12 @@
-"""PASCAL VOC's layout: which images a split has, and what is in them (host.robots.ox.ac.uk/pascal/VOC, the
-development kit).
+"""Layout of PASCAL VOC: the images of a split, and their objects.
 
     VOC2007/JPEGImages/000005.jpg
     VOC2007/Annotations/000005.xml
-    VOC2007/ImageSets/Main/{train,val,trainval,test}.txt     one image a line
+    VOC2007/ImageSets/Main/{train,val,trainval,test}.txt     one image per line
 
-Lines may end in CR LF, as those of the release do. Annotations are parsed by defusedxml: they come from
-anywhere, and entities of XML can read files or fill the memory.
+The source is the development kit (host.robots.ox.ac.uk/pascal/VOC). Lines may end in CR LF, as in the
+release. defusedxml parses the annotations, because they may come from anywhere and XML entities can read
+files or fill the memory.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ CLASSES = (
     "train",
     "tvmonitor",
 )
-"""Of all years, in the development kit's order, which is the alphabet's."""
+"""Classes of all years, in the development kit's order, which is alphabetical."""
 
 
 class Object(NamedTuple):
     """One object of an image."""
 
     name: str
-    """One of CLASSES."""
+    """Name of its class, one of CLASSES."""
     difficult: bool
-    """Hard to recognise: it counts neither for nor against a classifier."""
+    """True if the object is hard to recognise: it counts neither for nor against a classifier."""
     box: tuple[float, float, float, float]
-    """xmin, ymin, xmax, ymax in pixels as written: counted from 1, both ends inside."""
+    """xmin, ymin, xmax, ymax in pixels as in the file: counted from 1, both ends inclusive."""
 
 
 class Annotation(NamedTuple):
-    """What an image shows."""
+    """Size and objects of an image."""
 
     width: int
     height: int
@@ -65,29 +65,29 @@ class Annotation(NamedTuple):
 
 
 def find(root: Path, year: str, source: str, *, itself: bool = True) -> Path:
-    """The folder of one year's release: in `root`, in the VOCdevkit of `root`, or `root` itself.
+    """Return the folder of one year's release: in `root`, in the VOCdevkit of `root`, or `root` itself.
 
     Args:
-        itself: whether `root` may be the release; not where several years are asked for, as it would be taken
-            for each of them.
+        itself: True if `root` may be the release. It is False if several years are needed, since `root` would
+            match each of them.
 
     Raises:
-        LookupError: it is none of these.
+        LookupError: the release is in none of these places.
     """
     for folder in (root / year, root / "VOCdevkit" / year, *([root] if itself else [])):
         if (folder / "ImageSets" / "Main").is_dir():
             return folder
-    problem = f"is not {year} and does not hold it" if itself else f"does not hold {year}"
-    raise NotFoundError(f"{root} {problem}: ImageSets/Main is nowhere. Get it: {source}.")
+    problem = f"neither is nor contains {year}" if itself else f"does not contain {year}"
+    raise NotFoundError(f"{root} {problem}: ImageSets/Main is missing. Get it: {source}.")
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
-    """The images of a list such as `ImageSets/Main/trainval.txt`, in its order.
+    """Read the names in a list such as `ImageSets/Main/trainval.txt`, in its order.
 
     Raises:
-        LookupError: the list is not there.
-        ValueError: it is empty, names an image twice, or has a line that is not the name of one image; the
-            message names both.
+        LookupError: the list does not exist.
+        ValueError: it is empty, names an image twice, or has a line that is not the name of one image. The
+            message names the list and the image.
     """
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist; it lists the images of a split.")
@@ -101,20 +101,21 @@ def read_ids(path: Path) -> tuple[str, ...]:
                 f"{path}, line {number}: '{line}' is not the name of an image, such as 000005."
             )
         if name in ids:
-            raise InvalidError(f"{path}, line {number}: {name} is on line {ids[name]} already.")
+            raise InvalidError(f"{path}, line {number}: {name} is already on line {ids[name]}.")
         ids[name] = number
     if not ids:
-        raise InvalidError(f"{path} is empty: it names no image.")
+        raise InvalidError(f"{path} is empty: it does not name any images.")
     return tuple(ids)
 
 
 def read_annotation(path: Path) -> Annotation:
-    """The size and the objects of one image, the objects in the order of the file; parts of objects (heads,
-    hands, feet) are none.
+    """Read the size and the objects of one image, in the order of the file.
+
+    Parts of objects (heads, hands, feet) are skipped.
 
     Raises:
-        ValueError: the file is not there or not a VOC annotation, or an object is of no known class; the
-            message names it.
+        ValueError: the file is missing or not a VOC annotation, or an object has an unknown class. The
+            message names the file.
     """
     from defusedxml import DefusedXmlException, ElementTree
 
@@ -126,13 +127,10 @@ def read_annotation(path: Path) -> Annotation:
         ) from None
     except DefusedXmlException:
         raise InvalidError(
-            f"{path} declares a document type or entities, which no annotation of VOC does: it is not read."
+            f"{path} declares a document type or entities, which VOC's annotations never do. Get it again."
         ) from None
-    except (
-        ElementTree.ParseError,
-        LookupError,
-        ValueError,
-    ) as error:  # the last two: encodings that the parser does not know
+    # Encodings that the parser does not know raise LookupError or ValueError.
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise InvalidError(f"{path} is not well-formed XML: {error}.") from None
     try:
         size = [_number(root, f"size/{side}") for side in ("width", "height")]
@@ -147,15 +145,14 @@ def _object(element: Element) -> Object:
     name = (element.findtext("name") or "").strip()
     if name not in CLASSES:
         raise InvalidError(f"'{name}' is not one of the {len(CLASSES)} classes")
-    difficult = (
-        element.findtext("difficult") or "0"
-    ).strip()  # absent is not difficult, as in the development kit
+    # Without the element an object is not difficult, as in the development kit.
+    difficult = (element.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
         raise InvalidError(f"the <difficult> of a {name} is '{difficult}', not 0 or 1")
     xmin, ymin, xmax, ymax = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
     if xmin > xmax or ymin > ymax:
         raise InvalidError(
-            f"the box of a {name} is ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}): its ends are exchanged"
+            f"the box of a {name} is ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}): its ends are swapped"
         )
     return Object(name, difficult == "1", (xmin, ymin, xmax, ymax))
 

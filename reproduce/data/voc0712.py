@@ -1,10 +1,14 @@
-"""VOC07+12: photographs of 2007 and 2012 with boxes, 16 551 to train on and 4 952 to measure on
-(host.robots.ox.ac.uk/pascal/VOC).
+"""VOC07+12: photographs of 2007 and 2012 with boxes, 16 551 for training and 4 952 for testing.
 
-Layout: `voc.py`, both years below the root `voc`. As in Detectron2 (detectron2/data/datasets/pascal_voc.py),
-a box that is written as pixels counted from 1, both ends inside, begins one pixel earlier here, so that xmin
-= 1 and xmax = width cover the image; difficult objects are trained on; boxes that reach outside the image
-stay as annotated. Reading the 16 551 annotations takes 5 to 6 s.
+The source is host.robots.ox.ac.uk/pascal/VOC. Layout: `voc.py`, with both years below the root `voc`. As in
+Detectron2 (detectron2/data/datasets/pascal_voc.py):
+
+- The files contain boxes in pixels that count from 1, both ends inclusive. Boxes here start one pixel
+  earlier, so that xmin = 1 and xmax = width cover the image.
+- Difficult objects are trained on.
+- Boxes that reach outside the image stay as annotated.
+
+Reading the 16 551 annotations takes 5 to 6 s.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ KEY = "voc"
 LAYOUT = "VOC2007/ and VOC2012/, each with JPEGImages/*.jpg, Annotations/*.xml and ImageSets/Main/*.txt"
 SOURCE = "`invoke download --dataset voc0712` (2.8 GB), or http://host.robots.ox.ac.uk/pascal/VOC"
 SPLITS = ("2007_train", "2007_val", "2007_trainval", "2007_test", "2012_train", "2012_val", "2012_trainval")
-"""The annotations of 2012's test images were never released. Several are joined by `+`."""
+"""Names of the splits; several can be joined with `+`. The annotations of 2012's test images were never
+released."""
 LABELS = {name: label for label, name in enumerate(voc.CLASSES)}
 
 
@@ -33,9 +38,10 @@ class VOC0712(DetectionDataset, name="voc0712"):
     """VOC2007 and VOC2012 for detection."""
 
     train_split: str = "2007_trainval+2012_trainval"
-    """5 011 and 11 540 images (facebookresearch/moco detection/configs/pascal_voc_R_50_C4_24k.yaml)."""
+    """Training split, 5 011 and 11 540 images (facebookresearch/moco
+    detection/configs/pascal_voc_R_50_C4_24k.yaml)."""
     test_split: str = "2007_test"
-    """4 952 images (the same file)."""
+    """Test split, 4 952 images (facebookresearch/moco detection/configs/pascal_voc_R_50_C4_24k.yaml)."""
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "VOC07+12"
@@ -57,12 +63,13 @@ class VOC0712(DetectionDataset, name="voc0712"):
 
 
 def read(root: Path, split: str) -> Annotated:
-    """The images of a split of `root`, which holds VOC2007 and VOC2012 or the VOCdevkit with both; in the
-    order of the lists.
+    """Read a split of `root`, in the order of the lists.
+
+    `root` contains VOC2007 and VOC2012, or the VOCdevkit with both.
 
     Raises:
-        LookupError: there is no such split, or a folder or a list is not there.
-        ValueError: an image or its annotation is missing or broken, or is in two parts of the split.
+        LookupError: the split, a folder or a list does not exist.
+        ValueError: an image or its annotation is missing or broken, or an image is in two parts of the split.
     """
     pictures: dict[int | str, Picture] = {}
     for year, name in _parts(split):
@@ -70,7 +77,7 @@ def read(root: Path, split: str) -> Annotated:
         for picture in _pictures(folder, name):
             if picture.id in pictures:
                 raise InvalidError(
-                    f"{folder}: the image {picture.id} of {year}_{name} is in the split {split} already."
+                    f"{folder}: image {picture.id} of {year}_{name} is already in the split {split}."
                 )
             pictures[picture.id] = picture
     found = tuple(pictures.values())
@@ -78,11 +85,11 @@ def read(root: Path, split: str) -> Annotated:
 
 
 def _parts(split: str) -> list[tuple[str, str]]:
-    """The years and their splits that a split is made of."""
+    """Return the (year, split) pairs that a split consists of."""
     parts = split.split("+")
     for part in parts:
         if part not in SPLITS:
-            raise NotFoundError(unknown("split", part, SPLITS) + " Several are joined by '+'.")
+            raise NotFoundError(unknown("split", part, SPLITS) + " Join several with '+'.")
     return [(part[:4], part[5:]) for part in parts]
 
 
@@ -91,7 +98,7 @@ def _folder(root: Path, year: str) -> Path:
 
 
 def _pictures(folder: Path, split: str) -> Iterator[Picture]:
-    """The images of a year's split with their objects."""
+    """Yield the images of a year's split with their objects."""
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     ids = voc.read_ids(path)
     check_files(folder / "JPEGImages", [f"{name}.jpg" for name in ids], path, layout=LAYOUT, source=SOURCE)
@@ -100,7 +107,7 @@ def _pictures(folder: Path, split: str) -> Iterator[Picture]:
         width, height, objects = voc.read_annotation(annotated)
         if min(width, height) < 1:
             raise InvalidError(
-                f"{annotated}: the size of the image is {width} x {height}, which no image has. Get it again."
+                f"{annotated}: an image cannot have the size {width} x {height}. Get it again."
             )
         yield Picture(
             folder / "JPEGImages" / f"{name}.jpg", name, width, height, tuple(map(_instance, objects))
@@ -113,8 +120,7 @@ def _instance(each: voc.Object) -> Instance:
 
 
 def download(site: Site) -> Path:
-    """Fetches what is missing of both years into the root of the site, checksums verified; does nothing where
-    all is there already.
+    """Fetch the missing files of both years into the root, with their checksums verified.
 
     Raises:
         LookupError: the root is not set.

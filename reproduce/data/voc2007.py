@@ -1,9 +1,8 @@
-"""VOC2007: 5 011 trainval and 4 952 test photographs with 20 classes, several of them an image
-(host.robots.ox.ac.uk/pascal/VOC/voc2007).
+"""VOC2007: 5 011 trainval and 4 952 test photographs with 20 classes, often several per image.
 
-Layout: `voc.py`. An image has one target for each class (protocol sheet, 5): 1 where an object of the class
-is there, 0 where all of them are difficult, -1 where there is none. Reading the annotations of a split takes
-1 to 2 s.
+The source is host.robots.ox.ac.uk/pascal/VOC/voc2007. Layout: `voc.py`. An image has one target for each
+class (protocol sheet, 5): 1 if it shows an object of the class, 0 if all such objects are difficult, -1 if
+there are none. Reading the annotations of a split takes 1 to 2 s.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ YEAR = "VOC2007"
 LAYOUT = f"{YEAR}/JPEGImages/*.jpg, {YEAR}/Annotations/*.xml and {YEAR}/ImageSets/Main/*.txt"
 SOURCE = "`invoke download --dataset voc2007` (0.9 GB), or http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
 TRAIN_SPLITS = ("train", "trainval")
-"""Where a classifier learns: each class needs a positive image."""
+"""Splits that classifiers are trained on. Each class needs a positive image in them."""
 SPLITS = (*TRAIN_SPLITS, "val", "test")
 
 
@@ -39,22 +38,22 @@ class VOC2007(Dataset, name="voc2007"):
     """VOC2007 at 224 px."""
 
     size: int = 224
-    """facebookresearch/vissl, the geometry of ImageNet."""
+    """Side of a view and of a test crop (facebookresearch/vissl, the geometry of ImageNet)."""
     resize: int = 256
-    """The same."""
+    """Shorter side of a test image (facebookresearch/vissl, the geometry of ImageNet)."""
     canvas: int = 448
-    """Choice: twice `size`, as for ImageNet."""
+    """Side of the canvas. Choice: twice `size`, as for ImageNet."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """ImageNet's: an encoder sees what it was trained with."""
+    """Mean of the RGB channels: ImageNet's, which the encoder was trained with."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The same."""
+    """Standard deviation of the RGB channels: ImageNet's, which the encoder was trained with."""
 
     pretrain_split: str = "trainval"
-    """5 011 images."""
+    """Split for pretraining, 5 011 images."""
     train_split: str = "trainval"
-    """The same (facebookresearch/vissl, the VOC07 benchmark of its linear SVMs)."""
+    """Split for training classifiers (facebookresearch/vissl, the VOC07 benchmark of its linear SVMs)."""
     test_split: str = "test"
-    """4 952 images (the same)."""
+    """Split for testing, 4 952 images (facebookresearch/vissl, the VOC07 benchmark of its linear SVMs)."""
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "VOC2007"
@@ -75,13 +74,14 @@ class VOC2007(Dataset, name="voc2007"):
 
 
 def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
-    """The images of a split of `root`, which is the folder VOC2007, or holds it, or holds the VOCdevkit; in
-    the order of the list.
+    """Read a split of `root`, in the order of its list.
+
+    `root` is the folder VOC2007, or contains it or the VOCdevkit.
 
     Raises:
-        LookupError: there is no such split, or a folder or the list is not there.
-        ValueError: an image or its annotation is missing or broken, or a class has no positive image to learn
-            from.
+        LookupError: the split, a folder or the list does not exist.
+        ValueError: an image or its annotation is missing or broken, or a training split has a class without a
+            positive image.
     """
     from reproduce.data.images import Files
 
@@ -106,7 +106,7 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
 
 
 def _targets(folder: Path, ids: tuple[str, ...]) -> NDArray[np.int8]:
-    """1 the class is there, 0 only as difficult, -1 it is not; (images, classes)."""
+    """Return the targets, (images, classes): 1 present, 0 present only as difficult, -1 absent."""
     import numpy as np
 
     targets = np.full((len(ids), len(voc.CLASSES)), -1, np.int8)
@@ -118,16 +118,16 @@ def _targets(folder: Path, ids: tuple[str, ...]) -> NDArray[np.int8]:
 
 
 def _check_positives(targets: NDArray[np.int8], path: Path) -> None:
-    bare = [name for name, there in zip(voc.CLASSES, (targets == 1).any(axis=0), strict=True) if not there]
-    if bare:
+    present = (targets == 1).any(axis=0)
+    absent = [name for name, found in zip(voc.CLASSES, present, strict=True) if not found]
+    if absent:
         raise InvalidError(
-            f"{path} names no positive image of {', '.join(bare)}: each class needs one to learn from."
+            f"{path} needs a positive image of every class, but has none of {', '.join(absent)}."
         )
 
 
 def download(site: Site) -> Path:
-    """Fetches trainval and test into the root of the site, checksums verified; does nothing where they are
-    there already.
+    """Fetch trainval and test into the root, with their checksums verified, unless they are there already.
 
     Raises:
         LookupError: the root is not set.

@@ -1,11 +1,11 @@
-"""Networks and what surrounds them in training and evaluation.
+"""Networks, heads, optimisers, schedules and features.
 
-Imports point down this page.
+A module imports only from modules listed below its own line.
 
     classifiers.py      linear classifiers trained with SGD on augmented views
     features.py         features of whole splits
     feature_cache.py    features on disk, computed once
-    keeper.py           checkpoints of evaluations that train for long
+    keeper.py           checkpoints of long evaluations
     weight_files.py     encoders from elsewhere: fetched, read, matched
     weights.py          settings of an encoder from elsewhere
     encoder.py          the network that an evaluation starts from
@@ -22,5 +22,5 @@ Imports point down this page.
     sync_batchnorm.py   batch normalisation over all processes
     distributed.py      one run over several processes
     collectives.py      gathering with gradients
-    seeds.py            random streams that follow from counters
+    seeds.py            random streams that are functions of counters
 """

@@ -1,8 +1,10 @@
-"""The backbones f: each public function here but `build` and `names` makes one, and its name is what a spec's
-`backbone` says.
+"""The backbones f.
 
-A backbone maps images (n, 3, size, size) to pooled features (n, num_features). Weights are random;
-torchvision's defaults initialise them unless a function says otherwise.
+Every public function except `build` and `names` creates one backbone. Its name is the value of a spec's
+`backbone`.
+
+A backbone maps images (n, 3, size, size) to pooled features (n, num_features). Its weights are random, with
+torchvision's default initialisation unless a function's docstring names another one.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def build(name: str, seed: int | None = None) -> Any:
-    """The backbone `name`, an `nn.Module` with `num_features`.
+    """Return the backbone `name`, an `nn.Module` with `num_features`.
 
     Args:
-        seed: decides the initial weights, and leaves the global random state alone; None: they come from the
-            global random state.
+        seed: seed of the initial weights, which leaves the global random state unchanged. None to draw the
+            weights from the global random state.
 
     Raises:
-        LookupError: there is no such backbone.
+        LookupError: the backbone does not exist.
     """
     if name not in names():
         raise LookupError(unknown("backbone", name, names()))
@@ -37,7 +39,7 @@ def build(name: str, seed: int | None = None) -> Any:
 
 
 def names() -> list[str]:
-    """Every backbone there is; needs no torch."""
+    """Return the names of all backbones, without importing torch."""
     functions = [
         name
         for name, value in globals().items()
@@ -47,20 +49,25 @@ def names() -> list[str]:
 
 
 def small() -> nn.Module:
-    """A residual network of 77 392 parameters for 32-pixel images, 64 features; imports no torchvision."""
+    """Return a residual network of 77 392 parameters for 32-pixel images, with 64 features.
+
+    It imports no torchvision.
+    """
     from reproduce.nn.residual import SmallResNet
 
     return SmallResNet()
 
 
 def resnet18() -> nn.Module:
-    """torchvision's ResNet-18, 512 features."""
+    """Return torchvision's ResNet-18, with 512 features."""
     return _torchvision("resnet18")
 
 
 def resnet18_3x3() -> nn.Module:
-    """ResNet-18 whose first convolution is 3x3 with stride 1, its max pooling kept (htdt/self-supervised
-    model.py), 512 features."""
+    """Return a ResNet-18 for small images, with 512 features.
+
+    Its first convolution is 3x3 with stride 1; the max pooling stays (htdt/self-supervised model.py).
+    """
     from torch import nn
 
     network = resnet18()
@@ -70,16 +77,16 @@ def resnet18_3x3() -> nn.Module:
 
 
 def resnet50() -> nn.Module:
-    """torchvision's ResNet-50, 2048 features.
+    """Return torchvision's ResNet-50, with 2048 features.
 
-    The last BatchNorm of each bottleneck starts at 0, so that a block starts as its shortcut: BYOL's network
-    does so (dm-haiku haiku/_src/nets/resnet.py, `batchnorm_2`), but not in the blocks of a ResNet-18.
+    The last BatchNorm of each bottleneck starts at 0, so that a block starts as its shortcut. BYOL's network
+    does the same (dm-haiku haiku/_src/nets/resnet.py, `batchnorm_2`), but not in the blocks of a ResNet-18.
     """
     return _torchvision("resnet50", zero_init_residual=True)
 
 
 def _torchvision(name: str, **options: bool) -> nn.Module:
-    """A torchvision ResNet without its classifier."""
+    """Return a torchvision ResNet without its classifier."""
     from torch import nn
     from torchvision import models
 

@@ -1,9 +1,8 @@
-"""Linear classifiers on an encoder's features, trained with SGD on augmented views: what the protocols of
-ImageNet share.
+"""Linear classifiers on an encoder's features, trained with SGD on augmented views.
 
-Classifiers that differ in their learning rates or schedules are trained side by side, in one pass over the
-data: a batch goes through the backbone once, and one matrix product gives the logits of all of them. For the
-n features x of a batch, labels y and p = softmax(x W^T + b)
+The protocols of ImageNet share them. Classifiers with different learning rates or schedules are trained side
+by side, in one pass over the data: a batch passes through the backbone once, and one matrix product gives the
+logits of all classifiers. For the n features x of a batch, labels y and p = softmax(x W^T + b)
 
     r = (p - onehot(y)) / n,    dL/dW = r^T x,    dL/db = sum of the rows of r,    dL/dx = r W
 
@@ -40,10 +39,10 @@ CHUNK = 4096
 
 
 class Classifiers:
-    """Linear classifiers with the same initial weights, each trained by SGD with a learning rate of its own.
+    """Linear classifiers with the same initial weights, each trained by SGD with its own learning rate.
 
-    Each is the one that would come of training it alone, up to the rounding of a matrix product. `weight` is
-    (num, classes, d), `bias` (num, classes), float32.
+    Each is the classifier that training it alone would give, up to the rounding of a matrix product. `weight`
+    is (num, classes, d) and `bias` (num, classes), float32.
     """
 
     def __init__(
@@ -58,11 +57,12 @@ class Classifiers:
         nesterov: bool,
         weight_decay: float,
     ) -> None:
-        """The initial weights come from a generator on the CPU, so they do not depend on the device.
+        """Create `num` classifiers.
 
-        They are drawn as dm-haiku's Linear draws them (haiku/_src/basic.py), which byol/eval_experiment.py
-        uses: a normal distribution of standard deviation 1 / sqrt(d), cut at two of them; biases are 0.
-            Momentum and decay are torch.optim.SGD's.
+        The initial weights come from a generator on the CPU, so they do not depend on the device. They are
+        drawn as in dm-haiku's Linear (haiku/_src/basic.py), which byol/eval_experiment.py uses: from a normal
+        distribution with standard deviation 1 / sqrt(d), truncated at two of them. Biases are 0. Momentum and
+        decay are torch.optim.SGD's.
         """
         initial, deviation = torch.empty(num_classes, num_features), num_features**-0.5
         torch.nn.init.trunc_normal_(
@@ -79,7 +79,7 @@ class Classifiers:
         self._momentum, self._nesterov, self._weight_decay = momentum, nesterov, weight_decay
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What training goes on from; the tensors themselves, not copies."""
+        """Return the state from which training resumes: the tensors themselves, not copies."""
         return {
             "weight": self.weight,
             "bias": self.bias,
@@ -88,21 +88,23 @@ class Classifiers:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Load a state that `state_dict` returned."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
 
     def logits(self, x: Tensor) -> Tensor:
-        """Features (n, d) -> (n, num, classes)."""
+        """Map features (n, d) to logits (n, num, classes)."""
         return torch.addmm(self.bias.flatten(), x, self.weight.flatten(0, 1).T).view(-1, *self.bias.shape)
 
     def residual(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean cross-entropy of each classifier, (num,), and its gradient by the logits, (n, num,
-        classes).
+        """Return the mean cross-entropy of each classifier, and its gradient by the logits.
 
         Args:
             x: features, (n, d) float32.
             y: labels, (n,) int64.
+
+        Returns:
+            The cross-entropies, (num,), and the gradients, (n, num, classes).
         """
         log_p, rows = self.logits(x).log_softmax(dim=2), torch.arange(len(x), device=x.device)
         losses = log_p[rows, :, y].mean(dim=0).neg()
@@ -111,20 +113,24 @@ class Classifiers:
         return losses, residual.div_(len(x))
 
     def by_features(self, residual: Tensor) -> Tensor:
-        """The gradient of the summed losses by the features, (n, d)."""
+        """Return the gradient of the summed losses by the features, (n, d)."""
         return residual.flatten(1) @ self.weight.flatten(0, 1)
 
     def update(self, x: Tensor, residual: Tensor, rates: Sequence[float]) -> None:
-        """One step of SGD by the gradient that `residual` gives on x; a classifier whose rate is 0 stays as
-        it is."""
+        """Take one step of SGD along the gradient that `residual` gives on x.
+
+        A classifier whose rate is 0 does not change.
+        """
         step = torch.tensor(rates, device=x.device).view(-1, 1)
         torch.mm(residual.flatten(1).T, x, out=self._gradient.flatten(0, 1))
         self._move(self.weight, self._gradient, self._velocities[0], step[..., None])
         self._move(self.bias, residual.sum(dim=0), self._velocities[1], step)
 
     def _move(self, parameter: Tensor, gradient: Tensor, velocity: Tensor, step: Tensor) -> None:
-        """v <- momentum v + g, then w <- w - step (g + momentum v), without Nesterov w - step v; `gradient`
-        is written over."""
+        """Update v <- momentum v + g, then w <- w - step (g + momentum v), or w - step v without Nesterov.
+
+        It overwrites `gradient`.
+        """
         if self._weight_decay:
             gradient.add_(parameter, alpha=self._weight_decay)
         velocity.mul_(self._momentum).add_(gradient)
@@ -133,11 +139,9 @@ class Classifiers:
         )
 
     def top1(self, x: Tensor, y: Tensor) -> list[float]:
-        """The fraction of right answers of each classifier; NaN where its logits are not finite."""
-        right, finite = (
-            torch.zeros(len(self.bias), dtype=torch.int64, device=x.device),
-            torch.ones_like(self.bias[:, 0], dtype=torch.bool),
-        )
+        """Return the top-1 of each classifier as a fraction, or NaN if its logits are not finite."""
+        right = torch.zeros(len(self.bias), dtype=torch.int64, device=x.device)
+        finite = torch.ones_like(self.bias[:, 0], dtype=torch.bool)
         for some, labels in zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True):
             logits = self.logits(some)
             right += (logits.argmax(dim=2) == labels[:, None]).sum(dim=0)
@@ -145,7 +149,7 @@ class Classifiers:
         return torch.where(finite, right.double() / len(x), math.nan).tolist()
 
     def measure(self, index: int, x: Tensor, y: Tensor) -> dict[str, float]:
-        """`top1` and `top5` of one classifier on features x, (n, d), with labels y, (n,).
+        """Return `top1` and `top5` of one classifier on features x, (n, d), with labels y, (n,).
 
         Raises:
             FloatingPointError: a logit is not finite.
@@ -154,10 +158,10 @@ class Classifiers:
 
 
 def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1` and `top5` as fractions.
+    """Return `top1` and `top5` as fractions.
 
     Args:
-        logits: (n, num_classes); must be finite, since the largest of NaNs would look like a prediction.
+        logits: (n, num_classes). They must be finite, since the largest of NaNs would look like a prediction.
         labels: (n,) int64.
 
     Raises:
@@ -165,7 +169,7 @@ def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """
     if not logits.isfinite().all():
         raise FloatingPointError(
-            "The linear classifier's outputs are not finite: its learning rate is too high for these features."
+            "The linear classifier's outputs are not finite: its learning rate is too high for the features."
         )
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     right = best == labels[:, None]  # (n, 5)
@@ -173,20 +177,20 @@ def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 class Batch(NamedTuple):
-    """One step's images."""
+    """Images of one step."""
 
     views: Tensor
-    """This process's share, normalised, (m, 3, size, size) float32 on the device."""
+    """Views of this process's share, normalised, (m, 3, size, size) float32 on the device."""
     labels: Tensor
-    """Of the images of all processes, (n,) int64 on the device."""
+    """Labels of the images of all processes, (n,) int64 on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Augmented views of labelled images, batch by batch, in an order that the seed and the epoch decide.
+    """Augmented views of labelled images in batches, in an order that depends on the seed and the epoch.
 
-    An epoch is cut into as few batches of nearly equal size as `batch_size` allows: the last one is not a
-    small rest, whose gradient would be noise and whose single image BatchNorm could not normalise. Each
+    An epoch consists of as few batches of nearly equal size as `batch_size` allows. The last one is thus not
+    a small rest, whose gradient would be noisy and whose single image BatchNorm could not normalise. Each
     process takes a contiguous share of each batch.
     """
 
@@ -194,28 +198,32 @@ class Stream:
     split: Split
     augmentation: Augmentation
     batch_size: int
-    """The most images per step over all devices."""
+    """Maximum number of images per step over all devices."""
     seed: int
     site: Site
     device: torch.device
 
     @property
     def num_steps(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches of an epoch."""
         return math.ceil(len(self.split.indices) / self.batch_size)
 
     @property
     def smallest_batch(self) -> int:
-        """Images of the smallest batch."""
+        """Number of images of the smallest batch."""
         return len(self.split.indices) // self.num_steps
 
     @property
     def digest(self) -> str:
-        """Of the images and which of them are shown with which labels; that of the images as they know it."""
-        return f"{self.split.images.digest} {checkpoint.digest({'indices': self.split.indices, 'labels': self.split.labels})}"
+        """Digest of the images, and of which of them are shown with which labels.
+
+        The digest of the images is `Images.digest`.
+        """
+        chosen = {"indices": self.split.indices, "labels": self.split.labels}
+        return f"{self.split.images.digest} {checkpoint.digest(chosen)}"
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of epoch number `epoch`, from batch number `first` on; both from 0."""
+        """Yield the batches of epoch number `epoch`, from batch number `first` on; both count from 0."""
         from reproduce.data.images import Canvas, in_parts
 
         order = torch.randperm(
@@ -242,23 +250,26 @@ class Stream:
 
 
 def bounds(n: int) -> tuple[int, int]:
-    """Which of n rows this process computes, as `share`."""
+    """Return the range of the n rows that this process computes; see `share`."""
     return share(n, distributed.rank(), distributed.world_size())
 
 
 def share(n: int, rank: int, processes: int) -> tuple[int, int]:
-    """Which of n rows process `rank` of `processes` computes: from the first number up to the second.
+    """Return the first of n rows that process `rank` of `processes` computes, and the one after the last.
 
-    Shares are contiguous, in the order of the ranks, and differ by at most one row. A process without a share
-    computes one of the rows all the same, since all must take part in the gathering.
+    Shares are contiguous, in rank order, and differ by at most one row. A process without a share still
+    computes one of the rows, since all must take part in the gathering.
     """
     begin = n * rank // processes
     return begin, max(n * (rank + 1) // processes, begin + 1)
 
 
 def gathered(x: Tensor, n: int) -> Tensor:
-    """All n rows in order, on every process, from the shares of `bounds` that each computed; without a
-    gradient."""
+    """Return all n rows in order on every process, without gradients.
+
+    Args:
+        x: rows of this process's `bounds`.
+    """
     processes = distributed.world_size()
     if processes == 1:
         return x
@@ -269,7 +280,11 @@ def gathered(x: Tensor, n: int) -> Tensor:
 
 
 def some_of(split: Split, rows: Tensor, what: str) -> Split:
-    """The labelled images of `split` in these rows, in ascending order; `what` they are, for messages."""
+    """Return the labelled images of `split` in these rows, in ascending order.
+
+    Args:
+        what: name of the part, for messages.
+    """
     rows = rows.sort().values
     return split._replace(
         title=f"{what} of {split.title}", indices=split.indices[rows], labels=split.labels[rows]
@@ -277,20 +292,20 @@ def some_of(split: Split, rows: Tensor, what: str) -> Split:
 
 
 def hold_out(split: Split, count: int, seed: int, among: Tensor | None = None) -> tuple[Split, Tensor]:
-    """`count` labelled images of `split` that the seed draws, and the rows of all the others, (n,).
+    """Return `count` labelled images of `split` that the seed draws, and the rows of all others, (n,).
 
     Args:
-        among: the rows that they are drawn from, (m,); None: all.
+        among: rows to draw from, (m,). None for all.
 
     Raises:
-        ValueError: there are not as many, or none is left.
+        ValueError: there are fewer images, or all would be held out.
     """
     rows = torch.arange(len(split.indices)) if among is None else among
     rest = len(split.indices) - count
     if count > len(rows) or rest < 1:
         limit = min(len(rows), len(split.indices) - 1)
         raise InvalidError(
-            f"num_held_out is {count}, but {split.title} has only {limit} labelled images to hold out: choose up to that."
+            f"num_held_out is {count}, but {split.title} has only {limit} labelled images to hold out."
         )
     drawn = rows[torch.randperm(len(rows), generator=seeds.generator("held out", seed))[:count]]
     others = torch.ones(len(split.indices), dtype=torch.bool)
@@ -310,7 +325,7 @@ class Labelled(NamedTuple):
 def labelled_features(
     encoder: Encoder, dataset: Dataset, split: Split, site: Site, device: torch.device
 ) -> Labelled:
-    """Pooled features of centre crops, un-augmented, as `features.extract` gives them."""
+    """Return pooled features of un-augmented centre crops, as `features.extract` computes them."""
     from reproduce.nn import features
 
     return Labelled(
@@ -329,22 +344,22 @@ def fit(
     held_out: Labelled | None,
     watch: Watch,
 ) -> list[float]:
-    """Trains all `classifiers` on a frozen encoder.
+    """Train all `classifiers` on a frozen encoder.
+
+    It resumes from the newest checkpoint in the folder of `watch`, with the same numbers.
 
     Args:
-        names: of the classifiers, such as `lr 0.1`, for the record.
-        rates: the learning rate of each classifier at a step, counted from 0 over all epochs.
+        names: names of the classifiers, such as `lr 0.1`, for the record.
+        rates: returns the learning rate of each classifier at a step, counted from 0 over all epochs.
 
     Returns:
-        The top-1 of each on the held-out images, without these nothing; NaN: its loss was not finite, and it
-        is out of the race.
-
-    It goes on from the newest checkpoint in the folder of `watch`, to the same numbers.
+        The top-1 of each classifier on the held-out images. Empty without held-out images. NaN for a
+        classifier whose loss was not finite, which is out of the comparison.
 
     Raises:
         FloatingPointError: no classifier's loss stayed finite.
-        Interrupted: the run is told to stop; what it has done is in a checkpoint.
-        ValueError: the checkpoint is of another encoder or of other images.
+        Interrupted: the run received a stop request. A checkpoint contains its progress.
+        ValueError: the checkpoint is from another encoder or from other images.
     """
     scores: list[float] = []
     sound = [True] * len(names)
@@ -392,14 +407,13 @@ def fit(
 
 
 def keeper(encoder: Encoder, stream: Stream, watch: Watch) -> Keeper:
-    """Of the checkpoints of a training on `stream` that starts from `encoder`.
+    """Return the keeper of the checkpoints of a training on `stream` that starts from `encoder`.
 
     Raises:
-        ValueError: there is one, of another encoder or of other images.
+        ValueError: there is a checkpoint from another encoder or from other images.
     """
-    wanted = (
-        watch.folder is not None and distributed.main_process()
-    )  # digests of a million files take a while
+    # Only if needed: the digest of a million files takes a while.
+    wanted = watch.folder is not None and distributed.main_process()
     return Keeper(watch, {"encoder": encoder.digest, "choice of images": stream.digest} if wanted else {})
 
 
@@ -412,11 +426,13 @@ def _end_of_epoch(
     watch: Watch,
     step: int,
 ) -> tuple[list[float], list[bool]]:
-    """Records the epoch's mean losses and, on held-out images, the scores, which it returns, and which
-    classifiers are still sound.
+    """Record the epoch's mean losses and, with held-out images, the scores.
+
+    Returns:
+        The scores, and which classifiers still have finite losses.
 
     Raises:
-        FloatingPointError: none is.
+        FloatingPointError: no classifier has.
     """
     finite = [was and math.isfinite(loss) for was, loss in zip(sound, losses, strict=True)]
     if finite != sound:
@@ -435,7 +451,7 @@ def _end_of_epoch(
 
 
 def _tag_diverged(names: Sequence[str], sound: Sequence[bool], watch: Watch) -> None:
-    """Says which classifiers are out of the race, if any."""
+    """Tag the run with the names of the classifiers that diverged, if any."""
     if not all(sound):
         watch.record.tag(
             "diverged", ", ".join(name for name, good in zip(names, sound, strict=True) if not good)
@@ -443,8 +459,11 @@ def _tag_diverged(names: Sequence[str], sound: Sequence[bool], watch: Watch) -> 
 
 
 def progress(stream: Stream, epoch: int, index: int, epochs: int) -> Progress:
-    """How far a training of `epochs` epochs is after batch number `index` of epoch number `epoch`, both from
-    0."""
+    """Return the progress after batch number `index` of epoch number `epoch`, both from 0.
+
+    Args:
+        epochs: number of epochs of the training.
+    """
     n = len(stream.split.indices)
     return Progress(
         epoch * n + n * (index + 1) // stream.num_steps, epochs * n, "images", f"epoch {epoch + 1}/{epochs}"
@@ -452,17 +471,17 @@ def progress(stream: Stream, epoch: int, index: int, epochs: int) -> Progress:
 
 
 def diverged(names: Sequence[str]) -> FloatingPointError:
-    """The error of a training in which no classifier is left."""
+    """Return the error of a training in which all classifiers diverged."""
     return FloatingPointError(
         f"No classifier's loss stayed finite ({', '.join(names)}): lower learning rates may help."
     )
 
 
 def best(scores: Sequence[float], names: Sequence[str]) -> int:
-    """The number of the highest score, the first of equals; NaNs are out of the race.
+    """Return the index of the highest score, the first of equal ones; NaNs do not count.
 
     Raises:
-        FloatingPointError: all are.
+        FloatingPointError: all scores are NaN.
     """
     racing = [index for index, score in enumerate(scores) if math.isfinite(score)]
     if not racing:
@@ -471,7 +490,7 @@ def best(scores: Sequence[float], names: Sequence[str]) -> int:
 
 
 def _frozen(encoder: Encoder, images: Tensor) -> Tensor:
-    """Features of a frozen encoder, (n, d) float32."""
+    """Return features of a frozen encoder, (n, d) float32."""
     from reproduce.nn import features
 
     with features.inference(encoder, images.device):

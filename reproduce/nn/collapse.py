@@ -1,4 +1,4 @@
-"""Whether the embeddings collapse: how far they spread, and over how many dimensions."""
+"""Measures of collapse: how far the embeddings spread, and over how many dimensions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def measure(embeddings: Tensor) -> dict[str, float]:
-    """`std` and `rank` of embeddings (n, d), for the log; NaN where an embedding is not finite."""
+    """Return `std` and `rank` of embeddings (n, d), for the log; NaN if an embedding is not finite."""
     embeddings = embeddings.detach().float()
     if not bool(embeddings.isfinite().all()):
         return {"std": math.nan, "rank": math.nan}
@@ -21,11 +21,11 @@ def measure(embeddings: Tensor) -> dict[str, float]:
 
 
 def std(embeddings: Tensor) -> float:
-    """sqrt(d) times the standard deviation of the l2-normalised embeddings over the images, averaged over the
-    dimensions.
+    """Return sqrt(d) times the mean standard deviation of the l2-normalised embeddings (n, d).
 
-    Close to 1 where embeddings (n, d) are uniform on the sphere and 0 where they are all the same (Chen and
-    He, Exploring Simple Siamese Representation Learning, section 4.1, which leaves out the factor sqrt(d)).
+    The standard deviation is taken over the images and averaged over the dimensions. It is close to 1 if the
+    embeddings are uniform on the sphere and 0 if they are all the same (Chen and He, Exploring Simple Siamese
+    Representation Learning, section 4.1, which omits the factor sqrt(d)).
     """
     return float(F.normalize(embeddings, dim=1).std(dim=0, correction=0).mean()) * math.sqrt(
         embeddings.shape[1]
@@ -33,11 +33,10 @@ def std(embeddings: Tensor) -> float:
 
 
 def effective_rank(embeddings: Tensor) -> float:
-    """exp of the entropy of the singular values of embeddings (n, d), divided by their sum (Roy and Vetterli,
-    2007): from 1 to min(n, d).
+    """Return the effective rank of embeddings (n, d), from 1 to min(n, d).
 
-    The mean is not removed, so embeddings that are all the same have rank 1; embeddings that are all zero
-    have none, 0.
+    It is exp of the entropy of the singular values divided by their sum (Roy and Vetterli, 2007). The mean is
+    not removed, so identical embeddings have rank 1. If all embeddings are zero, the result is 0.
     """
     values = torch.linalg.svdvals(embeddings)
     total = values.sum()

@@ -1,5 +1,4 @@
-"""Operations over processes that carry gradients: gathering rows, and batch normalisation over the whole
-batch."""
+"""Operations over processes that carry gradients: gathering the rows of a batch."""
 
 from __future__ import annotations
 
@@ -15,14 +14,14 @@ if TYPE_CHECKING:
 class Gather(torch.autograd.Function):
     """(n, ...) of each process -> (world_size x n, ...), the same in all; n must be the same in all.
 
-    Each process's gradient is the sum over all processes of what their losses ask of its rows.
-    DistributedDataParallel then averages over the processes, so a loss that every process computes alike from
-    gathered rows gives the gradient of one process on the whole batch.
+    The gradient of a process is the sum over all processes of their losses' gradients with respect to its
+    rows. DistributedDataParallel then averages over the processes. So if every process computes the same loss
+    from gathered rows, the gradient is that of one process on the whole batch.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """The rows of all processes in the order of their ranks."""
+        """Return the rows of all processes in the order of their ranks."""
         ctx.rows = len(x)
         everyone = [
             torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
@@ -32,7 +31,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """This process's rows of the summed gradient."""
+        """Return this process's rows of the summed gradient."""
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[dist.get_rank() * ctx.rows :][: ctx.rows]

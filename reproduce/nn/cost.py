@@ -1,10 +1,10 @@
-"""What a backbone costs, counted from its layers without torch, whose import takes seconds: operations of an
-image, bytes of its files.
+"""Cost of a backbone: operations per image and bytes of its files, counted from its layers.
 
     network("resnet50").operations(224)           # 8.2e9, forward, a multiply-add as two
     siamese(network("small"), Heads())            # bytes of its encoder and of a checkpoint
 
-Kept beside `backbones.py` by a test that counts the same with torch.
+It does without torch, whose import takes seconds. A test counts the same with torch, so that this file and
+`backbones.py` agree.
 """
 
 from __future__ import annotations
@@ -15,42 +15,44 @@ from typing import NamedTuple
 from reproduce.nn.heads import Heads
 
 FLOAT, COUNTER = 4, 8
-"""Bytes of a float32, and of the counter of batches that each BatchNorm keeps."""
+"""Bytes of a float32, and of the counter of batches in each BatchNorm."""
 
 
 class Conv(NamedTuple):
-    """A convolution without bias and the BatchNorm behind it."""
+    """A convolution without bias, and the BatchNorm after it."""
 
     inputs: int
     outputs: int
     kernel: int
     reduction: int
-    """Pixels of the image's side from one place of what it returns to the next."""
+    """Ratio of the image's side to that of the output."""
 
 
 class Network(NamedTuple):
-    """A backbone as its convolutions; all else is nearly free."""
+    """A backbone as its convolutions; everything else is almost free."""
 
     layers: tuple[Conv, ...]
 
     @property
     def num_features(self) -> int:
-        """Of what it returns."""
+        """Number of features that the backbone returns."""
         return self.layers[-1].outputs
 
     @property
     def parameters(self) -> int:
-        """Numbers that are trained."""
+        """Number of trained parameters."""
         return sum(conv.inputs * conv.outputs * conv.kernel**2 + 2 * conv.outputs for conv in self.layers)
 
     @property
     def buffers(self) -> int:
-        """Bytes of the BatchNorms' running statistics."""
+        """Size of the BatchNorms' running statistics in bytes."""
         return sum(2 * FLOAT * conv.outputs + COUNTER for conv in self.layers)
 
     def operations(self, size: int) -> float:
-        """Of the forward pass of an image of `size` x `size` pixels, a multiply-add as two; the backward pass
-        takes twice as many."""
+        """Return the operations of the forward pass of an image of `size` x `size` pixels.
+
+        A multiply-add counts as two. The backward pass takes twice as many.
+        """
         return float(
             sum(
                 2 * conv.inputs * conv.outputs * (conv.kernel * -(-size // conv.reduction)) ** 2
@@ -60,15 +62,15 @@ class Network(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of the files of a pretraining run."""
+    """Sizes in bytes of the files of a pretraining run."""
 
     encoder: int
     checkpoint: int
-    """Both networks and the optimiser's momentum."""
+    """Size of both networks and the optimiser's momentum."""
 
 
 def network(backbone: str) -> Network | None:
-    """The backbone of `backbones.py` of that name; None: its layers are not known here."""
+    """Return the backbone of that name in `backbones.py`, or None if its layers are unknown."""
     if backbone == "small":
         return Network(
             (Conv(3, 16, 3, 2), *_basic(16, 16, 2, 1), *_basic(16, 32, 4, 2), *_basic(32, 64, 8, 2))
@@ -87,8 +89,11 @@ def network(backbone: str) -> Network | None:
 
 
 def _stages(depths: Iterable[int], reduction: int, *, bottleneck: bool) -> Iterable[Conv]:
-    """torchvision's four stages of a ResNet whose stem, pooling included, reduces an image's side by
-    `reduction`."""
+    """Yield the convolutions of torchvision's four ResNet stages.
+
+    Args:
+        reduction: ratio of the image's side to that of the stem's output, pooling included.
+    """
     inputs = 64
     for stage, depth in enumerate(depths):
         for block in range(depth):
@@ -100,15 +105,17 @@ def _stages(depths: Iterable[int], reduction: int, *, bottleneck: bool) -> Itera
 
 
 def _basic(inputs: int, outputs: int, reduction: int, stride: int) -> Iterable[Conv]:
-    """Two 3x3 convolutions, and a 1x1 on the shortcut where the shape changes."""
+    """Yield two 3x3 convolutions, and a 1x1 on the shortcut if the shape changes."""
     if stride != 1 or inputs != outputs:
         yield Conv(inputs, outputs, 1, reduction)
     yield from (Conv(inputs, outputs, 3, reduction), Conv(outputs, outputs, 3, reduction))
 
 
 def _bottleneck(inputs: int, width: int, reduction: int, stride: int) -> Iterable[Conv]:
-    """1x1, 3x3 (which has the stride, as torchvision's) and 1x1 to four times the width, and a 1x1 on the
-    shortcut likewise."""
+    """Yield a 1x1, a 3x3 and a 1x1 convolution to four times the width.
+
+    As in torchvision, the 3x3 has the stride. A 1x1 on the shortcut comes first if the shape changes.
+    """
     if stride != 1 or inputs != 4 * width:
         yield Conv(inputs, 4 * width, 1, reduction)
     yield from (
@@ -119,8 +126,11 @@ def _bottleneck(inputs: int, width: int, reduction: int, stride: int) -> Iterabl
 
 
 def siamese(backbone: Network, heads: Heads) -> Sizes:
-    """The files of a run that trains a backbone, a projector and a predictor, with a target for the first two
-    (`nn/siamese.py`)."""
+    """Return the sizes of the files of a run.
+
+    The run trains a backbone, a projector and a predictor, with a target network for the first two
+    (`nn/siamese.py`).
+    """
     projector, predictor = (_head(inputs, heads) for inputs in (backbone.num_features, heads.output))
     statistics = (2 * FLOAT * heads.hidden + COUNTER) if heads.norm == "batchnorm" else 0
     encoder = FLOAT * (backbone.parameters + projector) + backbone.buffers + statistics
@@ -129,7 +139,7 @@ def siamese(backbone: Network, heads: Heads) -> Sizes:
 
 
 def _head(inputs: int, heads: Heads) -> int:
-    """Parameters of the two layers and the normalisation between them."""
+    """Return the number of parameters of the two layers and the normalisation between them."""
     return (
         inputs * heads.hidden + heads.hidden + 2 * heads.hidden + heads.hidden * heads.output + heads.output
     )

@@ -1,5 +1,7 @@
-"""One run over several processes, started by torchrun: who this process is, what it shares. In one process
-every function does nothing."""
+"""One run over several processes, started by torchrun.
+
+In a run with one process, every function returns at once.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +18,38 @@ if TYPE_CHECKING:
 
 
 def device(name: str) -> torch.device:
-    """The device of this process: `cpu`, `cuda`, `cuda:1`, ..., or `auto`, the GPU if there is one.
-    Torchrun's processes take one each.
+    """Return the device of this process; each process of torchrun takes one GPU.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:1`, ..., or `auto` for the GPU if there is one.
 
     Raises:
-        ValueError: a GPU is asked for where torch finds none, or torch knows no such device.
+        ValueError: torch finds no GPU although one is requested, or torch does not know the device.
     """
-    chosen = "cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name
+    chosen = name
+    if name == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(chosen)
     except RuntimeError:
-        raise InvalidError(f"There is no device '{name}'. Known: auto, cpu, cuda, cuda:1, ...") from None
+        raise InvalidError(f"Device '{name}' is unknown. Known: auto, cpu, cuda, cuda:1, ...") from None
     if found.type != "cuda":
         return found
     if not torch.cuda.is_available():
         raise InvalidError(
-            f"The device is '{name}', but torch finds no GPU here. 'auto' or 'cpu' would work."
+            f"The device is '{name}', but torch finds no GPU on this machine. 'auto' or 'cpu' would work."
         )
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if _started_by_torchrun() else found
 
 
 @contextmanager
 def processes(name: str) -> Iterator[None]:
-    """Inside, this process belongs to the group that torchrun started, if it did; gloo on a CPU, nccl on
-    GPUs.
+    """Join the process group of torchrun, if there is one, for the duration of the block.
+
+    The backend is gloo on a CPU and nccl on GPUs.
 
     Args:
-        name: of the device, as `device` takes it.
+        name: device as for `device`.
     """
     if not _started_by_torchrun():
         yield
@@ -50,8 +57,8 @@ def processes(name: str) -> Iterator[None]:
     chosen = device(name)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    # On GPUs the CPUs have a group too: what they agree on in each step (`anyone`) must not wait for the
-    # GPUs.
+    # With GPUs there is a CPU group as well, so that the agreement in each step (`anyone`) does not wait for
+    # the GPUs.
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield
@@ -60,30 +67,29 @@ def processes(name: str) -> Iterator[None]:
 
 
 def _started_by_torchrun() -> bool:
-    """Whether there are other processes to join."""
+    """Return whether there are other processes to join."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def world_size() -> int:
-    """Processes of this run."""
+    """Return the number of processes of this run."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return the number of this process, from 0."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def main_process() -> bool:
-    """Whether this process is the one that writes files and logs."""
+    """Return whether this process is rank 0, which writes files and logs."""
     return rank() == 0
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes in the order of their ranks, (n, ...) -> (world_size x n, ...), with
-    gradients to every process.
+    """Return the rows of all processes in rank order, (n, ...) -> (world_size x n, ...).
 
-    n must be the same in all processes.
+    Gradients flow to every process. n must be the same in all processes.
     """
     if world_size() == 1:
         return x
@@ -94,7 +100,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> float:
-    """The mean over the processes of a scalar, for the log."""
+    """Return the mean of a scalar over the processes, for the log."""
     total = x.detach().to(torch.float64, copy=True)
     if world_size() > 1:
         torch.distributed.all_reduce(total)
@@ -102,7 +108,7 @@ def mean(x: Tensor) -> float:
 
 
 def agreed(decision: bool) -> bool:
-    """What the first process decided, on every process, which wait for it."""
+    """Return the decision of rank 0 on every process; all processes wait for it."""
     if world_size() == 1:
         return decision
     decisions = [decision]
@@ -111,8 +117,10 @@ def agreed(decision: bool) -> bool:
 
 
 def anyone(decision: bool) -> bool:
-    """Whether any process decided so, on every process, which wait for one another; GPUs at work are not
-    waited for."""
+    """Return on every process whether any process made the decision.
+
+    The processes wait for one another, but not for busy GPUs.
+    """
     if world_size() == 1:
         return decision
     decisions = torch.tensor(int(decision))
@@ -121,10 +129,11 @@ def anyone(decision: bool) -> bool:
 
 
 def from_first(x: Tensor | None, num_rows: int, device: torch.device) -> Tensor:
-    """The first process's matrix x, (num_rows, d) float32 on the CPU, on every process; the others give None.
+    """Return rank 0's matrix x, (num_rows, d) float32 on the CPU, on every process.
 
     Args:
-        device: of this process; rows travel from there to there.
+        x: the matrix on rank 0, None on all others.
+        device: device of this process, through which the rows travel.
     """
     if world_size() == 1:
         assert x is not None
@@ -140,5 +149,5 @@ def from_first(x: Tensor | None, num_rows: int, device: torch.device) -> Tensor:
 
 
 def unwrapped(module: nn.Module) -> Any:
-    """`module` without the DistributedDataParallel around it, if there is one."""
+    """Return `module` without the DistributedDataParallel around it, if there is one."""
     return getattr(module, "module", module)

@@ -1,5 +1,4 @@
-"""An encoder: the network that pretraining leaves behind, or `weight_files.py` reads, and every evaluation
-starts from."""
+"""An encoder: the result of pretraining or of `weight_files.py`, and the start of every evaluation."""
 
 from __future__ import annotations
 

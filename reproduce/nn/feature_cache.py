@@ -1,12 +1,11 @@
-"""Features on disk: what an encoder makes of un-augmented images is computed once and read by every
-evaluation after that.
+"""Cache of features on disk: the features of un-augmented images are computed once and then read.
 
     x = feature_cache.once(describe, num_rows=n, site=site, device=device, compute=compute)
 
-Files lie in `<runs>/features/`, each named by all that decides its content but the code: `VERSION` stands for
-that. They may be deleted at any time, even while runs go on. A file is checked when it is read; one that is
-broken is removed and made again. Reading takes about a second for a gigabyte, and the memory of the features
-alone, beside the system's own cache of the file.
+Files are in `<runs>/features/`. The name of each depends on everything that determines its content except the
+code, for which `VERSION` stands. Files may be deleted at any time, even during runs. A file is checked when
+it is read; a broken one is deleted and computed again. Reading takes about a second per gigabyte, and only
+the memory of the features, apart from the system's own cache of the file.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
-"""A change of the code that moves features, in decoding, cropping, normalising or a backbone's layers, adds
-one."""
+"""Version of the features. Increase it when the code changes the features: decoding, cropping, normalising or
+the layers of a backbone."""
 WAIT = 300
-"""Seconds for which one of several processes waits for another run that computes the same: the others wait
-for it, and not for ever."""
+"""Seconds that rank 0 waits for another run that computes the same features. Its other processes wait for
+rank 0, so the time is limited."""
 NAME, CONTENT, DIGEST = "features", "content", "sha256"
-"""The tensor in a file, and the keys of the file's metadata."""
+"""Name of the tensor in a file, and the keys of the file's metadata."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +50,20 @@ def once(
     device: torch.device,
     compute: Callable[[], Tensor],
 ) -> Tensor:
-    """What `compute` gives, (num_rows, d) float32 on the CPU, from the disk if it is there; the same on every
-    process.
+    """Return features, (num_rows, d) float32 on the CPU, from the disk or from `compute`.
+
+    Every process gets the same features.
 
     Args:
-        describe: all that decides the features, as JSON takes it; None: they are not to be kept. Only the
-            main process asks.
-        device: of this process, through which processes talk.
-        compute: called by every process or by none.
+        describe: returns everything that determines the features, as JSON data, or None if the features must
+            not be kept. Only rank 0 calls it.
+        device: device of this process, through which the processes communicate.
+        compute: called by all processes or by none.
     """
     main = distributed.main_process()
     content = describe() if main and site.features_gb > 0 else None
     file = _File.of(content, site) if content is not None else None
-    with file.alone() if file else nullcontext():
+    with file.locked() if file else nullcontext():
         stored = file.read(num_rows) if file else None
         if distributed.agreed(stored is not None):
             return distributed.from_first(stored, num_rows, device)
@@ -75,11 +75,11 @@ def once(
 
 @dataclass(frozen=True)
 class _File:
-    """One tensor of features, there or not."""
+    """One tensor of features, which may or may not exist."""
 
     path: Path
     content: str
-    """All that decides the features, as JSON."""
+    """Everything that determines the features, as JSON."""
 
     @classmethod
     def of(cls, content: Mapping[str, Any], site: Site) -> _File:
@@ -89,11 +89,14 @@ class _File:
         )
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Inside, nobody else computes these features or removes their file, unless somebody removes the
-        lock: then work is done twice."""
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the features for the duration of the block.
+
+        No other process then computes these features or deletes their file. If the lock file is deleted, the
+        work may be done twice.
+        """
         lock = _lock(self.path, timeout=-1 if distributed.world_size() == 1 else WAIT)
-        with suppress(OSError):  # also what a lock's timeout is
+        with suppress(OSError):  # includes the timeout of the lock
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         try:
@@ -102,7 +105,7 @@ class _File:
             lock.release()
 
     def read(self, num_rows: int) -> Tensor | None:
-        """The features, (num_rows, d), or None: they are not there, or were broken and are no more."""
+        """Return the features, (num_rows, d), or None if they do not exist; a broken file is deleted."""
         from safetensors import SafetensorError, safe_open
 
         if not self.path.is_file():
@@ -110,7 +113,8 @@ class _File:
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                features: Tensor = file.get_tensor(NAME).clone()  # it may be mapped, and the file may go
+                # A copy, because the tensor may be memory-mapped and the file may be deleted.
+                features: Tensor = file.get_tensor(NAME).clone()
         except (OSError, SafetensorError) as error:
             problem = str(error)
         else:
@@ -122,17 +126,18 @@ class _File:
                 with suppress(OSError):
                     os.utime(self.path)  # the last use, for `_evict`
                 return features
-            problem = "its values do not match what it says about them"
-        logger.warning("Features %s are broken (%s): they are computed again.", self.path, problem)
+            problem = "its values do not match its metadata"
+        logger.warning("Features %s are broken (%s) and will be computed again.", self.path, problem)
         with suppress(OSError):
             self.path.unlink()
         return None
 
     def write(self, features: Tensor, limit: int) -> None:
-        """Puts the features in their place, whole or not at all; what cannot be kept is a warning.
+        """Write the features, completely or not at all; log a warning if they cannot be kept.
 
         Args:
-            limit: bytes that all files together may have; the least recently used make room.
+            limit: maximum bytes of all files together. The least recently used files are deleted to make
+                room.
         """
         if features.nbytes > limit:
             logger.warning(
@@ -149,7 +154,10 @@ class _File:
             logger.warning("Features %s cannot be kept: %s.", self.path, error)
 
     def _safetensors(self, features: Tensor) -> Iterator[bytes | memoryview]:
-        """The file in parts: the library would write a draft under a name that nobody knows after a kill."""
+        """Yield the file in parts.
+
+        The library's own writer would leave drafts after a kill whose names cannot be found again.
+        """
         about = {CONTENT: self.content, DIGEST: _digest(features)}
         tensor = {"dtype": "F32", "shape": list(features.shape), "data_offsets": [0, features.nbytes]}
         head = json.dumps({"__metadata__": about, NAME: tensor}).encode()
@@ -168,18 +176,17 @@ def _key(path: Path) -> str:
 
 
 def _lock(path: Path, timeout: float) -> Any:
-    """The lock of the features at `path` or of a draft of them."""
+    """Return the lock of the features at `path`, or of a draft of them."""
     import filelock
 
     return filelock.FileLock(path.with_name(f"{_key(path)}.lock"), timeout=timeout)
 
 
 def _evict(path: Path, limit: int) -> None:
-    """Removes the drafts of killed processes, and the least recently used files until the others have at most
-    `limit` bytes.
+    """Delete drafts of killed processes and the least recently used files until at most `limit` bytes remain.
 
-    Those at `path` are the caller's, whose lock it holds. Of the others, those whose lock somebody else holds
-    are in use and stay.
+    The caller holds the lock of `path` and its drafts. A file whose lock another process holds is in use and
+    stays.
     """
     mine = _key(path)
     found = [
@@ -196,8 +203,10 @@ def _evict(path: Path, limit: int) -> None:
 
 
 def encoder_of(path: Path) -> str:
-    """The digest of the encoder whose features the file at `path` holds; empty: it does not say, or is there
-    no more."""
+    """Return the digest of the encoder of the features at `path`.
+
+    Empty if the file does not contain it or no longer exists.
+    """
     try:
         with path.open("rb") as file:
             return str(json.loads(checkpoint.metadata(file)[CONTENT])["encoder"])
@@ -206,10 +215,10 @@ def encoder_of(path: Path) -> str:
 
 
 def discard(path: Path) -> bool:
-    """Removes a file of features or a draft of one, unless somebody uses it; says whether it is gone."""
+    """Delete a file of features or a draft of one unless it is in use, and return whether it is gone."""
     try:
         with _lock(path, timeout=0):
             path.unlink(missing_ok=True)
-    except OSError:  # also what a lock's timeout is
+    except OSError:  # includes the timeout of the lock
         return False
     return True

@@ -1,5 +1,7 @@
-"""Features of whole splits, for the protocols: in eval mode, without gradients, float32, in the order of the
-split on every process."""
+"""Features of whole splits, for the protocols.
+
+They are computed in eval mode without gradients, and are float32 in the order of the split on every process.
+"""
 
 from __future__ import annotations
 
@@ -22,41 +24,45 @@ if TYPE_CHECKING:
     from reproduce.nn.encoder import Encoder
 
 CHUNK = 256
-"""Images that go through the backbone together."""
+"""Images that pass through the backbone together."""
 
 
 class Split(NamedTuple):
     """The labelled images of one split; unlabelled ones are left out."""
 
     title: str
-    """For messages, such as `the train split of stl10`."""
+    """Name for messages, such as `the train split of stl10`."""
     images: Images
     indices: Tensor
-    """Of the labelled images, (n,) int64, ascending."""
+    """Indices of the labelled images, (n,) int64, ascending."""
     labels: Tensor
-    """Theirs, (n,) int64 from 0 to num_classes - 1."""
+    """Labels of these images, (n,) int64 from 0 to num_classes - 1."""
     num_classes: int
 
 
 class Pairs(NamedTuple):
-    """What an encoder makes of two augmented views of each image; each tensor (n, d) float32 on the CPU."""
+    """Outputs of an encoder for two augmented views of each image.
+
+    Each tensor is (n, d) float32 on the CPU.
+    """
 
     projections: tuple[Tensor, Tensor]
     features: tuple[Tensor, Tensor]
 
 
 def train_and_test(dataset: Dataset, site: Site) -> tuple[Split, Split]:
-    """The labelled images of the two splits that an evaluation uses.
+    """Return the labelled images of the two splits that an evaluation uses.
 
     Raises:
-        ValueError: a split has no labelled image, or the two do not have the same classes.
+        ValueError: a split has no labelled image, or the two have different classes.
     """
     train, test = (labelled(dataset, name, site) for name in (dataset.train_split, dataset.test_split))
     ours, theirs = train.images.classes, test.images.classes
     if ours != theirs:
         odd = sorted(set(ours) ^ set(theirs)) or "none, but the order differs"
         raise InvalidError(
-            f"{train.title} has {len(ours)} classes and {test.title} {len(theirs)}; only in one of them: {odd}. They must be the same."
+            f"{train.title} has {len(ours)} classes and {test.title} {len(theirs)}. They must be the same; "
+            f"only in one of them: {odd}."
         )
     missing = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if missing:
@@ -66,28 +72,27 @@ def train_and_test(dataset: Dataset, site: Site) -> tuple[Split, Split]:
 
 
 def labelled(dataset: Dataset, name: str, site: Site) -> Split:
-    """The labelled images of the split `name`.
+    """Return the labelled images of the split `name`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the split has no labelled images.
     """
     images, title = dataset.load(name, site), f"the {name} split of {dataset.name}"
     labels = torch.tensor(images.labels)
     indices = (labels >= 0).nonzero().flatten()
     if len(indices) == 0:
         raise InvalidError(
-            f"{title} has {len(labels)} images, none with a label: an evaluation needs labelled images."
+            f"{title} has {len(labels)} images without labels, but an evaluation needs labelled images."
         )
     return Split(title, images, indices, labels[indices], len(images.classes))
 
 
 def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device: torch.device) -> Tensor:
-    """Pooled features of the images of `split`, un-augmented; (n, num_features) float32 on the CPU, the
-    caller's own.
+    """Return pooled features of the un-augmented images of `split`, (n, num_features) float32 on the CPU.
 
-    Features of an encoder and images whose digests are known are kept on disk (`feature_cache.py`), so that
-    every evaluation of the same images reads what the first one computed, to the last bit. A split of fewer
-    indices, such as images held out, is another content.
+    The tensor belongs to the caller. If the digests of encoder and images are known, the features are kept on
+    disk (`feature_cache.py`). Every evaluation of the same images then reads what the first one computed, to
+    the last bit. A split with fewer indices, such as held-out images, is cached separately.
 
     Raises:
         FloatingPointError: a feature is not finite.
@@ -115,10 +120,10 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
 
 
 def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.device) -> dict[str, Any] | None:
-    """All that decides the features of `split` but the code of this suite; None where a digest is not known.
+    """Return everything that determines the features of `split`, apart from the code.
 
-    What only moves last bits, such as the model of a GPU or the number of threads, is left out: features are
-    those of one of them.
+    None if a digest is unknown. Causes that only change the last bits, such as the model of a GPU or the
+    number of threads, are left out.
     """
     import hashlib
 
@@ -129,7 +134,8 @@ def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.devi
     return {
         "encoder": encoder.digest,
         "backbone": encoder.architecture,
-        "dataset": dataset.id,  # synthetic scenes of another seed have the same names and sizes, which are all that a digest sees
+        # The digest covers names and sizes, which are the same for synthetic scenes of every seed.
+        "dataset": dataset.id,
         "images": split.images.digest,
         "indices": hashlib.sha256(split.indices.numpy().data).hexdigest(),
         "crop": [dataset.resize, dataset.size],
@@ -142,24 +148,24 @@ def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.devi
 
 
 def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int) -> Pairs:
-    """What `encoder` makes of two augmented views of each image of the test split, drawn from its own
-    augmentation and `seed`.
+    """Return the outputs of `encoder` for two augmented views of each image of the test split.
+
+    The views are drawn from the encoder's own augmentation and `seed`.
 
     Raises:
         FloatingPointError: a value is not finite.
-        ValueError: the split has fewer than two images, or the encoder is not one that was pretrained here.
+        ValueError: the split has fewer than two images, or this suite did not pretrain the encoder.
     """
     if encoder.augmentation is None or encoder.projector is None:
         raise InvalidError(
-            "Projections of augmented views need the projector and the augmentation of a pretraining run of this suite."
+            "Projections of augmented views need an encoder with projector and augmentation, "
+            "from a pretraining run of this suite."
         )
     projector, augmentation = encoder.projector, encoder.augmentation
-    images, title = (
-        dataset.load(dataset.test_split, site),
-        f"the {dataset.test_split} split of {dataset.name}",
-    )
+    images = dataset.load(dataset.test_split, site)
+    title = f"the {dataset.test_split} split of {dataset.name}"
     if len(images) < 2:
-        raise InvalidError(f"{title} has {len(images)} images: distances between images need at least 2.")
+        raise InvalidError(f"{title} has {len(images)} images, but distances need at least 2.")
     widths: list[int] = []
 
     def rows() -> Iterator[Tensor]:
@@ -189,8 +195,10 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
 
 @contextmanager
 def inference(encoder: Encoder, device: torch.device) -> Iterator[None]:
-    """Eval mode and no gradients, bfloat16 on a GPU where the encoder was trained in it; afterwards the
-    modules are as they were."""
+    """Switch to eval mode without gradients for the duration of the block, then restore all modes.
+
+    On a GPU the arithmetic is bfloat16 if the encoder was trained in it.
+    """
     parts = [part for part in (encoder.backbone, encoder.projector) if part is not None]
     modules = [module for part in parts for module in part.modules()]
     training = [module.training for module in modules]
@@ -205,22 +213,24 @@ def inference(encoder: Encoder, device: torch.device) -> Iterator[None]:
 
 
 def precision(encoder: Encoder, device: torch.device) -> torch.autocast:
-    """The arithmetic of the backbone: bfloat16 on a GPU where the encoder was trained in it, else float32."""
+    """Return the arithmetic of the backbone.
+
+    It is bfloat16 on a GPU if the encoder was trained in it, otherwise float32.
+    """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_mixed(encoder, device))
 
 
 def _mixed(encoder: Encoder, device: torch.device) -> bool:
-    """Whether the encoder's arithmetic is bfloat16's."""
+    """Return whether the encoder computes in bfloat16."""
     return encoder.precision == "bfloat16" and device.type == "cuda"
 
 
 def shares(num_rows: int, chunk: int = CHUNK) -> Tensor:
-    """The rows that this process computes, in order: chunks of `chunk` rows are dealt to the processes in
-    turn.
+    """Return the rows that this process computes, in order.
 
-    The chunks are the same ones whatever the number of processes, so the values are too, to the last bit. A
-    process that has nothing to do in the last round computes the last row once more, since all must take part
-    in the gathering.
+    Chunks of `chunk` rows are dealt to the processes in turn. The chunks do not depend on the number of
+    processes, so neither do the values, to the last bit. A process without a chunk in the last round computes
+    the last row again, since all processes must take part in the gathering.
     """
     step, offset = chunk * distributed.world_size(), chunk * distributed.rank()
     starts = range(offset, num_rows + offset, step)
@@ -230,8 +240,9 @@ def shares(num_rows: int, chunk: int = CHUNK) -> Tensor:
 
 
 def in_order(num_rows: int, mine: Iterable[Tensor], chunk: int = CHUNK) -> Tensor:
-    """All rows in order, on every process, from the chunks of `shares` that each computes; (num_rows, d)
-    float32 on the CPU.
+    """Return all rows in order on every process, (num_rows, d) float32 on the CPU.
+
+    Each process contributes the chunks that `shares` assigns to it.
 
     Args:
         mine: this process's chunks, each (at most `chunk`, d), on any device.
@@ -247,8 +258,10 @@ def in_order(num_rows: int, mine: Iterable[Tensor], chunk: int = CHUNK) -> Tenso
 
 
 def _finite(x: Tensor, title: str) -> Tensor:
-    """`x`, or FloatingPointError: a classifier or a vote on NaN would give a number that looks like a
-    result."""
+    """Return `x`, or raise FloatingPointError if a value is not finite.
+
+    A classifier or a vote on NaN would give a number that looks like a result.
+    """
     if not all(extreme.isfinite() for extreme in x.aminmax()):
         raise FloatingPointError(f"The features of {title} are not all finite: the encoder has diverged.")
     return x

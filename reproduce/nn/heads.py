@@ -1,5 +1,7 @@
-"""Projection and prediction heads: two fully connected layers with a normalisation and a ReLU between them
-(paper, section 7.2)."""
+"""Projection and prediction heads (paper, section 7.2).
+
+A head consists of two fully connected layers with a normalisation and a ReLU between them.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Heads(Settings, name="heads"):
-    """The projector g and the predictor h, alike but for their input."""
+    """The projector g and the predictor h, which differ only in their input size."""
 
     hidden: int = 512
-    """Section 7.2, with a ResNet-18; 2048 with a ResNet-50."""
+    """Width of the hidden layer: 512 with a ResNet-18, 2048 with a ResNet-50 (section 7.2)."""
     output: int = 128
-    """Dimensions d of z and p (section 7.2, with a ResNet-18); 256 with a ResNet-50."""
+    """Dimensions d of z and p: 128 with a ResNet-18, 256 with a ResNet-50 (section 7.2)."""
     norm: Literal["batchnorm", "layernorm"] = "batchnorm"
-    """Between the two layers (section 7.2; Table 6 compares both). The backbone keeps its BatchNorm either
-    way."""
+    """Normalisation between the two layers (section 7.2; Table 6 compares both). The backbone always keeps
+    its BatchNorm."""
 
     def projector(self, features: int) -> nn.Module:
-        """g: (batch, features) -> (batch, output)."""
+        """Return g: (batch, features) -> (batch, output)."""
         return self._mlp(features)
 
     def predictor(self) -> nn.Module:
-        """h: (batch, output) -> (batch, output)."""
+        """Return h: (batch, output) -> (batch, output)."""
         return self._mlp(self.output)
 
     def _mlp(self, inputs: int) -> nn.Module:

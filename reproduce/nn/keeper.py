@@ -1,4 +1,4 @@
-"""Checkpoints of the evaluations that train for long: classifiers, fine-tunings, detectors."""
+"""Checkpoints of long evaluations: classifiers, fine-tunings, detectors."""
 
 from __future__ import annotations
 
@@ -13,36 +13,38 @@ from reproduce.runs import checkpoint, interrupt
 from reproduce.runs.progress import Watch
 
 EVERY = 60.0
-"""Seconds between two checkpoints of an evaluation, at least: a kill costs little more, and one of seconds
-writes none."""
+"""Minimum seconds between two checkpoints of an evaluation. A kill costs little more than this, and an
+evaluation of seconds writes no checkpoint."""
 
 
 class Keeper:
-    """Keeps what a training of hours has done: a checkpoint at the end of a step, every `EVERY` seconds and
-    when the run is told to stop.
+    """Keeper of the progress of a training that takes hours.
 
-    keeper = Keeper(watch, {"data": digest})
-    if saved := keeper.saved: ...
-    with keeper.interruptible() as due:
-        for step in range(...):
-            ...
-            if due():
-                keeper.save({"weights": weights}, epoch, step + 1, num_steps)
+    It saves a checkpoint at the end of a step, every `EVERY` seconds and when the run receives a stop
+    request.
+
+        keeper = Keeper(watch, {"data": digest})
+        if saved := keeper.saved: ...
+        with keeper.interruptible() as due:
+            for step in range(...):
+                ...
+                if due():
+                    keeper.save({"weights": weights}, epoch, step + 1, num_steps)
     """
 
     def __init__(self, watch: Watch, about: Mapping[str, str]) -> None:
-        """Looks for the newest checkpoint in the folder of `watch`, without which none is kept.
+        """Find the newest checkpoint in the folder of `watch`; without a folder, none is kept.
 
         Args:
-            about: digests of what the training depends on, by name; those of the first process count.
+            about: digests of everything that the training depends on, by name. Only rank 0's count.
 
         Raises:
-            ValueError: the checkpoint is of a training on something else.
+            ValueError: the checkpoint comes from a training on something else.
         """
         self._watch, self._about = watch, dict(about)
         self._last, self._stop = time.monotonic(), ""
         self.saved = checkpoint.latest(watch.folder) if watch.folder is not None else None
-        """The state that was saved; None: there is none."""
+        """State of the newest checkpoint. None if there is none."""
         if self.saved is not None and distributed.main_process():
             wrong = [
                 name
@@ -51,17 +53,18 @@ class Keeper:
             ]
             if wrong:
                 raise InvalidError(
-                    f"The checkpoint in {watch.folder} is of a training with another {' and another '.join(wrong)}: "
-                    "remove it to start anew."
+                    f"The checkpoint in {watch.folder} is from a training with another "
+                    f"{' and another '.join(wrong)}: delete it to start from scratch."
                 )
 
     @contextmanager
     def interruptible(self) -> Iterator[Callable[[], bool]]:
-        """Inside, a request to stop waits until a step is done; what is yielded says after each whether to
-        call `save`.
+        """Defer stop requests until a step is done, for the duration of the block.
+
+        It yields a function to call after each step. The function returns whether to call `save`.
 
         Raises:
-            Interrupted: as `interrupt.deferred`.
+            Interrupted: see `interrupt.deferred`.
         """
         with interrupt.deferred() as asked:
 
@@ -74,22 +77,25 @@ class Keeper:
             yield due
 
     def save(self, state: Mapping[str, Any], epoch: int, step: int, steps: int) -> None:
-        """Writes a checkpoint after `step` of the `steps` steps of epoch number `epoch`, from 0, and ends the
-        run if it is told to stop.
+        """Write a checkpoint, then end the run if it has received a stop request.
+
+        Args:
+            epoch: number of the current epoch, from 0.
+            step: number of steps of the epoch that are done.
+            steps: number of steps of an epoch.
 
         Raises:
-            Interrupted: the run is told to stop.
-            OSError: the file cannot be written; the checkpoints before it are intact.
+            Interrupted: the run has received a stop request.
+            OSError: the file cannot be written. Earlier checkpoints are intact.
         """
         folder = self._watch.folder
         if folder is not None and distributed.main_process():
             self._watch.hold()
-            self._watch.record.flush()  # a run that goes on from here does not measure again what came before
+            self._watch.record.flush()  # a run that resumes from here does not repeat earlier measurements
             done = (epoch, step) if step < steps else (epoch + 1, 0)
             checkpoint.save(folder, {**state, "about": self._about}, done[0], step=done[1], steps=steps)
         self._last = time.monotonic()
         if self._stop:
-            distributed.agreed(
-                True
-            )  # the others wait for the file: torchrun ends all processes as soon as one has ended
+            # The other ranks wait for the file: torchrun ends all processes as soon as one has ended.
+            distributed.agreed(True)
             interrupt.stop(self._stop)

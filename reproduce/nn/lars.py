@@ -1,15 +1,15 @@
-"""LARS: SGD with momentum and a learning rate of its own for each layer (You et al., 2017).
+"""LARS: SGD with momentum and a separate learning rate for each layer (You et al., 2017).
 
-Order of operations and exclusions are those of google-deepmind/deepmind-research byol/utils/optimizers.py,
-for a weight w with gradient g:
+The order of operations and the exclusions are those of google-deepmind/deepmind-research
+byol/utils/optimizers.py. For a weight w with gradient g:
 
     u <- g + weight_decay w
-    u <- u trust_coefficient ||w|| / ||u||      (unchanged if either norm is 0, so that a zero weight still
-    moves) m <- momentum m + u
+    u <- u trust_coefficient ||w|| / ||u||      (unchanged if either norm is 0: a zero weight can move)
+    m <- momentum m + u
     w <- w - lr m
 
 Biases and normalisation parameters skip the first two lines. All weights are updated together, and no norm is
-read back from the device.
+copied from the device to the host.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 
 def parameters_of(module: nn.Module) -> list[dict[str, Any]]:
-    """The trained parameters of `module` in two groups: weights, and the exempt ones, biases and
-    normalisation parameters (vectors)."""
+    """Return the trained parameters of `module` in two groups: weights and exempt parameters.
+
+    The exempt ones are biases and normalisation parameters (vectors).
+    """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in trained if parameter.ndim > 1]
     exempt = [parameter for parameter in trained if parameter.ndim <= 1]
@@ -44,7 +46,10 @@ class LARS(torch.optim.Optimizer):
         momentum: float = 0.9,
         trust_coefficient: float = 1e-3,
     ) -> None:
-        """`params` are those of `parameters_of`; whoever trains sets each group's `lr` before each step."""
+        """Create the optimiser for the groups of `parameters_of`.
+
+        The training loop sets each group's `lr` before each step.
+        """
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -56,8 +61,10 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; afterwards the gradients of weights have the
-        decay in them."""
+        """Update every parameter that has a gradient.
+
+        Afterwards the gradients of weights include the decay.
+        """
         assert closure is None, "this optimiser evaluates no closure"
         for group in self.param_groups:
             weights = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -69,14 +76,14 @@ class LARS(torch.optim.Optimizer):
             if group["exempt"]:
                 torch._foreach_add_(momenta, updates)
             else:
-                # In place, which saves a copy of the network for each step.
+                # In place, which saves a copy of the network in each step.
                 torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
                 trust = trust_ratios(weights, updates, group["trust_coefficient"])
                 torch._foreach_addcmul_(momenta, updates, trust)
             torch._foreach_add_(weights, momenta, alpha=-group["lr"])
 
     def _momentum(self, parameter: Tensor) -> Tensor:
-        """The running sum m of one parameter, zero before its first update."""
+        """Return the running sum m of one parameter, which is zero before its first update."""
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -85,8 +92,10 @@ class LARS(torch.optim.Optimizer):
 
 
 def trust_ratios(weights: list[Tensor], updates: list[Tensor], trust_coefficient: float) -> list[Tensor]:
-    """trust_coefficient ||w|| / ||u|| for each weight and its update, a scalar tensor each; 1 where either
-    norm is 0."""
+    """Return trust_coefficient ||w|| / ||u|| for each weight and its update, a scalar tensor each.
+
+    The ratio is 1 if either norm is 0.
+    """
     weight_norms = torch.stack(torch._foreach_norm(weights))
     update_norms = torch.stack(torch._foreach_norm(updates))
     ratios = torch.where(

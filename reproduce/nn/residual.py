@@ -1,5 +1,7 @@
-"""A small residual network for 32-pixel images on a CPU, written out so that it needs no torchvision (which
-takes seconds to import)."""
+"""A small residual network for 32-pixel images on a CPU.
+
+It does not need torchvision, whose import takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ if TYPE_CHECKING:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al., 2015); a 1x1 convolution on the shortcut where the
-    shape changes."""
+    """Two 3x3 convolutions with a shortcut (He et al., 2015).
+
+    The shortcut has a 1x1 convolution if the shape changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -29,13 +33,13 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, inputs, h, w) -> (n, outputs, h / stride, w / stride)."""
+        """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x), inplace=True)
 
 
 class SmallResNet(nn.Module):
-    """Stem with stride 2, then blocks of 16, 32 and 64 channels: 77 392 parameters."""
+    """A stem with stride 2, then blocks of 16, 32 and 64 channels: 77 392 parameters."""
 
     num_features = 64
 
@@ -49,10 +53,10 @@ class SmallResNet(nn.Module):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # As torchvision's ResNet.
+                # As in torchvision's ResNet.
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, size, size) -> (n, 64)."""
+        """Map (n, 3, size, size) to (n, 64)."""
         features: Tensor = self.blocks(self.stem(images)).mean(dim=(2, 3))
         return features

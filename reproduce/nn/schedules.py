@@ -1,7 +1,7 @@
-"""Learning rate and target decay, step by step, as in google-deepmind/deepmind-research
-byol/utils/schedules.py, and drops of the rate.
+"""Schedules of the learning rate, its drops and the target decay, step by step.
 
-Steps and epochs count from 0: `step` optimiser steps are done before this one. Standard library only.
+They follow google-deepmind/deepmind-research byol/utils/schedules.py. Steps and epochs count from 0: `step`
+optimiser steps are done before step number `step`. Only the standard library is used.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import math
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, num_steps: int) -> float:
-    """The learning rate of step `step` of `num_steps`: linear from 0 to `peak`, then a cosine to 0.
+    """Return the learning rate of step `step` of `num_steps`: linear from 0 to `peak`, then a cosine to 0.
 
-    The first step of a warm-up has the rate 0, step `warmup_steps` has `peak`, and step `num_steps`, the
-    first after the end, would have 0. A run that is shorter than its warm-up never reaches the peak.
+    The first step of a warm-up has the rate 0 and step `warmup_steps` has `peak`. Step `num_steps`, the first
+    after the end, would have 0. A run that is shorter than its warm-up never reaches the peak.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
@@ -21,20 +21,22 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, num_steps: int) 
 
 
 def drops(epoch: int, *, num_drops: int, num_epochs: int) -> int:
-    """How often the rate has dropped before epoch `epoch` of `num_epochs`, with `num_drops` drops at equally
-    spaced epochs, rounded.
+    """Return how often the rate has dropped before epoch `epoch` of `num_epochs`.
 
-    Two drops in 28 epochs come after 9 and after 19 epochs, in 84 after 28 and after 56.
+    The `num_drops` drops are at equally spaced epochs, rounded. Two drops in 28 epochs come after 9 and after
+    19 epochs, in 84 after 28 and after 56.
     """
     return sum(epoch >= round(num_epochs * drop / (num_drops + 1)) for drop in range(1, num_drops + 1))
 
 
 def target_decay(step: int, *, base: float, num_steps: int) -> float:
-    """tau of step `step` of `num_steps`: 1 - (1 - base) (cos(pi step / num_steps) + 1) / 2, from `base` up to
-    1."""
+    """Return tau of step `step` of `num_steps`, which rises from `base` to 1.
+
+    It is 1 - (1 - base) (cos(pi step / num_steps) + 1) / 2.
+    """
     return 1 - (1 - base) * _cosine_decay(step, num_steps)
 
 
 def _cosine_decay(step: int, num_steps: int) -> float:
-    """Half a cosine from 1 at step 0 to 0 at `num_steps`, and 0 after it."""
+    """Return half a cosine from 1 at step 0 to 0 at `num_steps`, and 0 after that."""
     return (1 + math.cos(math.pi * step / num_steps)) / 2 if step < num_steps else 0.0

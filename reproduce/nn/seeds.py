@@ -1,7 +1,7 @@
-"""Random streams that follow from counters: the same key gives the same numbers, whatever was drawn before.
+"""Random streams that are functions of counters: the same key always gives the same numbers.
 
-torch's CPU generator keeps only the low 32 bits of its seed, so packing a run's seed and a step into one
-integer makes every run draw the same numbers. The key is therefore hashed.
+torch's CPU generator keeps only the low 32 bits of its seed. If a run's seed and a step were packed into one
+integer, all runs would draw the same numbers. The key is therefore hashed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 
 def generator(purpose: str, *counters: int) -> Generator:
-    """A CPU generator whose stream is decided by `purpose` (such as `noise`) and `counters` (such as a run's
-    seed and a step)."""
+    """Return a CPU generator whose stream is a function of `purpose` and `counters`.
+
+    Args:
+        purpose: such as `noise`.
+        counters: such as a run's seed and a step.
+    """
     return torch.Generator().manual_seed(seed(purpose, *counters))
 
 
 def seed(purpose: str, *counters: int) -> int:
-    """32 bits that are decided by `purpose` and `counters`, the same on every machine."""
+    """Return 32 bits that are a function of `purpose` and `counters`, the same on every machine."""
     key = " ".join((purpose, *(str(int(counter)) for counter in counters)))
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "little")

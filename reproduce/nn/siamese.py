@@ -1,13 +1,12 @@
-"""The online and the target network of BYOL (paper, section 3.1; google-deepmind/deepmind-research
-byol/byol_experiment.py).
+"""The online and the target network of BYOL (paper, section 3.1).
 
     online:  p  = h(g(f(v)))        trained
-    target:  z' = g'(f'(v))         xi <- tau xi + (1 - tau) theta after each step, over the parameters of f
-    and g
+    target:  z' = g'(f'(v))         xi <- tau xi + (1 - tau) theta after each step
 
-The target starts as a copy of the online network (BYOL draws it anew and notes no difference). Like BYOL's it
-normalises with the statistics of the batch, as in training; its running statistics come from its own forward
-passes and are not averaged.
+theta and xi are the parameters of f and g and of f' and g'. The source is google-deepmind/deepmind-research
+byol/byol_experiment.py. The target starts as a copy of the online network (BYOL draws it separately and notes
+no difference). Like BYOL's target it normalises with the statistics of the batch, as in training. Its running
+statistics come from its own forward passes and are not averaged.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Online(nn.Module):
         self.predictor = predictor
 
     def forward(self, view: Tensor) -> Tensor:
-        """The predictions p of one view, (n, d), un-normalised."""
+        """Return the predictions p of one view, (n, d), un-normalised."""
         p: Tensor = self.predictor(self.projector(self.backbone(view)))
         return p
 
@@ -50,16 +49,16 @@ class Target(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, view: Tensor) -> Tensor:
-        """The projections z' of one view, (n, d), un-normalised."""
+        """Return the projections z' of one view, (n, d), un-normalised."""
         z: Tensor = self.projector(self.backbone(view))
         return z
 
 
 class Siamese(nn.Module):
-    """The pair. `online` may be replaced by a DistributedDataParallel around itself."""
+    """The online and the target network. A DistributedDataParallel may wrap `online`."""
 
     def __init__(self, backbone: Any, heads: Heads) -> None:
-        """`backbone` has `num_features` and becomes a part of the online network."""
+        """Create both networks; `backbone` has `num_features` and becomes part of the online network."""
         super().__init__()
         projector, predictor = heads.projector(backbone.num_features), heads.predictor()
         self.online: nn.Module = Online(backbone, projector, predictor)
@@ -67,17 +66,17 @@ class Siamese(nn.Module):
 
     @torch.no_grad()
     def project(self, view: Tensor) -> Tensor:
-        """z' of one view in float32, (n, d)."""
+        """Return z' of one view in float32, (n, d)."""
         z: Tensor = self.target(view)
         return z.float()
 
     @torch.no_grad()
     def follow(self, tau: float, *, step: int, num_steps: int) -> dict[str, float]:
-        """Moves the target towards the online network after optimiser step `step` (from 0) of `num_steps`;
-        returns the rate used.
+        """Move the target towards the online network after an optimiser step, and return the rate used.
 
         Args:
-            tau: the decay rate at the first step; it rises to 1 at the last.
+            tau: decay rate at the first step, which rises to 1 at the last.
+            step: number of the optimiser step of `num_steps`, from 0.
         """
         rate = schedules.target_decay(step, base=tau, num_steps=num_steps)
         online = distributed.unwrapped(self.online)

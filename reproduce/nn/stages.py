@@ -1,5 +1,4 @@
-"""A backbone as the stages that a detector is built from: the stem, then one part for each size of the
-features."""
+"""A backbone as the stages of a detector: the stem, then one part for each size of the features."""
 
 from __future__ import annotations
 
@@ -12,25 +11,27 @@ if TYPE_CHECKING:
 
 
 SIDE = 64
-"""Of the image by which shapes are found, in pixels: a multiple of every stride here."""
+"""Side in pixels of the image that determines the shapes: a multiple of every stride in this file."""
 
 
 class Stage(NamedTuple):
-    """A part of a backbone; what it returns is what the next one takes."""
+    """A part of a backbone; its output is the next part's input."""
 
     module: nn.Module
-    """The backbone's own, not a copy."""
+    """Module of the backbone itself, not a copy."""
     channels: int
-    """Of what it returns."""
+    """Number of channels of the output."""
     stride: int
-    """Pixels of the image from one place of what it returns to the next."""
+    """Stride of the output in pixels of the image."""
 
 
 def stages(backbone: nn.Module) -> list[Stage]:
-    """The stages of `backbone`, the stem first; their average over places is what the backbone returns.
+    """Return the stages of `backbone`, the stem first.
+
+    The spatial average of the last stage's output is the output of the backbone.
 
     Raises:
-        ValueError: it is none of `backbones.py`.
+        ValueError: the backbone is not one of `backbones.py`.
     """
     modes = {module: module.training for module in backbone.modules()}
     parts = _parts(backbone)
@@ -38,7 +39,7 @@ def stages(backbone: nn.Module) -> list[Stage]:
     found = []
     for part in parts:
         with torch.no_grad():
-            features = part.eval()(features)  # in eval mode, so that no statistics move
+            features = part.eval()(features)  # eval mode leaves the running statistics unchanged
         found.append(Stage(part, features.shape[1], SIDE // features.shape[2]))
     for module, mode in modes.items():
         module.training = mode
@@ -56,5 +57,6 @@ def _parts(backbone: nn.Module) -> list[nn.Module]:
         stem = torch.nn.Sequential(backbone.conv1, backbone.bn1, backbone.relu, backbone.maxpool)
         return [stem, backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
     raise ValueError(
-        f"A {type(backbone).__name__} has no stages that a detector could be built from: resnet50, resnet18, resnet18_3x3 and small have."
+        f"A {type(backbone).__name__} has no stages to build a detector from; "
+        "resnet50, resnet18, resnet18_3x3 and small do."
     )

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def sync_batchnorm(module: nn.Module) -> nn.Module:
-    """`module` with BatchNorm over the images of all processes; call it when `module` is on its device,
-    before DistributedDataParallel."""
+    """Return `module` with BatchNorm over the images of all processes.
+
+    Call it when `module` is on its device, before wrapping it in DistributedDataParallel.
+    """
     if distributed.world_size() == 1:
         return module
     if all(parameter.is_cuda for parameter in module.parameters()):
@@ -26,18 +28,20 @@ def sync_batchnorm(module: nn.Module) -> nn.Module:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch normalisation over the images of all processes, on a CPU, where torch's own needs a GPU.
+    """Batch normalisation over the images of all processes on a CPU; torch's own needs a GPU.
 
-    Each process sends its mean, its sum of squared deviations from it and the number of its values; these are
-    combined without cancellation (Chan et al., 1979).
+    Each process sends its mean, its sum of squared deviations from the mean, and its number of values. These
+    are combined without cancellation (Chan et al., 1979).
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"SyncBatchNorm wants (n, channels, ...), not {tuple(input.shape)}.")
+            raise ValueError(
+                f"SyncBatchNorm needs (n, channels, ...), but the shape is {tuple(input.shape)}."
+            )
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n, channels, ...) -> the same shape; in eval mode with the running statistics, as BatchNorm."""
+        """Normalise (n, channels, ...); in eval mode with the running statistics, like BatchNorm."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
@@ -51,7 +55,7 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        """Moves the running statistics; `variance` is the unbiased one, as in BatchNorm."""
+        """Update the running statistics; `variance` is the unbiased one, as in BatchNorm."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -62,8 +66,11 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of each channel of x (n, channels, ...) over all processes, and the number of
-    values in each channel."""
+    """Return mean and biased variance of each channel over all processes, and the values per channel.
+
+    Args:
+        x: (n, channels, ...).
+    """
     others = [dim for dim in range(x.dim()) if dim != 1]
     local_mean = x.mean(dim=others, keepdim=True)
     local_deviations = (x - local_mean).square().sum(dim=others)
@@ -78,14 +85,13 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def converted(module: nn.Module) -> nn.Module:
-    """`module` with each BatchNorm replaced by a `SyncBatchNorm` that holds the same parameters and
-    buffers."""
+    """Return `module` with each BatchNorm replaced by a `SyncBatchNorm`, keeping parameters and buffers."""
     for name, child in module.named_children():
         setattr(module, name, converted(child))
     if not isinstance(module, _BatchNorm) or isinstance(module, SyncBatchNorm):
         return module
     synced = SyncBatchNorm(module.num_features, eps=module.eps, momentum=module.momentum)
     synced.train(module.training)
-    # Whoever holds the parameters already, such as an optimiser, keeps holding the right ones.
+    # The same tensors, so that references to them, such as an optimiser's, stay valid.
     synced._parameters, synced._buffers = module._parameters, module._buffers
     return synced

@@ -1,14 +1,13 @@
-"""Encoders from elsewhere: released checkpoints and files of the user's.
+"""Encoders from elsewhere: released checkpoints and files that the user provides.
 
-    load(weights, site, device)         # an `Encoder`; a release is fetched when it is first needed
-    describe(path, backbone)            # the `Weights` of a file, whose content names them and whose tensors
-    say which backbone they are of keep(path, weights, site)           # copies that file to where `load`
-    looks for it
+    load(weights, site, device)    # an `Encoder`; a release is fetched on first use
+    describe(path, backbone)       # the `Weights` of a file: its SHA-256 and its backbone
+    keep(path, weights, site)      # copies that file to where `load` expects it
 
-A file is kept in `<runs>/weights/<12 digits>/`, named by its address or, where it has none, by its content,
-with its SHA-256 beside it. The record of a release's SHA-256 stays when the file is deleted: what is fetched
-again must be the same. Tensors are read by `torch.load` with `weights_only=True` or from safetensors; nothing
-else is ever unpickled.
+A file is kept in `<runs>/weights/<12 digits>/` with its SHA-256 next to it. The digits come from its address
+or, if it has none, from its content. The record of a release's SHA-256 stays when the file is deleted:
+another download must have the same content. `torch.load` with `weights_only=True` or safetensors reads the
+tensors; nothing else is ever unpickled.
 """
 
 from __future__ import annotations
@@ -46,42 +45,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECORD = "sha256"
-"""The file beside the weights that holds their SHA-256."""
+"""Name of the file next to the weights that contains their SHA-256."""
 GEOMETRY_OF: Mapping[str, Mapping[str, Any]] = {
     "resnet18_3x3": {"size": 64, "resize": 70, "canvas": 96},
     "small": {"size": 32, "resize": 32, "canvas": 32, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
 }
-"""What a file's images are taken to be by its backbone, where that is not ImageNet at 224 px: the stem for 64
-px images (htdt/self-supervised datasets/stl10.py), and the smoke scale's (`data/synthetic.py`)."""
+"""Geometry of the images by backbone, where it is not ImageNet's at 224 px: the stem for 64 px images
+(htdt/self-supervised datasets/stl10.py) and the smoke scale (`data/synthetic.py`)."""
 FOLLOWERS = ("encoder_k", "target", "momentum")
-"""In the names of networks that follow the trained one: MoCo's key encoder and BYOL's target are passed over
-for what they follow, as in facebookresearch/moco main_lincls.py and in section 3.1."""
+"""Words in the names of networks that follow the trained one. MoCo's key encoder and BYOL's target are
+skipped in favour of the network that they follow, as in facebookresearch/moco main_lincls.py and in section
+3.1."""
 ARCHIVED = (".pth", ".pt", ".tar", ".torch", ".ckpt", ".safetensors")
-"""Endings by which the file of weights in a zip archive is known."""
+"""Extensions that identify the file of weights in a zip archive."""
 COUNTERS = "num_batches_tracked"
-"""The end of the names of BatchNorm's counters, which no evaluation reads and old checkpoints lack."""
+"""Suffix of BatchNorm's counters, which no evaluation reads and which old checkpoints lack."""
 TIMEOUT = 60.0
-"""Seconds without a byte after which a download has failed."""
+"""Seconds without a byte after which a download fails."""
 CHUNK = 1 << 20
-"""Bytes that are read at once: one FETCHED."""
+"""Bytes that are read at once, one FETCHED."""
 SHOWN = 3
-"""Names that a message lists."""
+"""Maximum number of names that a message lists."""
 DEPTH = 10
-"""Of nested dicts that are searched for tensors."""
+"""Maximum depth of nested dicts that are searched for tensors."""
 
 logger = logging.getLogger(__name__)
 
 
 def load(weights: Weights, site: Site, device: torch.device, watch: Watch = Watch()) -> Encoder:
-    """The encoder of `weights`, in eval mode on `device`; it has no projector.
+    """Return the encoder of `weights`, in eval mode on `device`, without a projector.
 
     Args:
-        watch: follows a download, and takes the tags `weights_missing` and `weights_unused`: names of
-            tensors, or `none`.
+        watch: receives the progress of a download, and the tags `weights_missing` and `weights_unused` with
+            names of tensors, or `none`.
 
     Raises:
-        LookupError: the file is not here and cannot be fetched; the message says where to put it.
-        ValueError: it is another file than before, not a file of weights, or does not fit the backbone.
+        LookupError: the file is missing and cannot be fetched. The message explains where to put it.
+        ValueError: the file has changed, does not contain weights, or does not fit the backbone.
     """
     path = _fetched(weights, site, watch)
     tensors = read(path, _shown(path, site))
@@ -105,18 +105,17 @@ def load(weights: Weights, site: Site, device: torch.device, watch: Watch = Watc
 
 
 def describe(path: Path, backbone: str = "") -> Weights:
-    """What an evaluation must know of the file at `path`: its content's SHA-256, its backbone, and the images
-    that go with that.
+    """Return the settings of the file at `path`: the SHA-256 of its content, its backbone, and its images.
 
     Args:
-        backbone: a function of `backbones.py`; empty: the one that the tensors fit.
+        backbone: a function of `backbones.py`. Empty for the one that the tensors fit.
 
     Raises:
-        LookupError: there is no such file or backbone.
-        ValueError: it holds no weights, or they do not fit.
+        LookupError: the file or the backbone does not exist.
+        ValueError: the file contains no weights, or they do not fit.
     """
     if not path.is_file():
-        raise NotFoundError(f"There is no file {path}.")
+        raise NotFoundError(f"{path} does not exist.")
     if backbone and backbone not in backbones.names():
         raise NotFoundError(unknown("backbone", backbone, backbones.names()))
     tensors = read(path)
@@ -128,12 +127,13 @@ def describe(path: Path, backbone: str = "") -> Weights:
 
 
 def keep(path: Path, weights: Weights, site: Site) -> None:
-    """Copies the file at `path`, which `weights` describe, to where `load` looks for it; does nothing where
-    it is there already.
+    """Copy the file at `path`, which `weights` describe, to where `load` expects it.
+
+    Nothing happens if it is there already.
 
     Raises:
         ValueError: the file does not fit `weights`, or has changed since it was described.
-        OSError: it cannot be read, or there is no room for the copy.
+        OSError: the file cannot be read, or there is not enough space for the copy.
     """
     _chosen(weights.backbone, read(path), weights.prefix, str(path))
     target = place(weights, site)
@@ -146,27 +146,31 @@ def keep(path: Path, weights: Weights, site: Site) -> None:
 
 
 def place(weights: Weights, site: Site) -> Path:
-    """Where the file of `weights` is kept. Settings beside its origin, such as the normalisation, make no
-    other file of it."""
+    """Return the path at which the file of `weights` is kept.
+
+    It depends only on the origin of the file, not on settings such as the normalisation.
+    """
     name = hashlib.sha256(weights.url.encode()).hexdigest() if weights.url else weights.sha256
     return site.runs / "weights" / name[:12] / (Path(urlsplit(weights.url).path).name or "weights")
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(path: Path, shown: str = "") -> dict[str, Tensor]:
-    """Every tensor in a file by its dotted name through nested dicts, on the CPU: torch's formats,
-    safetensors, or one of them zipped.
+    """Read all tensors of a file to the CPU, by their dotted names through nested dicts.
+
+    The file may have one of torch's formats or be safetensors, or be a zip archive with one such file.
 
     Args:
-        shown: the file as messages name it; empty: by its path.
+        shown: name of the file in messages. Empty for its path.
 
     Raises:
-        ValueError: the file is broken, or something else; the message says what. Nothing in it is run.
+        ValueError: the file is broken or contains something else. The message explains the problem. No code
+            of the file is executed.
     """
     shown = shown or str(path)
     with path.open("rb") as file:
@@ -174,24 +178,27 @@ def read(path: Path, shown: str = "") -> dict[str, Tensor]:
         file.seek(0)
         _check_head(head, shown)
         content: BinaryIO = file
-        if zipfile.is_zipfile(file) and not _by_torch(file):
+        if zipfile.is_zipfile(file) and not _is_torch_zip(file):
             content = _unpacked(file, shown)
         content.seek(0)
         try:
             state = _deserialised(content)
         except Exception as error:  # a broken file may raise anything
-            raise InvalidError(_why_not_read(error, shown)) from None
+            raise InvalidError(_read_failure(error, shown)) from None
     tensors = dict(_flat(state))
     if not tensors:
         raise InvalidError(
-            f"{shown} holds no tensors, but a {type(state).__name__}: a state dict, or a dict with one inside, is expected."
+            f"{shown} contains a {type(state).__name__} without tensors; "
+            "expected a state dict, or a dict that contains one."
         )
     return tensors
 
 
 def _fetched(weights: Weights, site: Site, watch: Watch) -> Path:
-    """The file of `weights` with the content that it must have, fetched if need be, once however many
-    processes ask."""
+    """Return the path of the file of `weights`, after checking its content and fetching it if necessary.
+
+    It is fetched once, however many processes need it.
+    """
     path = place(weights, site)
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.parent / "lock"):
@@ -200,22 +207,23 @@ def _fetched(weights: Weights, site: Site, watch: Watch) -> Path:
         found, expected = sha256(path), _expected(weights, path)
         if expected and found != expected:
             raise InvalidError(_other_content(_shown(path, site), found, expected))
-        if not expected:  # put here by hand
+        if not expected:  # the user put it there
             read(path, _shown(path, site))
             _record(path, found)
     return path
 
 
 def _download(weights: Weights, path: Path, site: Site, watch: Watch) -> None:
-    """Fetches a release to `path`, whole or not at all."""
-    where = f"put the file at {_shown(path, site)} in the run folder by hand"
+    """Fetch a release to `path`, completely or not at all."""
+    where = f"copy the file to {_shown(path, site)} in the run folder"
     if not weights.url:
         raise NotFoundError(
-            f"The weights with SHA-256 {weights.sha256} are not here: give their file to --checkpoint again, or {where}."
+            f"The weights with SHA-256 {weights.sha256} are missing: pass their file to --checkpoint again, "
+            f"or {where}."
         )
     address = urlsplit(weights.url)
     if address.scheme != "https" and address.hostname != "127.0.0.1":
-        raise InvalidError(f"{weights.url} is not fetched: only https addresses are; {where}.")
+        raise InvalidError(f"{weights.url} is not fetched, because it is not an https address: {where}.")
     try:
         with urllib.request.urlopen(weights.url, timeout=TIMEOUT) as answer:  # noqa: S310 (the address is checked above)
             total = int(answer.headers.get("Content-Length") or 0)
@@ -223,15 +231,15 @@ def _download(weights: Weights, path: Path, site: Site, watch: Watch) -> None:
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise NotFoundError(
-            f"{weights.url} cannot be fetched ({reason}): try again with a network, or {where}."
+            f"{weights.url} cannot be fetched ({reason}): try again with a network connection, or {where}."
         ) from None
 
 
 def _received(answer: Any, total: int, watch: Watch, name: str) -> Iterator[bytes]:
-    """The parts of an answer of `total` bytes (0: not known).
+    """Yield the parts of an answer of `total` bytes, 0 if unknown.
 
     Raises:
-        ConnectionError: it ended early.
+        ConnectionError: the answer ended early.
     """
     done = 0
     while part := answer.read(CHUNK):
@@ -240,14 +248,16 @@ def _received(answer: Any, total: int, watch: Watch, name: str) -> Iterator[byte
         if total:
             watch.report(Progress(done // CHUNK, math.ceil(total / CHUNK), FETCHED, f"fetching {name}"))
     if total and done != total:
-        raise ConnectionError(f"it ended after {done} of {total} bytes")
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
 
 
 def _written(parts: Iterable[bytes], path: Path, weights: Weights, source: str) -> None:
-    """Puts a file at `path` if it has the content that it must have; its SHA-256 is recorded first. The
-    folder is locked meanwhile."""
+    """Write a file to `path` if it has the expected content; its SHA-256 is recorded first.
+
+    The caller holds the lock of the folder.
+    """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)  # one writer at a time: a killed one left it
+        leftover.unlink(missing_ok=True)  # of a killed process: the lock allows one writer at a time
     total = hashlib.sha256()
     with atomic(path, durable=True) as draft:
         with draft.open("wb") as file:
@@ -258,55 +268,60 @@ def _written(parts: Iterable[bytes], path: Path, weights: Weights, source: str) 
         if expected and found != expected:
             raise InvalidError(_other_content(source, found, expected))
         if not expected:
-            read(draft, source)  # an error page must not become the content that holds from then on
+            read(draft, source)  # an error page must not become the recorded content
         _record(path, found)
 
 
 def _expected(weights: Weights, path: Path) -> str:
-    """The SHA-256 that the file must have: the one in its settings, else the one recorded when it first came;
-    empty: neither."""
+    """Return the expected SHA-256 of the file: from the settings, or as recorded after the first download.
+
+    Empty if there is neither.
+    """
     record = path.with_name(RECORD)
     return weights.sha256 or (record.read_text().split()[0] if record.is_file() else "")
 
 
 def _record(path: Path, digest: str) -> None:
-    """Writes the SHA-256 beside the file, in the format of `sha256sum`."""
+    """Write the SHA-256 next to the file, in the format of `sha256sum`."""
     write_atomic(path.with_name(RECORD), f"{digest}  {path.name}\n")
 
 
 def _other_content(source: str, found: str, expected: str) -> str:
     return (
-        f"{source} has SHA-256 {found}, but {expected} is expected. A broken file that is deleted is fetched again; a release that has "
-        "changed is another encoder: give its file itself to --checkpoint or --add-row."
+        f"{source} has SHA-256 {found}, but {expected} is expected. Delete a broken file to fetch it again. "
+        "A release that has changed is another encoder: pass its file to --checkpoint or --add-row."
     )
 
 
 def _shown(path: Path, site: Site) -> str:
-    """A kept file as messages name it, which may end up in reports: without the places of this machine."""
+    """Return the name of a kept file in messages.
+
+    Messages may end up in reports, so it omits the folders of this machine.
+    """
     return f"runs/{path.relative_to(site.runs)}"
 
 
 def _check_head(head: bytes, shown: str) -> None:
-    """Raises ValueError for what is plainly no weights."""
+    """Raise ValueError if a file obviously does not contain weights."""
     if not head:
-        raise InvalidError(f"{shown} is empty: a file of weights is expected.")
+        raise InvalidError(f"{shown} is empty; expected a file of weights.")
     if head.lstrip()[:1] == b"<":
         raise InvalidError(
-            f"{shown} is a web page, not a file of weights: open it in a browser to see what it says."
+            f"{shown} is a web page, not a file of weights: open it in a browser to find out more."
         )
 
 
-def _by_torch(file: BinaryIO) -> bool:
-    """Whether a zip file is what `torch.save` writes."""
+def _is_torch_zip(file: BinaryIO) -> bool:
+    """Return whether a zip file was written by `torch.save`."""
     with zipfile.ZipFile(file) as archive:
         return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
 
 
 def _unpacked(file: BinaryIO, shown: str) -> BinaryIO:
-    """The one file of weights in a zip archive.
+    """Return the only file of weights in a zip archive.
 
     Raises:
-        ValueError: there is none, or several.
+        ValueError: the archive contains none, or several.
     """
     with zipfile.ZipFile(file) as archive:
         found = [
@@ -314,37 +329,41 @@ def _unpacked(file: BinaryIO, shown: str) -> BinaryIO:
         ]
         if len(found) != 1:
             raise InvalidError(
-                f"{shown} is an archive with {len(found)} files of weights ({_listed(found)}): unpack it and give one."
+                f"{shown} is an archive with {len(found)} files of weights ({_listed(found)}): "
+                "unpack it and pass one of them."
             )
         return io.BytesIO(archive.read(found[0]))
 
 
 def _deserialised(content: BinaryIO) -> Any:
-    """What a stream of torch's or of safetensors holds."""
+    """Return the content of a stream in one of torch's formats or in safetensors."""
     head = content.read(9)
     content.seek(0)
     if head[8:] == b"{":  # a length of 8 bytes, then JSON
         from safetensors.torch import load as deserialise
 
         return deserialise(content.read())
-    with warnings.catch_warnings(action="ignore"):  # on old formats, which are read all the same
+    with warnings.catch_warnings(action="ignore"):  # about old formats, which torch reads anyway
         return torch.load(content, map_location="cpu", weights_only=True)
 
 
-def _why_not_read(error: Exception, shown: str) -> str:
-    """One line for whatever a reader of files raised."""
+def _read_failure(error: Exception, shown: str) -> str:
+    """Return the error of a reader of files as one line."""
     text = str(error)
     code = re.search(r"GLOBAL ([\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and (code or "Weights only load failed" in text):
+        found = code[1] if code else "a pickle"
         return (
-            f"{shown} holds {code[1] if code else 'a pickle'}, which only running its code would read; tensors alone are read here. If you "
-            "trust it, load it with torch.load(..., weights_only=False) and save its state dict by itself."
+            f"{shown} contains {found}, which cannot be read without executing code; only tensors are read. "
+            "If you trust the file, load it with torch.load(..., weights_only=False) "
+            "and save only its state dict."
         )
-    return f"{shown} is broken or not a file of weights ({type(error).__name__}: {text.strip().partition(chr(10))[0][:200]})."
+    problem = f"{type(error).__name__}: {text.strip().partition(chr(10))[0][:200]}"
+    return f"{shown} is broken or not a file of weights ({problem})."
 
 
 def _flat(state: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested dicts by their dotted names."""
+    """Yield the tensors in nested dicts with their dotted names."""
     if isinstance(state, torch.Tensor):
         yield path, state
     elif isinstance(state, Mapping) and depth < DEPTH:
@@ -354,18 +373,18 @@ def _flat(state: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, 
 
 @dataclass(frozen=True)
 class _Match:
-    """How the tensors whose names begin with `prefix` fit a backbone."""
+    """Comparison of a backbone with the tensors whose names begin with `prefix`."""
 
     prefix: str
     expected: Mapping[str, tuple[int, ...]]
-    """Shapes by name."""
+    """Expected shapes by name."""
     missing: tuple[str, ...]
-    """Names that are not there, counters aside."""
+    """Names of missing tensors, except counters."""
     misshapen: tuple[str, ...]
-    """Names whose tensor has another shape."""
+    """Names of tensors with another shape."""
     extra: tuple[str, ...]
-    """Names of tensors in its parts that it does not have, as those of a deeper network; heads are other
-    parts."""
+    """Names of tensors within the backbone's parts that it does not have, such as those of a deeper network.
+    Heads are other parts."""
 
     @property
     def fits(self) -> bool:
@@ -377,13 +396,15 @@ class _Match:
 
     @property
     def follows(self) -> bool:
-        """Whether it is a network that follows the trained one."""
+        """True if the network follows the trained one."""
         return any(word in self.prefix for word in FOLLOWERS)
 
 
 def _matches(backbone: str, tensors: Mapping[str, Tensor]) -> list[_Match]:
-    """Every place in a file where the backbone may be: wherever its first tensor's name ends one; at least
-    one."""
+    """Return the possible places of the backbone in a file, at least one.
+
+    A place is possible if the name of the backbone's first tensor follows its prefix.
+    """
     with torch.device("meta"):
         expected = {
             name: tuple(value.shape) for name, value in backbones.build(backbone, seed=0).state_dict().items()
@@ -407,18 +428,18 @@ def _match(prefix: str, expected: Mapping[str, tuple[int, ...]], tensors: Mappin
 
 
 def _nearest(matches: Iterable[_Match]) -> _Match:
-    """The match with the fewest faults, relative to what it should have."""
+    """Return the match with the fewest faults relative to its number of tensors."""
     return min(matches, key=lambda match: match.num_faults / len(match.expected))
 
 
 def _chosen(backbone: str, tensors: Mapping[str, Tensor], wanted: str, shown: str) -> _Match:
-    """The place in a file where the backbone is.
+    """Return the place of the backbone in a file.
 
     Args:
-        wanted: the prefix that the settings ask for; in a nested dict its names come before it.
+        wanted: prefix in the settings. In a nested dict, the names of outer dicts come before it.
 
     Raises:
-        ValueError: there is none, or several that differ.
+        ValueError: the backbone fits in no place, or in several with different tensors.
     """
     matches = _matches(backbone, tensors)
     asked = [
@@ -433,7 +454,8 @@ def _chosen(backbone: str, tensors: Mapping[str, Tensor], wanted: str, shown: st
     if any(not _same(best[0], other, tensors) for other in best[1:]):
         places = " or ".join(match.prefix or "(none)" for match in best)
         raise InvalidError(
-            f"{shown} holds several {backbone}: say which with --set encoder.prefix=NAME, which is {places}."
+            f"{shown} contains several {backbone}: choose one with --set encoder.prefix=NAME, "
+            f"where NAME is {places}."
         )
     return best[0]
 
@@ -444,10 +466,10 @@ def _same(one: _Match, other: _Match, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _inferred(tensors: Mapping[str, Tensor], shown: str) -> str:
-    """The backbone that a file's tensors are of.
+    """Return the backbone that a file's tensors fit.
 
     Raises:
-        ValueError: of none that there is.
+        ValueError: they do not fit any backbone.
     """
     nearest: dict[str, _Match] = {}
     for backbone in backbones.names():
@@ -458,13 +480,13 @@ def _inferred(tensors: Mapping[str, Tensor], shown: str) -> str:
     best = _nearest(nearest.values())
     name = next(backbone for backbone, match in nearest.items() if match is best)
     known = f"Known: {', '.join(backbones.names())}."
-    raise InvalidError(f"{_refusal(best, name, tensors, shown)} It is the nearest backbone. {known}")
+    raise InvalidError(f"{_refusal(best, name, tensors, shown)} No other backbone fits better. {known}")
 
 
 def _refusal(
     match: _Match, backbone: str, tensors: Mapping[str, Tensor], shown: str, wanted: str = ""
 ) -> str:
-    """One line on what a backbone expects and what a file holds."""
+    """Return one line with the expectations of a backbone and the content of a file."""
     wrong = [
         f"{name} is {tuple(tensors[match.prefix + name].shape)}, not {match.expected[name]}"
         for name in match.misshapen
@@ -474,20 +496,21 @@ def _refusal(
         for what, names in (
             ("are missing", match.missing),
             ("have another shape", wrong),
-            ("are too many", match.extra),
+            ("are unexpected", match.extra),
         )
         if names
     ]
-    faults += [f"none is under the prefix '{wanted}'"] if not faults else []
+    if not faults:
+        faults = [f"none has the prefix '{wanted}'"]
     found = _listed([f"{name} {tuple(value.shape)}" for name, value in tensors.items()])
     return (
         f"{shown} does not fit {backbone}: of its {len(match.expected)} tensors, {', '.join(faults)}; "
-        f"the file holds {len(tensors)}: {found}."
+        f"the file contains {len(tensors)}: {found}."
     )
 
 
 def _listed(names: Iterable[str], count: int = SHOWN) -> str:
-    """The first few names and how many more there are; `none`."""
+    """Return the first few names and how many more there are, or `none`."""
     names = list(names)
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more or "none"
