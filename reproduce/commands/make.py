@@ -41,7 +41,7 @@ class Limits(NamedTuple):
     digest: str = ""
     """Digest of the only plan that may run, as `--dry-run` prints it. Empty if any plan may run."""
     most_hours: float | None = None
-    """Maximum number of GPU-hours (core-hours without a GPU). None if there is no maximum."""
+    """Maximum number of GPU-hours (core-hours without a GPU). None if any number may start."""
 
 
 NO_LIMITS = Limits()
@@ -124,7 +124,7 @@ class _Outcome:
     wanted: list[Job]
     finished: dict[str, Finished]
     missing: dict[str, str]
-    """Why there is no result, by id."""
+    """Why a result is missing, by id."""
     failed: dict[str, str]
     """Entries of `missing` whose runs were tried."""
     ran: int

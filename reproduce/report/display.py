@@ -148,7 +148,7 @@ class _Marks:
         self._by_text: dict[str, str] = {}
 
     def of(self, text: str | None) -> tuple[str, ...]:
-        """Return the mark of `text` as a tuple, which is empty if there is no text."""
+        """Return the mark of `text` as a tuple; an empty text has none."""
         if not text:
             return ()
         return (self._by_text.setdefault(text, _letters(len(self._by_text))),)

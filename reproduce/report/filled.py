@@ -29,7 +29,7 @@ DECIMALS = 10
 NOT_IN_PAPER = "the paper's table has no such cell"
 ADDED_ROW = "the paper's table does not have this row"
 SMOKE = "The smoke scale shows that everything runs; its numbers are not comparable with the paper's."
-SMOKE_WITHOUT_PAPER = "The smoke scale shows that everything runs; its numbers are no measure of quality."
+SMOKE_WITHOUT_PAPER = "The smoke scale shows that everything runs; its numbers do not measure quality."
 NO_RUN = "this suite has no run for this cell"
 
 

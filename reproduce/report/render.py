@@ -358,7 +358,7 @@ def _runs(line: Line, around: str) -> str:
 
 
 def _tally(verdicts: Iterable[Verdict]) -> str:
-    """Return `5 hold, 1 fails, 2 open`; empty if there are no claims."""
+    """Return `5 hold, 1 fails, 2 open`; empty without claims."""
     counts = Counter(verdicts)
     words: dict[Verdict, tuple[str, str]] = {
         "holds": ("holds", "hold"),
