@@ -1,10 +1,12 @@
-"""What can be started where only a part of the data is, and how one evaluation is printed."""
+"""What can start if some of the data are missing, how an evaluation is printed, and what is rendered."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from test_cli import HEAVY, imported
 
 from reproduce.commands.make import _cannot_start, _printed
 from reproduce.plan import Request, jobs
@@ -12,8 +14,11 @@ from reproduce.readiness import RefusedError
 from reproduce.runs import lease
 from reproduce.site import Site
 
+if TYPE_CHECKING:
+    from conftest import Home
 
-def test_runs_whose_data_are_missing_wait_and_the_others_go_on(tmp_path: Path) -> None:
+
+def test_runs_whose_data_are_missing_wait_and_the_others_start(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
     todo = jobs([Request(table="table1", scale="small", rows="BYOL")])
@@ -37,8 +42,9 @@ def test_a_table_that_has_numbers_is_not_refused_for_the_rest(tmp_path: Path) ->
     assert set(_cannot_start(todo, Site(runs=tmp_path), measured=True)) == {job.spec.id for job in todo}
 
 
-def test_a_run_that_somebody_does_is_followed_though_its_data_are_not_here(tmp_path: Path) -> None:
-    """As another machine that shares the folder of runs; what comes after it lacks the same data."""
+def test_a_run_of_another_process_is_followed_although_its_data_are_missing(tmp_path: Path) -> None:
+    """The other process may be on another machine that shares the folder of runs; the next run lacks the same
+    data."""
     todo, site = jobs([Request(table="table8", scale="small", rows="BYOL")]), Site(runs=tmp_path)
     pretraining, evaluation = (job.spec.id for job in todo)
     with lease.take(site.runs / pretraining, pretraining, heartbeat=10):
@@ -79,3 +85,15 @@ def test_an_encoder_is_not_pretrained_for_evaluations_that_cannot_run(tmp_path: 
     blocked = _cannot_start(both, site)
     free = {job.spec.id for job in both} - set(blocked)
     assert free == {job.spec.id for job in jobs([Request(table="table4", scale="small", rows="Ours*")])}
+
+
+def test_a_report_that_is_up_to_date_is_neither_rendered_nor_written(home: Home) -> None:
+    command = ("table8", "--rows", "BYOL", "--render-only")
+    assert {"pandas", "jinja2"} <= imported(home, *command)
+    before, first = home.files(), home.invoke(*command)
+    assert not imported(home, *command) & HEAVY
+    assert home.files() == before
+    (home.reports / "smoke" / "table8.md").unlink()
+    again = home.invoke(*command)
+    assert again.stdout.splitlines()[1:] == first.stdout.splitlines()[1:]
+    assert set(home.files()) == set(before)

@@ -20,15 +20,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import ClassVar
 
+import pandas as pd
 import pytest
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.methods.method import Method
+from reproduce.nn.weights import Weights
 from reproduce.protocols.protocol import Protocol
 from reproduce.report import markup, render, stats
 from reproduce.report.filled import Filled, fill, from_json, printed, to_json
-from reproduce.report.observe import Finished, frame
+from reproduce.report.observe import COLUMNS, Finished, frame, rows_of, statistics, write_runs
+from reproduce.report.publish import publish
 from reproduce.report.table import Cell, Claim, Column, Measured, MissingNumberError, Reported, Row, Table
 from reproduce.spec import LARS, Evaluate, Pretrain
 
@@ -196,7 +199,7 @@ SECOND = {"79.9", "81.00", "-1.52", "-1.5"}
 
 
 # Statistics and numbers
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_mean_and_sample_deviation_by_hand() -> None:
@@ -239,7 +242,7 @@ def test_numbers_keep_their_decimals_and_a_rounded_zero_has_no_sign(
 
 
 # Filling
-# -------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_cell_holds_per_cent_without_binary_noise() -> None:
@@ -319,8 +322,15 @@ def test_a_claim_about_a_row_that_never_was_is_an_error_of_ours() -> None:
 
 def test_the_caption_names_the_conditions() -> None:
     caption = filled().caption
-    for part in ("Table 99 of the paper.", "Scale: smoke.", "Data: STL-10 & friends.", "Seeds: 2.", r"epochs=5, dir=\$HOME/a_b",
-                 "Squares stand in for photographs.", "not comparable with the paper's"):  # fmt: skip
+    for part in (
+        "Table 99 of the paper.",
+        "Scale: smoke.",
+        "Data: STL-10 & friends.",
+        "Seeds: 2.",
+        r"epochs=5, dir=\$HOME/a_b",
+        "Squares stand in for photographs.",
+        "not comparable with the paper's",
+    ):
         assert part in caption
     assert "not comparable" not in filled(replace(TABLE, scale="paper")).caption
     assert fill(replace(TABLE, number="6 and 13"), 1, {}, {}).caption.startswith(
@@ -331,15 +341,287 @@ def test_the_caption_names_the_conditions() -> None:
 def test_the_frame_has_one_line_for_each_row_column_and_seed() -> None:
     lines = frame(TABLE, SEEDS, finished(), REASONS)
     assert len(lines) == len(list(TABLE.measured())) * SEEDS
+    assert tuple(lines.columns[: len(COLUMNS)]) == COLUMNS
     means = lines.dropna(subset="value").groupby(["row", "column"])["value"].mean()
     assert means["BYOL", "acc"] == pytest.approx(0.81)
     failed = lines[(lines["row"] == "Ours (K=8)") & (lines["seed"] == 1) & (lines["column"] == "acc")].iloc[0]
     assert math.isnan(failed["value"])
     assert failed["reason"] == FAILED
+    first = lines.iloc[0]
+    assert (first["table"], first["scale"], first["metric"], first["seed"]) == ("table99", "smoke", "top1", 0)
+    assert (first["spec"], first["run"], first["value"]) == (ids("byol")[0], "run-byol-0", 0.8)
+
+
+def test_the_frame_has_every_setting_of_a_run_by_its_full_path() -> None:
+    lines = frame(TABLE, SEEDS, finished(), REASONS)
+    for index, (_, _, ours) in enumerate(TABLE.measured()):
+        for seed, spec in enumerate(ours.runs(SEEDS)):
+            found = lines.iloc[index * SEEDS + seed]
+            for path, value in spec.leaves():
+                plain = json.dumps(value) if isinstance(value, tuple) else value
+                assert found[path] == ("none" if plain is None else plain), path
+    assert lines.iloc[0]["encoder.method"] == "toy"
+    assert lines.iloc[0]["encoder.method.label"] == "byol"
+
+
+def test_the_statistics_of_a_cell_agree_with_pandas() -> None:
+    """To the last digits that binary fractions leave; the numbers in the reports are summed exactly."""
+    runs = frame(TABLE, SEEDS, finished(), REASONS)
+    found = statistics(runs, {"acc": 100, "loss": 1})
+    assert set(found) == {(row.label, column.key) for row, column, _ in TABLE.measured()}
+    for (row, column), group in runs.groupby(["row", "column"]):
+        values = group["value"] * {"acc": 100, "loss": 1}[column]
+        cell = found[row, column]
+        assert list(cell.finished.values()) == group["spec"][group["run"].notna()].tolist()
+        if cell.missing:
+            assert (cell.mean, cell.std) == (None, None)
+        else:
+            assert cell.mean == pytest.approx(values.mean(), rel=1e-14)
+            assert cell.std == pytest.approx(values.std(), rel=1e-14, abs=1e-14)
+
+
+# Runs
+# ------------------------------------------------------------------------------------------------------------
+
+SMALL = Table(
+    name="table100",
+    number="100",
+    title="Another table",
+    columns=(Column(key="acc", title="Top-1"),),
+    rows=(
+        Row(label="BYOL", cells={"acc": cell("74.60", "byol")}),
+        Row(
+            label="frozen",
+            cells={
+                "acc": Cell(ours=Measured(spec=Evaluate(
+                    encoder=Weights(sha256="a" * 64), protocol=Probe(), dataset=Images()), metric="top1"))
+            },
+        ),
+    ),
+)  # fmt: skip
+
+
+def add_runs(table: Table, folder: Path, metrics: dict[str, Finished] | None = None) -> bytes:
+    """The content of `runs.csv` after the table's rows have been written."""
+    write_runs(frame(table, SEEDS, finished() if metrics is None else metrics, REASONS), table.name, folder)
+    return (folder / "runs.csv").read_bytes()
+
+
+def test_runs_csv_keeps_the_rows_of_other_tables_and_does_not_depend_on_their_order(tmp_path: Path) -> None:
+    add_runs(SMALL, tmp_path / "a")
+    both = add_runs(TABLE, tmp_path / "a")
+    add_runs(TABLE, tmp_path / "b")
+    assert add_runs(SMALL, tmp_path / "b") == both
+    assert add_runs(SMALL, tmp_path / "b") == both, "the same runs give the same bytes"
+    alone = add_runs(TABLE, tmp_path / "c")
+    assert add_runs(replace(SMALL, rows=()), tmp_path / "a") == alone, "no row and no setting is left behind"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["runs.csv"]
+
+
+def test_runs_csv_is_the_frame(tmp_path: Path) -> None:
+    add_runs(SMALL, tmp_path)
+    add_runs(TABLE, tmp_path)
+    read = pd.read_csv(tmp_path / "runs.csv")
+    tables = {name: rows.reset_index(drop=True) for name, rows in read.groupby("table", sort=False)}
+    assert list(tables) == ["table99", "table100"]
+    for table in (TABLE, SMALL):
+        written, found = frame(table, SEEDS, finished(), REASONS), tables[table.name]
+        assert found["value"].equals(written["value"])
+        assert found["seed"].equals(written["seed"])
+        for column in (
+            "row",
+            "column",
+            "metric",
+            "spec",
+            "run",
+            "reason",
+            "encoder",
+            "protocol",
+            "dataset.mean",
+        ):
+            assert found[column].fillna("-").tolist() == written[column].fillna("-").tolist(), column
+    assert tables["table99"]["encoder.epochs"].tolist() == [1] * len(tables["table99"])
+    frozen = tables["table100"][tables["table100"]["row"] == "frozen"]
+    assert frozen["encoder.method"].isna().all()
+    assert frozen["encoder.sha256"].tolist() == ["a" * 64] * SEEDS
+    means = read[read["table"] == "table99"].groupby(["row", "column"], sort=False)["value"].mean()
+    assert 100 * means["Ours (K=4)", "acc"] == pytest.approx(81.56)
+
+
+def test_a_cut_table_overwrites_its_rows_of_runs_csv_as_its_report_does(tmp_path: Path) -> None:
+    add_runs(TABLE, tmp_path)
+    add_runs(TABLE.select(rows="BYOL"), tmp_path)
+    assert {row["row"] for row in rows_of(tmp_path / "runs.csv", "table99")} == {"BYOL"}
+    write_runs(None, "table98", tmp_path)
+    write_runs(None, "table99", tmp_path)
+    assert (tmp_path / "runs.csv").read_text() == ",".join(COLUMNS) + "\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\xff\xfe", b"table\n" + b"x,y,z\n" * 3])
+def test_a_broken_runs_csv_is_begun_again_with_a_warning(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = add_runs(TABLE, tmp_path / "whole")
+    (tmp_path / "runs.csv").write_bytes(content)
+    assert add_runs(TABLE, tmp_path) == expected
+    assert "runs.csv is not a file that `invoke reports` wrote" in caplog.text
+
+
+# Publishing
+# ------------------------------------------------------------------------------------------------------------
+
+
+def published(
+    folder: Path, table: Table = TABLE, *, request: str = "as it is", value: float = 0.82
+) -> tuple[Filled, list[str]]:
+    """The table with its numbers, and the names of the files that were written."""
+    runs, spec_id = finished(), ids("byol")[1]
+    runs[spec_id] = replace(runs[spec_id], metrics={"top1": value, "loss": -2.0})
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*")}
+    result, paths = publish(table, SEEDS, runs, REASONS, folder, request)
+    assert paths == [folder / f"{table.name}.{ending}" for ending in render.FORMATS]
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*")}
+    return result, sorted(path.name for path in after if after[path] != before.get(path))
+
+
+FILES = sorted(["index.html", "runs.csv", *(f"table99.{ending}" for ending in render.FORMATS)])
+
+
+def test_a_report_is_written_only_if_something_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, written = published(tmp_path)
+    assert written == FILES
+    again, written = published(tmp_path)
+    assert (again, written) == (first, [])
+    assert published(tmp_path, request="another")[1] == [name for name in FILES if name != "index.html"]
+    changed, written = published(tmp_path, value=0.84)
+    assert written == FILES
+    assert changed.rows[0].cells["acc"].value == 82
+    monkeypatch.setattr("reproduce.report.publish._code", lambda: "another version")
+    assert published(tmp_path, value=0.84)[1] == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_report_that_was_edited_or_deleted_is_written_again(name: str, tmp_path: Path) -> None:
+    published(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    edited = whole.replace(b"BYOL", b"byol")
+    assert edited != whole
+    (tmp_path / name).write_bytes(edited)
+    assert name in published(tmp_path)[1]
+    assert (tmp_path / name).read_bytes() == whole
+    (tmp_path / name).unlink()
+    assert name in published(tmp_path)[1]
+    assert (tmp_path / name).read_bytes() == whole
+    assert published(tmp_path)[1] == []
+
+
+def test_a_record_of_what_was_rendered_that_is_broken_costs_one_rendering(tmp_path: Path) -> None:
+    published(tmp_path)
+    for content in ("", "[]", '{"table99": 1}'):
+        (tmp_path / ".rendered").write_text(content)
+        assert published(tmp_path)[1] == FILES
+    assert published(tmp_path)[1] == []
+
+
+def test_another_table_renews_what_all_tables_share(tmp_path: Path) -> None:
+    published(tmp_path)
+    small = sorted(["index.html", "runs.csv", *(f"table100.{ending}" for ending in render.FORMATS)])
+    assert published(tmp_path, SMALL)[1] == small
+    assert published(tmp_path)[1] == published(tmp_path, SMALL)[1] == []
+    (tmp_path / "table100.json").unlink()
+    assert published(tmp_path)[1] == ["index.html"]
+
+
+def test_a_table_that_no_run_fills_leaves_no_runs_csv(tmp_path: Path) -> None:
+    constant = replace(
+        SMALL, rows=(Row(label="x", cells={"acc": Cell(paper=Reported(value="1"), setting=0.5)}),)
+    )
+    assert "runs.csv" not in published(tmp_path, constant)[1]
+    assert published(tmp_path, constant)[1] == []
+
+
+# Tables that are not the paper's
+# ------------------------------------------------------------------------------------------------------------
+
+OWN = Table(
+    name="table101",
+    number="",
+    title="A study of our own",
+    columns=(
+        Column(key="acc", title="Top-1", group="STL-10"),
+        Column(key="loss", title="Loss", group="STL-10", unit=""),
+    ),
+    rows=(
+        Row(
+            label="BYOL",
+            cells={key: Cell(ours=Measured(spec=run_of("byol"), metric=metric))
+                   for key, metric in (("acc", "top1"), ("loss", "loss"))},
+        ),
+        Row(label="Ours (K=4)", cells={"acc": Cell(ours=Measured(spec=run_of("ours4"), metric="top1"))}),
+        Row(label="Ours (K=8)", cells={"acc": Cell(ours=Measured(spec=run_of("ours8"), metric="top1"))}),
+        Row(
+            label="Extra",
+            cells={"acc": Cell(ours=Measured(spec=run_of("extra"), metric="top1"))},
+            added=True,
+        ),
+    ),
+    claims=(Claim(text="Ours beats BYOL.", holds=lambda v: v("Ours (K=4)", "acc") > v("BYOL", "acc")),),
+    scale="smoke",
+)  # fmt: skip
+
+
+def test_a_table_that_is_not_the_papers_does_not_speak_of_the_paper(tmp_path: Path) -> None:
+    result = filled(OWN)
+    render.write(result, tmp_path)
+    pages = {path.suffix[1:]: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    pages["index"] = render.write_index(tmp_path).read_text(encoding="utf-8")
+    pages["summary"] = render.summary(result)
+    assert pages["summary"] == "table101 (smoke): 4 of 8 cells filled; claims: 1 holds"
+    for kind in ("html", "index"):
+        pages[kind] = re.sub('<style>.*?</style>|class=".*?"', "", pages[kind], flags=re.DOTALL)
+    # Files for programs have the same fields for every table; the paper's are empty.
+    pages["csv"] = pages["csv"].replace("row,column,unit,paper,paper_note,", "")
+    pages["json"] = re.sub(r'"paper(_printed|_note)?": (null|"open")|"ours": ', "", pages["json"])
+    for kind, text in pages.items():
+        assert not re.search(r"paper", text, re.IGNORECASE), kind
+        assert not re.search(r"\bours\b(?! \()", text), kind
+        assert "****" not in text
+        assert r"\textbf{}" not in text
+    assert result.caption.startswith("A study of our own. Scale: smoke. Data: STL-10 & friends. Seeds: 2.")
+
+
+def test_a_table_that_is_not_the_papers_has_its_numbers_in_every_format(tmp_path: Path) -> None:
+    render.write(filled(OWN), tmp_path)
+    page = Page((tmp_path / "table101.html").read_text(encoding="utf-8"))
+    body = [[words(text) for *_, text in row] for row in page.rows if row[0][1].get("scope") == "row"]
+    assert body[0] == ["BYOL", "81.00 ± 1.41 (2)", "-1.50 ± 0.71 (2)"]
+    assert body[3] == ["Extra *", "0.00 ± 0.00 (2)", "–"]
+    head = [row for row in page.rows if row[0][1].get("scope") != "row"]
+    assert [[words(text) for *_, text in row] for row in head] == [
+        ["Method", "STL-10"],
+        ["Top-1 (%)", "Loss"],
+    ]
+    assert head[0][0][1]["rowspan"] == "2"
+    lines = [
+        line for line in (tmp_path / "table101.md").read_text(encoding="utf-8").splitlines() if "|" in line
+    ]
+    assert words(lines[0]) == "| Method | STL-10 Top-1 (%) | STL-10 Loss |"
+    assert words(lines[2]) == "| BYOL | <u>81.00</u> ± 1.41 (2) | -1.50 ± 0.71 (2) |"
+    text = words(typeset(tmp_path, ["table101"])).replace("−", "-")
+    for part in (
+        "A study of our own.",
+        "81.56 ± 0.00 (2)",
+        "-1.50 ± 0.71 (2)",
+        "Claims:",
+        "holds Ours beats BYOL.",
+    ):
+        assert part in text, part
 
 
 # Text
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -378,7 +660,7 @@ def test_text_that_is_not_markup_is_refused(text: str, message: str) -> None:
 
 
 # Formats, each read by something that did not write it
-# -----------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def golden(name: str) -> str:
@@ -564,7 +846,8 @@ def typeset(folder: Path, names: list[str]) -> str:
     -recommended."""
     if not (shutil.which("pdflatex") and shutil.which("pdftotext")):
         pytest.skip("pdflatex or pdftotext is not installed")
-    document = "\\documentclass{article}\n\\usepackage[margin=2cm]{geometry}\n\\usepackage{booktabs,amssymb,graphicx}\n\\begin{document}\n"
+    packages = "\\usepackage[margin=2cm]{geometry}\n\\usepackage{booktabs,amssymb,graphicx}\n"
+    document = f"\\documentclass{{article}}\n{packages}\\begin{{document}}\n"
     inputs = "".join(f"\\input{{{name}}}\\clearpage\n" for name in names)
     (folder / "document.tex").write_text(document + inputs + "\\end{document}\n", encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
@@ -618,7 +901,7 @@ def test_the_index_reads_the_tables_of_its_folder(tmp_path: Path, caplog: pytest
 
 
 # Bytes
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_golden_files_are_what_is_written(tmp_path: Path) -> None:
@@ -638,7 +921,7 @@ def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
     """Another hash seed, another locale, runs finished in another order; and neither jinja2 nor pandas is
     imported before it is used."""
     program = (
-        "import sys; from pathlib import Path; from reproduce.report import render; import reproduce.report.observe\n"
+        "import sys; from pathlib import Path; from reproduce.report import publish, render\n"
         "assert not {'jinja2', 'pandas', 'torch', 'numpy', 'mlflow'} & set(sys.modules)\n"
         "from tests.test_report import filled\n"
         "folder = Path(sys.argv[1]); render.write(filled(backwards=True), folder); render.write_index(folder)"

@@ -164,7 +164,8 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
     assert re.fullmatch(rf"2 runs done, 0 reused, 0 missing, in {took}\.", summary)
     assert report.endswith(f": {home.reports / 'smoke' / 'table8.md'}")
     written = {path.name for path in (home.reports / "smoke").iterdir()}
-    assert written == {"index.html", *(f"table8.{kind}" for kind in KINDS)}
+    state = {".rendered", ".rendered.lock"}
+    assert written - state == {"index.html", "runs.csv", *(f"table8.{kind}" for kind in KINDS)}
     ours = cell(home)
     assert 0 <= ours["value"] <= 100
     assert ours["reason"] is None
@@ -176,11 +177,15 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
 def test_a_second_call_starts_nothing_and_writes_the_same_bytes(finished: tuple[Home, str]) -> None:
     home, _ = finished
     reports = {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in reports}
     runs = {path: path.stat().st_mtime_ns for path in home.runs.glob("[0-9a-f]*/*")}
+    again = home.invoke(*row(epochs=EPOCHS))
+    assert {path: path.stat().st_mtime_ns for path in (home.reports / "smoke").iterdir()} == written
     for path in reports:
         path.unlink()
     done = home.invoke(*row(epochs=EPOCHS))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (again.returncode, again.stderr) == (0, "")
+    assert done.stdout.splitlines()[1:] == again.stdout.splitlines()[1:]
     assert done.stdout.startswith("0 runs done, 2 reused, 0 missing, in ")
     assert {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()} == reports
     assert {path: path.stat().st_mtime_ns for path in home.runs.glob("[0-9a-f]*/*")} == runs
@@ -331,7 +336,7 @@ def test_a_second_command_attaches_to_the_first_and_both_end_with_the_same_table
     (out, errors), report = printed[1], (place.reports / "smoke" / "table8.md").read_bytes()
     assert errors == ""
     assert re.search(rf"^attached to process {worker.pid} on \S+: byol ", out, re.M), out
-    assert "by others), 0 reused, 0 missing" in out
+    assert "by other processes), 0 reused, 0 missing" in out
     assert place.invoke("reports").returncode == 3
     assert place.invoke(*row(epochs=LONG)).stdout.startswith("0 runs done, 2 reused")
     assert (place.reports / "smoke" / "table8.md").read_bytes() == report

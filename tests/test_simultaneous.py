@@ -188,7 +188,7 @@ def test_no_run_is_done_twice(trial: int, stage: Stage) -> None:
             sorted(value(spec) * (100 if metric.startswith("top") else 1) for spec, metric in shown(table))
         )
     for path in sorted((stage.reports / "smoke").iterdir()):
-        if path.suffix in (".md", ".tex", ".csv"):
+        if path.suffix in (".md", ".tex", ".csv") and path.name != "runs.csv":
             assert REPORTS.setdefault(path.name, path.read_bytes()) == path.read_bytes(), path.name
 
 

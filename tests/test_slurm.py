@@ -574,7 +574,7 @@ def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
     third = login.submit(*asked)
     assert third.returncode == 0, third.stdout + third.stderr
     assert f"attached to Slurm job {lease.job}: " in third.stdout
-    assert "2 runs done (2 of them by others), 0 reused, 0 missing" in third.stdout
+    assert "2 runs done (2 of them by other processes), 0 reused, 0 missing" in third.stdout
     (log,) = login.runs.glob(f"slurm/*/{lease.job}.txt")
     assert log.read_text().count('"event": "started"') == 2, "it was put back into the queue, and began again"
     until(lambda: not login.cluster.queue(), "the end of the second job of the evaluation")

@@ -48,7 +48,10 @@ KIND, VERSION = "msbreg archive", 1
 MANIFEST, RECORD, INDEX = "manifest.json", "record.json", "index.html"
 DATE = (1980, 1, 1, 0, 0, 0)
 """Of every member: the earliest that a zip can hold."""
-REPORT = re.compile(rf"reports/({'|'.join(SCALES)})/(?=[^.])[^/\\:\x00-\x1f]+\.({'|'.join(render.FORMATS)})")
+REPORT = re.compile(
+    rf"reports/({'|'.join(SCALES)})/(?!runs\.csv)(?=[^.])[^/\\:\x00-\x1f]+\.({'|'.join(render.FORMATS)})"
+)
+"""Names of rendered files; `runs.csv` stays, as it holds the ids that one tracking store gave to its runs."""
 RUN = re.compile(rf"runs/([0-9a-f]{{12}})/({re.escape(RECORD)}|{re.escape(FILE)})")
 RUN_ID = re.compile(r"[0-9a-f]{12}")
 CHUNK = 1 << 20

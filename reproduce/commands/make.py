@@ -1,5 +1,4 @@
-"""Makes tables and single evaluations: finds what is finished, runs the rest, prints or renders, and says
-what happened."""
+"""Tables and single evaluations: execute the missing runs, then render the table or print the metrics."""
 
 from __future__ import annotations
 
@@ -29,22 +28,20 @@ if TYPE_CHECKING:
     from reproduce.report.table import Table
     from reproduce.tracking.store import Store
 
-SPEAK_EVERY = 60.0
-"""Seconds between two lines about a run under way, where there is no terminal for a bar."""
 FRACTIONS = ("top", "majority", "map", "held_out", "ap", "box_ap", "mask_ap")
-"""What the names of metrics begin with that are printed in per cent."""
+"""Prefixes of metrics that are printed in per cent."""
 COMPLETE, FAILED, INCOMPLETE, INTERRUPTED = 0, 1, 3, 128
-"""Exit codes: every cell that has a run is filled; a run failed; some cells are empty; and, with the number
-of its signal, interrupted."""
+"""Exit codes: every cell that has a run is filled; a run failed; some cells are empty; interrupted, to which
+the number of the signal is added."""
 
 
 class Limits(NamedTuple):
-    """What the command line allows to be started."""
+    """Limits that the command line sets to what may start."""
 
     digest: str = ""
-    """Of the only plan that may be run, as `--dry-run` prints it; empty: any."""
+    """Digest of the only plan that may run, as `--dry-run` prints it. Empty if any plan may run."""
     most_hours: float | None = None
-    """Of a GPU, or of a core where there is none; None: any number."""
+    """Maximum number of GPU-hours (core-hours without a GPU). None if any number may start."""
 
 
 NO_LIMITS = Limits()
@@ -53,7 +50,7 @@ NO_LIMITS = Limits()
 def produce(
     requests: list[Request], site: Site, *, render_only: bool = False, limits: Limits = NO_LIMITS
 ) -> int:
-    """Runs what the tables need and is not finished, renders every table, prints a summary.
+    """Execute the unfinished runs that the tables need, render every table, and print a summary.
 
     Args:
         render_only: start nothing; cells without a finished run stay empty.
@@ -62,7 +59,7 @@ def produce(
         The exit code.
 
     Raises:
-        RefusedError: no run can be started, as the data that they need are not here; or the limits forbid it.
+        RefusedError: no run can start because its data are missing, or the limits forbid the plan.
         ConnectionError: the tracking store does not answer.
         OSError: the reports cannot be written.
     """
@@ -71,19 +68,19 @@ def produce(
     print(done.summary(), flush=True)
     rendered = [_render(request, site, done) for request in requests]
     for table, filled, paths in rendered:
-        if done.finished and not table.left_out:  # a cut table would empty the cells that it leaves out
+        if done.finished and not table.left_out:  # a cut table would empty the cells that it lacks
             done.store.log_table(filled, paths)
     return done.code
 
 
 def evaluate(request: Evaluation, site: Site, *, limits: Limits = NO_LIMITS) -> int:
-    """Does one evaluation unless it is finished, and prints what it measured, as the mean over its seeds.
+    """Execute one evaluation unless it is finished, and print its metrics as means over its seeds.
 
     Returns:
         The exit code.
 
     Raises:
-        RefusedError: it cannot be started, as the data that it needs are not here; or the limits forbid it.
+        RefusedError: the evaluation cannot start because its data are missing, or the limits forbid the plan.
     """
     _check([request], site, limits)
     done = _carry_out(jobs([request]), site)
@@ -96,11 +93,11 @@ def evaluate(request: Evaluation, site: Site, *, limits: Limits = NO_LIMITS) -> 
 
 
 def keep(files: Mapping[str, Path], requests: Iterable[Order], site: Site) -> None:
-    """Copies the user's `files`, by SHA-256, to where the runs of `requests` look for them.
+    """Copy the user's `files`, given by SHA-256, to where the runs of `requests` look for them.
 
     Raises:
         ValueError: a file does not fit the settings of its encoder.
-        OSError: it cannot be copied.
+        OSError: a file cannot be copied.
     """
     encoders = {job.spec.encoder for job in jobs(requests) if isinstance(job.spec, Evaluate)}
     for encoder in encoders:
@@ -109,58 +106,58 @@ def keep(files: Mapping[str, Path], requests: Iterable[Order], site: Site) -> No
 
 
 def _printed(name: str, values: list[float]) -> str:
-    """A metric over the seeds: `top1 81.20 %`, `top1 81.20 ± 0.31 % (3)`."""
+    """Return a metric over the seeds: `top1 81.20 %`, `top1 81.20 ± 0.31 % (3)`."""
     from reproduce.report import stats
 
     factor, digits, unit = (100, 2, " %") if name.startswith(FRACTIONS) else (1, 4, "")
     scaled = [factor * value for value in values]
     std = stats.sample_std(scaled)
     spread = "" if std is None else f" ± {std:.{digits}f}"
-    return f"{name} {stats.mean(scaled):.{digits}f}{spread}{unit}" + (
-        f" ({len(values)})" if len(values) > 1 else ""
-    )
+    count = f" ({len(values)})" if len(values) > 1 else ""
+    return f"{name} {stats.mean(scaled):.{digits}f}{spread}{unit}{count}"
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of the runs that were wanted."""
+    """Results of the runs that were requested."""
 
     wanted: list[Job]
     finished: dict[str, Finished]
     missing: dict[str, str]
-    """Why there is no result, by id."""
+    """Why a result is missing, by id."""
     failed: dict[str, str]
-    """Those of them that were tried."""
+    """Entries of `missing` whose runs were tried."""
     ran: int
-    """How many were done just now."""
+    """Number of runs that finished during this command."""
     attached: int
-    """How many of these somebody else did."""
+    """Number of these that other processes executed."""
     started: float
     store: Store
 
     @property
     def code(self) -> int:
         """The exit code."""
-        return FAILED if self.failed else INCOMPLETE if self.missing else COMPLETE
+        if self.failed:
+            return FAILED
+        return INCOMPLETE if self.missing else COMPLETE
 
     def summary(self) -> str:
-        """What happened, in a line, and a line for each run that failed."""
-        reused, seconds = len(self.finished) - self.ran, time.monotonic() - self.started
-        others = f" ({self.attached} of them by others)" if self.attached else ""
-        lines = [
-            f"{counted(self.ran, 'run')} done{others}, {reused} reused, {len(self.missing)} missing, in {clock(seconds)}."
-        ]
-        failed = [job for job in self.wanted if job.spec.id in self.failed]
-        return "\n".join(
-            lines + [f"failed: {job.spec.id} {title(job.spec)}: {self.failed[job.spec.id]}" for job in failed]
-        )
+        """Return one line on what happened, and one for each run that failed."""
+        reused, took = len(self.finished) - self.ran, clock(time.monotonic() - self.started)
+        others = f" ({self.attached} of them by other processes)" if self.attached else ""
+        ran = f"{counted(self.ran, 'run')} done{others}"
+        lines = [f"{ran}, {reused} reused, {len(self.missing)} missing, in {took}."]
+        for job in self.wanted:
+            if job.spec.id in self.failed:
+                lines.append(f"failed: {job.spec.id} {title(job.spec)}: {self.failed[job.spec.id]}")
+        return "\n".join(lines)
 
 
 def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _Outcome:
-    """Does the runs that are not finished.
+    """Execute the runs that are not finished.
 
     Raises:
-        RefusedError: none can start here, and no evaluation is finished.
+        RefusedError: no run can start on this machine, and no evaluation is finished.
     """
     from reproduce.tracking.store import Store
 
@@ -181,25 +178,23 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
         with Console(todo, len(finished)) as console:
             reasons = launch(todo, site, console.watch)
             attached = console.attached
-        store = Store(
-            site, patience=PATIENCE
-        )  # after hours of runs, a server that restarts just now is waited for
+        # After hours of runs, wait for a server that is restarting.
+        store = Store(site, patience=PATIENCE)
         finished = store.finished([job.spec.id for job in wanted])
-    unfinished = [job.spec.id for job in wanted if job.spec.id not in finished]
+    known = blocked | reasons
     missing = {
-        spec_id: (blocked | reasons).get(spec_id, "no finished run with these settings")
-        for spec_id in unfinished
+        job.spec.id: known.get(job.spec.id, "no finished run with these settings")
+        for job in wanted
+        if job.spec.id not in finished
     }
     ran = sum(job.spec.id in finished for job in todo)
-    failed = {
-        spec_id: reason for spec_id, reason in reasons.items() if spec_id not in finished
-    }  # killed after its record was complete
+    # A run that was killed after its record was complete is finished.
+    failed = {spec_id: reason for spec_id, reason in reasons.items() if spec_id not in finished}
     return _Outcome(wanted, finished, missing, failed, ran, len(attached & finished.keys()), started, store)
 
 
 def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS) -> int:
-    """Prints what becomes of each run that the requests need, what that takes, and what a scheduler would be
-    given; starts nothing.
+    """Print the plan: what happens to each run, what it costs, and a scheduler's scripts; start nothing.
 
     Raises:
         RefusedError: the limits forbid this plan.
@@ -221,7 +216,7 @@ def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS)
 
 
 def _check(requests: Iterable[Order], site: Site, limits: Limits) -> None:
-    """Raises RefusedError where the limits forbid what the requests need."""
+    """Raise RefusedError if the limits forbid what the requests need."""
     if limits != NO_LIMITS:
         from reproduce.commands import forecast
 
@@ -237,14 +232,15 @@ def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
 
 
 def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dict[str, str]:
-    """The runs that cannot start here and that nobody else does, and what would help: asked once for each
-    data set and protocol.
+    """Return why runs cannot start on this machine, by id; runs that other processes execute are left out.
+
+    Each data set and protocol is checked once. The reasons say what would help.
 
     Args:
-        measured: whether an evaluation is finished already, so that there are numbers to show.
+        measured: True if an evaluation is finished already, so that there are numbers to show.
 
     Raises:
-        RefusedError: all runs are among them, and there is nothing to show.
+        RefusedError: no run can start, and there is nothing to show.
     """
     claimed = Others(site).claims(job.spec.id for job in todo)
     found = {
@@ -257,28 +253,25 @@ def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dic
 
 
 def _render(request: Request, site: Site, done: _Outcome) -> tuple[Table, Filled, list[Path]]:
-    """Writes one table's reports, and says in a line what is in them and where they are.
+    """Write one table's reports if they changed, and print one line on their content and place.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: the reports cannot be written.
     """
     from reproduce.report import render
-    from reproduce.report.filled import fill
+    from reproduce.report.publish import publish
 
-    table = request.build()
+    table, folder = request.build(), site.reports / request.scale
     reasons = {spec_id: site.without_places(reason) for spec_id, reason in done.missing.items()}
-    filled = fill(table, request.seeds, done.finished, reasons)
     try:
-        paths = render.write(filled, site.reports / request.scale)
-        render.write_index(site.reports / request.scale)
+        filled, paths = publish(table, request.seeds, done.finished, reasons, folder, request.dumps())
     except OSError as error:
         raise OSError(
-            f"The reports of {request.table} cannot be written in {site.reports / request.scale} ({os.strerror(error.errno or 0)}). No finished run is "
-            "lost: once they can, the same command renders them."
+            f"The reports of {request.table} cannot be written in {folder} "
+            f"({os.strerror(error.errno or 0)}). "
+            "No finished run is lost: the same command renders them once the folder can be written."
         ) from error
     shown = next(path for path in paths if path.suffix == ".md")
-    print(
-        f"{render.summary(filled)}: {shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown}",
-        flush=True,
-    )
+    place = shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown
+    print(f"{render.summary(filled)}: {place}", flush=True)
     return table, filled, paths

@@ -2,10 +2,11 @@
 
 Imports point down this page.
 
+    publish.py   a table's files, rendered if something changed
     render.py    files in five formats, and the index
     display.py   layout that all formats share
     filled.py    a table with its numbers
-    observe.py   finished runs as one tidy frame
+    observe.py   finished runs as one tidy frame, and runs.csv
     table.py     a table as data: cells, claims, runs
     stats.py     means, deviations and ranks
     markup.py    text with mathematics, escaped for each format

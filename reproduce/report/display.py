@@ -1,18 +1,20 @@
-"""How a filled table is laid out, in every format alike: sub-columns, ranks, footnote marks, and what is said
-under the table.
+"""The layout of a filled table, the same in every format: sub-columns, ranks, footnote marks, and remarks.
 
-The paper's number and ours stand in two sub-columns of one column. Nothing here knows a format; text is
-markup (`markup.py`).
+    shown = display(filled)
+
+The paper's number and our number stand in two sub-columns of one column. No format appears in this module;
+text is markup (`markup.py`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from reproduce.messages import counted
 from reproduce.report.filled import ADDED_ROW, NOT_IN_PAPER, Filled, FilledCell, printed
 from reproduce.report.markup import literal
 from reproduce.report.stats import Rank, ranks
@@ -21,18 +23,19 @@ from reproduce.report.table import Column
 DASH = "–"
 """Printed in an empty cell."""
 ADDED_MARK = "*"
+"""Footnote mark of an added row."""
 MAX_REASONS = 5
-"""Reasons for empty cells that are told under the table; the `.json` has every cell's."""
+"""Maximum number of reasons for empty cells under the table; the `.json` has the reason of every cell."""
 
 
 @dataclass(frozen=True)
 class SubColumn:
-    """The paper's half of a column, or ours."""
+    """The paper's half of a column, or our half."""
 
     column: Column
     side: Literal["paper", "ours"]
     first: bool
-    """Whether it is the left one of its column."""
+    """True if it is the left one of its column."""
 
     @property
     def heading(self) -> str:
@@ -43,19 +46,19 @@ class SubColumn:
 
 @dataclass(frozen=True)
 class Shown:
-    """What stands in one cell of a sub-column."""
+    """Content of one cell of a sub-column."""
 
     number: str
     """Digits, or a dash."""
     std: str = ""
-    """Digits of the standard deviation; empty: one seed, or the paper's number."""
+    """Digits of the standard deviation; empty for a single seed and for the paper's number."""
     n: int = 0
-    """Seeds behind `std`."""
+    """Number of seeds behind `std`."""
     rank: Rank = ""
     marks: tuple[str, ...] = ()
     """Marks of the footnotes."""
     hint: str = ""
-    """Plain text: the runs behind the number, or why it is missing."""
+    """Runs behind the number, or why it is missing, as plain text."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Line:
     rule_before: bool
     cells: tuple[Shown, ...]
     runs: tuple[tuple[str, tuple[str, ...]], ...]
-    """The ids of the runs behind each number of ours, by column key."""
+    """Ids of the runs behind each of our numbers, by column key."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,19 @@ class Display:
     fact_titles: tuple[str, ...]
     sub_columns: tuple[SubColumn, ...]
     lines: tuple[Line, ...]
+    sided: bool
+    """False if all numbers are ours and the table is not the paper's, so that no side needs a name."""
     footnotes: tuple[tuple[str, str], ...]
-    """(mark, text), in the order in which they are met."""
+    """(mark, text), in order of first use."""
     remarks: tuple[str, ...]
     """Sentences under the table: how to read it, the table's notes, why cells are empty."""
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """(heading, number of sub-columns) over neighbouring columns; empty headings included; none if no
-        column has one."""
+        """(heading, number of sub-columns) over neighbouring columns, empty headings included.
+
+        Empty if no column has a heading.
+        """
         spans = [
             (group, len(list(members)))
             for group, members in groupby(self.sub_columns, lambda sub: sub.column.group)
@@ -102,7 +109,7 @@ class Display:
 
 
 def display(filled: Filled) -> Display:
-    """The layout of `filled`."""
+    """Return the layout of `filled`."""
     sub_columns = tuple(_sub_columns(filled))
     rank = {(sub.column.key, sub.side): _ranks(filled, sub) for sub in sub_columns}
     marks = _Marks()
@@ -121,18 +128,16 @@ def display(filled: Filled) -> Display:
             if row.cells[column.key].runs
         )
         lines.append(Line(row.shown, label_marks, tuple(row.facts.values()), row.rule_before, cells, runs))
-    added = (
-        ((ADDED_MARK, "An added row; the paper's table does not have it."),)
-        if any(r.added for r in filled.rows)
-        else ()
-    )
+    added = "An added row; the paper's table does not have it." if filled.number else "An added row."
+    has_added = any(row.added for row in filled.rows)
     return Display(
         row_title=filled.row_title,
         fact_titles=tuple(filled.rows[0].facts) if filled.rows else (),
         sub_columns=sub_columns,
         lines=tuple(lines),
-        footnotes=(*marks.met(), *added),
-        remarks=tuple(_remarks(filled, lines)),
+        sided=bool(filled.number) or any(sub.side == "paper" for sub in sub_columns),
+        footnotes=(*marks.used(), *(((ADDED_MARK, added),) if has_added else ())),
+        remarks=tuple(_remarks(filled, sub_columns, lines)),
     )
 
 
@@ -143,22 +148,22 @@ class _Marks:
         self._by_text: dict[str, str] = {}
 
     def of(self, text: str | None) -> tuple[str, ...]:
-        """The mark of `text`, as a tuple; none for no text."""
+        """Return the mark of `text` as a tuple; an empty text has none."""
         if not text:
             return ()
         return (self._by_text.setdefault(text, _letters(len(self._by_text))),)
 
-    def met(self) -> Iterator[tuple[str, str]]:
+    def used(self) -> Iterator[tuple[str, str]]:
         return ((mark, text) for text, mark in self._by_text.items())
 
 
 def _letters(index: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
+    """Return the mark with that index: a, b, ..., z, aa, ab, ..."""
     return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
 
 
 def _sub_columns(filled: Filled) -> Iterator[SubColumn]:
-    """Both halves of every column that has a number of the paper, our half alone where it has none."""
+    """Yield both halves of every column in which the paper has a number, and only our half of the others."""
     for column in filled.columns:
         cells = [row.cells[column.key] for row in filled.rows]
         has_paper = any(cell.paper is not None for cell in cells)
@@ -168,8 +173,10 @@ def _sub_columns(filled: Filled) -> Iterator[SubColumn]:
 
 
 def _ranks(filled: Filled, sub: SubColumn) -> list[Rank]:
-    """The rank of every row in a sub-column, among the numbers as printed; beside an added row stands no
-    number of the paper's."""
+    """Return the rank of every row in a sub-column, among the numbers as printed.
+
+    The paper has no number in an added row.
+    """
     cells = [row.cells[sub.column.key] for row in filled.rows]
     if sub.side == "paper":
         papers = [None if row.added else cell.paper for row, cell in zip(filled.rows, cells, strict=True)]
@@ -199,27 +206,26 @@ def _ours(cell: FilledCell, digits: int, rank: Rank) -> Shown:
     )
 
 
-def _remarks(filled: Filled, lines: list[Line]) -> Iterator[str]:
+def _remarks(filled: Filled, sub_columns: Sequence[SubColumn], lines: Sequence[Line]) -> Iterator[str]:
     shown = [cell for line in lines for cell in line.cells]
+    halves = any(sub.side == "paper" for sub in sub_columns)
     if any(cell.rank for cell in shown):
-        yield "The best number of a column is bold and the second best underlined, separately for the paper's numbers and ours."
+        separately = ", separately for the paper's numbers and ours" if halves else ""
+        yield f"In each column, the best number is bold and the second best is underlined{separately}."
     if any(cell.std for cell in shown):
-        yield "Ours: mean ± sample standard deviation over the seeds (number of seeds)."
+        whose = "Our numbers" if halves else "Numbers"
+        yield f"{whose} are the mean ± sample standard deviation over the seeds (number of seeds)."
     yield from filled.notes
     yield from _empty_cells(filled)
 
 
 def _empty_cells(filled: Filled) -> Iterator[str]:
-    """One sentence that counts our empty cells by their reason."""
+    """Yield one sentence that counts our empty cells by their reason, if there are any."""
     cells = (cell for row in filled.rows for cell in row.cells.values())
     counts = Counter(cause for cell in cells for cause in cell.causes)
     shown = list(counts.items())[: MAX_REASONS if len(counts) > MAX_REASONS + 1 else None]
-    told = [f"{literal(cause.rstrip('.'))} ({_cells(count)})" for cause, count in shown]
+    parts = [f"{literal(cause.rstrip('.'))} ({counted(count, 'cell')})" for cause, count in shown]
     if len(shown) < len(counts):
-        told.append(f"{len(counts) - len(shown)} other reasons, all in {filled.table}.json")
-    if told:
-        yield f"Cells of ours without a number: {'; '.join(told)}."
-
-
-def _cells(count: int) -> str:
-    return f"{count} cell{'s' * (count != 1)}"
+        parts.append(f"{len(counts) - len(shown)} other reasons, listed in {filled.table}.json")
+    if parts:
+        yield f"{'Our empty cells' if filled.number else 'Empty cells'}: {'; '.join(parts)}."

@@ -1,10 +1,10 @@
-"""A table with its numbers: what the renderers print, as plain data that goes to `tableN.json` and back.
+"""A table with its numbers: plain data that the renderers print and that `tableN.json` holds.
 
-    filled = fill(table, seeds, finished, reasons)
+    filled = fill_from(table, seeds, frame(table, seeds, finished, reasons))
     to_json(filled) / from_json(...) / loads(text, where)
 
-Numbers are as printed from here on: per cent where the column's unit is `%`. A cell with some seeds missing
-has no number.
+From here on, numbers are as printed: per cent if the column's unit is `%`. A cell with a missing seed has no
+number.
 """
 
 from __future__ import annotations
@@ -12,45 +12,48 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reproduce.messages import InvalidError
-from reproduce.report import stats
 from reproduce.report.markup import literal
-from reproduce.report.observe import Finished, observe
+from reproduce.report.observe import Finished, Statistics, frame, statistics
 from reproduce.report.table import Cell, Column, Row, Table, Verdict
 from reproduce.spec import Pretrain
 
+if TYPE_CHECKING:
+    from reproduce.report.observe import Frame
+
 DECIMALS = 10
-"""Numbers in files are rounded to this many decimals, which sheds binary noise (100 x 0.8156 =
-81.55999999999999) and nothing else."""
+"""Decimals of numbers in files: enough to drop binary noise only (100 x 0.8156 = 81.55999999999999)."""
 
 NOT_IN_PAPER = "the paper's table has no such cell"
-ADDED_ROW = "an added row: the paper's table does not have it"
+ADDED_ROW = "the paper's table does not have this row"
 SMOKE = "The smoke scale shows that everything runs; its numbers are not comparable with the paper's."
-NO_RUN = "no run of this suite gives this number"
+SMOKE_WITHOUT_PAPER = "The smoke scale shows that everything runs; its numbers do not measure quality."
+NO_RUN = "this suite has no run for this cell"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilledCell:
-    """The paper's number and ours, or why either is missing."""
+    """The paper's number and our number, or why either is missing."""
 
     paper: str | None
     """Digits as the paper printed them."""
     paper_note: str | None
-    """A doubt or a dagger of the paper's number, or why there is none."""
+    """A doubt about the paper's number, the text of its dagger, or why it is missing. None in a table that is
+    not the paper's."""
     value: float | None
     """Mean over the seeds, as printed."""
     std: float | None
-    """Sample standard deviation over the seeds, from two seeds on."""
+    """Sample standard deviation over the seeds; None if there are fewer than two."""
     seeds: tuple[int, ...]
-    """Seeds that are finished, also where others are missing and `value` is therefore empty."""
+    """Seeds that are finished. They are listed even if others are missing and `value` is None."""
     runs: tuple[str, ...]
-    """The id of each of these seeds' evaluations, which is the same in every tracking store."""
+    """Id of each of these seeds' evaluations, which is the same in every tracking store."""
     reason: str | None
     """Why `value` is None, with the seeds that it concerns."""
     causes: tuple[str, ...]
-    """The different reasons in `reason`, without the seeds."""
+    """Different reasons in `reason`, without the seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ class FilledRow:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedClaim:
-    """A sentence of the paper, and whether it holds on the paper's own numbers and on ours."""
+    """A sentence about the table, and whether it holds on the paper's own numbers and on our numbers."""
 
     text: str
     source: str
@@ -95,7 +98,7 @@ class Filled:
 
     @property
     def head(self) -> str:
-        """The caption's first words, which renderers set in bold."""
+        """The caption's first words, which renderers set in bold; empty if the table is not the paper's."""
         return _head(self.number)
 
     @property
@@ -105,13 +108,24 @@ class Filled:
 
 
 def fill(table: Table, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]) -> Filled:
-    """The numbers of `seeds` seeds in every cell, the claims judged on them, and the caption.
+    """Return the table with the numbers of these runs; see `fill_from`.
 
     Args:
         finished: finished runs by spec id.
         reasons: why a run is not finished, by spec id.
     """
-    rows = tuple(_row(row, table.columns, seeds, finished, reasons) for row in table.rows)
+    return fill_from(table, seeds, frame(table, seeds, finished, reasons))
+
+
+def fill_from(table: Table, seeds: int, runs: Frame | None) -> Filled:
+    """Return the table with the statistics of every cell, the claims judged on them, and the caption.
+
+    Args:
+        runs: the table's frame (`observe.frame`) of that many seeds; None if no run fills the table.
+    """
+    factors = {column.key: 100 if column.unit == "%" else 1 for column in table.columns}
+    found = {} if runs is None else statistics(runs, factors)
+    rows = tuple(_row(table, row, seeds, found) for row in table.rows)
     verdicts = zip(table.claims, table.judge_paper(), _judge_ours(table, rows), strict=True)
     return Filled(
         table=table.name,
@@ -132,13 +146,13 @@ def fill(table: Table, seeds: int, finished: Mapping[str, Finished], reasons: Ma
 
 
 def printed(number: float, digits: int) -> str:
-    """A number with its decimals; the one place where numbers become text. A rounded zero has no sign."""
+    """Return a number as text with its decimals; a rounded zero has no sign. No other code does this."""
     text = f"{number:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text
 
 
 def to_json(filled: Filled) -> dict[str, Any]:
-    """Plain data for `tableN.json`; `paper` is a number there, and its digits as printed stand beside it."""
+    """Return plain data for `tableN.json`: `paper` as a number, and next to it its digits as printed."""
     data = asdict(filled)
     for row in data["rows"]:
         row["cells"] = {
@@ -156,10 +170,10 @@ def to_json(filled: Filled) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Filled:
-    """The inverse of `to_json`, after the data have been to a file and back.
+    """Return the table that `to_json` turned into `data`, also after a round trip through a file.
 
     Raises:
-        KeyError, TypeError: the data were not written by this version of `to_json`.
+        KeyError, TypeError: another version of `to_json` wrote the data.
     """
     parts = dict(data) | {"notes": tuple(data["notes"]), "changes": tuple(data["changes"])}
     parts["columns"] = tuple(Column(**column) for column in data["columns"])
@@ -172,19 +186,19 @@ def from_json(data: Mapping[str, Any]) -> Filled:
 
 
 def loads(text: str | bytes, where: str) -> Filled:
-    """The table in a `tableN.json`.
+    """Return the table in a `tableN.json`.
 
     Args:
-        where: what an error calls the file.
+        where: the file's name in error messages.
 
     Raises:
-        ValueError: this version did not write it.
+        ValueError: another version wrote the file.
     """
     try:
         return from_json(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        message = f"{where} is not a report that this version wrote ({error}); render the table again or remove the file."
-        raise InvalidError(message) from None
+        message = f"{where} is not a report that this version wrote ({error})"
+        raise InvalidError(f"{message}: render the table again or delete the file.") from None
 
 
 def _cell_from_json(cell: Mapping[str, Any]) -> FilledCell:
@@ -200,14 +214,7 @@ def _cell_from_json(cell: Mapping[str, Any]) -> FilledCell:
     )
 
 
-def _row(
-    row: Row,
-    columns: tuple[Column, ...],
-    seeds: int,
-    finished: Mapping[str, Finished],
-    reasons: Mapping[str, str],
-) -> FilledRow:
-    cells = {column.key: _cell(row, column, seeds, finished, reasons) for column in columns}
+def _row(table: Table, row: Row, seeds: int, found: Mapping[tuple[str, str], Statistics]) -> FilledRow:
     return FilledRow(
         label=row.label,
         shown=row.shown or row.label,
@@ -215,78 +222,71 @@ def _row(
         note=row.note,
         added=row.added,
         rule_before=row.rule_before,
-        cells=cells,
+        cells={
+            column.key: _cell(table, row, column, seeds, found.get((row.label, column.key)))
+            for column in table.columns
+        },
     )
 
 
-def _cell(
-    row: Row, column: Column, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]
-) -> FilledCell:
+def _cell(table: Table, row: Row, column: Column, seeds: int, found: Statistics | None) -> FilledCell:
+    """Return one cell.
+
+    Args:
+        found: statistics of its runs; None if no run fills it.
+    """
     cell = row.cells.get(column.key, Cell())
-    paper = None if cell.paper is None else cell.paper.value
-    note = (ADDED_ROW if row.added else NOT_IN_PAPER) if cell.paper is None else cell.paper.note or None
-    if cell.setting is not None:
-        return FilledCell(
-            paper=paper,
-            paper_note=note,
-            value=cell.setting,
-            std=None,
-            seeds=(),
-            runs=(),
-            reason=None,
-            causes=(),
-        )
-    if cell.ours is None:
+    value, std, reason = cell.setting, None, None
+    causes: tuple[str, ...] = ()
+    if found is not None:
+        value, std = _rounded(found.mean), _rounded(found.std)
+        reason, causes = _reason(found.missing, seeds), tuple(dict.fromkeys(found.missing.values()))
+    elif value is None:
         reason = cell.why_not_ours or NO_RUN
-        return FilledCell(
-            paper=paper,
-            paper_note=note,
-            value=None,
-            std=None,
-            seeds=(),
-            runs=(),
-            reason=reason,
-            causes=(reason,),
-        )
-    observations = observe(cell.ours, seeds, finished, reasons)
-    missing = {
-        observation.seed: observation.reason for observation in observations if observation.reason is not None
-    }
-    runs = {observation.seed: observation.spec for observation in observations if observation.run is not None}
-    factor = 100 if column.unit == "%" else 1
-    values = [factor * observation.value for observation in observations if observation.value is not None]
-    std = None if missing else stats.sample_std(values)
+        causes = (reason,)
     return FilledCell(
-        paper=paper,
-        paper_note=note,
-        value=None if missing else round(stats.mean(values), DECIMALS),
-        std=None if std is None else round(std, DECIMALS),
-        seeds=tuple(runs),
-        runs=tuple(runs.values()),
-        reason=_reason(missing, seeds),
-        causes=tuple(dict.fromkeys(missing.values())),
+        paper=None if cell.paper is None else cell.paper.value,
+        paper_note=_paper_note(table, row, cell),
+        value=value,
+        std=std,
+        seeds=tuple(found.finished) if found else (),
+        runs=tuple(found.finished.values()) if found else (),
+        reason=reason,
+        causes=causes,
     )
+
+
+def _paper_note(table: Table, row: Row, cell: Cell) -> str | None:
+    """Return the note on the paper's number, or why the paper has none."""
+    if cell.paper is not None:
+        return cell.paper.note or None
+    if not table.number:
+        return None
+    return ADDED_ROW if row.added else NOT_IN_PAPER
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, DECIMALS)
 
 
 def _reason(missing: Mapping[int, str], seeds: int) -> str | None:
-    """Why a cell is empty: one reason if it is every seed's, else every reason with its seeds; None: nothing
-    is missing."""
+    """Return why a cell is empty, or None if nothing is missing.
+
+    One reason stands alone if it is that of every seed; otherwise each reason is printed with its seeds.
+    """
     by_reason: dict[str, list[str]] = {}
     for seed, reason in missing.items():
         by_reason.setdefault(reason, []).append(str(seed))
     if len(missing) == seeds and len(by_reason) == 1:
         return next(iter(by_reason))
-    return (
-        "; ".join(
-            f"seed{'s' * (len(of) > 1)} {', '.join(of)} of {seeds}: {reason}"
-            for reason, of in by_reason.items()
-        )
-        or None
+    each = (
+        f"seed{'s' * (len(of) > 1)} {', '.join(of)} of {seeds}: {reason}" for reason, of in by_reason.items()
     )
+    return "; ".join(each) or None
 
 
 def _judge_ours(table: Table, rows: tuple[FilledRow, ...]) -> tuple[Verdict, ...]:
-    """Every claim on our numbers, rounded as they are printed."""
+    """Judge every claim on our numbers, rounded as they are printed."""
     digits = {column.key: column.digits for column in table.columns}
     cells = {(row.label, key): cell for row in rows for key, cell in row.cells.items()}
 
@@ -298,8 +298,9 @@ def _judge_ours(table: Table, rows: tuple[FilledRow, ...]) -> tuple[Verdict, ...
 
 
 def _caption(table: Table, seeds: int) -> str:
-    """What the table shows and under which conditions, in full sentences."""
+    """Return what the table shows and under which conditions, in full sentences."""
     measured = any(table.measured())
+    smoke = SMOKE if table.number else SMOKE_WITHOUT_PAPER
     sentences = [
         _head(table.number),
         f"{table.title.rstrip('.')}.",
@@ -310,18 +311,18 @@ def _caption(table: Table, seeds: int) -> str:
         f"Left out: {table.left_out}." if table.left_out else "",
         table.stand_in if measured else "",
         *dict.fromkeys(ours.spec.protocol.caveat for *_, ours in table.measured()),
-        SMOKE if table.scale == "smoke" and measured else "",
+        smoke if table.scale == "smoke" and measured else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _head(number: str) -> str:
-    """`Table 8 of the paper.`, `Tables 6 and 13 of the paper.`; empty for a table that is not the paper's."""
+    """Return `Table 8 of the paper.`, or an empty text if the table is not the paper's."""
     return f"Table{'' if number.isdigit() else 's'} {number} of the paper." if number else ""
 
 
 def _data(table: Table) -> str:
-    """The data sets of the runs, in the order in which the table first names them."""
+    """Return a sentence with the data sets of the runs, in the order in which the table first names them."""
     specs = [ours.spec for _, _, ours in table.measured()]
     pretrain = dict.fromkeys(
         spec.encoder.dataset.title for spec in specs if isinstance(spec.encoder, Pretrain)

@@ -1,4 +1,4 @@
-r"""Text of the tables in each output format; every character is escaped here and nowhere else.
+r"""Text of the tables in each output format; this module alone escapes characters.
 
 Titles, labels and notes are plain Unicode with mathematics between dollar signs: `Ours, $K = 4$`,
 `$\mathcal{L}_b$`, `$5 \times 10^{-4}$`. `\$` is a dollar sign. Text that was not written as markup (a reason,
@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from reproduce.messages import unknown
 
 SYMBOLS = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "theta": "θ", "lambda": "λ", "mu": "μ", "xi": "ξ",
-    "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "ell": "ℓ", "infty": "∞", "pm": "±", "times": "×", "cdot": "·",
-    "ldots": "…", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "approx": "≈", "sim": "∼", "in": "∈", "to": "→",
-    "rightarrow": "→", "checkmark": "✓", "dagger": "†", "ddagger": "‡", "log": "log", "exp": "exp", "prime": "′",
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "theta": "θ",
+    "lambda": "λ", "mu": "μ", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ",
+    "ell": "ℓ", "infty": "∞", "pm": "±", "times": "×", "cdot": "·", "ldots": "…", "le": "≤", "leq": "≤",
+    "ge": "≥", "geq": "≥", "ne": "≠", "approx": "≈", "sim": "∼", "in": "∈", "to": "→", "rightarrow": "→",
+    "checkmark": "✓", "dagger": "†", "ddagger": "‡", "log": "log", "exp": "exp", "prime": "′",
 }  # fmt: skip
-"""Commands without an argument, and how they look."""
+"""Commands without an argument, each with its Unicode character."""
 
 OPEN, CLOSE, SCRIPTS = "{", "}", "_^"
 
@@ -29,29 +30,31 @@ FONTS = ("mathcal", "mathrm", "mathbf", "text", "hat")
 """Commands with one argument."""
 
 ASCII_TEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}",
-    "[": "{[}", "]": "{]}", "*": "{*}",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_",
+    "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip
-"""`[` and `*` would otherwise be arguments of a line break before them."""
+"""LaTeX of ASCII characters; after a line break, a bare `[` or `*` would be its argument."""
 
 UNICODE_TEX = {
-    "–": "--", "—": "---", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "≠": r"$\neq$",
-    "≈": r"$\approx$", "→": r"$\rightarrow$", "∞": r"$\infty$", "∈": r"$\in$", "†": r"$\dagger$", "‡": r"$\ddagger$", "✓": r"$\checkmark$",
-    "✗": r"$\times$", "✔": r"$\checkmark$", "✘": r"$\times$", "…": r"\ldots{}", "°": r"$^{\circ}$", "²": "$^{2}$", "³": "$^{3}$",
-    "‘": "`", "’": "'", "“": "``", "”": "''", "\u00a0": "~", "\u202f": r"\,", "§": r"\S{}", "½": "$1/2$", "µ": r"$\mu$",
-    **{letter: rf"$\{name}$" for name, letter in SYMBOLS.items() if len(letter) == 1 and "α" <= letter <= "ω"},
+    "–": "--", "—": "---", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$",
+    "≥": r"$\geq$", "≠": r"$\neq$", "≈": r"$\approx$", "→": r"$\rightarrow$", "∞": r"$\infty$",
+    "∈": r"$\in$", "†": r"$\dagger$", "‡": r"$\ddagger$", "✓": r"$\checkmark$", "✗": r"$\times$",
+    "✔": r"$\checkmark$", "✘": r"$\times$", "…": r"\ldots{}", "°": r"$^{\circ}$", "²": "$^{2}$",
+    "³": "$^{3}$", "‘": "`", "’": "'", "“": "``", "”": "''", "\u00a0": "~", "\u202f": r"\,", "§": r"\S{}",
+    "½": "$1/2$", "µ": r"$\mu$",
+    **{sign: rf"$\{name}$" for name, sign in SYMBOLS.items() if len(sign) == 1 and "α" <= sign <= "ω"},
 }  # fmt: skip
 
 TEX_ACCENTS = set("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327")
-"""Combining accents of the letters that pdflatex reads as they stand, in its default encodings."""
+"""Combining accents of the letters that pdflatex accepts unchanged in its default encodings."""
 
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
 @dataclass(frozen=True)
 class _Format:
-    """How one output format writes prose and the pieces of mathematics."""
+    """Rules of one output format for prose and for the pieces of mathematics."""
 
     prose: Callable[[str], str]
     character: Callable[[str], str]
@@ -61,36 +64,36 @@ class _Format:
     script: Callable[[str, str], str]
     """(`_` or `^`, content) -> text."""
     math: Callable[[str], str]
-    """Wraps one whole formula."""
+    """Wrapper of one whole formula."""
 
 
 def literal(text: str) -> str:
-    """Text that is not markup, as markup that prints as it stands; runs of white space become one space."""
+    """Return markup that prints `text` unchanged; runs of white space become one space."""
     return " ".join(text.split()).replace("$", r"\$")
 
 
 def plain(text: str) -> str:
-    """Unicode without any tags, for attributes and terminals."""
+    """Return Unicode without tags, for attributes and terminals."""
     return _translate(text, _PLAIN)
 
 
 def markdown(text: str) -> str:
-    """GitHub Markdown that is safe inside a table's cell."""
+    """Return GitHub Markdown that is safe inside a table's cell."""
     return _translate(text, _MARKDOWN)
 
 
 def html(text: str) -> str:
-    """HTML with every character of the text escaped."""
+    """Return HTML with every character of the text escaped."""
     return _translate(text, _HTML)
 
 
 def tex(text: str) -> str:
-    """LaTeX for pdflatex with the package amssymb."""
+    """Return LaTeX for pdflatex with the package amssymb."""
     return _translate(text, _TEX)
 
 
 def _translate(text: str, form: _Format) -> str:
-    """Every piece of `text` as the format writes it.
+    """Return `text` with every piece written as the format requires.
 
     Raises:
         ValueError: dollar signs or braces do not pair, or a command is not in the vocabulary.
@@ -109,12 +112,12 @@ def _translate(text: str, form: _Format) -> str:
 
 
 def _sequence(tokens: Iterator[str], form: _Format, formula: str, *, nested: bool) -> str:
-    """The formula up to its end, or up to the brace that closes it where `nested`."""
+    """Return the formula up to its end or, if `nested`, up to its closing brace."""
     done: list[str] = []
     for token in tokens:
         if token == CLOSE:
             if not nested:
-                raise ValueError(f"A brace closes that was not opened in ${formula}$.")
+                raise ValueError(f"A closing brace has no opening brace in ${formula}$.")
             return "".join(done)
         done.append(_item(token, tokens, form, formula))
     if nested:
@@ -123,7 +126,7 @@ def _sequence(tokens: Iterator[str], form: _Format, formula: str, *, nested: boo
 
 
 def _item(token: str, tokens: Iterator[str], form: _Format, formula: str) -> str:
-    """One token, with its argument where it takes one."""
+    """Return one token, with its argument if it takes one."""
     if token == OPEN:
         return _sequence(tokens, form, formula, nested=True)
     if token in SCRIPTS:
@@ -134,8 +137,8 @@ def _item(token: str, tokens: Iterator[str], form: _Format, formula: str) -> str
     if command in FONTS:
         return form.font(command, _argument(tokens, form, formula))
     if command in SYMBOLS:
-        # The space that ends a command is not printed by LaTeX; in the other formats it is what the author
-        # sees in the source.
+        # LaTeX does not print the space that ends a command. The other formats print it, as the author sees
+        # it in the source.
         return form.symbol(command) + (form.character(" ") if token.endswith(" ") else "")
     if command in ("%", "$", "#", "&", "_"):
         return form.prose(command)
@@ -145,7 +148,7 @@ def _item(token: str, tokens: Iterator[str], form: _Format, formula: str) -> str
 
 
 def _argument(tokens: Iterator[str], form: _Format, formula: str) -> str:
-    """The next token with what belongs to it."""
+    """Return the next token with its own argument."""
     token = next(tokens, None)
     if token is None:
         raise ValueError(f"An argument is missing at the end of ${formula}$.")
@@ -153,7 +156,7 @@ def _argument(tokens: Iterator[str], form: _Format, formula: str) -> str:
 
 
 def _look(command: str, content: str) -> str:
-    """A letter in another font, in Unicode."""
+    """Return a letter in another font, in Unicode."""
     if command == "hat":
         return f"{content}\u0302"
     if command == "mathcal":
@@ -163,7 +166,7 @@ def _look(command: str, content: str) -> str:
 
 
 def _sign(character: str) -> str:
-    """A hyphen is a minus in mathematics."""
+    """Return the mathematical form of a character: a hyphen becomes a minus."""
     return {"-": "−", "'": "′"}.get(character, character)
 
 
@@ -172,13 +175,12 @@ def _escape_markdown(text: str) -> str:
 
 
 def _escape_tex(text: str) -> str:
-    separate = re.sub("-(?=-)", "-\0", text)  # or LaTeX would join two hyphens into a dash
+    separate = re.sub("-(?=-)", "-\0", text)  # otherwise LaTeX joins two hyphens into a dash
     return "".join("{}" if character == "\0" else _tex_character(character) for character in separate)
 
 
 def _tex_character(character: str) -> str:
-    """One character; accented Latin letters stand as they are, and what LaTeX lacks is named by its code
-    point."""
+    """Return one character; accented Latin letters stay, and a code point replaces what LaTeX lacks."""
     if character in ASCII_TEX:
         return ASCII_TEX[character]
     if character in UNICODE_TEX:
@@ -193,7 +195,7 @@ def _tex_character(character: str) -> str:
 
 
 def _html_character(character: str) -> str:
-    """Variables are italic."""
+    """Return one character of a formula; variables are italic."""
     return (
         f"<i>{character}</i>"
         if character.isascii() and character.isalpha()
@@ -208,12 +210,12 @@ def _html_font(command: str, content: str) -> str:
 
 
 def _tex_font(command: str, content: str) -> str:
-    """`\\text` needs amsmath, so it is upright mathematics with its spaces kept."""
+    """Return letters in another font; `\\text` needs amsmath, so it becomes upright mathematics."""
     return rf"\{command}{{{content}}}" if command != "text" else rf"\mathrm{{{content.replace(' ', '~')}}}"
 
 
 def _tex_math_character(character: str) -> str:
-    """Characters of a formula; what stands for a command of its own is written as that command."""
+    """Return one character of a formula, as a command if LaTeX has one for it."""
     return {"%": r"\%", "&": r"\&", "#": r"\#"}.get(character) or (
         character if character.isascii() else UNICODE_TEX.get(character, _tex_character(character)).strip("$")
     )

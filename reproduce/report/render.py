@@ -1,10 +1,10 @@
-"""Filled tables -> files: `tableN.md`, `.tex`, `.html`, `.csv`, `.json`, and `index.html` over all tables of
-a scale.
+"""Filled tables as files: `tableN.md`, `.tex`, `.html`, `.csv`, `.json`, and the `index.html` of a scale.
 
     write(filled, reports / "smoke")
     write_index(reports / "smoke")
 
-The same filled table gives the same bytes. Only `html` and `index` import jinja2.
+The same filled table gives the same bytes. Only `html` and `index` import jinja2. `publish.py` calls `write`
+when something changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import csv as csv_files
 import io
 import json as json_files
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from reproduce.report import markup
 from reproduce.report.display import DASH, Display, Line, Shown, display
-from reproduce.report.filled import Filled, loads, to_json
+from reproduce.report.filled import Filled, JudgedClaim, loads, to_json
+from reproduce.report.observe import natural
 from reproduce.report.table import Verdict
 from reproduce.runs.files import write_atomic
 
@@ -32,10 +32,16 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 FORMATS = ("md", "tex", "html", "csv", "json")
+INDEX = "index.html"
+
+
+def paths(table: str, folder: Path) -> list[Path]:
+    """Return the files of a table, one for each format."""
+    return [folder / f"{table}.{ending}" for ending in FORMATS]
 
 
 def write(filled: Filled, folder: Path) -> list[Path]:
-    """Writes the table in every format into `folder` (the reports of one scale); returns the files."""
+    """Write the table in every format into `folder` (the reports of one scale), and return the files."""
     writers: dict[str, Callable[[Filled], str]] = {
         "md": markdown,
         "tex": tex,
@@ -43,35 +49,48 @@ def write(filled: Filled, folder: Path) -> list[Path]:
         "csv": csv,
         "json": json,
     }
-    return [write_atomic(folder / f"{filled.table}.{ending}", writers[ending](filled)) for ending in FORMATS]
+    return [
+        write_atomic(path, writers[ending](filled))
+        for path, ending in zip(paths(filled.table, folder), FORMATS, strict=True)
+    ]
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Return the `.json` of every table in `folder`, in natural order."""
+    return sorted(folder.glob("[!.]*.json"), key=lambda path: natural(path.stem))
 
 
 def write_index(folder: Path) -> Path:
-    """Writes `index.html` over every table whose `.json` lies in `folder`, and returns it; warns of a `.json`
-    that it cannot read."""
+    """Write `index.html` over every table whose `.json` is in `folder`, and return its path.
+
+    A `.json` that cannot be read is left out with a warning.
+    """
     tables = []
-    for path in sorted(folder.glob("*.json"), key=_natural):
+    for path in tables_in(folder):
         try:
             tables.append(loads(path.read_bytes(), str(path)))
         except ValueError as error:
             logger.warning("Left out of the index: %s", error)
-    return write_atomic(folder / "index.html", index(tables))
+    return write_atomic(folder / INDEX, index(tables))
 
 
 def summary(filled: Filled) -> str:
-    """One line for the terminal: how many cells have a number of ours, and how the claims fare on it."""
+    """Return one line for the terminal: how many cells are filled, and the verdicts on the claims."""
     claims = _tally(claim.ours for claim in filled.claims)
-    return f"{filled.table} ({filled.scale}): {_cell_counts(filled)} cells have a number of ours{f'; claims: {claims}' if claims else ''}"
+    line = f"{filled.table} ({filled.scale}): {_cell_counts(filled)} cells filled"
+    return f"{line}; claims: {claims}" if claims else line
 
 
 def json(filled: Filled) -> str:
-    """The table for programs."""
+    """Return the table for programs."""
     return json_files.dumps(to_json(filled), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def csv(filled: Filled) -> str:
-    """One line for each cell. Numbers are as printed, not rounded to the column's decimals; an empty field is
-    a missing value."""
+    """Return one CSV line for each cell.
+
+    Numbers are as printed but not rounded to the column's decimals. An empty field is a missing value.
+    """
     file = io.StringIO()
     lines = csv_files.writer(file, lineterminator="\n")
     lines.writerow(
@@ -87,13 +106,14 @@ def csv(filled: Filled) -> str:
 
 
 # Markdown
-# ------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def markdown(filled: Filled) -> str:
-    """GitHub Markdown: the caption, the table in aligned columns, and the notes."""
+    """Return GitHub Markdown: the caption, the table in aligned columns, and the notes."""
     shown = display(filled)
-    blocks = [f"**{filled.head}** {markup.markdown(filled.body)}".rstrip(), _markdown_table(shown)]
+    head = f"**{filled.head}** " if filled.head else ""
+    blocks = [f"{head}{markup.markdown(filled.body)}".rstrip(), _markdown_table(shown)]
     if shown.footnotes:
         blocks.append(
             "<br>\n".join(
@@ -102,12 +122,7 @@ def markdown(filled: Filled) -> str:
         )
     blocks += [markup.markdown(remark) for remark in shown.remarks]
     if filled.claims:
-        claims = (
-            f"- {markup.markdown(claim.text)}{f' ({markup.markdown(claim.source)})' if claim.source else ''} — "
-            f"on the paper's numbers: **{claim.paper}**; on ours: **{claim.ours}**"
-            for claim in filled.claims
-        )
-        blocks += ["**Claims**", "\n".join(claims)]
+        blocks += ["**Claims**", "\n".join(_markdown_claim(claim, shown) for claim in filled.claims)]
     if runs := [
         f"- {markup.markdown(line.label)}: {_runs(line, '`{}`')}" for line in shown.lines if line.runs
     ]:
@@ -115,10 +130,17 @@ def markdown(filled: Filled) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def _markdown_claim(claim: JudgedClaim, shown: Display) -> str:
+    source = f" ({markup.markdown(claim.source)})" if claim.source else ""
+    paper = f"on the paper's numbers: **{claim.paper}**; on ours: " if shown.sided else ""
+    return f"- {markup.markdown(claim.text)}{source} — {paper}**{claim.ours}**"
+
+
 def _markdown_table(shown: Display) -> str:
     heads = [markup.markdown(text) for text in (shown.row_title, *shown.fact_titles)]
     heads += [
-        f"{markup.markdown(f'{sub.column.group} {sub.heading}'.strip())}, {sub.side}"
+        markup.markdown(f"{sub.column.group} {sub.heading}".strip())
+        + (f", {sub.side}" if shown.sided else "")
         for sub in shown.sub_columns
     ]
     body = [
@@ -160,19 +182,23 @@ def _markdown_marks(marks: Sequence[str]) -> str:
 
 
 # LaTeX
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def tex(filled: Filled) -> str:
-    r"""A `table` environment for `\input`, with booktabs, amssymb and graphicx (which shrinks a table that is
-    too wide)."""
+    r"""Return a `table` environment for `\input`; graphicx shrinks a table that is too wide.
+
+    The document needs the packages booktabs, amssymb and graphicx.
+    """
     shown = display(filled)
     left = 1 + len(shown.fact_titles)
+    head = rf"\textbf{{{markup.tex(filled.head)}}} " if filled.head else ""
+    usage = rf"Needs \usepackage{{booktabs,amssymb,graphicx}}; include it by \input{{{filled.table}}}."
     lines = [
-        f"% {markup.plain(filled.head)} Needs \\usepackage{{booktabs,amssymb,graphicx}}; include it by \\input{{{filled.table}}}.",
+        f"% {markup.plain(filled.head)} {usage}" if filled.head else f"% {usage}",
         r"\begin{table}[tbp]",
         r"\centering\setlength{\belowcaptionskip}{8pt}",
-        rf"\caption{{\textbf{{{markup.tex(filled.head)}}} {markup.tex(filled.body)}}}",
+        rf"\caption{{{head}{markup.tex(filled.body)}}}",
         rf"\label{{tab:{filled.scale}-{filled.table}}}",
         *([r"\setlength{\tabcolsep}{4pt}"] if len(shown.sub_columns) > 6 else []),
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
@@ -190,7 +216,7 @@ def tex(filled: Filled) -> str:
 
 
 def _tex_head(shown: Display, left: int) -> list[str]:
-    """The lines above the body: groups where there are any, the columns, and whose number it is."""
+    """Return the lines above the body: groups if there are any, the columns, and the sides."""
     lines = []
     for spans in (shown.groups, shown.headings):
         if spans:
@@ -198,12 +224,13 @@ def _tex_head(shown: Display, left: int) -> list[str]:
             lines.append(" & " * left + " & ".join(cells) + r" \\")
             lines.append(_tex_rules(spans, left))
     names = [markup.tex(text) for text in (shown.row_title, *shown.fact_titles)]
-    lines.append(" & ".join([*names, *(sub.side for sub in shown.sub_columns)]) + r" \\")
+    sides = (sub.side if shown.sided else "" for sub in shown.sub_columns)
+    lines.append(" & ".join([*names, *sides]).rstrip() + r" \\")
     return lines
 
 
 def _tex_rules(spans: Iterable[tuple[str, int]], left: int) -> str:
-    """A short rule under every heading."""
+    """Return a short rule under every heading."""
     rules, start = [], left + 1
     for text, width in spans:
         if text:
@@ -222,7 +249,7 @@ def _tex_row(line: Line) -> list[str]:
 def _tex_cell(cell: Shown) -> str:
     around = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}[cell.rank]
     spread = rf"{{\scriptsize\ $\pm$ {markup.tex(cell.std)} ({cell.n})}}" if cell.std else ""
-    # The mark has no width, so that the digits of a column stay aligned.
+    # The mark has no width, so the digits of a column stay aligned.
     return (
         around % _tex_number(cell.number)
         + spread
@@ -239,16 +266,18 @@ def _tex_marks(marks: Sequence[str]) -> str:
 
 
 def _tex_notes(filled: Filled, shown: Display) -> list[str]:
-    """What stands under the table, as wide as the line."""
+    """Return the notes under the table, as wide as the line."""
     notes = [f"{_tex_marks((mark,))}~{markup.tex(text)}" for mark, text in shown.footnotes]
     notes += [markup.tex(remark) for remark in shown.remarks]
     if filled.claims:
-        notes.append(r"\textbf{Claims}, on the paper's numbers / on ours:")
-    notes += [
-        rf"\makebox[6.5em][l]{{\textit{{{claim.paper}}} / \textit{{{claim.ours}}}}}\parbox[t]{{\dimexpr\linewidth-6.5em}}"
-        rf"{{\raggedright {markup.tex(claim.text)}{f' ({markup.tex(claim.source)})' if claim.source else ''}\strut}}"
-        for claim in filled.claims
-    ]
+        notes.append(r"\textbf{Claims}" + (", on the paper's numbers / on ours:" if shown.sided else ":"))
+    for claim in filled.claims:
+        paper = rf"\textit{{{claim.paper}}} / " if shown.sided else ""
+        source = f" ({markup.tex(claim.source)})" if claim.source else ""
+        notes.append(
+            rf"\makebox[6.5em][l]{{{paper}\textit{{{claim.ours}}}}}\parbox[t]{{\dimexpr\linewidth-6.5em}}"
+            rf"{{\raggedright {markup.tex(claim.text)}{source}\strut}}"
+        )
     if not notes:
         return []
     return [
@@ -261,16 +290,16 @@ def _tex_notes(filled: Filled, shown: Display) -> list[str]:
 
 
 # HTML
-# ----------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def html(filled: Filled) -> str:
-    """One self-contained page."""
+    """Return one self-contained page."""
     return _environment().get_template("table.html").render(filled=filled, shown=display(filled))
 
 
 def index(tables: Sequence[Filled]) -> str:
-    """One page over the tables of a scale."""
+    """Return one page over the tables of a scale."""
     entries = [
         {
             "filled": filled,
@@ -289,7 +318,7 @@ def index(tables: Sequence[Filled]) -> str:
 
 @cache
 def _environment() -> Environment:
-    """The templates of this folder: every value is escaped, and text goes through `markup.html`."""
+    """Return the templates of this folder. Every value is escaped, and text goes through `markup.html`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -320,16 +349,16 @@ def _cell_counts(filled: Filled) -> str:
 
 
 # Shared
-# --------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _runs(line: Line, around: str) -> str:
-    """The runs of a row by column key, one for each seed."""
+    """Return the runs of a row by column key, one for each seed."""
     return "; ".join(f"{key} {' '.join(map(around.format, ids))}" for key, ids in line.runs)
 
 
 def _tally(verdicts: Iterable[Verdict]) -> str:
-    """`5 hold, 1 fails, 2 open`; empty for no claims."""
+    """Return `5 hold, 1 fails, 2 open`; empty without claims."""
     counts = Counter(verdicts)
     words: dict[Verdict, tuple[str, str]] = {
         "holds": ("holds", "hold"),
@@ -341,8 +370,3 @@ def _tally(verdicts: Iterable[Verdict]) -> str:
         for verdict, names in words.items()
         if counts[verdict]
     )
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts table10 behind table9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]

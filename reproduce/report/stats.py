@@ -1,5 +1,4 @@
-"""Statistics of a column and of a cell: pure functions of numbers, which never average over what is
-missing."""
+"""Statistics of a cell and of a column: pure functions of numbers that never average over missing values."""
 
 from __future__ import annotations
 
@@ -11,18 +10,18 @@ Rank = Literal["best", "second", ""]
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean; exact summation, so the order of the values does not matter.
+    """Return the arithmetic mean. The summation is exact, so the order of the values does not matter.
 
     Raises:
-        ValueError: there are no values (the mean of nothing is not 0).
+        ValueError: `values` is empty (the mean of nothing is not 0).
     """
     if not values:
-        raise ValueError("The mean of no values was asked for.")
+        raise ValueError("The mean of no values was requested.")
     return math.fsum(values) / len(values)
 
 
 def sample_std(values: Sequence[float]) -> float | None:
-    """The sample standard deviation (divided by n - 1); None for fewer than two values."""
+    """Return the sample standard deviation (divided by n - 1), or None for fewer than two values."""
     if len(values) < 2:
         return None
     centre = mean(values)
@@ -30,8 +29,10 @@ def sample_std(values: Sequence[float]) -> float | None:
 
 
 def ranks(values: Sequence[float | None], better: Literal["higher", "lower", ""]) -> list[Rank]:
-    """Which values are the best and the second best; equal values rank alike, missing ones and a lone one not
-    at all."""
+    """Mark the best and the second best values.
+
+    Equal values have the same rank. Missing values have none, nor does a single value.
+    """
     present = {value for value in values if value is not None}
     if not better or sum(value is not None for value in values) < 2:
         return [""] * len(values)
