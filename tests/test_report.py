@@ -59,7 +59,9 @@ class Toy(Method, name="toy"):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Protocol, name="probe"):
-    """A protocol of which a report reads the caveat only."""
+    """A protocol of which a report reads the caveat and the names of its metrics only."""
+
+    metrics = ("top1", "loss")
 
 
 def run_of(label: str) -> Evaluate:
