@@ -49,7 +49,7 @@ class Settings:
         return identity.digest(self)
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Yield every setting as (dotted path, value); nested settings have their component's name as value."""
+        """Yield every setting as (dotted path, value); the value of nested settings is their own name."""
         for key in field_types(type(self)):
             value, path = getattr(self, key), f"{prefix}{key}"
             if isinstance(value, Settings):
@@ -57,6 +57,12 @@ class Settings:
                 yield from value.leaves(f"{path}.")
             else:
                 yield path, value
+
+    def changed(self) -> Iterator[tuple[str, Any]]:
+        """Yield the settings that differ from the defaults of the class, or have none, as `leaves` does."""
+        cls: Any = type(self)
+        defaults = _defaults(cls).items()
+        yield from (leaf for leaf in self.leaves() if leaf not in defaults)
 
     def replace(self, path: str, value: Any) -> Self:
         """Return a copy in which the setting at the dotted `path` is `value`.
@@ -92,6 +98,18 @@ def field_types(cls: Any) -> dict[str, Any]:
 def _field_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@cache
+def _defaults(cls: Any) -> dict[str, Any]:
+    """Return the defaults of a settings class by dotted path."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if isinstance(field.default, Settings):
+            found |= {field.name: field.default.name, **dict(field.default.leaves(f"{field.name}."))}
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+    return found
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:

@@ -415,6 +415,12 @@ def test_settings_list_themselves_by_dotted_path() -> None:
     ]
 
 
+def test_settings_list_what_differs_from_their_defaults() -> None:
+    assert list(Bicycle(gears=3).changed()) == [("gears", 3)]  # it has no default
+    other = Bicycle(gears=3, wheel=Wheel(spokes=28), brakes=False, ratios=(1, 2.5), weight=9.5)
+    assert list(other.changed()) == [("gears", 3), ("wheel.spokes", 28), ("brakes", False)]
+
+
 def test_a_settings_type_is_found_by_its_path() -> None:
     assert Bicycle(gears=3).field_type("wheel.pressure") == float | None
     assert Bicycle(gears=3).field_type("wheel") is Wheel
