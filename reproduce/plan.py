@@ -24,7 +24,7 @@ from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
 from reproduce.overrides import override
 from reproduce.report.markup import literal
-from reproduce.report.table import Cell, Row, Table
+from reproduce.report.table import Cell, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -471,7 +471,7 @@ def _changed(table: Table, change: str) -> Table:
     apply, told = override([ours.spec for _, _, ours in table.measured()], change)
     try:
         return table.map(apply, changes=(*table.changes, told))
-    except LookupError as error:  # the change leaves a protocol without a metric that the table prints
+    except UnknownMetricError as error:  # with the user's value, the protocol returns other metrics
         raise InvalidError(f"{change}: {error}") from None
 
 

@@ -27,8 +27,8 @@ class Heads(Settings, name="heads"):
     def narrower(self, factor: int) -> Heads:
         """Return heads whose layers are `factor` times narrower.
 
-        If the batch shrinks by `factor` squared, the singular value loss of white predictions, d (d + 1) / (n - 1),
-        stays: it is 32 with the paper's d = 128 and n = 512, 34 with d = 32 and n = 32.
+        With a batch that is smaller by `factor` squared, white predictions keep their singular value loss,
+        d (d + 1) / (n - 1): it is 32 with the paper's d = 128 and n = 512, and 34 with d = 32 and n = 32.
         """
         return replace(self, hidden=self.hidden // factor, output=self.output // factor)
 

@@ -56,6 +56,10 @@ class Reported:
             raise ValueError("Reported(value=None) needs a note: the reason why the paper has no number.")
 
 
+class UnknownMetricError(LookupError):
+    """A cell shows a metric that its protocol does not return."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """A number of ours: a metric of an evaluation, one run for each seed."""
@@ -67,7 +71,8 @@ class Measured:
     def __post_init__(self) -> None:
         protocol = self.spec.protocol
         if self.metric not in protocol.metrics:
-            raise LookupError(unknown(f"metric of {protocol.name}", self.metric, protocol.metrics))
+            kind = f"metric of {protocol.name}"
+            raise UnknownMetricError(unknown(kind, self.metric, protocol.metrics))
 
     def runs(self, seeds: int) -> tuple[Evaluate, ...]:
         """Return the evaluation at seeds 0 to `seeds` - 1."""
