@@ -109,7 +109,7 @@ MISTAKES = {
     "a metric that the protocol does not return": (
         'metric="top1"',
         'metric="top10"',
-        "reproduce.report.table.UnknownMetricError: There is no metric of linear 'top10'. Did you mean 'top1'?",
+        "UnknownMetricError: There is no metric of linear 'top10'. Did you mean 'top1'?",
     ),
     "a claim about a row that does not exist": (
         'v("Cosine (K=4)", "acc")',
