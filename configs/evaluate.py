@@ -28,33 +28,42 @@ AnyDataset = TypeVar("AnyDataset", bound=Dataset | DetectionDataset)
 
 
 def linear(encoder: Pretrain) -> Evaluate:
-    """A linear classifier on frozen features (section 8.1; htdt/self-supervised eval/sgd.py): `top1`,
-    `top5`."""
+    """Evaluate a linear classifier on frozen features: `top1`, `top5`.
+
+    Section 8.1; htdt/self-supervised eval/sgd.py.
+    """
     return Evaluate(encoder=encoder, protocol=LinearEvaluation(), dataset=encoder.dataset)
 
 
 def knn5(encoder: Pretrain) -> Evaluate:
-    """A majority vote of the 5 nearest neighbours (Table 1; htdt/self-supervised eval/knn.py): `top1`."""
+    """Evaluate a majority vote of the 5 nearest neighbours: `top1`.
+
+    Table 1; htdt/self-supervised eval/knn.py.
+    """
     return Evaluate(encoder=encoder, protocol=NearestNeighbours(k=5), dataset=encoder.dataset)
 
 
 def alignment(encoder: Pretrain) -> Evaluate:
-    """Wang and Isola's two losses on projections (Table 12; ssnl/align_uniform): `alignment`, `uniformity`;
-    on features: `..._features`."""
+    """Measure Wang and Isola's two losses: `alignment` and `uniformity`, and the same with `_features`.
+
+    The former are on projections, the latter on features (Table 12; ssnl/align_uniform).
+    """
     return Evaluate(encoder=encoder, protocol=AlignmentUniformity(), dataset=encoder.dataset)
 
 
 def imagenet_linear(encoder: Pretrain | Weights) -> Evaluate:
-    """ImageNet's linear evaluation (Tables 2 and 7): BYOL's, as section 8.1 leaves it open (protocol sheet,
-    2): `top1`, `top5`."""
+    """Evaluate a linear classifier on ImageNet (Tables 2 and 7): `top1`, `top5`.
+
+    The protocol is BYOL's, since section 8.1 leaves it open (protocol sheet, 2).
+    """
     return Evaluate(encoder=encoder, protocol=LinearSGD(), dataset=seen_by(encoder, ImageNet()))
 
 
 def semi(encoder: Pretrain | Weights, labels: Literal["1percent", "10percent"]) -> Evaluate:
-    """Semi-supervised classification with 1 % or 10 % of ImageNet's labels (Table 3, section 8.2): `top1`,
-    `top5`.
+    """Evaluate semi-supervised classification with 1 % or 10 % of ImageNet's labels: `top1`, `top5`.
 
-    With 1 % the encoder is frozen and the classifier's rate is 2.0; with 10 % they are .25 and 2.5e-4.
+    Table 3, section 8.2. With 1 % the encoder is frozen and the classifier's rate is 2.0. With 10 % the
+    classifier's rate is .25 and the encoder's is 2.5e-4.
     """
     frozen = SemiSupervised(labels="1percent", classifier_lr=2.0, encoder_lr=0.0)
     tuned = SemiSupervised(labels="10percent", classifier_lr=0.25, encoder_lr=2.5e-4)
@@ -63,44 +72,60 @@ def semi(encoder: Pretrain | Weights, labels: Literal["1percent", "10percent"]) 
 
 
 def knn(encoder: Pretrain | Weights) -> Evaluate:
-    """Weighted votes of 20 and of 200 neighbours (Table 4, section 8.3; protocol sheet, 4): `top1_20`,
-    `top1_200`."""
+    """Evaluate weighted votes of 20 and of 200 neighbours: `top1_20`, `top1_200`.
+
+    Table 4, section 8.3; protocol sheet, 4.
+    """
     return Evaluate(encoder=encoder, protocol=WeightedNeighbours(), dataset=seen_by(encoder, ImageNet()))
 
 
 def voc07(encoder: Pretrain | Weights) -> Evaluate:
-    """One linear SVM for each class of VOC2007 (Table 5, section 8.4; protocol sheet, 5): `map`."""
+    """Evaluate one linear SVM for each class of VOC2007: `map`.
+
+    Table 5, section 8.4; protocol sheet, 5.
+    """
     return Evaluate(encoder=encoder, protocol=LinearSVM(), dataset=seen_by(encoder, VOC2007()))
 
 
 def places205(encoder: Pretrain | Weights) -> Evaluate:
-    """A linear classifier on Places205 with the paper's schedule (Table 5, section 8.4): `top1`, `top5`."""
+    """Evaluate a linear classifier on Places205 with the paper's schedule: `top1`, `top5`.
+
+    Table 5, section 8.4.
+    """
     return Evaluate(encoder=encoder, protocol=_transfer(epochs=28), dataset=seen_by(encoder, Places205()))
 
 
 def inaturalist2018(encoder: Pretrain | Weights) -> Evaluate:
-    """A linear classifier on iNaturalist 2018 with the paper's schedule (Table 5, section 8.4): `top1`,
-    `top5`."""
+    """Evaluate a linear classifier on iNaturalist 2018 with the paper's schedule: `top1`, `top5`.
+
+    Table 5, section 8.4.
+    """
     return Evaluate(
         encoder=encoder, protocol=_transfer(epochs=84), dataset=seen_by(encoder, INaturalist2018())
     )
 
 
 def voc_detection(encoder: Pretrain | Weights) -> Evaluate:
-    """A Faster R-CNN fine-tuned and measured on VOC07+12 (Table 5, section 8.4; protocol sheet, 11): `ap50`,
-    `ap75`, `ap`."""
+    """Fine-tune and measure a Faster R-CNN on VOC07+12: `ap50`, `ap75`, `ap`.
+
+    Table 5, section 8.4; protocol sheet, 11.
+    """
     return Evaluate(encoder=encoder, protocol=VOCDetection(), dataset=seen_by(encoder, VOC0712()))
 
 
 def coco_mask_rcnn(encoder: Pretrain | Weights) -> Evaluate:
-    """A Mask R-CNN fine-tuned and measured on COCO 2017 (Table 10, section 8.4; protocol sheet, 11):
-    `box_ap`, `mask_ap`, ..."""
+    """Fine-tune and measure a Mask R-CNN on COCO 2017: `box_ap`, `mask_ap`, ...
+
+    Table 10, section 8.4; protocol sheet, 11.
+    """
     return Evaluate(encoder=encoder, protocol=COCOMaskRCNN(), dataset=seen_by(encoder, COCO2017()))
 
 
 def _transfer(epochs: int) -> LinearSGD:
-    """Section 8.4: rate .2 at batch 256, divided by 10 two times, at equally spaced epochs; one rate, so
-    nothing is held out."""
+    """Return the classifier of section 8.4: rate .2 at batch 256, divided by 10 twice, at equal distances.
+
+    There is only one rate, so no images are held out to choose it.
+    """
     return LinearSGD(
         base_lrs=(0.2,),
         epochs=epochs,
@@ -113,7 +138,9 @@ def _transfer(epochs: int) -> LinearSGD:
 
 
 def seen_by(encoder: Pretrain | Weights, dataset: AnyDataset) -> AnyDataset:
-    """`dataset` with its images at the size and the normalisation that `encoder` was trained with; those of a
-    detector keep their size."""
+    """Return `dataset` with the image size and the normalisation with which `encoder` was trained.
+
+    Images for a detector keep their size.
+    """
     trained_on = encoder.dataset if isinstance(encoder, Pretrain) else encoder
     return replace(dataset, **geometry(trained_on, dataset))

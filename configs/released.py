@@ -1,17 +1,17 @@
 """Released ResNet-50 encoders of the paper's baselines, pretrained on ImageNet.
 
-    imagenet_linear(MOCO_V2_200)                            # a row of Table 2, evaluated here instead of
-    quoted invoke evaluate --checkpoint moco_v2_200 --protocol linear_sgd --dataset imagenet
+    imagenet_linear(MOCO_V2_200)                          # a row of Table 2, evaluated instead of quoted
+    invoke evaluate --checkpoint moco_v2_200 --protocol linear_sgd --dataset imagenet
 
-Each is fetched when an evaluation first needs it, 94 to 340 MB, and kept under `weights/` of the site's run
-folder. No owner publishes a
-sha256: the one of the first download is recorded there and holds from then on. None of these files has been
-downloaded by this project; addresses and names of tensors are as their repositories give them, and an
-evaluation refuses a file that does not fit.
+A file of 94 to 340 MB is downloaded when an evaluation first needs it, and kept under `weights/` of the
+site's
+run folder. The owners do not publish a sha256: the hash of the first download is recorded there and enforced
+afterwards. This project has not downloaded any of these files. Addresses and names of tensors are those that
+the repositories give, and an evaluation refuses a file that does not fit.
 
-Not here: BYOL 1000 (deepmind-byol: a Haiku pickle, which cannot be read without running code; evaluate a
-converted file) and PixPro 100 and 400 (zdaxie/PixPro README.md: pages of Google Drive, which are no addresses
-of the files). Get or convert these by hand and give the file to `invoke evaluate --checkpoint FILE` or
+Missing: BYOL 1000 (deepmind-byol) is a Haiku pickle, which cannot be read without running code: evaluate a
+converted file. PixPro 100 and 400 (zdaxie/PixPro README.md) are linked as pages of Google Drive, not as
+files. Get or convert these by hand, and pass the file to `invoke evaluate --checkpoint FILE` or
 `--add-row "PixPro=FILE"`.
 """
 
@@ -25,8 +25,10 @@ FACEBOOK: Final = "https://dl.fbaipublicfiles.com"
 VISSL: Final = f"{FACEBOOK}/vissl/model_zoo"
 SWAV: Final = f"{FACEBOOK}/deepcluster"
 SWAV_STD: Final = (0.228, 0.224, 0.225)
-"""What SwAV's images are divided by (facebookresearch/swav src/multicropdataset.py); its first value is not
-ImageNet's .229."""
+"""Standard deviation of SwAV's normalisation (facebookresearch/swav src/multicropdataset.py).
+
+The first value differs from ImageNet's .229.
+"""
 
 MOCO_V2_200: Final = Weights(
     url=f"{FACEBOOK}/moco/moco_checkpoints/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar",
@@ -95,7 +97,7 @@ PCL_V2_200: Final = Weights(
 OBOW_200: Final = Weights(
     url="https://github.com/valeoai/obow/releases/download/v0.1.0/ImageNetFull_ResNet50_OBoW_full_feature_extractor.zip"
 )
-"""OBoW's student, 200 epochs, batch 256; linear top-1 73.8; an archive of one file with torchvision's names
+"""OBoW's student, 200 epochs, batch 256; linear top-1 73.8; an archive with one file, torchvision's names
 (valeoai/obow README.md)."""
 
 SIMCLR_100: Final = Weights(

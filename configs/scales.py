@@ -1,12 +1,11 @@
-"""The three scales, as functions from an evaluation at paper scale to the same evaluation at another.
+"""The three scales, as functions from an evaluation at paper scale to the same evaluation at another scale.
 
-smoke: embedded synthetic data in the real layouts, a small residual network at 32 px, minutes on two CPU
-cores.
-small: real public photographs on one GPU, hours; Imagenette stands in for ImageNet-100 and ImageNet.
-paper: as printed.
+    smoke   synthetic data in the real layouts, a small residual network at 32 px; minutes on two CPU cores
+    small   real public photographs, Imagenette in place of ImageNet-100 and ImageNet; hours on one GPU
+    paper   the settings of the paper
 
-The method's own settings (K, the lambdas, the normalisation of the heads) are the same at every scale; that
-is what the tables compare.
+The tables compare methods, so K, the lambdas and the normalisation of the heads are the same at every scale.
+The sizes of a method that must fit the data set are its own business: `Method.smaller`.
 """
 
 from __future__ import annotations
@@ -30,31 +29,39 @@ from reproduce.spec import Evaluate, Pretrain
 
 STAND_INS = {
     "smoke": "Synthetic scenes stand in for every data set and a small network for the backbone.",
-    "small": "Imagenette (10 classes of ImageNet) stands in for ImageNet and ImageNet-100, at 64 px, and a ResNet-18 for the backbone.",
+    "small": (
+        "Imagenette (10 classes of ImageNet) stands in for ImageNet and ImageNet-100, at 64 px, "
+        "and a ResNet-18 for the backbone."
+    ),
     "paper": "",
 }
-"""What a reader must know of a scale's numbers, for the caption of each table whose data it replaces."""
-NO_STAND_IN = "{} has no small stand-in of its kind: run the cell at the scale paper, which reads it from its root in the site file."
-"""Why the scale small leaves a cell empty."""
+"""Sentence for the caption of each table whose data a scale replaces."""
+NO_STAND_IN = (
+    "{} has no small stand-in of its kind: run the cell at the scale paper, "
+    "which reads it from its root in the site file."
+)
+"""Reason why the scale small leaves a cell empty."""
 CROPS = (0.2, 1.0)
-"""Area of a crop at smoke scale, relative to the image's."""
+"""Area of a crop at smoke scale, relative to the area of the image."""
 SMALL_CROPS = (0.07, 0.2)
-"""The same of multi-crop's small crops, which end where the large ones begin, as in the paper: 8 to 14 of 32
-pixels, seen at 14."""
+"""Relative area of multi-crop's small crops at smoke scale: 8 to 14 of 32 pixels, resized to 14.
+
+As in the paper, the largest small crop is as large as the smallest large one.
+"""
 LARGEST_BATCH = 1024
-"""Of pretraining below paper scale, whose data sets are a few of BYOL's batches of 4096."""
+"""Largest batch of pretraining below paper scale, where a data set has only a few batches of BYOL's 4096."""
 
 
 def paper(run: Evaluate) -> Evaluate:
-    """As printed."""
+    """Return the run unchanged."""
     return run
 
 
 def small(run: Evaluate) -> Evaluate | str:
-    """Real photographs: Imagenette at 64 px for the ImageNet family; STL-10, VOC and COCO as they are; a
-    ResNet-18; nothing for the rest.
+    """Return the run on real photographs with a ResNet-18, or the reason why there is none.
 
-    Weights from elsewhere keep their network and see images of the size that they were trained on.
+    Imagenette at 64 px replaces ImageNet and ImageNet-100. STL-10, VOC and COCO stay. Weights from elsewhere
+    keep their network and see images of the size on which they were trained.
     """
     if run.dataset.name in ("places205", "inaturalist2018"):
         return NO_STAND_IN.format(run.dataset.title)
@@ -66,8 +73,10 @@ def small(run: Evaluate) -> Evaluate | str:
 
 
 def smoke(run: Evaluate) -> Evaluate:
-    """Synthetic data at 32 px, a small network, a few epochs; weights from elsewhere keep their network and
-    their normalisation."""
+    """Return the run on synthetic data at 32 px, with a small network and a few epochs.
+
+    Weights from elsewhere keep their network and their normalisation.
+    """
     dataset = _smoke_dataset(run.dataset) if isinstance(run.dataset, Dataset) else _smoke_scenes(run.dataset)
     if isinstance(run.encoder, Pretrain):
         encoder = _smoke_pretrain(run.encoder)
@@ -88,6 +97,7 @@ def _small_pretrain(run: Pretrain) -> Pretrain:
     dataset = _small_dataset(run.dataset)
     return replace(
         run,
+        method=run.method.smaller("small"),
         dataset=dataset,
         backbone="resnet18_3x3",
         augmentation=_resized(run.augmentation, run.dataset, dataset),
@@ -97,10 +107,10 @@ def _small_pretrain(run: Pretrain) -> Pretrain:
 
 
 def _small_protocol(protocol: Protocol, backbone: str) -> Protocol:
-    """A detector learns for a quarter of the iterations.
+    """Return the protocol at small scale: a quarter of the iterations for a detector.
 
-    A backbone with a 3x3 stem halves an image once less: images and anchors of half the side give it the same
-    grids as another has.
+    A backbone with a 3x3 stem halves an image one time less. With images and anchors of half the side, it has
+    the same grids as other backbones.
     """
     if not isinstance(protocol, Detection):
         return _held_out(protocol, 947)
@@ -119,7 +129,7 @@ def _small_protocol(protocol: Protocol, backbone: str) -> Protocol:
 
 
 def _held_out(protocol: Protocol, count: int) -> Protocol:
-    """`protocol` with `count` images held out where it holds any out: a tenth of the train split."""
+    """Return `protocol` with `count` images held out, a tenth of the train split, if it holds any out."""
     if isinstance(protocol, (LinearSGD, SemiSupervised)) and protocol.num_held_out:
         return replace(protocol, num_held_out=count)
     return protocol
@@ -146,10 +156,10 @@ def _smoke_scenes(dataset: DetectionDataset) -> DetectionDataset:
 
 
 def _smoke_protocol(protocol: Protocol, backbone: str) -> Protocol:
-    """A sixteenth of the batch, but at least 64 images; an eighth of the epochs where each goes through the
-    whole train split.
+    """Return the protocol at smoke scale.
 
-    An SVM stops at a tenth of the iterations, which its largest costs reach.
+    The batch is a sixteenth, but at least 64 images. The epochs are an eighth if each covers the whole train
+    split. An SVM stops at a tenth of the iterations; its largest costs reach that limit.
     """
     if isinstance(protocol, (LinearSGD, SemiSupervised)):
         crops = replace(protocol.augmentation, crop_scale=CROPS)
@@ -164,10 +174,10 @@ def _smoke_protocol(protocol: Protocol, backbone: str) -> Protocol:
 
 
 def _smoke_detection(protocol: Detection, backbone: str) -> Detection:
-    """torchvision's detectors on images of 64 px with few proposals: a step takes .2 s on a CPU core; the
-    rate goes with the few steps.
+    """Return the protocol with torchvision's detectors, on images of 64 px and with few proposals.
 
-    A pyramid takes an anchor size for each level, of which the small backbone gives one less than a ResNet.
+    A step takes .2 s on a CPU core. The learning rate fits the few steps. A pyramid takes an anchor size for
+    each level, and the small backbone has one level less than a ResNet.
     """
     shared = replace(
         protocol,
@@ -198,25 +208,21 @@ def _smoke_detection(protocol: Detection, backbone: str) -> Detection:
 
 
 def _smoke_pretrain(run: Pretrain) -> Pretrain:
-    """A sixteenth of the batch and an eightieth of the epochs: some 150 steps, in which a rate of the paper's
-    would hardly move a weight.
+    """Return the pretraining with a sixteenth of the batch and an eightieth of the epochs.
 
-    So the base rate is 4 times and the trust coefficient 10 times the paper's, and the target follows faster.
-    ImageNet's rate, .15 in place of ImageNet-100's .4, goes with epochs of ten times as many steps; the same
-    scenes stand in for both, so both have the same rate here. The heads are a quarter as wide, which keeps
-    the singular value loss of white predictions, d (d + 1) / (n - 1): 34 with d = 32 and n = 32, 32 with the
-    paper's 128 and 512.
+    The paper's learning rate would hardly move a weight in the remaining 150 steps or so. The base rate is
+    therefore 4 times and the trust coefficient 10 times the paper's. ImageNet's base rate, .15 in place of
+    ImageNet-100's .4, belongs to epochs of ten times as many steps. The same scenes stand in for both, so
+    both have the same rate at this scale.
     """
     faster = 4 * 0.4 / 0.15 if run.dataset.name == "imagenet" else 4
-    heads = run.method.heads  # type: ignore[attr-defined]
-    narrow = replace(heads, hidden=heads.hidden // 4, output=heads.output // 4)
     optimizer = replace(
         run.optimizer, base_lr=faster * run.optimizer.base_lr, trust_coefficient=0.01, warmup_epochs=1
     )
     dataset = _smoke_dataset(run.dataset)
     return replace(
         run,
-        method=run.method.replace("tau", 0.95).replace("heads", narrow),
+        method=run.method.smaller("smoke"),
         dataset=dataset,
         backbone="small",
         augmentation=_wider_crops(_resized(run.augmentation, run.dataset, dataset)),
@@ -228,7 +234,10 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
 
 
 def _wider_crops(augmentation: Augmentation) -> Augmentation:
-    """Crops of at least a fifth of the image, as on STL-10: a twelfth of 32 x 32 pixels shows nothing."""
+    """Return `augmentation` with crops of at least a fifth of the image, as on STL-10.
+
+    A twelfth of 32 x 32 pixels is too small to show anything.
+    """
     other = augmentation.every_second
     wider = None if other is None else replace(other, crop_scale=CROPS)
     small = None if augmentation.small is None else replace(augmentation.small, crop_scale=SMALL_CROPS)
@@ -236,8 +245,12 @@ def _wider_crops(augmentation: Augmentation) -> Augmentation:
 
 
 def _resized(augmentation: Augmentation, before: Dataset, after: Dataset) -> Augmentation:
-    """`augmentation` with small crops that are as large beside the views of `after` as they were beside those
-    of `before`: 3 / 7."""
+    """Return `augmentation` with small crops that have the same size relative to the views: 3 / 7.
+
+    Args:
+        before: the data set for which the sizes in `augmentation` were chosen.
+        after: the data set on which the run is to be trained.
+    """
     if augmentation.small is None:
         return augmentation
     size = math.ceil(augmentation.small.size * after.size / before.size)

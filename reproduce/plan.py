@@ -24,7 +24,7 @@ from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
 from reproduce.overrides import override
 from reproduce.report.markup import literal
-from reproduce.report.table import Cell, Measured, Row, Table
+from reproduce.report.table import Cell, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -85,6 +85,7 @@ class Request:
             raise NotFoundError(unknown("kind of baselines", self.baselines, BASELINES))
         _check_seeds(self.seeds)
         table: Table = importlib.import_module(f"tables.{self.table}").table()
+        table.check_name(self.table)
         if self.baselines == "released":
             table = _with_released(table)
         for label, weights in self.added:
@@ -176,7 +177,7 @@ class Evaluation:
 
     def specs(self) -> tuple[Spec, ...]:
         """The evaluation at every seed."""
-        return Measured(spec=self.build(), metric="").runs(self.seeds)
+        return self.build().at_seeds(self.seeds)
 
     def dumps(self) -> str:
         """The request as one line of JSON, for a worker."""
@@ -468,7 +469,10 @@ def _datasets(table: Table) -> set[Settings]:
 def _changed(table: Table, change: str) -> Table:
     """The table with one `key=value` applied wherever its runs have that setting."""
     apply, told = override([ours.spec for _, _, ours in table.measured()], change)
-    return table.map(apply, changes=(*table.changes, told))
+    try:
+        return table.map(apply, changes=(*table.changes, told))
+    except UnknownMetricError as error:  # with the user's value, the protocol returns other metrics
+        raise InvalidError(f"{change}: {error}") from None
 
 
 @dataclass(frozen=True)

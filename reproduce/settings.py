@@ -23,10 +23,9 @@ S = TypeVar("S", bound="Settings")
 class Settings:
     """Base class of all settings: `@dataclass(frozen=True, kw_only=True) class X(Settings, name="x")`.
 
-    `name` is the component's part in every id, so moving or renaming the class renames no run. Values are
-    checked against the annotations
-    when the object is made: a whole number given for a float becomes one, anything else of a wrong type is a
-    TypeError that names it.
+    `name` stands for the component in every id, so a run keeps its id when the class moves or is renamed.
+    Values are checked against the annotations at construction. A whole number given for a float becomes a
+    float; any other value of a wrong type raises a TypeError that names the setting.
     """
 
     name: ClassVar[str]
@@ -42,16 +41,15 @@ class Settings:
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError for values that are of the right type and still make no sense; called once, at
-        construction."""
+        """Raise ValueError for values of the right type that make no sense; called once, at construction."""
 
     @property
     def id(self) -> str:
-        """The name of these settings: 12 hexadecimal digits."""
+        """Name of these settings: 12 hexadecimal digits."""
         return identity.digest(self)
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Every setting as (dotted path, value), nested settings by their component's name first."""
+        """Yield every setting as (dotted path, value); the value of nested settings is their own name."""
         for key in field_types(type(self)):
             value, path = getattr(self, key), f"{prefix}{key}"
             if isinstance(value, Settings):
@@ -60,12 +58,18 @@ class Settings:
             else:
                 yield path, value
 
+    def changed(self) -> Iterator[tuple[str, Any]]:
+        """Yield the settings that differ from the defaults of the class, or have none, as `leaves` does."""
+        cls: Any = type(self)
+        defaults = _defaults(cls).items()
+        yield from (leaf for leaf in self.leaves() if leaf not in defaults)
+
     def replace(self, path: str, value: Any) -> Self:
-        """A copy in which the setting at the dotted `path` is `value`.
+        """Return a copy in which the setting at the dotted `path` is `value`.
 
         Raises:
-            LookupError: there is no such setting.
-            TypeError, ValueError: the setting does not take that value.
+            LookupError: The setting does not exist; the message names the nearest.
+            TypeError, ValueError: The setting does not accept the value.
         """
         key, _, rest = path.partition(".")
         if key not in field_types(type(self)):
@@ -80,13 +84,13 @@ class Settings:
         return dataclasses.replace(self, **{key: value})  # type: ignore[type-var]
 
     def field_type(self, path: str) -> Any:
-        """The declared type of the setting at the dotted `path`."""
+        """Return the declared type of the setting at the dotted `path`."""
         key, _, rest = path.partition(".")
         return getattr(self, key).field_type(rest) if rest else field_types(type(self))[key]
 
 
 def field_types(cls: Any) -> dict[str, Any]:
-    """The fields of a settings class and their resolved annotations, in order of declaration."""
+    """Return the fields of a settings class with their resolved annotations, in order of declaration."""
     return _field_types(cls)
 
 
@@ -96,9 +100,25 @@ def _field_types(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
+@cache
+def _defaults(cls: Any) -> dict[str, Any]:
+    """Return the defaults of a settings class by dotted path."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if isinstance(field.default, Settings):
+            found |= {field.name: field.default.name, **dict(field.default.leaves(f"{field.name}."))}
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+    return found
+
+
 def _checked(value: Any, hint: Any, where: str) -> Any:
-    """`value` if it fits the annotation `hint` (a whole number as a float where one is wanted), else
-    TypeError."""
+    """Return `value` if it fits the annotation `hint`, a whole number as a float if a float is expected.
+
+    Raises:
+        TypeError: The value has a wrong type.
+        ValueError: The value is not one of the choices of a Literal.
+    """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)

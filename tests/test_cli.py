@@ -219,7 +219,7 @@ def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(
 def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
     planned = home.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--dry-run").stdout.splitlines()
     what = [line.split(maxsplit=2)[2] for line in planned[:2]]
-    pretraining = "msbreg K=4 λs=.004 λb=.5 synthetic_folder 4 epochs seed 0"
+    pretraining = "msbreg K=4 τ=.95 hidden=128 output=32 synthetic_folder 4 epochs seed 0"
     assert [line.rpartition(": no finished run")[0] for line in what] == [
         pretraining,
         f"linear: {pretraining}",

@@ -1,5 +1,7 @@
-"""The losses of Eq. 1 and 3 to 7, of section 4.4 and of Wang and Isola: by hand, against plain formulas, and
-view by view."""
+"""The losses of Eq. 1 and 3 to 7, of section 4.4 and of Wang and Isola.
+
+They are compared with values by hand and with plain formulas, and view by view with all views at once.
+"""
 
 import copy
 import math
@@ -201,8 +203,7 @@ def by_parts(method, network, views, step):
 
 
 def check(method, plain_terms, weights):
-    """`plain_terms(p, z, noise)` are the terms of the loss from all views' predictions and projections at
-    once."""
+    """Compare a method's parts with `plain_terms(p, z, noise)`, the terms from all views at once."""
     network, views = network_and_views(method)
     other = copy.deepcopy(network)
     loss, terms, found = by_parts(method, network, views, step=3)

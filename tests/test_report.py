@@ -62,7 +62,9 @@ class Toy(Method, name="toy"):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Protocol, name="probe"):
-    """A protocol of which a report reads the caveat only."""
+    """A protocol of which a report reads the caveat and the names of its metrics only."""
+
+    metrics = ("top1", "top5", "loss")
 
 
 def run_of(label: str) -> Evaluate:
@@ -314,9 +316,8 @@ def test_a_cut_table_still_judges_the_paper_on_all_its_rows() -> None:
 
 
 def test_a_claim_about_a_row_that_never_was_is_an_error_of_ours() -> None:
-    wrong = replace(TABLE, claims=(Claim(text="x", holds=lambda v: v("Oursss", "acc") > 0),))
     with pytest.raises(LookupError, match="no row 'Oursss'") as error:
-        filled(wrong)
+        replace(TABLE, claims=(Claim(text="x", holds=lambda v: v("Oursss", "acc") > 0),))
     assert not isinstance(error.value, MissingNumberError)
 
 

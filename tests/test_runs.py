@@ -39,6 +39,8 @@ EPOCHS, STEPS, LONG = 8, 3, 150
 """Epochs of the run that is interrupted, and steps of each; epochs of one that a second command finds under
 way."""
 TINY = ("dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
+TITLE = r"byol K=2 τ=\.95 hidden=128 output=32"
+"""What the title of the row's pretraining says of its method."""
 KINDS = ("md", "tex", "html", "csv", "json")
 
 pytestmark = pytest.mark.slow
@@ -158,9 +160,9 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
     assert first == "2 runs to do, 0 reused."
     took = r"[\d:]+( s)?"
     assert re.fullmatch(
-        rf"\[1/2\] byol K=2 synthetic_folder {EPOCHS} epochs seed 0: {took}, [\d,]+ images/s", one
+        rf"\[1/2\] {TITLE} synthetic_folder {EPOCHS} epochs seed 0: {took}, [\d,]+ images/s", one
     )
-    assert re.fullmatch(rf"\[2/2\] linear: byol K=2 synthetic_folder {EPOCHS} epochs seed 0: {took}", two)
+    assert re.fullmatch(rf"\[2/2\] linear: {TITLE} synthetic_folder {EPOCHS} epochs seed 0: {took}", two)
     assert re.fullmatch(rf"2 runs done, 0 reused, 0 missing, in {took}\.", summary)
     assert report.endswith(f": {home.reports / 'smoke' / 'table8.md'}")
     written = {path.name for path in (home.reports / "smoke").iterdir()}

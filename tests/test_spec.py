@@ -47,8 +47,7 @@ class Bicycle(Settings, name="bicycle"):
             raise ValueError(f"bicycle takes gears >= 1, not {self.gears}.")
 
 
-# The canonical text of two settings, written by hand from the rules, and the ids that finished runs would
-# have.
+# The canonical text of two settings, written by hand from the rules, and the ids of finished runs with them.
 BICYCLE = (
     '{"brakes":true,"component":"bicycle","gears":3,"owner":"Zo\\u00eb","ratios":[1.0,2.5],"size":[54,56],"weight":9.5,'
     '"wheel":{"component":"wheel","pressure":null,"spokes":32,"tread":"slick"}}'
@@ -68,7 +67,7 @@ def test_an_id_is_the_hash_of_the_canonical_text_and_does_not_change() -> None:
 
 
 def settings_in(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every (dotted path, value, type) inside, by the dataclasses' own fields."""
+    """Yield every (dotted path, value, type) inside, by the dataclasses' own fields."""
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value):
         item, where = getattr(value, field.name), path + field.name
@@ -78,11 +77,11 @@ def settings_in(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 SPLITS = ("train", "val", "test", "2007_val", "train2017", "val2017")
-"""Words of which each setting that takes few words takes two at least."""
+"""Values to try; a setting that accepts only a few words accepts at least two of them."""
 
 
 def other_values(value: Any, hint: Any) -> Iterator[Any]:
-    """Values unlike `value` that a setting of that type may take; some of them may make no sense."""
+    """Yield values that differ from `value`, for a setting of that type; some of them may make no sense."""
     if isinstance(value, Settings):
         another = type(f"Other{type(value).__name__}", (type(value),), {}, name=f"other_{value.name}")
         yield another(**{field.name: getattr(value, field.name) for field in dataclasses.fields(value)})  # type: ignore[arg-type]
@@ -104,7 +103,7 @@ def other_values(value: Any, hint: Any) -> Iterator[Any]:
 
 
 def mutated(spec: Settings, path: str, value: Any, hint: Any) -> Settings:
-    """`spec` with another value at `path`."""
+    """Return `spec` with another value at `path`."""
     tried = []
     for other in other_values(value, hint):
         try:
@@ -115,14 +114,16 @@ def mutated(spec: Settings, path: str, value: Any, hint: Any) -> Settings:
 
 
 def has_one_value(path: str, hint: Any) -> bool:
-    """Whether a setting is a constant: a choice of one; what an `every_second` leaves to the distribution
-    that it takes turns with."""
+    """Return True if a setting accepts a single value.
+
+    It is a choice of one, or an `every_second` leaves it to the distribution with which it alternates.
+    """
     inside = ("every_second.every_second", "every_second.small")
     return (typing.get_origin(hint) is Literal and len(typing.get_args(hint)) == 1) or path.endswith(inside)
 
 
 def components(spec: Settings) -> tuple[tuple[str, str], ...]:
-    """What a run is made of: which settings it has, whatever their values."""
+    """Return the paths and types of a run's settings, without their values."""
     return tuple((path, type(value).__name__) for path, value, _ in settings_in(spec))
 
 
@@ -413,6 +414,12 @@ def test_settings_list_themselves_by_dotted_path() -> None:
         ("size", (54, 56)),
         ("owner", "Zoë"),
     ]
+
+
+def test_settings_list_what_differs_from_their_defaults() -> None:
+    assert list(Bicycle(gears=3).changed()) == [("gears", 3)]  # it has no default
+    other = Bicycle(gears=3, wheel=Wheel(spokes=28), brakes=False, ratios=(1, 2.5), weight=9.5)
+    assert list(other.changed()) == [("gears", 3), ("wheel.spokes", 28), ("brakes", False)]
 
 
 def test_a_settings_type_is_found_by_its_path() -> None:

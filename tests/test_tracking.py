@@ -22,6 +22,7 @@ import pytest
 from toys import PRETRAIN, Judge, Recorded, ended
 
 from reproduce import identity
+from reproduce.methods.byol import BYOL
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
 from reproduce.report.filled import Filled, fill
@@ -446,14 +447,16 @@ def test_a_table_is_recorded_whatever_a_row_is_called(
 
 
 def test_titles_and_groups() -> None:
-    assert title(PRETRAIN) == "msbreg K=4 λs=.004 λb=.5 toy 3 epochs seed 0"
-    assert title(EVALUATE) == "toy k=5: msbreg K=4 λs=.004 λb=.5 toy 3 epochs seed 0"
+    assert title(PRETRAIN) == "msbreg K=4 toy 3 epochs seed 0"
+    assert title(EVALUATE) == "toy k=5: msbreg K=4 toy 3 epochs seed 0"
     normed = replace(
         PRETRAIN,
         method=MSBReg(num_views=8, lambda_s=0.0, lambda_b=1.5, heads=Heads(norm="layernorm")),
         seed=2,
     )
-    assert title(normed) == "msbreg K=8 λb=1.5 layernorm toy 3 epochs seed 2"
+    assert title(normed) == "msbreg K=8 λs=0 λb=1.5 norm=layernorm toy 3 epochs seed 2"
+    weighted = replace(PRETRAIN, method=BYOL(lambda_uniform=0.25, uniform_t=2, tau=0.996), epochs=30)
+    assert title(weighted) == "byol K=2 λuniform=.25 uniform_t=2 τ=.996 toy 30 epochs seed 0"
     seeded = replace(EVALUATE, encoder=replace(PRETRAIN, seed=3), seed=3)
     assert seeded.id != EVALUATE.id
     assert group(seeded) == group(EVALUATE) == EVALUATE.id

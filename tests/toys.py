@@ -128,6 +128,8 @@ class Judge(Protocol, name="toy"):
 
     k: int | None = None
 
+    metrics = ("top1",)
+
 
 PRETRAIN = Pretrain(
     method=MSBReg(),

@@ -1,25 +1,26 @@
-"""BYOL, with the dispersive terms that the paper adds to it (paper, sections 3.1 and 4.4;
-google-deepmind/deepmind-research byol/).
+"""BYOL, optionally with the paper's dispersive terms.
+
+Sources: paper, sections 3.1 and 4.4; google-deepmind/deepmind-research byol/.
 
     L = L_byol + lambda_s L_s + lambda_b L_b + lambda_uniform L_uniform
 
 L_byol (Eq. 1) is one direction; training sums both. The rows of Tables 8, 11 and 12 with K = 2 are this
 method.
 
-With V small crops beside the two views, K = V + 2, it is BYOL with multi-crop (section 4.4, Table 7). All
-views go through the online and the target network, and
+BYOL with multi-crop (section 4.4, Table 7) adds V small crops to the two views, so K = V + 2. All views go
+through the online and the target network, and
 
     L_byol = 2 / (K (K - 1)) sum_{i != j} || p hat_i - z hat'_j ||^2
 
-The paper's sum is not divided by its K (K - 1) pairs, with which the step would grow (errata, Table 7); the 2
-makes it BYOL's loss, the sum of both directions, for K = 2.
+The paper does not divide its sum by the K (K - 1) pairs, so its step would grow with K (errata, Table 7). The
+factor 2 makes this BYOL's loss, the sum of both directions, for K = 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self
 
 from reproduce.lazy import F
 from reproduce.methods.method import Method, Part
@@ -29,13 +30,15 @@ from reproduce.nn.heads import Heads
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from reproduce.nn.siamese import Siamese
+
 
 @dataclass(frozen=True, kw_only=True)
 class BYOL(Method, name="byol"):
     """Settings of BYOL."""
 
     num_views: int = 2
-    """Two, as in BYOL; V + 2 with V small crops (section 4.4: V = 6)."""
+    """K: 2 in BYOL, V + 2 with V small crops (section 4.4: V = 6)."""
     lambda_s: float = 0.0
     """Weight of the singular value loss; 0 in BYOL."""
     lambda_b: float = 0.0
@@ -45,8 +48,10 @@ class BYOL(Method, name="byol"):
     uniform_t: float = 3.0
     """t of the uniformity loss exp(-t ||.||^2) (ssnl/moco_align_uniform: uniform(3))."""
     tau: float = 0.99
-    """The target's decay rate at the first step, 1 at the last (byol/configs/byol.py: .99 up to 300 epochs,
-    .996 beyond)."""
+    """Decay rate of the target at the first step; it rises to 1 at the last.
+
+    byol/configs/byol.py: .99 up to 300 epochs, .996 beyond.
+    """
     heads: Heads = Heads()
     """Projector and predictor."""
 
@@ -59,12 +64,16 @@ class BYOL(Method, name="byol"):
     def num_parts(self) -> int:
         return self.num_views
 
-    def network(self, backbone: nn.Module) -> nn.Module:
+    def smaller(self, scale: Literal["smoke", "small"]) -> Self:
+        """Return BYOL for some 150 steps at smoke: narrower heads, and a target that follows faster."""
+        return replace(self, tau=0.95, heads=self.heads.narrower(4)) if scale == "smoke" else self
+
+    def network(self, backbone: nn.Module) -> Siamese:
         from reproduce.nn.siamese import Siamese
 
         return Siamese(backbone, self.heads)
 
-    def parts(self, network: Any, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
+    def parts(self, network: Siamese, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
         targets = [network.project(view) for view in views]
         noise = dispersion.unit_noise(
             len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device
@@ -84,17 +93,15 @@ class BYOL(Method, name="byol"):
                 loss = loss + self.lambda_uniform * terms["L_uniform"]
             yield Part(loss, terms, p.detach())
 
-    def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
-        followed: dict[str, float] = network.follow(self.tau, step=step, num_steps=num_steps)
-        return followed
+    def after_step(self, network: Siamese, *, step: int, num_steps: int) -> dict[str, float]:
+        return network.follow(self.tau, step=step, num_steps=num_steps)
 
 
 def pairwise_share(p: Tensor, index: int, targets: list[Tensor]) -> Tensor:
-    """View `index`'s share of the mean over ordered pairs i != j of || p hat_i - z hat'_j ||^2 (section 4.4,
-    divided by its pairs).
+    """Return the share of view `index` in the mean over ordered pairs i != j of || p hat_i - z hat'_j ||^2.
 
-    Summed over all views this is the multi-crop loss; for two views it is half of BYOL's, which sums both
-    directions.
+    The sum over all views is the multi-crop loss (section 4.4), divided by its pairs. For two views it is
+    half of BYOL's loss, which sums both directions.
 
     Args:
         p: online predictions of view `index`, (n, d).

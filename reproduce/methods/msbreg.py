@@ -2,15 +2,15 @@
 
     L = L_c + lambda_s L_s + lambda_b L_b                                              (Eq. 2)
 
-Given the target network's centroid, each term is a mean over the K views of something that depends on one
-online view only. The views therefore go forward and backward one at a time, and memory does not grow with K.
+Given the target network's centroid, each term is a mean over K views, and each summand depends on one online
+view only. The views therefore go forward and backward one at a time, and memory does not grow with K.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self
 
 from reproduce.lazy import F, torch
 from reproduce.methods.method import Method, Part
@@ -19,6 +19,8 @@ from reproduce.nn.heads import Heads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from reproduce.nn.siamese import Siamese
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,10 @@ class MSBReg(Method, name="msbreg"):
     lambda_b: float = 0.5
     """Weight of the Brownian diffusive loss (section 4.5); 0 leaves the term out."""
     tau: float = 0.99
-    """The target's decay rate at the first step, 1 at the last (not stated in the paper; BYOL's for up to 300
-    epochs)."""
+    """Decay rate of the target at the first step; it rises to 1 at the last.
+
+    Not stated in the paper; BYOL's for up to 300 epochs.
+    """
     heads: Heads = Heads()
     """Projector and predictor."""
 
@@ -46,12 +50,16 @@ class MSBReg(Method, name="msbreg"):
     def num_parts(self) -> int:
         return self.num_views
 
-    def network(self, backbone: nn.Module) -> nn.Module:
+    def smaller(self, scale: Literal["smoke", "small"]) -> Self:
+        """Return MSBReg for some 150 steps at smoke: narrower heads, and a target that follows faster."""
+        return replace(self, tau=0.95, heads=self.heads.narrower(4)) if scale == "smoke" else self
+
+    def network(self, backbone: nn.Module) -> Siamese:
         from reproduce.nn.siamese import Siamese
 
         return Siamese(backbone, self.heads)
 
-    def parts(self, network: Any, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
+    def parts(self, network: Siamese, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
         centre = centroid([network.project(view) for view in views])
         noise = dispersion.unit_noise(
             len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device
@@ -68,18 +76,21 @@ class MSBReg(Method, name="msbreg"):
                 loss = loss + self.lambda_s * terms["L_s"]
             yield Part(loss, terms, p.detach())
 
-    def after_step(self, network: Any, *, step: int, num_steps: int) -> dict[str, float]:
-        followed: dict[str, float] = network.follow(self.tau, step=step, num_steps=num_steps)
-        return followed
+    def after_step(self, network: Siamese, *, step: int, num_steps: int) -> dict[str, float]:
+        return network.follow(self.tau, step=step, num_steps=num_steps)
 
 
 def centroid(projections: list[Tensor]) -> Tensor:
-    """1/K sum_l z hat'_l: the mean of the normalised target projections of an image's K views, itself not
-    re-normalised; (n, d)."""
+    """Return 1/K sum_l z hat'_l, (n, d): the mean of the normalised target projections of an image's K views.
+
+    The mean itself is not normalised again.
+    """
     return torch.stack([F.normalize(z, dim=1) for z in projections]).mean(dim=0)
 
 
 def centroid_loss(p: Tensor, centre: Tensor) -> Tensor:
-    """One view's term of L_c, Eq. 3, before the factor 1/K: the mean over images of || p hat - centroid
-    ||^2."""
+    """Return one view's term of L_c, Eq. 3, before the factor 1/K.
+
+    It is the mean over images of || p hat - centroid ||^2.
+    """
     return (F.normalize(p, dim=1) - centre).square().sum(dim=1).mean()

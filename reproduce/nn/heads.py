@@ -5,7 +5,7 @@ A head consists of two fully connected layers with a normalisation and a ReLU be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from reproduce.settings import Settings
@@ -25,6 +25,14 @@ class Heads(Settings, name="heads"):
     norm: Literal["batchnorm", "layernorm"] = "batchnorm"
     """Normalisation between the two layers (section 7.2; Table 6 compares both). The backbone always keeps
     its BatchNorm."""
+
+    def narrower(self, factor: int) -> Heads:
+        """Return heads whose layers are `factor` times narrower.
+
+        With a batch that is smaller by `factor` squared, white predictions keep their singular value loss,
+        d (d + 1) / (n - 1): it is 32 with the paper's d = 128 and n = 512, and 34 with d = 32 and n = 32.
+        """
+        return replace(self, hidden=self.hidden // factor, output=self.output // factor)
 
     def projector(self, features: int) -> nn.Module:
         """Return g: (batch, features) -> (batch, output)."""

@@ -1,24 +1,26 @@
-"""A table as data: what the paper printed in each cell, which run gives our number, and what the paper claims
-about it.
+"""A table as data: the numbers that the paper printed, the runs that give ours, and the paper's claims.
 
     Table(name="table8", title=..., columns=(Column(key="acc", ...),), rows=(Row(label="BYOL", ...), ...),
-    claims=(Claim(...), ...))
+          claims=(Claim(...), ...))
 
-A table is a plan: `table.specs(seeds)` are the runs that fill it. Text in titles, labels and notes is plain
-Unicode, with mathematics between dollar signs (`$\\lambda_b$`); each renderer escapes and translates it in
-one place. Standard library only.
+A table is a plan: `table.specs(seeds)` returns the runs that fill it. A mistake in a table raises at its
+construction, before anything runs. Text in titles, labels and notes is plain Unicode, with mathematics
+between dollar signs (`$\\lambda_b$`); each renderer escapes and translates it in one place. Standard library
+only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from reproduce.messages import NotFoundError, unknown
 from reproduce.nn.weights import Weights
-from reproduce.spec import Evaluate, Pretrain, Spec
+from reproduce.spec import Evaluate, Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,33 +28,36 @@ class Column:
     """One measured quantity."""
 
     key: str
-    """For `--columns`, the JSON and the claims."""
+    """Name for `--columns`, the JSON and the claims; unique in the table."""
     title: str
     group: str = ""
-    """A heading over neighbouring columns, such as the data set's name."""
+    """Heading over neighbouring columns, such as the name of the data set."""
     unit: str = "%"
-    """`%`: values are fractions inside and printed times 100; empty: printed as they are."""
+    """`%` for fractions, which are printed times 100; empty for values that are printed as they are."""
     digits: int = 2
-    """Decimals of our own numbers; the paper's are printed as they stand there."""
+    """Decimals of our own numbers; the paper's are printed with its own digits."""
     better: Literal["higher", "lower", ""] = "higher"
-    """Which extreme is bold; empty: none."""
+    """Extreme that is printed in bold; none if empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """A number exactly as the paper printed it, or why it has none."""
+    """A number exactly as the paper printed it, or the reason why it printed none."""
 
     value: str | None
-    """Digits as printed, such as `74.60`; None: no number stands there, and `note` says why."""
+    """Digits as printed, such as `74.60`; None if the paper has no number there, for the reason in `note`."""
     note: str = ""
-    """A dagger's text, a doubt (with its source), or the reason why there is no number. Printed as a
-    footnote."""
+    """Footnote: a dagger's text, a doubt with its source, or the reason for a missing number."""
 
     def __post_init__(self) -> None:
-        if self.value is None:
-            assert self.note, "a missing number needs its reason"
-        else:
+        if self.value is not None:
             float(self.value)
+        elif not self.note:
+            raise ValueError("Reported(value=None) needs a note: the reason why the paper has no number.")
+
+
+class UnknownMetricError(LookupError):
+    """A cell shows a metric that its protocol does not return."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,36 +66,35 @@ class Measured:
 
     spec: Evaluate
     metric: str
-    """A key of what the protocol's `run` returns."""
+    """One of `spec.protocol.metrics`."""
+
+    def __post_init__(self) -> None:
+        protocol = self.spec.protocol
+        if self.metric not in protocol.metrics:
+            kind = f"metric of {protocol.name}"
+            raise UnknownMetricError(unknown(kind, self.metric, protocol.metrics))
 
     def runs(self, seeds: int) -> tuple[Evaluate, ...]:
-        """The evaluation at seeds 0 to `seeds` - 1; pretraining and evaluation share the seed. Released
-        weights have none."""
-        encoder = self.spec.encoder
-        if not isinstance(encoder, Pretrain):
-            return tuple(replace(self.spec, seed=seed) for seed in range(seeds))
-        return tuple(
-            replace(self.spec, encoder=replace(encoder, seed=seed), seed=seed) for seed in range(seeds)
-        )
+        """Return the evaluation at seeds 0 to `seeds` - 1."""
+        return self.spec.at_seeds(seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The paper's number beside ours; either may be absent."""
+    """The paper's number and ours; either may be absent."""
 
     paper: Reported | None = None
     ours: Measured | None = None
     released: Measured | None = None
-    """What takes the place of a missing `ours` where released encoders are evaluated (`--baselines
-    released`)."""
+    """Replacement for a missing `ours` with `--baselines released`: the encoder that the authors released."""
     why_not_ours: str = ""
-    """Why this suite runs nothing for the cell, where it does not."""
+    """Reason why this suite runs nothing for the cell, if it does not."""
     setting: float | None = None
-    """A setting of ours that stands beside the paper's in place of a measurement (Table 9): printed as our
-    number, with no runs."""
+    """Setting of ours that is printed as our number, in place of a measurement (Table 9); it has no runs."""
 
     def __post_init__(self) -> None:
-        assert self.ours is None or self.setting is None, "a cell of ours is measured or a setting, not both"
+        if self.ours is not None and self.setting is not None:
+            raise ValueError("A cell of ours is a measurement or a setting, not both: leave out one.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,23 +102,23 @@ class Row:
     """One line of the table."""
 
     label: str
-    """Unique in the table; `--rows` and the claims find the row by it."""
+    """Name for `--rows` and the claims; unique in the table."""
     cells: Mapping[str, Cell]
-    """By column key; a column without a cell here has neither number."""
+    """Cells by column key; a column without a cell has neither number."""
     shown: str = ""
-    """What is printed as the row's name where the label repeats what stands in `facts`; empty: the label."""
+    """Printed name of the row, if the label repeats the text of `facts`; the label if empty."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Descriptive columns by title, such as the backbone or the batch size; the same titles in every row."""
     note: str = ""
-    """Printed as a footnote of the row."""
+    """Footnote of the row."""
     added: bool = False
-    """Whether the row is ours, not the paper's; printed with a mark."""
+    """Mark of a row that is ours, in a table of the paper."""
     rule_before: bool = False
-    """A horizontal rule above the row."""
+    """Horizontal rule above the row."""
 
 
 class MissingNumberError(LookupError):
-    """A claim asked for a number that is not there."""
+    """A claim needs a number that is missing."""
 
 
 Values = Callable[[str, str], float]
@@ -126,16 +130,16 @@ Verdict = Literal["holds", "fails", "open"]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A sentence with which the paper reads its own table, as a predicate."""
+    """A sentence in which the paper reads its own table, as a predicate."""
 
     text: str
     """The sentence, in our words, close to the paper's."""
     holds: Callable[[Values], bool]
     source: str = ""
-    """Where the paper says it, such as `section 4.5`."""
+    """Place in the paper, such as `section 4.5`."""
 
     def judge(self, values: Values) -> Verdict:
-        """`open` where a number that the claim needs is missing."""
+        """Return the verdict on `values`: `open` if a number that the claim needs is missing."""
         try:
             return "holds" if self.holds(values) else "fails"
         except MissingNumberError:
@@ -144,14 +148,14 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of the paper."""
+    """A table of the paper, or one of your own."""
 
     name: str
-    """The module's name and the task's: `table8`."""
-    number: str
-    """As the paper numbers it: `8`, or `6 and 13`."""
+    """Name of the module and of the task: `table8`."""
+    number: str = ""
+    """Number in the paper: `8`, or `6 and 13`; empty if the table is not from the paper."""
     title: str
-    """What the table shows, in one sentence."""
+    """Content of the table, in one sentence."""
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...] = ()
@@ -159,34 +163,63 @@ class Table:
     """Footnotes to the table as a whole (errata, choices)."""
     row_title: str = "Method"
     measure: Callable[[Weights], Mapping[str, Measured]] | None = None
-    """What an added row of a user's encoder measures, by column key; None: the columns are not of one encoder
-    but of several."""
+    """Cells of an added row for a user's encoder, by column key; None if a row needs several encoders."""
     scale: str = "paper"
     changes: tuple[str, ...] = ()
-    """`key=value` of every setting changed from the command line."""
+    """`key=value` of every setting that the command line changed."""
     left_out: str = ""
-    """What `--rows` and `--columns` cut away, in words."""
+    """Rows and columns that `--rows` and `--columns` left out, in words."""
     whole: Table | None = None
-    """The table before the cut: the claims on the paper's own numbers are judged on it."""
+    """The table before the selection: the claims are judged on all of the paper's numbers."""
     stand_in: str = ""
-    """What stands in for the paper's data or network at this scale, in a sentence for the caption."""
+    """Replacement of the paper's data or network at this scale, as a sentence for the caption."""
 
     def __post_init__(self) -> None:
-        labels = [row.label for row in self.rows]
-        assert len(set(labels)) == len(labels), f"{self.name}: row labels repeat"
-        keys = {column.key for column in self.columns}
+        labels, keys = [row.label for row in self.rows], [column.key for column in self.columns]
+        self._check_unique("row label", labels)
+        self._check_unique("column key", keys)
         for row in self.rows:
-            assert set(row.cells) <= keys, f"{self.name}: {row.label} has cells outside the columns"
-            assert list(row.facts) == list(self.rows[0].facts), (
-                f"{self.name}: {row.label} has other facts than the first row"
-            )
+            for key in row.cells:
+                if key not in keys:
+                    raise LookupError(f"{self.name}, row '{row.label}': {unknown('column', key, keys)}")
+            if list(row.facts) != list(self.rows[0].facts):
+                first = ", ".join(self.rows[0].facts) or "none"
+                raise ValueError(
+                    f"{self.name}, row '{row.label}': its facts are {', '.join(row.facts) or 'none'}, "
+                    f"the first row's are {first}. All rows need the same."
+                )
+        if self.whole is None:
+            self._check_claims()
+
+    def _check_unique(self, kind: str, names: Iterable[str]) -> None:
+        repeated = [name for name, number in Counter(names).items() if number > 1]
+        if repeated:
+            raise ValueError(f"{self.name} has more than one {kind} '{repeated[0]}': each must be unique.")
+
+    def _check_claims(self) -> None:
+        """Call each claim with a number in every cell, so that an unknown row or column raises LookupError.
+
+        A predicate may stop at its first comparison. It is therefore called twice, with numbers for which
+        every comparison is true, and with numbers for which every comparison is false.
+        """
+        for answer in (True, False):
+            number = _agreeing(answer)
+            values = self.values(lambda *_, number=number: number)
+            for claim in self.claims:
+                with suppress(ArithmeticError):  # such as a division by a number that is 0 in this trial only
+                    claim.holds(values)
+
+    def check_name(self, module: str) -> None:
+        """Raise ValueError unless the table has the name of its module: `table8` in tables/table8.py."""
+        if self.name != module:
+            raise ValueError(f"tables/{module}.py returns a table named '{self.name}': name it '{module}'.")
 
     def cell(self, label: str, key: str) -> Cell:
-        """The cell at a row's label and a column's key; an empty one where the row has none."""
+        """Return the cell at a row's label and a column's key, or an empty one if the row has none."""
         return next(row for row in self.rows if row.label == label).cells.get(key, Cell())
 
     def measured(self) -> Iterator[tuple[Row, Column, Measured]]:
-        """Every cell that a run of ours fills."""
+        """Yield every cell that a run of ours fills."""
         for row in self.rows:
             for column in self.columns:
                 ours = row.cells.get(column.key, Cell()).ours
@@ -194,7 +227,7 @@ class Table:
                     yield row, column, ours
 
     def specs(self, seeds: int) -> tuple[Spec, ...]:
-        """Every run that the table needs, upstream first, each once."""
+        """Return every run that the table needs, upstream first, each once."""
         found: dict[str, Spec] = {}
         for _, _, ours in self.measured():
             for run in ours.runs(seeds):
@@ -202,10 +235,10 @@ class Table:
                 found |= {spec.id: spec for spec in needed if spec.id not in found}
         return tuple(found.values())
 
-    def map(self, change: Callable[[Evaluate], Evaluate | str], **fields: object) -> Table:
-        """The same table with `change` applied to the evaluation of every cell, and `fields` replaced.
+    def map(self, change: Callable[[Evaluate], Evaluate | str], **fields: Any) -> Table:
+        """Return the table with `change` applied to the evaluation of every cell, and `fields` replaced.
 
-        Where `change` returns a text, nothing is run for the cell any more, and the text says why.
+        If `change` returns a text, nothing runs for the cell, and the text is the reason.
         """
 
         def changed(cell: Cell) -> Cell:
@@ -219,13 +252,13 @@ class Table:
         rows = tuple(
             replace(row, cells={key: changed(cell) for key, cell in row.cells.items()}) for row in self.rows
         )
-        return replace(self, rows=rows, **fields)  # type: ignore[arg-type]
+        return replace(self, rows=rows, **fields)
 
     def select(self, rows: str = "*", columns: str = "*") -> Table:
-        """The rows whose label and the columns whose key match a glob (comma-separated globs: any of them).
+        """Return the rows whose label and the columns whose key match a glob, or one of several with commas.
 
         Raises:
-            LookupError: a glob matches nothing; the message names what is there.
+            NotFoundError: A glob matches nothing; the message lists the names.
         """
         kept_rows = tuple(
             row for row in self.rows if row.label in _matching("row", rows, [row.label for row in self.rows])
@@ -250,24 +283,23 @@ class Table:
         return replace(self, rows=trimmed, columns=kept_columns, left_out=left_out, whole=whole)
 
     def values(self, number: Callable[[str, str], float | None]) -> Values:
-        """What a claim asks for its numbers; `number` gives the one of a cell that the table has, or None.
+        """Return the function from which a claim gets its numbers.
 
-        The result raises MissingNumberError for a number that is not there and for a row or column that was
-        cut away, and LookupError for one that the table never had.
+        It raises MissingNumberError for a number that is missing and for a row or column that was left out.
+        It raises LookupError for a row or column that the table never had.
+
+        Args:
+            number: the number of a cell of this table, or None if it is missing.
         """
         whole = self.whole or self
+        labels, keys = [row.label for row in whole.rows], [column.key for column in whole.columns]
+        kept_labels, kept_keys = {row.label for row in self.rows}, {column.key for column in self.columns}
 
         def look_up(label: str, key: str) -> float:
-            for kind, asked, known in (
-                ("row", label, [r.label for r in whole.rows]),
-                ("column", key, [c.key for c in whole.columns]),
-            ):
+            for kind, asked, known in (("row", label, labels), ("column", key, keys)):
                 if asked not in known:
                     raise LookupError(f"A claim of {self.name}: {unknown(kind, asked, known)}")
-            here = label in {row.label for row in self.rows} and key in {
-                column.key for column in self.columns
-            }
-            found = number(label, key) if here else None
+            found = number(label, key) if label in kept_labels and key in kept_keys else None
             if found is None:
                 raise MissingNumberError(f"{self.name} has no number in row '{label}', column '{key}'.")
             return found
@@ -275,7 +307,7 @@ class Table:
         return look_up
 
     def judge_paper(self) -> tuple[Verdict, ...]:
-        """Every claim on the paper's own printed numbers, whatever was cut away."""
+        """Judge every claim on the paper's own printed numbers, those of rows that were left out too."""
         whole = self.whole or self
 
         def printed(label: str, key: str) -> float | None:
@@ -285,9 +317,29 @@ class Table:
         return tuple(claim.judge(whole.values(printed)) for claim in self.claims)
 
 
+ARITHMETIC = (
+    *(f"__{side}{name}__" for name in ("add", "sub", "mul", "truediv", "pow") for side in ("", "r")),
+    *(f"__{name}__" for name in ("abs", "neg", "pos", "round")),
+)
+COMPARISONS = tuple(f"__{name}__" for name in ("lt", "le", "gt", "ge", "eq", "ne"))
+
+
+def _agreeing(answer: bool) -> float:
+    """Return a number whose comparisons all return `answer`; arithmetic on it returns the number itself."""
+    methods: dict[str, Any] = {
+        **dict.fromkeys(ARITHMETIC, lambda self, *_: self),
+        **dict.fromkeys(COMPARISONS, lambda self, _: answer),
+        "__hash__": float.__hash__,
+    }
+    number: float = type("Agreeing", (float,), methods)(1.0)
+    return number
+
+
 def _matching(kind: str, globs: str, names: list[str]) -> set[str]:
-    """The names that one of the comma-separated `globs` matches; brackets are literal, and a name given
-    exactly matches itself."""
+    """Return the names that one of the comma-separated `globs` matches.
+
+    Brackets are literal, and a name that is given exactly matches itself.
+    """
     if globs in names:
         return {globs}
     found: set[str] = set()

@@ -1,14 +1,12 @@
-"""What a run's entry in the tracking store holds, and what it says: its tags and title, and the truth about
-its state.
+"""The entry of a run in the tracking store: its tags, its title and its true state.
 
-    tags.title(spec)                       # "msbreg K=4 λs=.004 λb=.5 stl10 320 epochs seed 0"
-    tags.state_of(run, runs).state         # "interrupted", though MLflow says RUNNING: its process is gone
-    tags.cell_means(filled)                # {"MSBReg K 4/top1": 81.2}, of the entry that each table has
-    beside its runs
+    tags.title(spec)                    # "msbreg K=4 λs=.01 stl10 320 epochs seed 0"
+    tags.state_of(run, runs).state      # "interrupted", although MLflow says RUNNING: its process is gone
+    tags.cell_means(filled)             # {"MSBReg K 4/top1": 81.2}, for the entry of a table
 
-An entry is a run as MLflow's client or `sqlite.py` give it. MLflow's own status says FINISHED after an
-exception and RUNNING for ever after a kill; a run is finished when it carries the tag `complete`, and what
-else is true follows from its owner and its lease. Imports no mlflow.
+An entry is a run as MLflow's client or `sqlite.py` returns it. MLflow's own status is FINISHED after an
+exception and stays RUNNING after a kill. A run is finished if it has the tag `complete`; every other state
+follows from its owner and its lease. Does not import mlflow.
 """
 
 from __future__ import annotations
@@ -41,20 +39,21 @@ SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = (
     "table",
     "digest",
 )
-"""Tags. `complete` holds the spec's id again, so that one condition finds a finished run."""
+"""Names of tags. `complete` contains the spec's id again, so that one condition finds a finished run."""
 IMPORTED = "imported"
-"""The tag of a run that was done elsewhere: where its record comes from."""
+"""Tag of a run that was executed elsewhere: the origin of its record."""
 OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED)
-"""Tags that every store gives a run anew."""
+"""Tags that each store gives a run itself; an archive does not carry them."""
 DEVICE, ATTEMPTS = "device", "attempts"
-"""Tags by which the time of a finished run can be compared: what it ran on, and whether it is that of one
-attempt alone."""
+"""Tags that make the times of finished runs comparable: the device, and the number of attempts."""
 PARENT = "mlflow.parentRunId"
 SETTINGS = "spec.json"
-"""The artifact that holds the spec."""
+"""Artifact that contains the spec."""
 FINAL = "final/"
-"""Prefix of final metrics: their histories are not mixed with those of training, whose steps a resumed run
-repeats."""
+"""Prefix of final metrics, which keeps them apart from those of training.
+
+A resumed run repeats steps of training in the histories of the latter.
+"""
 SHORT_NAMES = {
     "K": "method.num_views",
     "lambda_s": "method.lambda_s",
@@ -66,68 +65,81 @@ SHORT_NAMES = {
     "epochs": "epochs",
     "batch_size": "batch_size",
 }
-"""Axes of the tables by the name that the MLflow UI shows, of the pretraining run."""
+"""Axes of the tables: settings of the pretraining run by the short names that the MLflow UI shows."""
 LONGEST = 200
-"""Characters of a row's label in the name of a metric, of which MLflow takes 250."""
+"""Maximum characters of a row's label in the name of a metric; MLflow accepts 250 in all."""
+GREEK = {
+    **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "kappa": "κ"},
+    **{"lambda": "λ", "mu": "μ", "nu": "ν", "rho": "ρ", "sigma": "σ", "tau": "τ", "omega": "ω"},
+}
+"""Signs for the first word of a setting's name, in titles: `lambda_s` is shown as `λs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """A line of `invoke status`."""
+    """One line of `invoke status`."""
 
     spec_id: str
     run_id: str
     name: str
     scale: str
     state: Literal["finished", "running", "interrupted", "failed"]
-    """What is true, not what MLflow's status says: a run whose process is gone is interrupted."""
+    """True state, which may differ from MLflow's status: a run without a process is interrupted."""
     reason: str
-    """Why it failed or was interrupted, or which process runs it."""
+    """Reason for the failure or the interruption, or the process that executes the run."""
     started: datetime
     metrics: Mapping[str, float]
-    """Final values."""
+    """Final values by name."""
 
     def __str__(self) -> str:
         values = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         started = f"{self.started.astimezone():%Y-%m-%d %H:%M}"
-        line = f"{self.state:<11}  {self.spec_id}  {self.scale:<5}  {started}  {self.name}  {self.reason or values}"
-        return line.rstrip()
+        columns = (
+            f"{self.state:<11}",
+            self.spec_id,
+            f"{self.scale:<5}",
+            started,
+            self.name,
+            self.reason or values,
+        )
+        return "  ".join(columns).rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What the store knows of one run."""
+    """Everything that the store contains about one run."""
 
     state: RunState
     settings: dict[str, str]
     """Every setting by its dotted path, as text."""
     commit: str
     dirty: bool
-    """Whether the code had changes that were not committed."""
+    """True if the code had uncommitted changes."""
     digests: dict[str, str]
-    """Of the data and of the encoder that an evaluation used, by the names of their tags."""
+    """Digests of the data, and of the encoder of an evaluation, by the names of their tags."""
     address: str
-    """Of its page: on the server, or below the address that `invoke ui` serves."""
+    """Address of the run's page: on the server, or below the address that `invoke ui` serves."""
     ended: datetime | None
-    """None: it has not, or its process is gone."""
+    """End of the run; None if it has not ended, or if its process is gone."""
     device: str
-    """The processor or GPU of its last attempt, by its name; empty: not recorded."""
+    """Name of the processor or GPU of the last attempt; empty if not recorded."""
     attempts: int | None
-    """More than one: it was resumed. None: not recorded."""
+    """Number of attempts; more than one if the run was resumed, None if not recorded."""
     host: str
-    """The machine of the process that owns it, or did."""
+    """Machine of the process that owns or owned the run."""
 
 
 def record_of(run: Any, runs: Path, server: str) -> Record:
-    """All that an entry says.
+    """Return the content of an entry.
 
     Args:
-        server: the address of the store; empty: it is no server, and its page is on the one that `invoke ui`
-            starts.
+        run: the entry.
+        runs: the folder of runs, in which its lease may be.
+        server: the address of the tracking server; empty if the store is a file, which `invoke ui` serves.
     """
     tags, settings = run.data.tags, dict(run.data.params)
     prefix = "encoder." if tags.get("kind") == Evaluate.name else ""
-    for short, path in SHORT_NAMES.items():  # the axes of the tables stand there twice
+    for short, path in SHORT_NAMES.items():  # the store has the axes of the tables twice
         if prefix + path != short and prefix + path in settings:
             settings.pop(short, None)
     page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
@@ -146,8 +158,13 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
 
 
 def title(spec: Spec | Weights) -> str:
-    """A run's name in the UI: `msbreg K=4 λs=.004 λb=.5 stl10 320 epochs seed 0`; of an evaluation, `linear:
-    ` and that."""
+    """Return a run's name in the UI, such as `msbreg K=4 λs=.01 stl10 320 epochs seed 0`.
+
+    It shows the settings of the method that differ from the defaults of its class. The title of an evaluation
+    is `linear: ` and the title of its encoder.
+    """
+    if isinstance(spec, Weights):
+        return spec.title
     if isinstance(spec, Evaluate):
         settings = dict(spec.protocol.leaves())
         words = [spec.protocol.name]
@@ -158,39 +175,53 @@ def title(spec: Spec | Weights) -> str:
         if not isinstance(spec.encoder, Pretrain) or spec.dataset != spec.encoder.dataset:
             words += ["on", spec.dataset.name]
         return f"{' '.join(words)}: {title(spec.encoder)}"
-    if isinstance(spec, Weights):
-        return spec.title
-    settings = dict(spec.method.leaves())
-    words = [spec.method.name]
-    for sign, key in {"K": "num_views", "λs": "lambda_s", "λb": "lambda_b", "λu": "lambda_uniform"}.items():
-        if settings.get(key):
-            words.append(f"{sign}={settings[key]:g}".replace("=0.", "=."))
-    if settings.get("heads.norm", "batchnorm") != "batchnorm":
-        words.append(settings["heads.norm"])
+    method = spec.method
+    names = _short_names([path for path, _ in method.leaves()])
+    changed = [f"{names[path]}={_short(value)}" for path, value in method.changed() if path != "num_views"]
+    words = [method.name, f"K={method.num_views}", *changed]
     return " ".join((*words, spec.dataset.name, f"{spec.epochs} epochs", f"seed {spec.seed}"))
 
 
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Return the shortest tail of each dotted path that means no other path, with Greek letters as signs."""
+    names = {}
+    for path in paths:
+        parts = path.split(".")
+        tails = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+        tail = next(tail for tail in tails if sum(f".{each}".endswith(f".{tail}") for each in paths) == 1)
+        word, _, rest = tail.partition("_")
+        names[path] = f"{GREEK[word]}{rest}" if word in GREEK else tail
+    return names
+
+
+def _short(value: object) -> str:
+    """Return the value of a setting as a title shows it: `.004`, `4`, `layernorm`, `1,2.5`."""
+    if isinstance(value, tuple):
+        return ",".join(map(_short, value))
+    return f"{value:g}".removeprefix("0") or "0" if isinstance(value, float) else str(value)
+
+
 def group(spec: Spec) -> str:
-    """What the seeds of one experiment share: the id of its seed 0."""
+    """Return the name that the seeds of one experiment share: the id of its seed 0."""
     spec = spec.replace("seed", 0)
     pretrained = isinstance(spec, Evaluate) and isinstance(spec.encoder, Pretrain)
     return (spec.replace("encoder.seed", 0) if pretrained else spec).id
 
 
 def first_tags(spec: Spec, scale: str) -> dict[str, str]:
-    """Every tag that a run has from its start."""
+    """Return every tag that a run has from its start."""
     commit, dirty = environment.code()
     own = {SPEC: spec.id, GROUP: group(spec), SCALE: scale, "commit": commit, "dirty": str(dirty)}
     return shown_settings(spec) | own | {"kind": spec.name, "mlflow.source.git.commit": commit}
 
 
 def settings(spec: Spec) -> dict[str, str]:
-    """Every setting by its dotted path, as text, as in a `Record`."""
+    """Return every setting by its dotted path, as text, as in a `Record`."""
     return {key: _text(value) for key, value in spec.leaves()}
 
 
 def shown_settings(spec: Spec) -> dict[str, str]:
-    """Every setting by its dotted path and every axis of the tables by its short name, as text."""
+    """Return every setting by its dotted path and every axis of the tables by its short name, as text."""
     values = dict(spec.leaves())
     prefix = "encoder." if isinstance(spec, Evaluate) else ""
     short = {name: values[prefix + path] for name, path in SHORT_NAMES.items() if prefix + path in values}
@@ -198,33 +229,35 @@ def shown_settings(spec: Spec) -> dict[str, str]:
 
 
 def _text(value: object) -> str:
-    """A setting as MLflow shows it; numbers stay numbers for its plots."""
+    """Return a setting as MLflow shows it; numbers stay numbers for its plots."""
     if value is None:
         return "none"
     return json.dumps(identity.canonical(value)) if isinstance(value, tuple) else str(value)
 
 
 def me(runs: Path, hold: Held | None) -> dict[str, Any]:
-    """This process, such that no later one can be taken for it, and its lease."""
+    """Return the marks of this process, which no later process can have, and of its lease."""
     return lease.process() | ({} if hold is None else {"token": hold.token, "place": lease.place(runs)})
 
 
 def owner(run: Any) -> dict[str, Any]:
+    """Return the marks of the process that owns an MLflow run, as `me` made them; empty if it has none."""
     owner: dict[str, Any] = json.loads(run.data.tags.get(OWNER, "{}"))
     return owner
 
 
 def is_mine(run: Any) -> bool:
-    """Whether this process owns an MLflow run."""
+    """Return True if this process owns an MLflow run."""
     return lease.process().items() <= owner(run).items()
 
 
 def who(run: Any) -> str:
+    """Return the process that owns an MLflow run, in words."""
     return f"process {owner(run).get('pid')} on {owner(run).get('host')}"
 
 
 def lease_of(run: Any, runs: Path) -> Lease | None:
-    """The lease of an MLflow run, if the folder of runs that it lies in is `runs`, as seen from here."""
+    """Return the lease of an MLflow run, or None if the run was started in another folder than `runs`."""
     named = owner(run).get("place")
     if not named or not (runs / lease.PLACE).exists() or lease.place(runs) != named:
         return None
@@ -232,8 +265,10 @@ def lease_of(run: Any, runs: Path) -> Lease | None:
 
 
 def alive(run: Any, runs: Path) -> bool | None:
-    """Whether the process that owns an MLflow run still is there; None: it is on another machine, and no
-    lease here tells of it."""
+    """Return True if the process that owns an MLflow run still exists.
+
+    None if it is on another machine and its lease is not in this folder of runs.
+    """
     named, leased = owner(run), lease_of(run, runs)
     if leased is not None:
         return leased.token == named["token"] and leased.alive
@@ -243,8 +278,10 @@ def alive(run: Any, runs: Path) -> bool | None:
 
 
 def ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]:
-    """How an MLflow run that its process left unfinished ended, and why: its lease may know what could not be
-    recorded."""
+    """Return the end of an MLflow run that its process left unfinished, and the reason.
+
+    The lease may contain the reason even if the store could not record it.
+    """
     leased = lease_of(run, runs)
     if leased is not None and leased.token == owner(run)["token"]:
         if leased.state == "failed":
@@ -255,7 +292,7 @@ def ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]
 
 
 def state_of(run: Any, runs: Path) -> RunState:
-    """The truth about an MLflow run, from its tags, its lease and its process."""
+    """Return the true state of an MLflow run, from its tags, its lease and its process."""
     tags, status = run.data.tags, run.info.status
     state: Literal["finished", "running", "interrupted", "failed"]
     reason = tags.get(REASON, "")
@@ -280,18 +317,18 @@ def state_of(run: Any, runs: Path) -> RunState:
 
 
 def final(run: Any) -> dict[str, float]:
-    """The final metrics of an MLflow run, by their own names."""
+    """Return the final metrics of an MLflow run, by name without the prefix."""
     metrics = run.data.metrics
     return {key.removeprefix(FINAL): metrics[key] for key in sorted(metrics) if key.startswith(FINAL)}
 
 
 def cell_means(filled: Filled) -> dict[str, float]:
-    """A table's numbers by `row/column`, the row's label in the characters that MLflow takes."""
+    """Return a table's numbers by `row/column`, with the row's label in characters that MLflow accepts."""
     values: dict[str, float] = {}
     slugs: set[str] = set()
     for row in filled.rows:
         slug = re.sub(r"[^\w.]+", " ", row.label).strip(" .")[:LONGEST] or "row"
-        while slug in slugs:  # two labels that differ in symbols alone
+        while slug in slugs:  # two labels that differ only in symbols
             slug += " again"
         slugs.add(slug)
         values |= {f"{slug}/{key}": cell.value for key, cell in row.cells.items() if cell.value is not None}
@@ -299,7 +336,7 @@ def cell_means(filled: Filled) -> dict[str, float]:
 
 
 def table_digest(values: Mapping[str, float], paths: Sequence[Path]) -> str:
-    """What changes when a table's numbers or one of its files does."""
+    """Return a digest that changes if a number of a table or one of its files changes."""
     total = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for path in sorted(paths):
         total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
