@@ -69,8 +69,8 @@ def command(
     """Make a task of a function; a user's mistake ends it with one line and exit code WRONG_USE.
 
     Args:
-        options: class of the task's options; the function is called with the context and an instance of it, or
-            with the context alone if None.
+        options: class of the task's options; the function is called with the context and an instance of it,
+            or with the context alone if None.
         chosen: names of the fields that the task takes; all fields if empty.
         name: name of the task; the function's by default.
         aliases: other names of the task.
@@ -97,9 +97,10 @@ def command(
 @contextmanager
 def one_line(*kinds: type[Exception], code: int = WRONG_USE) -> Iterator[None]:
     """End with one line and an exit code after a user's mistake or an error of these kinds."""
+    expected: tuple[type[Exception], ...] = (UserError, *kinds)
     try:
         yield
-    except (UserError, *kinds) as error:
+    except expected as error:
         raise Exit(str(error), code) from None
 
 
@@ -139,6 +140,7 @@ def store() -> tuple[Site, Store]:
 def start(c: Context, options: Options, *tables: str) -> None:
     """Make tables, or the one evaluation that the options name; with --dry-run, print the plan."""
     from reproduce.commands import make
+    from reproduce.plan import Evaluation, Request
 
     plan_only = options.dry_run or c.config.run.dry
     limits = options.limits()
@@ -149,10 +151,11 @@ def start(c: Context, options: Options, *tables: str) -> None:
     with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
         if plan_only:
             finish(make.show_plan(orders, site, limits))
-        elif tables:
-            finish(make.produce(orders, site, render_only=options.render_only, limits=limits))
-        else:
+        elif isinstance(orders[0], Evaluation):
             finish(make.evaluate(orders[0], site, limits=limits))
+        else:
+            requests = [order for order in orders if isinstance(order, Request)]
+            finish(make.produce(requests, site, render_only=options.render_only, limits=limits))
 
 
 def parts(table: Path) -> list[Part]:
