@@ -94,7 +94,8 @@ def why(c: Context, options: given.TableOptions) -> None:
     request.build()
     _, opened = store()
     with one_line(ConnectionError):
-        print(*why.why(request, opened), sep="\n")
+        for line in why.why(request, opened):
+            print(line)
 
 
 @command(given.DiffOptions)
@@ -104,7 +105,8 @@ def diff(c: Context, options: given.DiffOptions) -> None:
 
     _, opened = store()
     with one_line(ConnectionError):
-        print(*why.difference(options.first, options.second, opened), sep="\n")
+        for line in why.difference(options.first, options.second, opened):
+            print(line)
 
 
 @command(given.TableOptions, "table", "scale")
@@ -112,7 +114,7 @@ def settings(c: Context, options: given.TableOptions) -> None:
     """List what --set can change in a table: name, value, type, source and meaning of each setting."""
     from reproduce.commands import reference
 
-    print(*reference.lines(options.table, options.scale), sep="\n")
+    print("\n".join(reference.lines(options.table, options.scale)))
 
 
 @command(given.GcOptions)

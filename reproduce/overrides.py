@@ -40,7 +40,10 @@ def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Ev
     key, text = parsed(change)
     meant = [(run, path) for run in runs for path in settings_named(key, run)[:1]]
     if not meant:
-        raise NotFoundError(unknown("setting", key, sorted({path for run in runs for path in settable(run)})))
+        names = {name for run in runs for name in settable(run)}
+        if not key.startswith(EVALUATION):  # these would repeat the names of the pretraining's data set
+            names = {name for name in names if not name.startswith(EVALUATION)}
+        raise NotFoundError(unknown("setting", key, sorted(names)))
     first, path = min(meant, key=lambda each: _rank(*each))
     if path in ORIGIN:
         raise InvalidError(

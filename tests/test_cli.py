@@ -160,7 +160,7 @@ def test_the_help_of_each_option_ends_with_its_default(
     text = home.invoke("--help", task).stdout.partition("Options:\n")[2]
     helped = dict(re.findall(r"^  --([a-z-]+)(.*(?:\n {5,}.*)*)", text, re.MULTILINE))
     for about in helped.values():
-        assert re.search(r"Default: .+\Z|May be repeated\.\Z|Required\.\Z", about, re.DOTALL), about
+        assert re.search(r"Default:\s.+\Z|May\s+be\s+repeated\.\Z|Required\.\Z", about, re.DOTALL), about
     for option, ending in options.items():
         assert " ".join(helped[option].split()).endswith(ending)
 
@@ -205,7 +205,7 @@ def test_the_help_of_each_option_ends_with_its_default(
             "evaluate takes --checkpoint FILE --protocol NAME --dataset NAME, such as `invoke ev",
         ),
         (("settings", "tabel8"), "There is no table 'tabel8'. Did you mean 'table8'? Known: "),
-        (("settings", "table8", "--scale", "smol"), "There is no scale 'smol'. Did you mean 'small'?"),
+        (("settings", "table8", "--scale", "smol"), "There is no scale 'smol'. Did you mean 'smoke'?"),
         (("table8", "--render-only", "--max-gpu-hours", "1"), "--render-only starts nothing: leave it out, "),
         (("table8", "--apply", "0"), "--apply takes the 12 hexadecimal digits that --dry-run prints last, "),
         (("table8", "--max-gpu-hours", "two"), "--max-gpu-hours takes a number, such as 0.5, not 'two'."),

@@ -1,5 +1,5 @@
 """The user's encoders and released ones on the command line: `invoke evaluate`, `--add-row`, `--baselines
-released`, and `--set` beside."""
+released`, and `--set` with them."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def test_options_that_no_table_asked_for_can_take_are_refused_and_a_row_is_asked
     assert [row.label for row in one.build().rows] == ["Mine"]
 
 
-# --set beside weights
+# --set with weights
 
 
 def test_a_key_of_pretraining_leaves_the_evaluations_of_released_encoders_alone() -> None:

@@ -8,11 +8,13 @@ import sys
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
 from reproduce import plan, worker
+from reproduce.commands import forecast
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.methods.method import Method
@@ -21,6 +23,7 @@ from reproduce.plan import SCALES, Request, jobs, table_names
 from reproduce.protocols.protocol import Protocol
 from reproduce.report.filled import fill
 from reproduce.spec import LARS, Evaluate, Pretrain
+from reproduce.tracking import tags
 
 ROOT = Path(__file__).parent.parent
 
@@ -187,6 +190,15 @@ def test_changed_settings_have_their_full_names() -> None:
     assert request.changed() == full
     filled = fill(request.build(), 1, {}, {})
     assert f"Changed settings: {', '.join(full)}." in filled.caption
+
+
+def test_a_plan_names_the_settings_of_the_nearest_run_in_full() -> None:
+    theirs = byol("protocol.epochs=9", "base_lr=1", "evaluation.num_val=900")
+    past = forecast.Past([SimpleNamespace(settings=tags.settings(theirs))])  # type: ignore[list-item]
+    assert forecast.nearest(byol(), past).endswith(
+        "the nearest differs in optimizer.base_lr: 1.0, here 1.6; protocol.epochs: 9, here 500; "
+        "evaluation.dataset.num_val: 900, here 1000"
+    )
 
 
 def test_a_table_without_runs_says_so() -> None:

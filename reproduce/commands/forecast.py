@@ -222,7 +222,9 @@ def forecast(
     at_once = where.at_once(site)
     problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.action == "blocked")
     disk = disk_needed([step.spec for step in steps if step.starts], store, at_once)
-    changes = {change: None for request in {job.request: None for job in wanted} for change in request.changed()}
+    changes = {
+        change: None for request in {job.request: None for job in wanted} for change in request.changed()
+    }
     return Forecast(
         steps=tuple(steps),
         device=device,

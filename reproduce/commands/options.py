@@ -301,6 +301,10 @@ class BenchOptions:
     """Name of a file of bench/, such as views. Default: all."""
 
 
+REPEATABLE = None
+"""Default of a parameter that may be given several times: invoke starts with an empty list."""
+
+
 def names(options: type) -> tuple[str, ...]:
     """Return the names of all fields of a class of options."""
     return tuple(field.name for field in fields(options))
@@ -325,19 +329,18 @@ def with_options(
 
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
     known = inspect.signature(options).parameters
-    parameters = [
-        known[name].replace(kind=either, default=defaults.get(name, known[name].default)) for name in chosen
-    ]
-    context = inspect.Parameter("c", either)
-    required = [each for each in parameters if each.default is inspect.Parameter.empty]
-    optional = [each for each in parameters if each.default is not inspect.Parameter.empty]
-    vars(body)["__signature__"] = inspect.Signature([context, *required, *optional])
+    parameters = [inspect.Parameter("c", either)]
+    for name in chosen:
+        default = defaults.get(name, known[name].default)
+        parameters.append(known[name].replace(kind=either, default=REPEATABLE if default == () else default))
+    parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)  # required ones first
+    vars(body)["__signature__"] = inspect.Signature(parameters)
     return body
 
 
 def repeatable(body: Callable[..., None]) -> list[str]:
     """Return the names of a body's parameters that may be given several times."""
-    return [each.name for each in inspect.signature(body).parameters.values() if each.default == ()]
+    return [each.name for each in inspect.signature(body).parameters.values() if each.default is REPEATABLE]
 
 
 def helped(body: Callable[..., None], options: type[Any]) -> dict[str, str]:
@@ -355,7 +358,7 @@ def helped(body: Callable[..., None], options: type[Any]) -> dict[str, str]:
 def _default(default: object, doc: str) -> str:
     if default is inspect.Parameter.empty:
         return "Required."
-    if default == ():
+    if default is REPEATABLE:
         return "May be repeated."
     if "Default:" in doc:
         return ""

@@ -53,14 +53,12 @@ CONSTANT = re.compile(r"(SOURCE|BASE)'s")
 """A source that refers to a constant of the module."""
 SHOWN = 4
 """Maximum number of values printed for a setting that varies within a table."""
-
-
 INDENT = 4 * " "
 """Indentation of the meaning below a setting."""
 
 
 class Meaning(NamedTuple):
-    """What the docstring under a field contains."""
+    """Meaning and source of a setting, from the docstring under its field."""
 
     doc: str
     source: str
@@ -230,7 +228,7 @@ def kind(hint: Any) -> str:
     if origin is tuple:
         number = "" if kinds[-1] is Ellipsis else f"{len(kinds)} "
         return f"{number}{kind(kinds[0])}s"
-    return re.sub(r"\B([A-Z])", r" \1", hint.__name__).lower() if hint.__name__ != "LARS" else "lars"
+    return getattr(hint, "name", "") or re.sub(r"\B([A-Z])", r" \1", hint.__name__).lower()
 
 
 def meanings(owner: type[Settings]) -> dict[str, Meaning]:
