@@ -1,10 +1,11 @@
-"""What `--set key=value` means: which setting of which runs, and the value that its text stands for.
+"""The settings that `--set key=value` changes, and the value that its text stands for.
 
-    apply, told = override(runs, "tau=0.996")       # a function from a run to the same run with that setting,
-    and its full name
+    apply, change = override(runs, "tau=0.996")
+    apply(runs[0])      # the same run with that setting
+    change              # 'method.tau=0.996', the full name
 
-A key may be short: the setting of pretraining that ends in it is meant, else one of the evaluation; after
-`evaluation.` one of the latter.
+A key may be short: it means the setting of the pretraining that ends in it, or else one of the evaluation.
+After `evaluation.` it means a setting of the evaluation alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal
 
 from reproduce.messages import InvalidError, NotFoundError, unknown
@@ -20,33 +21,29 @@ from reproduce.nn.weights import GEOMETRY, Weights
 from reproduce.spec import Evaluate, Pretrain
 
 EVALUATION = "evaluation."
-"""What a key begins with that means the evaluation's data set where pretraining has one, too."""
+"""Prefix of a key that means the evaluation's data set where the pretraining has one, too."""
 ORIGIN = ("encoder.url", "encoder.sha256")
-"""Settings of an encoder from elsewhere that say which file it is: a run must not be recorded as one of
-another file."""
+"""Settings of a given encoder that name its file: a run must not be recorded as one of another file."""
 
 
 def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Evaluate], str]:
-    """What one `key=value` does to a run, and how a caption tells it.
+    """Return a function that applies one `key=value` to a run, and the change by its full name.
 
-    A key means one thing among `runs`: where it names a setting of any pretraining, those of evaluations stay
-    as they are.
+    A key means one thing among `runs`: where it names a setting of any pretraining, settings of evaluations
+    stay unchanged.
 
     Raises:
-        LookupError: no run has such a setting.
-        ValueError: it is not of that form, or does not take that value.
+        NotFoundError: no run has such a setting.
+        InvalidError: `change` has another form, the key is ambiguous, or the setting does not take that
+            value.
     """
-    key, equals, text = change.partition("=")
-    key, text = key.strip(), text.strip()
-    if not equals or not key:
-        raise InvalidError(f"--set takes key=value, such as epochs=5, not '{change}'.")
-    if key.split(".")[-1] == "seed":
-        raise InvalidError("The seed is not set by --set: --seeds N runs seeds 0 to N - 1.")
+    key, text = parsed(change)
     meant = [(run, path) for run in runs for path in settings_named(key, run)[:1]]
     if not meant:
-        raise NotFoundError(
-            unknown("setting", key, sorted({path for run in runs for path in _settable(run)}))
-        )
+        names = {name for run in runs for name in settable(run)}
+        if not key.startswith(EVALUATION):  # these would repeat the names of the pretraining's data set
+            names = {name for name in names if not name.startswith(EVALUATION)}
+        raise NotFoundError(unknown("setting", key, sorted(names)))
     first, path = min(meant, key=lambda each: _rank(*each))
     if path in ORIGIN:
         raise InvalidError(
@@ -64,83 +61,109 @@ def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Ev
                     raise InvalidError(str(error)) from None
         return run
 
-    return apply, f"{_told(path, first)}={text}"
+    return apply, f"{full_name(path, paths_of(first))}={text}"
 
 
-def _told(path: str, run: Evaluate) -> str:
-    """A path as it is written where it can mean nothing else."""
-    paths = [each for each, _ in run.leaves()]
+def parsed(change: str) -> tuple[str, str]:
+    """Return the key and the text of `key=value`.
+
+    Raises:
+        InvalidError: `change` has another form, or its key is the seed.
+    """
+    key, equals, text = (part.strip() for part in change.partition("="))
+    if not equals or not key:
+        raise InvalidError(f"--set takes key=value, such as epochs=5, not '{change}'.")
+    if key.split(".")[-1] == "seed":
+        raise InvalidError("The seed is not set by --set: --seeds N runs seeds 0 to N - 1.")
+    return key, text
+
+
+def paths_of(run: Evaluate) -> list[str]:
+    """Return the dotted paths of all settings of a run."""
+    return [path for path, _ in run.leaves()]
+
+
+def full_name(path: str, paths: Collection[str]) -> str:
+    """Return the key of --set that can mean only the setting at `path`, one of a run's `paths`."""
     return f"{EVALUATION}{path}" if f"encoder.{path}" in paths else path.removeprefix("encoder.")
 
 
+def settable(run: Evaluate) -> Iterator[str]:
+    """Yield the full name of each setting that has a value of its own and that --set may change."""
+    paths = paths_of(run)
+    for path in paths:
+        has_settings = any(other.startswith(f"{path}.") for other in paths)
+        if path.split(".")[-1] != "seed" and path not in ORIGIN and not has_settings:
+            yield full_name(path, paths)
+
+
 def _rank(run: Evaluate, path: str) -> int:
-    """Whose setting it is: 0 that of a pretraining, 1 of weights from elsewhere, 2 of an evaluation. In a
-    table the lowest is meant."""
+    """Return 0 for a setting of a pretraining, 1 of a given encoder, 2 of an evaluation; the lowest wins."""
     if not path.startswith("encoder."):
         return 2
     return 0 if isinstance(run.encoder, Pretrain) else 1
 
 
-def _settable(run: Evaluate) -> Iterator[str]:
-    """The settings that have a value of their own and that --set may change, as one would write them."""
-    paths = [path for path, _ in run.leaves()]
-    for path in paths:
-        if (
-            path.split(".")[-1] != "seed"
-            and path not in ORIGIN
-            and not any(other.startswith(f"{path}.") for other in paths)
-        ):
-            yield path.removeprefix("encoder.")
-
-
 def settings_named(key: str, run: Evaluate) -> list[str]:
-    """The paths in `run` that `key` means: a setting of the pretraining first, else one of the evaluation.
+    """Return the paths in `run` that `key` means.
 
-    A full path is itself; otherwise the shortest path that ends in `key` is meant. A setting of the data set
-    is one of pretraining and of evaluation alike where both use the same; so is what an encoder expects of
-    its images (GEOMETRY) where it sees such ones. After EVALUATION a key means the evaluation's alone.
+    A setting of the pretraining comes first, then one of the evaluation. A full path means itself; otherwise
+    `key` means the shortest path that ends in it. A setting of the data set belongs to pretraining and
+    evaluation together if both use the same data set. The same holds for what an encoder expects of its
+    images (GEOMETRY) if the evaluation shows it such images. After EVALUATION a key means a setting of the
+    evaluation alone.
 
     Raises:
-        ValueError: several settings of the same depth have that name.
+        InvalidError: several settings of the same depth have that name, or the name of another one ends in
+            it.
     """
     alone = key.startswith(EVALUATION)
     key = key.removeprefix(EVALUATION)
-    paths = [path for path, _ in run.leaves() if not (alone and path.startswith("encoder."))]
+    paths = [path for path in paths_of(run) if not (alone and path.startswith("encoder."))]
+    found = _nearest(key, paths)
+    if not found:
+        return []
+    if found[0] not in (key, f"encoder.{key}"):
+        found += [path for path in paths if path.endswith(f"_{key}")]
+    if len(found) > 1:
+        everything = paths_of(run)
+        names = dict.fromkeys(full_name(path, everything) for path in found)
+        raise InvalidError(f"'{key}' may mean {' or '.join(names)}: give one of these.")
+    return _together(found[0], run)
+
+
+def _nearest(key: str, paths: list[str]) -> list[str]:
+    """Return the shortest of the `paths` that end in `key`: of the encoder, else the protocol, else any."""
     for part in ("encoder.", "protocol.", ""):
         inside = [path for path in paths if path.startswith(part)]
         exact = [path for path in inside if path in (key, part + key)]
         ending = exact or [path for path in inside if path.endswith(f".{key}")]
-        if not ending:
-            continue
-        depth = min(path.count(".") for path in ending)
-        nearest = [path for path in ending if path.count(".") == depth]
-        if len(nearest) > 1:
-            raise InvalidError(
-                f"'{key}' may mean {' or '.join(path.removeprefix('encoder.') for path in nearest)}: give one of these."
-            )
-        if nearest[0].startswith("encoder.dataset.") and isinstance(run.encoder, Pretrain):
-            values, own = dict(run.leaves()), nearest[0].removeprefix("encoder.")
-            follows = own.removeprefix("dataset.") in GEOMETRY and values.get(own) == values[nearest[0]]
-            if follows or run.dataset == run.encoder.dataset:
-                nearest.append(own)
-        if isinstance(run.encoder, Weights) and (expected := nearest[0].removeprefix("encoder.")) in GEOMETRY:
-            shown = {
-                path: value
-                for path, value in run.leaves()
-                if path in (f"encoder.{expected}", f"dataset.{expected}")
-            }
-            if len(set(shown.values())) == 1:
-                nearest = list(shown)
-        return nearest
+        if ending:
+            depth = min(path.count(".") for path in ending)
+            return [path for path in ending if path.count(".") == depth]
     return []
 
 
+def _together(path: str, run: Evaluate) -> list[str]:
+    """Return the paths that change with the one at `path`, which comes first."""
+    values = dict(run.leaves())
+    own = path.removeprefix("encoder.")
+    if isinstance(run.encoder, Pretrain) and path.startswith("encoder.dataset."):
+        follows = own.removeprefix("dataset.") in GEOMETRY and values.get(own) == values[path]
+        return [path, own] if follows or run.dataset == run.encoder.dataset else [path]
+    if isinstance(run.encoder, Weights) and own in GEOMETRY:
+        pair = {each: values[each] for each in (f"encoder.{own}", f"dataset.{own}") if each in values}
+        return list(pair) if len(set(pair.values())) == 1 else [path]
+    return [path]
+
+
 def parse(text: str, hint: Any, key: str) -> Any:
-    """The value that `text` stands for in a setting of type `hint`: numbers, true/false, none, words,
-    comma-separated tuples.
+    """Return the value that `text` stands for in a setting of type `hint`.
+
+    Numbers, true and false, none, words, and tuples with commas are understood.
 
     Raises:
-        ValueError: it is not one.
+        InvalidError: `text` is not such a value.
     """
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -162,17 +185,21 @@ def parse(text: str, hint: Any, key: str) -> Any:
             raise InvalidError(f"{key} takes true or false, not '{text}'.")
         return text.lower() == "true"
     if hint in (int, float):
-        try:
-            number = hint(text)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise InvalidError(
-                f"{key} takes {'a whole number' if hint is int else 'a number'}, not '{text}'."
-            )
-        return number
+        return _number(text, hint, key)
     if hint is str:
         return text
     raise InvalidError(
-        f"{key} cannot be set to '{text}' from the command line; set one of its own settings, such as {key}.NAME=VALUE."
+        f"{key} cannot be set to '{text}' from the command line; set one of its own settings, such as "
+        f"{key}.NAME=VALUE."
     )
+
+
+def _number(text: str, kind: type[int] | type[float], key: str) -> int | float:
+    """Return a finite number; see `parse`."""
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidError(f"{key} takes {'a whole number' if kind is int else 'a number'}, not '{text}'.")
+    return number

@@ -1,11 +1,10 @@
-"""From what the user asked for to the runs that it takes: build the table, bring it to a scale, change
-settings, list its runs.
+"""From a request to its runs: build the table, bring it to a scale, change settings, list the runs.
 
     Request(table="table4", scale="small")                     # a table
-    Evaluation(weights=..., protocol="knn", dataset="stl10")   # one evaluation of weights from elsewhere
+    Evaluation(weights=..., protocol="knn", dataset="stl10")   # one evaluation of a given encoder
 
-A request is plain data, so that a worker on another machine can build the same table again and find its run
-by id. Here alone `reproduce` looks upward, to `tables` and `configs`, by the names in a request.
+A request is plain data. A worker on another machine builds the same table from it and finds its run by id.
+Only this module looks up to `tables` and `configs`, by the names in a request.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
-from reproduce.overrides import override
+from reproduce.overrides import override, parsed
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
@@ -31,51 +30,51 @@ from reproduce.spec import Evaluate, Pretrain, Spec
 
 SCALES = ("smoke", "small", "paper")
 BASELINES = ("quoted", "released")
-"""Whether the rows that quote a baseline stay as they are, or are filled by evaluating the encoder that its
-authors released."""
+"""Sources of the rows that quote a baseline: the paper's numbers, or evaluations of the released encoders."""
 CUSTOM = "custom"
-"""The scale under which evaluations outside of the tables are recorded: the user's own settings."""
+"""Scale under which evaluations outside the tables are recorded: the user chooses the settings."""
 SYNTHETIC = "synthetic_"
-"""What the names of data sets begin with whose images are drawn at one size."""
+"""Prefix of data sets whose images are drawn at one size."""
 UNKNOWN_FACT = "–"
-"""What an added row says in the columns of facts."""
+"""Content of an added row in the columns of facts."""
 NORMALISATION = ("mean", "std")
-"""What an encoder from elsewhere decides even of images that are drawn at one size."""
+"""Settings that a given encoder decides even for images that are drawn at one size."""
 
 S = TypeVar("S", bound=Settings)
 
 
 class NotHereError(InvalidError):
-    """A table cannot take an option that others take; the message names these."""
+    """A table cannot take an option that other tables take; the message names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One table as the command line asks for it."""
+    """A table as the command line asks for it."""
 
     table: str
-    """A module of `tables/`."""
+    """Module of `tables/`."""
     scale: str = "smoke"
     seeds: int = 1
     rows: str = "*"
     columns: str = "*"
     changes: tuple[str, ...] = ()
-    """`key=value`, each of which changes a setting of every run that has it."""
+    """Changes as `key=value`; each changes a setting of every run that has it."""
     baselines: str = "quoted"
     """One of BASELINES."""
     added: tuple[tuple[str, Weights], ...] = ()
-    """Rows of the user's: a label, and the encoder that fills its cells."""
+    """The user's rows: a label, and the encoder that fills its cells."""
 
     def __str__(self) -> str:
         return f"{self.table} at {self.scale} scale"
 
     def build(self) -> Table:
-        """The table at its scale, cut and changed as asked.
+        """Return the table at its scale, cut and changed as asked.
 
         Raises:
-            LookupError: an unknown table, scale, row, column or setting; the message names the nearest.
-            ValueError, TypeError: a setting does not take the value; a backbone that there is not is such a
-                value. Or the table has no released baselines, or takes no added row, or has one of that name.
+            NotFoundError: the table, scale, row, column or setting does not exist; the message names the
+                nearest.
+            InvalidError: a setting does not take its value, or the backbone does not exist.
+            NotHereError: the table has no released baselines, or takes no added row.
         """
         if self.table not in table_names():
             raise NotFoundError(unknown("table", self.table, table_names()))
@@ -102,16 +101,20 @@ class Request:
         return table
 
     def specs(self) -> tuple[Spec, ...]:
-        """Every run that the table needs, upstream first."""
+        """Return every run that the table needs, upstream first."""
         return self.build().specs(self.seeds)
 
+    def changed(self) -> tuple[str, ...]:
+        """Return the changes that the caption prints, settings by their full names."""
+        return self.build().changes
+
     def dumps(self) -> str:
-        """The request as one line of JSON, for a worker."""
+        """Return the request as one line of JSON, for a worker."""
         return json.dumps(asdict(self))
 
     @classmethod
     def loads(cls, text: str) -> Request:
-        """The request that `dumps` wrote."""
+        """Return the request that `dumps` wrote."""
         fields = json.loads(text)
         added = tuple((label, _weights(plain)) for label, plain in fields.get("added", ()))
         return cls(**{**fields, "changes": tuple(fields["changes"]), "added": added})
@@ -119,35 +122,42 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation of weights from elsewhere, as the command line asks for it."""
+    """One evaluation of a given encoder, as the command line asks for it."""
 
     weights: Weights
     protocol: str
-    """The name of a class of `reproduce/protocols`."""
+    """Name of a class of `reproduce/protocols`."""
     dataset: str
-    """The name of a class of `reproduce/data`."""
+    """Name of a class of `reproduce/data`."""
     seeds: int = 1
     changes: tuple[str, ...] = ()
-    """`key=value`, each of which changes a setting of the run."""
+    """Changes as `key=value`; each changes a setting of the run."""
 
     def __str__(self) -> str:
         return f"the evaluation by {self.protocol} on {self.dataset}"
 
     @property
     def scale(self) -> str:
-        """Under which its runs are recorded."""
+        """Scale under which the runs are recorded."""
         return CUSTOM
 
     def build(self) -> Evaluate:
-        """The evaluation of seed 0: the protocol's settings by default, images as the encoder expects them,
-        then the changes.
+        """Return the evaluation of seed 0.
 
-        Scenes that are drawn at one size keep it, as at the scale smoke.
+        The protocol has its default settings and the images are as the encoder expects them; then the changes
+        apply. Scenes that are drawn at one size keep it, as at the scale smoke.
 
         Raises:
-            LookupError: an unknown protocol, data set or setting; the message names the nearest.
-            ValueError, TypeError: a setting does not take the value.
+            NotFoundError: the protocol, data set or setting does not exist; the message names the nearest.
+            InvalidError: a setting does not take its value, or the protocol does not take the data set.
         """
+        return self._build()[0]
+
+    def changed(self) -> tuple[str, ...]:
+        """Return the changes, settings by their full names."""
+        return self._build()[1]
+
+    def _build(self) -> tuple[Evaluate, tuple[str, ...]]:
         from reproduce.data.dataset import Dataset
         from reproduce.data.detection import DetectionDataset
         from reproduce.protocols.protocol import Protocol
@@ -162,45 +172,49 @@ class Evaluation:
                 if protocol.accepts(other)
             ]
             raise InvalidError(
-                f"{protocol.name} needs a data set with {protocol.wants}, which {dataset.name} is not: {', '.join(sorted(fitting))} are."
+                f"{protocol.name} needs a data set with {protocol.wants}, which {dataset.name} is not: "
+                f"{', '.join(sorted(fitting))} are."
             )
         expected = geometry(self.weights, dataset)
         if dataset.name.startswith(SYNTHETIC):
             expected = {key: expected[key] for key in NORMALISATION}
         dataset = replace(dataset, **expected)
         run = Evaluate(encoder=self.weights, protocol=protocol, dataset=dataset)
+        names = []
         for change in self.changes:
-            run = override([run], change)[0](run)
+            apply, name = override([run], change)
+            run = apply(run)
+            names.append(name)
         _check_backbone(run)
         _check(run, by_user=True)
-        return run
+        return run, tuple(names)
 
     def specs(self) -> tuple[Spec, ...]:
-        """The evaluation at every seed."""
+        """Return the evaluation at every seed."""
         return self.build().at_seeds(self.seeds)
 
     def dumps(self) -> str:
-        """The request as one line of JSON, for a worker."""
+        """Return the request as one line of JSON, for a worker."""
         return json.dumps(asdict(self))
 
     @classmethod
     def loads(cls, text: str) -> Evaluation:
-        """The request that `dumps` wrote."""
+        """Return the request that `dumps` wrote."""
         fields = json.loads(text)
         return cls(**{**fields, "changes": tuple(fields["changes"]), "weights": _weights(fields["weights"])})
 
 
 Order = Request | Evaluation
-"""What a worker is sent with a run's id: either kind of request."""
+"""Either kind of request; a worker receives one with the id of its run."""
 
 
 def loads(text: str) -> Order:
-    """The request that `dumps` of either kind wrote."""
+    """Return the request that `dumps` of either kind wrote."""
     return Request.loads(text) if "table" in json.loads(text) else Evaluation.loads(text)
 
 
 def _weights(plain: dict[str, Any]) -> Weights:
-    """Weights that have been to JSON and back."""
+    """Return the weights that `dumps` wrote as part of a request."""
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
     }
@@ -213,26 +227,28 @@ def _check_seeds(seeds: int) -> None:
 
 
 def _check_backbone(run: Evaluate) -> None:
-    """Raises ValueError for a backbone that there is not; here, as settings know no list of backbones."""
+    """Raise InvalidError if the backbone does not exist; a settings class has no list of backbones."""
     known = backbones.names()
     if run.encoder.backbone not in known:
         raise InvalidError(unknown("backbone", run.encoder.backbone, known))
 
 
 def _component(kind: str, name: str, package: str, *bases: type[S]) -> Any:
-    """The settings of that name in a package, with their defaults.
+    """Return the settings of that name in a package, with their defaults.
 
     Raises:
-        LookupError: there are none; the message names the nearest.
+        NotFoundError: the name is missing or does not exist; the message names the nearest.
     """
     found = components(package, *bases)
+    if not name:
+        raise NotFoundError(f"--{kind.replace(' ', '')} is missing. Known: {', '.join(found)}.")
     if name not in found:
         raise NotFoundError(unknown(kind, name, found))
     return found[name]()
 
 
 def components(package: str, *bases: type[S]) -> dict[str, type[S]]:
-    """Every settings class of a package's modules that derives from one of `bases`, by its name."""
+    """Return every settings class of a package's modules that derives from one of `bases`, by name."""
     return {
         value.name: value
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
@@ -242,24 +258,30 @@ def components(package: str, *bases: type[S]) -> dict[str, type[S]]:
 
 
 def released() -> dict[str, Weights]:
-    """The encoders of `configs/released.py` by their names in lower case, such as `swav_800`."""
+    """Return the encoders of `configs/released.py` by their names in lower case, such as `swav_800`."""
     constants = vars(importlib.import_module("configs.released"))
     return {name.lower(): value for name, value in constants.items() if isinstance(value, Weights)}
 
 
 def weights_of(given: str, backbone: str = "") -> tuple[Weights, Path | None]:
-    """The weights that the command line names: a file, described by its content, or a released encoder.
+    """Return the weights that the command line names.
+
+    They are those of a file, described by its content, or of a released encoder.
 
     Returns:
-        The weights, and the file that is to be kept (`nn/weights.py`); None: it is fetched.
+        The weights, and the file to keep (`nn/weights.py`), or None if a run downloads it.
 
     Raises:
-        LookupError: there is neither.
-        ValueError: the file holds no weights, or of another backbone.
+        NotFoundError: neither a file nor a released encoder has that name.
+        InvalidError: the file contains no weights, or weights of another backbone.
     """
     from reproduce.nn import weight_files
 
     path, known = Path(given).expanduser(), released()
+    if not given:
+        raise NotFoundError(
+            f"--checkpoint is missing: give a file or a released encoder ({', '.join(known)})."
+        )
     if path.is_file():
         return weight_files.describe(path, backbone), path
     if given.lower() not in known:
@@ -271,50 +293,52 @@ def weights_of(given: str, backbone: str = "") -> tuple[Weights, Path | None]:
 
 
 def evaluation(checkpoint: str, backbone: str = "", **fields: Any) -> tuple[Evaluation, Path | None]:
-    """The request for an evaluation, and the file of `weights_of`.
+    """Return the request for an evaluation, and the file of `weights_of`.
 
     Args:
-        fields: of the request.
+        checkpoint: a file or a released encoder.
+        backbone: network of the file; "" for the one that fits.
+        fields: fields of the request.
 
     Raises:
-        LookupError, ValueError, TypeError: as `weights_of` and `Evaluation.build`.
+        UserError: see `weights_of` and `Evaluation.build`.
     """
-    Evaluation(
-        weights=Weights(sha256="any"), **fields
-    ).build()  # names and settings first: to read a file takes seconds
+    # Names and settings first: reading a file takes seconds.
+    Evaluation(weights=Weights(sha256="any"), **fields).build()
     weights, path = weights_of(checkpoint, backbone)
     return Evaluation(weights=weights, **fields), path
 
 
 def added_row(text: str) -> tuple[str, str]:
-    """The label and the file (or released encoder) of a row that the command line adds.
+    """Return the label and the file (or released encoder) of a row that the command line adds.
 
-    Both may hold the sign `=`, as in `Ours (K = 8)=lr=.2.pth`: the one is meant after which there is such a
-    file, else the first.
+    Both may contain the sign `=`, as in `Ours (K = 8)=lr=.2.pth`. The text is split at the sign that precedes
+    the name of an existing file, or else at the first sign.
 
     Raises:
-        ValueError: it is not of the form `Label=FILE`.
+        InvalidError: `text` does not have the form `LABEL=FILE`.
     """
     signs = [place for place, sign in enumerate(text) if sign == "="]
     parts = [(" ".join(text[:place].split()), text[place + 1 :].strip()) for place in signs]
     complete = [(label, given) for label, given in parts if label and given]
     if not complete or not all(parts[0]):
         raise InvalidError(f"--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
-    there = (
+    existing = (
         part for part in complete if Path(part[1]).expanduser().is_file() or part[1].lower() in released()
     )
-    return next(there, complete[0])
+    return next(existing, complete[0])
 
 
 def _with_released(table: Table) -> Table:
-    """The table with the evaluation of a released encoder wherever it is known and we run nothing else.
+    """Return the table with evaluations of released encoders in the cells that no other run of ours fills.
 
     Raises:
-        NotHereError: there is no such cell.
+        NotHereError: the table has no such cell.
     """
     if not _takes_released(table):
         raise NotHereError(
-            f"{table.name} has no row whose encoder was released: --baselines released is for {_tables(_takes_released)}."
+            f"{table.name} has no row whose encoder was released: --baselines released is for "
+            f"{_tables(_takes_released)}."
         )
 
     def changed(row: Row) -> Row:
@@ -323,9 +347,9 @@ def _with_released(table: Table) -> Table:
             return row
         encoders = (measured.spec.encoder for measured in instead.values())
         files = dict.fromkeys(encoder.title for encoder in encoders if isinstance(encoder, Weights))
-        told = f"Ours: the encoder that its authors released ({literal(', '.join(files))}), evaluated here."
+        note = f"Ours: the encoder that its authors released ({literal(', '.join(files))}), evaluated here."
         cells = {key: replace(cell, ours=instead.get(key, cell.ours)) for key, cell in row.cells.items()}
-        return replace(row, cells=cells, note=f"{row.note} {told}".strip())
+        return replace(row, cells=cells, note=f"{row.note} {note}".strip())
 
     return replace(
         table, rows=tuple(map(changed, table.rows)), changes=(*table.changes, "baselines=released")
@@ -337,7 +361,7 @@ def _takes_released(table: Table) -> bool:
 
 
 def _tables(suited: Callable[[Table], bool]) -> str:
-    """The names of the tables that are suited to something."""
+    """Return the names of the tables that `suited` accepts, as a list in words."""
     return (
         ", ".join(name for name in table_names() if suited(importlib.import_module(f"tables.{name}").table()))
         or "no table"
@@ -345,16 +369,17 @@ def _tables(suited: Callable[[Table], bool]) -> str:
 
 
 def _with_row(table: Table, label: str, weights: Weights) -> Table:
-    """The table with a row for an encoder of the user's below the others.
+    """Return the table with a row for the user's encoder below the others.
 
     Raises:
-        NotHereError: the table takes none.
-        ValueError: it has a row of that label.
+        NotHereError: the table takes no added row.
+        InvalidError: the table has a row with that label.
     """
     if table.measure is None:
         raise NotHereError(
-            f"{table.name} takes no added row: --add-row is for {_tables(lambda other: other.measure is not None)}. "
-            "Or use `invoke evaluate --checkpoint FILE --protocol NAME --dataset NAME`."
+            f"{table.name} takes no added row: --add-row is for "
+            f"{_tables(lambda other: other.measure is not None)}. Or use "
+            "`invoke evaluate --checkpoint FILE --protocol NAME --dataset NAME`."
         )
     if label in {row.label for row in table.rows}:
         raise InvalidError(f"{table.name} has a row '{label}' already: give the added one another label.")
@@ -378,18 +403,23 @@ def requests(
     added: tuple[tuple[str, Weights], ...] = (),
     **fields: Any,
 ) -> list[Request]:
-    """A request for each of the tables, each with what it can take: changes whose setting its runs have,
-    released baselines, added rows.
+    """Return a request for each table with the options that it can take.
 
-    What none of them can take is an error.
+    These are changes whose setting its runs have, released baselines, and added rows. An option that no table
+    can take is an error.
 
     Args:
-        fields: of every request.
+        tables: names of tables.
+        changes: changes as `key=value`.
+        baselines: one of BASELINES.
+        added: the user's rows.
+        fields: the other fields of every request.
 
     Raises:
-        LookupError: an unknown table, scale, row or column, or a setting that no table has; the message names
-            the nearest.
-        ValueError, TypeError: a setting does not take the value.
+        NotFoundError: a table, scale, row or column does not exist, or no table has the setting; the message
+            names the nearest.
+        InvalidError: a setting does not take its value.
+        NotHereError: no table takes the added rows or has released baselines.
     """
     made = [Request(table=table, **fields) for table in tables]
     if added:
@@ -412,10 +442,10 @@ def _with_change(change: str, request: Request) -> Request:
 def _where_possible(
     made: list[Request], refusal: type[Exception], option: Callable[[Request], Request]
 ) -> None:
-    """Gives every request an option, but for those whose table answers with a `refusal`.
+    """Give every request an option, except those whose table raises a `refusal`.
 
     Raises:
-        Exception: the first refusal, where all do.
+        Exception: the first refusal, if all tables raise one.
     """
     problems = []
     for index, request in enumerate(made):
@@ -431,13 +461,14 @@ def _where_possible(
 
 
 def _check(spec: Spec, *, by_user: bool) -> None:
-    """Check that settings fit together, after all changes, as one may need another to make sense.
+    """Check that the settings fit together after all changes, since one may make sense only with another.
 
     Args:
-        by_user: the user chose some of the settings; else a mismatch is a mistake in the table.
+        spec: a run.
+        by_user: the user chose some of the settings; otherwise a mismatch is a mistake in the table.
 
     Raises:
-        ValueError: they do not; an InvalidError if it is the user's mistake.
+        ValueError: the settings do not fit together; an InvalidError if it is the user's mistake.
     """
     if isinstance(spec, Evaluate):
         try:
@@ -448,18 +479,19 @@ def _check(spec: Spec, *, by_user: bool) -> None:
             raise
     elif 0 < spec.epochs < spec.optimizer.warmup_epochs:
         raise InvalidError(
-            f"epochs is {spec.epochs}, less than the warm-up's {spec.optimizer.warmup_epochs}: set warmup_epochs too."
+            f"epochs is {spec.epochs}, less than the warm-up's {spec.optimizer.warmup_epochs}: set "
+            "warmup_epochs too."
         )
 
 
 def table_names() -> list[str]:
-    """The modules of `tables/` in the order of their numbers."""
+    """Return the modules of `tables/` in the order of their numbers."""
     names = [module.name for module in pkgutil.iter_modules(importlib.import_module("tables").__path__)]
     return sorted(names, key=lambda name: (len(name), name))
 
 
 def _datasets(table: Table) -> set[Settings]:
-    """What the table's encoders are trained and evaluated on."""
+    """Return the data sets on which the table's encoders are trained and evaluated."""
     specs = [ours.spec for *_, ours in table.measured()]
     return {spec.dataset for spec in specs} | {
         spec.encoder.dataset for spec in specs if isinstance(spec.encoder, Pretrain)
@@ -467,35 +499,47 @@ def _datasets(table: Table) -> set[Settings]:
 
 
 def _changed(table: Table, change: str) -> Table:
-    """The table with one `key=value` applied wherever its runs have that setting."""
-    apply, told = override([ours.spec for _, _, ours in table.measured()], change)
+    """Return the table with one `key=value` applied to the runs that have that setting.
+
+    Raises:
+        NotFoundError: no run of the table has the setting, or the table runs nothing.
+        InvalidError: see `override`; or with the value, a protocol no longer returns a metric of the table.
+    """
+    runs = [ours.spec for _, _, ours in table.measured()]
+    if not runs:
+        key, _ = parsed(change)
+        what = f"Table {table.number}" if not table.left_out else f"The chosen part of Table {table.number}"
+        raise NotFoundError(
+            f"{what} runs nothing: it has no setting '{key}' or any other that --set could change."
+        )
+    apply, name = override(runs, change)
     try:
-        return table.map(apply, changes=(*table.changes, told))
-    except UnknownMetricError as error:  # with the user's value, the protocol returns other metrics
+        return table.map(apply, changes=(*table.changes, name))
+    except UnknownMetricError as error:
         raise InvalidError(f"{change}: {error}") from None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to do, and the request by which a worker finds it."""
+    """A run, and the request by which a worker finds it."""
 
     spec: Spec
     request: Order
 
     def devices(self, site: Site) -> int:
-        """GPUs, or processes on a CPU, that the run takes at a site."""
+        """Return the number of GPUs, or of processes on a CPU, that the run takes at a site."""
         return site.devices if self.shared_batch else 1
 
     @property
     def shared_batch(self) -> int:
-        """Images of a step that all devices of the run share equally; 0: it takes one device."""
+        """Images of a step that all devices of the run share equally, or 0 if it takes one device."""
         if isinstance(self.spec, Pretrain):
             return self.spec.batch_size
         return self.spec.protocol.shared_batch
 
 
 def jobs(requests: Iterable[Order]) -> list[Job]:
-    """Every run of the requests, upstream first, each once."""
+    """Return every run of the requests once, upstream first."""
     return list({job.spec.id: job for job in _all_jobs(requests)}.values())
 
 

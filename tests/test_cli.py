@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,20 +22,23 @@ if TYPE_CHECKING:
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "numpy", "sklearn", "PIL", "jinja2"}
 TABLES = tuple(f"table{number}" for number in range(1, 13))
 TASKS = (
-    *TABLES,
+    *TABLES[:5],
     "voc-detection",
+    *TABLES[5:],
     "tables",
     "reports",
     "evaluate",
     "status",
     "why",
     "diff",
+    "settings",
     "gc",
     "export",
     "import",
     "doctor",
     "ui",
     "download",
+    "docs",
     "test",
     "bench",
 )
@@ -62,6 +67,8 @@ def imported(home: Home, *arguments: str) -> set[str]:
         ("table8", "--scale", "smol", "--dry-run"),
         pytest.param(("table8", "--set", "epoch=5", "--dry-run"), marks=pytest.mark.slow),
         pytest.param(("table8", "--rows", "nobody"), marks=pytest.mark.slow),
+        ("settings", "table8"),
+        ("evaluate",),
         ("table8", "--scale", "paper", "--dry-run"),
     ],
     ids=" ".join,
@@ -74,11 +81,33 @@ def test_nothing_heavy_is_imported_to_list_help_plan_or_refuse(
 
 def test_every_task_is_listed_with_a_line_of_help(home: Home) -> None:
     listed = json.loads(home.invoke("--list", "--list-format", "json").stdout)["tasks"]
-    assert {task["name"] for task in listed} == set(TASKS)
+    assert sorted(task["name"] for task in listed) == sorted(TASKS)
     assert {alias for task in listed for alias in task["aliases"]} == set(ALIASES)
     for task in listed:
         assert task["help"], f"{task['name']} has no help"
-        assert re.search(r"[.:]", task["help"]), task["help"]
+        assert re.fullmatch(r"[A-Z].*\.", task["help"]), task["help"]
+
+
+@pytest.mark.parametrize("layout", ["flat", "nested"])
+def test_the_list_has_the_tables_in_the_papers_order_and_then_the_tools(layout: str, home: Home) -> None:
+    lines = home.invoke("--list", "--list-format", layout).stdout.splitlines()
+    assert tuple(line.split()[0] for line in lines if re.match(r"  \S", line)) == TASKS
+
+
+def test_the_tasks_are_a_program_of_their_own(home: Home) -> None:
+    def msbreg(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "import tasks; tasks.main()", *arguments]
+        return subprocess.run(
+            command, cwd=PROJECT, env=home.environment, capture_output=True, text=True, check=False
+        )
+
+    listed = msbreg("--list")
+    assert listed.stdout.startswith("Subcommands:\n")
+    assert re.findall(r"^  (\S+)", listed.stdout, re.MULTILINE) == list(TASKS)
+    assert msbreg("--version").stdout.startswith("msbreg ")
+    refused = msbreg("table8", "--scale", "smok")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith("There is no scale 'smok'.")
 
 
 NAMES = (*ALIASES, "table11", "tables", "bench")
@@ -111,6 +140,31 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        (
+            "table8",
+            {"scale": "smoke.", "seeds": "1.", "rows": "*.", "dry-run": "off.", "apply": "any plan."},
+        ),
+        ("voc-detection", {"columns": "ap*.", "set": "May be repeated."}),
+        ("evaluate", {"checkpoint": "none.", "protocol": "none.", "set": "May be repeated."}),
+        ("why", {"table": "Required.", "row": "*.", "scale": "smoke."}),
+        ("ui", {"port": "5000."}),
+        ("gc", {"delete": "off."}),
+    ],
+)
+def test_the_help_of_each_option_ends_with_its_default(
+    task: str, options: dict[str, str], home: Home
+) -> None:
+    text = home.invoke("--help", task).stdout.partition("Options:\n")[2]
+    helped = dict(re.findall(r"^  --([a-z-]+)(.*(?:\n {5,}.*)*)", text, re.MULTILINE))
+    for about in helped.values():
+        assert re.search(r"Default:\s.+\Z|May\s+be\s+repeated\.\Z|Required\.\Z", about, re.DOTALL), about
+    for option, ending in options.items():
+        assert " ".join(helped[option].split()).endswith(ending)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
@@ -141,7 +195,23 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
             "There is no backbone 'resnet19'. Did you mean 'resnet18'? Known: ",
         ),
         (("table8", "--set", "method=byol"), "method cannot be set to 'byol' from the command line"),
-        (("table9", "--set", "epochs=5"), "There is no setting 'epochs'. Known: none."),
+        (
+            ("table8", "--set", "lr=.1"),
+            "'lr' may mean protocol.lr or optimizer.base_lr or protocol.last_lr: ",
+        ),
+        (("table9", "--set", "epochs=5"), "Table 9 runs nothing: it has no setting 'epochs' "),
+        (
+            ("evaluate",),
+            "evaluate takes --checkpoint FILE --protocol NAME --dataset NAME, such as `invoke ev",
+        ),
+        (("settings", "tabel8"), "There is no table 'tabel8'. Did you mean 'table8'? Known: "),
+        (("settings", "table8", "--scale", "smol"), "There is no scale 'smol'. Did you mean 'smoke'?"),
+        (("table8", "--render-only", "--max-gpu-hours", "1"), "--render-only starts nothing: leave it out, "),
+        (("table8", "--apply", "0"), "--apply takes the 12 hexadecimal digits that --dry-run prints last, "),
+        (("table8", "--max-gpu-hours", "two"), "--max-gpu-hours takes a number, such as 0.5, not 'two'."),
+        (("table8", "--jobs", "0"), "--jobs takes a whole number from 1 on, not '0'."),
+        (("table8", "--launcher", "slrum"), "There is no launcher 'slrum'. Did you mean 'slurm'?"),
+        (("ui", "--port", "65536"), "--port takes a number from 1 to 65535, not '65536'."),
         (("tables", "--set", "epoch=5"), "There is no setting 'epoch'. Did you mean 'epochs'? Known: "),
         (("reports", "--scale", "large"), "There is no scale 'large'. Known: smoke, small, paper."),
         (
@@ -214,6 +284,56 @@ def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(
     assert lines[len(runs)] == f"{len(runs)} runs: {len(runs)} to do."
     assert re.fullmatch(r"Plan ([0-9a-f]{12}): --apply \1 runs it and no other\.", lines[-1])
     assert home.files() == before
+
+
+def test_the_plan_repeats_what_was_changed_by_full_names(home: Home) -> None:
+    changes = ("base_lr=1", "tau=.9", "evaluation.num_val=900", "protocol.epochs=3")
+    words = [word for change in changes for word in ("--set", change)]
+    lines = home.invoke("table8", "--rows", "BYOL", *words, "--dry-run").stdout.splitlines()
+    full = "optimizer.base_lr=1, method.tau=.9, evaluation.dataset.num_val=900, protocol.epochs=3"
+    assert lines[3] == f"Changed settings: {full}."
+    one = ("--checkpoint", "swav_800", "--protocol", "knn", "--dataset", "synthetic_folder")
+    lines = home.invoke("evaluate", *one, "--set", "k=3", "--dry-run").stdout.splitlines()
+    assert "Changed settings: protocol.k=3." in lines
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "mistake"),
+    [
+        ("tables/table8.py", "Row(lable='BYOL')\n", "unexpected keyword argument 'lable'"),
+        pytest.param(
+            "configs/scales.py", "STAND_INS['large']\n", "KeyError: 'large'", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "reproduce/methods/byol.py",
+            "BYOL(num_view=2)\n",
+            "unexpected keyword argument 'num_view'",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_mistake_in_the_code_shows_its_place(
+    file: str, text: str, mistake: str, home: Home, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    for name in ("tables", "configs", "reproduce"):
+        shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "tasks.py", copy)
+    with (copy / file).open("a", encoding="utf-8") as opened:
+        opened.write(text)
+    line = (copy / file).read_text(encoding="utf-8").count("\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "invoke", "table8", "--dry-run"],
+        cwd=copy,
+        env=home.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert f'File "{copy / file}", line {line}, in <module>\n    {text}' in done.stderr
+    assert mistake in done.stderr.splitlines()[-1]
 
 
 def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:

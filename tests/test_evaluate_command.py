@@ -1,5 +1,5 @@
 """The user's encoders and released ones on the command line: `invoke evaluate`, `--add-row`, `--baselines
-released`, and `--set` beside."""
+released`, and `--set` with them."""
 
 from __future__ import annotations
 
@@ -105,11 +105,13 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
         ({"dataset": "imagenete"}, "There is no data set 'imagenete'. Did you mean 'imagenet"),
         (
             {"dataset": "voc0712"},
-            "knn needs a data set with one or more labels for each image, which voc0712 is not: imagenet, imagenet100",
+            "knn needs a data set with one or more labels for each image, which voc0712 is not: imagenet, "
+            "imagenet100",
         ),
         (
             {"protocol": "voc_detection", "dataset": "coco2017"},
-            "voc_detection needs a data set with boxes by the rules of VOC, which coco2017 is not: synthetic_voc0712, voc0712 are.",
+            "voc_detection needs a data set with boxes by the rules of VOC, which coco2017 is not: "
+            "synthetic_voc0712, voc0712 are.",
         ),
         ({"changes": ("protocol.kk=3",)}, "There is no setting 'protocol.kk'. Did you mean 'protocol.k'?"),
         ({"changes": ("k=many",)}, "k takes a whole number, not 'many'."),
@@ -143,7 +145,10 @@ def test_a_worker_finds_the_runs_of_both_kinds_of_request_from_their_text() -> N
         LookupError, match=r"^the evaluation by knn on stl10 has no run 0123456789ab with the code here"
     ):
         worker.find(one, "0123456789ab")
-    code = "import sys; from reproduce.plan import loads; print(*(spec.id for text in sys.argv[1:] for spec in loads(text).specs()))"
+    code = (
+        "import sys; from reproduce.plan import loads; "
+        "print(*(spec.id for text in sys.argv[1:] for spec in loads(text).specs()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, one.dumps(), table.dumps()],
         cwd=PROJECT,
@@ -246,7 +251,7 @@ def test_the_label_and_the_file_of_an_added_row_may_hold_equals_signs(tmp_path: 
 def test_a_run_is_never_recorded_as_one_of_another_file(key: str) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"^Which file is evaluated is not set by --set \({key}\): --checkpoint or --add-row names it\.$",
+        match=rf"^Which file is evaluated is not set by --set \({key}\): --checkpoint or --add-row names",
     ):
         plan.Evaluation(
             weights=MINE, protocol="weighted_knn", dataset="imagenette", changes=(f"{key}=https://x/y",)
@@ -305,7 +310,7 @@ def test_options_that_no_table_asked_for_can_take_are_refused_and_a_row_is_asked
     assert [row.label for row in one.build().rows] == ["Mine"]
 
 
-# --set beside weights
+# --set with weights
 
 
 def test_a_key_of_pretraining_leaves_the_evaluations_of_released_encoders_alone() -> None:
@@ -354,7 +359,12 @@ def test_a_key_of_weights_reaches_them_alone() -> None:
             ("evaluate", "--protocol", "knn", "--dataset", "stl10", "--checkpoint", "nothing.pth"),
             "There is no file or released encoder 'noth",
         ),
-        (("evaluate", "--dataset", "stl10", "--checkpoint", "swav_800"), "There is no protocol ''. Known: "),
+        (("evaluate", "--dataset", "stl10", "--checkpoint", "swav_800"), "--protocol is missing. Known: "),
+        (("evaluate", "--protocol", "knn", "--checkpoint", "swav_800"), "--dataset is missing. Known: "),
+        (
+            ("evaluate", "--protocol", "knn", "--dataset", "stl10"),
+            "--checkpoint is missing: give a file or a released encoder (",
+        ),
         (
             ("table4", "--add-row", "Mine"),
             "--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not 'Mine'.",

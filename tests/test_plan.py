@@ -8,18 +8,22 @@ import sys
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
 from reproduce import plan, worker
+from reproduce.commands import forecast
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.methods.method import Method
-from reproduce.overrides import parse, settings_named
+from reproduce.overrides import full_name, parse, paths_of, settings_named
 from reproduce.plan import SCALES, Request, jobs, table_names
 from reproduce.protocols.protocol import Protocol
+from reproduce.report.filled import fill
 from reproduce.spec import LARS, Evaluate, Pretrain
+from reproduce.tracking import tags
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,13 +84,13 @@ def byol(*changes: str, **fields: Any) -> Evaluate:
         ("epochs", ["encoder.epochs"]),
         ("encoder.epochs", ["encoder.epochs"]),
         ("protocol.epochs", ["protocol.epochs"]),
-        ("lr", ["protocol.lr"]),
+        ("protocol.lr", ["protocol.lr"]),
         ("tau", ["encoder.method.tau"]),
         ("method.tau", ["encoder.method.tau"]),
         ("base_lr", ["encoder.optimizer.base_lr"]),
         ("blur", ["encoder.augmentation.blur"]),
         ("every_second.blur", ["encoder.augmentation.every_second.blur"]),
-        ("size", ["encoder.dataset.size", "dataset.size"]),
+        ("resize", ["encoder.dataset.resize", "dataset.resize"]),
         ("dataset.size", ["encoder.dataset.size", "dataset.size"]),
         ("encoder.dataset.size", ["encoder.dataset.size", "dataset.size"]),
         ("backbone", ["encoder.backbone"]),
@@ -147,10 +151,61 @@ def test_the_evaluations_data_set_can_be_changed_alone_and_the_caption_says_so()
 def test_a_name_that_several_settings_share_is_refused_with_both() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^'momentum' may mean method\.momentum or augmentation\.momentum or optimizer\.momentum: give one",
+        match=r"^'momentum' may mean method\.momentum or augmentation\.momentum or optimizer\.momentum: give",
     ):
         settings_named("momentum", RUN)
     assert settings_named("optimizer.momentum", RUN) == ["encoder.optimizer.momentum"]
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("lr", "protocol.lr or optimizer.base_lr"),
+        ("size", "dataset.size or batch_size"),
+    ],
+)
+def test_a_short_key_that_ends_another_name_is_refused_with_both(key: str, names: str) -> None:
+    with pytest.raises(ValueError, match=rf"^'{key}' may mean {names}: give one of these\.$"):
+        settings_named(key, RUN)
+
+
+@pytest.mark.parametrize("key", ["epochs", "batch_size", "protocol.lr", "optimizer.base_lr", "method.tau"])
+def test_a_full_name_is_never_refused(key: str) -> None:
+    assert len(settings_named(key, RUN)) == 1
+
+
+def test_every_full_name_means_its_own_setting_in_every_table() -> None:
+    for scale in SCALES:
+        for table in table_names():
+            for _, _, ours in Request(table=table, scale=scale).build().measured():
+                paths = paths_of(ours.spec)
+                for path in paths:
+                    assert path in settings_named(full_name(path, paths), ours.spec)
+
+
+def test_changed_settings_have_their_full_names() -> None:
+    changes = ("base_lr=1", "tau=.9", "evaluation.num_val=900", "protocol.epochs=3")
+    full = ("optimizer.base_lr=1", "method.tau=.9", "evaluation.dataset.num_val=900", "protocol.epochs=3")
+    request = Request(table="table8", rows="BYOL", changes=changes)
+    assert request.changed() == full
+    filled = fill(request.build(), 1, {}, {})
+    assert f"Changed settings: {', '.join(full)}." in filled.caption
+
+
+def test_a_plan_names_the_settings_of_the_nearest_run_in_full() -> None:
+    theirs = byol("protocol.epochs=9", "base_lr=1", "evaluation.num_val=900")
+    past = forecast.Past([SimpleNamespace(settings=tags.settings(theirs))])  # type: ignore[list-item]
+    assert forecast.nearest(byol(), past).endswith(
+        "the nearest differs in optimizer.base_lr: 1.0, here 1.6; protocol.epochs: 9, here 500; "
+        "evaluation.dataset.num_val: 900, here 1000"
+    )
+
+
+def test_a_table_without_runs_says_so() -> None:
+    with pytest.raises(LookupError, match=r"^Table 9 runs nothing: it has no setting 'epochs'"):
+        Request(table="table9", changes=("epochs=1",)).build()
+    with pytest.raises(LookupError, match=r"^The chosen part of Table 4 runs nothing: it has no setting 'k'"):
+        Request(table="table4", rows="VICReg", changes=("k=1",)).build()
 
 
 def test_changes_reach_the_runs() -> None:
@@ -254,7 +309,8 @@ def test_text_becomes_a_value_of_the_settings_type(text: str, hint: Any, value: 
         (
             "byol",
             Toy,
-            "x cannot be set to 'byol' from the command line; set one of its own settings, such as x.NAME=VALUE.",
+            "x cannot be set to 'byol' from the command line; set one of its own settings, such as "
+            "x.NAME=VALUE.",
         ),
     ],
 )
@@ -374,7 +430,10 @@ def test_a_request_survives_its_text_and_another_process_gives_the_same_ids() ->
     )
     assert Request.loads(request.dumps()) == request
     assert "\n" not in request.dumps()
-    code = "import sys; from reproduce.plan import Request; print(*(spec.id for spec in Request.loads(sys.argv[1]).specs()))"
+    code = (
+        "import sys; from reproduce.plan import Request; "
+        "print(*(spec.id for spec in Request.loads(sys.argv[1]).specs()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, request.dumps()], cwd=ROOT, capture_output=True, text=True, check=True
     )

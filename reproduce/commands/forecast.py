@@ -31,6 +31,7 @@ from reproduce.detection import cost as detectors
 from reproduce.messages import NotFoundError, clock, counted, hours, size
 from reproduce.nn import cost
 from reproduce.nn.heads import Heads
+from reproduce.overrides import full_name
 from reproduce.plan import Job
 from reproduce.protocols.detection import Detection
 from reproduce.readiness import Blocked, RefusedError, launcher
@@ -115,6 +116,8 @@ class Forecast:
     """Runs of one device that go on at the same time."""
     disk: int | None
     """Bytes that what is to be done leaves behind and takes meanwhile; None: not known."""
+    changes: tuple[str, ...] = ()
+    """Settings that the command changed, by their full names, such as `optimizer.base_lr=0.1`."""
     problems: tuple[str, ...] = ()
     """What the blocked runs lack, and what would get it."""
 
@@ -142,6 +145,8 @@ class Forecast:
         counts = Counter(step.action for step in self.steps)
         told = [f"{counts[action]} {word}" for action, word in ACTIONS.items() if counts[action]]
         yield f"{counted(len(self.steps), 'run')}: {', '.join(told) or 'none'}."
+        if self.changes:
+            yield f"Changed settings: {', '.join(self.changes)}."
         if self.todo:
             yield from self._estimates()
         yield f"Plan {self.digest}: --apply {self.digest} runs it and no other."
@@ -217,7 +222,17 @@ def forecast(
     at_once = where.at_once(site)
     problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.action == "blocked")
     disk = disk_needed([step.spec for step in steps if step.starts], store, at_once)
-    return Forecast(steps=tuple(steps), device=device, at_once=at_once, disk=disk, problems=tuple(problems))
+    changes = {
+        change: None for request in {job.request: None for job in wanted} for change in request.changed()
+    }
+    return Forecast(
+        steps=tuple(steps),
+        device=device,
+        at_once=at_once,
+        disk=disk,
+        changes=tuple(changes),
+        problems=tuple(problems),
+    )
 
 
 def check(made: Forecast, digest: str, most_hours: float | None) -> None:
@@ -358,7 +373,10 @@ def nearest(spec: Spec, past: Past) -> str:
     if like is None:
         return "no finished run with these settings, nor any of its kind at this scale"
     found = _differences(ours, like.settings)
-    told = [f"{key}: {theirs}, here {here}" for key, (theirs, here) in itertools.islice(found.items(), TOLD)]
+    told = [
+        f"{full_name(key, ours.keys() | like.settings)}: {theirs}, here {here}"
+        for key, (theirs, here) in itertools.islice(found.items(), TOLD)
+    ]
     if not told:
         return "no finished run with these settings; the nearest has the same under another id, from another version of the code"
     more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""

@@ -19,20 +19,15 @@ import io
 import json
 import logging
 import math
-import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from reproduce.messages import InvalidError, NotFoundError
-from reproduce.runs import interrupt
 from reproduce.lazy import torch
+from reproduce.messages import InvalidError, NotFoundError
 from reproduce.runs.files import write_atomic
-from reproduce.runs.progress import Watch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
+
 from reproduce.messages import NotFoundError
 
 TIMEOUT = 60.0

@@ -1,0 +1,384 @@
+"""The options of the tasks, and what their texts mean.
+
+    body = with_options(function, Options, ("scale", "seeds"))    # a task's body with these options
+    helped(body, Options)                                         # the help of each option, with its default
+
+The line under each field is the help that `invoke --help TASK` prints. Standard library only: a task imports
+what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reproduce.messages import InvalidError
+
+if TYPE_CHECKING:
+    from reproduce.commands.make import Limits
+    from reproduce.plan import Order, Request
+    from reproduce.site import Site
+
+DIGEST = re.compile("[0-9a-f]{12}")
+"""A plan's digest, as `--dry-run` prints it."""
+HOURS = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
+"""A number of hours."""
+PLANNED = ("dry_run", "apply", "max_gpu_hours", "jobs", "launcher")
+"""Fields that ask for a plan, bind what starts to it, or choose where it starts."""
+ENCODER = ("checkpoint", "protocol", "dataset", "backbone")
+"""Fields that name one evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options as the command line passes them: texts, lists of texts and flags."""
+
+    scale: str = "smoke"
+    """Scale of the runs: smoke (synthetic data on a CPU, minutes), small (public data on one GPU, hours) or
+    paper (the paper's settings on 8 GPUs)."""
+    seeds: str = "1"
+    """Number of seeds that each cell averages: seeds 0 to N - 1."""
+    rows: str = "*"
+    """Glob of row labels, such as 'Ours*'; only the matching rows are made. Commas separate several globs."""
+    columns: str = "*"
+    """Glob of column keys; only the matching columns are made. Commas separate several globs."""
+    set: tuple[str, ...] = ()
+    """Setting as key=value, such as epochs=5 or method.tau=0.996; it changes every run that has this setting.
+    `invoke settings TABLE` lists the keys."""
+    baselines: str = "quoted"
+    """Numbers of other methods: quoted from the paper, or released (evaluate the encoders that their authors
+    released)."""
+    add_row: tuple[str, ...] = ()
+    """Row for an encoder of yours as LABEL=FILE, such as Mine=encoder.pth. Some tables cannot take one."""
+    dry_run: bool = False
+    """Start nothing. Print each run with its action and the reason, the estimated hours and disk, and the
+    digest of the plan."""
+    apply: str = ""
+    """Digest of a plan, as --dry-run prints it: run this plan and refuse any other. Default: any plan."""
+    max_gpu_hours: str = ""
+    """Number of hours: refuse to start if the plan needs more GPU-hours (core-hours without a GPU), or if the
+    estimate is unknown. Default: no limit."""
+    jobs: str = ""
+    """Number of runs at once. Default: `jobs` of the site file, else one per GPU, or one per core without a
+    GPU."""
+    launcher: str = ""
+    """Place where runs start: local or slurm. Default: `launcher` of the site file, else local."""
+    render_only: bool = False
+    """Render from finished runs; start nothing."""
+
+    def orders(self, tables: Iterable[str]) -> tuple[list[Order], dict[str, Path]]:
+        """Return the requests for these tables, and the user's files by SHA-256 that their runs read.
+
+        Raises:
+            UserError: an option does not fit the tables; see `plan.requests` and `plan.weights_of`.
+        """
+        from reproduce import plan
+
+        rows = [(label, *plan.weights_of(given)) for label, given in map(plan.added_row, self.add_row)]
+        requests = plan.requests(
+            tables,
+            scale=self.scale,
+            seeds=self.num_seeds(),
+            rows=self.rows,
+            columns=self.columns,
+            changes=self.set,
+            baselines=self.baselines,
+            added=tuple((label, weights) for label, weights, _ in rows),
+        )
+        return [*requests], {weights.sha256: path for _, weights, path in rows if path}
+
+    def num_seeds(self) -> int:
+        """Return the number that --seeds takes.
+
+        Raises:
+            InvalidError: `seeds` is not a whole number.
+        """
+        if not (self.seeds.isascii() and self.seeds.isdigit()):
+            raise InvalidError(f"--seeds takes a whole number, not '{self.seeds}'.")
+        return int(self.seeds)
+
+    def limits(self) -> Limits:
+        """Return what --apply and --max-gpu-hours allow.
+
+        Raises:
+            InvalidError: `apply` is not a digest, `max_gpu_hours` is not a number, or `render_only` is set.
+        """
+        from reproduce.commands.make import Limits
+
+        if self.apply and not DIGEST.fullmatch(self.apply):
+            raise InvalidError(
+                f"--apply takes the 12 hexadecimal digits that --dry-run prints last, not '{self.apply}'."
+            )
+        if self.max_gpu_hours and not HOURS.fullmatch(self.max_gpu_hours):
+            raise InvalidError(f"--max-gpu-hours takes a number, such as 0.5, not '{self.max_gpu_hours}'.")
+        if self.render_only and (self.apply or self.max_gpu_hours):
+            raise InvalidError("--render-only starts nothing: leave it out, or --apply and --max-gpu-hours.")
+        return Limits(self.apply, float(self.max_gpu_hours) if self.max_gpu_hours else None)
+
+    def applied_to(self, site: Site) -> Site:
+        """Return the site with the changes that --jobs and --launcher make.
+
+        Raises:
+            InvalidError: `jobs` is not a whole number above 0.
+            NotFoundError: the launcher does not exist.
+        """
+        from reproduce import readiness
+
+        if self.jobs:
+            if not (self.jobs.isascii() and self.jobs.isdigit()) or int(self.jobs) == 0:
+                raise InvalidError(f"--jobs takes a whole number from 1 on, not '{self.jobs}'.")
+            number = int(self.jobs)
+            site = replace(site, jobs=number, slurm=replace(site.slurm, max_at_once=number))
+        if self.launcher:
+            site = replace(site, launcher=self.launcher)
+        readiness.launcher(site)
+        return site
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Options):
+    """Options of `invoke evaluate`."""
+
+    checkpoint: str = ""
+    """File that torch.save or safetensors wrote, or a released encoder of configs/released.py, such as
+    swav_800."""
+    protocol: str = ""
+    """Evaluation of reproduce/protocols by name, such as weighted_knn, linear_sgd, semi or svm."""
+    dataset: str = ""
+    """Data set of reproduce/data by name, such as imagenette or synthetic_folder."""
+    backbone: str = ""
+    """Network of the checkpoint. Default: the one that its tensors fit."""
+    set: tuple[str, ...] = ()
+    """Setting as key=value, such as protocol.epochs=5, encoder.mean=.5,.5,.5 or dataset.size=96."""
+
+    def orders(self, tables: Iterable[str] = ()) -> tuple[list[Order], dict[str, Path]]:
+        """Return the request for the evaluation, and the user's file by SHA-256 if it reads one.
+
+        Raises:
+            UserError: an option is missing or does not fit; see `plan.evaluation`.
+        """
+        from reproduce import plan
+
+        if not any((self.checkpoint, self.protocol, self.dataset)):
+            raise InvalidError(
+                "evaluate takes --checkpoint FILE --protocol NAME --dataset NAME, such as "
+                "`invoke evaluate --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette`."
+            )
+        request, path = plan.evaluation(
+            self.checkpoint,
+            self.backbone,
+            protocol=self.protocol,
+            dataset=self.dataset,
+            seeds=self.num_seeds(),
+            changes=self.set,
+        )
+        return [request], {request.weights.sha256: path} if path else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(Options):
+    """Options of a task about one table."""
+
+    table: str
+    """Table, such as table8."""
+    row: str = "*"
+    """Label of a row, or a glob."""
+    column: str = "*"
+    """Key of a column, or a glob."""
+
+    def request(self) -> Request:
+        """Return the request for the chosen cells.
+
+        Raises:
+            InvalidError: `seeds` is not a whole number.
+        """
+        from reproduce.plan import Request
+
+        return Request(
+            table=self.table,
+            rows=self.row,
+            columns=self.column,
+            scale=self.scale,
+            seeds=self.num_seeds(),
+            changes=self.set,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffOptions:
+    """Options of `invoke diff`."""
+
+    first: str
+    """Id of a run, or its beginning."""
+    second: str
+    """Id of another run, or its beginning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GcOptions:
+    """Options of `invoke gc`."""
+
+    delete: bool = False
+    """Remove what is listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `invoke export`."""
+
+    file: str = ""
+    """Archive to write, such as msbreg.zip; an existing file is never overwritten."""
+    scale: str = ""
+    """Scale of the reports: smoke, small or paper. Default: every scale that has reports."""
+    encoders: bool = False
+    """Include the encoders of the pretraining runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Options of `invoke import`."""
+
+    file: str = ""
+    """Archive that `invoke export` wrote, such as msbreg.zip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Options of `invoke doctor`."""
+
+    table: str = ""
+    """Table, such as table5. Default: all."""
+    scale: str = ""
+    """Scale: smoke, small or paper. Default: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UiOptions:
+    """Options of `invoke ui`."""
+
+    port: str = "5000"
+    """Port on 127.0.0.1."""
+
+    def number(self) -> int:
+        """Return the number of the port.
+
+        Raises:
+            InvalidError: `port` is not the number of a port.
+        """
+        if not (self.port.isascii() and self.port.isdigit() and 0 < int(self.port) < 65536):
+            raise InvalidError(f"--port takes a number from 1 to 65535, not '{self.port}'.")
+        return int(self.port)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """Options of `invoke download`."""
+
+    dataset: str = ""
+    """Data set: stl10, imagenette, voc2007 or voc0712. Default: list the data sets that can be downloaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestOptions:
+    """Options of `invoke test`."""
+
+    fast: bool = False
+    """Run only the tests that take under a minute together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options of `invoke bench`."""
+
+    only: str = ""
+    """Name of a file of bench/, such as views. Default: all."""
+
+
+REPEATABLE = None
+"""Default of a parameter that may be given several times: invoke starts with an empty list."""
+
+
+def names(options: type) -> tuple[str, ...]:
+    """Return the names of all fields of a class of options."""
+    return tuple(field.name for field in fields(options))
+
+
+def with_options(
+    function: Callable[..., None], options: type[Any], chosen: Iterable[str], **defaults: str
+) -> Callable[..., None]:
+    """Return the body of a task: `function`, where fields of a class of options are parameters.
+
+    Args:
+        function: called with the context and an instance of `options`.
+        options: a dataclass, such as `Options`.
+        chosen: names of the fields that the task takes; the others keep their defaults.
+        defaults: defaults of the task that replace those of the class.
+    """
+
+    @functools.wraps(function)
+    def body(c: object, **given: Any) -> None:
+        frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        function(c, options(**frozen))
+
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    known = inspect.signature(options).parameters
+    parameters = [inspect.Parameter("c", either)]
+    for name in chosen:
+        default = defaults.get(name, known[name].default)
+        parameters.append(known[name].replace(kind=either, default=REPEATABLE if default == () else default))
+    parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)  # required ones first
+    vars(body)["__signature__"] = inspect.Signature(parameters)
+    return body
+
+
+def repeatable(body: Callable[..., None]) -> list[str]:
+    """Return the names of a body's parameters that may be given several times."""
+    return [each.name for each in inspect.signature(body).parameters.values() if each.default is REPEATABLE]
+
+
+def helped(body: Callable[..., None], options: type[Any]) -> dict[str, str]:
+    """Return the help of each parameter of a task's body, with its default."""
+    docs: dict[str, str] = {}
+    for each in reversed(options.__mro__[:-1]):
+        docs |= field_docs(Path(inspect.getfile(each)), each.__name__)
+    parameters = list(inspect.signature(body).parameters.values())[1:]
+    return {
+        each.name: f"{docs[each.name]} {_default(each.default, docs[each.name])}".strip()
+        for each in parameters
+    }
+
+
+def _default(default: object, doc: str) -> str:
+    if default is inspect.Parameter.empty:
+        return "Required."
+    if default is REPEATABLE:
+        return "May be repeated."
+    if "Default:" in doc:
+        return ""
+    if isinstance(default, bool):
+        return "Default: off."
+    return f"Default: {default or 'none'}."
+
+
+def field_docs(file: Path, name: str) -> dict[str, str]:
+    """Return the docstring under each field of a class, on one line, as the source file contains it."""
+    found = {}
+    for field, below in itertools.pairwise(_classes(file)[name].body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            doc = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(doc, ast.Constant) and isinstance(doc.value, str):
+                found[field.target.id] = " ".join(doc.value.split())
+    return found
+
+
+@functools.cache
+def _classes(file: Path) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
