@@ -52,7 +52,7 @@ def pretrain(
     """Train the encoder of `spec` and write it to `folder`.
 
     Args:
-        site: settings that change no number, such as the time between checkpoints.
+        site: settings that change no number, such as the number of epochs between checkpoints.
         folder: folder of the checkpoints. Training resumes from the newest intact one.
         record: receives the measurements.
         report: called after every step.
@@ -75,7 +75,8 @@ def pretrain(
     steps_per_epoch = len(images) // spec.batch_size
     if steps_per_epoch == 0:
         raise InvalidError(
-            f"batch_size is {spec.batch_size}, but {dataset.name} has only {len(images)} images to pretrain on."
+            f"batch_size is {spec.batch_size}, but {dataset.name} has only {len(images)} images "
+            "to pretrain on."
         )
     if spec.batch_size % distributed.world_size():
         raise InvalidError(
@@ -107,15 +108,16 @@ def pretrain(
         if "step" in saved:  # older checkpoints contain whole epochs only
             first_index = saved["step"]
             meter.load_state_dict(saved["meter"], device)
-    if distributed.world_size() > 1:
+    if distributed.world_size() > 1:  # only now, as checkpoints contain the network without this wrapper
         network.online = DistributedDataParallel(network.online)
 
     # Loop over epochs and steps: train, log, report, save.
     with interrupt.deferred() as asked:
         for epoch in range(first_epoch, spec.epochs):
             first = first_index if epoch == first_epoch else 0
-            shown = _batches(spec, site, images, epoch, steps_per_epoch, first)
-            for index, (canvas, sizes, which) in enumerate(shown, first):
+            for index, (canvas, sizes, which) in enumerate(
+                _batches(spec, site, images, epoch, steps_per_epoch, first), first
+            ):
                 # Train.
                 step, last = epoch * steps_per_epoch + index, index + 1 == steps_per_epoch
                 lr = schedules.learning_rate(
@@ -194,7 +196,7 @@ def load_encoder(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
 
 
 def start(spec: Pretrain, device: torch.device) -> tuple[Any, LARS]:
-    """Return the network of `spec` with its initial weights, ready to train on `device`, and its optimiser."""
+    """Return the network of `spec` with initial weights, ready to train on `device`, and its optimiser."""
     network = build_network(spec).to(device=device, memory_format=torch.channels_last)
     network = sync_batchnorm(network).train()
     optimizer = LARS(
@@ -240,7 +242,7 @@ def train_step(
 
 
 class Meter:
-    """Sums what the parts of the steps measured since it was last read; stays on the device until then."""
+    """Sums over the steps since the last reading. They stay on the device until they are read."""
 
     def __init__(self) -> None:
         self._embeddings: Tensor | None = None

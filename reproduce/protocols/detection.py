@@ -187,8 +187,8 @@ class Detection(Protocol):
         if self.batch_size != REFERENCE_BATCH:
             schedule = self.schedule
             parts.append(
-                f"Detection uses a batch of {self.batch_size} images in place of {REFERENCE_BATCH}: by the linear "
-                f"rule, the learning rate is {schedule.lr:g}, for {schedule.iterations} iterations."
+                f"Detection uses a batch of {self.batch_size} images in place of {REFERENCE_BATCH}: by the "
+                f"linear rule, the learning rate is {schedule.lr:g}, for {schedule.iterations} iterations."
             )
         return " ".join(parts)
 

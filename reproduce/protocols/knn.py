@@ -97,10 +97,9 @@ class NearestNeighbours(Protocol, name="knn"):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedNeighbours(Protocol, name="weighted_knn"):
-    """Cosine neighbours with votes exp(similarity / T), and the plain majority vote of the same neighbours
-    beside it.
+    """Cosine neighbours that vote with weight exp(similarity / T), and a plain majority vote of the same.
 
-    Sources: zhirongw/lemniscate.pytorch test.py, facebookresearch/dino eval_knn.py; the plain vote is a
+    Sources: zhirongw/lemniscate.pytorch test.py, facebookresearch/dino eval_knn.py. The plain vote is our
     choice (protocol sheet, 4).
     """
 
