@@ -32,7 +32,7 @@ get a mask."""
 
 
 def operations(protocol: Detection, network: Network) -> float:
-    """Return the operations of training a detector around a backbone, precise BatchNorm statistics included."""
+    """Return the operations of training a detector, including those of precise BatchNorm statistics."""
     # Side of a square with as many pixels as an image.
     side = ASPECT**0.5 * statistics.mean(protocol.train_sizes)
     passes = FORWARD_AND_BACKWARD * protocol.schedule.iterations + protocol.precise_bn_iterations

@@ -140,7 +140,7 @@ def coco(images: Annotated, predicted: Sequence[Predicted], kind: Kind) -> Score
 
 
 def details(scores: Scores, prefix: str = "") -> dict[str, float]:
-    """Return the values by class and by size under the names used in the log, without those that are NaN.
+    """Return the values by class and by size under their names in the log. NaNs are left out.
 
     Args:
         prefix: prefix of each name, such as `box_`, for runs that log both boxes and masks.
@@ -157,12 +157,13 @@ def _in_order(images: Annotated, predicted: Sequence[Predicted]) -> list[tuple[i
     """
     place = {picture.id: index for index, picture in enumerate(images.pictures)}
     if not place:
-        raise InvalidError("There are 0 images to score detections on: at least 1 is needed.")
+        raise InvalidError("Detections cannot be scored without images: at least one is needed.")
     found: dict[int, Predicted] = {}
     for each in predicted:
         if each.id not in place:
             raise InvalidError(
-                f"Detections are given for image {each.id!r}, which is not one of the {len(place)} test images."
+                f"Detections are given for image {each.id!r}, "
+                f"which is not one of the {len(place)} test images."
             )
         if place[each.id] in found:
             raise InvalidError(f"Detections are given for image {each.id!r} twice.")

@@ -57,13 +57,13 @@ def fine_tune(
     seed: int,
     watch: Watch,
 ) -> dict[str, float]:
-    """The average precisions of `protocol.metrics`, as fractions, of a detector that was trained with a copy
-    of the encoder's backbone.
+    """Fine-tune and test a copy of the encoder's backbone; return `protocol.metrics` as fractions.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
-        ValueError: several processes, a setting that torchvision does not have, an image that is broken,
-            nothing to train on, splits of different classes, or a checkpoint of a training on other images.
+        FloatingPointError: The loss is no longer finite.
+        ValueError: The run has several processes, torchvision does not have a setting, an image is broken, no
+            image can be trained on, the splits have different classes, or the checkpoint was trained on other
+            images.
     """
     from reproduce.detection import detector as models
 
@@ -74,7 +74,7 @@ def fine_tune(
         )
     if train.classes != test.classes:
         raise InvalidError(
-            f"{dataset.name} has {len(train.classes)} classes to train on and {len(test.classes)} to test on: "
+            f"{dataset.name} trains on {len(train.classes)} classes and tests on {len(test.classes)}: "
             "they must be the same."
         )
     num_classes = len(train.classes)
@@ -175,10 +175,11 @@ def detect(detector: Any, test: Annotated, site: Site, device: torch.device, wat
         for some in same_size
         for begin in range(0, len(some), TESTED_TOGETHER)
     ]
-    prepared = examples.prepared(groups, examples.pixels, site.workers)
     found: list[Predicted] = []
     with torch.no_grad():
-        for group, images in zip(groups, prepared, strict=True):
+        for group, images in zip(
+            groups, examples.prepared(groups, examples.pixels, site.workers), strict=True
+        ):
             outputs = detector([image.to(device) for image in images])
             found += [_predicted(each, output) for each, output in zip(group, outputs, strict=True)]
             watch.report(Progress(len(found), len(test.pictures), "images", "testing"))
