@@ -63,7 +63,7 @@ def pretrain(
         The measurements of the last epoch: loss, its terms, std and rank of the embeddings, images/s.
 
     Raises:
-        FloatingPointError: The loss is no longer finite.
+        FloatingPointError: The loss is not finite.
         Interrupted: The run received a stop request. A checkpoint contains the work done so far.
         ValueError: A batch is larger than the data set, or the checkpoint was trained on other images.
     """
@@ -197,7 +197,7 @@ def load_encoder(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
 
 def start(spec: Pretrain, device: torch.device) -> tuple[Any, LARS]:
     """Return the network of `spec` with initial weights, ready to train on `device`, and its optimiser."""
-    network = build_network(spec).to(device=device, memory_format=torch.channels_last)
+    network: Any = build_network(spec).to(device=device, memory_format=torch.channels_last)
     network = sync_batchnorm(network).train()
     optimizer = LARS(
         parameters_of(network.online),
@@ -271,14 +271,14 @@ class Meter:
         The result also contains the state of the newest embeddings, and images/s.
 
         Raises:
-            FloatingPointError: The loss is no longer finite.
+            FloatingPointError: The loss is not finite.
         """
         assert self._embeddings is not None
         means = {name: distributed.mean(total / self._steps) for name, total in self._sums.items()}
         if not math.isfinite(means["loss"]):
             terms = ", ".join(f"{name} = {value:g}" for name, value in means.items())
             raise FloatingPointError(
-                f"The loss is no longer finite at step {step + 1}: {terms}. "
+                f"The loss is not finite at step {step + 1}: {terms}. "
                 "A lower base_lr or a longer warm-up may help."
             )
         state = collapse.measure(distributed.gather(self._embeddings))

@@ -512,7 +512,7 @@ def test_annotations_that_cannot_be_scored_by_are_named(tmp_path: Path) -> None:
     data.origin.unlink()
     with pytest.raises(ValueError, match=r"instances\.json cannot be read \(No such file"):
         scoring.coco(data, [], "bbox")
-    with pytest.raises(ValueError, match="no image to score"):
+    with pytest.raises(ValueError, match="cannot be scored without images"):
         scoring.voc(annotated(), [])
 
 
@@ -590,7 +590,7 @@ def test_classes_that_follow_each_other_differ_in_colour() -> None:
 
 
 def test_a_picture_of_images_without_objects_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no image with an object"):
+    with pytest.raises(ValueError, match="No image has an object"):
         picture.draw(annotated([], []), [], tmp_path / "found.png")
     assert not list(tmp_path.iterdir())
 
@@ -605,7 +605,7 @@ def test_a_picture_of_images_without_objects_is_refused(tmp_path: Path) -> None:
             VOCDetection(),
             VOC0712(test_split="2007_test+2012_val"),
             "resnet50",
-            "Detectron2 measures on one list of VOC",
+            "Detectron2 measures on a single list of VOC",
         ),
         (
             COCOMaskRCNN(),

@@ -91,5 +91,5 @@ def test_a_batch_that_does_not_hold_whole_groups_is_of_any_images() -> None:
 def test_a_batch_that_cannot_be_shared_and_no_image_at_all_are_errors() -> None:
     with pytest.raises(ValueError, match="batch_size is 4, which 3 processes cannot share equally"):
         next(stream.share(MIXED, batch_size=4, group=2, seed=0, world_size=3))
-    with pytest.raises(ValueError, match="no image with an object"):
+    with pytest.raises(ValueError, match="No image has an object"):
         next(stream.shown([], group=2, seed=0))

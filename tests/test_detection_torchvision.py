@@ -493,7 +493,7 @@ def test_a_mask_is_where_it_is_at_least_as_likely_as_not() -> None:
 
 def test_a_loss_that_is_not_finite_names_its_step(splits: tuple[Annotated, Annotated]) -> None:
     with pytest.raises(
-        FloatingPointError, match=r"no longer finite at step \d+: loss = .*loss_classifier = "
+        FloatingPointError, match=r"not finite at step \d+: loss = .*loss_classifier = "
     ):
         fitted(replace(VOC, base_lr=1e12, warmup_iterations=0), splits[0])
 
@@ -538,7 +538,7 @@ def test_images_without_an_object_that_counts_are_refused_before_anything_is_tra
     reported = list[Progress]()
     with pytest.raises(
         ValueError,
-        match=r"instances\.json: the images of test show no object that counts: there is nothing to measure",
+        match=r"instances\.json: no image of test shows an object that counts, so there is nothing to measure",
     ):
         VOC.run(
             encoder(),
@@ -578,11 +578,11 @@ def test_splits_of_other_classes_and_images_without_objects_are_named(
     splits: tuple[Annotated, Annotated],
 ) -> None:
     train, test = splits
-    with pytest.raises(ValueError, match="trains on 2 classes and tests 1"):
+    with pytest.raises(ValueError, match="trains on 2 classes and tests on 1"):
         engine.fine_tune(VOC, encoder(), DATA, train, replace(test, classes=("red",)), SITE, CPU, 0, Watch())
     empty = replace(train, pictures=tuple(each._replace(instances=()) for each in train.pictures))
     with pytest.raises(
-        ValueError, match=f"^{re.escape(str(train.origin))}: no image that is trained on has an object"
+        ValueError, match=f"^{re.escape(str(train.origin))}: no training image has an object"
     ):
         fitted(VOC, empty)
 

@@ -362,14 +362,14 @@ def test_the_rate_of_each_step_is_the_protocols(site: Site) -> None:
 def test_a_checkpoint_of_other_images_is_refused(site: Site, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(VOC, TINY_VOC, site, tmp_path / "run", report=stop_at(2))
-    with pytest.raises(ValueError, match="are not those of this run's checkpoint"):
+    with pytest.raises(ValueError, match="was trained on other images than this run's"):
         run(VOC, SyntheticVOC0712(num_trainval=21, num_test=20), site, tmp_path / "run")
 
 
 def test_images_without_objects_are_named_in_a_line(site: Site, tmp_path: Path) -> None:
     train, test = (TINY_VOC.load(split, site) for split in (TINY_VOC.train_split, TINY_VOC.test_split))
     empty = dataclasses.replace(train, pictures=tuple(each._replace(instances=()) for each in train.pictures))
-    with pytest.raises(ValueError, match="no image that is trained on has an object to learn from"):
+    with pytest.raises(ValueError, match="no training image has an object to learn from"):
         detectron2.fine_tune(
             VOC, encoder("resnet18_3x3"), TINY_VOC, empty, test, site, CPU, 5, Watch(folder=tmp_path)
         )
@@ -377,7 +377,7 @@ def test_images_without_objects_are_named_in_a_line(site: Site, tmp_path: Path) 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_line(site: Site, tmp_path: Path) -> None:
     with pytest.raises(
-        FloatingPointError, match=r"^Training fails at step \d: .* A lower base_lr may help\.$"
+        FloatingPointError, match=r"^Training failed at step \d: .* A lower base_lr may help\.$"
     ):
         run(dataclasses.replace(VOC, base_lr=1e12, warmup_iterations=0), TINY_VOC, site, tmp_path / "run")
 
@@ -393,14 +393,14 @@ def test_a_broken_image_is_named_in_a_line(workers: int, site: Site, tmp_path: P
     model = detectron2._detector(cfg, seed=0)
     decoding = dataclasses.replace(site, workers=workers)
     with pytest.raises(ValueError, match=r"^\S*broken.jpg cannot be used: .*truncated"):
-        detectron2._tested(model, cfg, TINY_VOC, other, tmp_path, decoding, Watch())
+        detectron2._test(model, cfg, TINY_VOC, other, tmp_path, decoding, Watch())
     wider = dataclasses.replace(
         images, pictures=(images.pictures[0]._replace(width=65), *images.pictures[1:])
     )
     with pytest.raises(
         ValueError, match=r"cannot be used: Mismatched image shape.* got \(64, 64\), expect \(65, 64\)"
     ):
-        detectron2._tested(model, cfg, TINY_VOC, wider, tmp_path, decoding, Watch())
+        detectron2._test(model, cfg, TINY_VOC, wider, tmp_path, decoding, Watch())
 
 
 # Scores
@@ -477,7 +477,7 @@ def scored(
     cfg = detectron2._config(config.settings(protocol, "resnet18", dataset, device="cpu", seed=0))
     if dataset.benchmark == "voc":
         detectron2.formats.write_voc(images, dataset.test_split, folder)
-    results, seen = detectron2._tested(Oracle(found, images), cfg, dataset, images, folder, site, Watch())
+    results, seen = detectron2._test(Oracle(found, images), cfg, dataset, images, folder, site, Watch())
     theirs = detectron2.formats.measured(results, protocol.metrics, num_found=1)
     ours = {
         f"{prefix}{key}": getattr(found, key)

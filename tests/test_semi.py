@@ -222,10 +222,10 @@ def test_a_training_that_diverges_is_out_of_the_race() -> None:
 @pytest.mark.parametrize(
     ("subset", "message"),
     [
-        ([i for i in LIST if i % 7 not in (2, 5)], "names 31 images, none of 2 of the 6 classes: b, e.$"),
-        ([*LIST, LIST[0]], "names 47 images, but only 46 different ones.$"),
-        ([*LIST, 7, 14], "names 48 images, of which 2 have no label there.$"),
-        ([*LIST, 5000], "names 47 images, of which 1 have no label there.$"),
+        ([i for i in LIST if i % 7 not in (2, 5)], "contains 31 images, but none of 2 of the 6 classes: b, e.$"),
+        ([*LIST, LIST[0]], "contains 47 images, but only 46 different ones.$"),
+        ([*LIST, 7, 14], "contains 48 images, but 2 of them have no label.$"),
+        ([*LIST, 5000], "contains 47 images, but 1 of them have no label.$"),
     ],
 )
 def test_a_list_that_does_not_fit_is_an_error_before_any_work(subset: list[int], message: str) -> None:

@@ -299,11 +299,11 @@ def test_the_solver_draws_from_the_seed() -> None:
         ),
         (
             Toy(positives_of_blue=(0, 9)),
-            "trainval split of toy_of_svms has 0 images with blue and 70 without: 3 folds need at least 3",
+            "trainval split of toy_of_svms has 0 images with blue and 70 without it: 3 folds need at least 3",
         ),
         (
             Toy(positives_of_blue=(2, 9)),
-            "trainval split of toy_of_svms has 2 images with blue and 68 without: 3 folds need at least 3",
+            "trainval split of toy_of_svms has 2 images with blue and 68 without it: 3 folds need at least 3",
         ),
         (Toy(positives_of_blue=(9, 0)), "the test split of toy_of_svms has no image with blue that counts"),
     ],
@@ -404,7 +404,7 @@ def test_no_process_outlives_a_run_that_is_killed_or_fails(kill: bool, tmp_path:
         assert not [pid for pid in pids if psutil.pid_exists(pid)]
     assert run.returncode == 1
     assert "Found input variables with inconsistent numbers of samples" in errors
-    assert errors.rstrip().endswith("ended without its result: its error is above, or memory ran out.")
+    assert errors.rstrip().endswith("ended without a result: its error is above, or memory ran out.")
 
 
 # Real photographs

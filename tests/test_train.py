@@ -63,7 +63,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     next(tmp_path.glob("synthetic/*/train/*/*.ppm")).unlink()
     with pytest.raises(
         ValueError,
-        match=r"The images of synthetic_folder are not those that the checkpoint .* was trained on",
+        match=r"The checkpoint in .* was trained on other images than those of synthetic_folder",
     ):
         train(site)
 

@@ -152,7 +152,7 @@ def fine_tune(
         LookupError: Detectron2 is missing.
         ValueError: Detectron2 does not support the backbone or a setting, no image can be trained on, or an
             image is broken or has another size than annotated.
-        FloatingPointError: The loss is no longer finite.
+        FloatingPointError: The loss is not finite.
         RuntimeError: The detector's features are not the encoder's.
     """
     from reproduce.detection import detectron2_training as training
@@ -288,7 +288,7 @@ def _first_weights(
         )
     if not error <= PARITY:
         raise RuntimeError(
-            f"The detector's res4 differs from the encoder's layer3 by a fraction of {error:.1e} on an image, "
+            f"On an image, the detector's res4 differs from the encoder's layer3 by {error:.1e} of its norm, "
             f"more than {PARITY:g}: usually stride_in_1x1 is not the encoder's, or the encoder was trained "
             "with another mean and std than the data set's."
         )

@@ -55,7 +55,7 @@ def train(
         prepare: called with the checkpointer to load the first weights, if nothing has been trained yet.
 
     Raises:
-        FloatingPointError: The loss is no longer finite.
+        FloatingPointError: The loss is not finite.
         Interrupted: The run received a stop request. A checkpoint contains the work done so far.
         ValueError: No image can be trained on, an image is broken, or the checkpoint was trained on other
             images.

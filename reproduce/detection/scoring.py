@@ -106,7 +106,7 @@ def coco(images: Annotated, predicted: Sequence[Predicted], kind: Kind) -> Score
     Source: ppwwyyxx/cocoapi PythonAPI/pycocotools/cocoeval.py.
 
     The objects are those of `images.origin` in the images of `images`, including crowds. Detections in a
-    crowd count neither way. If there are no detections at all, a class with objects has an average precision
+    crowd count neither way. If nothing at all is detected, a class with objects has an average precision
     of 0, as in all other cases; Detectron2 has no value there.
 
     Args:

@@ -60,7 +60,7 @@ def fine_tune(
     """Fine-tune and test a copy of the encoder's backbone; return `protocol.metrics` as fractions.
 
     Raises:
-        FloatingPointError: The loss is no longer finite.
+        FloatingPointError: The loss is not finite.
         ValueError: The run has several processes, torchvision does not have a setting, an image is broken, no
             image can be trained on, the splits have different classes, or the checkpoint was trained on other
             images.
@@ -104,7 +104,7 @@ def fit(
     """Train the detector, resuming from the newest checkpoint in the folder of `watch` if there is one.
 
     Raises:
-        FloatingPointError: The loss is no longer finite.
+        FloatingPointError: The loss is not finite.
         Interrupted: The run received a stop request. A checkpoint contains the work done so far.
         ValueError: No image can be trained on, or the checkpoint was trained on other images.
     """
@@ -129,7 +129,7 @@ def fit(
             if not math.isfinite(measured["loss"]):
                 terms = ", ".join(f"{name} = {value:g}" for name, value in measured.items())
                 raise FloatingPointError(
-                    f"The loss is no longer finite at step {iteration + 1}: {terms}. "
+                    f"The loss is not finite at step {iteration + 1}: {terms}. "
                     "A lower base_lr may help."
                 )
             optimizer.zero_grad(set_to_none=True)

@@ -247,7 +247,7 @@ class Detection(Protocol):
         Raises:
             LookupError: The engine is not available.
             ValueError: The images cannot be used for training or testing.
-            FloatingPointError: The loss is no longer finite.
+            FloatingPointError: The loss is not finite.
         """
         train, test = dataset.load(dataset.train_split, site), dataset.load(dataset.test_split, site)
         watch.tag_data(dataset.train_split, train.digest)

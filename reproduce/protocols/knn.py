@@ -263,7 +263,7 @@ def _candidates(
     floor = (largest + (1 - error) * norms.double().square() - underflow).clamp_(min=0).sqrt_()
     floor = torch.where(longest < HUGE, floor, 0.0)
     if num == len(bank):
-        floor.fill_(math.inf)  # there are no other rows
+        floor.fill_(math.inf)  # every row is a candidate
     return torch.cat([found for _, found in best]).cpu().sort(dim=1).values, floor.cpu()
 
 

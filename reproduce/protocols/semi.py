@@ -293,7 +293,7 @@ class SemiSupervised(Protocol, name="semi"):
             done: the part of a checkpoint that describes the previous trainings.
 
         Raises:
-            FloatingPointError: The loss is no longer finite.
+            FloatingPointError: The loss is not finite.
             Interrupted: The run received a stop request. A checkpoint contains the work done so far.
         """
         from reproduce.nn import features
