@@ -25,7 +25,7 @@ from conftest import ROOT
 from PIL import Image
 from pycocotools import mask as encoding
 from torch import nn
-from toys import CPU, Notes, encoder
+from toys import CPU, PRETRAIN, Notes, encoder
 
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
 from reproduce.detection import detector as models
@@ -298,8 +298,8 @@ def test_a_box_of_224_pixels_is_pooled_at_a_stride_of_16(backbone: str, levels: 
     [
         (replace(VOC, stride_in_1x1=True), "stride_in_1x1 is True"),
         (replace(VOC, norm="GN"), "norm is 'GN'"),
-        (replace(VOC, freeze_at=4), "freeze_at is 4, but the backbone has 3 stages"),
-        (replace(COCO, anchor_sizes=(8, 16)), "anchor_sizes has 2 sizes, but the pyramid has 4 levels"),
+        (replace(VOC, freeze_at=4), "freeze_at is 4, but the backbone has only 3 stages"),
+        (replace(COCO, anchor_sizes=(8, 16)), "anchor_sizes has 2 sizes, but the pyramid needs 4"),
     ],
 )
 def test_a_setting_that_torchvision_does_not_have_is_named(changed: Any, said: str) -> None:
@@ -510,7 +510,7 @@ def test_an_evaluation_reads_each_split_once_and_tells_what_it_is(tmp_path: Path
     given, notes = encoder(), Notes()
     dataset = Counted(train_split="one+two", test_split="three")
     evaluate(
-        Evaluate(encoder=given.spec, protocol=protocol, dataset=dataset),
+        Evaluate(encoder=PRETRAIN, protocol=protocol, dataset=dataset),
         given,
         Site(runs=tmp_path),
         CPU,
