@@ -1,5 +1,4 @@
-"""What goes into Detectron2 and comes out of it, as far as it can be tested where Detectron2 is not: names,
-config, records, results."""
+"""Inputs and outputs of Detectron2 that can be tested without it: names, config, records, results."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet18_3x3": (2, 2, 2, 2), "resnet50": (3
 
 
 def lively(name: str) -> Any:
-    """A backbone whose BatchNorms are all different and away from the identity."""
+    """Return a backbone whose BatchNorms all differ from each other and from the identity."""
     draw = torch.Generator().manual_seed(0)
     backbone = backbones.build(name, seed=0).eval()
     for module in backbone.modules():
@@ -62,7 +61,7 @@ def lively(name: str) -> Any:
 
 
 class Detectron2ResNet:
-    """A ResNet in eval mode, computed from tensors under Detectron2's names alone."""
+    """A ResNet in eval mode, computed only from tensors under Detectron2's names."""
 
     def __init__(
         self,
@@ -93,7 +92,7 @@ class Detectron2ResNet:
         return F.relu(y + (self.convolved(x, f"{name}.shortcut", stride) if has[1] else x))
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Of the stem and of res2 to res5."""
+        """Return the features of the stem and of res2 to res5."""
         x = F.relu(
             self.convolved(x, "stem.conv1", 2 if self.tensors["stem.conv1.weight"].shape[-1] == 7 else 1)
         )
@@ -224,7 +223,7 @@ VOC_VALUES = {
     "TEST.DETECTIONS_PER_IMAGE": 100,
     "SEED": 3,
 }
-"""facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml, pascal_voc_R_50_C4_24k.yaml and
+"""Values of facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml, pascal_voc_R_50_C4_24k.yaml and
 ...24k_moco.yaml."""
 COCO_VALUES = VOC_VALUES | {
     "MODEL.MASK_ON": True,
@@ -256,8 +255,8 @@ COCO_VALUES = VOC_VALUES | {
     "SOLVER.STEPS": (60000, 80000),
     "SOLVER.WARMUP_ITERS": 50,
 }
-"""Section 8.4 of the paper, and detectron2 configs/Base-RCNN-FPN.yaml and
-Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml for the rest."""
+"""Values of section 8.4 of the paper; the rest are those of detectron2 configs/Base-RCNN-FPN.yaml and
+Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml."""
 PIXELS = {"MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53], "MODEL.PIXEL_STD": [58.395, 57.12, 57.375]}
 
 
@@ -306,7 +305,8 @@ def test_rate_and_schedule_follow_the_batch() -> None:
         ({"precise_bn_iterations": -1}, "takes precise_bn_iterations >= 0, not -1"),
         (
             {"iterations": 100},
-            "If --set changes both, put drops before iterations for a shorter training and after it for a longer one",
+            "If --set changes both, put drops before iterations for a shorter training "
+            "and after it for a longer one",
         ),
         (
             {"iterations": 20, "drops": ()},
@@ -322,7 +322,8 @@ def test_a_value_that_no_engine_takes_is_named(changed: Any, said: str) -> None:
 def test_what_detectron2_has_not_is_refused_in_a_line() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^The engine detectron2 takes a ResNet \(resnet50, .*'small': `--set protocol.engine=torchvision`",
+        match=r"^The engine detectron2 takes a ResNet \(resnet50, .*'small': "
+        "`--set protocol.engine=torchvision`",
     ):
         settings(VOCDetection(), "small", VOC0712(), device="cpu", seed=0)
     with pytest.raises(ValueError, match="takes one anchor size for each of 5 levels"):
@@ -384,7 +385,7 @@ def test_without_a_polygon_an_object_is_left_out_where_masks_are_learnt_and_kept
     assert dictionary(picture(two_points), masks=True)["annotations"] == []
     (kept,) = dictionary(picture(two_points), masks=False)["annotations"]
     assert "segmentation" not in kept
-    with pytest.raises(ValueError, match=r"000001.jpg: an object that is not a crowd has a run-length encoding"):
+    with pytest.raises(ValueError, match=r"1\.jpg: an object that is not a crowd has a run-length encoding"):
         dictionary(
             picture(Instance(3, (0, 0, 1, 1), segmentation={"size": [60, 50], "counts": "x"})), masks=True
         )
@@ -446,13 +447,16 @@ def test_cocos_evaluation_is_told_its_file_and_its_numbers(tmp_path: Path) -> No
 
 # What the evaluators read
 
-LEFT_OUT = "<object><name> cat </name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8.0</ymax></bndbox></object>"
-"""An object that says neither its pose nor whether it is truncated or difficult, as the development kit's own
-reader takes it."""
+LEFT_OUT = (
+    "<object><name> cat </name>"
+    "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8.0</ymax></bndbox></object>"
+)
+"""XML of an object without a pose, and without flags that it is truncated or difficult, which the development
+kit's own reader accepts."""
 
 
 def voc_of(root: Path, *objects: str) -> Annotated:
-    """VOC2007's test split of one image for each of `objects`, the list with a blank line."""
+    """Return VOC2007's test split with one image for each of `objects`. The list has a blank line."""
     folder = root / "VOC2007"
     for place in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / place).mkdir(parents=True)
@@ -492,7 +496,8 @@ def test_what_the_evaluator_of_voc_cannot_measure_is_known_before_anything_is_tr
     check_voc(images, "2007_test")
     with pytest.raises(
         ValueError,
-        match=r"no image of 2012_val shows an object that counts of aeroplane, bicycle, .*: the rules after 2007",
+        match=r"no image of 2012_val shows an object that counts of aeroplane, bicycle, .*: "
+        "the rules after 2007",
     ):
         check_voc(images, "2012_val")
 
@@ -552,7 +557,7 @@ def test_nothing_found_is_zero_and_no_number_is_an_error() -> None:
         measured({}, ("mask_ap",), num_found=5)
 
 
-# Whether it is here
+# Whether Detectron2 is available
 
 
 def test_a_folder_that_is_not_detectron2_is_said_to_be_none(tmp_path: Path) -> None:

@@ -129,8 +129,7 @@ def fit(
             if not math.isfinite(measured["loss"]):
                 terms = ", ".join(f"{name} = {value:g}" for name, value in measured.items())
                 raise FloatingPointError(
-                    f"The loss is not finite at step {iteration + 1}: {terms}. "
-                    "A lower base_lr may help."
+                    f"The loss is not finite at step {iteration + 1}: {terms}. A lower base_lr may help."
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

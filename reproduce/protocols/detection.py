@@ -161,7 +161,11 @@ class Detection(Protocol):
             or not 0 <= self.momentum < 1
             or min(self.weight_decay, self.norm_weight_decay) < 0
         ):
-            raise ValueError(f"{self.name} takes base_lr > 0, 0 <= momentum < 1 and weight decays >= 0.")
+            raise ValueError(
+                f"{self.name} takes base_lr > 0, 0 <= momentum < 1 and weight decays >= 0, "
+                f"not {self.base_lr:g}, {self.momentum:g}, {self.weight_decay:g} and "
+                f"{self.norm_weight_decay:g}."
+            )
         if list(self.drops) != sorted(set(self.drops)) or any(
             not 0 < drop < self.iterations for drop in self.drops
         ):

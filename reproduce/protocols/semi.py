@@ -175,7 +175,7 @@ class SemiSupervised(Protocol, name="semi"):
         rows = torch.isin(train.indices, listed).nonzero().flatten()
         if len(rows) < len(listed):
             raise InvalidError(
-                f"{title} contains {len(listed)} images, but {len(listed) - len(rows)} of them have no label."
+                f"{title} contains {len(listed)} images, {len(listed) - len(rows)} of them without a label."
             )
         missing = sorted(set(range(train.num_classes)) - set(train.labels[rows].tolist()))
         if missing:
