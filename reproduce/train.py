@@ -81,7 +81,7 @@ def pretrain(
     if spec.batch_size % distributed.world_size():
         raise InvalidError(
             f"batch_size {spec.batch_size} does not divide into {distributed.world_size()} equal shares: "
-            "change `devices`."
+            "set another `devices` in the site file."
         )
     num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
     peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)

@@ -416,7 +416,7 @@ def test_coco_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 @pytest.fixture(scope="module")
 def photographs() -> Annotated:
     if not (SHARED / "coco").is_dir():
-        pytest.skip("the sample of COCO is not here")
+        pytest.skip("the sample of COCO is missing")
     return COCO2017().load("val2017", Site(data={"coco": SHARED / "coco"}))
 
 
@@ -469,7 +469,7 @@ def test_scores_are_those_that_pycocotools_sums_up(photographs: Annotated, kind:
 
 def test_the_objects_of_voc_as_detections_are_all_right() -> None:
     if not (SHARED / "voc").is_dir():
-        pytest.skip("the sample of VOC is not here")
+        pytest.skip("the sample of VOC is missing")
     root = SHARED / "voc"
     data = VOC0712().load("2012_trainval", Site(data={"voc": root}))
     there = {
