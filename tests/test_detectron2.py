@@ -505,7 +505,7 @@ def test_detectron2s_average_precision_on_voc_is_ours_but_for_its_rounding(
 
 
 @pytest.mark.parametrize("perfect", [True, False])
-@pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are not here")
+@pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are missing")
 def test_detectron2s_average_precision_on_real_coco_images_is_ours(
     perfect: bool, site: Site, tmp_path: Path
 ) -> None:

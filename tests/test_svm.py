@@ -151,7 +151,7 @@ def test_average_precision_of_hand_computed_rankings(
     assert average_precision_score(positive, scores) == pytest.approx(plain, rel=1e-14)
     assert eleven_points(positive.tolist()) == pytest.approx(eleven, rel=1e-14)
     assert len({all_point, plain, eleven}) > 1 or all_point in (1, 1 / 5), (
-        "one of the three measures is told from the others"
+        "at least one of the three measures differs from the others"
     )
 
 
@@ -433,7 +433,7 @@ def devkit(root: Path) -> Path:
     """
     source = SHARED / "voc" / "VOCdevkit" / "VOC2012"
     if not source.is_dir():
-        pytest.skip("the photographs are not here")
+        pytest.skip("the photographs are missing")
     folder = root / "VOCdevkit" / "VOC2007"
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)
