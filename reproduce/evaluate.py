@@ -1,4 +1,4 @@
-"""Evaluation of an encoder by one protocol."""
+"""Evaluation of one encoder by one protocol."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ from reproduce.spec import Evaluate
 def evaluate(
     spec: Evaluate, encoder: Encoder, site: Site, device: torch.device, watch: Watch
 ) -> dict[str, float]:
-    """What the protocol of `spec` measures of its encoder; accuracies are fractions.
+    """Run the protocol of `spec` and return what it measures. Accuracies are fractions.
 
     Args:
-        watch: follows what takes long, and takes facts about the run: the digests of the data and of the
-            encoder.
+        watch: receives progress, and facts about the run: the digests of the data and of the encoder.
 
     Raises:
-        ValueError: the data do not fit the protocol.
+        ValueError: The data do not fit the protocol.
     """
     dataset = spec.dataset
     if distributed.main_process():
-        if isinstance(
-            dataset, Dataset
-        ):  # annotations of objects take long to read: detection tells their digests as it reads them
+        # Annotations of objects take long to read, so detection tags their digests when it reads them.
+        if isinstance(dataset, Dataset):
             for split in (dataset.train_split, dataset.test_split):
                 watch.tag_data(split, dataset.load(split, site).digest)
         watch.record.tag("encoder_digest", encoder.digest)

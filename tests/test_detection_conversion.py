@@ -1,5 +1,4 @@
-"""What goes into Detectron2 and comes out of it, as far as it can be tested where Detectron2 is not: names,
-config, records, results."""
+"""Inputs and outputs of Detectron2 that can be tested without it: names, config, records, results."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet18_3x3": (2, 2, 2, 2), "resnet50": (3
 
 
 def lively(name: str) -> Any:
-    """A backbone whose BatchNorms are all different and away from the identity."""
+    """Return a backbone whose BatchNorms all differ from each other and from the identity."""
     draw = torch.Generator().manual_seed(0)
     backbone = backbones.build(name, seed=0).eval()
     for module in backbone.modules():
@@ -62,7 +61,7 @@ def lively(name: str) -> Any:
 
 
 class Detectron2ResNet:
-    """A ResNet in eval mode, computed from tensors under Detectron2's names alone."""
+    """A ResNet in eval mode, computed only from tensors under Detectron2's names."""
 
     def __init__(
         self,
@@ -93,7 +92,7 @@ class Detectron2ResNet:
         return F.relu(y + (self.convolved(x, f"{name}.shortcut", stride) if has[1] else x))
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Of the stem and of res2 to res5."""
+        """Return the features of the stem and of res2 to res5."""
         x = F.relu(
             self.convolved(x, "stem.conv1", 2 if self.tensors["stem.conv1.weight"].shape[-1] == 7 else 1)
         )
@@ -224,7 +223,7 @@ VOC_VALUES = {
     "TEST.DETECTIONS_PER_IMAGE": 100,
     "SEED": 3,
 }
-"""facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml, pascal_voc_R_50_C4_24k.yaml and
+"""Values of facebookresearch/moco detection/configs/Base-RCNN-C4-BN.yaml, pascal_voc_R_50_C4_24k.yaml and
 ...24k_moco.yaml."""
 COCO_VALUES = VOC_VALUES | {
     "MODEL.MASK_ON": True,
@@ -256,8 +255,8 @@ COCO_VALUES = VOC_VALUES | {
     "SOLVER.STEPS": (60000, 80000),
     "SOLVER.WARMUP_ITERS": 50,
 }
-"""Section 8.4 of the paper, and detectron2 configs/Base-RCNN-FPN.yaml and
-Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml for the rest."""
+"""Values of section 8.4 of the paper; the rest are those of detectron2 configs/Base-RCNN-FPN.yaml and
+Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml."""
 PIXELS = {"MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53], "MODEL.PIXEL_STD": [58.395, 57.12, 57.375]}
 
 
@@ -296,21 +295,22 @@ def test_rate_and_schedule_follow_the_batch() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"train_sizes": ()}, r"^coco_mask_rcnn takes train_sizes of at least 1, not \(\)\.$"),
-        ({"anchor_sizes": ()}, "takes anchor_sizes of at least 1"),
-        ({"rpn_test_top": (1000, 0)}, r"takes rpn_test_top of at least 1, not \(1000, 0\)"),
-        ({"rois": 0}, "takes rois of at least 1, not 0"),
-        ({"mask_resolution": 0}, "takes mask_resolution of at least 1, not 0"),
+        ({"train_sizes": ()}, r"^coco_mask_rcnn takes train_sizes >= 1, not \(\)\.$"),
+        ({"anchor_sizes": ()}, "takes anchor_sizes >= 1"),
+        ({"rpn_test_top": (1000, 0)}, r"takes rpn_test_top >= 1, not \(1000, 0\)"),
+        ({"rois": 0}, "takes rois >= 1, not 0"),
+        ({"mask_resolution": 0}, "takes mask_resolution >= 1, not 0"),
         ({"gamma": -0.1}, "takes gamma from 0 to 1, not -0.1"),
         ({"score_threshold": 2.0}, "takes score_threshold from 0 to 1, not 2"),
-        ({"precise_bn_iterations": -1}, "takes precise_bn_iterations of at least 0, not -1"),
+        ({"precise_bn_iterations": -1}, "takes precise_bn_iterations >= 0, not -1"),
         (
             {"iterations": 100},
-            "Where --set changes both, drops comes before iterations for a shorter training, after it for a longer one",
+            "If --set changes both, put drops before iterations for a shorter training "
+            "and after it for a longer one",
         ),
         (
             {"iterations": 20, "drops": ()},
-            "not 50 of 20. Where --set changes both, warmup_iterations comes before",
+            "not 50 of 20. If --set changes both, put warmup_iterations before",
         ),
     ],
 )
@@ -322,7 +322,8 @@ def test_a_value_that_no_engine_takes_is_named(changed: Any, said: str) -> None:
 def test_what_detectron2_has_not_is_refused_in_a_line() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^The engine detectron2 takes a ResNet \(resnet50, .*'small': `--set protocol.engine=torchvision`",
+        match=r"^The engine detectron2 takes a ResNet \(resnet50, .*'small': "
+        "`--set protocol.engine=torchvision`",
     ):
         settings(VOCDetection(), "small", VOC0712(), device="cpu", seed=0)
     with pytest.raises(ValueError, match="takes one anchor size for each of 5 levels"):
@@ -331,7 +332,7 @@ def test_what_detectron2_has_not_is_refused_in_a_line() -> None:
         ValueError, match=r"^norm is 'BN2', but the engine detectron2 trains with one of SyncBN, "
     ):
         settings(VOCDetection(norm="BN2"), "resnet50", VOC0712(), device="cpu", seed=0)
-    with pytest.raises(ValueError, match=r"^freeze_at is 5, but the backbone has 4 stages"):
+    with pytest.raises(ValueError, match=r"^freeze_at is 5, but the backbone has only 4 stages"):
         settings(VOCDetection(freeze_at=5), "resnet50", VOC0712(), device="cpu", seed=0)
     assert (
         settings(COCOMaskRCNN(freeze_at=5), "resnet50", COCO2017(), device="cpu", seed=0)[
@@ -384,7 +385,7 @@ def test_without_a_polygon_an_object_is_left_out_where_masks_are_learnt_and_kept
     assert dictionary(picture(two_points), masks=True)["annotations"] == []
     (kept,) = dictionary(picture(two_points), masks=False)["annotations"]
     assert "segmentation" not in kept
-    with pytest.raises(ValueError, match=r"000001.jpg: an object that is no crowd has a run-length encoding"):
+    with pytest.raises(ValueError, match=r"1\.jpg: an object that is not a crowd has a run-length encoding"):
         dictionary(
             picture(Instance(3, (0, 0, 1, 1), segmentation={"size": [60, 50], "counts": "x"})), masks=True
         )
@@ -404,7 +405,7 @@ def test_images_with_nothing_to_learn_from_are_not_trained_on() -> None:
     assert [each for each, _ in trainable(images, masks=False)] == [unusable, both, usable]
 
 
-@pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are not here")
+@pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are missing")
 def test_real_coco_images_become_dictionaries() -> None:
     images = COCO2017().load("train2017", Site(data={"coco": SHARED / "coco"}))
     made = [each for _, each in trainable(images, masks=True)]
@@ -417,7 +418,7 @@ def test_real_coco_images_become_dictionaries() -> None:
     assert all(Path(one["file_name"]).is_file() for one in made)
 
 
-@pytest.mark.skipif(not (SHARED / "voc").is_dir(), reason="real data are not here")
+@pytest.mark.skipif(not (SHARED / "voc").is_dir(), reason="real data are missing")
 def test_a_real_voc_image_becomes_a_dictionary(tmp_path: Path) -> None:
     source, folder = SHARED / "voc" / "VOCdevkit" / "VOC2007", tmp_path / "VOC2007"
     for name in ("JPEGImages", "Annotations"):
@@ -446,13 +447,16 @@ def test_cocos_evaluation_is_told_its_file_and_its_numbers(tmp_path: Path) -> No
 
 # What the evaluators read
 
-LEFT_OUT = "<object><name> cat </name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8.0</ymax></bndbox></object>"
-"""An object that says neither its pose nor whether it is truncated or difficult, as the development kit's own
-reader takes it."""
+LEFT_OUT = (
+    "<object><name> cat </name>"
+    "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8.0</ymax></bndbox></object>"
+)
+"""XML of an object without a pose, and without flags that it is truncated or difficult, which the development
+kit's own reader accepts."""
 
 
 def voc_of(root: Path, *objects: str) -> Annotated:
-    """VOC2007's test split of one image for each of `objects`, the list with a blank line."""
+    """Return VOC2007's test split with one image for each of `objects`. The list has a blank line."""
     folder = root / "VOC2007"
     for place in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / place).mkdir(parents=True)
@@ -492,7 +496,8 @@ def test_what_the_evaluator_of_voc_cannot_measure_is_known_before_anything_is_tr
     check_voc(images, "2007_test")
     with pytest.raises(
         ValueError,
-        match=r"the images of 2012_val show no object that counts of aeroplane, bicycle, .*: by the rules after 2007",
+        match=r"no image of 2012_val shows an object that counts of aeroplane, bicycle, .*: "
+        "the rules after 2007",
     ):
         check_voc(images, "2012_val")
 
@@ -543,22 +548,22 @@ def test_nothing_found_is_zero_and_no_number_is_an_error() -> None:
     nothing = {"bbox": dict.fromkeys(("AP", "AP50", "AP75"), float("nan"))}
     assert measured(nothing, ("ap", "ap50"), num_found=0) == {"ap": 0.0, "ap50": 0.0}
     with pytest.raises(
-        ValueError, match="has no number for bbox/AP: the images show no object that it can be measured on"
+        ValueError, match="returned NaN for bbox/AP: the images show no object to measure it on"
     ):
         measured(nothing, ("ap",), num_found=5)
-    with pytest.raises(ValueError, match="has no segm/AP, but bbox/AP, bbox/AP50, bbox/AP75"):
+    with pytest.raises(ValueError, match="returned bbox/AP, bbox/AP50, bbox/AP75, but not segm/AP"):
         measured(nothing, ("mask_ap",), num_found=5)
-    with pytest.raises(ValueError, match="has no segm/AP, but nothing at all"):
+    with pytest.raises(ValueError, match="returned nothing at all, but not segm/AP"):
         measured({}, ("mask_ap",), num_found=5)
 
 
-# Whether it is here
+# Whether Detectron2 is available
 
 
 def test_a_folder_that_is_not_detectron2_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="is not Detectron2's source") as caught:
         detectron2.check(Site(detectron2=tmp_path))
-    assert str(caught.value).splitlines()[1:] == [f"    {line}" for line in detectron2.GET]
+    assert str(caught.value).splitlines()[1:] == [f"    {line}" for line in detectron2.INSTALL]
     assert str(tmp_path) not in str(caught.value), "the reason stands in reports"
     in_a_report = " ".join(str(caught.value).split())
     assert "requirements-detectron2.txt and, in configs/site.toml above [data]: detectron2 = " in in_a_report
@@ -569,9 +574,9 @@ def test_what_gets_it_is_there() -> None:
         (ROOT / "requirements-detectron2.txt").read_text(),
         (ROOT / "requirements.txt").read_text(),
     )
-    assert all(line in requirements for line in detectron2.GET)
+    assert all(line in requirements for line in detectron2.INSTALL)
     pinned = {line.split("==")[0] for line in (requirements + example).splitlines() if "==" in line}
-    assert set(detectron2.NEEDS.values()) <= pinned
+    assert set(detectron2.REQUIREMENTS.values()) <= pinned
 
 
 def test_looking_for_it_imports_nothing_and_needs_what_it_imports(tmp_path: Path) -> None:
@@ -582,7 +587,7 @@ import sys
 from pathlib import Path
 from reproduce.detection import detectron2
 from reproduce.site import Site
-detectron2.NEEDS["no_such_module"] = "no-such-package"
+detectron2.REQUIREMENTS["no_such_module"] = "no-such-package"
 try:
     detectron2.check(Site(detectron2=Path(sys.argv[1])))
 except LookupError as error:
@@ -593,8 +598,8 @@ print(sorted({"torch", "numpy", "detectron2"} & set(sys.modules)))
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     reason, imported = done.stdout.splitlines()
-    assert reason.startswith("Detectron2 is here, but not what it needs: ")
-    assert "no-such-package. Get it: .venv/bin/pip install -r requirements-detectron2.txt" in reason
+    assert reason.startswith("Detectron2 is available, but its requirements are missing: ")
+    assert "no-such-package. Get them: .venv/bin/pip install -r requirements-detectron2.txt" in reason
     assert imported == "[]"
 
 

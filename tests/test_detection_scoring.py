@@ -1,5 +1,8 @@
-"""Average precision and pictures: numbers worked out by hand, a plain reading of VOC's rule, pycocotools'
-summary, real annotations."""
+"""Average precision and pictures of detections.
+
+Numbers are worked out by hand, or compared with a plain reading of VOC's rule, with pycocotools' summary and
+with real annotations.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +38,16 @@ from reproduce.site import Site
 pytestmark = pytest.mark.slow  # torchvision or pycocotools and pictures: seconds in all
 
 SQUARE = (10.0, 10.0, 50.0, 50.0)
-"""40 x 40 pixels, which COCO calls medium."""
+"""Box of 40 x 40 pixels, which COCO calls medium."""
 OTHER = (100.0, 100.0, 140.0, 140.0)
 FAR = (200.0, 10.0, 230.0, 40.0)
 NEAR = (108.0, 100.0, 148.0, 140.0)
-"""OTHER moved by 8 of its 40 pixels: they share 32 x 40 of 48 x 40, so the overlap is 2/3, above .5, .55, .6
+"""Box OTHER moved by 8 of its 40 pixels: they share 32 x 40 of 48 x 40. The overlap is 2/3, above .5, .55, .6
 and .65 alone."""
 ONE = pytest.approx(1, abs=1e-12)
-"""pycocotools adds the smallest number there is to what it divides by."""
+"""One, up to the smallest number that pycocotools adds to each divisor."""
 Found = tuple[float, int, Box]
-"""Score, label, box."""
+"""Score, label and box of a detection."""
 
 
 def found(
@@ -66,7 +69,7 @@ def annotated(
     width: int = 240,
     height: int = 160,
 ) -> Annotated:
-    """Images 1, 2, ... with these objects; category ids have a gap, as COCO's have."""
+    """Return images 1, 2, ... with these objects. Category ids have gaps, as in COCO."""
     pictures = tuple(
         Picture(folder / f"{n}.png", n, width, height, tuple(each)) for n, each in enumerate(images, start=1)
     )
@@ -77,8 +80,10 @@ def annotated(
 
 
 def written(folder: Path, *images: Sequence[Instance], classes: int = 1) -> Annotated:
-    """The same with its instances.json, each object as the polygon of its box, or as what its `segmentation`
-    says."""
+    """Return the same with its instances.json.
+
+    Each object has the polygon of its box, or its `segmentation` if it has one.
+    """
     data = annotated(*images, classes=classes, folder=folder)
     rows = [(each, instance) for each in data.pictures for instance in each.instances]
     content = {
@@ -118,7 +123,7 @@ def outline(box: Box) -> list[float]:
 
 
 def filled(box: Box, *, width: int = 240, height: int = 160) -> dict[str, Any]:
-    """The mask of a box with whole pixels."""
+    """Return the mask of a box with whole pixels."""
     pixels = np.zeros((height, width), np.uint8, order="F")
     left, top, right, bottom = map(int, box)
     pixels[top:bottom, left:right] = 1
@@ -127,7 +132,7 @@ def filled(box: Box, *, width: int = 240, height: int = 160) -> dict[str, Any]:
 
 
 def scored(data: Annotated, kind: scoring.Kind, *detections: Sequence[Found]) -> scoring.Scores:
-    """The detections of images 1, 2, ...; a mask is its box."""
+    """Return the scores of the detections of images 1, 2, ...; the mask of a detection is its box."""
     masks = [[filled(box) for _, _, box in each] if kind == "segm" else None for each in detections]
     return scoring.coco(
         data,
@@ -140,7 +145,7 @@ def scored(data: Annotated, kind: scoring.Kind, *detections: Sequence[Found]) ->
 
 
 def as_found(data: Annotated) -> list[Predicted]:
-    """The annotations as detections, crowds left out; masks where they have any."""
+    """Return the annotations as detections, without crowds, and with masks if there are any."""
     return [
         found(
             each.id,
@@ -163,8 +168,10 @@ def as_found(data: Annotated) -> list[Predicted]:
 
 
 def test_voc_counts_by_hand() -> None:
-    """Four objects; by falling score a detection is right, one is wrong, one is right: recalls 1/4, 1/4, 1/2,
-    precisions 1, 1/2, 2/3."""
+    """Four objects. By descending score, detections are right, wrong, right.
+
+    Recalls are 1/4, 1/4, 1/2, precisions 1, 1/2, 2/3.
+    """
     data = annotated([Instance(0, SQUARE), Instance(0, OTHER)], [Instance(0, SQUARE)], [Instance(0, SQUARE)])
     predicted = [found(1, (0.9, 0, SQUARE), (0.7, 0, OTHER)), found(2, (0.8, 0, FAR))]
     eleven = scoring.voc(data, predicted)
@@ -175,8 +182,10 @@ def test_voc_counts_by_hand() -> None:
 
 
 def test_voc_takes_a_moved_box_up_to_its_overlap() -> None:
-    """The second of two objects is found at 4 of 10 thresholds: there all is right, beyond them recall 1/2 is
-    reached with precision 1."""
+    """The second of two objects is found at 4 of 10 thresholds, where every detection is right.
+
+    At the other thresholds, recall 1/2 is reached with precision 1.
+    """
     data = annotated([Instance(0, SQUARE), Instance(0, OTHER)])
     predicted = [found(1, (0.9, 0, SQUARE), (0.8, 0, NEAR))]
     eleven, area = scoring.voc(data, predicted), scoring.voc(data, predicted, rule="area")
@@ -185,15 +194,17 @@ def test_voc_takes_a_moved_box_up_to_its_overlap() -> None:
 
 
 def test_voc_wants_more_than_the_threshold() -> None:
-    """20 of 40 pixels: the overlap is exactly .5. One pixel more, of VOC's which include both ends, is
-    enough."""
+    """With 20 of 40 pixels, the overlap is exactly .5. One pixel more is enough.
+
+    VOC's boxes include both ends.
+    """
     data = annotated([Instance(0, SQUARE)])
     assert scoring.voc(data, [found(1, (0.9, 0, (10, 10, 30, 50)))]).ap50 == 0
     assert scoring.voc(data, [found(1, (0.9, 0, (10, 10, 31, 50)))]).ap50 == ONE
 
 
 def test_voc_reads_the_precision_at_multiples_of_a_tenth_as_its_source_computes_them() -> None:
-    """3 of 10 objects: 3 * .1 is a little above 3 / 10, so that three points are reached, not four."""
+    """With 3 of 10 objects, 3 * .1 is slightly more than 3 / 10, so three points are reached, not four."""
     data = annotated(*([Instance(0, SQUARE)] for _ in range(10)))
     assert scoring.voc(data, [found(n, (0.9, 0, SQUARE)) for n in (1, 2, 3)]).ap50 == pytest.approx(3 / 11)
 
@@ -206,7 +217,7 @@ def test_voc_takes_an_object_once_and_the_second_detection_of_it_is_wrong() -> N
     assert scoring.voc(data, [found(1, *once, (0.8, 0, SQUARE))], rule="area").ap == pytest.approx(
         1 / 2 + 1 / 2 * 2 / 3
     )
-    # A detection belongs to what it overlaps most, even where that is taken and another object would do.
+    # A detection belongs to the object that it overlaps most, even if that is taken and another would do.
     inside = annotated([Instance(0, (0, 0, 100, 100)), Instance(0, (0, 0, 100, 90))])
     again = [found(1, (0.9, 0, (0, 0, 100, 100)), (0.8, 0, (0, 0, 100, 99)))]
     assert scoring.voc(inside, again, rule="area").ap50 == pytest.approx(1 / 2)
@@ -235,7 +246,7 @@ def test_a_class_without_an_object_counts_as_0_in_voc_and_not_at_all_in_coco(tmp
 
 
 def test_of_equal_scores_the_earlier_image_comes_first_whatever_the_order_of_the_predictions() -> None:
-    """The wrong detection is in the second image, so that the right one precedes it: precision 1."""
+    """The wrong detection is in the second image, so the right one precedes it: precision 1."""
     data = annotated([Instance(0, SQUARE)], [])
     predicted = [found(1, (0.5, 0, SQUARE)), found(2, (0.5, 0, FAR))]
     assert scoring.voc(data, predicted).ap == scoring.voc(data, predicted[::-1]).ap == ONE
@@ -243,8 +254,10 @@ def test_of_equal_scores_the_earlier_image_comes_first_whatever_the_order_of_the
 
 
 def naive_voc(data: Annotated, predicted: Sequence[Predicted], label: int, least: float, rule: str) -> float:
-    """The rule step by step: pixels from 1 with both ends inside, one detection after the other, sets of
-    recalls."""
+    """Apply the rule step by step: pixels from 1 with both ends inside, one detection after another.
+
+    Recalls are sets.
+    """
     objects = {each.id: [o for o in each.instances if o.label == label] for each in data.pictures}
     number = sum(not o.difficult for o in itertools.chain(*objects.values()))
     queue = [
@@ -322,9 +335,12 @@ def test_voc_agrees_with_a_plain_reading_of_the_rule(seed: int) -> None:
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_coco_counts_by_hand(tmp_path: Path, kind: scoring.Kind) -> None:
-    """Two objects, one found exactly and one moved: precision 1 at all recalls up to the overlap 2/3, which
-    four thresholds are below, and at the 51 of 101 recalls up to 1/2 beyond. A detection twice, before the
-    moved one, makes that third of three: 2/3 at 50 recalls."""
+    """Of two objects, one is found exactly and one is found by a moved box.
+
+    Precision is 1 at all recalls up to the overlap 2/3, which is above four thresholds, and at the 51 of 101
+    recalls up to 1/2 at the others. A duplicate detection before the moved one makes that the third of three:
+    2/3 at 50 recalls.
+    """
     data = written(tmp_path, [Instance(0, SQUARE), Instance(0, OTHER)])
     scores = scored(data, kind, [(0.9, 0, SQUARE), (0.8, 0, NEAR)])
     assert (scores.ap50, scores.ap75) == pytest.approx((1, 51 / 101))
@@ -338,8 +354,10 @@ def test_coco_counts_by_hand(tmp_path: Path, kind: scoring.Kind) -> None:
 
 
 def test_coco_measures_a_mask_by_its_own_area_and_not_by_its_box(tmp_path: Path) -> None:
-    """The right half of the object's mask in a box that is right: the box is found, the mask at no threshold
-    above .5."""
+    """The mask is the right half of the object's, in a box that is right.
+
+    The box is found; the mask is found at no threshold above .5.
+    """
     data = written(tmp_path, [Instance(0, SQUARE)])
     half = found(1, (0.9, 0, SQUARE), masks=[filled((30, 10, 50, 50))])
     assert scoring.coco(data, [half], "bbox").ap == ONE
@@ -398,7 +416,7 @@ def test_coco_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 @pytest.fixture(scope="module")
 def photographs() -> Annotated:
     if not (SHARED / "coco").is_dir():
-        pytest.skip("the sample of COCO is not here")
+        pytest.skip("the sample of COCO is missing")
     return COCO2017().load("val2017", Site(data={"coco": SHARED / "coco"}))
 
 
@@ -418,7 +436,10 @@ def test_the_annotations_of_real_photographs_as_detections_are_all_right(
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_scores_are_those_that_pycocotools_sums_up(photographs: Annotated, kind: scoring.Kind) -> None:
-    """Its own reader of results, settings and summary; it has -1 where ours is NaN."""
+    """Return the numbers of pycocotools' own reader of results, settings and summary.
+
+    It has -1 where ours is NaN.
+    """
     random = np.random.default_rng(0)
     predicted = [
         replace(
@@ -448,7 +469,7 @@ def test_scores_are_those_that_pycocotools_sums_up(photographs: Annotated, kind:
 
 def test_the_objects_of_voc_as_detections_are_all_right() -> None:
     if not (SHARED / "voc").is_dir():
-        pytest.skip("the sample of VOC is not here")
+        pytest.skip("the sample of VOC is missing")
     root = SHARED / "voc"
     data = VOC0712().load("2012_trainval", Site(data={"voc": root}))
     there = {
@@ -512,7 +533,7 @@ def test_annotations_that_cannot_be_scored_by_are_named(tmp_path: Path) -> None:
     data.origin.unlink()
     with pytest.raises(ValueError, match=r"instances\.json cannot be read \(No such file"):
         scoring.coco(data, [], "bbox")
-    with pytest.raises(ValueError, match="no image to score"):
+    with pytest.raises(ValueError, match="cannot be scored without images"):
         scoring.voc(annotated(), [])
 
 
@@ -523,14 +544,14 @@ def test_numbers_are_logged_under_names_that_the_store_takes() -> None:
     assert named["box_ap_class/traffic light"] == 0.25
     assert named["box_ap_size/small"] == 0.0
     assert len(named) == len(classes) + 1
-    assert all(re.fullmatch(r"[\w./ -]+", name, re.ASCII) for name in named)  # those of MLflow
+    assert all(re.fullmatch(r"[\w./ -]+", name, re.ASCII) for name in named)  # the names that MLflow allows
 
 
 # Pictures
 
 
 def drawn(tmp_path: Path, predicted: Sequence[Predicted], **options: Any) -> NDArray[np.uint8]:
-    """Of two grey images of 64 x 48 pixels: the first without an object, the second with one."""
+    """Return two grey images of 64 x 48 pixels: the first without an object, the second with one."""
     data = annotated(
         [], [Instance(1, (8.0, 8.0, 24.0, 40.0))], classes=2, folder=tmp_path, width=64, height=48
     )
@@ -543,7 +564,7 @@ def drawn(tmp_path: Path, predicted: Sequence[Predicted], **options: Any) -> NDA
 
 
 def pixels_of(image: NDArray[np.uint8], colour: Sequence[int]) -> NDArray[np.intp]:
-    """(n, 2) row and column of what has a colour."""
+    """Return the rows and columns of coloured pixels, (n, 2)."""
     return np.argwhere((image == np.array(colour, np.uint8)).all(axis=2))
 
 
@@ -555,7 +576,7 @@ def test_a_picture_shows_each_detection_in_the_colour_of_its_class_where_it_is(t
     assert box[:, 1].min() == 32 * scale
     assert box[:, 0].max() == 32 * scale - 1
     assert not len(pixels_of(image, picture.colour(0)))  # its score is below the threshold
-    assert len(pixels_of(image, picture.WHITE)) > 100  # the dashes of what is annotated
+    assert len(pixels_of(image, picture.WHITE)) > 100  # the dashes of the annotations
     again = drawn(tmp_path, [found(2, detection)])
     assert (again == image).all()
 
@@ -590,7 +611,7 @@ def test_classes_that_follow_each_other_differ_in_colour() -> None:
 
 
 def test_a_picture_of_images_without_objects_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no image with an object"):
+    with pytest.raises(ValueError, match="No image has an object"):
         picture.draw(annotated([], []), [], tmp_path / "found.png")
     assert not list(tmp_path.iterdir())
 
@@ -605,7 +626,7 @@ def test_a_picture_of_images_without_objects_is_refused(tmp_path: Path) -> None:
             VOCDetection(),
             VOC0712(test_split="2007_test+2012_val"),
             "resnet50",
-            "Detectron2 measures on one list of VOC",
+            "Detectron2 measures on a single list of VOC",
         ),
         (
             COCOMaskRCNN(),

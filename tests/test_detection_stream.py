@@ -1,5 +1,7 @@
-"""The order in which a detector sees its images: whole turns, one orientation at a time, the same whoever
-asks and from wherever."""
+"""The order in which a detector sees its images: whole passes, one orientation at a time.
+
+It is the same for any number of processes and from any start.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,13 @@ def pictures(*sizes: tuple[int, int]) -> list[Picture]:
 
 WIDE, HIGH, SQUARE = (20, 10), (10, 20), (10, 10)
 MIXED = pictures(*[WIDE, HIGH, WIDE, SQUARE, WIDE] * 2, WIDE)
-"""Seven that are wider than high and four that are not."""
+"""Seven pictures that are wider than high and four that are not."""
 
 
 def batches(
     count: int, *, batch_size: int = 4, group: int = 2, start: int = 0, world_size: int = 1
 ) -> list[Any]:
-    """Of each step from `start` on, what each process is shown."""
+    """Return, for each step from `start` on, the images that each process is shown."""
     mine = batch_size // world_size
     shares = []
     for rank in range(world_size):
@@ -91,5 +93,5 @@ def test_a_batch_that_does_not_hold_whole_groups_is_of_any_images() -> None:
 def test_a_batch_that_cannot_be_shared_and_no_image_at_all_are_errors() -> None:
     with pytest.raises(ValueError, match="batch_size is 4, which 3 processes cannot share equally"):
         next(stream.share(MIXED, batch_size=4, group=2, seed=0, world_size=3))
-    with pytest.raises(ValueError, match="no image with an object"):
+    with pytest.raises(ValueError, match="No image has an object"):
         next(stream.shown([], group=2, seed=0))

@@ -1,8 +1,7 @@
-"""The engine of the smoke scale: what is trained on, the detectors around a backbone, and a training that is
-killed and goes on.
+"""The engine of the smoke scale: training images, the detectors around a backbone, exact resuming.
 
-Images are 32 x 32 px of noise with one or two bright rectangles, red or green, which is their class: sixty
-small steps learn them.
+Images are 32 x 32 px of noise with one or two bright rectangles. Their colour, red or green, is the class.
+Sixty small steps learn them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from conftest import ROOT
 from PIL import Image
 from pycocotools import mask as encoding
 from torch import nn
-from toys import CPU, Notes, encoder
+from toys import CPU, PRETRAIN, Notes, encoder
 
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
 from reproduce.detection import detector as models
@@ -35,7 +34,6 @@ from reproduce.detection.cost import operations
 from reproduce.evaluate import evaluate
 from reproduce.nn import backbones, cost
 from reproduce.nn.stages import stages
-from reproduce.nn.weights import Weights
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.runs import checkpoint, interrupt
@@ -61,9 +59,8 @@ SMALL: Any = {
     "rois": 16,
     "precise_bn_iterations": 8,
 }
-VOC = VOCDetection(
-    **SMALL, iterations=15, drops=(12,), anchor_sizes=(8, 16), box_resolution=4
-)  # 60 steps of 4 images
+# 60 steps of 4 images
+VOC = VOCDetection(**SMALL, iterations=15, drops=(12,), anchor_sizes=(8, 16), box_resolution=4)
 COCO = COCOMaskRCNN(
     **SMALL, iterations=15, drops=(12,), anchor_sizes=(4, 8, 16, 24), box_resolution=4, mask_resolution=4
 )
@@ -71,7 +68,7 @@ CLASSES = ("red", "green")
 
 
 class Rectangles(DetectionDataset, name="rectangles"):
-    """Of two colours."""
+    """A data set of rectangles of two colours."""
 
     classes = CLASSES
     splits = ("train", "test", "one+two", "three")
@@ -82,7 +79,7 @@ DATA = Rectangles(mean=(0.2, 0.2, 0.2), std=(0.2, 0.2, 0.2), train_split="train"
 
 
 def annotated(folder: Path, count: int, seed: int) -> Annotated:
-    """`count` images, written to `folder` with COCO's annotations of them."""
+    """Write `count` images to `folder`, with COCO's annotations of them."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     pictures, objects = [], list[dict[str, Any]]()
@@ -152,7 +149,7 @@ def test_masks_are_polygons_that_are_filled_and_encodings_that_are_decoded() -> 
         [1, 2, 4, 2, 4, 5, 1, 5],
         [7, 6, 9, 6, 9, 8, 7, 8],
         [0, 0, 9, 9],
-    ]  # the last has no area and is no box
+    ]  # the last one has no area and is not a box
     columns = inside.T.reshape(-1)
     ends = np.flatnonzero(np.diff(columns)) + 1
     counts = np.diff([0, *ends, len(columns)]).tolist()
@@ -250,8 +247,8 @@ def test_normalisation_has_a_decay_of_its_own_and_every_parameter_is_in_one_grou
     assert sorted(id(parameter) for group in (others, norms) for parameter in group["params"]) == sorted(
         named
     )
-    # BatchNorm2d has a weight and a bias of one dimension; every other weight has two or more, every other
-    # bias a weight beside it.
+    # BatchNorm2d has a one-dimensional weight and bias; every other weight has two or more dimensions, every
+    # other bias has a weight next to it.
     shapes = {name: parameter.dim() for name, parameter in detector.named_parameters()}
     expected = {name for name in shapes if shapes[name.rsplit(".", 1)[0] + ".weight"] == 1}
     assert {named[id(parameter)] for parameter in norms["params"]} == expected
@@ -299,8 +296,8 @@ def test_a_box_of_224_pixels_is_pooled_at_a_stride_of_16(backbone: str, levels: 
     [
         (replace(VOC, stride_in_1x1=True), "stride_in_1x1 is True"),
         (replace(VOC, norm="GN"), "norm is 'GN'"),
-        (replace(VOC, freeze_at=4), "freeze_at is 4, but the backbone has 3 stages"),
-        (replace(COCO, anchor_sizes=(8, 16)), "anchor_sizes has 2 sizes, but the pyramid has 4 levels"),
+        (replace(VOC, freeze_at=4), "freeze_at is 4, but the backbone has only 3 stages"),
+        (replace(COCO, anchor_sizes=(8, 16)), "anchor_sizes has 2 sizes, but the pyramid needs 4"),
     ],
 )
 def test_a_setting_that_torchvision_does_not_have_is_named(changed: Any, said: str) -> None:
@@ -340,13 +337,15 @@ def test_settings_arrive_where_torchvision_reads_them() -> None:
     assert detector.transform.min_size == (24, 40)
     shown, _ = models.test_mode(detector, protocol).transform([torch.rand(3, 20, 30)])
     assert (detector.rpn.pre_nms_top_n(), detector.rpn.post_nms_top_n()) == (50, 10)
-    assert shown.image_sizes == [torch.Size([42, 64])]  # 48 x 72 would be more than 64
+    assert shown.image_sizes == [torch.Size([42, 64])]  # 48 x 72 would exceed 64
 
 
 @pytest.mark.parametrize(("protocol", "tolerance"), [(VOC, 0.05), (COCO, 0.3)], ids=["c4", "fpn"])
 def test_the_operations_of_a_step_are_those_that_torch_counts(protocol: Any, tolerance: float) -> None:
-    """An image of 96 x 128 pixels. Masks are counted for as many objects as there may be at most, and here
-    for three."""
+    """Count an image of 96 x 128 pixels.
+
+    Our count assumes the maximum number of objects with masks; here there are three.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     sized = replace(
@@ -404,9 +403,8 @@ def test_a_detector_learns_and_the_encoder_is_left_as_it_was(
         parameter.requires_grad or parameter.grad is not None for parameter in given.backbone.parameters()
     )
     assert sorted(notes.logged) == [20, 40, 60]
-    found = notes.of(
-        "loss_objectness"
-    )  # the others grow at first, with the number of proposals that are right
+    # The other terms grow at first, with the number of correct proposals.
+    found = notes.of("loss_objectness")
     assert found[-1] < found[0]
     assert len(notes.of("loss_mask")) == (3 if protocol.masks else 0)
     assert [each.done for each in reported if each.note != "testing"] == list(range(4, 241, 4))
@@ -427,7 +425,7 @@ def test_the_rate_warms_up_and_drops_as_computed_by_hand(splits: tuple[Annotated
     notes = Notes()
     fitted(single, splits[0], Watch(notes))
     warming, fallen = 0.02 / 16 * (0.001 + 0.999 * 19 / 32), 0.02 / 16 * 0.1
-    assert notes.of("lr") == pytest.approx([warming, fallen, fallen])  # of the steps 20, 40 and 48, from 1
+    assert notes.of("lr") == pytest.approx([warming, fallen, fallen])  # steps 20, 40 and 48, counted from 1
 
 
 def test_frozen_stages_keep_weights_and_statistics(splits: tuple[Annotated, Annotated]) -> None:
@@ -460,7 +458,7 @@ def test_precise_statistics_are_means_over_batches(splits: tuple[Annotated, Anno
 
 
 def mirrored(flip: float, iteration: int) -> list[bool]:
-    """Which of 200 images a step shows mirrored, with their boxes."""
+    """Return which of 200 images a step mirrors, with their boxes."""
     shown: list[bool] = []
 
     def detector(
@@ -493,9 +491,7 @@ def test_a_mask_is_where_it_is_at_least_as_likely_as_not() -> None:
 
 
 def test_a_loss_that_is_not_finite_names_its_step(splits: tuple[Annotated, Annotated]) -> None:
-    with pytest.raises(
-        FloatingPointError, match=r"no longer finite at step \d+: loss = .*loss_classifier = "
-    ):
+    with pytest.raises(FloatingPointError, match=r"not finite at step \d+: loss = .*loss_classifier = "):
         fitted(replace(VOC, base_lr=1e12, warmup_iterations=0), splits[0])
 
 
@@ -511,7 +507,7 @@ def test_an_evaluation_reads_each_split_once_and_tells_what_it_is(tmp_path: Path
     given, notes = encoder(), Notes()
     dataset = Counted(train_split="one+two", test_split="three")
     evaluate(
-        Evaluate(encoder=Weights(backbone="small", sha256="0" * 64), protocol=protocol, dataset=dataset),
+        Evaluate(encoder=PRETRAIN, protocol=protocol, dataset=dataset),
         given,
         Site(runs=tmp_path),
         CPU,
@@ -539,7 +535,8 @@ def test_images_without_an_object_that_counts_are_refused_before_anything_is_tra
     reported = list[Progress]()
     with pytest.raises(
         ValueError,
-        match=r"instances\.json: the images of test show no object that counts: there is nothing to measure",
+        match=r"instances\.json: no image of test shows an object that counts, "
+        "so there is nothing to measure",
     ):
         VOC.run(
             encoder(),
@@ -580,24 +577,21 @@ def test_splits_of_other_classes_and_images_without_objects_are_named(
     splits: tuple[Annotated, Annotated],
 ) -> None:
     train, test = splits
-    with pytest.raises(ValueError, match="trains on 2 classes and tests 1"):
+    with pytest.raises(ValueError, match="trains on 2 classes and tests on 1"):
         engine.fine_tune(VOC, encoder(), DATA, train, replace(test, classes=("red",)), SITE, CPU, 0, Watch())
     empty = replace(train, pictures=tuple(each._replace(instances=()) for each in train.pictures))
-    with pytest.raises(
-        ValueError, match=f"^{re.escape(str(train.origin))}: no image that is trained on has an object"
-    ):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(train.origin))}: no training image has an object"):
         fitted(VOC, empty)
 
 
 SHORT = replace(COCO, iterations=6, drops=(5,))
-"""24 steps of 4 images."""
+"""Protocol of 24 steps of 4 images."""
 
 
 def measure(
     folder: Path, data: Path, report: Any = lambda progress: None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """A whole fine-tuning that keeps its checkpoints in `folder`: average precisions, and what was logged
-    last."""
+    """Fine-tune with checkpoints in `folder`; return average precisions and the last logged values."""
     train, test, notes = annotated(data / "train", 12, 0), annotated(data / "test", 6, 1), Notes()
     measured = engine.fine_tune(
         SHORT, encoder(), DATA, train, test, SITE, CPU, 3, Watch(notes, report, folder)
@@ -633,7 +627,7 @@ def test_a_training_that_is_told_to_stop_goes_on_to_the_same_bits(
 def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path: Path, one_thread: None) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from reproduce.nn import keeper; keeper.EVERY = 0.0\n"  # one after each step
+        "from reproduce.nn import keeper; keeper.EVERY = 0.0\n"  # a checkpoint after each step
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; from test_detection_torchvision import measure\n"
         "measure(Path(sys.argv[3]), Path(sys.argv[4]), lambda progress: print(progress.done, flush=True))\n"
@@ -662,8 +656,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path: Path, 
     )
     assert 4 * 9 < resumed_at[0] < 4 * 24
     whole = measure(tmp_path / "whole", tmp_path / "data")
-    assert json.dumps(resumed) == json.dumps(whole)  # to the last bit, and NaN is NaN
-    tested_again, _ = measure(
-        tmp_path / "whole", tmp_path / "data"
-    )  # as after a kill in the middle of the test
+    assert json.dumps(resumed) == json.dumps(whole)  # equal to the last bit, where NaN equals NaN
+    # This is what happens after a kill in the middle of the test.
+    tested_again, _ = measure(tmp_path / "whole", tmp_path / "data")
     assert json.dumps(tested_again) == json.dumps(whole[0])

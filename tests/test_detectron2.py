@@ -1,7 +1,8 @@
-"""The engine of the paper, where Detectron2 is: an installed package, or the source folder that the site file
-names.
+"""The engine of the paper, tested if Detectron2 is available.
 
-MSBREG_SITE=site.toml pytest tests/test_detectron2.py        site.toml: detectron2 = "/path/to/its/source"
+It is an installed package, or the source folder that the site file names:
+
+    MSBREG_SITE=site.toml pytest tests/test_detectron2.py    # site.toml: detectron2 = "/path/to/its/source"
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ except LookupError as error:
     pytest.skip(str(error).splitlines()[0], allow_module_level=True)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
-"""Detectron2's own warnings are no matter of ours."""
+"""Marks of all tests in this file. Detectron2's own warnings do not concern us."""
 
 SMALL: dict[str, Any] = {
     "batch_size": 4,
@@ -61,7 +62,7 @@ SMALL: dict[str, Any] = {
 }
 STEPS = 4
 VOC = VOCDetection(**SMALL)
-# Of 80 classes, an untrained detector gives none as much as .05; a mask takes time.
+# With 80 classes, an untrained detector has no score as high as .05. A mask takes time.
 COCO = COCOMaskRCNN(**SMALL | {"rpn_test_top": (50, 8)}, score_threshold=0.0, max_detections=4)
 TINY_VOC = SyntheticVOC0712(num_trainval=20, num_test=20)
 TINY_COCO = SyntheticCOCO2017(num_train=80, num_val=80)
@@ -69,7 +70,7 @@ TINY_COCO = SyntheticCOCO2017(num_train=80, num_val=80)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """Where generated data lie, and Detectron2."""
+    """Return a site with Detectron2 and a folder for generated data."""
     detectron2._import(SITE)
     return Site(
         runs=tmp_path_factory.mktemp("runs"), detectron2=SITE.detectron2, data={"coco": SHARED / "coco"}
@@ -77,8 +78,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def encoder(name: str) -> Encoder:
-    """Untrained, but with residual branches that do something: a new ResNet-50's are silent, so their strides
-    could not be seen."""
+    """Return an untrained encoder whose residual branches have an effect.
+
+    Those of a new ResNet-50 have none, so a wrong stride in them would not be visible.
+    """
     backbone = backbones.build(name, seed=0).eval().requires_grad_(False)
     draw = torch.Generator().manual_seed(0)
     for module in backbone.modules():
@@ -88,7 +91,7 @@ def encoder(name: str) -> Encoder:
 
 
 class Record(Notes):
-    """Keeps artifacts' names, too."""
+    """A record that also keeps the names of artifacts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ def run(
     backbone: str = "resnet18_3x3",
     **watch: Any,
 ) -> tuple[dict[str, float], Record]:
-    """A fine-tuning of an untrained encoder, and what it recorded."""
+    """Fine-tune an untrained encoder, and return what was measured and recorded."""
     record = Record()
     folder.mkdir(exist_ok=True)
     train, test = (dataset.load(split, site) for split in (dataset.train_split, dataset.test_split))
@@ -118,7 +121,7 @@ def run(
 
 
 def stop_at(step: int) -> Callable[[Progress], None]:
-    """Ends the process's work when as many steps are done, as a kill would, but for the process itself."""
+    """Return a callback that ends the training after `step` steps, like a kill that spares the process."""
 
     def report(progress: Progress) -> None:
         if progress.note.startswith("loss") and progress.done == 4 * step:
@@ -128,7 +131,7 @@ def stop_at(step: int) -> Callable[[Progress], None]:
 
 
 def finished(folder: Path) -> dict[str, Any]:
-    """The last checkpoint of a training."""
+    """Return the last checkpoint of a training."""
     loaded: dict[str, Any] = torch.load(folder / "detectron2" / "model_final.pth", weights_only=True)
     return loaded
 
@@ -195,7 +198,7 @@ def test_parity_sees_another_normalisation(site: Site, tmp_path: Path) -> None:
 def first_weights(
     protocol: Any, dataset: DetectionDataset, backbone: str, site: Site, folder: Path
 ) -> tuple[Any, Record]:
-    """A detector with the encoder in it, and what was recorded."""
+    """Return a detector with the encoder in it, and what was recorded."""
     from reproduce.detection.detectron2_training import _checkpointer
 
     record = Record()
@@ -256,9 +259,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
 def test_a_run_that_is_told_to_stop_writes_a_checkpoint_after_the_step_under_way(
     site: Site, tmp_path: Path
 ) -> None:
-    protocol = dataclasses.replace(
-        VOC, iterations=500
-    )  # 2 000 steps; the first checkpoint that is due is that of step 40
+    # 2 000 steps; the first checkpoint is due after step 40.
+    protocol = dataclasses.replace(VOC, iterations=500)
 
     def strike(progress: Progress) -> None:
         if progress.done == 4 * 3:
@@ -285,9 +287,8 @@ def test_processes_that_decode_outlive_a_signal_to_the_whole_group(site: Site, t
         if progress.done < 4 * 2:  # each of the two has decoded a batch
             return
         for decoder in set(psutil.Process().children()) - before:
-            subprocess.run(
-                ["kill", f"-{signal.SIGTERM.value}", str(decoder.pid)], check=True
-            )  # by a process that is not their parent
+            # The signal comes from a process that is not their parent.
+            subprocess.run(["kill", f"-{signal.SIGTERM.value}", str(decoder.pid)], check=True)
         if progress.done == 4 * 3:
             interrupt.ask("a test")
 
@@ -362,14 +363,14 @@ def test_the_rate_of_each_step_is_the_protocols(site: Site) -> None:
 def test_a_checkpoint_of_other_images_is_refused(site: Site, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(VOC, TINY_VOC, site, tmp_path / "run", report=stop_at(2))
-    with pytest.raises(ValueError, match="are not those of this run's checkpoint"):
+    with pytest.raises(ValueError, match="was trained on other images than this run's"):
         run(VOC, SyntheticVOC0712(num_trainval=21, num_test=20), site, tmp_path / "run")
 
 
 def test_images_without_objects_are_named_in_a_line(site: Site, tmp_path: Path) -> None:
     train, test = (TINY_VOC.load(split, site) for split in (TINY_VOC.train_split, TINY_VOC.test_split))
     empty = dataclasses.replace(train, pictures=tuple(each._replace(instances=()) for each in train.pictures))
-    with pytest.raises(ValueError, match="no image that is trained on has an object to learn from"):
+    with pytest.raises(ValueError, match="no training image has an object to learn from"):
         detectron2.fine_tune(
             VOC, encoder("resnet18_3x3"), TINY_VOC, empty, test, site, CPU, 5, Watch(folder=tmp_path)
         )
@@ -377,7 +378,7 @@ def test_images_without_objects_are_named_in_a_line(site: Site, tmp_path: Path) 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_line(site: Site, tmp_path: Path) -> None:
     with pytest.raises(
-        FloatingPointError, match=r"^Training fails at step \d: .* A lower base_lr may help\.$"
+        FloatingPointError, match=r"^Training failed at step \d: .* A lower base_lr may help\.$"
     ):
         run(dataclasses.replace(VOC, base_lr=1e12, warmup_iterations=0), TINY_VOC, site, tmp_path / "run")
 
@@ -393,21 +394,21 @@ def test_a_broken_image_is_named_in_a_line(workers: int, site: Site, tmp_path: P
     model = detectron2._detector(cfg, seed=0)
     decoding = dataclasses.replace(site, workers=workers)
     with pytest.raises(ValueError, match=r"^\S*broken.jpg cannot be used: .*truncated"):
-        detectron2._tested(model, cfg, TINY_VOC, other, tmp_path, decoding, Watch())
+        detectron2._test(model, cfg, TINY_VOC, other, tmp_path, decoding, Watch())
     wider = dataclasses.replace(
         images, pictures=(images.pictures[0]._replace(width=65), *images.pictures[1:])
     )
     with pytest.raises(
         ValueError, match=r"cannot be used: Mismatched image shape.* got \(64, 64\), expect \(65, 64\)"
     ):
-        detectron2._tested(model, cfg, TINY_VOC, wider, tmp_path, decoding, Watch())
+        detectron2._test(model, cfg, TINY_VOC, wider, tmp_path, decoding, Watch())
 
 
 # Scores
 
 
 class Oracle(torch.nn.Module):
-    """A detector that finds what it is told to."""
+    """A detector that returns given detections."""
 
     def __init__(self, found: dict[int | str, Predicted], images: Annotated) -> None:
         super().__init__()
@@ -432,8 +433,10 @@ class Oracle(torch.nn.Module):
 
 
 def guesses(images: Annotated, *, masks: bool, perfect: bool) -> dict[int | str, Predicted]:
-    """The objects themselves, or each several times beside its place, some under another class, with the
-    right masks moved as well."""
+    """Return the objects themselves, or several moved copies of each.
+
+    Some copies have another class. The masks are moved along with the boxes.
+    """
     from pycocotools import mask
 
     draw = np.random.default_rng(0)
@@ -471,13 +474,13 @@ def guesses(images: Annotated, *, masks: bool, perfect: bool) -> dict[int | str,
 def scored(
     protocol: Any, dataset: DetectionDataset, site: Site, folder: Path, *, perfect: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """By Detectron2's evaluation, and by ours."""
+    """Return the scores by Detectron2's evaluation, and by ours."""
     images = dataset.load(dataset.test_split, site)
     found = guesses(images, masks=protocol.masks, perfect=perfect)
     cfg = detectron2._config(config.settings(protocol, "resnet18", dataset, device="cpu", seed=0))
     if dataset.benchmark == "voc":
         detectron2.formats.write_voc(images, dataset.test_split, folder)
-    results, seen = detectron2._tested(Oracle(found, images), cfg, dataset, images, folder, site, Watch())
+    results, seen = detectron2._test(Oracle(found, images), cfg, dataset, images, folder, site, Watch())
     theirs = detectron2.formats.measured(results, protocol.metrics, num_found=1)
     ours = {
         f"{prefix}{key}": getattr(found, key)
@@ -502,7 +505,7 @@ def test_detectron2s_average_precision_on_voc_is_ours_but_for_its_rounding(
 
 
 @pytest.mark.parametrize("perfect", [True, False])
-@pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are not here")
+@pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are missing")
 def test_detectron2s_average_precision_on_real_coco_images_is_ours(
     perfect: bool, site: Site, tmp_path: Path
 ) -> None:
@@ -516,7 +519,7 @@ def test_detectron2s_average_precision_on_real_coco_images_is_ours(
 
 
 def one_of_two(folder: str, source: str) -> tuple[dict[str, float], dict[str, dict[int, dict[str, float]]]]:
-    """What each of two processes measures and logs."""
+    """Return what each of two processes measures and logs."""
     site = Site(runs=Path(folder), detectron2=Path(source) if source else None)
     record = Record()
     train, test = (TINY_VOC.load(split, site) for split in (TINY_VOC.train_split, TINY_VOC.test_split))
@@ -533,6 +536,6 @@ def test_two_processes_train_one_detector_and_agree_on_what_it_measures(site: Si
     assert first == second
     assert set(first) == set(VOC.metrics)
     whole, record = run(VOC, TINY_VOC, site, tmp_path / "alone")
-    # The same images in the same order with the same batch statistics; the processes look at other proposals.
+    # The images, their order and the batch statistics are the same; the processes sample other proposals.
     assert logged["logged"][STEPS]["total_loss"] == pytest.approx(record.logged[STEPS]["total_loss"], rel=0.3)
     assert set(whole) == set(first)

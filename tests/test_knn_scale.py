@@ -1,5 +1,7 @@
-"""The neighbour search where it is hard: ties, outliers, numbers that float32 cannot tell apart, large banks,
-real photographs."""
+"""The neighbour search in hard cases.
+
+They are ties, outliers, numbers that float32 cannot distinguish, large banks and real photographs.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,10 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 
 def reference(queries: Tensor, bank: Tensor, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distances and indices by the definition, one query at a time; a stable sort keeps equal ones in
-    order."""
+    """Return distances and indices by the definition, one query at a time.
+
+    A stable sort keeps equal distances in the order of their indices.
+    """
     rows = bank.double().numpy()
     distances = [np.sqrt(((rows - query) ** 2).sum(axis=1)) for query in queries.double().numpy()]
     orders = [np.argsort(each, kind="stable")[:k] for each in distances]
@@ -41,16 +45,15 @@ def reference(queries: Tensor, bank: Tensor, k: int) -> tuple[NDArray[np.float64
 
 
 def hard() -> dict[str, tuple[Tensor, Tensor]]:
-    """Queries and a bank for which a float32 search alone would be wrong or could prove nothing."""
+    """Return queries and banks for which a float32 search alone would be wrong or could prove nothing."""
     x, y = drawn(20, 24, seed=0), drawn(400, 24, seed=1)
     copies = y.clone()
-    copies[50:350] = x[3]  # more than are measured first
+    copies[50:350] = x[3]  # more copies than are measured first
     outlier = y.clone()
     outlier[77] *= 1e6
     steps = torch.zeros(400, 24)
-    steps[:, 0] = (
-        1 + torch.arange(400).flip(0) * 2.0**-23
-    )  # neighbouring floats: their squares differ by less than a rounding
+    # Squares of neighbouring floats differ by less than a rounding error.
+    steps[:, 0] = 1 + torch.arange(400).flip(0) * 2.0**-23
     mixed = torch.cat([y[:200], 1e-3 * y[200:]])
     return {
         "copies": (x, copies),
@@ -90,7 +93,7 @@ def test_no_row_that_is_left_out_is_below_the_bound(case: str) -> None:
 
 
 def test_the_bound_proves_nearly_every_query_of_plain_features() -> None:
-    """Else the search would be right and slow."""
+    """Without this, the search would be right but slow."""
     centres = drawn(10, 512, seed=2)
     bank, queries = (centres[torch.arange(n) % 10] + drawn(n, 512, seed=n) for n in (6000, 300))
     _, floor = knn._candidates(queries, bank, 228, CPU, 512, 16384)
@@ -110,7 +113,7 @@ def test_the_smallest_of_many_are_found_by_groups(num: int) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most bytes that any operation's result has, but for views of the bank."""
+    """The size in bytes of the largest result of any operation, except views of the bank."""
 
     def __init__(self, bank: Tensor) -> None:
         super().__init__()
@@ -126,7 +129,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_memory_does_not_grow_with_the_bank(collapsed: bool) -> None:
-    """No tensor of the search is larger for a bank of four times the size, a tenth of it or less."""
+    """With a bank of four times the size, the largest tensor of the search is at most a tenth larger."""
     found = []
     for num_bank in (8_192, 32_768):
         queries, bank = drawn(64, 64, seed=4), drawn(num_bank, 64, seed=5)
@@ -142,7 +145,7 @@ def test_memory_does_not_grow_with_the_bank(collapsed: bool) -> None:
 
 
 def photographs(folder: Path, num_train: int, num_val: int) -> Path:
-    """The first so many of each class."""
+    """Extract the first images of each class, so many per split."""
     kept: dict[str, int] = defaultdict(int)
     with tarfile.open(PHOTOGRAPHS) as archive:
         for member in archive:
@@ -157,7 +160,7 @@ PROTOCOLS = (knn.NearestNeighbours(), knn.WeightedNeighbours(ks=(20, 200)))
 
 
 def measured(folder: str) -> dict[str, float]:
-    """Both protocols on the photographs in `folder`, with an encoder that was never trained."""
+    """Run both protocols on the photographs in `folder`, with an encoder that was never trained."""
     site = Site(data={"imagenette": Path(folder)})
     return {
         key: value
@@ -167,7 +170,7 @@ def measured(folder: str) -> dict[str, float]:
 
 
 def by_scikit_learn(folder: Path) -> dict[str, float]:
-    """The same four numbers by scikit-learn's brute force and votes that are written out."""
+    """Return the same four numbers by scikit-learn's brute force and explicit votes."""
     from sklearn.neighbors import NearestNeighbors
 
     site = Site(data={"imagenette": folder})

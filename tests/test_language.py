@@ -31,7 +31,7 @@ DOCUMENTS = [
 OPENINGS = re.compile(r"(Of|What|Whether|Whoever|How|Those|That|Its|Whose|Where|If it)\b")
 """First words of a docstring that does not say what the function does or the attribute is."""
 PHRASES = re.compile(
-    r"\b(is|are|was|were) no [a-z]"
+    r"\b(is|are|was|were) no (?!longer\b|more\b)[a-z]"
     r"|\b(whoever|whomever|somebody|nobody|everybody|anybody)\b"
     r"|\bof which (it|they)\b"
     r"|\bat will\b"

@@ -1,5 +1,7 @@
-"""Linear evaluation with SGD: against autograd and torch.optim, a sweep against each of its rates alone, on
-one process as on two."""
+"""Linear evaluation with SGD: against autograd and torch.optim, and a sweep against its single rates.
+
+One process and two give the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,7 @@ from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+TOY = Toy()
 SWEEP = LinearSGD(base_lrs=(1.0, 30.0, 10.0), epochs=3, batch_size=25, num_held_out=24)
 
 
@@ -51,8 +54,8 @@ def some_classifiers(num: int, *, nesterov: bool = True, weight_decay: float = 0
 
 
 def measure(
-    protocol: LinearSGD, dataset: Toy = Toy(), seed: int = 5, notes: Notes | None = None
-) -> dict[str, float]:  # noqa: B008
+    protocol: LinearSGD, dataset: Toy = TOY, seed: int = 5, notes: Notes | None = None
+) -> dict[str, float]:
     return protocol.run(encoder(), dataset, Site(), CPU, seed, Watch(record=notes or Notes()))
 
 
@@ -60,8 +63,10 @@ def measure(
 
 
 def test_a_step_by_hand() -> None:
-    """Two images, two classes, weights 0: p is 1/2 everywhere, so r = (-1/4, 1/4) for y = 0 and (1/4, -1/4)
-    for y = 1."""
+    """Two images, two classes, weights 0: p is 1/2 everywhere.
+
+    So r = (-1/4, 1/4) for y = 0 and (1/4, -1/4) for y = 1.
+    """
     found = Classifiers(
         2, num_classes=2, num_features=2, seed=0, device=CPU, momentum=0.5, nesterov=True, weight_decay=0.0
     )
@@ -71,7 +76,7 @@ def test_a_step_by_hand() -> None:
     assert losses.tolist() == pytest.approx([math.log(2)] * 2)
     assert residual.tolist() == [[[-0.25, 0.25]] * 2, [[0.25, -0.25]] * 2]
     found.update(x, residual, [1.0, 0.0])
-    # The gradient is r^T x = ((-1, 2), (1, -2)); the first Nesterov step is 1 + momentum times it.
+    # The gradient is r^T x = ((-1, 2), (1, -2)). The first Nesterov step is 1 + momentum times it.
     assert found.weight.tolist() == [[[1.5, -3.0], [-1.5, 3.0]], [[0.0, 0.0], [0.0, 0.0]]]
     assert found.bias.tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
@@ -245,8 +250,10 @@ def test_shares_are_contiguous_and_nearly_equal(n: int, world_size: int) -> None
 
 
 def reference(lr: float, protocol: LinearSGD, seed: int, decay: float = 0.0) -> list[float]:
-    """The mean loss of each epoch of the training as the protocol's text has it, with autograd and torch's
-    optimiser, for one rate."""
+    """Return the mean loss of each epoch at one rate, with autograd and torch's optimiser.
+
+    The training follows the text of the protocol.
+    """
     dataset, network = Toy(), encoder()
     split = features.labelled(dataset, "train", Site())
     _, rows = classifiers.hold_out(split, protocol.num_held_out, seed)
@@ -332,7 +339,7 @@ def test_held_out_images_train_nothing_and_every_other_labelled_one_does_once_an
     assert len(held_out) == 24
     assert set(trained) == labelled - set(held_out)
     assert set(trained.values()) == {SWEEP.epochs}
-    assert {len(batch) for batch in READ["train"]} == {24}  # 96 in four, not 25, 25, 25 and 21
+    assert {len(batch) for batch in READ["train"]} == {24}  # 96 in four equal batches, not 25, 25, 25 and 21
 
 
 def test_one_rate_needs_nothing_held_out() -> None:
@@ -424,8 +431,10 @@ def struck(
     notes: Notes,
     network: Encoder | None = None,
 ) -> Any:
-    """What the protocol measures, or its interruption; `strike` is called after step number `stop_at`, from
-    1."""
+    """Return what the protocol measures, or let its interruption through.
+
+    `strike` is called after step number `stop_at`, counted from 1.
+    """
     steps = itertools.count(1)
     watch = Watch(notes, lambda progress: strike() if next(steps) == stop_at else None, folder)
     return protocol.run(network or encoder(), Toy(), Site(), CPU, 5, watch)
@@ -447,7 +456,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_numbers(
             struck(protocol, tmp_path, stop_at, lambda: interrupt.ask("a test"), parts)
         assert (tmp_path / f"{name}.pt").exists()
     assert struck(protocol, tmp_path, 0, lambda: None, parts) == found
-    assert str(parts.logged) == str(whole.logged)  # by their text, as NaN is not itself
+    assert str(parts.logged) == str(whole.logged)  # compared as text, because NaN does not equal itself
     assert parts.tags == whole.tags
     checkpoint.discard(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -501,8 +510,10 @@ TWO = (replace(SWEEP, batch_size=19), LinearSGD(base_lrs=(0.4,), epochs=2, batch
 
 
 def everything() -> tuple[list[object], list[list[int]]]:
-    """What this process measures and records, and its first batches; the second protocol's are of one image:
-    one of two has none."""
+    """Return what this process measures and records, and its first batches.
+
+    The second protocol has batches of one image, so one of two processes gets none.
+    """
     READ.clear()
     found: list[object] = []
     for protocol in TWO:

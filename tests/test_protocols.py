@@ -1,5 +1,7 @@
-"""Protocols against hand-computed cases and independent references, below 100 images, and on one process as
-on two."""
+"""Protocols against hand-computed cases and independent references.
+
+They also run with fewer than 100 images, and on one process as on two.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ def arrays(labels: list[int], classes: tuple[str, ...], seed: int) -> Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class Toy(Dataset, name="toy"):
-    """Some images of five classes; `train` has unlabelled ones among them."""
+    """Some images of five classes. Some images of `train` have no label."""
 
     num_train: int = 600
     num_test: int = 330
@@ -63,7 +65,7 @@ class Toy(Dataset, name="toy"):
 
 
 def encoder(**changes: object) -> Encoder:
-    """One that was never trained."""
+    """Return an encoder that was never trained."""
     settings = {
         "method": MSBReg(),
         "dataset": Toy(),
@@ -81,7 +83,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def clusters(n: int, num_classes: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points around one centre for each class, overlapping; the centres do not depend on the seed."""
+    """Return points around one centre per class, overlapping. The centres do not depend on the seed."""
     labels = torch.arange(n) % num_classes
     return 0.8 * drawn(num_classes, d, seed=99)[labels] + drawn(n, d, seed=seed), labels
 
@@ -90,8 +92,10 @@ def clusters(n: int, num_classes: int, d: int, seed: int) -> tuple[torch.Tensor,
 
 
 def brute_force(queries: torch.Tensor, bank: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances and indices by the definition, one query at a time; a stable sort keeps equal ones in
-    order."""
+    """Return squared distances and indices by the definition, one query at a time.
+
+    A stable sort keeps equal distances in the order of their indices.
+    """
     distances, indices = [], []
     for query in queries.double().numpy():
         squared = ((bank.double().numpy() - query) ** 2).sum(axis=1)
@@ -136,7 +140,7 @@ def test_distances_keep_their_digits_far_from_the_origin() -> None:
 @pytest.mark.parametrize("num_test", [1, 30, 99, 400])
 def test_five_nearest_neighbours_agree_with_scikit_learn(num_test: int) -> None:
     from sklearn.neighbors import (
-        KNeighborsClassifier,  # here, so that the processes started below do not import it
+        KNeighborsClassifier,  # imported late, so that the processes started below do not import it
     )
 
     x, y = clusters(300, 7, 16, seed=4)
@@ -157,7 +161,7 @@ def test_a_tied_vote_goes_to_the_smallest_label() -> None:
 
 
 def test_a_close_neighbour_outvotes_two_far_ones() -> None:
-    """Cosines 1 and .5 twice: e^(1/.07) against 2 e^(.5/.07); at T = 10 it is 1.105 against 2.102."""
+    """Cosines 1 and .5 twice: e^(1/.07) against 2 e^(.5/.07). At T = 10 it is 1.105 against 2.102."""
     bank, labels = (
         torch.tensor([[2.0, 0.0], [0.5, math.sqrt(0.75)], [0.5, -math.sqrt(0.75)]]),
         torch.tensor([0, 1, 1]),
@@ -173,8 +177,10 @@ def test_a_close_neighbour_outvotes_two_far_ones() -> None:
 
 
 def test_a_low_temperature_leaves_the_nearest_neighbour_its_vote() -> None:
-    """At T = .001 a cosine of 0 would vote e^-1000 of a perfect one: nothing, in any arithmetic, if votes
-    were not relative."""
+    """At T = .001, a cosine of 0 would have a vote e^-1000 times that of a cosine of 1.
+
+    Without relative votes, this would be zero in any arithmetic.
+    """
     bank, query = torch.tensor([[0.0, 1.0], [-1.0, 0.5], [-1.0, 0.4]]), torch.tensor([[1.0, 0.0]])
     measured = knn.WeightedNeighbours(ks=(3,), temperature=0.001).measure(
         query, torch.tensor([2]), bank, torch.tensor([2, 1, 1]), 3, CPU
@@ -211,8 +217,10 @@ def test_weighted_neighbours_agree_with_a_reference_and_with_scikit_learn() -> N
 
 
 def test_the_classifier_is_adams_with_its_rate_falling_after_each_epoch() -> None:
-    """The same training written as scalars and Adam's published formulas, from the same start and the same
-    order of images."""
+    """Run the same training written as scalars with Adam's published formulas.
+
+    It starts from the same weights and sees the images in the same order.
+    """
     protocol = linear.LinearEvaluation(epochs=3, batch_size=3, weight_decay=0.1)
     x, y = drawn(5, 2, seed=8), torch.tensor([0, 1, 1, 0, 1])
     weight, bias = protocol.fit(x, y, 2, seed=1)
@@ -220,7 +228,7 @@ def test_the_classifier_is_adams_with_its_rate_falling_after_each_epoch() -> Non
     generator = seeds.generator("classifier", 1)
     w = (2 * torch.rand(2, 2, generator=generator) - 1) / math.sqrt(2)
     b = (2 * torch.rand(2, generator=generator) - 1) / math.sqrt(2)
-    theta = torch.cat([w, b[:, None]], dim=1).double().numpy()  # bias as a third column
+    theta = torch.cat([w, b[:, None]], dim=1).double().numpy()  # the bias is a third column
     inputs, targets = np.concatenate([x.double().numpy(), np.ones((5, 1))], axis=1), np.eye(2)[y.numpy()]
     m, v, step = np.zeros_like(theta), np.zeros_like(theta), 0
     for epoch in range(3):
@@ -268,8 +276,7 @@ def test_logits_that_are_not_finite_are_no_result() -> None:
 
 
 def test_alignment_and_uniformity_of_two_pairs_by_hand() -> None:
-    """x = (e1, e2), y = (e1, -e1): distances 0 and 2, mean 1. Within x the distance is 2, within y it is
-    4."""
+    """x = (e1, e2), y = (e1, -e1): distances 0 and 2, mean 1. Within x, the distance is 2, within y 4."""
     x, y = torch.tensor([[1.0, 0], [0, 1]]).double(), torch.tensor([[1.0, 0], [-1, 0]]).double()
     assert alignment.alignment(x, y) == pytest.approx(1.0)
     assert alignment.uniformity(x) == pytest.approx(-4.0)
@@ -307,7 +314,7 @@ def test_views_that_do_not_differ_are_perfectly_aligned() -> None:
 
 
 def test_alignment_is_measured_on_views_of_the_same_image() -> None:
-    """Written out for each image by itself, from its two views to the four numbers."""
+    """Compute the four numbers image by image, from the two views of each."""
     from reproduce.data import views
 
     toy, network = Toy(num_test=12), encoder()
@@ -382,7 +389,7 @@ def test_splits_of_other_classes_are_an_error() -> None:
 
 
 class OnlyTwo(Toy, name="only_two"):
-    """Its training images have two of the five classes."""
+    """A data set whose training images have two of the five classes."""
 
     def load(self, split: str, site: Site) -> Images:
         return arrays([0, 1], self.classes, seed=0) if split == "train" else super().load(split, site)
@@ -438,8 +445,10 @@ SIZES = [(n, chunk) for n in (1, 2, 7, 8, 9, 16, 23) for chunk in (1, 4, 8)]
 
 
 def everything() -> dict[str, object]:
-    """What this process makes of the rows of small matrices and, by each protocol, of the toy images: three
-    chunks and two."""
+    """Return what one process computes: small matrices in chunks, and each protocol on the toy images.
+
+    The toy images take three chunks to train on and two to test.
+    """
     rows = {
         f"{n} rows in chunks of {chunk}": features.in_order(
             n,

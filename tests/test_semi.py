@@ -1,5 +1,7 @@
-"""Semi-supervised classification: all numbers of epochs in one pass, whole networks against autograd, on one
-process as on two."""
+"""Semi-supervised classification: shared passes, and whole networks against autograd.
+
+All numbers of epochs of a frozen encoder share one pass. One process and two give the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,13 @@ from reproduce.spec import Evaluate
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIST = Toy().subset
 FROZEN = SemiSupervised(classifier_lr=2.0, epochs=(2, 5, 3), batch_size=16, num_held_out=30)
+TOY = Toy()
 TUNED = replace(FROZEN, classifier_lr=0.5, encoder_lr=0.02, epochs=(1, 2))
 
 
 def measure(
-    protocol: SemiSupervised, dataset: Toy = Toy(), seed: int = 5, notes: Notes | None = None
-) -> dict[str, float]:  # noqa: B008
+    protocol: SemiSupervised, dataset: Toy = TOY, seed: int = 5, notes: Notes | None = None
+) -> dict[str, float]:
     return protocol.run(encoder(), dataset, Site(), CPU, seed, Watch(record=notes or Notes()))
 
 
@@ -58,11 +61,10 @@ def test_the_list_trains_other_train_images_choose_and_the_test_split_is_measure
     assert tuple(right) == protocol.metrics == ("top1", "top5", "epochs", "held_out_top1")
     passes = max(protocol.epochs) if protocol is FROZEN else sum(protocol.epochs)
     assert Counter(images_read("train")) == dict.fromkeys(LIST, passes)
-    assert {len(batch) for batch in READ["train"]} == {15, 16}  # 46 in three
+    assert {len(batch) for batch in READ["train"]} == {15, 16}  # 46 in three batches
     held_out = READ["train crops"]
-    assert all(
-        batch == held_out[0] for batch in held_out
-    )  # once, or for each number of epochs that is trained by itself
+    # They are read once, or once for each number of epochs that has a training of its own.
+    assert all(batch == held_out[0] for batch in held_out)
     assert len(held_out[0]) == len(set(held_out[0])) == 30
     assert not set(held_out[0]) & set(LIST)
     assert all(index % 7 for index in held_out[0]), "those without a label are of no use"
@@ -107,8 +109,10 @@ def test_all_numbers_of_epochs_in_one_pass_are_each_trained_alone() -> None:
 
 
 def reference(protocol: SemiSupervised, epochs: int, seed: int) -> tuple[list[float], nn.Module, nn.Linear]:
-    """The mean loss of each epoch with autograd and one torch optimiser of two parameter groups, and what was
-    trained."""
+    """Train with autograd and one torch optimiser of two parameter groups.
+
+    Return the mean loss of each epoch, and the trained networks.
+    """
     network: Any = copy.deepcopy(encoder().backbone).requires_grad_(True).train(protocol.batchnorm == "train")
     split = features.labelled(Toy(), "train", Site())
     rows = torch.tensor([split.indices.tolist().index(index) for index in LIST])
@@ -222,10 +226,13 @@ def test_a_training_that_diverges_is_out_of_the_race() -> None:
 @pytest.mark.parametrize(
     ("subset", "message"),
     [
-        ([i for i in LIST if i % 7 not in (2, 5)], "names 31 images, none of 2 of the 6 classes: b, e.$"),
-        ([*LIST, LIST[0]], "names 47 images, but only 46 different ones.$"),
-        ([*LIST, 7, 14], "names 48 images, of which 2 have no label there.$"),
-        ([*LIST, 5000], "names 47 images, of which 1 have no label there.$"),
+        (
+            [i for i in LIST if i % 7 not in (2, 5)],
+            "contains 31 images, but none of 2 of the 6 classes: b, e.$",
+        ),
+        ([*LIST, LIST[0]], "contains 47 images, but only 46 different ones.$"),
+        ([*LIST, 7, 14], "contains 48 images, 2 of them without a label.$"),
+        ([*LIST, 5000], "contains 47 images, 1 of them without a label.$"),
     ],
 )
 def test_a_list_that_does_not_fit_is_an_error_before_any_work(subset: list[int], message: str) -> None:
@@ -254,9 +261,8 @@ def test_batchnorm_over_one_image_is_an_error_up_front_and_frozen_statistics_tak
         measure(one)
     assert math.isfinite(measure(replace(one, batchnorm="eval"))["top1"])
     short = Toy(subset=LIST[:17])
-    assert math.isfinite(
-        measure(replace(TUNED, epochs=(1,)), short)["top1"]
-    )  # 17 at 16 a batch are 9 and 8, not 16 and 1
+    # 17 images in batches of at most 16 are split into 9 and 8, not 16 and 1.
+    assert math.isfinite(measure(replace(TUNED, epochs=(1,)), short)["top1"])
 
 
 @pytest.mark.parametrize(
@@ -309,8 +315,10 @@ def struck(
     notes: Notes,
     network: Encoder | None = None,
 ) -> Any:
-    """What the protocol measures, or its interruption; `strike` is called after step number `stop_at`, from
-    1."""
+    """Return what the protocol measures, or let its interruption through.
+
+    `strike` is called after step number `stop_at`, counted from 1.
+    """
     steps = itertools.count(1)
     watch = Watch(notes, lambda progress: strike() if next(steps) == stop_at else None, folder)
     return protocol.run(network or encoder(), Toy(), Site(), CPU, 5, watch)
@@ -329,11 +337,8 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(
 ) -> None:
     whole, parts = Notes(), Notes()
     found = measure(protocol, notes=whole)
-    for stop_at in (
-        2,
-        1,
-        2,
-    ):  # in the middle of an epoch, at its end, which is that of the first training, and in the one after it
+    # In the middle of an epoch, at its end, which is also that of the first training, and in the next one.
+    for stop_at in (2, 1, 2):
         with pytest.raises(Interrupted, match="a test"):
             struck(protocol, tmp_path, stop_at, lambda: interrupt.ask("a test"), parts)
     assert checkpoint.newest(tmp_path) == pytest.approx(5 / 3)
@@ -346,7 +351,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(
 def test_the_best_training_and_the_lost_ones_are_kept_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first training is the best, and one diverges; a kill in the last one must not change that."""
+    """The first training is the best, and one diverges. A kill in the last one must not change that."""
     monkeypatch.setattr(keeper, "EVERY", 0.0)
     protocol = replace(TUNED, epochs=(3, 1, 2), encoder_lr=1e-6)
     whole, parts = Notes(), Notes()
@@ -366,14 +371,14 @@ def test_the_best_training_and_the_lost_ones_are_kept_too(
 # One process and two
 
 SLOW = replace(TUNED, batch_size=9, encoder_lr=1e-3, classifier_lr=0.1)
-"""Rates at which rounding does not grow: a ReLU's input close to 0 may change its sign with the order of
-additions."""
+"""Settings with rates at which rounding does not grow. With higher ones, the order of additions may change
+the sign of a ReLU's input close to 0."""
 TWO = (replace(FROZEN, batch_size=9), SLOW, replace(SLOW, batchnorm="eval"))
-"""46 images in batches of 8 and 7: the shares of two processes differ."""
+"""Protocols that split 46 images into batches of 8 and 7, so that the shares of two processes differ."""
 
 
 def everything() -> list[object]:
-    """What this process measures and records."""
+    """Return what this process measures and records."""
     found: list[object] = []
     for protocol in TWO:
         notes = Notes()

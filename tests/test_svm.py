@@ -1,5 +1,7 @@
-"""Linear SVMs: average precision against hand-computed cases, the protocol against scikit-learn's own search,
-on real photographs too."""
+"""Linear SVMs: average precision by hand, the protocol against scikit-learn's own search.
+
+Real photographs are tested too, if available.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ CLASSES = ("red", "green", "blue")
 
 
 class Coloured(Pictures):
-    """Noise in which a channel is brighter, by a random amount, where its class is there or difficult."""
+    """Noise in which a class, difficult or not, makes a channel brighter by a random amount."""
 
     def __init__(self, targets: np.ndarray, seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -47,8 +49,10 @@ class Coloured(Pictures):
 
 @dataclass(frozen=True, kw_only=True)
 class Toy(Dataset, name="toy_of_svms"):
-    """Images of three classes, often several of them, and some difficult; a test may change the targets of
-    one image or of a class."""
+    """Images of three classes, often several per image, some of them difficult.
+
+    A test may change the targets of one image or of a class.
+    """
 
     size: int = 16
     resize: int = 16
@@ -57,7 +61,7 @@ class Toy(Dataset, name="toy_of_svms"):
     std: tuple[float, float, float] = (0.3, 0.3, 0.3)
     single: bool = False
     positives_of_blue: tuple[int, int] = (99, 99)
-    """At most so many in train and in test."""
+    """Maximum number of positives in train and in test."""
 
     train_split: ClassVar[str] = "trainval"
     test_split: ClassVar[str] = "test"
@@ -79,8 +83,10 @@ class Toy(Dataset, name="toy_of_svms"):
 
 
 def envelope(scores: list[float], positive: list[bool]) -> float:
-    """The definition, in exact fractions: for each positive image, the best precision of a threshold that
-    reaches its recall."""
+    """Compute the definition in exact fractions.
+
+    For each positive image, take the best precision of the thresholds that reach its recall.
+    """
     thresholds = sorted(set(scores), reverse=True)
     chosen = [
         [p for s, p in zip(scores, positive, strict=True) if s >= threshold] for threshold in thresholds
@@ -93,8 +99,10 @@ def envelope(scores: list[float], positive: list[bool]) -> float:
 
 
 def eleven_points(positive: list[bool]) -> float:
-    """VOC2007's own measure, for images in the order of their scores: the mean of the best precisions at
-    recalls 0, .1, ..., 1."""
+    """Return VOC2007's own measure for images in the order of their scores.
+
+    It is the mean of the best precisions at recalls 0, .1, ..., 1.
+    """
     points = [
         (Fraction(sum(positive[:n]), sum(positive)), Fraction(sum(positive[:n]), n))
         for n in range(1, len(positive) + 1)
@@ -106,19 +114,19 @@ def eleven_points(positive: list[bool]) -> float:
 
 
 def ranked(marks: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images in the order of their scores, + or -."""
+    """Return scores and labels for images in the order of their scores, + or -."""
     return np.arange(len(marks), 0, -1.0), np.array([mark == "+" for mark in marks])
 
 
 @pytest.mark.parametrize(
     ("marks", "all_point", "plain", "eleven"),
     [
-        # Precision falls from one positive to the next: the envelope changes nothing.
+        # Precision falls from one positive to the next, so the envelope changes nothing.
         ("+-+", (1 + 2 / 3) / 2, (1 + 2 / 3) / 2, (6 * 1 + 5 * 2 / 3) / 11),
         ("+++--", 1, 1, 1),
         ("----+", 1 / 5, 1 / 5, 1 / 5),
         ("+--+---+", (1 + 2 / 4 + 3 / 8) / 3, (1 + 2 / 4 + 3 / 8) / 3, (4 * 1 + 3 * 2 / 4 + 4 * 3 / 8) / 11),
-        # It rises: 1/2, then 2/3 at a higher recall, which counts for both.
+        # Precision rises: 1/2, then 2/3 at a higher recall, which counts for both.
         ("-++", 2 / 3, (1 / 2 + 2 / 3) / 2, 2 / 3),
         # 1, 2/4, 3/5: the second takes 3/5 from the third.
         ("+--++", (1 + 3 / 5 + 3 / 5) / 3, (1 + 2 / 4 + 3 / 5) / 3, (4 * 1 + 7 * 3 / 5) / 11),
@@ -135,7 +143,7 @@ def test_average_precision_of_hand_computed_rankings(
     marks: str, all_point: float, plain: float, eleven: float
 ) -> None:
     from sklearn.metrics import (
-        average_precision_score,  # here, as it takes seconds to import, in every process of the tests
+        average_precision_score,  # imported late: the import takes seconds, in every process of the tests
     )
 
     scores, positive = ranked(marks)
@@ -143,13 +151,15 @@ def test_average_precision_of_hand_computed_rankings(
     assert average_precision_score(positive, scores) == pytest.approx(plain, rel=1e-14)
     assert eleven_points(positive.tolist()) == pytest.approx(eleven, rel=1e-14)
     assert len({all_point, plain, eleven}) > 1 or all_point in (1, 1 / 5), (
-        "one of the three measures is told from the others"
+        "at least one of the three measures differs from the others"
     )
 
 
 def test_images_that_tie_pass_the_threshold_together_in_any_order() -> None:
-    """1 of 1, then 2 of 4 as three tie, then 3 of 5: precisions 1, 1/2 and 3/5, and the envelope 1, 3/5,
-    3/5."""
+    """1 of 1, then 2 of 4 as three tie, then 3 of 5.
+
+    The precisions are 1, 1/2 and 3/5, and the envelope is 1, 3/5, 3/5.
+    """
     scores, positive = np.array([2.0, 1, 1, 1, 0]), np.array([True, False, True, False, True])
     random = np.random.default_rng(0)
     for order in (random.permutation(5) for _ in range(20)):
@@ -158,7 +168,7 @@ def test_images_that_tie_pass_the_threshold_together_in_any_order() -> None:
         )
     assert (
         average_precision(np.zeros(8), np.arange(8) < 2) == 2 / 8
-    )  # a classifier that says nothing: the share of positives
+    )  # a classifier without information: the share of positives
 
 
 @pytest.mark.parametrize("levels", [3, 10, 10**9])
@@ -194,7 +204,7 @@ def independent(
     targets: tuple[np.ndarray, np.ndarray],
     seed: int,
 ) -> Any:
-    """(AP, C) of each class by scikit-learn's own grid search on features of any length."""
+    """Yield (AP, C) of each class by scikit-learn's own grid search on features of any length."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import GridSearchCV
     from sklearn.svm import LinearSVC
@@ -220,14 +230,14 @@ def independent(
 
 
 def features_and_targets(dataset: Dataset, site: Site) -> tuple[Any, Any]:
-    """Of both splits."""
+    """Return the features and the targets of both splits."""
     splits = [several_labels(dataset, name, site) for name in (dataset.train_split, dataset.test_split)]
     rows = tuple(features.extract(encoder(), dataset, split, site, CPU).numpy() for split, _ in splits)
     return rows, tuple(targets for _, targets in splits)
 
 
 def check_against_scikit_learn(settings: LinearSVM, dataset: Dataset, site: Site) -> dict[str, float]:
-    """The protocol's run, after its numbers were compared; its measurements of the classes."""
+    """Run the protocol, compare its numbers, and return its measurements of the classes."""
     notes, said = Notes(), list[Progress]()
     measured = settings.run(encoder(), dataset, site, CPU, 3, Watch(notes, said.append))
     logged = notes.logged[0]
@@ -265,7 +275,7 @@ def test_difficult_objects_are_negative_in_training_and_do_not_count_at_test() -
 
 
 def test_of_costs_that_tie_the_first_is_taken() -> None:
-    x = np.array([[1.0, 0.1]] * 6 + [[0.1, 1.0]] * 9)  # any C tells them apart
+    x = np.array([[1.0, 0.1]] * 6 + [[0.1, 1.0]] * 9)  # any C separates them
     y = np.array([1] * 6 + [-1] * 9, np.int8)
     for costs in ((5.0, 1.0, 10.0), (1.0, 5.0)):
         fitted = LinearSVM(costs=costs).measure(x, y, x, y, 0)
@@ -295,15 +305,16 @@ def test_the_solver_draws_from_the_seed() -> None:
     [
         (
             Toy(single=True),
-            "several labels for each image, such as voc2007; the trainval split of toy_of_svms has one for each",
+            "several labels for each image, such as voc2007; "
+            "the trainval split of toy_of_svms has one for each",
         ),
         (
             Toy(positives_of_blue=(0, 9)),
-            "trainval split of toy_of_svms has 0 images with blue and 70 without: 3 folds need at least 3",
+            "trainval split of toy_of_svms has 0 images with blue and 70 without it: 3 folds need at least 3",
         ),
         (
             Toy(positives_of_blue=(2, 9)),
-            "trainval split of toy_of_svms has 2 images with blue and 68 without: 3 folds need at least 3",
+            "trainval split of toy_of_svms has 2 images with blue and 68 without it: 3 folds need at least 3",
         ),
         (Toy(positives_of_blue=(9, 0)), "the test split of toy_of_svms has no image with blue that counts"),
     ],
@@ -344,7 +355,7 @@ QUICK = LinearSVM(costs=(0.1, 10.0, 1000.0), max_iterations=100)
 
 
 def numbers() -> dict[str, float]:
-    """Of the toy images, those of each class too."""
+    """Return the numbers of the toy images, including those of each class."""
     notes = Notes()
     return QUICK.run(encoder(), Toy(), Site(), CPU, 5, Watch(notes)) | notes.logged[0]
 
@@ -372,8 +383,10 @@ from reproduce.protocols import svm
 if __name__ == "__main__":
     random = np.random.default_rng(0)
     x, y = random.random((400, 64), np.float32), np.where(np.arange(400) % 9, -1, 1).astype(np.int8)
-    easy, endless = svm.LinearSVM(costs=(0.01,)), svm.LinearSVM(costs=(1e6,), max_iterations=10**9, tolerance=1e-300)
-    tasks = [(easy, x, y, x, y, 0), (easy, x, y, x, y, 0), (endless, x, y[: int(sys.argv[1])], x, y, 0), (endless, x, y, x, y, 0)]
+    easy = svm.LinearSVM(costs=(0.01,))
+    endless = svm.LinearSVM(costs=(1e6,), max_iterations=10**9, tolerance=1e-300)
+    tasks = [(easy, x, y, x, y, 0), (easy, x, y, x, y, 0)]
+    tasks += [(endless, x, y[: int(sys.argv[1])], x, y, 0), (endless, x, y, x, y, 0)]
     for fitted in svm._fits(tasks, jobs=2):
         print(sorted(process.pid for process in multiprocessing.active_children()), flush=True)
 """
@@ -382,8 +395,11 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [True, False])
 def test_no_process_outlives_a_run_that_is_killed_or_fails(kill: bool, tmp_path: Path) -> None:
-    """Two processes fit an easy class each; then one of them is given too few targets, or both fit until the
-    run is killed."""
+    """Check that all processes end with the run.
+
+    Two processes fit an easy class each. Then one of them is given too few targets, or both fit until the run
+    is killed.
+    """
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), "400" if kill else "3"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -404,18 +420,20 @@ def test_no_process_outlives_a_run_that_is_killed_or_fails(kill: bool, tmp_path:
         assert not [pid for pid in pids if psutil.pid_exists(pid)]
     assert run.returncode == 1
     assert "Found input variables with inconsistent numbers of samples" in errors
-    assert errors.rstrip().endswith("ended without its result: its error is above, or memory ran out.")
+    assert errors.rstrip().endswith("ended without a result: its error is above, or memory ran out.")
 
 
 # Real photographs
 
 
 def devkit(root: Path) -> Path:
-    """VOC2012's photographs as a VOC2007 of two halves, each class at least twice in trainval and once in
-    test; skips without them."""
+    """Return VOC2012's photographs as a VOC2007 of two halves.
+
+    Each class appears at least twice in trainval and once in test. Skips if the photographs are missing.
+    """
     source = SHARED / "voc" / "VOCdevkit" / "VOC2012"
     if not source.is_dir():
-        pytest.skip("the photographs are not here")
+        pytest.skip("the photographs are missing")
     folder = root / "VOCdevkit" / "VOC2007"
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)

@@ -1,15 +1,14 @@
-"""What a run says of where it comes from when it goes on from a checkpoint."""
+"""Facts that a run records about its origin when it resumes from a checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from toys import on_two_processes
 
-from reproduce.data.dataset import Dataset
 from reproduce.plan import Request
 from reproduce.runs import checkpoint
 from reproduce.site import Site
@@ -20,7 +19,7 @@ CHANGES = ("num_train=64", "num_val=20")
 
 
 class Notes:
-    """A record that keeps tags and measurements."""
+    """A record that keeps tags and steps."""
 
     def __init__(self) -> None:
         self.tags: dict[str, str] = {}
@@ -30,7 +29,7 @@ class Notes:
         self.steps.append(step)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no measurement waits."""
 
     def tag(self, name: str, value: str) -> None:
         self.tags[name] = value
@@ -63,7 +62,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     next(tmp_path.glob("synthetic/*/train/*/*.ppm")).unlink()
     with pytest.raises(
         ValueError,
-        match=r"The images of synthetic_folder are not those that the checkpoint .* was trained on",
+        match=r"The checkpoint in .* was trained on other images than those of synthetic_folder",
     ):
         train(site)
 
@@ -85,11 +84,13 @@ def test_checkpoints_are_as_far_apart_as_the_site_says_and_the_last_epoch_has_on
 
 
 def views_of_an_epoch(folder: Path) -> list[torch.Tensor]:
-    """What this process is shown in the second and later steps of epoch 1: indices, then both views, step by
-    step."""
+    """Return what this process is shown from the second step of epoch 1 on.
+
+    For each step these are the indices, then both views.
+    """
     spec = Request(table="table8", rows="BYOL", changes=("batch_size=16", *CHANGES)).specs()[0]
     assert isinstance(spec, Pretrain)
-    site, dataset = Site(runs=folder), cast(Dataset, spec.dataset)
+    site, dataset = Site(runs=folder), spec.dataset
     shown = _batches(spec, site, dataset.load(dataset.pretrain_split, site), epoch=1, steps=4, first=1)
     return [
         tensor

@@ -1,9 +1,9 @@
-"""A torchvision ResNet's tensors under the names that Detectron2 gives them.
+"""The tensors of a torchvision ResNet under Detectron2's names.
 
-The stem's are put under `stem`, `layer1` to `layer4` are called `res2` to `res5`, a BatchNorm belongs to its
-convolution, and a shortcut is called so (facebookresearch/moco detection/convert-pretrain-to-detectron2.py;
-detectron2/modeling/backbone/resnet.py). The classifier is dropped. 318 tensors for a ResNet-50: 53
-convolutions and the 5 tensors of each one's BatchNorm.
+The stem's tensors move to `stem`, and `layer1` to `layer4` become `res2` to `res5`. A BatchNorm belongs to
+its convolution, and a downsampling branch is called `shortcut`. The classifier is dropped. Sources:
+facebookresearch/moco detection/convert-pretrain-to-detectron2.py and detectron2/modeling/backbone/resnet.py.
+A ResNet-50 has 318 tensors: 53 convolutions, each with the 5 tensors of its BatchNorm.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AUTHOR = "msbreg-reproduction"
-"""Any but Caffe2, whose names and channel order Detectron2 would convert once more."""
+"""Author recorded in the file. Any name but Caffe2 works: Detectron2 would convert Caffe2's names and channel
+order once more."""
 
 
 def renamed(name: str) -> str:
-    """`layer1.0.bn2.weight` -> `res2.0.conv2.norm.weight`."""
+    """Return Detectron2's name of a tensor: `layer1.0.bn2.weight` -> `res2.0.conv2.norm.weight`."""
     name = re.sub(r"\bdownsample\.0\.", "shortcut.", name)
     name = re.sub(r"\bdownsample\.1\.", "shortcut.norm.", name)
     name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
@@ -31,18 +32,20 @@ def renamed(name: str) -> str:
 
 
 def converted(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-    """The backbone's `state_dict()` as Detectron2 names it, on the CPU."""
+    """Return the backbone's `state_dict()` under Detectron2's names, on the CPU."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
     return {renamed(name): tensor.detach().cpu().contiguous().numpy() for name, tensor in kept.items()}
 
 
 def file(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a pickle of weights holds, so that Detectron2 fits the names to whatever detector loads it."""
+    """Return the content of a weights pickle; Detectron2 matches its names to those of any detector."""
     return {"model": converted(tensors), "__author__": AUTHOR, "matching_heuristics": True}
 
 
 def matches(name: str, ours: Container[str]) -> bool:
-    """Whether a detector's tensor has the name of one of ours behind what it is a part of
-    (detectron2/checkpoint/c2_model_loading.py)."""
+    """Return whether a detector's tensor has one of our names, possibly behind the name of the part it is in.
+
+    Follows detectron2/checkpoint/c2_model_loading.py.
+    """
     parts = name.split(".")
     return any(".".join(parts[begin:]) in ours for begin in range(len(parts)))

@@ -1,10 +1,10 @@
-"""What a fine-tuning costs, counted from its layers like a backbone (`nn/cost.py`), without torch or an
-engine.
+"""Operations of a fine-tuning, counted from its layers like those of a backbone (`nn/cost.py`).
 
-    operations(VOCDetection(), network("resnet50"))           # 9.7e17: training, a multiply-add as two
+    operations(VOCDetection(), network("resnet50"))   # 9.7e17: training, a multiply-add counts as two
 
-Convolutions and fully connected layers alone: what lies between them (choosing proposals, suppression) takes
-time that is not counted. Nor is the test, whose images are few beside those of the training.
+Only convolutions and fully connected layers are counted. The steps between them (selection of proposals,
+suppression) take additional time. The test is not counted either, as its images are few compared with those
+of the training. The count needs neither torch nor an engine.
 """
 
 from __future__ import annotations
@@ -20,28 +20,30 @@ if TYPE_CHECKING:
     from reproduce.protocols.detection import Detection
 
 ASPECT = 4 / 3
-"""The longer side of a photograph in proportion to the shorter."""
+"""Ratio of a photograph's longer to its shorter side."""
 FORWARD_AND_BACKWARD = 3
-"""Forward passes that a step of training amounts to."""
+"""Number of forward passes that cost as much as one training step."""
 WIDTH, DENSE = 256, 1024
 """Channels of Detectron2's pyramid and heads, and of their fully connected layers
 (detectron2/config/defaults.py)."""
 POSITIVE = 1 / 4
-"""The part of an image's proposals that show an object, at most: those get a mask
-(detectron2/config/defaults.py)."""
+"""Maximum fraction of an image's proposals that show an object (detectron2/config/defaults.py). Only these
+get a mask."""
 
 
 def operations(protocol: Detection, network: Network) -> float:
-    """Of the training of a detector around a backbone, and of BatchNorm's statistics after it."""
-    side = ASPECT**0.5 * statistics.mean(
-        protocol.train_sizes
-    )  # of a square of as many pixels as an image has
+    """Return the operations of training a detector, including those of precise BatchNorm statistics."""
+    # Side of a square with as many pixels as an image.
+    side = ASPECT**0.5 * statistics.mean(protocol.train_sizes)
     passes = FORWARD_AND_BACKWARD * protocol.schedule.iterations + protocol.precise_bn_iterations
     return passes * protocol.batch_size * (_fpn if protocol.fpn else _c4)(protocol, network, side)
 
 
 def _c4(protocol: Detection, network: Network, side: float) -> float:
-    """Forward, an image of `side` x `side` pixels: the last stage is the head of each box."""
+    """Return the operations of a forward pass of one image of `side` x `side` pixels through a C4 detector.
+
+    Its last stage is the head of each box.
+    """
     coarsest = max(layer.reduction for layer in network.layers)
     features = [layer for layer in network.layers if layer.reduction < coarsest]
     channels = max(layer.outputs for layer in features)
@@ -54,7 +56,10 @@ def _c4(protocol: Detection, network: Network, side: float) -> float:
 
 
 def _fpn(protocol: Detection, network: Network, side: float) -> float:
-    """The same: a pyramid over all stages and one level more, heads of boxes and of masks."""
+    """Return the operations of a forward pass of one image through a detector with a pyramid.
+
+    The pyramid covers all stages and one more level. It has heads for boxes and for masks.
+    """
     settings, stages = cast("COCOMaskRCNN", protocol), network.layers[1:]
     wide = protocol.engine == "detectron2"
     width = WIDTH if wide else max(32, network.num_features // 8)  # as in `detector.py`
@@ -90,5 +95,5 @@ def _layers(layers: list[Conv], side: float) -> float:
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, side: float) -> float:
-    """Operations of one that returns `side` x `side` places."""
+    """Return the operations of a convolution with an output of `side` x `side` positions."""
     return 2 * inputs * outputs * (kernel * side) ** 2

@@ -1,13 +1,15 @@
-"""Faster R-CNN and Mask R-CNN of torchvision's parts around a backbone of ours.
+"""Faster R-CNN and Mask R-CNN built from torchvision's parts around one of our backbones.
 
-C4 (`voc_detection`): the features are those of the last stage but one, the last stage is the head of each
-box, with a BatchNorm behind it. FPN (`coco_mask_rcnn`): a pyramid over all stages, with BatchNorm in it and
-in the heads.
+C4 (`voc_detection`): features come from the last stage but one. The last stage, followed by a BatchNorm, is
+the head of each box. FPN (`coco_mask_rcnn`): a pyramid over all stages, with BatchNorm in the pyramid and in
+the heads.
 
-What the protocol has no setting for is the same in torchvision and in Detectron2
-(detectron2/config/defaults.py: overlaps of .7 and .3, of .5, 256 anchors of an image, half of them objects, a
-quarter of its proposals; suppression at .7 and .5; weights 10, 10, 5, 5), or torchvision's: rounded anchors,
-RoIAlign with `aligned=False`, smooth L1 with beta 1/9, initial weights.
+Values for which the protocol has no setting are of two kinds:
+
+- the same in torchvision and Detectron2 (detectron2/config/defaults.py): overlaps of .7 and .3, and of .5;
+  256 anchors per image, half of them objects; a quarter of an image's proposals objects; suppression at .7
+  and .5; weights 10, 10, 5, 5;
+- torchvision's own: rounded anchors, RoIAlign with `aligned=False`, smooth L1 with beta 1/9, initial weights.
 """
 
 from __future__ import annotations
@@ -42,25 +44,25 @@ if TYPE_CHECKING:
     from reproduce.protocols.detection import Detection
 
 NORMS = ("SyncBN", "naiveSyncBN", "BN")
-"""The norms that are BatchNorm where there is one process."""
+"""Normalisations that equal BatchNorm with a single process."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-"""Of anchors, height to width (detectron2/config/defaults.py)."""
+"""Ratios of an anchor's height to its width (detectron2/config/defaults.py)."""
 CANONICAL = {"canonical_scale": 224, "canonical_level": 4}
-"""A box of 224 pixels is pooled from features of stride 16 (detectron2/modeling/poolers.py)."""
+"""Reference of the pooling: a box of 224 pixels is pooled from features of stride 16
+(detectron2/modeling/poolers.py)."""
 NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def build(
     protocol: Detection, backbone: nn.Module, dataset: DetectionDataset, *, num_classes: int, seed: int
 ) -> Any:
-    """A detector with a copy of `backbone`, and with heads whose weights `seed` decides: torchvision's
-    GeneralizedRCNN on the CPU.
+    """Build a detector with a copy of `backbone` and with heads whose weights `seed` determines.
 
-    In training it maps images and targets (`examples.py`) to named losses; in eval mode images to boxes,
-    labels from 1, scores and masks.
+    The result is torchvision's GeneralizedRCNN on the CPU. In training mode it maps images and targets
+    (`examples.py`) to named losses. In eval mode it maps images to boxes, labels from 1, scores and masks.
 
     Raises:
-        ValueError: torchvision has no such detector; the message names the setting.
+        ValueError: torchvision has no such detector. The message names the setting.
     """
     _check(protocol)
     own = copy.deepcopy(backbone).cpu().to(memory_format=torch.contiguous_format).requires_grad_(True)
@@ -70,19 +72,15 @@ def build(
 
 
 def test_mode(detector: Any, protocol: Detection) -> Any:
-    """The detector as it measures: at the size of test images. It does not train after that."""
+    """Prepare the detector for testing, at the size of test images. It cannot be trained afterwards."""
     detector.transform.min_size = (protocol.test_size,)
     return detector.eval()
 
 
 def parameter_groups(detector: nn.Module, protocol: Detection) -> list[dict[str, Any]]:
-    """The parameters that are trained, those of normalisation apart, each with its weight decay."""
-    norms = [
-        p
-        for module in detector.modules()
-        if isinstance(module, NORMALISATION)
-        for p in module.parameters(recurse=False)
-    ]
+    """Return the trained parameters in two groups, normalisation apart, each with its weight decay."""
+    layers = [module for module in detector.modules() if isinstance(module, NORMALISATION)]
+    norms = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
     known = {id(parameter) for parameter in norms}
     others = [parameter for parameter in detector.parameters() if id(parameter) not in known]
     groups = ((others, protocol.weight_decay), (norms, protocol.norm_weight_decay))
@@ -92,14 +90,14 @@ def parameter_groups(detector: nn.Module, protocol: Detection) -> list[dict[str,
 
 
 class Trunk(nn.Module):
-    """The first stages of a backbone, of which the first `freeze_at` are not trained, nor their
-    statistics."""
+    """The first stages of a backbone. The first `freeze_at` of them keep their weights and statistics."""
 
     def __init__(self, parts: list[Stage], freeze_at: int) -> None:
         super().__init__()
         if not 0 <= freeze_at <= len(parts):
             raise InvalidError(
-                f"freeze_at is {freeze_at}, but the backbone has {len(parts)} stages that can be frozen, the stem included."
+                f"freeze_at is {freeze_at}, but the backbone has only {len(parts)} stages to freeze, "
+                "including the stem."
             )
         self.stages = nn.ModuleList(part.module for part in parts)
         self.frozen = self.stages[:freeze_at].requires_grad_(False)
@@ -110,7 +108,7 @@ class Trunk(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(n, 3, h, w) -> the features of each stage, (n, channels, h / stride, w / stride)."""
+        """Return the features of each stage: (n, 3, h, w) -> (n, channels, h / stride, w / stride)."""
         features = []
         for stage in self.stages:
             images = stage(images)
@@ -126,13 +124,15 @@ class C4(nn.Module):
         self.trunk = trunk
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(n, 3, h, w) -> one level."""
+        """Return a single level of features: (n, 3, h, w) -> (n, channels, h / stride, w / stride)."""
         return OrderedDict([("0", self.trunk(images)[-1])])
 
 
 class LastStage(nn.Module):
-    """The head of a box: the backbone's last stage, one more norm, the mean over places
-    (`Res5ROIHeadsExtraNorm`)."""
+    """Head of a box: the backbone's last stage, one more norm, and the mean over positions.
+
+    Follows Detectron2's `Res5ROIHeadsExtraNorm`.
+    """
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -140,9 +140,8 @@ class LastStage(nn.Module):
         self.norm = nn.BatchNorm2d(stage.channels)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(boxes, channels, side, side) -> (boxes, last channels)."""
-        features: Tensor = self.norm(self.stage(pooled)).mean(dim=(2, 3))
-        return features
+        """Return one vector per box: (boxes, channels, side, side) -> (boxes, last channels)."""
+        return torch.mean(self.norm(self.stage(pooled)), dim=(2, 3))
 
 
 class Pyramid(nn.Module):
@@ -156,7 +155,7 @@ class Pyramid(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(n, 3, h, w) -> levels of (n, width, h / stride, w / stride), the finest first."""
+        """Return the levels, finest first: (n, 3, h, w) -> (n, width, h / stride, w / stride) each."""
         features = self.trunk(images)[1:]
         levels: dict[str, Tensor] = self.fpn(
             OrderedDict((str(level), each) for level, each in enumerate(features))
@@ -165,14 +164,16 @@ class Pyramid(nn.Module):
 
 
 def _check(protocol: Detection) -> None:
-    """Raises ValueError for a setting that torchvision does not have."""
+    """Raise ValueError for a setting that torchvision does not have."""
     if protocol.stride_in_1x1:
         raise InvalidError(
-            "stride_in_1x1 is True, but the stride of torchvision's bottlenecks is in the 3x3 convolution: set it to False."
+            "stride_in_1x1 is True, but the stride of torchvision's bottlenecks is in the 3x3 convolution: "
+            "set it to False."
         )
     if protocol.norm not in NORMS:
         raise InvalidError(
-            f"norm is '{protocol.norm}', but the engine torchvision trains with {' or '.join(NORMS)}, the same on one process."
+            f"norm is '{protocol.norm}', but the engine torchvision trains with {' or '.join(NORMS)}, "
+            "which are the same in one process."
         )
 
 
@@ -194,7 +195,8 @@ def _pyramid(protocol: Detection, parts: list[Stage], dataset: DetectionDataset,
     settings, levels = cast("COCOMaskRCNN", protocol), parts[1:]
     if len(protocol.anchor_sizes) != len(levels) + 1:
         raise InvalidError(
-            f"anchor_sizes has {len(protocol.anchor_sizes)} sizes, but the pyramid has {len(levels) + 1} levels, one for each."
+            f"anchor_sizes has {len(protocol.anchor_sizes)} sizes, but the pyramid needs {len(levels) + 1}, "
+            "one for each level."
         )
     width = _width(levels[-1].channels)
     strides = [level.stride for level in levels]
@@ -217,13 +219,20 @@ def _pyramid(protocol: Detection, parts: list[Stage], dataset: DetectionDataset,
 
 
 def _width(channels: int) -> int:
-    """Of the pyramid and the heads: the 256 of a ResNet-50, whose last stage has 2048 channels, in
-    proportion, but at least 32."""
+    """Return the channels of the pyramid and the heads.
+
+    A ResNet-50, whose last stage has 2048 channels, has 256. Other backbones have a proportional number, at
+    least 32.
+    """
     return max(32, channels // 8)
 
 
 def _proposals(protocol: Detection, channels: int, sizes: tuple[tuple[int, ...], ...]) -> Any:
-    """The network that proposes boxes; `sizes` are those of the anchors of each level."""
+    """Return the network that proposes boxes.
+
+    Args:
+        sizes: anchor sizes of each level, in pixels.
+    """
     (train_before, train_after), (test_before, test_after) = protocol.rpn_train_top, protocol.rpn_test_top
     return RegionProposalNetwork(
         AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes)),
@@ -239,7 +248,7 @@ def _proposals(protocol: Detection, channels: int, sizes: tuple[tuple[int, ...],
 
 
 def _heads(protocol: Detection, **parts: Any) -> Any:
-    """What is done with each proposal."""
+    """Return the heads, which classify and refine each proposal."""
     return RoIHeads(
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
@@ -254,8 +263,11 @@ def _heads(protocol: Detection, **parts: Any) -> Any:
 
 
 def _pool(strides: list[int], side: int) -> Any:
-    """RoIAlign from levels of these strides. torchvision would guess them from the first batch, wrongly where
-    that is mostly padding."""
+    """Return a RoIAlign over levels with these strides.
+
+    torchvision would infer the strides from the first batch, and would get them wrong if that is mostly
+    padding.
+    """
     pool = MultiScaleRoIAlign(
         [str(level) for level in range(len(strides))], side, sampling_ratio=2, **CANONICAL
     )
@@ -265,8 +277,10 @@ def _pool(strides: list[int], side: int) -> Any:
 
 
 def _transform(protocol: Detection, dataset: DetectionDataset, multiple: int) -> Any:
-    """Normalisation, resizing to one of the training sizes, padding to a multiple of the coarsest level's
-    stride."""
+    """Return the transform of an image: normalisation, resizing to a training size, padding.
+
+    Padding goes to a multiple of the coarsest level's stride.
+    """
     return GeneralizedRCNNTransform(
         protocol.train_sizes,
         protocol.max_size,

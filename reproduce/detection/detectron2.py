@@ -1,9 +1,9 @@
-"""The engine of the paper: Detectron2, an installed package or a source folder that the site names and that
-needs no building.
+"""The engine of the paper: Detectron2, as an installed package or as a source folder.
 
-Config, data and weights go in by Detectron2's own doors (`detectron2_config.py`, `detectron2_formats.py`,
-`conversion.py`), its trainer and hooks train (`detectron2_training.py`), its evaluators score. Only functions
-here and in those files import it, when a run needs it.
+The site file names the source folder, which does not need to be built. Config, data and weights enter through
+Detectron2's own interfaces (`detectron2_config.py`, `detectron2_formats.py`, `conversion.py`). Its trainer
+and hooks train (`detectron2_training.py`), and its evaluators score. Detectron2 is imported only by functions
+of these files, when a run needs it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import copy
 import importlib
 import importlib.util
 import logging
+import math
 import os
 import pickle
 import subprocess
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
     from reproduce.nn.encoder import Encoder
     from reproduce.protocols.detection import Detection
 
-GET = (
-    "git clone https://github.com/facebookresearch/detectron2 ../detectron2 && .venv/bin/pip install -r requirements-detectron2.txt",
+INSTALL = (
+    "git clone https://github.com/facebookresearch/detectron2 ../detectron2"
+    " && .venv/bin/pip install -r requirements-detectron2.txt",
     'and, in configs/site.toml above [data]: detectron2 = "../detectron2"',
 )
-"""What gets it: a command, and a line of the site file."""
-NEEDS = {
+"""Instructions that install Detectron2: a command, and a line of the site file."""
+REQUIREMENTS = {
     "pycocotools": "pycocotools",
     "fvcore": "fvcore",
     "iopath": "iopath",
@@ -58,68 +60,74 @@ NEEDS = {
     "packaging": "packaging",
     "yaml": "PyYAML",
 }
-"""The packages that these two protocols make Detectron2 import, and their names on PyPI; of its others
-(setup.py) they use none."""
+"""Packages that these two protocols make Detectron2 import, by module, with their names on PyPI. Of its other
+requirements (setup.py), the protocols use none."""
 WEIGHTS, KEYS, CONFIG, VOC = "weights.pkl", "detectron2_weights.txt", "detectron2_config.yaml", "voc"
-"""Files: the encoder's tensors; which of them went where; the whole config; a folder of annotations to
-measure by."""
+"""Names of files: the encoder's tensors, the list of where each of them went, the whole config, and a folder
+of annotations to measure by."""
 PARITY = 1e-4
-"""Relative error of res4 above which the features are not the encoder's; rounding gives 1e-6, a stride in the
-wrong convolution .2."""
-SIDE = 256
-"""Of the part of an image that is compared, in pixels."""
-DATA = "msbreg_test"
-"""What Detectron2's evaluators know the test data by."""
+"""Maximum relative error of res4, above which the features are not the encoder's. Rounding gives 1e-6; a
+stride in the wrong convolution gives .2."""
+PARITY_SIDE = 256
+"""Side of the part of an image that is compared, in pixels."""
+DATASET = "msbreg_test"
+"""Name of the test data in Detectron2's catalog."""
 AGREEMENT = {"voc": 5e-3, "coco": 1e-3}
-"""How far our average precision may be from Detectron2's, which on VOC rounds boxes and scores; beyond, the
-log has a warning."""
+"""Maximum difference between our average precision and Detectron2's, above which the log contains a warning.
+On VOC, Detectron2 rounds boxes and scores."""
 
 logger = logging.getLogger(__name__)
 
 
 def check(site: Site) -> None:
-    """Quick: looks for files, imports nothing.
+    """Check that Detectron2 is available. This is quick: it looks for files and imports nothing.
 
     Raises:
-        LookupError: Detectron2 is not here, or what it needs from PyPI is not; the message has the lines that
-            get it.
+        LookupError: Detectron2, or one of its requirements from PyPI, is missing. The message contains the
+            commands that install it.
     """
-    if (
-        site.detectron2 is not None
-        and not (site.detectron2 / "detectron2" / "config" / "defaults.py").is_file()
-    ):
+    folder = site.detectron2
+    if folder is None and not _installed("detectron2"):
         raise NotFoundError(
-            _how(
-                "The folder that `detectron2` names in the site file is not Detectron2's source (detectron2/config/ is missing)."
+            _with_instructions(
+                "Detectron2 is missing: there is neither an installed package nor a source folder."
             )
         )
-    if site.detectron2 is None and not _installed("detectron2"):
-        raise NotFoundError(_how("Detectron2 is not here, neither installed nor as a source folder."))
-    if missing := [package for module, package in NEEDS.items() if not _installed(module)]:
+    if folder is not None and not (folder / "detectron2" / "config" / "defaults.py").is_file():
         raise NotFoundError(
-            f"Detectron2 is here, but not what it needs: {', '.join(missing)}. Get it: .venv/bin/pip install -r requirements-detectron2.txt"
+            _with_instructions(
+                "The folder that `detectron2` names in the site file is not Detectron2's source "
+                "(detectron2/config/ is missing)."
+            )
+        )
+    if missing := [package for module, package in REQUIREMENTS.items() if not _installed(module)]:
+        raise NotFoundError(
+            f"Detectron2 is available, but its requirements are missing: {', '.join(missing)}. "
+            "Get them: .venv/bin/pip install -r requirements-detectron2.txt"
         )
 
 
-def _how(problem: str) -> str:
-    return "\n    ".join((f"{problem} Get it:", *GET))
+def _with_instructions(problem: str) -> str:
+    """Return a message with the problem and how to install Detectron2."""
+    return "\n    ".join((f"{problem} Get it:", *INSTALL))
 
 
 def _installed(module: str) -> bool:
-    """A folder that merely has the name is found without an origin."""
+    """Return whether a module is installed. A folder that merely has its name is found, but has no origin."""
     found = importlib.util.find_spec(module)
     return found is not None and found.origin is not None
 
 
 def check_for(protocol: Detection, backbone: str, dataset: DetectionDataset) -> None:
-    """Check, on any machine, that Detectron2 has the backbone and takes the settings.
+    """Check that Detectron2 supports the backbone and the settings. The result is the same on every machine.
 
     Raises:
-        ValueError: it does not; the message names what it takes.
+        ValueError: It does not. The message names what it supports.
     """
     if "+" in dataset.test_split:
         raise ValueError(
-            f"test_split is {dataset.test_split}, but Detectron2 measures on one list of VOC, such as 2007_test."
+            f"test_split is {dataset.test_split}, but Detectron2 measures on a single list of VOC, "
+            "such as 2007_test."
         )
     config.settings(protocol, backbone, dataset, device="cpu", seed=0)
 
@@ -135,17 +143,17 @@ def fine_tune(
     seed: int,
     watch: Watch,
 ) -> dict[str, float]:
-    """The average precisions of `protocol.metrics`, as fractions, by Detectron2's own evaluation.
+    """Fine-tune and test with Detectron2; return `protocol.metrics` as fractions, by its own evaluation.
 
-    Checkpoints lie in the folder `detectron2` of the run's own; a run that is started again goes on from the
-    newest.
+    Checkpoints are in the subfolder `detectron2` of the run's folder. A run that is started again resumes
+    from the newest.
 
     Raises:
-        LookupError: Detectron2 is not here.
-        ValueError: Detectron2 has no such backbone or setting; there is nothing to train on; an image is
-            broken or of another size.
-        FloatingPointError: the loss is no longer finite.
-        RuntimeError: the detector's features are not the encoder's.
+        LookupError: Detectron2 is missing.
+        ValueError: Detectron2 does not support the backbone or a setting, no image can be trained on, or an
+            image is broken or has another size than annotated.
+        FloatingPointError: The loss is not finite.
+        RuntimeError: The detector's features are not the encoder's.
     """
     from reproduce.detection import detectron2_training as training
 
@@ -156,13 +164,13 @@ def fine_tune(
     elif distributed.main_process():
         formats.check_coco(test)
     devices = [device] if device.type == "cuda" else []
-    with _folder(watch) as folder, _on_stderr(), torch.random.fork_rng(devices=devices):
+    with _folder(watch) as folder, _log_to_stderr(), torch.random.fork_rng(devices=devices):
         _import(site)
         _join_processes()
         cfg = _config(values)
         if distributed.main_process():
             watch.record.tag("detectron2", version(site))
-            _leave(watch, CONFIG, cfg.dump())
+            _save_text(watch, CONFIG, cfg.dump())
             if dataset.benchmark == "voc":
                 formats.write_voc(test, dataset.test_split, folder / VOC)
         model = _detector(cfg, seed)
@@ -180,12 +188,12 @@ def fine_tune(
             workers=site.workers,
             watch=watch.part(0, shown),
         )
-        results, found = _tested(model, cfg, dataset, test, folder / VOC, site, watch.part(trained_on, shown))
-        return _concluded(protocol, test, results, found, watch)
+        results, found = _test(model, cfg, dataset, test, folder / VOC, site, watch.part(trained_on, shown))
+        return _metrics(protocol, test, results, found, watch)
 
 
 def version(site: Site) -> str:
-    """Detectron2's version, and the commit of its source folder where that is a checkout."""
+    """Return Detectron2's version, and the commit of its source folder if that is a checkout."""
     import detectron2
 
     folder, name = site.detectron2, str(detectron2.__version__)
@@ -198,8 +206,10 @@ def version(site: Site) -> str:
 
 
 def _import(site: Site) -> None:
-    """Imports Detectron2 from where the site says; the source folder is on the import path no longer than
-    that."""
+    """Import Detectron2 from where the site names it.
+
+    A source folder is on the import path only during the import.
+    """
     from reproduce.detection import detectron2_modules
 
     before = list(sys.path)
@@ -213,7 +223,7 @@ def _import(site: Site) -> None:
 
 
 def _join_processes() -> None:
-    """Tells Detectron2 which of torchrun's processes are on this machine."""
+    """Pass Detectron2 the group of torchrun's processes on this machine."""
     from detectron2.utils import comm
 
     if distributed.world_size() > 1:
@@ -221,10 +231,10 @@ def _join_processes() -> None:
 
 
 def _config(values: Mapping[str, Any]) -> Any:
-    """Detectron2's config with these values, frozen."""
+    """Return Detectron2's config with these values, frozen."""
     from detectron2.config import get_cfg
 
-    if values["MODEL.DEVICE"] == "cpu" and distributed.world_size() > 1:  # torch's own then needs a GPU
+    if values["MODEL.DEVICE"] == "cpu" and distributed.world_size() > 1:  # torch's SyncBN needs a GPU
         values = {name: "naiveSyncBN" if value == "SyncBN" else value for name, value in values.items()}
     cfg = get_cfg()
     cfg.merge_from_list([part for pair in values.items() for part in pair])
@@ -233,7 +243,7 @@ def _config(values: Mapping[str, Any]) -> Any:
 
 
 def _detector(cfg: Any, seed: int) -> Any:
-    """The detector on its device with the initial weights that `seed` decides."""
+    """Return the detector on its device, with the initial weights that `seed` determines."""
     from detectron2.modeling import build_model
 
     torch.manual_seed(seeds.seed("detection weights", seed))
@@ -249,27 +259,28 @@ def _first_weights(
     watch: Watch,
     checkpointer: Any,
 ) -> None:
-    """Loads the encoder into the detector by Detectron2's checkpointer, and checks that it is the encoder."""
+    """Load the encoder into the detector by Detectron2's checkpointer, and check that the features agree.
+
+    Raises:
+        RuntimeError: A tensor of the encoder is not used, or the detector's features are not the encoder's.
+    """
     content = conversion.file(encoder.backbone.state_dict())
     if distributed.main_process():
         (folder / WEIGHTS).write_bytes(pickle.dumps(content))
-    distributed.agreed(True)  # the others wait for the file
+    distributed.agreed(True)  # the other processes wait for the file
     checkpointer.load(str(folder / WEIGHTS), checkpointables=[])
     unused = [
         *checkpointer.incompatible.unexpected_keys,
         *(name for name, *_ in checkpointer.incompatible.incorrect_shapes),
     ]
     missing = set(checkpointer.incompatible.missing_keys)
-    matched = [
-        name
-        for name in model.state_dict()
-        if name not in missing and conversion.matches(name, content["model"])
-    ]
-    listing = _listing(matched, [name for name in model.state_dict() if name not in matched], unused)
+    names = list(model.state_dict())
+    matched = [name for name in names if name not in missing and conversion.matches(name, content["model"])]
+    listing = _listing(matched, [name for name in names if name not in matched], unused)
     error = parity(model, encoder, dataset, images)
     if distributed.main_process():
         logger.info(listing)
-        _leave(watch, KEYS, listing)
+        _save_text(watch, KEYS, listing)
         watch.record.tag("res4_parity", f"{error:.1e}")
     if unused:
         raise RuntimeError(
@@ -277,13 +288,14 @@ def _first_weights(
         )
     if not error <= PARITY:
         raise RuntimeError(
-            f"The detector's res4 differs from the encoder's layer3 by {error:.1e} of it on an image, more than {PARITY:g}: usually "
-            "stride_in_1x1 is not the encoder's, or the data set's mean and std are not what it was trained with."
+            f"On an image, the detector's res4 differs from the encoder's layer3 by {error:.1e} of its norm, "
+            f"more than {PARITY:g}: usually stride_in_1x1 is not the encoder's, or the encoder was trained "
+            "with another mean and std than the data set's."
         )
 
 
 def _listing(matched: Sequence[str], initial: Sequence[str], unused: Sequence[str]) -> str:
-    """Which of the detector's tensors come from the encoder, one a line."""
+    """Return a text, one name per line, of the tensors that come from the encoder, and of all others."""
     parts = {
         "from the encoder": matched,
         "with their initial values": initial,
@@ -297,14 +309,15 @@ def _listing(matched: Sequence[str], initial: Sequence[str], unused: Sequence[st
 
 
 def parity(model: Any, encoder: Encoder, dataset: DetectionDataset, images: Annotated) -> float:
-    """The relative error of the detector's res4 against the encoder's layer3, each with its own
-    normalisation, on part of an image."""
+    """Return the relative error of the detector's res4 against the encoder's layer3 on part of an image.
+
+    Each network uses its own normalisation. NaN if the shapes differ.
+    """
     from reproduce.data.detection import pixels
     from reproduce.nn.stages import stages
 
-    shown = (
-        torch.tensor(pixels(images.trainable[0])[:SIDE, :SIDE]).permute(2, 0, 1)[None].float()
-    )  # (1, 3, height, width)
+    part = pixels(images.trainable[0])[:PARITY_SIDE, :PARITY_SIDE]
+    shown = torch.tensor(part).permute(2, 0, 1)[None].float()  # (1, 3, height, width)
     theirs = copy.deepcopy(getattr(model.backbone, "bottom_up", model.backbone)).cpu().eval()
     ours = copy.deepcopy(encoder.backbone).cpu().eval()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (dataset.mean, dataset.std))
@@ -313,15 +326,13 @@ def parity(model: Any, encoder: Encoder, dataset: DetectionDataset, images: Anno
         wanted = (shown / 255 - mean) / std
         for stage in stages(ours)[:4]:
             wanted = stage.module(wanted)
-        return (
-            float((features - wanted).norm() / wanted.norm())
-            if features.shape == wanted.shape
-            else float("nan")
-        )
+    if features.shape != wanted.shape:
+        return math.nan
+    return float((features - wanted).norm() / wanted.norm())
 
 
-class _Found:
-    """Collects what is found, as one of Detectron2's evaluators."""
+class _Collector:
+    """One of Detectron2's evaluators, which collects the detections."""
 
     def __init__(self, num_images: int, masks: bool, watch: Watch) -> None:
         self._num_images, self._masks, self._watch = num_images, masks, watch
@@ -337,38 +348,39 @@ class _Found:
         self._watch.report(Progress(done, self._num_images, "images", "testing"))
 
     def evaluate(self) -> None:
-        """Gathers the images of all processes in the first; gives no numbers."""
+        """Gather the detections of all processes in the first. Returns no numbers."""
         from detectron2.utils import comm
 
         self.predicted = [each for part in comm.gather(self.predicted) for each in part]
 
 
 def _predicted(image: int | str, instances: Any, masks: bool) -> Predicted:
-    """What Detectron2 found in an image, masks as the benchmark encodes them."""
+    """Return the detections of one image, with masks in the benchmark's encoding."""
     import numpy as np
     from pycocotools import mask
 
-    encoded = (
-        [mask.encode(np.asfortranarray(each.numpy().astype("uint8"))) for each in instances.pred_masks]
-        if masks
-        else None
-    )
+    encoded = None
+    if masks:
+        arrays = [each.numpy().astype("uint8") for each in instances.pred_masks]
+        encoded = tuple(mask.encode(np.asfortranarray(each)) for each in arrays)
     return Predicted(
         id=image,
         boxes=instances.pred_boxes.tensor.numpy().astype("float64"),
         scores=instances.scores.numpy().astype("float64"),
         labels=instances.pred_classes.numpy().astype("int64"),
-        masks=None if encoded is None else tuple(encoded),
+        masks=encoded,
     )
 
 
-def _tested(
+def _test(
     model: Any, cfg: Any, dataset: DetectionDataset, test: Annotated, voc: Path, site: Site, watch: Watch
 ) -> tuple[dict[str, Any], list[Predicted]]:
-    """Detectron2's results, in per cent, and what was found; on the first process, the others have neither.
+    """Return Detectron2's results, in per cent, and all detections.
+
+    On all processes but the first, both are incomplete.
 
     Args:
-        voc: as of `detectron2_formats.metadata`.
+        voc: folder of VOC's annotations; see `detectron2_formats.metadata`.
     """
     from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
     from detectron2.evaluation import (
@@ -386,27 +398,25 @@ def _tested(
         mapper=partial(mapped, map_one),
         num_workers=site.workers,
     )
-    MetadataCatalog.pop(DATA, None)
-    MetadataCatalog.get(DATA).set(**formats.metadata(dataset, test, voc))
+    MetadataCatalog.pop(DATASET, None)
+    MetadataCatalog.get(DATASET).set(**formats.metadata(dataset, test, voc))
     try:
-        tasks = ("bbox", "segm") if masks else ("bbox",)
-        theirs = (
-            PascalVOCDetectionEvaluator(DATA)
-            if dataset.benchmark == "voc"
-            else COCOEvaluator(DATA, tasks, use_fast_impl=False)
-        )
-        found = _Found(len(test.pictures), masks, watch)
+        if dataset.benchmark == "voc":
+            theirs = PascalVOCDetectionEvaluator(DATASET)
+        else:
+            theirs = COCOEvaluator(DATASET, ("bbox", "segm") if masks else ("bbox",), use_fast_impl=False)
+        found = _Collector(len(test.pictures), masks, watch)
         with contextlib.closing(Readable(loader)) as shown:
             results = inference_on_dataset(model, shown, DatasetEvaluators([theirs, found]))
     finally:
-        MetadataCatalog.pop(DATA, None)
+        MetadataCatalog.pop(DATASET, None)
     return dict(results), found.predicted
 
 
-def _concluded(
+def _metrics(
     protocol: Detection, test: Annotated, results: Mapping[str, Any], found: Sequence[Predicted], watch: Watch
 ) -> dict[str, float]:
-    """The metrics on every process; by class and by size and as a picture for the record."""
+    """Return the metrics on every process, after the first has recorded the details and a picture."""
     from detectron2.utils import comm
 
     measured: dict[str, float] = {}
@@ -418,14 +428,14 @@ def _concluded(
         difference = max(abs(each.ap - measured[f"{prefix}ap"]) for prefix, each in scores.items())
         watch.record.log(protocol.schedule.iterations, {"scoring_difference": difference})
         log = logger.warning if difference > AGREEMENT[protocol.benchmark] else logger.info
-        log("Our average precision differs from Detectron2's by %.2g at most.", difference)
+        log("Our average precision differs from Detectron2's by at most %.2g.", difference)
     everyone: list[dict[str, float]] = comm.all_gather(measured)
     return everyone[0]
 
 
 @contextlib.contextmanager
 def _folder(watch: Watch) -> Iterator[Path]:
-    """Where weights and checkpoints lie: in the run's folder, or in one that is gone afterwards."""
+    """Yield the folder of weights and checkpoints: in the run's folder, or a temporary one."""
     if watch.folder is None:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
@@ -435,8 +445,8 @@ def _folder(watch: Watch) -> Iterator[Path]:
     yield folder
 
 
-def _leave(watch: Watch, name: str, text: str) -> None:
-    """A text as an artifact of the run."""
+def _save_text(watch: Watch, name: str, text: str) -> None:
+    """Write a text as an artifact of the run."""
     if watch.folder is not None:
         path = watch.folder / name
         path.write_text(text + "\n")
@@ -444,14 +454,16 @@ def _leave(watch: Watch, name: str, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _on_stderr() -> Iterator[None]:
-    """Detectron2's and our log go to standard error, which is the run's log; so does what the benchmark's
-    tools print."""
+def _log_to_stderr() -> Iterator[None]:
+    """Redirect Detectron2's log, ours and the output of the benchmark's tools to standard error.
+
+    Standard error is the run's log.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-    talking = [logging.getLogger(name) for name in ("detectron2", "fvcore", __name__)]
-    before = [(each.level, each.propagate) for each in talking]
-    for each in talking:
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", __name__)]
+    before = [(each.level, each.propagate) for each in loggers]
+    for each in loggers:
         each.addHandler(handler)
         each.setLevel(logging.INFO if distributed.main_process() else logging.WARNING)
         each.propagate = False
@@ -459,7 +471,7 @@ def _on_stderr() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        for each, (level, propagate) in zip(talking, before, strict=True):
+        for each, (level, propagate) in zip(loggers, before, strict=True):
             each.removeHandler(handler)
             each.setLevel(level)
             each.propagate = propagate

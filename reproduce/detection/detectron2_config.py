@@ -1,7 +1,6 @@
-"""A protocol's settings under the names of Detectron2's config, as plain values: nothing of Detectron2 is
-imported here.
+"""A protocol's settings under the names of Detectron2's config, as plain values.
 
-What is not set keeps the value of detectron2/config/defaults.py.
+Nothing of Detectron2 is imported here. Values that are not set remain those of detectron2/config/defaults.py.
 """
 
 from __future__ import annotations
@@ -16,23 +15,25 @@ if TYPE_CHECKING:
     from reproduce.protocols.detection import Detection
 
 C4_HEADS = "Res5HeadsWithNorm"
+"""Name of the heads that `detectron2_modules.py` registers."""
 SMALL_STEM, SMALL_STEM_FPN = "resnet_3x3", "resnet_3x3_fpn"
-"""What `detectron2_modules.py` registers, by name."""
+"""Names of the backbones that `detectron2_modules.py` registers."""
 HEADS = {"4conv1fc": (4, 1), "2fc": (0, 2)}
-"""Convolutions and fully connected layers of the box head (detectron2 configs/Misc/,
+"""Numbers of convolutions and fully connected layers of the box head (detectron2 configs/Misc/,
 mask_rcnn_R_50_FPN_3x_syncbn.yaml and configs/Base-RCNN-FPN.yaml)."""
 STAGES = ("res2", "res3", "res4", "res5")
+"""Detectron2's names of the stages of a ResNet after the stem."""
 
 
 class ResNet(NamedTuple):
-    """A backbone of `nn/backbones.py` as Detectron2 sees it."""
+    """A backbone of `nn/backbones.py` in Detectron2's terms."""
 
     depth: int
     channels: int
-    """Of the first stage (detectron2/config/defaults.py, RES2_OUT_CHANNELS)."""
+    """Output channels of the first stage (detectron2/config/defaults.py, RES2_OUT_CHANNELS)."""
     small_stem: bool
-    """A 3x3 convolution with stride 1 in place of the 7x7 one with stride 2: all features are twice as wide
-    and high."""
+    """True for a 3x3 convolution with stride 1 in place of the 7x7 one with stride 2. All features are then
+    twice as wide and high."""
 
 
 RESNETS = {
@@ -41,17 +42,16 @@ RESNETS = {
     "resnet18_3x3": ResNet(18, 64, True),
 }
 
-
 NORMS = ("SyncBN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN", "BN", "FrozenBN", "GN")
-"""Those that Detectron2 has for convolutions (detectron2/layers/batch_norm.py), but for LN, which no ResNet
-has."""
+"""Normalisations that Detectron2 has for convolutions (detectron2/layers/batch_norm.py), except LN, which is
+not used in ResNets."""
 
 
 def resnet(backbone: str) -> ResNet:
-    """What Detectron2 must build for a backbone.
+    """Return what Detectron2 must build for a backbone.
 
     Raises:
-        ValueError: it is no ResNet.
+        ValueError: The backbone is not a ResNet that Detectron2 can build.
     """
     if backbone not in RESNETS:
         raise InvalidError(
@@ -64,11 +64,12 @@ def resnet(backbone: str) -> ResNet:
 def settings(
     protocol: Detection, backbone: str, dataset: DetectionDataset, *, device: str, seed: int
 ) -> dict[str, Any]:
-    """Every value that differs from Detectron2's defaults, or that a source of the protocol gives, by its
-    dotted name.
+    """Return the settings of Detectron2's config by their dotted names.
+
+    They are every value that differs from Detectron2's defaults or that a source of the protocol gives.
 
     Raises:
-        ValueError: Detectron2 has no such backbone, or does not take a setting's value.
+        ValueError: Detectron2 does not support the backbone, or a setting's value.
     """
     network = resnet(backbone)
     if protocol.norm not in NORMS:
@@ -78,7 +79,8 @@ def settings(
     stages = len(STAGES) + 1 if protocol.fpn else len(STAGES)
     if protocol.freeze_at > stages:
         raise InvalidError(
-            f"freeze_at is {protocol.freeze_at}, but the backbone has {stages} stages that can be frozen, the stem included."
+            f"freeze_at is {protocol.freeze_at}, but the backbone has only {stages} stages to freeze, "
+            "including the stem."
         )
     return {
         **_network(protocol, network, dataset, device),
@@ -91,7 +93,7 @@ def settings(
 
 
 def _network(protocol: Detection, network: ResNet, dataset: DetectionDataset, device: str) -> dict[str, Any]:
-    """What both architectures share; pixels go from 0 to 255."""
+    """Return the values that both architectures share. Pixels range from 0 to 255."""
     return {
         "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
         "MODEL.DEVICE": device,
@@ -115,8 +117,10 @@ def _network(protocol: Detection, network: ResNet, dataset: DetectionDataset, de
 
 
 def _c4(protocol: Detection, network: ResNet) -> dict[str, Any]:
-    """Proposals from the last stage but one; the last is the head of each box (moco
-    detection/train_net.py)."""
+    """Return the values of a C4 detector (moco detection/train_net.py).
+
+    Proposals come from the last stage but one. The last stage is the head of each box.
+    """
     return {
         "MODEL.BACKBONE.NAME": SMALL_STEM if network.small_stem else "build_resnet_backbone",
         "MODEL.RESNETS.OUT_FEATURES": ["res4"],
@@ -128,16 +132,17 @@ def _c4(protocol: Detection, network: ResNet) -> dict[str, Any]:
 
 
 def _pyramid(protocol: Detection, network: ResNet) -> dict[str, Any]:
-    """Features of all stages and one more, which is every other value of the last (detectron2
-    configs/Base-RCNN-FPN.yaml).
+    """Return the values of a feature pyramid over all stages (detectron2 configs/Base-RCNN-FPN.yaml).
 
-    Detectron2 names a level by the logarithm of its stride: p2 to p6, or p1 to p5 behind the small stem.
+    One more level contains every other value of the last. Detectron2 names a level by the logarithm of its
+    stride: p2 to p6, or p1 to p5 behind the small stem.
     """
     first = 1 if network.small_stem else 2
     levels = [f"p{first + number}" for number in range(len(STAGES) + 1)]
     if len(protocol.anchor_sizes) != len(levels):
         raise InvalidError(
-            f"{protocol.name} takes one anchor size for each of {len(levels)} levels, not {protocol.anchor_sizes}."
+            f"{protocol.name} takes one anchor size for each of {len(levels)} levels, "
+            f"not {protocol.anchor_sizes}."
         )
     return {
         "MODEL.BACKBONE.NAME": SMALL_STEM_FPN if network.small_stem else "build_resnet_fpn_backbone",
@@ -152,8 +157,10 @@ def _pyramid(protocol: Detection, network: ResNet) -> dict[str, Any]:
 
 
 def _heads(protocol: COCOMaskRCNN) -> dict[str, Any]:
-    """The heads of boxes and of masks, BatchNorm in both (detectron2
-    configs/Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml)."""
+    """Return the values of the box and mask heads, with BatchNorm in both.
+
+    Source: detectron2 configs/Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml.
+    """
     convolutions, connected = HEADS[protocol.box_head]
     return {
         "MODEL.MASK_ON": True,
@@ -169,8 +176,10 @@ def _heads(protocol: COCOMaskRCNN) -> dict[str, Any]:
 
 
 def _images(protocol: Detection) -> dict[str, Any]:
-    """How images are shown. The probability of a flip is no value of the config: `detectron2_training.py`
-    gives it to the mapper."""
+    """Return the values that describe how images are shown.
+
+    The config has no value for the probability of a flip; `detectron2_training.py` passes it to the mapper.
+    """
     return {
         "INPUT.FORMAT": "RGB",
         "INPUT.MIN_SIZE_TRAIN": protocol.train_sizes,
@@ -182,7 +191,7 @@ def _images(protocol: Detection) -> dict[str, Any]:
 
 
 def _solver(protocol: Detection) -> dict[str, Any]:
-    """The schedule for the batch that is used."""
+    """Return the values of the schedule, scaled to the batch."""
     schedule = protocol.schedule
     return {
         "SOLVER.IMS_PER_BATCH": protocol.batch_size,

@@ -1,5 +1,4 @@
-"""What Detectron2 is given and what it gives back, as plain values: nothing of Detectron2 is imported
-here."""
+"""Detectron2's inputs and outputs as plain values. Nothing of Detectron2 is imported here."""
 
 from __future__ import annotations
 
@@ -13,22 +12,23 @@ from reproduce.data.detection import Annotated, DetectionDataset, Instance, Pict
 from reproduce.messages import InvalidError
 
 CORNERS = 0
-"""BoxMode.XYXY_ABS: left, top, right, bottom in pixels (detectron2/structures/boxes.py)."""
+"""Value of BoxMode.XYXY_ABS: left, top, right, bottom in pixels (detectron2/structures/boxes.py)."""
 TASKS = {"": "bbox", "box": "bbox", "mask": "segm"}
-"""Detectron2's word for what a metric's name begins with."""
+"""Detectron2's name of each task, by the prefix of a metric's name."""
 
 
 def dictionary(picture: Picture, *, masks: bool) -> dict[str, Any]:
-    """An image in Detectron2's standard format (its docs/tutorials/datasets.md). VOC's difficult objects are
-    trained on like others.
+    """Return an image in Detectron2's standard format (its docs/tutorials/datasets.md).
+
+    VOC's difficult objects are trained on like all others.
 
     Args:
-        masks: objects keep their polygons, and one that has none is left out
+        masks: keep the polygons of objects, and leave out objects without any
             (detectron2/data/datasets/coco.py).
 
     Raises:
-        ValueError: an object that is no crowd has a run-length encoding, which Detectron2 does not train on
-            beside polygons.
+        ValueError: An object that is not a crowd has a run-length encoding. Detectron2 cannot train on these
+            together with polygons.
     """
     return {
         "file_name": str(picture.file),
@@ -44,7 +44,7 @@ def dictionary(picture: Picture, *, masks: bool) -> dict[str, Any]:
 
 
 def trainable(images: Annotated, *, masks: bool) -> list[tuple[Picture, dict[str, Any]]]:
-    """The images with something to learn from, and their dictionaries."""
+    """Return the images with something to learn from, and their dictionaries."""
     pairs = [(picture, dictionary(picture, masks=masks)) for picture in images.trainable]
     return [
         (picture, made) for picture, made in pairs if any(not each["iscrowd"] for each in made["annotations"])
@@ -52,6 +52,7 @@ def trainable(images: Annotated, *, masks: bool) -> list[tuple[Picture, dict[str
 
 
 def _annotation(each: Instance, picture: Picture, masks: bool) -> dict[str, Any]:
+    """Return an object in Detectron2's standard format."""
     made = {
         "bbox": list(each.box),
         "bbox_mode": CORNERS,
@@ -62,24 +63,24 @@ def _annotation(each: Instance, picture: Picture, masks: bool) -> dict[str, Any]
         return made
     if isinstance(each.segmentation, Mapping):
         raise InvalidError(
-            f"{picture.file}: an object that is no crowd has a run-length encoding: Detectron2 trains on polygons."
+            f"{picture.file}: an object that is not a crowd has a run-length encoding, "
+            "but Detectron2 trains on polygons."
         )
     return made | {"segmentation": _polygons(each)}
 
 
 def _polygons(each: Instance) -> Any:
-    """Those of three points or more; a run-length encoding as it is."""
+    """Return the polygons of at least three points, or a run-length encoding unchanged."""
     if isinstance(each.segmentation, Mapping):
         return each.segmentation
     return [polygon for polygon in each.segmentation or () if is_polygon(polygon)]
 
 
 def check_coco(images: Annotated) -> None:
-    """Finds out, before anything is trained, whether Detectron2's evaluator can read the masks that it scores
-    by.
+    """Check, before any training, that Detectron2's evaluator can read the masks that it scores by.
 
     Raises:
-        ValueError: an object has no polygon, or one that encloses nothing, on which pycocotools stops.
+        ValueError: An object has no polygon, or one of fewer than three points, on which pycocotools stops.
     """
     with images.origin.open(encoding="utf-8") as file:
         rows = json.load(file)["annotations"]
@@ -87,38 +88,38 @@ def check_coco(images: Annotated) -> None:
         polygons = row["segmentation"]
         if isinstance(polygons, list) and not (polygons and all(map(is_polygon, polygons))):
             raise InvalidError(
-                f"{images.origin}: the annotation {row['id']} has no polygon, or one of fewer than three points, on which Detectron2's "
-                "evaluation stops. Get the file again."
+                f"{images.origin}: the annotation {row['id']} has no polygon, or one of fewer than three "
+                "points, on which Detectron2's evaluation stops. Get the file again."
             )
 
 
 def check_voc(images: Annotated, split: str) -> None:
-    """The same of boxes and classes.
+    """Check, before any training, that Detectron2's evaluator can read the boxes and score every class.
 
     Raises:
-        ValueError: a box has fractions of pixels, or a class has no object where the average precision is not
-            that of 2007.
+        ValueError: A box has fractions of pixels, or a class has no object and the rules are not those of
+            2007.
     """
     for picture in images.pictures:
         if any(number != int(number) for each in picture.instances for number in each.box):
             raise InvalidError(
-                f"{images.origin}: a box of the image {picture.id} has fractions of pixels, which Detectron2's evaluation does not take."
+                f"{images.origin}: a box of the image {picture.id} has fractions of pixels, "
+                "which Detectron2's evaluation does not accept."
             )
     seen = {each.label for picture in images.pictures for each in picture.instances if not each.difficult}
     lost = [name for label, name in enumerate(images.classes) if label not in seen]
     if lost and not split.startswith("2007"):
         raise InvalidError(
-            f"{images.origin}: the images of {split} show no object that counts of {', '.join(lost)}: by the rules after 2007 there is no "
-            "average precision of such a class."
+            f"{images.origin}: no image of {split} shows an object that counts of {', '.join(lost)}: "
+            "the rules after 2007 define no average precision for such a class."
         )
 
 
 def write_voc(images: Annotated, split: str, folder: Path) -> None:
-    """A list and annotations of the images in VOC's layout, as `check_voc` passes them, for Detectron2's
-    evaluator.
+    """Write a list and annotations of the images in VOC's layout, for Detectron2's evaluator.
 
-    It reads the files by itself, and stops at what the benchmark allows, such as a blank line, or an object
-    that does not say whether it is truncated.
+    The images must have passed `check_voc`. The evaluator reads the files itself, and it stops at things that
+    the benchmark allows, such as a blank line or an object without a flag that it is truncated.
     """
     for place in ("Annotations", "ImageSets/Main"):
         (folder / place).mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,7 @@ def write_voc(images: Annotated, split: str, folder: Path) -> None:
 
 
 def _object(name: str, each: Instance) -> str:
-    """An object of an annotation; pixels count from 1 there."""
+    """Return the XML of an object. Its pixels count from 1."""
     left, top, right, bottom = map(int, each.box)
     box = f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
     flags = f"<pose>Unspecified</pose><truncated>0</truncated><difficult>{int(each.difficult)}</difficult>"
@@ -138,11 +139,12 @@ def _object(name: str, each: Instance) -> str:
 
 
 def metadata(dataset: DetectionDataset, images: Annotated, voc: Path) -> dict[str, Any]:
-    """What Detectron2's evaluators ask for: which list and annotations of VOC are meant, and of what year, or
-    COCO's file.
+    """Return the metadata that Detectron2's evaluators need.
+
+    This is the list, the annotations and the year of VOC, or the file of COCO.
 
     Args:
-        voc: the folder of `write_voc`.
+        voc: folder of `write_voc`.
     """
     common: dict[str, Any] = {"thing_classes": list(images.classes)}
     if dataset.benchmark == "coco":
@@ -155,15 +157,16 @@ def metadata(dataset: DetectionDataset, images: Annotated, voc: Path) -> dict[st
 def measured(
     results: Mapping[str, Mapping[str, float]], metrics: Sequence[str], *, num_found: int
 ) -> dict[str, float]:
-    """An evaluator's results, in per cent, as fractions under our names: `box_ap50` is `bbox/AP50`, `ap` is
-    `bbox/AP`.
+    """Return an evaluator's results as fractions under our names, given its results in per cent.
+
+    `box_ap50` is `bbox/AP50`, `ap` is `bbox/AP`.
 
     Args:
-        num_found: detections in all; of none, Detectron2 has no average precision on COCO where the
+        num_found: number of all detections. If it is 0, Detectron2 has no average precision on COCO, but the
             benchmark's is 0.
 
     Raises:
-        ValueError: a metric is not there, or is no number.
+        ValueError: A metric is missing or is not a number.
     """
     found = {}
     for metric in metrics:
@@ -173,11 +176,12 @@ def measured(
         if num_found and name.upper() not in values:
             known = [f"{task}/{key}" for task, others in results.items() for key in others]
             raise InvalidError(
-                f"Detectron2's evaluation has no {wanted}, but {', '.join(known) or 'nothing at all'}."
+                f"Detectron2's evaluation returned {', '.join(known) or 'nothing at all'}, but not {wanted}."
             )
         if num_found and math.isnan(value):
             raise InvalidError(
-                f"Detectron2's evaluation has no number for {wanted}: the images show no object that it can be measured on."
+                f"Detectron2's evaluation returned NaN for {wanted}: "
+                "the images show no object to measure it on."
             )
         found[metric] = 0.0 if math.isnan(value) else value / 100
     return found

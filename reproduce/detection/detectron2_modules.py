@@ -1,7 +1,6 @@
-"""The few parts that Detectron2 lacks, made known to its registries: what stands behind the names of
-`detectron2_config.py`.
+"""Layers that Detectron2 lacks, registered under the names of `detectron2_config.py`.
 
-Detectron2 may be missing, so the classes are made when they are asked for.
+Detectron2 may be missing, so its subclasses are created only on demand.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from reproduce.detection.detectron2_config import C4_HEADS
 
 @cache
 def register() -> None:
-    """Once; needs Detectron2 on the import path."""
+    """Add these parts to Detectron2's registries, once. Detectron2 must be on the import path."""
     from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
     heads = _heads()
@@ -25,9 +24,11 @@ def register() -> None:
 
 
 def _heads() -> Any:
-    """The heads of a C4 detector with a normalisation behind the last stage, as MoCo's (facebookresearch/moco
-    detection/train_net.py), and with the last stage of a ResNet-18, which Detectron2 builds for deeper
-    networks alone."""
+    """Return the class of a C4 detector's heads with a normalisation after the last stage, as in MoCo.
+
+    Source: facebookresearch/moco detection/train_net.py. The class also supports the last stage of a
+    ResNet-18; Detectron2's own only builds that of deeper networks.
+    """
     from detectron2.layers import get_norm
     from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
     from detectron2.modeling.roi_heads import Res5ROIHeads
@@ -56,8 +57,10 @@ def _heads() -> Any:
 
 
 def resnet_3x3(cfg: Any, input_shape: Any) -> Any:
-    """A ResNet-18 whose first convolution is 3x3 with stride 1, max pooling behind it (`nn/backbones.py`,
-    resnet18_3x3)."""
+    """Return a ResNet-18 whose first convolution is 3x3 with stride 1, followed by max pooling.
+
+    It is `resnet18_3x3` of `nn/backbones.py`.
+    """
     from detectron2.layers import Conv2d, get_norm
     from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
@@ -73,14 +76,16 @@ def resnet_3x3(cfg: Any, input_shape: Any) -> Any:
         bias=False,
         norm=get_norm(values.NORM, values.STEM_OUT_CHANNELS),
     )
-    stem.stride = 2  # the pooling's alone
+    stem.stride = 2  # that of the pooling alone
     stages = ResNet.make_default_stages(values.DEPTH, norm=values.NORM)
     return ResNet(stem, stages, out_features=values.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
 def resnet_3x3_fpn(cfg: Any, input_shape: Any) -> Any:
-    """A pyramid over it, with one more level on top of the last, whatever that is called (Detectron2's takes
-    it to be p5)."""
+    """Return a pyramid over `resnet_3x3`, with one more level on top of the last.
+
+    The last level may have any name; Detectron2's pyramid expects it to be p5.
+    """
     from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 
     values, top = cfg.MODEL.FPN, LastLevelMaxPool()

@@ -1,10 +1,8 @@
-"""Training by Detectron2's trainer and hooks, in our order of images, so that a run that is killed goes on as
-if it had not been.
+"""Training by Detectron2's trainer and hooks, with our order of images, so that runs resume exactly.
 
-Detectron2's own loader begins with another order each time, and whatever it draws at random follows from what
-was drawn before. Here the images of a step, how each is augmented and which proposals are looked at follow
-from the run's seed and the step's number. Two runs on one CPU thread end with the same bits, whether or not
-one of them was interrupted.
+Detectron2's own loader starts with a different order each time, and its random draws depend on the draws
+before. Here the images of a step, their augmentation and the sampled proposals follow from the run's seed and
+the step's number. Two runs on one CPU thread end with the same bits, even if one of them was interrupted.
 """
 
 from __future__ import annotations
@@ -32,8 +30,9 @@ from reproduce.runs.progress import Progress, Watch
 if TYPE_CHECKING:
     from reproduce.protocols.detection import Detection
 
-CHECKPOINTS, FARTHEST = 50, 500
-"""Checkpoints of a training, and the most steps between two of them: as much is lost by a kill at most."""
+CHECKPOINTS, MAX_STEPS = 50, 500
+"""Checkpoints per training, and the maximum number of steps between two of them, which is the most that a
+kill can lose."""
 
 
 def train(
@@ -48,16 +47,18 @@ def train(
     workers: int,
     watch: Watch,
 ) -> None:
-    """Trains the model in place, from the newest checkpoint in `folder` if there is one, and ends with
-    precise BatchNorm statistics.
+    """Train the model in place, resuming from the newest checkpoint in `folder` if there is one.
+
+    The training ends with precise BatchNorm statistics.
 
     Args:
-        prepare: called with the checkpointer where nothing was trained yet, to load the first weights.
+        prepare: called with the checkpointer to load the first weights, if nothing has been trained yet.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
-        Interrupted: the run is told to stop; what it has done is in a checkpoint.
-        ValueError: nothing to train on, a broken image, or a checkpoint of a training on other images.
+        FloatingPointError: The loss is not finite.
+        Interrupted: The run received a stop request. A checkpoint contains the work done so far.
+        ValueError: No image can be trained on, an image is broken, or the checkpoint was trained on other
+            images.
     """
     from detectron2.engine import SimpleTrainer, create_ddp_model
     from detectron2.solver import build_lr_scheduler, build_optimizer
@@ -78,19 +79,19 @@ def train(
         first = trainer.iter + 1
     else:
         prepare(checkpointer)
-    if checkpointer.get_checkpoint_file().endswith(FINISHED):  # killed while it was tested
+    if checkpointer.get_checkpoint_file().endswith(FINISHED):  # the run was killed during its test
         return
     if first < iterations:
         with contextlib.closing(loader(first)) as shown:
             _steps(trainer, shown, first, checkpointer)
-    with contextlib.closing(loader(iterations)) as behind:  # the images that would come next
-        _precise_batchnorm(trainer, behind, protocol, seed)
+    with contextlib.closing(loader(iterations)) as following:  # the images that would come next
+        _precise_batchnorm(trainer, following, protocol, seed)
     if distributed.main_process():
         checkpointer.save(FINISHED.removesuffix(".pth"), iteration=iterations - 1)
 
 
 def mapper(protocol: Detection, cfg: Any) -> Any:
-    """Detectron2's mapper of a training image, which turns a dictionary into tensors."""
+    """Return Detectron2's mapper of training images, which turns a dictionary into tensors."""
     from detectron2.data import DatasetMapper
     from detectron2.data import transforms as T
 
@@ -100,29 +101,28 @@ def mapper(protocol: Detection, cfg: Any) -> Any:
 
 
 class Readable:
-    """A loader whose broken images are raised here: an error in a process of its own would lose the line that
-    names the file.
+    """A loader that raises the errors of broken images in this process.
 
-    The processes that decode live through a signal to the whole group, so that the step under way still ends,
-    with a checkpoint.
+    If a decoding process raised the error, the line that names the file would be lost. The decoding processes
+    ignore signals to the whole group, so that the current step can still end, with a checkpoint.
     """
 
     def __init__(self, loader: Any) -> None:
-        loader.worker_init_fn = partial(_begin_decoding, loader.worker_init_fn)
+        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
         self._loader = loader
-        self._begun: list[Generator[list[Any]]] = []
+        self._iterators: list[Generator[list[Any]]] = []
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        self._begun.append(self._batches())
-        return self._begun[-1]
+        self._iterators.append(self._batches())
+        return self._iterators[-1]
 
     def close(self) -> None:
-        """Ends the processes that decode, which would otherwise live as long as whoever holds an iterator."""
-        for each in self._begun:
-            each.close()
+        """End the decoding processes, which would otherwise live as long as any reference to an iterator."""
+        for iterator in self._iterators:
+            iterator.close()
 
     def _batches(self) -> Generator[list[Any]]:
         for batch in self._loader:
@@ -132,16 +132,18 @@ class Readable:
             yield batch
 
 
-def _begin_decoding(theirs: Callable[[int], None] | None, worker: int) -> None:
-    """What a process that decodes does first: what Detectron2 wants of it, if anything, and what we want."""
+def _init_worker(theirs: Callable[[int], None] | None, worker: int) -> None:
+    """Initialise a decoding process: first Detectron2's part, if any, then ours."""
     if theirs is not None:
         theirs(worker)
     ignore_signals(worker)
 
 
 def mapped(map_one: Callable[[Any], Any], each: dict[str, Any]) -> Any:
-    """What the mapper makes of a dictionary; a ValueError, not raised, where the image is broken or has not
-    its annotated size."""
+    """Return the mapper's result for a dictionary.
+
+    If the image is broken or does not have its annotated size, a ValueError is returned, not raised.
+    """
     try:
         return map_one(each)
     except (OSError, SyntaxError, ValueError, struct.error) as error:  # Pillow's decoders raise all of these
@@ -152,15 +154,19 @@ def mapped(map_one: Callable[[Any], Any], each: dict[str, Any]) -> Any:
 def _loaders(
     protocol: Detection, cfg: Any, images: Annotated, *, seed: int, workers: int
 ) -> Callable[[int], Readable]:
-    """A function that gives Detectron2's loader from a step's number on; a batch is this process's share of a
-    step."""
+    """Return a function that returns Detectron2's loader from a given step on.
+
+    A batch of the loader is this process's share of a step.
+    """
     from detectron2.data import DatasetFromList, build_detection_train_loader
 
     pairs = formats.trainable(images, masks=protocol.masks)
-    if not pairs:  # Detectron2's list of nothing is an error that names nothing
-        raise InvalidError(f"{images.origin}: no image that is trained on has an object to learn from.")
+    if not pairs:  # Detectron2's own error for an empty list names no file
+        raise InvalidError(f"{images.origin}: no training image has an object to learn from.")
     pictures = [picture for picture, _ in pairs]
-    shown = _Shown(DatasetFromList([made for _, made in pairs], copy=False), mapper(protocol, cfg), seed)
+    shown = _TrainingImages(
+        DatasetFromList([made for _, made in pairs], copy=False), mapper(protocol, cfg), seed
+    )
     share = partial(stream.share, batch_size=protocol.batch_size, group=protocol.group, seed=seed)
     processes = {"rank": distributed.rank(), "world_size": distributed.world_size()}
 
@@ -171,17 +177,17 @@ def _loaders(
                 mapper=None,
                 sampler=_sampler(partial(share, pictures, start=first, **processes)),
                 total_batch_size=protocol.batch_size,
-                aspect_ratio_grouping=False,  # the order has it
+                aspect_ratio_grouping=False,  # our order already groups by orientation
                 num_workers=workers,
-                seed=0,  # so that a loader that starts does not draw from the global generator
+                seed=0,  # without it, a new loader would draw one from the global generator
             )
         )
 
     return loader
 
 
-class _Shown:
-    """Training images by what `stream.Shown` says of each."""
+class _TrainingImages:
+    """Training images, indexed by the entries of the stream: `stream.Shown`."""
 
     def __init__(self, dictionaries: Any, map_one: Any, seed: int) -> None:
         self._dictionaries, self._map, self._seed = dictionaries, map_one, seed
@@ -195,7 +201,7 @@ class _Shown:
 
 
 def _sampler(order: Callable[[], Iterator[stream.Shown]]) -> Any:
-    """`order` as the sampler that Detectron2's loader wants."""
+    """Return `order` as a sampler for Detectron2's loader."""
 
     class Order(torch.utils.data.Sampler[stream.Shown]):
         def __iter__(self) -> Iterator[stream.Shown]:
@@ -205,26 +211,27 @@ def _sampler(order: Callable[[], Iterator[stream.Shown]]) -> Any:
 
 
 def _steps(trainer: Any, shown: Readable, first: int, checkpointer: Any) -> None:
-    """Trains from step `first` to the end, after which there is a checkpoint."""
+    """Train from step `first` to the end, after which there is a checkpoint."""
     from detectron2.engine import hooks
 
     trainer.reset_data_loader(lambda: shown)
     try:
         with interrupt.deferred() as asked:
-            trainer.register_hooks(
-                [hooks.CallbackHook(after_step=partial(_keep, asked=asked, checkpointer=checkpointer))]
-            )
+            save = partial(_save_if_due, asked=asked, checkpointer=checkpointer)
+            trainer.register_hooks([hooks.CallbackHook(after_step=save)])
             trainer.train(first, trainer.max_iter)
     except FloatingPointError as error:
         reason = " ".join(str(error).split())
         raise FloatingPointError(
-            f"Training fails at step {trainer.iter + 1}: {reason} A lower base_lr may help."
+            f"Training failed at step {trainer.iter + 1}: {reason} A lower base_lr may help."
         ) from error
 
 
 def _hooks(trainer: Any, scheduler: Any, protocol: Detection, seed: int, watch: Watch) -> list[Any]:
-    """What happens around a step, in the order of Detectron2's default trainer; the random state is set
-    first, for whatever follows."""
+    """Return the hooks around a step, in the order of Detectron2's default trainer.
+
+    The random state is set first, before anything draws from it.
+    """
     from detectron2.engine import hooks
 
     found = [
@@ -233,38 +240,43 @@ def _hooks(trainer: Any, scheduler: Any, protocol: Detection, seed: int, watch: 
         hooks.LRScheduler(trainer.optimizer, scheduler),
     ]
     if distributed.main_process():
-        found.append(hooks.CallbackHook(after_step=lambda trainer: _tell(trainer, protocol, watch)))
+        found.append(hooks.CallbackHook(after_step=lambda trainer: _report(trainer, protocol, watch)))
     return found
 
 
-def _keep(trainer: Any, asked: Callable[[], str], checkpointer: Any) -> None:
-    """Writes a checkpoint now and then, at the end, and where a process is told to stop, which ends all of
-    them after the same step."""
-    done, period = trainer.iter + 1, max(1, min(FARTHEST, trainer.max_iter // CHECKPOINTS))
+def _save_if_due(trainer: Any, asked: Callable[[], str], checkpointer: Any) -> None:
+    """Write a checkpoint if one is due, at the end, and if any process received a stop request.
+
+    A stop request ends all processes after the same step.
+    """
+    done, period = trainer.iter + 1, max(1, min(MAX_STEPS, trainer.max_iter // CHECKPOINTS))
     stopping = distributed.anyone(bool(asked()))
     if distributed.main_process() and (stopping or done % period == 0 or done == trainer.max_iter):
         checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
     if stopping:
-        distributed.agreed(
-            True
-        )  # the others wait for the file: torchrun ends all processes as soon as one has ended
+        # All processes wait for the file: torchrun ends them all as soon as one has ended.
+        distributed.agreed(True)
         interrupt.stop(asked() or interrupt.ELSEWHERE)
 
 
 def _precise_batchnorm(trainer: Any, images: Readable, protocol: Detection, seed: int) -> None:
-    """BatchNorm's test statistics over other images, by Detectron2's hook. Its proposals are drawn, too, so a
-    seed comes first."""
+    """Compute BatchNorm's test statistics over further images, by Detectron2's hook.
+
+    The hook samples proposals too, so the random state is set first.
+    """
     from detectron2.engine import hooks
     from fvcore.nn.precise_bn import get_bn_modules
 
-    if protocol.precise_bn_iterations and get_bn_modules(trainer.model):  # not with FrozenBN or GN
+    if protocol.precise_bn_iterations and get_bn_modules(trainer.model):  # FrozenBN and GN have none
         _seed_everything(seed, trainer.max_iter)
         hooks.PreciseBN(0, trainer.model, images, protocol.precise_bn_iterations).update_stats()
 
 
 def _seed_everything(seed: int, iteration: int) -> None:
-    """The global generators, from which Detectron2 samples anchors and proposals; each process looks at
-    others."""
+    """Seed the global generators, from which Detectron2 samples anchors and proposals.
+
+    Each process gets a different state.
+    """
     import numpy as np
 
     value = seeds.seed("detection step", seed, iteration, distributed.rank())
@@ -273,8 +285,8 @@ def _seed_everything(seed: int, iteration: int) -> None:
     torch.manual_seed(value)
 
 
-def _tell(trainer: Any, protocol: Detection, watch: Watch) -> None:
-    """Detectron2's scalars of this step to the record now and then, and how far the training is."""
+def _report(trainer: Any, protocol: Detection, watch: Watch) -> None:
+    """Report the progress of the training, and log Detectron2's scalars of this step at intervals."""
     done, iterations = trainer.iter + 1, protocol.schedule.iterations
     latest = {name: value for name, (value, step) in trainer.storage.latest().items() if step == trainer.iter}
     if done % record.LOG_EVERY == 0 or done == iterations:
@@ -284,7 +296,7 @@ def _tell(trainer: Any, protocol: Detection, watch: Watch) -> None:
 
 
 class _SameImages:
-    """Keeps a training from going on with other images."""
+    """A checkpointed digest of the images, so that a training does not resume with other images."""
 
     def __init__(self, images: Annotated) -> None:
         self._digest = images.digest
@@ -295,13 +307,16 @@ class _SameImages:
     def load_state_dict(self, state: dict[str, str]) -> None:
         if state["digest"] != self._digest:
             raise InvalidError(
-                "The training images are not those of this run's checkpoint: remove its folder `detectron2` to start anew."
+                "The checkpoint was trained on other images than this run's: "
+                "remove the run's folder `detectron2` to start from scratch."
             )
 
 
 def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
-    """Detectron2's checkpointer; the two newest files stay, and the file that names the newest is never
-    half-written."""
+    """Return Detectron2's checkpointer with two changes.
+
+    It keeps the two newest files only, and the file that names the newest one is written atomically.
+    """
     from detectron2.checkpoint import DetectionCheckpointer
 
     class Checkpointer(DetectionCheckpointer):  # type: ignore[misc]
@@ -314,7 +329,7 @@ def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
 
         def save(self, name: str, **extra: Any) -> None:
             watch.hold()
-            watch.record.flush()  # a run that goes on from here does not measure again what came before
+            watch.record.flush()  # a resumed run does not repeat the measurements before its checkpoint
             super().save(name, **extra)
 
         def tag_last_checkpoint(self, name: str) -> None:

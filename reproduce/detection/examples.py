@@ -1,7 +1,8 @@
-"""Images and their objects as torchvision's detectors take them.
+"""Images and their objects in the format of torchvision's detectors.
 
-What is trained on follows Detectron2 (detectron2/data/detection_utils.py): no crowds, boxes clipped to the
-image, none without area, no mask without a polygon of three points. VOC's difficult objects are trained on.
+The choice of training objects follows Detectron2 (detectron2/data/detection_utils.py). Crowds are left out,
+boxes are clipped to the image and must have an area, and a mask needs a polygon of at least three points.
+VOC's difficult objects are trained on.
 """
 
 from __future__ import annotations
@@ -19,44 +20,46 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AHEAD = 2
-"""Batches prepared before they are asked for."""
+"""Number of batches prepared in advance."""
 
 T = TypeVar("T")
 
 
 def pixels(picture: Picture) -> Tensor:
-    """The image in RGB, (3, height, width) float32 from 0 to 1.
+    """Return the image in RGB, (3, height, width) float32 from 0 to 1.
 
     Raises:
-        ValueError: as `data/detection.py`, pixels.
+        ValueError: The file is broken; see `pixels` in `data/detection.py`.
     """
     return torch.tensor(detection.pixels(picture)).permute(2, 0, 1).float() / 255
 
 
 def target(picture: Picture, *, masks: bool) -> dict[str, Tensor]:
-    """What is learnt from the image: `boxes` (n, 4) float32 in pixels, `labels` (n,) int64 from 1, 0 is the
-    background.
+    """Return the training target of an image.
 
     Args:
-        masks: also `masks`, (n, height, width) uint8.
+        masks: include masks.
+
+    Returns:
+        `boxes` (n, 4) float32 in pixels, `labels` (n,) int64 from 1 (0 is the background), and with masks
+        `masks` (n, height, width) uint8.
     """
     learnt = _learnt(picture, masks)
-    found = {
-        "boxes": torch.tensor([_clipped(each.box, picture) for each in learnt], dtype=torch.float32).view(
-            -1, 4
-        ),
-        "labels": torch.tensor([1 + each.label for each in learnt], dtype=torch.int64),
-    }
-    return found | ({"masks": torch.stack([_mask(each, picture) for each in learnt])} if masks else {})
+    boxes = torch.tensor([_clipped(each.box, picture) for each in learnt], dtype=torch.float32)
+    labels = torch.tensor([1 + each.label for each in learnt], dtype=torch.int64)
+    found = {"boxes": boxes.view(-1, 4), "labels": labels}
+    if masks:
+        found["masks"] = torch.stack([_mask(each, picture) for each in learnt])
+    return found
 
 
 def usable(pictures: Iterable[Picture], *, masks: bool) -> tuple[Picture, ...]:
-    """Those with something to learn from."""
+    """Return the images that have at least one object to train on."""
     return tuple(picture for picture in pictures if _learnt(picture, masks))
 
 
 def flipped(image: Tensor, found: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The image and its target as a mirror shows them."""
+    """Return the mirror image of an image and its target."""
     left, top, right, bottom = found["boxes"].unbind(1)
     width = image.shape[-1]
     mirrored = dict(found) | {"boxes": torch.stack([width - right, top, width - left, bottom], dim=1)}
@@ -68,8 +71,10 @@ def flipped(image: Tensor, found: Mapping[str, Tensor]) -> tuple[Tensor, dict[st
 def prepared(
     groups: Iterable[Sequence[Picture]], work: Callable[[Picture], T], threads: int
 ) -> Iterator[list[T]]:
-    """What `work` makes of each group of images, a few groups ahead of the caller; Pillow decodes without the
-    interpreter's lock."""
+    """Yield the results of `work` for each group of images, computed a few groups ahead of the caller.
+
+    Threads suffice, because Pillow decodes without the interpreter's lock.
+    """
     with ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="decode") as pool:
         waiting: deque[list[Future[T]]] = deque()
         for group in groups:
@@ -81,7 +86,7 @@ def prepared(
 
 
 def _learnt(picture: Picture, masks: bool) -> list[Instance]:
-    """The objects of an image that are trained on."""
+    """Return the objects of an image that are trained on."""
 
     def fits(each: Instance) -> bool:
         left, top, right, bottom = _clipped(each.box, picture)
@@ -91,7 +96,7 @@ def _learnt(picture: Picture, masks: bool) -> list[Instance]:
 
 
 def _clipped(box: Box, picture: Picture) -> Box:
-    """The part of a box that lies in the image."""
+    """Return the part of a box that lies in the image."""
     left, top, right, bottom = box
     width, height = float(picture.width), float(picture.height)
     return (
@@ -103,24 +108,21 @@ def _clipped(box: Box, picture: Picture) -> Box:
 
 
 def _outlines(instance: Instance) -> Any:
-    """The polygons of at least three points, or the run-length encoding, of an object; empty: it has no
-    mask."""
+    """Return an object's polygons of at least three points, or its run-length encoding.
+
+    The result is empty if the object has no mask.
+    """
     given = instance.segmentation
-    return (
-        given
-        if isinstance(given, Mapping)
-        else [polygon for polygon in given or () if detection.is_polygon(polygon)]
-    )
+    if isinstance(given, Mapping):
+        return given
+    return [polygon for polygon in given or () if detection.is_polygon(polygon)]
 
 
 def _mask(instance: Instance, picture: Picture) -> Tensor:
-    """The pixels of an object, (height, width) uint8."""
+    """Return the pixels of an object, (height, width) uint8."""
     from pycocotools import mask
 
-    outlines = _outlines(instance)
-    encoded = (
-        outlines if isinstance(outlines, Mapping) and isinstance(outlines["counts"], (str, bytes)) else None
-    )
-    if encoded is None:
-        encoded = mask.frPyObjects(outlines, picture.height, picture.width)
+    encoded = _outlines(instance)
+    if not (isinstance(encoded, Mapping) and isinstance(encoded["counts"], (str, bytes))):
+        encoded = mask.frPyObjects(encoded, picture.height, picture.width)
     return torch.from_numpy(mask.decode(mask.merge(encoded) if isinstance(encoded, list) else encoded))

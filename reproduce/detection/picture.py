@@ -1,7 +1,7 @@
-"""A few test images with what was found in them: one PNG for a person to look at.
+"""A picture of a few test images with their detections: one PNG for a person to look at.
 
-What was found is drawn in solid lines, in one colour for each class, with its mask, its class and its score;
-what is annotated in dashed white lines. The same images and detections give the same bytes.
+Detections are drawn in solid lines, with one colour per class, and with their mask, class and score.
+Annotations are drawn in dashed white lines. The same images and detections give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from reproduce.messages import InvalidError
 from reproduce.runs.files import write_atomic
 
 COLUMNS = 3
+"""Images per row of the grid."""
 LONGER = 512
-"""Longer side of every image in the grid, in pixels; synthetic ones are enlarged, so that text is legible on
-them."""
+"""Longer side of every image in the grid, in pixels. Synthetic images are enlarged to it, so that text on
+them is legible."""
 PIXELATED = 4
-"""An image that is enlarged as much shows its pixels: a filter would only blur them."""
+"""Enlargement from which an image shows its pixels. A filter would only blur them."""
 MARGIN = 12
+"""Space around each image, in pixels."""
 TEXT = 15
 """Height of the letters, in pixels."""
 GOLDEN = 0.618034
-"""Hues of consecutive classes lie this part of the circle apart, so that few classes as well as many
-differ."""
+"""Distance between the hues of consecutive classes, as a fraction of the circle. It keeps both few and many
+classes distinct."""
 OPACITY = 0.4
-"""Of masks."""
+"""Opacity of masks, from 0 to 1."""
 DASH = 6
 """Length of a dash and of a gap, in pixels."""
 WHITE, BLACK, PAPER = (255, 255, 255), (0, 0, 0), (250, 250, 250)
@@ -56,19 +58,19 @@ class Shown(NamedTuple):
 def draw(
     images: Annotated, predicted: Sequence[Predicted], path: Path, *, count: int = 6, threshold: float = 0.5
 ) -> Path:
-    """Draws the first `count` images that have an object, in a grid; returns `path`.
+    """Draw the first `count` images that have an object in a grid, and return `path`.
 
     Args:
-        threshold: detections with at least this score are drawn; where an image has none of them, its best
-            one.
+        threshold: minimum score of a detection that is drawn. If none of an image's detections reaches it,
+            the best one is drawn.
 
     Raises:
-        ValueError: no image has an object, or one cannot be decoded.
-        OSError: the file cannot be written.
+        ValueError: No image has an object, or an image cannot be decoded.
+        OSError: The file cannot be written.
     """
     chosen = [picture for picture in images.pictures if picture.instances][:count]
     if not chosen:
-        raise InvalidError("There is no image with an object to draw.")
+        raise InvalidError("No image has an object to draw.")
     found = {each.id: each for each in predicted}
     tiles = [_tile(picture, _shown(found.get(picture.id), threshold), images.classes) for picture in chosen]
     _write(path, _grid(tiles))
@@ -76,7 +78,7 @@ def draw(
 
 
 def colour(label: int) -> Colour:
-    """Of a class, in RGB."""
+    """Return the colour of a class in RGB."""
     red, green, blue = colorsys.hsv_to_rgb(
         label * GOLDEN % 1, 0.75 if label % 2 else 0.9, 1.0 if label % 3 else 0.85
     )
@@ -84,7 +86,7 @@ def colour(label: int) -> Colour:
 
 
 def _shown(found: Predicted | None, threshold: float) -> list[Shown]:
-    """By falling score."""
+    """Return the detections to draw, by descending score."""
     if found is None or not len(found.scores):
         return []
     order = np.argsort(-found.scores, kind="stable")
@@ -101,7 +103,7 @@ def _shown(found: Predicted | None, threshold: float) -> list[Shown]:
 
 
 def _tile(picture: Picture, shown: Sequence[Shown], classes: Sequence[str]) -> Image.Image:
-    """One image with its detections, and a line of text below."""
+    """Return one image with its detections, and a line of text below it."""
     photograph = Image.fromarray(pixels(picture))
     scale = LONGER / max(photograph.size)
     width, height = (max(1, round(side * scale)) for side in photograph.size)
@@ -113,7 +115,7 @@ def _tile(picture: Picture, shown: Sequence[Shown], classes: Sequence[str]) -> I
     for instance in picture.instances:
         _dashed(pen, _scaled(instance.box, scale, tile.size))
     boxes = [_scaled(each.box, scale, tile.size) for each in shown]
-    for each, box in reversed(list(zip(shown, boxes, strict=True))):  # the best on top
+    for each, box in reversed(list(zip(shown, boxes, strict=True))):  # the best one on top
         pen.rectangle(box, outline=colour(each.label), width=2)
     _captions(
         pen,
@@ -125,7 +127,7 @@ def _tile(picture: Picture, shown: Sequence[Shown], classes: Sequence[str]) -> I
 
 
 def _masked(image: Image.Image, shown: Sequence[Shown]) -> Image.Image:
-    """The image under its translucent masks, the best on top."""
+    """Return the image under its translucent masks, the best detection's on top."""
     from pycocotools import mask as encoding
 
     for each in reversed(shown):
@@ -139,7 +141,7 @@ def _masked(image: Image.Image, shown: Sequence[Shown]) -> Image.Image:
 
 
 def _scaled(box: Box, scale: float, size: tuple[int, int]) -> Rectangle:
-    """A box in the pixels of the tile, both ends inside it."""
+    """Return a box in the pixels of the tile, with both corners inside it."""
     left, top, right, bottom = (round(side * scale) for side in box)
     width, height = size
     left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
@@ -147,7 +149,7 @@ def _scaled(box: Box, scale: float, size: tuple[int, int]) -> Rectangle:
 
 
 def _dashed(pen: ImageDraw.ImageDraw, box: Rectangle) -> None:
-    """White dashes with black gaps: one of the two is seen on any ground."""
+    """Draw white dashes with black gaps, so that one of the two is visible on any background."""
     left, top, right, bottom = box
     for start in range(left, right + 1, DASH):
         ink = WHITE if (start - left) // DASH % 2 == 0 else BLACK
@@ -165,8 +167,10 @@ def _captions(
     captions: Sequence[tuple[str, Colour]],
     boxes: Sequence[Rectangle],
 ) -> None:
-    """Each at its box where there is room, the best first; one for which there is none is left out: the
-    colour of its box is the class."""
+    """Draw each caption at its box if there is space, the best detection's first.
+
+    A caption without space is left out; the colour of its box still shows the class.
+    """
     taken: list[Rectangle] = []
     for (text, ground), box in zip(captions, boxes, strict=True):
         width, height = round(_font().getlength(text)) + 6, TEXT + 5
@@ -180,8 +184,10 @@ def _captions(
 
 
 def _places(box: Rectangle, width: int, height: int, size: tuple[int, int]) -> list[Rectangle]:
-    """Where a caption may stand, the best place first: on its box, in it, below it; moved to the left where
-    the image ends."""
+    """Return possible places of a caption, the best first: on the box, in it, below it.
+
+    A place that would exceed the right edge of the image is moved to the left.
+    """
     left, top, right, bottom = box
     corners = [
         (left, top - height),
@@ -200,7 +206,7 @@ def _overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def _captioned(tile: Image.Image, text: str) -> Image.Image:
-    """The tile with a line of text below it."""
+    """Return the tile with a line of text below it."""
     width = max(tile.width, round(_font().getlength(text)))
     whole = Image.new("RGB", (width, tile.height + 2 * TEXT), PAPER)
     whole.paste(tile)
@@ -224,12 +230,12 @@ def _grid(tiles: Sequence[Image.Image]) -> Image.Image:
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own, so that no font need be installed."""
+    """Return Pillow's built-in font, so that no font has to be installed."""
     return ImageFont.load_default(TEXT)
 
 
 def _write(path: Path, image: Image.Image) -> None:
-    """Whole or not at all: a run that is killed leaves no half picture."""
+    """Write the file atomically, so that a killed run leaves no partial picture."""
     content = io.BytesIO()
     image.save(content, format="PNG")
     write_atomic(path, content.getbuffer())

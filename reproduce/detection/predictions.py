@@ -1,4 +1,4 @@
-"""What a detector finds in an image, whichever engine ran it."""
+"""The detections of one image, in the same form for every engine."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The detections of one image, in the image's own pixels."""
+    """The detections of one image, in that image's own pixels."""
 
     id: int | str
-    """Of the picture."""
+    """Identifier of the picture."""
     boxes: NDArray[np.float64]
-    """(n, 4): left, top, right, bottom as in `data/detection.py`."""
+    """Boxes, (n, 4): left, top, right, bottom as in `data/detection.py`."""
     scores: NDArray[np.float64]
-    """(n,), from 0 to 1."""
+    """Scores, (n,), from 0 to 1."""
     labels: NDArray[np.int64]
-    """(n,), places in the classes."""
+    """Labels, (n,): indices into the classes."""
     masks: tuple[Mapping[str, Any], ...] | None = None
-    """(n,), COCO's compressed run-length encodings (`pycocotools.mask.encode`); None: boxes only."""
+    """Masks, (n,): COCO's compressed run-length encodings (`pycocotools.mask.encode`). None if only boxes are
+    predicted."""

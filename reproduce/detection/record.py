@@ -1,5 +1,4 @@
-"""What every engine leaves in a run's record beside its metrics, so that the record is the same whichever
-trained the detector."""
+"""Everything that an engine adds to a run's record besides the metrics, the same for every engine."""
 
 from __future__ import annotations
 
@@ -15,27 +14,30 @@ if TYPE_CHECKING:
     from reproduce.protocols.detection import Detection
 
 LOG_EVERY = 20
-"""Steps between two logged points, as Detectron2's writers (detectron2/engine/defaults.py)."""
+"""Steps between two logged points, as in Detectron2's writers (detectron2/engine/defaults.py)."""
 PICTURE = "detections.png"
-"""The file with a few test images and what was found in them."""
+"""Name of the file with a few test images and their detections."""
 
 
 def scores(protocol: Detection, test: Annotated, found: Sequence[Predicted]) -> dict[str, Scores]:
-    """Our average precisions by the benchmark's rules, by what the names of their metrics begin with."""
+    """Return our average precisions by the benchmark's rules, keyed by the prefix of their metrics' names."""
     from reproduce.detection import scoring
 
     if protocol.benchmark == "voc":
         return {"": scoring.voc(test, found)}
-    return {"box_": scoring.coco(test, found, "bbox")} | (
-        {"mask_": scoring.coco(test, found, "segm")} if protocol.masks else {}
-    )
+    ours = {"box_": scoring.coco(test, found, "bbox")}
+    if protocol.masks:
+        ours["mask_"] = scoring.coco(test, found, "segm")
+    return ours
 
 
 def tested(
     protocol: Detection, test: Annotated, found: Sequence[Predicted], watch: Watch
 ) -> dict[str, Scores]:
-    """Records average precision by class and by size, and a picture where the run has a folder; returns
-    `scores`."""
+    """Record average precision by class and by size, and return `scores`.
+
+    If the run has a folder, a picture of some detections is recorded too.
+    """
     from reproduce.detection import picture, scoring
 
     ours = scores(protocol, test, found)

@@ -1,10 +1,9 @@
-"""The order in which images are shown to a detector that is fine-tuned: a stream without end that can be
-entered anywhere.
+"""Order of the training images of a detector: an endless stream that can be entered anywhere.
 
-A batch is a function of the seed and its number alone, so a run that goes on after a kill sees what it would
-have seen, and runs on one process or on several see the same batches. As in Detectron2's loader
-(detectron2/data/samplers, detectron2/data/common.py) the images are permuted anew each time round, and
-landscape and portrait ones are gathered apart, so that little of a batch is padding.
+A batch is a function of the seed and of its number alone. A run that resumes after a kill therefore sees the
+images that it would have seen, and any number of processes sees the same batches. As in Detectron2's loader
+(detectron2/data/samplers, detectron2/data/common.py), every pass over the images has a new permutation.
+Landscape and portrait images are grouped apart, so that little of a batch is padding.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from reproduce.messages import InvalidError
 from reproduce.nn import seeds
 
 Shown = tuple[int, int]
-"""How many images were shown before (over all processes), and which picture is shown: the first decides its
-augmentation."""
+"""Number of images shown before this one (over all processes), which determines its augmentation, and its
+index in the pictures."""
 
 
 def shown(pictures: Sequence[Picture], *, group: int, seed: int) -> Iterator[Shown]:
-    """Places in `pictures`, without end; each run of `group` of them has one orientation.
+    """Yield indices of `pictures` without end. Each group of `group` images has one orientation.
 
     Raises:
-        ValueError: there is no picture.
+        ValueError: `pictures` is empty.
     """
     if not pictures:
-        raise InvalidError("There is no image with an object to train on.")
+        raise InvalidError("No image has an object to train on.")
     waiting: tuple[list[int], list[int]] = ([], [])
     position = 0
     for index in _permuted(len(pictures), seed):
@@ -52,22 +51,23 @@ def share(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Shown]:
-    """This process's part of every batch from number `start` on: `batch_size / world_size` images a batch.
+    """Yield this process's share of every batch from number `start` on.
+
+    The share of a batch is `batch_size / world_size` images.
 
     Args:
         batch_size: images per step over all processes.
-        group: images of one orientation that belong together, where a batch holds whole groups; one process
-            has them all or shares them.
+        group: images of one orientation that stay together, if a batch consists of whole groups. One process
+            gets a whole group, or several processes share it.
 
     Raises:
-        ValueError: the processes cannot share a batch equally.
+        ValueError: The processes cannot share a batch equally.
     """
     if batch_size % world_size:
         raise InvalidError(f"batch_size is {batch_size}, which {world_size} processes cannot share equally.")
     mine = batch_size // world_size
-    together = (
-        group if batch_size % group == 0 else 1
-    )  # whatever the number of processes: they see the same batches
+    # This does not depend on the number of processes, so that any number of them sees the same batches.
+    together = group if batch_size % group == 0 else 1
     stream = shown(pictures, group=together, seed=seed)
     for each in islice(stream, start * batch_size, None):
         if rank * mine <= each[0] % batch_size < (rank + 1) * mine:
@@ -75,7 +75,7 @@ def share(
 
 
 def _permuted(num: int, seed: int) -> Iterator[int]:
-    """Every place from 0 to `num` - 1 once, in another order each time round."""
+    """Yield every index from 0 to `num` - 1 once per pass, in a different order in each pass."""
     turn = 0
     while True:
         yield from torch.randperm(num, generator=seeds.generator("detection order", seed, turn)).tolist()

@@ -1,9 +1,9 @@
-"""The engine that needs no installation: torchvision's detectors with the encoder as their backbone, in one
-process.
+"""The engine that needs no installation: torchvision's detectors in one process.
 
-It honours every setting of the protocol, but is another protocol than Detectron2's (`detector.py`), so its
-numbers do not stand for that. Everything random in a step follows from the run's seed and the step's number,
-so a training that is interrupted goes on from its checkpoint to the numbers that it would have had.
+The encoder's backbone is part of the detector (`detector.py`). The engine honours every setting of the
+protocol, but it differs from Detectron2, so its numbers do not stand in for Detectron2's. All randomness in a
+step follows from the run's seed and the step's number. An interrupted training therefore resumes from its
+checkpoint and ends with the numbers of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from reproduce.protocols.detection import Detection
 
 TESTED_TOGETHER = 8
-"""Test images that are shown at once, at most, and only ones of the same size: none is padded for another's
-sake."""
+"""Maximum number of test images per batch. A batch contains images of the same size only, so that none is
+padded."""
 
 Batch = Sequence[tuple["Tensor", dict[str, "Tensor"]]]
 """Images and their targets, on the CPU."""
 
 
 def check(site: Site) -> None:
-    """Nothing is missing: torchvision belongs to the suite."""
+    """Accept every machine: torchvision is one of the suite's own requirements."""
 
 
 def check_for(protocol: Detection, backbone: str, dataset: DetectionDataset) -> None:
@@ -57,27 +57,29 @@ def fine_tune(
     seed: int,
     watch: Watch,
 ) -> dict[str, float]:
-    """The average precisions of `protocol.metrics`, as fractions, of a detector that was trained with a copy
-    of the encoder's backbone.
+    """Fine-tune and test a copy of the encoder's backbone; return `protocol.metrics` as fractions.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
-        ValueError: several processes, a setting that torchvision does not have, an image that is broken,
-            nothing to train on, splits of different classes, or a checkpoint of a training on other images.
+        FloatingPointError: The loss is not finite.
+        ValueError: The run has several processes, torchvision does not have a setting, an image is broken, no
+            image can be trained on, the splits have different classes, or the checkpoint was trained on other
+            images.
     """
     from reproduce.detection import detector as models
 
     if distributed.world_size() > 1:
         raise InvalidError(
-            f"The engine torchvision runs in one process, not in {distributed.world_size()}: use engine=detectron2."
+            f"The engine torchvision runs in one process, not in {distributed.world_size()}: "
+            "use engine=detectron2."
         )
     if train.classes != test.classes:
         raise InvalidError(
-            f"{dataset.name} trains on {len(train.classes)} classes and tests {len(test.classes)}; they must be the same."
+            f"{dataset.name} trains on {len(train.classes)} classes and tests on {len(test.classes)}: "
+            "they must be the same."
         )
-    detector = models.build(
-        protocol, encoder.backbone, dataset, num_classes=len(train.classes), seed=seed
-    ).to(device)
+    num_classes = len(train.classes)
+    detector = models.build(protocol, encoder.backbone, dataset, num_classes=num_classes, seed=seed)
+    detector = detector.to(device)
     trained_on = protocol.schedule.iterations * protocol.batch_size
     shown = trained_on + len(test.pictures)
     fit(detector, protocol, train, site, device, seed, watch.part(0, shown))
@@ -99,12 +101,12 @@ def fit(
     seed: int,
     watch: Watch,
 ) -> None:
-    """Trains the detector, from the newest checkpoint in the folder of `watch` if there is one.
+    """Train the detector, resuming from the newest checkpoint in the folder of `watch` if there is one.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
-        Interrupted: the run is told to stop; what it has done is in a checkpoint.
-        ValueError: there is nothing to train on, or the checkpoint was trained on other images.
+        FloatingPointError: The loss is not finite.
+        Interrupted: The run received a stop request. A checkpoint contains the work done so far.
+        ValueError: No image can be trained on, or the checkpoint was trained on other images.
     """
     from reproduce.detection.detector import parameter_groups
 
@@ -127,7 +129,7 @@ def fit(
             if not math.isfinite(measured["loss"]):
                 terms = ", ".join(f"{name} = {value:g}" for name, value in measured.items())
                 raise FloatingPointError(
-                    f"The loss is no longer finite at step {iteration + 1}: {terms}. A lower base_lr may help."
+                    f"The loss is not finite at step {iteration + 1}: {terms}. A lower base_lr may help."
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -136,7 +138,7 @@ def fit(
             if done % record.LOG_EVERY == 0 or done == iterations:
                 watch.record.log(done, measured | {"lr": lr})
             watch.report(Progress(done * size, iterations * size, "images", f"loss {measured['loss']:.3g}"))
-            if due() or done == iterations:  # the test, too, may be interrupted
+            if due() or done == iterations:  # always at the end, as the test may be interrupted too
                 kept.save(_state(detector, optimizer, done), iteration, 1, 1)
     _precise_batchnorm(detector, protocol, shown, device, seed)
 
@@ -144,35 +146,33 @@ def fit(
 def batches(
     protocol: Detection, train: Annotated, site: Site, seed: int, start: int, stop: int
 ) -> Iterator[Batch]:
-    """The batches number `start` to `stop` - 1 of a training, before augmentation.
+    """Yield the batches number `start` to `stop` - 1 of a training, before augmentation.
 
     Raises:
-        ValueError: there is nothing to train on, or an image is broken.
+        ValueError: No image can be trained on, or an image is broken.
     """
     pictures = examples.usable(train.trainable, masks=protocol.masks)
     if not pictures:
-        raise InvalidError(f"{train.origin}: no image that is trained on has an object to learn from.")
+        raise InvalidError(f"{train.origin}: no training image has an object to learn from.")
     shown = stream.share(
         pictures, batch_size=protocol.batch_size, group=protocol.group, seed=seed, start=start
     )
-    groups = (
-        [pictures[index] for _, index in islice(shown, protocol.batch_size)] for _ in range(start, stop)
-    )
-    return examples.prepared(
-        groups,
-        lambda each: (examples.pixels(each), examples.target(each, masks=protocol.masks)),
-        site.workers,
-    )
+    size = protocol.batch_size
+    groups = ([pictures[index] for _, index in islice(shown, size)] for _ in range(start, stop))
+
+    def example(picture: Picture) -> tuple[Tensor, dict[str, Tensor]]:
+        return examples.pixels(picture), examples.target(picture, masks=protocol.masks)
+
+    return examples.prepared(groups, example, site.workers)
 
 
 def detect(detector: Any, test: Annotated, site: Site, device: torch.device, watch: Watch) -> list[Predicted]:
-    """What the detector finds in each image, in their order."""
+    """Return the detections of each image, in the order of the images."""
+    same_size = [list(some) for _, some in groupby(test.pictures, key=lambda each: (each.width, each.height))]
     groups = [
-        group[begin : begin + TESTED_TOGETHER]
-        for group in (
-            list(same) for _, same in groupby(test.pictures, key=lambda each: (each.width, each.height))
-        )
-        for begin in range(0, len(group), TESTED_TOGETHER)
+        some[begin : begin + TESTED_TOGETHER]
+        for some in same_size
+        for begin in range(0, len(some), TESTED_TOGETHER)
     ]
     found: list[Predicted] = []
     with torch.no_grad():
@@ -188,8 +188,10 @@ def detect(detector: Any, test: Annotated, site: Site, device: torch.device, wat
 def _losses(
     detector: Any, protocol: Detection, batch: Batch, device: torch.device, seed: int, iteration: int
 ) -> dict[str, Tensor]:
-    """The parts of the loss of a batch; flips, sizes and the proposals that are looked at follow from `seed`
-    and `iteration`."""
+    """Return the terms of the loss of a batch.
+
+    Flips, sizes and the sampled proposals follow from `seed` and `iteration`.
+    """
     with _random(device, "detection", seed, iteration):
         flips = (torch.rand(len(batch)) < protocol.flip).tolist()
         images, targets = zip(
@@ -203,7 +205,7 @@ def _losses(
 
 @contextmanager
 def _random(device: torch.device, purpose: str, *counters: int) -> Iterator[None]:
-    """Inside, the global random state follows from `purpose` and `counters`; afterwards it is what it was."""
+    """Set the global random state from `purpose` and `counters`, and restore the previous one afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seeds.seed(purpose, *counters))
         yield
@@ -212,8 +214,10 @@ def _random(device: torch.device, purpose: str, *counters: int) -> Iterator[None
 def _precise_batchnorm(
     detector: Any, protocol: Detection, shown: Iterator[Batch], device: torch.device, seed: int
 ) -> None:
-    """BatchNorm's test statistics as means over those of the batches that are left in `shown`
-    (fvcore/nn/precise_bn.py)."""
+    """Set BatchNorm's test statistics to their means over the batches that are left in `shown`.
+
+    Follows fvcore/nn/precise_bn.py.
+    """
     norms = [
         module
         for module in detector.modules()
@@ -223,14 +227,14 @@ def _precise_batchnorm(
         return
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches, in place of a moving one
+        norm.momentum = None  # the mean of all batches in place of a moving average
     with torch.no_grad():
         for number, batch in enumerate(shown, protocol.schedule.iterations):
             _losses(detector, protocol, batch, device, seed, number)
 
 
 def _resume(detector: Any, optimizer: Any, kept: Keeper) -> int:
-    """Puts the newest checkpoint in its place; returns how many steps were done."""
+    """Restore the newest checkpoint, and return the number of finished steps."""
     if kept.saved is None:
         return 0
     detector.load_state_dict(kept.saved["detector"])
@@ -239,12 +243,12 @@ def _resume(detector: Any, optimizer: Any, kept: Keeper) -> int:
 
 
 def _state(detector: Any, optimizer: Any, iteration: int) -> dict[str, Any]:
-    """What a training needs to go on after `iteration` steps."""
+    """Return what a training needs to resume after `iteration` steps."""
     return {"detector": detector.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
 
 
 def _predicted(each: Picture, output: dict[str, Tensor]) -> Predicted:
-    """One image's detections, labels from 0, masks as they are encoded for scoring."""
+    """Return the detections of one image, with labels from 0 and masks encoded for scoring."""
     arrays = {key: value.cpu().numpy() for key, value in output.items()}
     return Predicted(
         id=each.id,
@@ -256,7 +260,11 @@ def _predicted(each: Picture, output: dict[str, Tensor]) -> Predicted:
 
 
 def _encoded(masks: Tensor) -> tuple[dict[str, Any], ...]:
-    """Probabilities (n, 1, height, width) -> run-length encodings of where they are at least a half."""
+    """Return run-length encodings of the pixels whose probability is at least a half.
+
+    Args:
+        masks: probabilities, (n, 1, height, width).
+    """
     import numpy as np
     from pycocotools import mask
 

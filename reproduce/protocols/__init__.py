@@ -1,7 +1,9 @@
-"""Evaluations of an encoder. A file that is not listed is one evaluation.
+"""Evaluations of an encoder, one protocol per file.
 
-Imports point down this page.
+Two files hold no evaluation of their own:
 
-    detection.py   base class of the two detection protocols
+    detection.py   base class of the two detection protocols, voc_detection.py and coco_mask_rcnn.py
     protocol.py    the contract between a protocol and the evaluation loop
+
+Imports point down this page: the protocols import these two, and detection.py imports protocol.py.
 """

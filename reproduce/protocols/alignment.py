@@ -1,12 +1,14 @@
 """Alignment and uniformity of the embeddings (protocol sheet, 7; Wang and Isola, ssnl/align_uniform).
 
     alignment  = mean over positive pairs of || x - y ||^2
-    uniformity = log of the mean over i < j of exp(-2 || x_i - x_j ||^2), averaged over the two sides of the
-    pairs
+    uniformity = log of the mean over i < j of exp(-2 || x_i - x_j ||^2),
+                 averaged over the two sides of the pairs
 
-Both on l2-normalised vectors; lower is better aligned, lower is more uniform. A positive pair is two
-augmented views of a test image. The paper's -3.8 is out of reach for ReLU features (their floor is about
--2.7), so the head's output z is what is measured; the pooled features' values stand beside it.
+Vectors are l2-normalised. Lower alignment means closer pairs; lower uniformity means a more uniform
+distribution. A positive pair is two augmented views of one test image.
+
+ReLU features cannot reach the paper's -3.8: their floor is about -2.7. Both metrics are therefore measured on
+the head's output z. The values of the pooled features are reported next to them.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class AlignmentUniformity(Protocol, name="alignment"):
     """Settings of the alignment and uniformity measurement."""
 
     t: float = 2.0
-    """Temperature of the uniformity's Gaussian (ssnl/align_uniform)."""
+    """Factor t of the squared distance in the uniformity's Gaussian (ssnl/align_uniform)."""
 
     metrics = ("alignment", "uniformity", "alignment_features", "uniformity_features")
 
@@ -51,10 +53,10 @@ class AlignmentUniformity(Protocol, name="alignment"):
         seed: int,
         watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns squared distances and their log-mean-exp, of projections and (`_features`) of pooled
-        features.
+        """Return both metrics of the projections and, with the suffix `_features`, of the pooled features.
 
-        The views are drawn from the augmentation that the encoder was trained with, from `seed`.
+        Alignment is a mean squared distance; uniformity is the log of a mean of Gaussians. The views are
+        drawn from `seed` with the augmentation that the encoder was trained with.
         """
         from reproduce.nn import features
 
@@ -68,13 +70,19 @@ class AlignmentUniformity(Protocol, name="alignment"):
 
 
 def alignment(x: Tensor, y: Tensor) -> float:
-    """The mean squared distance of positive pairs, the rows of x and y, (n, d) float64 of unit length."""
+    """Return the mean squared distance of positive pairs.
+
+    Args:
+        x: one side of the pairs, (n, d) float64 of unit length.
+        y: the other side, row by row, (n, d) float64 of unit length.
+    """
     return (x - y).square().sum(dim=1).mean().item()
 
 
 def uniformity(x: Tensor, t: float = 2.0, chunk: int = 2048) -> float:
-    """log of the mean over i < j of exp(-t || x_i - x_j ||^2), with chunk x chunk distances in memory at a
-    time.
+    """Return the log of the mean over i < j of exp(-t || x_i - x_j ||^2).
+
+    At most chunk x chunk distances are in memory at a time.
 
     Args:
         x: (n, d) float64 of unit length, n >= 2.

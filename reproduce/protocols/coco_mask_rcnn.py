@@ -1,11 +1,11 @@
-"""Instance segmentation on COCO 2017: Mask R-CNN with a feature pyramid, 1x schedule (section 8.4; protocol
-sheet, 11).
+"""Instance segmentation on COCO 2017: Mask R-CNN with a feature pyramid, 1x schedule.
 
-Trained on train2017, measured on val2017 by COCO's average precision of boxes and of masks. The paper gives
-the schedule; the rest is the transfer recipe of its sources (DenseCL, PixPro, VISSL): nothing frozen,
-BatchNorm over all devices also in the pyramid and in the heads.
+Sources: section 8.4; protocol sheet, 11. The detector is trained on train2017 and measured on val2017 by
+COCO's average precision of boxes and masks. The paper gives the schedule. Everything else follows the
+transfer recipe of its sources (DenseCL, PixPro, VISSL): nothing is frozen, and BatchNorm over all devices is
+also used in the pyramid and in the heads.
 
-At paper scale 90 000 iterations of 16 images.
+At paper scale, training takes 90 000 iterations of 16 images.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ from reproduce.protocols.detection import Detection
 
 @dataclass(frozen=True, kw_only=True)
 class COCOMaskRCNN(Detection, name="coco_mask_rcnn"):
-    """Settings."""
+    """Settings of the fine-tuning on COCO; the schedule is the paper's."""
 
     base_lr: float = 0.05
-    """Section 8.4 (VICReg, whose schedule it is: .04)."""
+    """Peak learning rate at a batch of 16 (section 8.4; VICReg, the source of the schedule, uses .04)."""
     iterations: int = 90_000
-    """Section 8.4."""
+    """Training steps at a batch of 16 (section 8.4)."""
     drops: tuple[int, ...] = (60_000, 80_000)
-    """Section 8.4."""
+    """Steps at which the rate falls, at a batch of 16 (section 8.4)."""
     warmup_iterations: int = 50
-    """Section 8.4."""
+    """Steps of linear warm-up at a batch of 16 (section 8.4)."""
     train_sizes: tuple[int, ...] = tuple(range(640, 801, 32))
-    """detectron2 configs/Base-RCNN-FPN.yaml and configs/common of the 1x schedule."""
+    """Shorter side of a training image in pixels, drawn per image (detectron2 configs/Base-RCNN-FPN.yaml and
+    configs/common of the 1x schedule)."""
     rpn_train_top: tuple[int, int] = (2_000, 1_000)
-    """detectron2 configs/Base-RCNN-FPN.yaml: before suppression on each level, after it over all."""
+    """Proposals per training image: before suppression on each level, after it over all levels (detectron2
+    configs/Base-RCNN-FPN.yaml)."""
     rpn_test_top: tuple[int, int] = (1_000, 1_000)
-    """The same."""
+    """Proposals per test image, counted in the same way (detectron2 configs/Base-RCNN-FPN.yaml)."""
     box_resolution: int = 7
-    """The same."""
+    """Side of the feature grid pooled for a box (detectron2 configs/Base-RCNN-FPN.yaml)."""
     mask_resolution: int = 14
-    """The same; the mask head doubles it."""
+    """Side of the feature grid pooled for a mask, which the mask head doubles (detectron2
+    configs/Base-RCNN-FPN.yaml)."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
-    """No source fixes the paper's: four convolutions and a fully connected layer with BatchNorm (DenseCL,
-    PixPro), or two of the latter."""
+    """Layers of the box head, which no source specifies for the paper: four convolutions and one fully
+    connected layer with BatchNorm (DenseCL, PixPro), or two fully connected layers."""
 
     wants: ClassVar[str] = "boxes and masks by the rules of COCO"
     masks: ClassVar[bool] = True
@@ -50,7 +53,7 @@ class COCOMaskRCNN(Detection, name="coco_mask_rcnn"):
     def check(self) -> None:
         super().check()
         if self.mask_resolution < 1:
-            raise ValueError(f"{self.name} takes mask_resolution of at least 1, not {self.mask_resolution}.")
+            raise ValueError(f"{self.name} takes mask_resolution >= 1, not {self.mask_resolution}.")
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -1,13 +1,16 @@
-"""What the two detection protocols share: an encoder is fine-tuned inside a detector and measured by average
-precision.
+"""Base of the two detection protocols, which fine-tune an encoder inside a detector and score the detector.
 
-Settings are for a batch of 16 images, as the sources give them; with another `batch_size` the learning rate
-grows in proportion and the schedule shrinks (`Schedule`). An engine is a module of `reproduce/detection` with
-three functions:
+A protocol holds the settings. An *engine* trains and tests the detector. The setting `engine` is the name of
+a module in `reproduce/detection`; the protocol imports that module when it first needs it and calls three
+functions of it:
 
-    check(site)                                 # LookupError if the engine cannot run here
-    check_for(protocol, backbone, dataset)      # ValueError if it cannot run with these settings anywhere
-    fine_tune(protocol, encoder, dataset, train, test, site, device, seed, watch) -> {"ap": ..., ...}
+    check(site)                              raise LookupError if the engine cannot run on this machine
+    check_for(protocol, backbone, dataset)   raise ValueError if it cannot run with these settings anywhere
+    fine_tune(protocol, encoder, dataset, train, test, site, device, seed, watch)
+                                             train, test and return {"ap": ..., ...} as fractions
+
+Settings are given for a batch of 16 images, as in the sources. With another `batch_size`, the learning rate
+scales in proportion and the schedule in inverse proportion (`Schedule`).
 """
 
 from __future__ import annotations
@@ -31,21 +34,22 @@ if TYPE_CHECKING:
 REFERENCE_BATCH = 16
 """Images per step for which rates and iterations are given (both sources)."""
 ENGINES = {"detectron2": "Detectron2", "torchvision": ""}
-"""What each needs that the suite's own requirements do not install, as printed."""
+"""Name of what each engine needs beyond the suite's own requirements, as printed."""
 AT_LEAST_1 = (
     *("batch_size", "iterations", "group", "train_sizes", "test_size", "max_size", "anchor_sizes"),
     *("rpn_train_top", "rpn_test_top", "rois", "box_resolution", "max_detections"),
 )
-"""Settings that are a count or a size, or a tuple of such, which then has one at least."""
+"""Settings that are counts or sizes, or non-empty tuples of them."""
 FRACTIONS = ("gamma", "warmup_factor", "flip", "score_threshold")
 """Settings from 0 to 1."""
-IN_TURN = (
-    "Where --set changes both, {} comes before iterations for a shorter training, after it for a longer one."
+ORDER_HINT = (
+    "If --set changes both, put {} before iterations for a shorter training and after it for a longer one."
 )
+"""Advice on changing two settings that depend on each other: each --set is checked in turn."""
 
 
 class Schedule(NamedTuple):
-    """What an engine trains by, after scaling to the batch."""
+    """Schedule of a training, scaled to its batch."""
 
     lr: float
     iterations: int
@@ -56,81 +60,82 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Detection(Protocol):
-    """Settings of both; a subclass gives the values and the architecture."""
+    """Settings of both detection protocols. A subclass adds values and the architecture."""
 
     engine: Literal["detectron2", "torchvision"] = "detectron2"
-    """Whose detector: the paper's, or torchvision's, which needs no installation, differs in many details and
-    does not stand for it."""
+    """Engine that trains the detector: the paper's, or torchvision's. torchvision's needs no extra
+    installation but differs in many details, so its numbers do not stand in for the paper's."""
 
     batch_size: int = REFERENCE_BATCH
     """Images per step over all devices."""
     base_lr: float
     """Peak learning rate at a batch of 16."""
     iterations: int
-    """Steps of training at a batch of 16."""
+    """Training steps at a batch of 16."""
     drops: tuple[int, ...]
     """Steps at which the rate falls, at a batch of 16."""
     gamma: float = 0.1
-    """Factor of each fall."""
+    """Factor by which the rate falls at each drop."""
     warmup_iterations: int
     """Steps of linear warm-up at a batch of 16."""
     warmup_factor: float = 1e-3
-    """The rate that warm-up starts from, as a fraction (detectron2/config/defaults.py)."""
+    """Fraction of the peak rate at which warm-up starts (detectron2/config/defaults.py)."""
     momentum: float = 0.9
-    """The same file."""
+    """Momentum of SGD (detectron2/config/defaults.py)."""
     weight_decay: float = 1e-4
-    """The same file."""
+    """Weight decay of all parameters but those of normalisation (detectron2/config/defaults.py)."""
     norm_weight_decay: float = 0.0
-    """Of the parameters of normalisation (the same file)."""
+    """Weight decay of the normalisation parameters (detectron2/config/defaults.py)."""
 
     train_sizes: tuple[int, ...]
-    """Shorter side of a training image in pixels, one drawn for each."""
+    """Shorter side of a training image in pixels, drawn per image from these."""
     test_size: int = 800
-    """Shorter side of a test image (detectron2/config/defaults.py)."""
+    """Shorter side of a test image in pixels (detectron2/config/defaults.py)."""
     max_size: int = 1333
-    """Longer side, at most (the same file)."""
+    """Maximum of the longer side in pixels (detectron2/config/defaults.py)."""
     flip: float = 0.5
-    """Probability of a horizontal flip of a training image (the same file)."""
+    """Probability of flipping a training image horizontally (detectron2/config/defaults.py)."""
     group: int = 2
-    """Images of one orientation that are shown together: those of one of 8 GPUs
+    """Images of the same orientation that are shown together: the share of one of 8 GPUs
     (detectron2/data/common.py)."""
 
     freeze_at: int = 0
-    """Stages of the backbone that are not trained; none (facebookresearch/moco
+    """Number of backbone stages that are not trained; 0 trains all (facebookresearch/moco
     detection/configs/Base-RCNN-C4-BN.yaml)."""
     norm: str = "SyncBN"
-    """BatchNorm over all devices, each place of each image alike (the same file until 2020-11, when MoCo's
-    numbers were published; it has since had `naiveSyncBN`, the mean of the devices' statistics: the same on
-    one device)."""
+    """Normalisation layers: BatchNorm over all devices, in which every position of every image has equal
+    weight. This was the default of detectron2/config/defaults.py until 2020-11, when MoCo's numbers were
+    published. Since then it is `naiveSyncBN`, the mean of the devices' statistics, which is the same on
+    one device."""
     precise_bn_iterations: int = 200
-    """Batches from which BatchNorm's test statistics are computed after training, 0: none
+    """Batches used after training to compute BatchNorm's test statistics; 0 skips this step
     (detectron2/config/defaults.py, enabled)."""
     stride_in_1x1: bool = False
-    """Whether a bottleneck's stride is in its first convolution; torchvision's is in the 3x3 one (moco's
-    ...24k_moco.yaml)."""
+    """Position of a bottleneck's stride: True for its first convolution, False for the 3x3 one, as in
+    torchvision (moco's ...24k_moco.yaml)."""
 
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Sides of square anchors in pixels (detectron2/config/defaults.py)."""
     rpn_train_top: tuple[int, int]
-    """Proposals of a training image before and after non-maximum suppression."""
+    """Proposals per training image before and after non-maximum suppression."""
     rpn_test_top: tuple[int, int]
-    """The same of a test image."""
+    """Proposals per test image before and after non-maximum suppression."""
     rois: int = 512
-    """Proposals of an image on which the heads are trained (detectron2/config/defaults.py)."""
+    """Proposals per image on which the heads are trained (detectron2/config/defaults.py)."""
     box_resolution: int
-    """Side of the grid of features that is pooled for a box."""
+    """Side of the feature grid pooled for a box."""
     score_threshold: float = 0.05
-    """Detections below are dropped (detectron2/config/defaults.py)."""
+    """Minimum score of a detection that is kept (detectron2/config/defaults.py)."""
     max_detections: int = 100
-    """Of a test image (the same file)."""
+    """Maximum number of detections per test image (detectron2/config/defaults.py)."""
 
     takes: ClassVar[type[Settings]] = DetectionDataset
     masks: ClassVar[bool]
-    """Whether masks are predicted."""
+    """True if the detector also predicts masks."""
     fpn: ClassVar[bool]
-    """Whether the backbone is a feature pyramid (else C4)."""
+    """True if the backbone is a feature pyramid, False if it is C4."""
     benchmark: ClassVar[Literal["voc", "coco"]]
-    """Whose rules score."""
+    """Benchmark whose rules score the detections."""
 
     @classmethod
     def accepts(cls, dataset: type[Settings]) -> bool:
@@ -144,30 +149,35 @@ class Detection(Protocol):
         for key in AT_LEAST_1:
             value = getattr(self, key)
             if min(value if isinstance(value, tuple) else [value], default=0) < 1:
-                raise ValueError(f"{self.name} takes {key} of at least 1, not {value}.")
+                raise ValueError(f"{self.name} takes {key} >= 1, not {value}.")
         for key in FRACTIONS:
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{self.name} takes {key} from 0 to 1, not {getattr(self, key):g}.")
         for key in ("freeze_at", "precise_bn_iterations"):
             if getattr(self, key) < 0:
-                raise ValueError(f"{self.name} takes {key} of at least 0, not {getattr(self, key)}.")
+                raise ValueError(f"{self.name} takes {key} >= 0, not {getattr(self, key)}.")
         if (
             not self.base_lr > 0
             or not 0 <= self.momentum < 1
             or min(self.weight_decay, self.norm_weight_decay) < 0
         ):
-            raise ValueError(f"{self.name} takes base_lr > 0, 0 <= momentum < 1 and weight decays >= 0.")
+            raise ValueError(
+                f"{self.name} takes base_lr > 0, 0 <= momentum < 1 and weight decays >= 0, "
+                f"not {self.base_lr:g}, {self.momentum:g}, {self.weight_decay:g} and "
+                f"{self.norm_weight_decay:g}."
+            )
         if list(self.drops) != sorted(set(self.drops)) or any(
             not 0 < drop < self.iterations for drop in self.drops
         ):
             raise ValueError(
-                f"{self.name} takes drops that ascend between 0 and iterations, not {self.drops} with {self.iterations} iterations. "
-                + IN_TURN.format("drops")
+                f"{self.name} takes ascending drops between 0 and iterations, "
+                f"not {self.drops} with {self.iterations} iterations. " + ORDER_HINT.format("drops")
             )
         if not 0 <= self.warmup_iterations <= self.iterations:
             raise ValueError(
-                f"{self.name} takes 0 <= warmup_iterations <= iterations, not {self.warmup_iterations} of {self.iterations}. "
-                + IN_TURN.format("warmup_iterations")
+                f"{self.name} takes 0 <= warmup_iterations <= iterations, "
+                f"not {self.warmup_iterations} of {self.iterations}. "
+                + ORDER_HINT.format("warmup_iterations")
             )
 
     @property
@@ -175,13 +185,14 @@ class Detection(Protocol):
         parts = []
         if self.engine != "detectron2":
             parts.append(
-                "Detection is by torchvision's models, which are another protocol than Detectron2's: the numbers do not stand for it."
+                "Detection uses torchvision's models, a different protocol from Detectron2's: "
+                "its numbers do not stand in for Detectron2's."
             )
         if self.batch_size != REFERENCE_BATCH:
             schedule = self.schedule
             parts.append(
-                f"Detection: batch {self.batch_size} in place of {REFERENCE_BATCH}, so by the linear rule learning rate {schedule.lr:g} "
-                f"and {schedule.iterations} iterations."
+                f"Detection uses a batch of {self.batch_size} images in place of {REFERENCE_BATCH}: by the "
+                f"linear rule, the learning rate is {schedule.lr:g}, for {schedule.iterations} iterations."
             )
         return " ".join(parts)
 
@@ -191,8 +202,10 @@ class Detection(Protocol):
 
     @property
     def schedule(self) -> Schedule:
-        """Scaled to the batch by the linear rule, as Detectron2 does for other numbers of GPUs
-        (engine/defaults.py, auto_scale_workers)."""
+        """Schedule scaled to the batch by the linear rule.
+
+        Detectron2 scales in the same way for other numbers of GPUs (engine/defaults.py, auto_scale_workers).
+        """
         scale = self.batch_size / REFERENCE_BATCH
         return Schedule(
             lr=self.base_lr * scale,
@@ -202,8 +215,10 @@ class Detection(Protocol):
         )
 
     def rate(self, iteration: int) -> float:
-        """The learning rate of the step number `iteration`, from 0 (detectron2/solver/lr_scheduler.py,
-        WarmupMultiStepLR)."""
+        """Return the learning rate at step `iteration`, counted from 0.
+
+        Follows detectron2/solver/lr_scheduler.py, WarmupMultiStepLR.
+        """
         lr, _, drops, warmup = self.schedule
         lr *= self.gamma ** sum(iteration >= drop for drop in drops)
         if iteration >= warmup:
@@ -229,20 +244,22 @@ class Detection(Protocol):
         seed: int,
         watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns average precisions as fractions; checkpoints are kept in the folder of `watch`, and an
-        interrupted run goes on from them.
+        """Fine-tune and test a detector; return average precisions as fractions.
+
+        Checkpoints are written to the folder of `watch`, and an interrupted run resumes from them.
 
         Raises:
-            LookupError: the engine is not here.
-            ValueError: the images cannot be trained or measured on.
-            FloatingPointError: the loss is no longer finite.
+            LookupError: The engine is not available.
+            ValueError: The images cannot be used for training or testing.
+            FloatingPointError: The loss is not finite.
         """
         train, test = dataset.load(dataset.train_split, site), dataset.load(dataset.test_split, site)
         watch.tag_data(dataset.train_split, train.digest)
         watch.tag_data(dataset.test_split, test.digest)
         if all(each.crowd or each.difficult for picture in test.pictures for each in picture.instances):
             raise InvalidError(
-                f"{test.origin}: the images of {dataset.test_split} show no object that counts: there is nothing to measure."
+                f"{test.origin}: no image of {dataset.test_split} shows an object that counts, "
+                "so there is nothing to measure."
             )
         measured: dict[str, float] = self._engine.fine_tune(
             self, encoder, dataset, train, test, site, device, seed, watch
@@ -251,4 +268,5 @@ class Detection(Protocol):
 
     @property
     def _engine(self) -> Any:
+        """Module of the engine; the docstring of this file lists its functions."""
         return importlib.import_module(f"reproduce.detection.{self.engine}")

@@ -1,8 +1,8 @@
 """Linear evaluation on cached features (protocol sheet, 1; htdt/self-supervised eval/sgd.py).
 
-A linear classifier is trained on the un-augmented, un-normalised pooled features of the train split and
-measured on the test split after its last epoch. Takes about 1 s for 1 000 images of 64 features on a CPU; 63
-500 steps for ImageNet-100, with all features in the device's memory.
+A linear classifier is trained on the pooled features of the train split, without augmentation or
+normalisation. It is measured on the test split after its last epoch. This takes about 1 s for 1 000 images of
+64 features on a CPU. ImageNet-100 needs 63 500 steps, with all features in the device's memory.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearEvaluation(Protocol, name="linear"):
-    """Settings of the linear evaluation; the defaults are those of eval/sgd.py."""
+    """Settings of the linear evaluation. The defaults are those of eval/sgd.py."""
 
     lr: float = 1e-2
-    """Adam's learning rate in the first epoch."""
+    """Learning rate of Adam in the first epoch."""
     last_lr: float = 1e-6
-    """The learning rate falls by a constant factor after each epoch and would be this after the last."""
+    """Learning rate that the decay would reach after the last epoch. It falls by a constant factor after each
+    epoch."""
     weight_decay: float = 5e-6
-    """Of weights and biases, added to the gradient."""
+    """Weight decay of weights and biases, added to the gradient."""
     epochs: int = 500
     """Passes over the train split (eval/sgd.py, newest version; an earlier one has 300)."""
     batch_size: int = 1000
-    """Images per step; an epoch's last batch may be smaller."""
+    """Images per step. The last batch of an epoch may be smaller."""
 
     metrics = ("top1", "top5")
 
@@ -60,8 +61,7 @@ class LinearEvaluation(Protocol, name="linear"):
         seed: int,
         watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns `top1` and `top5`; with fewer than 5 classes every class is among the 5 best, so `top5` is
-        1."""
+        """Return `top1` and `top5`. With fewer than 5 classes, `top5` is 1."""
         from reproduce.nn import features
 
         train, test = features.train_and_test(dataset, site)
@@ -71,10 +71,10 @@ class LinearEvaluation(Protocol, name="linear"):
         return accuracies(F.linear(x.to(device), weight, bias), test.labels.to(device))
 
     def fit(self, x: Tensor, y: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The classifier after the last epoch.
+        """Train a classifier and return its parameters after the last epoch.
 
-        Its initial weights and the order of images come from a generator on the CPU, so they do not depend on
-        the device.
+        The initial weights and the order of the images come from a generator on the CPU, so they do not
+        depend on the device.
 
         Args:
             x: features, (n, d) float32.
@@ -84,7 +84,7 @@ class LinearEvaluation(Protocol, name="linear"):
             Weight (num_classes, d) and bias (num_classes,).
         """
         generator = seeds.generator("classifier", seed)
-        bound = x.shape[1] ** -0.5  # nn.Linear's own initialisation
+        bound = x.shape[1] ** -0.5  # the initialisation of nn.Linear
         weight, bias = (
             ((2 * torch.rand(shape, generator=generator) - 1) * bound).to(x.device).requires_grad_()
             for shape in ((num_classes, x.shape[1]), (num_classes,))
@@ -96,7 +96,8 @@ class LinearEvaluation(Protocol, name="linear"):
         for _ in range(self.epochs):
             order = torch.randperm(len(x), generator=generator).to(x.device)
             for batch in torch.split(order, self.batch_size):
-                F.cross_entropy(F.linear(x[batch], weight, bias), y[batch]).backward()  # type: ignore[no-untyped-call]
+                loss = F.cross_entropy(F.linear(x[batch], weight, bias), y[batch])
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()
             scheduler.step()

@@ -1,12 +1,12 @@
-"""Linear evaluation with augmented views and SGD, as on ImageNet (protocol sheet, 2 and 6): BYOL's, and
-section 8.4's for other data sets.
+"""Linear evaluation with augmented views and SGD, as on ImageNet (protocol sheet, 2 and 6).
 
-A linear classifier is trained on the pooled features of a frozen encoder, whose images are cropped and
-flipped anew in each epoch. Several learning rates are tried in one pass over the data, each by a classifier
-of its own; the best on images held out of the train split is measured on the test split, once.
+The protocol is BYOL's on ImageNet and section 8.4's on other data sets. A linear classifier is trained on the
+pooled features of a frozen encoder. Its images are cropped and flipped differently in each epoch. One pass
+over the data tries several learning rates, each with a classifier of its own. The classifier that is best on
+images held out of the train split is measured on the test split, once.
 
-The backbone sees each training image once an epoch, whatever the number of rates: 80 epochs of ImageNet are
-10^8 forward passes, ten epochs of the 1 080 training images of the smoke scale 3 s on a CPU core.
+The backbone sees each training image once per epoch, however many rates are tried. 80 epochs of ImageNet are
+10^8 forward passes. Ten epochs of the 1 080 training images of the smoke scale take 3 s on a CPU core.
 """
 
 from __future__ import annotations
@@ -30,31 +30,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSGD(Protocol, name="linear_sgd"):
-    """Settings; the defaults are BYOL's on ImageNet (its App. C.1 and google-deepmind/deepmind-research
-    byol/configs/eval.py)."""
+    """Settings of the linear evaluation with SGD.
+
+    The defaults are BYOL's on ImageNet (its App. C.1 and google-deepmind/deepmind-research
+    byol/configs/eval.py).
+    """
 
     base_lrs: tuple[float, ...] = (0.4, 0.3, 0.2, 0.1, 0.05)
-    """Peak rates x batch_size / 256 (byol/utils/schedules.py), one classifier each; the best on the held-out
-    images is measured."""
+    """Learning rates to try, one classifier each; the best on the held-out images is measured. The peak rate
+    is base_lr x batch_size / 256 (byol/utils/schedules.py)."""
     epochs: int = 80
     """Passes over the train split (byol/configs/eval.py)."""
     batch_size: int = 1024
-    """Images per step over all devices (BYOL's App. C.1), at most: an epoch's batches are of nearly equal
-    size."""
+    """Maximum number of images per step over all devices (BYOL's App. C.1). The batches of an epoch are
+    nearly equal in size."""
     momentum: float = 0.9
-    """byol/configs/eval.py."""
+    """Momentum of SGD (byol/configs/eval.py)."""
     nesterov: bool = True
-    """The same file."""
+    """Nesterov momentum in place of the classical one (byol/configs/eval.py)."""
     weight_decay: float = 0.0
-    """Of weights and biases, added to the gradient; none in the same file."""
+    """Weight decay of weights and biases, added to the gradient (byol/configs/eval.py uses none)."""
     num_drops: int = 0
-    """How often the rate is divided by 10, at equally spaced epochs (section 8.4); 0: a cosine down to 0
-    (byol/utils/schedules.py)."""
+    """Number of times that the rate is divided by 10, at equally spaced epochs (section 8.4). If 0, the rate
+    follows a cosine down to 0 (byol/utils/schedules.py)."""
     num_held_out: int = 10_009
-    """Train images that choose the rate and train nothing (BYOL's App. C.1); 0 where there is one rate
-    only."""
+    """Train images that select the rate and are not trained on (BYOL's App. C.1). May be 0 with a single
+    rate."""
     augmentation: Augmentation = CROP_AND_FLIP
-    """Of the training views."""
+    """Augmentation of the training views."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -69,8 +72,8 @@ class LinearSGD(Protocol, name="linear_sgd"):
             raise ValueError(f"linear_sgd takes one or more different base_lrs > 0, not {self.base_lrs}.")
         if self.num_held_out < 0 or (len(self.base_lrs) > 1 and not self.num_held_out):
             raise ValueError(
-                f"linear_sgd chooses one of {len(self.base_lrs)} base_lrs by held-out train images: num_held_out must be at least 1, "
-                f"not {self.num_held_out}; with one rate it may be 0."
+                f"linear_sgd selects one of {len(self.base_lrs)} base_lrs by held-out train images: "
+                f"num_held_out must be at least 1, not {self.num_held_out}; with one rate it may be 0."
             )
         if self.epochs < 1 or self.batch_size < 1 or self.weight_decay < 0:
             raise ValueError(
@@ -83,11 +86,12 @@ class LinearSGD(Protocol, name="linear_sgd"):
             )
         if not 0 <= self.num_drops < self.epochs:
             raise ValueError(
-                f"linear_sgd takes num_drops from 0 to epochs - 1, not {self.num_drops} with {self.epochs} epochs."
+                f"linear_sgd takes num_drops from 0 to epochs - 1, "
+                f"not {self.num_drops} with {self.epochs} epochs."
             )
 
     def rates(self, step: int, steps_per_epoch: int) -> list[float]:
-        """The learning rate of each classifier at step `step` of the training, counted from 0."""
+        """Return the learning rate of each classifier at step `step` of the training, counted from 0."""
         peaks = [base_lr * self.batch_size / 256 for base_lr in self.base_lrs]
         if self.num_drops:
             dropped = schedules.drops(
@@ -111,14 +115,14 @@ class LinearSGD(Protocol, name="linear_sgd"):
         seed: int,
         watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns `top1` and `top5`; where images are held out also `lr`, the chosen one of `base_lrs`, and
-        its `held_out_top1`.
+        """Return `top1` and `top5`, and with held-out images also `lr` and `held_out_top1`.
 
-        Of rates that are equally good the first is chosen. With fewer than 5 classes `top5` is 1.
+        `lr` is the selected value of `base_lrs`, `held_out_top1` its accuracy on the held-out images. If
+        several rates are equally good, the first is selected. With fewer than 5 classes, `top5` is 1.
 
         Raises:
-            FloatingPointError: no classifier's loss stayed finite; one that did not is out of the race.
-            ValueError: there are not as many train images as are to be held out.
+            FloatingPointError: No classifier kept a finite loss. A single one that did not is only excluded.
+            ValueError: The train split has too few images to hold out `num_held_out`.
         """
         from reproduce.nn import features
 
@@ -158,7 +162,6 @@ class LinearSGD(Protocol, name="linear_sgd"):
             watch=watch,
         )
         chosen = classifiers.best(scores, names) if scores else 0
-        measured = trained.measure(
-            chosen, *classifiers.labelled_features(encoder, dataset, test, site, device)
-        )
+        x, y = classifiers.labelled_features(encoder, dataset, test, site, device)
+        measured = trained.measure(chosen, x, y)
         return measured | ({"lr": self.base_lrs[chosen], "held_out_top1": scores[chosen]} if scores else {})

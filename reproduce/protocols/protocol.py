@@ -1,5 +1,7 @@
-"""What the evaluation loop asks of a protocol. One file of this folder holds one evaluation: its settings and
-how it is run."""
+"""The contract between a protocol and the evaluation loop.
+
+A protocol is one evaluation: its settings, and a `run` that measures an encoder with them.
+"""
 
 from __future__ import annotations
 
@@ -19,71 +21,79 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(Settings):
-    """Base class of the evaluations of an encoder, which is left as it was."""
+    """Base class of the evaluations. An evaluation leaves the encoder unchanged."""
 
     takes: ClassVar[type[Settings]] = Dataset
-    """The kind of data set that it is run on."""
+    """Class of data sets that the protocol runs on."""
     wants: ClassVar[str] = "one or more labels for each image"
-    """What such a data set has, in words."""
+    """Description of what such a data set provides, for error messages."""
 
     @classmethod
     def accepts(cls, dataset: type[Settings]) -> bool:
-        """Whether it can be run on data sets of that class."""
+        """Return whether the protocol runs on data sets of this class."""
         return issubclass(dataset, cls.takes)
 
     @property
     def shared_batch(self) -> int:
-        """Where it trains long enough to take as many devices as a pretraining, the images of a step, which
-        these share equally; else 0."""
+        """Images per step if training may use as many devices as a pretraining, else 0.
+
+        The devices share the images of a step equally. 0 means that the evaluation is too short to need them.
+        """
         return 0
 
     @property
     def length(self) -> int:
-        """What its checkpoints count, from begin to end: epochs, or a detector's iterations; 0: it keeps
-        none."""
+        """Total that the checkpoints count towards: epochs, or iterations of a detector.
+
+        0 if the protocol writes no checkpoints.
+        """
         return 0
 
     @property
     def caveat(self) -> str:
-        """What a table's caption must say of its numbers, in full sentences; empty: nothing."""
+        """Remarks that a table's caption must make about these numbers, in full sentences, or "" if none."""
         return ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The keys of what `run` returns; most protocols set it as a class attribute."""
+        """Keys of the dictionary that `run` returns. Most protocols set this as a class attribute."""
         raise NotImplementedError
 
     @property
     def requirement(self) -> str:
-        """What `check_data` looks for, in a word; empty: nothing."""
+        """Name of what `check_data` looks for, or "" if the protocol needs nothing else."""
         return ""
 
     def passes(self, num_train: int, num_test: int) -> float | None:
-        """Images that go forward through the encoder, for estimates of time; one that goes backward, too,
-        counts as three. None: not known.
+        """Return how many images go forward through the encoder, for time estimates, or None if unknown.
+
+        An image that also goes backward counts as three.
 
         Args:
-            num_train, num_test: images of the splits.
+            num_train: images of the train split.
+            num_test: images of the test split.
         """
         return None
 
     def check_for(self, dataset: Any, backbone: str) -> None:
-        """Finds out, on any machine, whether it can evaluate encoders of that backbone on `dataset`; most
-        take all that they accept.
+        """Check that the protocol can evaluate encoders with this backbone on `dataset`.
+
+        The check gives the same result on every machine. Most protocols take every data set that they accept.
 
         Raises:
-            ValueError: it cannot; the message says what would work.
+            ValueError: The protocol cannot. The message names what would work.
         """
 
     def check_data(self, dataset: Any, site: Site, *, fetch: bool = True) -> None:
-        """Finds out, before anything starts, whether what the protocol needs beside the images of `dataset`
-        is there; most need nothing.
+        """Check, before anything starts, that everything the protocol needs besides the images is available.
+
+        Most protocols need nothing else.
 
         Args:
-            fetch: whether what is to be fetched is fetched now; else it counts as here.
+            fetch: download missing files now. If False, files that can be downloaded count as available.
 
         Raises:
-            LookupError, ValueError: it is not; the message says how to get it.
+            LookupError, ValueError: Something is missing or wrong. The message explains how to get it.
         """
 
     def run(
@@ -95,18 +105,18 @@ class Protocol(Settings):
         seed: int,
         watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Measures `encoder` on the labelled splits of `dataset`; accuracies are fractions.
+        """Measure `encoder` on the labelled splits of `dataset`. Accuracies are fractions.
 
-        Every process of a run calls it and gets the same numbers, which do not depend on how many processes
-        there are. Nothing is ever selected on the test split.
+        Every process of a run calls this method and gets the same numbers. They do not depend on the number
+        of processes. Nothing is ever selected on the test split.
 
         Args:
-            seed: decides the initialisation and the order of images of what the protocol trains, and its
-                augmented views.
-            watch: follows what takes long.
+            seed: determines the initialisation, the order of the images and the augmented views of everything
+                that the protocol trains.
+            watch: receives progress and measurements.
 
         Raises:
-            ValueError: the data set and the settings do not fit together; raised before any work where it can
-                be known.
+            ValueError: The data set and the settings do not fit together. Raised before any work starts if
+                this can be known by then.
         """
         raise NotImplementedError

@@ -1,12 +1,12 @@
 """Semi-supervised classification with 1 % or 10 % of the labels (section 8.2; protocol sheet, 2 and 3).
 
-A linear classifier is trained on the labelled images of a list, cropped and flipped anew in each epoch: on a
-frozen encoder (`encoder_lr` 0, the paper's setting with 1 %), or together with it, each at a rate of its own.
-Each number of `epochs` is a training with a cosine of its own; the best on train images outside the list is
-measured on the test split, once.
+A linear classifier is trained on the labelled images of a list, which are cropped and flipped differently in
+each epoch. With `encoder_lr` 0, the encoder is frozen, as in the paper's setting with 1 %. Otherwise the
+encoder is trained too, at its own rate. Each number in `epochs` is one training with its own cosine schedule.
+The best one on train images outside the list is measured on the test split, once.
 
-On a frozen encoder all numbers of epochs share one pass over the data; else each is a training of its own, of
-a fresh copy of the encoder.
+On a frozen encoder, all trainings share one pass over the data. Otherwise each training starts from a fresh
+copy of the encoder.
 """
 
 from __future__ import annotations
@@ -34,47 +34,50 @@ if TYPE_CHECKING:
 
 
 class Trained(NamedTuple):
-    """What one number of epochs led to."""
+    """Result of training for one number of epochs."""
 
     epochs: int
     encoder: Encoder
     classifier: Classifiers
     place: int
-    """Of the classifier among those that were trained side by side."""
+    """Index of the classifier among those that were trained side by side."""
     score: float
-    """Top-1 of the held-out images; NaN: nothing is held out."""
+    """Top-1 on the held-out images; NaN if no images are held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SemiSupervised(Protocol, name="semi"):
-    """Settings; the defaults are those of section 8.2, and BYOL's (App. C.2) where it is silent."""
+    """Settings of semi-supervised classification.
+
+    The defaults are those of section 8.2, and BYOL's (App. C.2) where the section gives none.
+    """
 
     labels: Literal["1percent", "10percent"] = "1percent"
-    """The list of labelled images (google-research/simclr imagenet_subsets/)."""
+    """List of labelled images (google-research/simclr imagenet_subsets/)."""
     classifier_lr: float = 2.0
-    """Peak rate of the classifier (section 8.2: 2.0 with 1 %, .25 with 10 %)."""
+    """Peak learning rate of the classifier (section 8.2: 2.0 with 1 %, .25 with 10 %)."""
     encoder_lr: float = 0.0
-    """Peak rate of the encoder; 0: it is frozen (section 8.2: frozen with 1 %, 2.5e-4 with 10 %)."""
+    """Peak learning rate of the encoder; 0 freezes it (section 8.2: frozen with 1 %, 2.5e-4 with 10 %)."""
     epochs: tuple[int, ...] = (30, 50)
     """Passes over the labelled images, one training each; the best on the held-out images is measured (BYOL's
     App. C.2)."""
     batch_size: int = 1024
-    """Images per step over all devices (section 8.2), at most: an epoch's batches are of nearly equal
-    size."""
+    """Maximum number of images per step over all devices (section 8.2). The batches of an epoch are nearly
+    equal in size."""
     momentum: float = 0.9
-    """Section 8.2."""
+    """Momentum of SGD (section 8.2)."""
     nesterov: bool = True
-    """Section 8.2."""
+    """Nesterov momentum in place of the classical one (section 8.2)."""
     weight_decay: float = 0.0
-    """BYOL's App. C.2."""
+    """Weight decay (BYOL's App. C.2)."""
     batchnorm: Literal["train", "eval"] = "train"
-    """Statistics of an encoder that is trained: of the batch (byol/eval_experiment.py), or those of
-    pretraining."""
+    """BatchNorm statistics of an encoder that is trained: `train` uses those of the batch
+    (byol/eval_experiment.py), `eval` those of pretraining."""
     num_held_out: int = 10_009
-    """Train images, none of them labelled for training, that choose the epochs (BYOL's App. C.1); 0 where
-    there is one number only."""
+    """Unlisted train images that select the number of epochs (BYOL's App. C.1). May be 0 with a single
+    number."""
     augmentation: Augmentation = CROP_AND_FLIP
-    """Of the training views: random resized crop and flip (BYOL's App. C.2)."""
+    """Augmentation of the training views: random resized crop and flip (BYOL's App. C.2)."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -89,8 +92,8 @@ class SemiSupervised(Protocol, name="semi"):
             raise ValueError(f"semi takes one or more different numbers of epochs >= 1, not {self.epochs}.")
         if self.num_held_out < 0 or (len(self.epochs) > 1 and not self.num_held_out):
             raise ValueError(
-                f"semi chooses one of {len(self.epochs)} numbers of epochs by held-out train images: num_held_out must be at least 1, "
-                f"not {self.num_held_out}; with one number it may be 0."
+                f"semi selects one of {len(self.epochs)} numbers of epochs by held-out train images: "
+                f"num_held_out must be at least 1, not {self.num_held_out}; with one number it may be 0."
             )
         if self.classifier_lr <= 0 or self.encoder_lr < 0 or self.batch_size < 1 or self.weight_decay < 0:
             raise ValueError(
@@ -122,16 +125,16 @@ class SemiSupervised(Protocol, name="semi"):
         seed: int,
         watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns `top1` and `top5`; where images are held out also the chosen number of `epochs` and its
-        `held_out_top1`.
+        """Return `top1` and `top5`, and with held-out images also `epochs` and `held_out_top1`.
 
-        Of numbers that are equally good the first is chosen. With fewer than 5 classes `top5` is 1. `encoder`
-        is left as it was.
+        `epochs` is the selected number, `held_out_top1` its accuracy on the held-out images. If several
+        numbers are equally good, the first is selected. With fewer than 5 classes, `top5` is 1. `encoder` is
+        left unchanged.
 
         Raises:
-            FloatingPointError: no number of epochs kept a finite loss; one that did not is out of the race.
-            LookupError: there is no such list, or an image of it is not there.
-            ValueError: the list, the images and the settings do not fit together.
+            FloatingPointError: No training kept a finite loss. A single one that did not is only excluded.
+            LookupError: The list does not exist, or one of its images is missing.
+            ValueError: The list, the images and the settings do not fit together.
         """
         from reproduce.nn import features
 
@@ -158,34 +161,37 @@ class SemiSupervised(Protocol, name="semi"):
         )
 
     def _listed(self, train: Split, dataset: Dataset, site: Site) -> torch.Tensor:
-        """The rows of `train` that the list names, (n,).
+        """Return the rows of `train` that the list names, (n,).
 
         Raises:
-            ValueError: the list repeats an image, names one without a label, or names none of some class.
+            ValueError: The list repeats an image, names an image without a label, or lacks a whole class.
         """
         listed = torch.as_tensor(dataset.labelled_subset(self.labels, site))
         title = f"The list {self.labels} of {train.title}"
         if len(different := set(listed.tolist())) < len(listed):
             raise InvalidError(
-                f"{title} names {len(listed)} images, but only {len(different)} different ones."
+                f"{title} contains {len(listed)} images, but only {len(different)} different ones."
             )
         rows = torch.isin(train.indices, listed).nonzero().flatten()
         if len(rows) < len(listed):
             raise InvalidError(
-                f"{title} names {len(listed)} images, of which {len(listed) - len(rows)} have no label there."
+                f"{title} contains {len(listed)} images, {len(listed) - len(rows)} of them without a label."
             )
         missing = sorted(set(range(train.num_classes)) - set(train.labels[rows].tolist()))
         if missing:
-            names = ", ".join(train.images.classes[label] for label in missing[:5]) + (
-                ", ..." if len(missing) > 5 else ""
-            )
+            names = [train.images.classes[label] for label in missing[:5]]
+            names += ["..."] if len(missing) > 5 else []
             raise InvalidError(
-                f"{title} names {len(listed)} images, none of {len(missing)} of the {train.num_classes} classes: {names}."
+                f"{title} contains {len(listed)} images, but none of {len(missing)} of the "
+                f"{train.num_classes} classes: {', '.join(names)}."
             )
         return rows
 
     def _best_frozen(self, encoder: Encoder, stream: Stream, held_out: Split, watch: Watch) -> Trained:
-        """All numbers of epochs in one pass: the rate of a classifier whose epochs are over is 0."""
+        """Train for all numbers of epochs in one pass and return the best.
+
+        A classifier whose epochs are over has a rate of 0.
+        """
         trained = self._classifiers(len(self.epochs), encoder, stream)
         names = [f"epochs {epochs}" for epochs in self.epochs]
         scores = classifiers.fit(
@@ -202,19 +208,22 @@ class SemiSupervised(Protocol, name="semi"):
         return Trained(self.epochs[chosen], encoder, trained, chosen, scores[chosen] if scores else math.nan)
 
     def _best_tuned(self, encoder: Encoder, stream: Stream, held_out: Split, watch: Watch) -> Trained:
-        """One training after the other, of which the best is kept; from the newest checkpoint in the folder
-        of `watch`, if there is one.
+        """Run one training after another and return the best.
+
+        Training resumes from the newest checkpoint in the folder of `watch`, if there is one.
 
         Raises:
-            FloatingPointError: none kept a finite loss.
-            Interrupted: the run is told to stop; what it has done is in a checkpoint.
-            ValueError: the batches are too small, or the checkpoint is of another encoder or of other images.
+            FloatingPointError: No training kept a finite loss.
+            Interrupted: The run received a stop request. A checkpoint contains the work done so far.
+            ValueError: The batches are too small, or the checkpoint belongs to another encoder or other
+                images.
         """
         least = max(distributed.world_size(), 2 if self.batchnorm == "train" else 1)
         if stream.smallest_batch < least:
             raise InvalidError(
-                f"{stream.split.title} makes batches of {stream.smallest_batch} images with batch_size={self.batch_size}: "
-                f"an encoder that {distributed.world_size()} processes train with batchnorm={self.batchnorm} needs at least {least}."
+                f"{stream.split.title} makes batches of {stream.smallest_batch} images with "
+                f"batch_size={self.batch_size}: an encoder that {distributed.world_size()} processes train "
+                f"with batchnorm={self.batchnorm} needs at least {least}."
             )
         kept = classifiers.keeper(encoder, stream, watch)
         first, best, lost = self._resumed(kept.saved, encoder, stream)
@@ -224,13 +233,11 @@ class SemiSupervised(Protocol, name="semi"):
             done = {"number": number, "best": None if best is None else _saved(best), "lost": list(lost)}
             try:
                 tuned, classifier = self._tune(encoder, stream, number, watch, kept, done)
-                score = (
-                    classifier.top1(*self._features(tuned, stream, held_out))[0]
-                    if self.num_held_out
-                    else math.nan
-                )
-                if self.num_held_out and math.isnan(score):
-                    raise classifiers.diverged([f"epochs {epochs}"])
+                score = math.nan
+                if self.num_held_out:
+                    score = classifier.top1(*self._features(tuned, stream, held_out))[0]
+                    if math.isnan(score):
+                        raise classifiers.diverged([f"epochs {epochs}"])
             except FloatingPointError:
                 lost.append(f"epochs {epochs}")
                 watch.record.tag("diverged", ", ".join(lost))
@@ -249,8 +256,12 @@ class SemiSupervised(Protocol, name="semi"):
     def _resumed(
         self, saved: dict[str, Any] | None, encoder: Encoder, stream: Stream
     ) -> tuple[int, Trained | None, list[str]]:
-        """The number of the training that a checkpoint was written in, the best of those before it, and those
-        that were lost."""
+        """Return where a checkpoint left off.
+
+        Returns:
+            The index of the training under way, the best of the trainings before it, and the names of those
+            that diverged.
+        """
         from reproduce.nn.encoder import Encoder
 
         if saved is None:
@@ -272,18 +283,18 @@ class SemiSupervised(Protocol, name="semi"):
     def _tune(
         self, encoder: Encoder, stream: Stream, number: int, watch: Watch, kept: Keeper, done: dict[str, Any]
     ) -> tuple[Encoder, Classifiers]:
-        """Trains a copy of the encoder and a classifier for `epochs[number]` epochs.
+        """Train a copy of the encoder and a classifier for `epochs[number]` epochs.
 
-        Every process computes the features of its share of a batch and the gradient of the loss of the whole
-        batch by them.
+        Every process computes the features of its share of a batch, and the gradient of the whole batch's
+        loss with respect to them.
 
         Args:
-            kept: the checkpoints, whose newest it goes on from if that is of this training.
-            done: what they say of the trainings before.
+            kept: the checkpoints. Training resumes from the newest if it belongs to this training.
+            done: the part of a checkpoint that describes the previous trainings.
 
         Raises:
-            FloatingPointError: the loss is no longer finite.
-            Interrupted: the run is told to stop; what it has done is in a checkpoint.
+            FloatingPointError: The loss is not finite.
+            Interrupted: The run received a stop request. A checkpoint contains the work done so far.
         """
         from reproduce.nn import features
         from reproduce.nn.encoder import Encoder
@@ -321,7 +332,7 @@ class SemiSupervised(Protocol, name="semi"):
                         mine = network(batch.views).float()
                     x = classifiers.gathered(mine.detach(), n)
                     loss, residual = classifier.residual(x, batch.labels)
-                    # DistributedDataParallel averages over the processes what is to be summed.
+                    # DistributedDataParallel averages over the processes, but this gradient must be summed.
                     by_features = (
                         classifier.by_features(residual)[slice(*classifiers.bounds(n))]
                         * distributed.world_size()
@@ -352,19 +363,18 @@ class SemiSupervised(Protocol, name="semi"):
         return Encoder(encoder.architecture, tuned, precision=encoder.precision), classifier
 
     def _progress(self, one: Progress, number: int) -> Progress:
-        """How far all trainings are when training `number` is as far as `one`."""
+        """Return the progress of all trainings, given that of training `number`."""
         per_epoch = one.total // self.epochs[number]
         return one._replace(
             done=sum(self.epochs[:number]) * per_epoch + one.done, total=sum(self.epochs) * per_epoch
         )
 
     def _rate(self, peak: float, step: int, epochs: int, stream: Stream) -> float:
-        """The rate at step `step` of a training of `epochs` epochs: half a cosine from `peak` to 0, and 0
-        after it."""
+        """Return the rate at step `step` of `epochs` epochs: half a cosine from `peak` to 0, then 0."""
         return schedules.learning_rate(step, peak=peak, warmup_steps=0, num_steps=epochs * stream.num_steps)
 
     def _classifiers(self, num: int, encoder: Encoder, stream: Stream) -> Classifiers:
-        """`num` classifiers with their initial weights."""
+        """Return `num` classifiers with their initial weights."""
         backbone: Any = encoder.backbone
         return Classifiers(
             num,
@@ -378,11 +388,11 @@ class SemiSupervised(Protocol, name="semi"):
         )
 
     def _features(self, encoder: Encoder, stream: Stream, split: Split) -> Labelled:
-        """Features of held-out images."""
+        """Return the features and labels of held-out images."""
         return classifiers.labelled_features(encoder, stream.dataset, split, stream.site, stream.device)
 
 
 def _saved(trained: Trained) -> dict[str, Any]:
-    """What a checkpoint says of a training that is over."""
+    """Return what a checkpoint contains about a finished training."""
     models = {"network": trained.encoder.backbone.state_dict(), "classifier": trained.classifier.state_dict()}
     return {"epochs": trained.epochs, "score": trained.score, **models}

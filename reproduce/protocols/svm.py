@@ -1,26 +1,25 @@
-"""One linear SVM for each class on frozen features, as on VOC2007 (protocol sheet, 5).
+"""One linear SVM per class on frozen features, as on VOC2007 (protocol sheet, 5).
 
 Sources: facebookresearch/vissl vissl/utils/svm_utils/svm_trainer.py and evaluate.py, which agree with
 facebookresearch/fair_self_supervision_benchmark tools/svm/train_svm_kfold.py, test_svm.py and svm_helper.py.
-Fixed as there: penalty l2, squared hinge loss, the dual solver, intercept_scaling 1, and features divided by
-their length + 1e-5.
+As in these, some choices are fixed: penalty l2, squared hinge loss, the dual solver, intercept_scaling 1, and
+features divided by their length + 1e-5.
 
-*Choice of C*: for each class the one with the largest mean over the folds of scikit-learn's average
-precision, of those that tie the first in `costs`. The folds are stratified by that class and not shuffled;
-the classifier is then fitted to the whole train split.
+*Choice of C*: each class uses the C with the largest mean over the folds of scikit-learn's average precision;
+of those that tie, the first in `costs`. The folds are stratified by that class and not shuffled. The
+classifier is then fitted to the whole train split.
 
-*Difficult objects*: an image that shows a class only by them is a negative one in training and in the folds,
-and does not count for that class at test.
+*Difficult objects*: an image that shows a class only by difficult objects is a negative in training and in
+the folds. At test it does not count for that class.
 
-*Average precision at test*: all-point interpolated, `average_precision` below; that of the folds is not
+*Average precision*: at test it is all-point interpolated, `average_precision` below; in the folds it is not
 interpolated.
 
-At VOC2007's 5 011 x 2 048 one fit takes on one core .2 to .3 s at C <= .1, .7 s at 1, 1.5 to 3 s at 10, and 3
-to 9 s from 50 on, where hard
-classes end at `max_iterations`: 1 to 2 minutes for a class, 20 to 40 for all 20. Classes are fitted in as
-many processes as torch has threads (one where the launcher gives a run one thread), each with 400 MB, and a
-run of several processes shares them out. At smoke scale, 400 images of 64 features, all classes take 10 to 20
-s on one core.
+At VOC2007's 5 011 x 2 048, one fit on one core takes .2 to .3 s at C <= .1, .7 s at 1, 1.5 to 3 s at 10, and
+3 to 9 s from 50 on, where hard classes end at `max_iterations`. This adds up to 1 to 2 minutes per class, and
+20 to 40 for all 20. A run fits classes in as many processes as torch has threads (one if the launcher gives
+the run one thread), each with 400 MB. A run on several devices divides the classes among its processes. At
+smoke scale, with 400 images of 64 features, all classes take 10 to 20 s on one core.
 """
 
 from __future__ import annotations
@@ -55,37 +54,37 @@ if TYPE_CHECKING:
     Targets = NDArray[np.int8]
 
 EPSILON = 1e-5
-"""Added to the length that features are divided by (normalize_features in both sources)."""
+"""Constant added to the length that features are divided by (normalize_features in both sources)."""
 
 
 class Fitted(NamedTuple):
-    """What became of one class."""
+    """Result of one class."""
 
     average_precision: float
-    """On the test split."""
+    """Average precision on the test split."""
     cost: float
-    """The C that was chosen."""
+    """Selected value of C."""
     cross_validated: float
-    """The mean over the folds of the average precision with that C."""
+    """Mean over the folds of the average precision with that C."""
     unconverged: float
-    """Fits that ended at `max_iterations`, of all of this class."""
+    """Number of this class's fits that ended at `max_iterations`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSVM(Protocol, name="svm"):
-    """Settings; the defaults are those of the sources above."""
+    """Settings of the SVMs. The defaults are those of the sources above."""
 
     costs: tuple[float, ...] = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
-    """C, chosen for each class by the cross-validated average precision on the train split (protocol sheet,
-    5)."""
+    """Values of C to try. Each class uses the one with the best cross-validated average precision on the
+    train split (protocol sheet, 5)."""
     folds: int = 3
-    """Of the cross-validation (train_svm_kfold.py)."""
+    """Folds of the cross-validation (train_svm_kfold.py)."""
     positive_weight: float = 2.0
-    """Weight of the images that show the class; the others have 1 (svm_trainer.py)."""
+    """Weight of the images that show the class; all others have weight 1 (svm_trainer.py)."""
     tolerance: float = 1e-4
-    """Of the optimisation (svm_trainer.py)."""
+    """Tolerance of the solver (svm_trainer.py)."""
     max_iterations: int = 2000
-    """Of the optimisation, passes over the images (train_svm_kfold.py)."""
+    """Maximum number of the solver's passes over the images (train_svm_kfold.py)."""
 
     metrics = ("map",)
 
@@ -110,9 +109,9 @@ class LinearSVM(Protocol, name="svm"):
         seed: int,
         watch: Watch = Watch(),
     ) -> dict[str, float]:
-        """Returns `map`, the mean over the classes of the average precision on the test split.
+        """Return `map`, the mean over the classes of the average precision on the test split.
 
-        Each class's `ap`, `cost` and `cross_validated_ap` go to the record as `ap/<class>`, ..., and so does
+        The record also gets `ap/<class>`, `cost/<class>` and `cross_validated_ap/<class>` for each class, and
         `unconverged_fits`.
         """
         from reproduce.nn import features
@@ -127,7 +126,7 @@ class LinearSVM(Protocol, name="svm"):
         tasks = [
             (self, x, y, x_test, y_test, seed) for y, y_test in zip(targets.T, test_targets.T, strict=True)
         ]
-        fitted = _each_class(tasks, train.images.classes, device, watch)
+        fitted = _fit_classes(tasks, train.images.classes, device, watch)
         for name, found in zip(train.images.classes, fitted, strict=True):
             values = {
                 "ap": found.average_precision,
@@ -141,13 +140,15 @@ class LinearSVM(Protocol, name="svm"):
     def measure(
         self, x: Floats, targets: Targets, x_test: Floats, test_targets: Targets, seed: int
     ) -> Fitted:
-        """Chooses C for one class, fits its classifier and measures that on the test images.
+        """Choose C for one class, fit its classifier and measure it on the test images.
 
         Args:
             x: features of the train images, (n, d), of any length.
-            targets: 1 the class is there, -1 it is not, 0 only difficult objects of it, (n,).
+            targets: 1 if the image shows the class, -1 if not, 0 if it shows only difficult objects of it,
+                (n,).
             x_test: features of the test images, (m, d).
-            test_targets: theirs, (m,).
+            test_targets: targets of the test images, (m,).
+            seed: determines the solver's order of images.
         """
         import numpy as np
         from sklearn.exceptions import ConvergenceWarning
@@ -156,8 +157,8 @@ class LinearSVM(Protocol, name="svm"):
 
         x, y, scores, unconverged = _unit(x), np.where(targets > 0, 1, -1), [], 0
         folds = list(StratifiedKFold(self.folds).split(x, y))
-        # One thread, so that the number of classes fitted at once changes no bit; a fit that does not
-        # converge is counted instead.
+        # One BLAS thread, so that the number of classes fitted at once does not change a bit. The warning
+        # about fits that do not converge is replaced by a count.
         with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             for cost in self.costs:
@@ -184,8 +185,10 @@ class LinearSVM(Protocol, name="svm"):
         )
 
     def _classifier(self, cost: float, seed: int) -> Any:
-        """Not yet fitted; the solver's order of images follows from `seed` (the sources leave it to
-        chance)."""
+        """Return a classifier that is not yet fitted.
+
+        The solver's order of images follows from `seed`; in the sources it is random.
+        """
         from sklearn.svm import LinearSVC
 
         return LinearSVC(
@@ -201,56 +204,57 @@ class LinearSVM(Protocol, name="svm"):
         )
 
     def _require(self, train: Split, targets: Targets, test: Split, test_targets: Targets) -> None:
-        """Raises ValueError where a class cannot be cross-validated or its average precision is undefined."""
+        """Raise ValueError if a class cannot be cross-validated or its average precision is undefined."""
         if train.images.classes != test.images.classes:
-            odd = (
-                sorted(set(train.images.classes) ^ set(test.images.classes)) or "none, but the order differs"
-            )
+            odd = sorted(set(train.images.classes) ^ set(test.images.classes))
             raise InvalidError(
-                f"{train.title} and {test.title} must have the same classes; only in one of them: {odd}."
+                f"{train.title} and {test.title} must have the same classes; only in one of them: "
+                f"{odd or 'none, but the order differs'}."
             )
         for name, y, y_test in zip(train.images.classes, targets.T, test_targets.T, strict=True):
             shown = int((y > 0).sum())
             if min(shown, len(y) - shown) < self.folds:
                 raise InvalidError(
-                    f"{train.title} has {shown} images with {name} and {len(y) - shown} without: "
+                    f"{train.title} has {shown} images with {name} and {len(y) - shown} without it: "
                     f"{self.folds} folds need at least {self.folds} of each."
                 )
             if not (y_test > 0).any():
                 raise InvalidError(
-                    f"{test.title} has no image with {name} that counts (difficult ones do not): its AP is undefined."
+                    f"{test.title} has no image with {name} that counts (difficult ones do not): "
+                    "its average precision is undefined."
                 )
 
 
 def several_labels(dataset: Dataset, name: str, site: Site) -> tuple[Split, Targets]:
-    """All images of the split `name`, with or without a label, and their targets, (n, classes).
+    """Return all images of the split `name`, labelled or not, and their targets, (n, classes).
 
     Raises:
-        ValueError: its images have one label each.
+        ValueError: The images have one label each.
     """
     from reproduce.nn.features import Split
 
     images, title = dataset.load(name, site), f"the {name} split of {dataset.name}"
     if images.targets is None:
         raise InvalidError(
-            f"svm takes a data set with several labels for each image, such as voc2007; {title} has one for each."
+            "svm takes a data set with several labels for each image, such as voc2007; "
+            f"{title} has one for each."
         )
     split = Split(title, images, torch.arange(len(images)), torch.tensor(images.labels), len(images.classes))
     return split, images.targets
 
 
 def average_precision(scores: Floats, positive: NDArray[np.bool_]) -> float:
-    """The all-point interpolated average precision: the area under the best precision at each recall or a
-    higher one.
+    """Return the all-point interpolated average precision.
 
-    Each of the P positive images raises the recall by 1 / P; what counts for it is the largest precision of
-    all thresholds that reach its recall (calculate_ap in evaluate.py; the VOC devkit since 2010). Images that
-    tie pass a threshold together, as in scikit-learn's average precision, so their order does not matter; the
-    sources leave it to an unstable sort.
+    It is the area under the best precision at each recall or any higher one. Each of the P positive images
+    raises the recall by 1 / P. It contributes the largest precision of all thresholds that reach its recall
+    (calculate_ap in evaluate.py; the VOC devkit since 2010). Images that tie pass a threshold together, as in
+    scikit-learn's average precision, so their order does not matter. The sources leave their order to an
+    unstable sort.
 
     Args:
         scores: (n,), higher is more likely.
-        positive: (n,), at least one is.
+        positive: (n,), True for at least one image.
     """
     import numpy as np
 
@@ -263,7 +267,10 @@ def average_precision(scores: Floats, positive: NDArray[np.bool_]) -> float:
 
 
 def _unit(x: Floats) -> Floats:
-    """Rows of about unit length in double precision, as the sources normalise them; a row of zeros stays."""
+    """Return the rows normalised to about unit length in double precision, as in the sources.
+
+    A row of zeros stays zero.
+    """
     import numpy as np
 
     x = x.astype(np.float64)
@@ -274,43 +281,40 @@ def _unit(x: Floats) -> Floats:
 # Many classes at once
 
 
-def _each_class(
+def _fit_classes(
     tasks: Sequence[tuple[Any, ...]], names: Sequence[str], device: torch.device, watch: Watch
 ) -> list[Fitted]:
-    """What became of each class, on every process of a run; each of them fits every so many-th class.
+    """Fit every class and return all results on every process of a run.
 
-    They meet after each class, so that none waits for another for longer than one class takes: collectives
-    give up after minutes.
+    With n processes, each fits every n-th class. The processes exchange results after each class, because
+    collectives time out after minutes: no process waits longer for another than one class takes.
     """
     rank, size = distributed.rank(), distributed.world_size()
     everyone: list[Tensor] = []
     with closing(_fits(tasks[rank::size], jobs=torch.get_num_threads())) as mine:
         for first in range(0, len(tasks), size):
-            row = next(mine, None) or Fitted(0.0, 0.0, 0.0, 0.0)  # no class is left for this process
+            row = next(mine, None) or Fitted(0.0, 0.0, 0.0, 0.0)  # this process has no class left
             everyone.append(distributed.gather(torch.tensor([row], dtype=torch.float64, device=device)).cpu())
             last = min(first + size, len(tasks)) - 1
-            watch.report(
-                Progress(
-                    last + 1, len(tasks), "classes", f"{names[last]} AP {everyone[-1][last - first, 0]:.3f}"
-                )
-            )
+            note = f"{names[last]} AP {everyone[-1][last - first, 0]:.3f}"
+            watch.report(Progress(last + 1, len(tasks), "classes", note))
     return [Fitted(*row) for row in torch.cat(everyone)[: len(tasks)].tolist()]
 
 
 def _fits(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Generator[Fitted]:
-    """What `measure` returns for each class of `tasks`, in order; `jobs` of them are fitted at once.
+    """Yield the result of `measure` for each class of `tasks`, in order, fitting `jobs` classes at once.
 
-    In processes, not threads: the solver draws from one generator for all threads of a process, so their fits
-    would depend on each other.
+    The fits run in processes, not threads. The solver draws from one generator for all threads of a process,
+    so threads would change each other's results.
 
     Raises:
-        RuntimeError: a process ended without its result.
+        RuntimeError: A process ended without its result.
     """
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
         yield from (LinearSVM.measure(*task) for task in tasks)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that torch's threads hold
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks held by torch's threads
     with ExitStack() as ends:
         pipes = []
         for job in range(jobs):
@@ -318,7 +322,7 @@ def _fits(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Generator[Fitted]:
             process = context.Process(target=_fit_all, args=(theirs, tasks[job::jobs]), daemon=True)
             process.start()
             theirs.close()
-            for end in (process.join, process.kill, ours.close):  # called in the other order
+            for end in (process.join, process.kill, ours.close):  # called in reverse order
                 ends.callback(end)
             pipes.append(ours)
         for index in range(len(tasks)):
@@ -326,13 +330,15 @@ def _fits(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Generator[Fitted]:
                 yield pipes[index % jobs].recv()
             except EOFError:
                 raise RuntimeError(
-                    "A process that fitted SVMs ended without its result: its error is above, or memory ran out."
+                    "A process that fits SVMs ended without a result: its error is above, or memory ran out."
                 ) from None
 
 
 def _fit_all(pipe: Connection, tasks: Sequence[tuple[Any, ...]]) -> None:
-    """What such a process does. It ends with the one that started it, whose end of the pipe is then
-    closed."""
+    """Fit all classes of one process and send the results through the pipe.
+
+    The process ends when its parent does, which closes the other end of the pipe.
+    """
 
     def watch() -> None:
         pipe.poll(None)
