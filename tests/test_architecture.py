@@ -73,7 +73,7 @@ FILES = {
 }
 FILES["tasks"] = ROOT / "tasks.py"
 PACKAGES = sorted(
-    name for name, path in FILES.items() if path.name == "__init__.py" and name.startswith("reproduce.")
+    name for name, path in FILES.items() if path.name == "__init__.py" and name != "reproduce"
 )
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
 TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
