@@ -19,20 +19,15 @@ import io
 import json
 import logging
 import math
-import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from reproduce.messages import InvalidError, NotFoundError
-from reproduce.runs import interrupt
 from reproduce.lazy import torch
+from reproduce.messages import InvalidError, NotFoundError
 from reproduce.runs.files import write_atomic
-from reproduce.runs.progress import Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +47,9 @@ NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+)-of-(\d+))?")
 logger = logging.getLogger(__name__)
 
 
-def save(folder: Path, state: Mapping[str, Any], epoch: int, *, step: int = 0, steps: int = 0, keep: int = 2) -> Path:
+def save(
+    folder: Path, state: Mapping[str, Any], epoch: int, *, step: int = 0, steps: int = 0, keep: int = 2
+) -> Path:
     """Writes the checkpoint of `epoch` and removes all but the `keep` newest, and what killed processes left
     half-written.
 
@@ -91,7 +88,9 @@ def latest(folder: Path, device: str = "cpu") -> dict[str, Any] | None:
         if hashlib.sha256(payload).digest() == digest:
             state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
             return state
-        logger.warning("Checkpoint %s is broken (%d bytes, wrong digest); the one before it is used.", path, len(content))
+        logger.warning(
+            "Checkpoint %s is broken (%d bytes, wrong digest); the one before it is used.", path, len(content)
+        )
     return None
 
 
@@ -141,17 +140,25 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise NotFoundError(f"There is no encoder {path}: the pretraining run {spec_id} has not finished here. Run it first.")
+        raise NotFoundError(
+            f"There is no encoder {path}: the pretraining run {spec_id} has not finished here. Run it first."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a safetensors file is no dict
     except SafetensorError as error:
-        raise InvalidError(f"Encoder {path} is broken ({error}). Delete it and run {spec_id} again.") from None
+        raise InvalidError(
+            f"Encoder {path} is broken ({error}). Delete it and run {spec_id} again."
+        ) from None
     if metadata.get(SPEC) != spec_id:
-        raise InvalidError(f"Encoder {path} is from run {metadata.get(SPEC, 'unknown')}, not from {spec_id} as asked.")
+        raise InvalidError(
+            f"Encoder {path} is from run {metadata.get(SPEC, 'unknown')}, not from {spec_id} as asked."
+        )
     if metadata.get(DIGEST) != digest(tensors):
-        raise InvalidError(f"Encoder {path} is broken (its values do not match their digest). Delete it and run {spec_id} again.")
+        raise InvalidError(
+            f"Encoder {path} is broken (its values do not match their digest). Delete it and run {spec_id} again."
+        )
     return tensors
 
 
@@ -178,7 +185,9 @@ def metadata(file: IO[bytes]) -> dict[str, str]:
     if size > LARGEST_HEADER:
         raise InvalidError("it is no safetensors file")
     try:
-        return {str(key): str(value) for key, value in json.loads(file.read(size)).get("__metadata__", {}).items()}
+        return {
+            str(key): str(value) for key, value in json.loads(file.read(size)).get("__metadata__", {}).items()
+        }
     except (ValueError, AttributeError, RecursionError):
         raise InvalidError("it is no safetensors file") from None
 
@@ -218,7 +227,9 @@ def _newest_first(folder: Path) -> list[Path]:
 def _by_epochs(folder: Path) -> dict[float, Path]:
     """The checkpoints in `folder` by the epochs behind them; of two that are equally far either will do."""
     found = ((NAME.fullmatch(path.stem), path) for path in folder.glob("epoch-*.pt"))
-    return {int(name[1]) + (int(name[2]) / int(name[3]) if name[2] else 0.0): path for name, path in found if name}
+    return {
+        int(name[1]) + (int(name[2]) / int(name[3]) if name[2] else 0.0): path for name, path in found if name
+    }
 
 
 def _check(value: object, where: str) -> None:
@@ -230,7 +241,11 @@ def _check(value: object, where: str) -> None:
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):  # type: ignore[arg-type]
             _check(item, f"{where}[{index}]")
-    elif value is not None and type(value) not in (bool, int, float, str, bytes) and not isinstance(value, torch.Tensor):
+    elif (
+        value is not None
+        and type(value) not in (bool, int, float, str, bytes)
+        and not isinstance(value, torch.Tensor)
+    ):
         raise TypeError(
             f"{where} is a {type(value).__name__}: a checkpoint holds dicts, lists, tuples, tensors, numbers, strings and None."
         )

@@ -46,7 +46,11 @@ class Others:
         """The runs that wait in a scheduler's queue, for the first time or to go on, by their ids."""
         folders = sorted(self._site.runs.glob(f"*/{leases.FILE}"))
         claimed = self.claims(file.parent.name for file in folders)
-        return {spec_id: lease for spec_id, lease in claimed.items() if lease.state != "running" or not lease.alive}
+        return {
+            spec_id: lease
+            for spec_id, lease in claimed.items()
+            if lease.state != "running" or not lease.alive
+        }
 
     def release(self, spec_id: str) -> None:
         """Frees a run that waits as a job which has left its queue, and would keep all others away."""
@@ -81,7 +85,12 @@ class Others:
             else:
                 if now:
                     leases.drop(self._site.runs / spec_id, now.job)
-                yield {"event": "freed", "id": spec_id, "who": before.who, "reason": now.reason if now else ""}
+                yield {
+                    "event": "freed",
+                    "id": spec_id,
+                    "who": before.who,
+                    "reason": now.reason if now else "",
+                }
 
     def _owned(self, lease: Lease) -> bool:
         """Whether somebody still has the run: a job that was put back into its queue has no process, but

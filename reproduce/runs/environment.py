@@ -43,7 +43,9 @@ def code() -> tuple[str, bool | None]:
     `unknown` outside a repository."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!reports"))
@@ -71,7 +73,9 @@ def load() -> dict[str, float]:
         free, total = torch.cuda.mem_get_info()
         measured["gpu_0_memory_usage_megabytes"] = (total - free) / megabyte
         measured["gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
-        with contextlib.suppress(Exception):  # NVIDIA's management library may be absent or forbidden, which must not stop a run
+        with contextlib.suppress(
+            Exception
+        ):  # NVIDIA's management library may be absent or forbidden, which must not stop a run
             measured["gpu_0_utilization_percentage"] = torch.cuda.utilization()
     return measured
 

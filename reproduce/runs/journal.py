@@ -58,7 +58,10 @@ def points(metrics: Mapping[str, float], step: int, at: int | None = None) -> li
         at: when, in milliseconds since 1970; None: now.
     """
     timestamp, values = now() if at is None else at, {key: float(value) for key, value in metrics.items()}
-    return [Point(key, value if math.isfinite(value) else math.nan, timestamp, step) for key, value in values.items()]
+    return [
+        Point(key, value if math.isfinite(value) else math.nan, timestamp, step)
+        for key, value in values.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,14 @@ class Journal:
                 os.fsync(file.fileno())
             except OSError as error:
                 file.truncate(size)
-                raise OSError(error.errno, f"{self._path} cannot be written ({error.strerror}); what was saved before is intact") from error
+                raise OSError(
+                    error.errno,
+                    f"{self._path} cannot be written ({error.strerror}); what was saved before is intact",
+                ) from error
         if size == 0:
-            synchronise(self._path.parent)  # a new file is only there after a crash of the machine once its folder is
+            synchronise(
+                self._path.parent
+            )  # a new file is only there after a crash of the machine once its folder is
 
     def read(self) -> Waiting:
         """Everything that waits; a broken line is passed over with a warning."""
@@ -117,12 +125,16 @@ class Journal:
                 points += [Point(*point) for point in entry["points"]]
                 tags |= entry["tags"]
             except (ValueError, TypeError, KeyError):
-                logger.warning("%s has a broken line of %d bytes, which is passed over.", self._path, len(line))
+                logger.warning(
+                    "%s has a broken line of %d bytes, which is passed over.", self._path, len(line)
+                )
         return Waiting(points, tags, len(content))
 
     def sent(self, waiting: Waiting) -> None:
         """Forgets what was read, as the store has it."""
-        if self._path.stat().st_size == waiting.size:  # otherwise all of it is sent again with what was added meanwhile
+        if (
+            self._path.stat().st_size == waiting.size
+        ):  # otherwise all of it is sent again with what was added meanwhile
             os.truncate(self._path, 0)
 
     def set_aside(self) -> Path:

@@ -89,7 +89,11 @@ class Lease:
         if self.state != "running":
             return self.state == "queued"
         missed = self.age > MISSED * self.heartbeat
-        return process_alive(self.host, self.pid, self.started, heard=not missed) if self.host == this_host() else not missed
+        return (
+            process_alive(self.host, self.pid, self.started, heard=not missed)
+            if self.host == this_host()
+            else not missed
+        )
 
     @property
     def who(self) -> str:
@@ -104,13 +108,17 @@ def read(folder: Path) -> Lease | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         beat = path.stat().st_mtime
         progress = content.pop("progress")
-        found = Lease(**content, progress=Progress(*progress) if progress else None, age=max(0.0, _now(folder) - beat))
+        found = Lease(
+            **content, progress=Progress(*progress) if progress else None, age=max(0.0, _now(folder) - beat)
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return None  # a lease is replaced as a whole: what cannot be read was not written by us
     return found
 
 
-def take(folder: Path, spec_id: str, *, heartbeat: float, job: str = "", lost: Callable[[], None] = lambda: None) -> Held:
+def take(
+    folder: Path, spec_id: str, *, heartbeat: float, job: str = "", lost: Callable[[], None] = lambda: None
+) -> Held:
     """Makes this process the owner of a run; use what it returns in a `with`.
 
     Takes over from an owner that is dead, and from the queue if `job` is the one that was queued.
@@ -129,7 +137,14 @@ def take(folder: Path, spec_id: str, *, heartbeat: float, job: str = "", lost: C
         found = read(folder)
         if found and found.alive and not (found.state == "queued" and found.job == job):
             raise BusyError(found)
-        mine = Lease(spec_id=spec_id, token=secrets.token_hex(16), **process(), job=job, heartbeat=heartbeat, state="running")
+        mine = Lease(
+            spec_id=spec_id,
+            token=secrets.token_hex(16),
+            **process(),
+            job=job,
+            heartbeat=heartbeat,
+            state="running",
+        )
         _write(folder, mine)
     return Held(folder, mine, lost)
 
@@ -145,8 +160,20 @@ def queue(folder: Path, spec_id: str, *, job: str, heartbeat: float) -> None:
         found = read(folder)
         if found and found.alive and found.job != job:
             raise BusyError(found)
-        if not (found and found.job == job):  # the job may be faster than whoever submitted it, even to its end
-            _write(folder, Lease(spec_id=spec_id, token=secrets.token_hex(16), **process(), job=job, heartbeat=heartbeat, state="queued"))
+        if not (
+            found and found.job == job
+        ):  # the job may be faster than whoever submitted it, even to its end
+            _write(
+                folder,
+                Lease(
+                    spec_id=spec_id,
+                    token=secrets.token_hex(16),
+                    **process(),
+                    job=job,
+                    heartbeat=heartbeat,
+                    state="queued",
+                ),
+            )
 
 
 def drop(folder: Path, job: str) -> None:
@@ -209,13 +236,17 @@ class Held:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         self._thread.join()
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         state: State = "finished" if self._finished else "interrupted" if interrupted else "failed"
         with contextlib.suppress(LostError, OSError):  # what the run itself raised matters more
-            self._say(state, "" if self._finished else in_a_line(error) if error else "it ended without a result")
+            self._say(
+                state, "" if self._finished else in_a_line(error) if error else "it ended without a result"
+            )
 
     def _beat(self) -> None:
         while not self._ended.wait(self.lease.heartbeat):
@@ -229,8 +260,22 @@ class Held:
 
     def _say(self, state: State, reason: str = "") -> None:
         with self.guard():
-            own = {"spec_id": self.lease.spec_id, "token": self.token, "job": self.lease.job, "heartbeat": self.lease.heartbeat}
-            _write(self._folder, Lease(**cast(Any, own), **process(), state=state, reason=reason[:LONGEST], progress=self._progress))
+            own = {
+                "spec_id": self.lease.spec_id,
+                "token": self.token,
+                "job": self.lease.job,
+                "heartbeat": self.lease.heartbeat,
+            }
+            _write(
+                self._folder,
+                Lease(
+                    **cast(Any, own),
+                    **process(),
+                    state=state,
+                    reason=reason[:LONGEST],
+                    progress=self._progress,
+                ),
+            )
 
 
 def this_host() -> str:
@@ -264,7 +309,11 @@ def process_alive(host: str, pid: int, started: float, *, heard: bool | None = N
     try:
         found = psutil.Process(pid)
         same = abs(found.create_time() - started) < 2  # seconds, as the clock is set a little all the time
-        gone = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, *((psutil.STATUS_STOPPED,) if heard is False else ()))
+        gone = (
+            psutil.STATUS_ZOMBIE,
+            psutil.STATUS_DEAD,
+            *((psutil.STATUS_STOPPED,) if heard is False else ()),
+        )
         return bool((same or heard) and found.status() not in gone)
     except psutil.NoSuchProcess:
         return False

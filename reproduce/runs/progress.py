@@ -70,4 +70,7 @@ class Watch:
 
     def part(self, before: int, total: int) -> Watch:
         """For a part of the work: what it counts comes after `before` of `total`."""
-        return replace(self, report=lambda progress: self.report(progress._replace(done=before + progress.done, total=total)))
+        return replace(
+            self,
+            report=lambda progress: self.report(progress._replace(done=before + progress.done, total=total)),
+        )

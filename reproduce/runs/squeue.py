@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
+
 from reproduce.messages import NotFoundError
 
 TIMEOUT = 60.0
@@ -34,7 +35,11 @@ def queued(jobs: Iterable[str]) -> dict[str, str]:
     wanted = set(jobs)
     if not wanted:
         return {}
-    listed = dict(line.split("|", 1) for line in _squeue(sorted({job.partition("_")[0] for job in wanted})).splitlines() if "|" in line)
+    listed = dict(
+        line.split("|", 1)
+        for line in _squeue(sorted({job.partition("_")[0] for job in wanted})).splitlines()
+        if "|" in line
+    )
     return {job: state for job, state in listed.items() if job in wanted}
 
 
@@ -42,11 +47,17 @@ def _squeue(ids: list[str]) -> str:
     """What squeue prints for jobs and arrays, each element of these on a line of its own."""
     command = ["squeue", "--noheader", "--array", f"--jobs={','.join(ids)}", "--format=%i|%T"]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT
+        )
     except OSError:
-        raise NotFoundError("There is no squeue on this machine: ask from one of the cluster's login nodes.") from None
+        raise NotFoundError(
+            "There is no squeue on this machine: ask from one of the cluster's login nodes."
+        ) from None
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"squeue did not answer within {TIMEOUT:.0f} s: Slurm's controller may be down.") from None
+        raise RuntimeError(
+            f"squeue did not answer within {TIMEOUT:.0f} s: Slurm's controller may be down."
+        ) from None
     if done.returncode and UNKNOWN_JOB not in done.stderr:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise RuntimeError(f"squeue did not answer: {said}")

@@ -1,0 +1,67 @@
+"""Files that appear whole or not at all, whatever becomes of the process that writes them.
+
+    write_atomic(path, text)                  # the content is at hand
+    with atomic(path) as draft: ...           # another library writes the file `draft`
+
+A draft stands next to its file as `.<name>.<process>.<thread>.tmp`; `invoke gc` lists what killed processes left.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield the path of a draft, and rename it to `path` unless the block raises.
+
+    Args:
+        durable: also survive a crash of the machine: synchronise the file and its folder.
+
+    Raises:
+        OSError: the file cannot be written; what was at `path` is unchanged.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield draft
+        if durable:
+            synchronise(draft)
+        draft.replace(path)
+    except BaseException:  # also a second Ctrl-C
+        draft.unlink(missing_ok=True)
+        raise
+    if durable:
+        synchronise(path.parent)
+
+
+def write_atomic(path: Path, *parts: str | bytes | memoryview, durable: bool = False) -> Path:
+    """Write the parts, one after the other, to `path` and return it; text is encoded as UTF-8.
+
+    Args:
+        durable: as for `atomic`.
+
+    Raises:
+        OSError: the disk is full or permission is missing; what was at `path` is unchanged.
+    """
+    try:
+        with atomic(path, durable=durable) as draft, draft.open("wb") as file:
+            for part in parts:
+                file.write(part.encode() if isinstance(part, str) else part)
+    except OSError as error:
+        message = f"{path} cannot be written ({error.strerror}); what was saved before is intact"
+        raise OSError(error.errno, message) from error
+    return path
+
+
+def synchronise(path: Path) -> None:
+    """Wait until a file or a folder is on disk; a rename is durable once its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
