@@ -372,12 +372,12 @@ def evaluate(
 def status(c: Context) -> None:
     """Every run in the tracking store and its true state: running, finished, failed or interrupted; and those
     in a scheduler's queue."""
-    from reproduce.runs.claims import Others
+    from reproduce.runs.claims import Claims
 
     with one_line():
         site, opened = store()
     with one_line(ConnectionError):
-        queued = Others(site).queued()
+        queued = Claims(site).queued()
         for spec_id, lease in queued.items():
             print(f"{'queued':<11}  {spec_id}  {lease.who}")
         for row in opened.status():

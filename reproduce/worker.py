@@ -42,7 +42,7 @@ from reproduce.runs.lease import BusyError, Held, LostError
 from reproduce.runs.progress import Progress, Silent, Watch
 from reproduce.site import Site
 from reproduce.spec import Pretrain, Spec
-from reproduce.tracking.retry import PATIENCE
+from reproduce.tracking.retry import RETRY_SECONDS
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
     device = distributed.device(site.device)
     main = distributed.rank() == 0
     with _owned(folder, spec.id, site, main, job) as held:
-        store = Store(site, patience=PATIENCE)
+        store = Store(site, retry_seconds=RETRY_SECONDS)
         if distributed.agreed(main and bool(store.finished([spec.id]))):
             if held:
                 held.finished()

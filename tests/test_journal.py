@@ -19,7 +19,7 @@ import pytest
 from reproduce.runs import interrupt
 from reproduce.runs.journal import FILE, RESULT, Journal, Point, Result, drop_result, keep_result, kept_result
 from reproduce.tracking import retry
-from reproduce.tracking.retry import AwayError, away, disk_full, giving_up_after, retrying
+from reproduce.tracking.retry import UnreachableError, disk_full, giving_up_after, retrying, unreachable
 
 fork = multiprocessing.get_context("fork")
 
@@ -184,14 +184,14 @@ class Answer(Exception):  # noqa: N818, as MLflow's own
 
 
 def test_what_may_be_better_a_while_later() -> None:
-    assert away(ConnectionRefusedError(), file=False)
-    assert away(Answer(503), file=False)
-    assert away(Answer(500), file=False)
-    assert not away(Answer(404), file=False)
-    assert not away(Answer(400), file=False)
-    assert not away(ValueError("no luck"), file=False)
-    assert away(Answer(503, "(sqlite3.OperationalError) database is locked"), file=True)
-    assert not away(Answer(503, "(sqlite3.OperationalError) no such table: runs"), file=True)
+    assert unreachable(ConnectionRefusedError(), file=False)
+    assert unreachable(Answer(503), file=False)
+    assert unreachable(Answer(500), file=False)
+    assert not unreachable(Answer(404), file=False)
+    assert not unreachable(Answer(400), file=False)
+    assert not unreachable(ValueError("no luck"), file=False)
+    assert unreachable(Answer(503, "(sqlite3.OperationalError) database is locked"), file=True)
+    assert not unreachable(Answer(503, "(sqlite3.OperationalError) no such table: runs"), file=True)
 
 
 def test_a_full_disk_is_told_from_what_else_sqlite_says() -> None:
@@ -216,15 +216,18 @@ def failing(times: int, error: Exception) -> Callable[[], int]:
     return action
 
 
-def is_away(error: Exception) -> bool:
-    return away(error, file=False)
+def is_unreachable(error: Exception) -> bool:
+    return unreachable(error, file=False)
 
 
 def test_a_store_that_comes_back_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(retry, "PAUSE", 0.01)
-    assert retrying(failing(3, ConnectionRefusedError("nobody\nhere")), away=is_away, seconds=60) == 4
+    assert (
+        retrying(failing(3, ConnectionRefusedError("nobody\nhere")), unreachable=is_unreachable, seconds=60)
+        == 4
+    )
     assert caplog.messages == ["The tracking store does not answer (nobody); waiting for it, 60 s at most."]
 
 
@@ -233,19 +236,19 @@ def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(
 ) -> None:
     monkeypatch.setattr(retry, "PAUSE", 0.01)
     with pytest.raises(
-        AwayError,
+        UnreachableError,
         match=r"^The tracking store did not answer for 0 s \(nobody\)\. Nothing is lost: start it, and .*\.$",
     ):
-        retrying(failing(10**6, ConnectionRefusedError("nobody")), away=is_away, seconds=0.05)
+        retrying(failing(10**6, ConnectionRefusedError("nobody")), unreachable=is_unreachable, seconds=0.05)
 
 
 @pytest.mark.parametrize(
     ("seconds", "error"),
-    [(0, ConnectionRefusedError("nobody")), (60, Answer(404)), (60, AwayError("given up"))],
+    [(0, ConnectionRefusedError("nobody")), (60, Answer(404)), (60, UnreachableError("given up"))],
 )
 def test_what_waiting_does_not_help_is_raised_at_once(seconds: float, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
-        retrying(failing(1, error), away=is_away, seconds=seconds)
+        retrying(failing(1, error), unreachable=is_unreachable, seconds=seconds)
     assert caught.value is error
 
 
@@ -258,7 +261,7 @@ def wait_for_ever(inside: bool, sender: multiprocessing.connection.Connection) -
         raise ConnectionRefusedError
 
     def wait() -> None:
-        retrying(nobody, away=is_away, seconds=600)
+        retrying(nobody, unreachable=is_unreachable, seconds=600)
 
     try:
         if inside:

@@ -41,7 +41,7 @@ SEED = int(os.environ.get("MSBREG_KILLS_SEED", "0"))
 CHANGES = ("epochs=4", "dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
 COMMAND = ("table8", "--rows", "BYOL", *(word for change in CHANGES for word in ("--set", change)))
 PRETRAINING, EVALUATION = Request(table="table8", rows="BYOL", changes=CHANGES).specs()
-PATIENCE = 300.0
+TIMEOUT = 300.0
 """Seconds for what takes few."""
 
 
@@ -219,9 +219,9 @@ def processes(home: Home) -> list[psutil.Process]:
 
 def until(found: Callable[[], bool], what: str) -> None:
     """Polls; what is looked for may be over in milliseconds."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not found():
-        assert time.monotonic() < deadline, f"not in {PATIENCE:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not in {TIMEOUT:.0f} s: {what}"
         time.sleep(0.001)
 
 
@@ -278,11 +278,11 @@ def survive(kill: Kill, home: Home, seconds: float, draw: random.Random) -> bool
     begin = {name: begin for group in MOMENTS for name, begin in group.items()}
     come = begin[kill.moment](home) if kill.moment else (lambda home: False)
     command = home.start(*COMMAND)
-    latest = time.monotonic() + (PATIENCE if kill.moment else kill.after * seconds)
+    latest = time.monotonic() + (TIMEOUT if kill.moment else kill.after * seconds)
     until(lambda: come(home) or time.monotonic() > latest or command.poll() is not None, str(kill))
     in_time = command.poll() is None
     strike(kill, command, draw)
-    printed = command.communicate(timeout=PATIENCE)
+    printed = command.communicate(timeout=TIMEOUT)
     assert in_time or command.returncode == 0, printed
     until(lambda: not processes(home), f"after {kill} no process is left")
     check_files(home)

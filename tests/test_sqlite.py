@@ -22,7 +22,7 @@ from conftest import INVOKE, ROOT, Home
 from reproduce.plan import Request, jobs
 from reproduce.runs import lease
 from reproduce.site import Site
-from reproduce.tracking.sqlite import SCHEMAS, Ledger, Wanted
+from reproduce.tracking.sqlite import SCHEMAS, SqliteReader, Wanted
 from reproduce.tracking.store import Store
 from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, OWNER, REASON, SCALE, SPEC
 
@@ -53,7 +53,7 @@ def site(tmp_path: Path, experiments: Site) -> Site:
 def by_mlflow(site: Site) -> Store:
     """A store that asks MLflow's client, as it does a server."""
     store = Store(site)
-    store.connection.ledger = None
+    store.connection.reader = None
     return store
 
 
@@ -171,7 +171,7 @@ def test_every_question_is_answered_as_by_mlflow(site: Site) -> None:
     names = populated(site)
     ours, theirs = Store(site), by_mlflow(site)
     experiments = ours.connection.experiments()
-    assert ours.connection.ledger is not None
+    assert ours.connection.reader is not None
     assert sorted(experiments) == sorted(theirs.connection.experiments())
     assert len(experiments) == 2
     assert ours.connection.experiments("smoke") == theirs.connection.experiments("smoke") != []
@@ -289,26 +289,26 @@ def test_reading_changes_nothing_and_makes_no_file(site: Site, tmp_path: Path) -
     assert store.status() == []
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
     with pytest.raises(ConnectionError, match=r"nowhere\.db cannot be read"):
-        Ledger.of(tmp_path / "nowhere.db")
+        SqliteReader.open(tmp_path / "nowhere.db")
     assert not (tmp_path / "nowhere.db").exists()
 
 
 def test_only_a_known_schema_is_read_without_mlflow(site: Site, tmp_path: Path) -> None:
     file = site.runs / FILE
-    assert Ledger.of(file) is not None, (
+    assert SqliteReader.open(file) is not None, (
         f"compare the answers on the schema of the pinned mlflow, then add it to {SCHEMAS}"
     )
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
-    assert Ledger.of(file) is None
+    assert SqliteReader.open(file) is None
     empty, text = tmp_path / "empty.db", tmp_path / "text.db"
     empty.touch()
     text.write_text("no database, but long enough for the header of one: " * 10)
-    assert Ledger.of(empty) is None
+    assert SqliteReader.open(empty) is None
     with pytest.raises(
         ConnectionError, match=r"text\.db cannot be read \(file is not a database\)"
     ) as caught:
-        Ledger.of(text)
+        SqliteReader.open(text)
     assert "\n" not in str(caught.value)
 
 

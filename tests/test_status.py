@@ -35,7 +35,7 @@ from reproduce.runs.lease import Held, LostError
 from reproduce.site import Site
 from reproduce.tracking import tags
 from reproduce.tracking.recording import Run
-from reproduce.tracking.retry import PATIENCE, PAUSE
+from reproduce.tracking.retry import PAUSE, RETRY_SECONDS
 from reproduce.tracking.store import AlreadyRunningError, Store
 from reproduce.tracking.tags import RunState
 
@@ -459,7 +459,7 @@ def finish_when_it_comes_back(site: Site, pipe: multiprocessing.connection.Conne
     interrupt.listen()
     logging.basicConfig(filename=log, force=True)
     try:
-        with Store(site, patience=PATIENCE).start(PRETRAIN, scale="smoke") as run:
+        with Store(site, retry_seconds=RETRY_SECONDS).start(PRETRAIN, scale="smoke") as run:
             for step in (7, 8, 9):
                 run.log(step, {"loss": 1 / step})
             run.finish({"top1": 0.5})

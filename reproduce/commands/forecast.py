@@ -35,7 +35,7 @@ from reproduce.plan import Job
 from reproduce.protocols.detection import Detection
 from reproduce.readiness import Blocked, RefusedError, launcher
 from reproduce.runs import checkpoint
-from reproduce.runs.claims import Others
+from reproduce.runs.claims import Claims
 from reproduce.runs.lease import Lease
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -194,7 +194,7 @@ def forecast(
     """
     where = launcher(site)
     records = store.records(job.spec.id for job in wanted)
-    claimed = Others(site).claims(job.spec.id for job in wanted)
+    claimed = Claims(site).leases(job.spec.id for job in wanted)
     unfinished = [
         job for job in wanted if job.spec.id not in records or records[job.spec.id].state.state != "finished"
     ]

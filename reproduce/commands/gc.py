@@ -34,7 +34,7 @@ from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES, NotHereError, Request, table_names
 from reproduce.runs import checkpoint, journal, lease
-from reproduce.runs.claims import Others
+from reproduce.runs.claims import Claims
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class _Runs:
     def owned(self, spec_id: str) -> bool:
         """Whether somebody does the run, or may do it where that cannot be seen from here."""
         running = any(record.state.state == "running" for record in self.unfinished.get(spec_id, ()))
-        return running or spec_id in Others(self.site).claims([spec_id])
+        return running or spec_id in Claims(self.site).leases([spec_id])
 
 
 def find(site: Site, store: Store) -> Found:

@@ -25,7 +25,7 @@ from reproduce.launch import variables
 from reproduce.plan import Job
 from reproduce.readiness import RefusedError
 from reproduce.runs import environment
-from reproduce.runs.claims import POLL, Others
+from reproduce.runs.claims import POLL, Claims
 from reproduce.site import PROJECT, Site
 
 GRACE = 30.0
@@ -90,7 +90,7 @@ class _Launch:
         self._events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
         self._idle: dict[int, _Worker] = {}
         self._busy: list[_Worker] = []
-        self._others = Others(site)
+        self._claims = Claims(site)
         self._runs = site.runs
         self._attached: dict[str, Job] = {}
         self._looked = -float("inf")
@@ -118,18 +118,18 @@ class _Launch:
         if time.monotonic() - self._looked < POLL:
             return
         self._looked = time.monotonic()
-        for event in self._others.poll():
+        for event in self._claims.poll():
             self._tell(event)
         self._follow(list(self._waiting))
 
     def _follow(self, jobs: Sequence[Job]) -> None:
         """Of these waiting jobs, attaches to those that somebody does."""
-        claimed = self._others.claims([job.spec.id for job in jobs])
+        claimed = self._claims.leases([job.spec.id for job in jobs])
         for job in jobs:
             if job.spec.id in claimed:
                 self._waiting.remove(job)
                 self._attached[job.spec.id] = job
-                self._tell(self._others.follow(job.spec.id, claimed[job.spec.id]))
+                self._tell(self._claims.follow(job.spec.id, claimed[job.spec.id]))
 
     def _start(self) -> None:
         """Starts jobs in their order as long as one can start and there is room for the first that can: a
@@ -139,7 +139,7 @@ class _Launch:
             and (job := self._ready())
             and (taken := self._room(self._devices[job.spec.id]))
         ):
-            self._others.release(job.spec.id)
+            self._claims.release(job.spec.id)
             self._waiting.remove(job)
             self._free = [place for place in self._free if place not in taken]
             worker = self._idle.pop(taken[0], None) if len(taken) == 1 else None

@@ -37,7 +37,7 @@ from reproduce.launch import variables
 from reproduce.messages import counted
 from reproduce.plan import Job
 from reproduce.runs import lease as leases
-from reproduce.runs.claims import POLL, Others
+from reproduce.runs.claims import POLL, Claims
 from reproduce.runs.files import write_atomic
 from reproduce.runs.lease import Lease
 from reproduce.site import PROJECT, Site
@@ -110,14 +110,14 @@ class _Launch:
         self._site, self._watch = site, watch
         self._waiting, self._unfinished = list(jobs), {job.spec.id: job for job in jobs}
         self._failed: dict[str, str] = {}
-        self._others = Others(site)
+        self._claims = Claims(site)
         self._jobs: dict[str, str] = {}
         """What squeue calls the job that does a run; empty: a process does it that is none of Slurm's."""
 
     def run(self) -> dict[str, str]:
         """As `launch`."""
         try:
-            while self._waiting or len(self._others):
+            while self._waiting or len(self._claims):
                 self._give_up()
                 self._attach()
                 if self._ready():
@@ -126,12 +126,12 @@ class _Launch:
                     ):  # who looks and submits does so alone: two commands that start together submit a run once
                         self._attach()
                         self._send(self._ready())
-                for event in self._others.poll():
+                for event in self._claims.poll():
                     self._tell(event)
-                if self._waiting or len(self._others):
+                if self._waiting or len(self._claims):
                     time.sleep(POLL)
         except KeyboardInterrupt:
-            if arrays := _arrays(name for spec_id, name in self._jobs.items() if spec_id in self._others):
+            if arrays := _arrays(name for spec_id, name in self._jobs.items() if spec_id in self._claims):
                 print(
                     f"Slurm's jobs go on: {' '.join(arrays)}. The same command attaches to them; `scancel {' '.join(arrays)}` cancels them."
                 )
@@ -147,17 +147,17 @@ class _Launch:
 
     def _attach(self) -> None:
         """Leaves to others what they do already."""
-        claimed = self._others.claims([job.spec.id for job in self._waiting])
+        claimed = self._claims.leases([job.spec.id for job in self._waiting])
         for job in [job for job in self._waiting if job.spec.id in claimed]:
             self._watch(self._follow(job, claimed[job.spec.id]))
         for job in self._waiting:
-            self._others.release(job.spec.id)
+            self._claims.release(job.spec.id)
 
     def _follow(self, job: Job, lease: Lease) -> dict[str, Any]:
         """Takes a job that somebody does from those that wait; returns the event that says so."""
         self._waiting.remove(job)
         self._jobs[job.spec.id] = lease.job
-        return self._others.follow(job.spec.id, lease)
+        return self._claims.follow(job.spec.id, lease)
 
     def _ready(self) -> list[Job]:
         """The waiting jobs that can be queued: what they need is finished, queued, or ready too."""

@@ -1,6 +1,6 @@
 """Runs that somebody else does: who has them, how far they are, how they end, as their leases tell.
 
-others = Others(site)
+others = Claims(site)
 for spec_id, lease in others.claims(ids).items():    # alive, or waiting in a scheduler's queue
     others.follow(spec_id, lease)
 for event in others.poll(): ...                      # progress, finished, failed, or freed: its owner is
@@ -22,7 +22,7 @@ POLL = 1.0
 """Seconds between two looks at the leases."""
 
 
-class Others:
+class Claims:
     """The runs of a site that other processes and a scheduler's jobs do."""
 
     def __init__(self, site: Site) -> None:
@@ -36,7 +36,7 @@ class Others:
     def __contains__(self, spec_id: object) -> bool:
         return spec_id in self._followed
 
-    def claims(self, ids: Iterable[str]) -> dict[str, Lease]:
+    def leases(self, ids: Iterable[str]) -> dict[str, Lease]:
         """The leases of those runs that a process or a scheduler's job does, or is going to do."""
         found = {spec_id: lease for spec_id in ids if (lease := leases.read(self._site.runs / spec_id))}
         self._queue.look((lease.job for lease in found.values()), at_once=True)
@@ -45,7 +45,7 @@ class Others:
     def queued(self) -> dict[str, Lease]:
         """The runs that wait in a scheduler's queue, for the first time or to go on, by their ids."""
         folders = sorted(self._site.runs.glob(f"*/{leases.FILE}"))
-        claimed = self.claims(file.parent.name for file in folders)
+        claimed = self.leases(file.parent.name for file in folders)
         return {
             spec_id: lease
             for spec_id, lease in claimed.items()

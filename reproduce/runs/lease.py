@@ -245,7 +245,7 @@ class Held:
         state: State = "finished" if self._finished else "interrupted" if interrupted else "failed"
         with contextlib.suppress(LostError, OSError):  # what the run itself raised matters more
             self._say(
-                state, "" if self._finished else in_a_line(error) if error else "it ended without a result"
+                state, "" if self._finished else one_line(error) if error else "it ended without a result"
             )
 
     def _beat(self) -> None:
@@ -341,7 +341,7 @@ def place(runs: Path) -> str:
         return path.read_text(encoding="utf-8")
 
 
-def in_a_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An exception as a reason, short enough for a tag."""
     text = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {text}"[:LONGEST] if text else type(error).__name__

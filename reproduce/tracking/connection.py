@@ -1,7 +1,7 @@
 """The connection to a site's MLflow store, a sqlite file, a database or a server: opened when it is first
 needed, made if need be.
 
-    connection = Connection(site, patience=PATIENCE)
+    connection = Connection(site, retry_seconds=RETRY_SECONDS)
     for run in connection.search(Wanted(tags={"complete": ids})):
         run.info.status, run.data.metrics
     connection.retrying(lambda: connection.client.set_tag(run_id, "note", "..."))     # again and again while
@@ -28,8 +28,8 @@ from urllib.parse import urlsplit
 from reproduce.messages import InvalidError
 from reproduce.runs.journal import Point
 from reproduce.site import Site
-from reproduce.tracking.retry import away, disk_full, in_short, retrying
-from reproduce.tracking.sqlite import Ledger, Wanted
+from reproduce.tracking.retry import disk_full, in_short, retrying, unreachable
+from reproduce.tracking.sqlite import SqliteReader, Wanted
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Connection:
             once, in one line.
     """
 
-    def __init__(self, site: Site, patience: float) -> None:
+    def __init__(self, site: Site, retry_seconds: float) -> None:
         self.uri = site.store
         scheme = self.uri.partition(":")[0] if ":" in self.uri else "file"
         if scheme == "file":
@@ -63,7 +63,7 @@ class Connection:
         self.artifacts = site.runs.absolute() / "artifacts"
         """Where the artifacts of a store lie that is no server."""
         self._runs = site.runs
-        self._patience = patience
+        self._retry_seconds = retry_seconds
 
     @property
     def absent(self) -> bool:
@@ -74,7 +74,7 @@ class Connection:
     def client(self) -> Any:
         """MLflow's client, the store created if need be."""
         if self.server:
-            self.knock()
+            self.check_server()
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -112,17 +112,17 @@ class Connection:
             draft.replace(self.file)
 
     @cached_property
-    def ledger(self) -> Ledger | None:
+    def reader(self) -> SqliteReader | None:
         """What reads a sqlite file, which is there, without mlflow; None: only MLflow's client can read this
         store."""
-        return None if self.file is None else Ledger.of(self.file)
+        return None if self.file is None else SqliteReader.open(self.file)
 
     def experiments(self, name: str = "") -> list[str]:
         """The ids of our experiments, or of the one of that name; none where there is no store yet."""
         if self.absent:
             return []
-        if self.ledger is not None:
-            found = self.ledger.experiments(EXPERIMENTS)
+        if self.reader is not None:
+            found = self.reader.experiments(EXPERIMENTS)
         else:
             listed = self.client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
             found = {each.name: each.experiment_id for each in listed}
@@ -157,8 +157,8 @@ class Connection:
         experiments = self.experiments() if experiments is None else experiments
         if not experiments:
             return
-        if self.ledger is not None:
-            yield from self.ledger.search(experiments, wanted, limit)
+        if self.reader is not None:
+            yield from self.reader.search(experiments, wanted, limit)
             return
         for condition in _filters(wanted):
             token, left = None, limit
@@ -202,23 +202,23 @@ class Connection:
         """Does it, again and again while the store is away.
 
         Raises:
-            AwayError: it was for as long as this store has patience.
+            UnreachableError: it was for as long as this store has patience.
             ConnectionError: it does not do it, and this store has no patience.
             OSError: the disk of the store is full.
         """
 
         def attempt() -> T:
             if self.server:
-                self.knock()
+                self.check_server()
             with self.disk_errors():
                 return action()
 
-        with nullcontext() if self._patience else self.in_a_line():
-            return retrying(attempt, away=self.away, seconds=self._patience)
+        with nullcontext() if self._retry_seconds else self.one_line_errors():
+            return retrying(attempt, unreachable=self.unreachable, seconds=self._retry_seconds)
 
-    def away(self, error: Exception) -> bool:
+    def unreachable(self, error: Exception) -> bool:
         """Whether the store may take the same a while later."""
-        return away(error, file=self.file is not None)
+        return unreachable(error, file=self.file is not None)
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
@@ -234,7 +234,7 @@ class Connection:
             ) from error
 
     @contextmanager
-    def in_a_line(self) -> Iterator[None]:
+    def one_line_errors(self) -> Iterator[None]:
         """Says in one line, for a command, what MLflow says in many: its store is full, locked or may only be
         read, or breaks off."""
         try:
@@ -247,7 +247,7 @@ class Connection:
                 f"The tracking store {self.uri} does not do what is asked of it: {in_short(error)}"
             ) from error
 
-    def knock(self, seconds: float = 10) -> None:
+    def check_server(self, seconds: float = 10) -> None:
         """Raises ConnectionError where no server answers, at once: MLflow itself would go on trying."""
         address = urlsplit(self.uri)
         port = address.port or (443 if address.scheme == "https" else 80)

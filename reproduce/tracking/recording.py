@@ -27,11 +27,11 @@ from typing import Self
 from reproduce import identity
 from reproduce.runs import environment, interrupt, journal
 from reproduce.runs.journal import Journal, Point, points
-from reproduce.runs.lease import Held, LostError, in_a_line
+from reproduce.runs.lease import Held, LostError, one_line
 from reproduce.spec import Spec
 from reproduce.tracking import tags
 from reproduce.tracking.connection import Connection
-from reproduce.tracking.retry import EVERY, HASTE, UPLOAD, giving_up_after, in_short
+from reproduce.tracking.retry import EVERY, SHORT_TIMEOUT, UPLOAD, giving_up_after, in_short
 from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, REASON, SETTINGS
 
 FLUSH_EVERY = 10.0
@@ -145,7 +145,7 @@ class Run:
 
         Raises:
             LostError: the run is somebody else's now.
-            AwayError: the store did not answer for as long as it is waited for; what was measured waits on
+            UnreachableError: the store did not answer for as long as it is waited for; what was measured waits on
                 disk.
             OSError: there is no room, here or in the store.
         """
@@ -188,12 +188,12 @@ class Run:
                 error.__traceback__
             )  # what filled the memory is still held by those that have failed
         killed = isinstance(error, KeyboardInterrupt)
-        reason = "ended without finish()" if error is None else in_a_line(error)
+        reason = "ended without finish()" if error is None else one_line(error)
         try:
-            with interrupt.deferred(), giving_up_after(HASTE):
+            with interrupt.deferred(), giving_up_after(SHORT_TIMEOUT):
                 self._save_what_is_left()
                 if self._connection.server:
-                    self._connection.knock(HASTE)
+                    self._connection.check_server(SHORT_TIMEOUT)
                 with self._guard():
                     self._connection.client.set_tag(self.run_id, REASON, reason)
                     if error is not None and not killed:
@@ -209,7 +209,7 @@ class Run:
             # The first error matters more than that its record failed; `status` and `mark_dead_runs` see that
             # the process is gone.
             logger.warning(
-                "Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, in_a_line(failure)
+                "Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, one_line(failure)
             )
 
     def _save_what_is_left(self) -> None:
@@ -220,7 +220,7 @@ class Run:
                 save()
             except Exception as failure:
                 logger.warning(
-                    "Run %s: its last measurements are not in the store: %s", self.spec.id, in_a_line(failure)
+                    "Run %s: its last measurements are not in the store: %s", self.spec.id, one_line(failure)
                 )
 
     def _check(self) -> None:
@@ -250,13 +250,13 @@ class Run:
         if time.monotonic() < self._next:
             return
         try:
-            with giving_up_after(HASTE):
+            with giving_up_after(SHORT_TIMEOUT):
                 if self._connection.server:
-                    self._connection.knock(HASTE)
+                    self._connection.check_server(SHORT_TIMEOUT)
                 with self._connection.disk_errors():
                     self._deliver()
         except Exception as error:
-            if not self._connection.away(error):
+            if not self._connection.unreachable(error):
                 raise
             if self._next == -math.inf:
                 logger.warning(
@@ -284,7 +284,7 @@ class Run:
                 if getattr(error, "error_code", "") == REFUSED:
                     kept = self._journal.set_aside()
                     raise ValueError(
-                        f"The tracking store refuses what was measured, now in {kept}: {in_a_line(error)}"
+                        f"The tracking store refuses what was measured, now in {kept}: {one_line(error)}"
                     ) from error
                 raise
             self._journal.sent(waiting)

@@ -1,8 +1,8 @@
 """A tracking store that does not answer for a while: what counts as that, how long is waited for it, and what
 never gets better.
 
-retrying(lambda: client.set_tag(...), away=away, seconds=PATIENCE)      # again and again, until it works
-with giving_up_after(HASTE):                                             # MLflow itself would go on trying
+retrying(lambda: client.set_tag(...), unreachable=unreachable, seconds=RETRY_SECONDS)      # again and again, until it works
+with giving_up_after(SHORT_TIMEOUT):                                             # MLflow itself would go on trying
 for minutes
     client.log_batch(...)
 """
@@ -20,7 +20,7 @@ from reproduce.runs import interrupt
 
 T = TypeVar("T")
 
-PATIENCE = 600.0
+RETRY_SECONDS = 600.0
 """Seconds that a run with nothing else to do waits for its store. Servers and databases restart within
 minutes; what takes longer is for
 somebody to see to, and a GPU should not stand idle for it: nothing is lost, and the next call goes on."""
@@ -28,7 +28,7 @@ PAUSE = 5.0
 """Seconds between two attempts meanwhile."""
 EVERY = 30.0
 """Seconds between two attempts while the run has other things to do, which each attempt delays."""
-HASTE = 2
+SHORT_TIMEOUT = 2
 """Seconds that such an attempt waits for an answer. A server that takes longer gets the measurements at the
 end."""
 UPLOAD = 600
@@ -41,11 +41,11 @@ FULL = ("database or disk is full", "disk I/O error")
 logger = logging.getLogger(__name__)
 
 
-class AwayError(ConnectionError):
+class UnreachableError(ConnectionError):
     """The store did not answer for as long as was waited for it."""
 
 
-def away(error: Exception, *, file: bool) -> bool:
+def unreachable(error: Exception, *, file: bool) -> bool:
     """Whether a store that failed so may do the same a while later: it does not answer, or others keep its
     database locked.
 
@@ -65,11 +65,11 @@ def disk_full(error: Exception) -> str:
     return next((words for words in FULL if words in str(error)), "")
 
 
-def retrying(action: Callable[[], T], *, away: Callable[[Exception], bool], seconds: float) -> T:
+def retrying(action: Callable[[], T], *, unreachable: Callable[[Exception], bool], seconds: float) -> T:
     """Does it, again and again while the store is away; being told to stop ends the waiting at once.
 
     Raises:
-        AwayError: it still was after `seconds`.
+        UnreachableError: it still was after `seconds`.
         Exception: as `action`; where `seconds` is 0, that of a store that is away too.
     """
     deadline, told = time.monotonic() + seconds, False
@@ -77,10 +77,10 @@ def retrying(action: Callable[[], T], *, away: Callable[[Exception], bool], seco
         try:
             return action()
         except Exception as error:
-            if seconds == 0 or isinstance(error, AwayError) or not away(error):
+            if seconds == 0 or isinstance(error, UnreachableError) or not unreachable(error):
                 raise
             if time.monotonic() >= deadline:
-                raise AwayError(
+                raise UnreachableError(
                     f"The tracking store did not answer for {seconds:.0f} s ({in_short(error)}). Nothing is lost: "
                     "start it, and the same command goes on from here."
                 ) from error

@@ -1,9 +1,9 @@
 """Reads MLflow's own sqlite file by the standard library: `import mlflow` takes 3 CPU-seconds, all that a
 finished table asks for 0.1.
 
-    ledger = Ledger.of(Path("runs/mlflow.db"))       # None: not a schema that this module knows; ask MLflow's
-    client experiments = ledger.experiments("msbreg/")
-    for run in ledger.search(experiments.values(), Wanted(tags={"complete": ids})):
+    reader = SqliteReader.open(Path("runs/mlflow.db"))       # None: not a schema that this module knows; ask MLflow's
+    client experiments = reader.experiments("msbreg/")
+    for run in reader.search(experiments.values(), Wanted(tags={"complete": ids})):
         run.info.status, run.data.metrics
 
 There is no second record that could go stale: each question is answered from MLflow's tables, with what its
@@ -27,7 +27,7 @@ from typing import Self
 SCHEMAS = ("dc11669786a5",)
 """Versions of MLflow's tables (alembic's) on which the answers were compared with those of its client: mlflow
 3.17's."""
-PATIENCE = 30.0
+LOCK_TIMEOUT = 30.0
 """Seconds to wait while another process writes; MLflow's own transactions take tenths."""
 AT_ONCE = 500
 """Runs that are read in one transaction, during which no writer can commit: 0.1 s at our 140 tags and params
@@ -83,25 +83,25 @@ class Entry:
     data: Data
 
 
-class Ledger:
+class SqliteReader:
     """MLflow's sqlite file, for reading."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     @classmethod
-    def of(cls, file: Path) -> Self | None:
-        """The ledger of a file that is there; None: its tables are not of a version that is known here.
+    def open(cls, file: Path) -> Self | None:
+        """The reader of a file that is there; None: its tables are not of a version that is known here.
 
         Raises:
             ConnectionError: as of `search`.
         """
-        ledger = cls(file)
-        with ledger._reading() as database:
+        reader = cls(file)
+        with reader._reading() as database:
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
                 return None
             versions = [version for (version,) in database.execute("SELECT version_num FROM alembic_version")]
-        return ledger if len(versions) == 1 and versions[0] in SCHEMAS else None
+        return reader if len(versions) == 1 and versions[0] in SCHEMAS else None
 
     def experiments(self, prefix: str) -> dict[str, str]:
         """The ids of the active experiments whose names begin with `prefix`, letters and slashes, by their
@@ -139,7 +139,7 @@ class Ledger:
         address = f"{self._file.as_uri()}?mode=rw"
         try:
             with closing(
-                sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)
+                sqlite3.connect(address, uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
             ) as database:
                 database.execute("PRAGMA query_only = ON")
                 database.execute("BEGIN")

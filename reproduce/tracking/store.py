@@ -29,7 +29,7 @@ from reproduce.messages import InvalidError, NotFoundError
 from reproduce.report.observe import Finished
 from reproduce.runs import interrupt, lease
 from reproduce.runs.journal import Point, points
-from reproduce.runs.lease import Held, in_a_line
+from reproduce.runs.lease import Held, one_line
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Spec
 from reproduce.tracking import tags
@@ -72,13 +72,13 @@ class Store:
 
     Args:
         patience: for how many seconds `start`, its runs, `finished` and `download` wait for a store that does
-            not answer: `PATIENCE` of patience.py for whoever does a run, 0 for a command, which says it at
+            not answer: `RETRY_SECONDS` of patience.py for whoever does a run, 0 for a command, which says it at
                 once.
     """
 
-    def __init__(self, site: Site, *, patience: float = 0.0) -> None:
+    def __init__(self, site: Site, *, retry_seconds: float = 0.0) -> None:
         self._site = site
-        self.connection = Connection(site, patience)
+        self.connection = Connection(site, retry_seconds)
         self.uri = self.connection.uri
 
     def finished(self, ids: Iterable[str]) -> dict[str, Finished]:
@@ -164,10 +164,10 @@ class Store:
             OSError: there is no room in it.
         """
         dead: list[str] = []
-        with self.connection.in_a_line():
+        with self.connection.one_line_errors():
             if not self.connection.experiments():
                 return dead
-        with self.connection.in_a_line(), self.connection.lock():
+        with self.connection.one_line_errors(), self.connection.lock():
             for status in (
                 "RUNNING",
                 "FINISHED",
@@ -290,9 +290,9 @@ class Store:
                 if not (of_mlflow(error) or isinstance(error, OSError)):
                     raise
                 if self.connection.server:
-                    self.connection.knock()  # a server that does not answer may well have it
+                    self.connection.check_server()  # a server that does not answer may well have it
                 raise NotFoundError(
-                    f"The tracking store has no {name} of its run {run_id} ({in_a_line(error)})."
+                    f"The tracking store has no {name} of its run {run_id} ({one_line(error)})."
                 ) from None
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -357,7 +357,7 @@ class Store:
                 if not of_mlflow(error):
                     raise
                 raise InvalidError(
-                    f"{self.uri} does not take the record of run {run.spec_id}: {in_a_line(error)}"
+                    f"{self.uri} does not take the record of run {run.spec_id}: {one_line(error)}"
                 ) from None
         return None
 
@@ -377,7 +377,7 @@ class Store:
             ConnectionError: the store does not answer, or cannot be written.
             OSError: there is no room in it.
         """
-        with self.connection.in_a_line():
+        with self.connection.one_line_errors():
             return self.connection.retrying(lambda: self._log_table(filled, paths))
 
     def _log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
@@ -426,7 +426,7 @@ class Store:
         if not self.connection.server:
             return f"{address}, a database, which is not asked"
         try:
-            self.connection.knock()
+            self.connection.check_server()
         except ConnectionError:
             return f"{address}, where no server answers: start it, or set another MLFLOW_TRACKING_URI"
         return f"{address}, where a server answers"
