@@ -478,7 +478,7 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
         lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": c[f"runs/{SECOND.id}/{FILE}"]}),
         f"is the encoder of run {SECOND.id}",
     ),
-    "no encoder": (lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": b"x" * 99}), "it is no safetensors file"),
+    "no encoder": (lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": b"x" * 99}), "it is not a safetensors file"),
     "an encoder of an evaluation": (
         lambda c: listed(c | {RECORD.replace("record.json", FILE): b""}),
         f"no record of a pretraining run {EVALUATIONS[0].id}",

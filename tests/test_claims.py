@@ -1,4 +1,4 @@
-"""Runs that claims do, as their leases and the queue of a cluster tell: a small `squeue` of our own stands
+"""Runs that others do, as their leases and the queue of a cluster tell: a small `squeue` of our own stands
 for Slurm's."""
 
 from __future__ import annotations

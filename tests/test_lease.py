@@ -98,7 +98,7 @@ def test_a_run_whose_owner_lives_cannot_be_taken_and_one_whose_owner_was_killed_
     tmp_path: Path,
 ) -> None:
     process = owner(tmp_path)
-    with pytest.raises(BusyError, match=rf"^Run {RUN} is being done by process {process.pid} on "):
+    with pytest.raises(BusyError, match=rf"^Run {RUN} is being executed by process {process.pid} on "):
         lease.take(tmp_path, RUN, heartbeat=BEAT)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

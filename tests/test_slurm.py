@@ -408,7 +408,7 @@ def test_without_slurm_one_line_says_so_and_no_run_is_queued(home: Home, tmp_pat
     assert not list(home.runs.glob("*/lease.json"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path / "bin"))
-        with pytest.raises(LookupError, match="no squeue on this machine"):
+        with pytest.raises(LookupError, match="squeue is not available on this machine"):
             squeue.queued(["1"])
     assert squeue.queued([]) == {}
 

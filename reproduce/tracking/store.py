@@ -475,7 +475,7 @@ class Store:
             alive = tags.alive(run, self._site.runs)
             if run.info.status in ("RUNNING", "FINISHED") and alive and not tags.is_mine(run):
                 raise AlreadyRunningError(
-                    f"Run {spec_id} is being done by {tags.who(run)}: wait for it, or stop it first."
+                    f"Run {spec_id} is being executed by {tags.who(run)}: wait for it, or stop it first."
                 )
             if run.info.status != "RUNNING" or alive is not None:
                 free.append(run)
