@@ -110,7 +110,7 @@ def test_a_queued_run_is_its_jobs_until_that_leaves_the_queue(site: Site, squeue
     assert list(claims.queued()) == [RUN, OTHER]
     squeue.list("7_1")
     later = Claims(site)
-    assert list(later.claims([RUN, OTHER])) == [OTHER]
+    assert list(later.leases([RUN, OTHER])) == [OTHER]
     later.release(RUN)
     later.release(OTHER)
     assert lease.read(site.runs / RUN) is None

@@ -153,7 +153,7 @@ def test_a_result_is_kept_until_it_is_dropped(tmp_path: Path) -> None:
     [
         (
             '{"spec_id": "ba9876543210", "metrics": {"top1": 0.5}, "commit": ""}',
-            "is of run ba9876543210, not of 0123456789ab",
+            "belongs to run ba9876543210, not to 0123456789ab",
         ),
         ('{"spec_id": "0123456789ab", "metrics": {"top1"', "is broken"),
         ('{"spec_id": "0123456789ab", "metrics": {"top1": null}}', "is broken"),

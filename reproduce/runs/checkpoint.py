@@ -143,7 +143,8 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise NotFoundError(
-            f"Encoder {path} does not exist: pretraining run {spec_id} has not finished on this machine. Run it first."
+            f"Encoder {path} does not exist: its pretraining run {spec_id} has not finished on this machine. "
+            "Run it first."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -155,11 +156,12 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
         ) from None
     if metadata.get(SPEC) != spec_id:
         raise InvalidError(
-            f"Encoder {path} belongs to run {metadata.get(SPEC, 'unknown')}, not to the requested run {spec_id}."
+            f"Encoder {path} is from run {metadata.get(SPEC, 'unknown')}, but run {spec_id}'s is expected."
         )
     if metadata.get(DIGEST) != digest(tensors):
         raise InvalidError(
-            f"Encoder {path} is broken (its values do not match its digest). Delete it and run {spec_id} again."
+            f"Encoder {path} is broken (its values do not match its digest). "
+            f"Delete it and run {spec_id} again."
         )
     return tensors
 
@@ -197,7 +199,10 @@ def metadata(file: IO[bytes]) -> dict[str, str]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256, in hexadecimal, of the names, types, shapes and values of CPU tensors in any order."""
+    """Return the SHA-256 of names, types, shapes and values of CPU tensors, in hexadecimal.
+
+    The order of the tensors does not matter.
+    """
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -251,6 +256,6 @@ def _check(value: object, where: str) -> None:
         and not isinstance(value, torch.Tensor)
     ):
         raise TypeError(
-            f"{where} is a {type(value).__name__}: a checkpoint can contain dicts, lists, tuples, tensors, numbers, "
-            "strings and None."
+            f"{where} is a {type(value).__name__}: a checkpoint can contain dicts, lists, tuples, tensors, "
+            "numbers, strings and None."
         )

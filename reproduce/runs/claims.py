@@ -37,13 +37,13 @@ class Claims:
         return spec_id in self._followed
 
     def leases(self, ids: Iterable[str]) -> dict[str, Lease]:
-        """Return the leases of the runs that a process or a scheduler's job executes, or is going to execute."""
+        """Return the leases of the runs that a process or a scheduler's job executes or will execute."""
         found = {spec_id: lease for spec_id in ids if (lease := leases.read(self._site.runs / spec_id))}
         self._queue.look((lease.job for lease in found.values()), at_once=True)
         return {spec_id: lease for spec_id, lease in found.items() if self._owned(lease)}
 
     def queued(self) -> dict[str, Lease]:
-        """Return the leases of the runs that wait in a scheduler's queue, to start or to resume, by run id."""
+        """Return the leases of the runs that wait in a scheduler's queue to start or resume, by run id."""
         folders = sorted(self._site.runs.glob(f"*/{leases.FILE}"))
         claimed = self.leases(file.parent.name for file in folders)
         return {
@@ -67,7 +67,7 @@ class Claims:
     def poll(self) -> Iterator[dict[str, Any]]:
         """Yield an event for each change since the last call.
 
-        A run that ended or lost its owner is no longer followed.
+        A run that ended or lost its owner is not followed any further.
         """
         self._queue.look((lease.job for lease in self._followed.values()), at_once=True)
         for spec_id, before in list(self._followed.items()):

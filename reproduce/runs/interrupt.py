@@ -74,8 +74,8 @@ def ask(reason: str) -> None:
         _request.reason = reason
         return
     _request.asked = reason
-    # Only the main thread knows whether it is inside `deferred`. It may also be blocked in a system call, which
-    # only a signal to this thread ends.
+    # Only the main thread knows whether it is inside `deferred`. It may also be blocked in a system call,
+    # which only a signal to this thread ends.
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 

@@ -191,6 +191,6 @@ def _whole(path: Path) -> int:
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
-    """Write all bytes: on a disk that is nearly full, the system may write only a part and return its length."""
+    """Write all bytes: on a disk that is nearly full, the system may write only a part."""
     while content:
         content = content[os.write(descriptor, content) :]

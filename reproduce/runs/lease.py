@@ -248,7 +248,7 @@ class Held:
                 self._lost()
                 return
             except OSError:
-                continue  # the file system may recover; otherwise other processes see that heartbeats are missing
+                continue  # the file system may recover; otherwise other processes miss the heartbeats
 
     def _record(self, state: State, reason: str = "") -> None:
         now = replace(
