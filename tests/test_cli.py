@@ -253,7 +253,7 @@ def test_more_devices_than_there_are_end_in_one_line_and_code_2(options: tuple[s
     )
     done = home.invoke("table8", "--rows", "BYOL", *options, CUDA_VISIBLE_DEVICES="0,1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert done.stderr.startswith("devices is 4, but 2 GPU can be used here: ")
+    assert done.stderr.startswith("devices is 4, but only 2 GPUs can be used on this machine: ")
 
 
 def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -> None:

@@ -36,8 +36,8 @@ def test_each_gpu_takes_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_on_several_gpus_has_them_all_and_needs_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,7")
     places = local._places(Site(devices=3, jobs=1), 24)
-    assert local._together(places)["CUDA_VISIBLE_DEVICES"] == "0,1,4"
-    with pytest.raises(RefusedError, match=r"^devices is 8, but 4 GPU"):
+    assert local._merged(places)["CUDA_VISIBLE_DEVICES"] == "0,1,4"
+    with pytest.raises(RefusedError, match=r"^devices is 8, but only 4 GPUs"):
         local._places(Site(devices=8), 24)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert len(local._places(Site(devices=2, jobs=3), 24)) == 6

@@ -308,7 +308,7 @@ def test_devices_beyond_one_node_meet_on_the_first_of_several(tmp_path: Path) ->
     assert "--nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d" in starts(pretraining)
     with pytest.raises(
         slurm.SubmitError,
-        match=r"^devices is 9, which 2 nodes of 8 \(slurm.gpus_per_node\) cannot share equally\.$",
+        match=r"^devices is 9, which 2 nodes of 8 \(slurm.gpus_per_node\) cannot share equally: use a multiple of 2\.$",
     ):
         slurm.scripts(jobs_of("table4"), replace(site, devices=9))
     with pytest.raises(slurm.SubmitError, match="a GPU of one machine"):
@@ -341,7 +341,7 @@ def test_a_script_is_bash_that_quotes_its_paths(tmp_path: Path) -> None:
         assert f"--output=\"{tmp_path}/it's 50%% $HOME/slurm/" in text
         listed = shlex.split(starts(text))
         assert listed[listed.index("--list") + 1].startswith(f"{tmp_path}/it's 50% $HOME/slurm/")
-    with pytest.raises(slurm.SubmitError, match="cannot stand in a batch script"):
+    with pytest.raises(slurm.SubmitError, match="a batch script cannot contain"):
         slurm.scripts(jobs_of("table4"), Site(runs=tmp_path / "a\nb"))
 
 
@@ -403,7 +403,7 @@ def test_without_slurm_one_line_says_so_and_no_run_is_queued(home: Home, tmp_pat
     done = home.invoke("table4", "--rows", "Ours*", "--launcher", "slurm", PATH=str(tmp_path / "bin"))
     assert (done.returncode, done.stderr) == (
         2,
-        "There is no sbatch on this machine: submit from one of the cluster's login nodes.\n",
+        "sbatch is not available on this machine: submit from a login node of the cluster.\n",
     )
     assert not list(home.runs.glob("*/lease.json"))
     with pytest.MonkeyPatch.context() as patch:
@@ -421,7 +421,7 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(login: LoginNode) -
     login.site_file.write_text(login.site_file.read_text() + 'partition = "nowhere"\n')
     done = login.submit("table4", "--rows", "Ours*")
     assert done.returncode == 2
-    assert done.stderr.startswith("Slurm did not take 1 run: ")
+    assert done.stderr.startswith("Slurm refused 1 run: ")
     assert "nvalid partition" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(login.runs.glob("*/lease.json"))
@@ -568,7 +568,7 @@ def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
         "the end of the run",
     )
     second.send_signal(signal.SIGINT)
-    assert "The same command attaches to them; `scancel " in read_until(second, "go on")
+    assert "The same command attaches to them; `scancel " in read_until(second, "continue")
     assert second.wait(30) == 128 + signal.SIGINT
 
     third = login.submit(*asked)
