@@ -163,7 +163,7 @@ def test_a_mistake_ends_in_one_line_and_code_2(arguments: tuple[str, ...], says:
     ("content", "says"),
     [
         ('devise = "cpu"', "There is no key 'devise'. Did you mean 'device'?"),
-        ('jobs = "two"', "jobs is 'two', a int is expected."),
+        ('jobs = "two"', "jobs is 'two': a whole number is expected."),
         ("jobs =", "is not valid TOML"),
         ("heartbeat = nan", "heartbeat is nan: a number of seconds above 0 is expected."),
         ('launcher = "slrum"', "There is no launcher 'slrum'."),

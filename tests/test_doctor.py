@@ -220,7 +220,7 @@ def test_a_wrong_name_ends_in_one_line_and_code_2(arguments: tuple[str, ...], sa
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("detectron2 = 5", "detectron2 is 5, a Path is expected."),
+        ("detectron2 = 5", "detectron2 is 5: a path in quotes is expected."),
         ('launcher = "slrum"', "There is no launcher 'slrum'."),
         (
             'tracking_uri = "mlruns"',

@@ -228,7 +228,7 @@ def test_a_store_that_comes_back_is_waited_for(
         retrying(failing(3, ConnectionRefusedError("nobody\nhere")), unreachable=is_unreachable, seconds=60)
         == 4
     )
-    assert caplog.messages == ["The tracking store does not answer (nobody); waiting for it, 60 s at most."]
+    assert caplog.messages == ["The tracking store does not answer (nobody); retrying for up to 60 s."]
 
 
 def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(
@@ -237,7 +237,7 @@ def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(
     monkeypatch.setattr(retry, "PAUSE", 0.01)
     with pytest.raises(
         UnreachableError,
-        match=r"^The tracking store did not answer for 0 s \(nobody\)\. Nothing is lost: start it, and .*\.$",
+        match=r"^The tracking store did not answer for 0 s \(nobody\)\. Nothing is lost: start the store, and .*\.$",
     ):
         retrying(failing(10**6, ConnectionRefusedError("nobody")), unreachable=is_unreachable, seconds=0.05)
 

@@ -67,7 +67,7 @@ def test_a_run_of_several_processes_has_ended_when_all_of_them_have(tmp_path: Pa
     with local._log(tmp_path / "0123456789ab") as log:
         worker._run(["-c", f"{still_there}; sys.exit('stopped')"], log)
     assert events.get(timeout=60) == (worker, later)
-    worker.ask()
+    worker.close()
     assert [events.get(timeout=60) for _ in range(2)] == [(worker, ended), (worker, None)]
     assert (tmp_path / "0123456789ab" / "log.txt").read_text() == "stopped\n"
 

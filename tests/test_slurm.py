@@ -359,13 +359,13 @@ def test_a_script_is_bash_that_quotes_its_paths(tmp_path: Path) -> None:
         ('time = "a day"', r"slurm\.time is 'a day': minutes, hours:minutes:seconds"),
         (
             'time = "3"',
-            r"slurm\.time is '3', and runs are told to stop 120 s .* before: no run would get anywhere",
+            r"slurm\.time is '3', but runs are stopped 120 s .* earlier: no run would make progress",
         ),
         ("poll = 0", r"slurm\.poll is 0: at least 0\.1 is expected"),
-        ("gpus_per_node = 1.5", r"slurm\.gpus_per_node is 1\.5, a int is expected"),
-        ('extra = "--constraint=a"', r"slurm\.extra is '--constraint=a', a list of strings"),
-        ('extra = ["constraint=a"]', r"slurm\.extra has 'constraint=a': an option of sbatch"),
-        ('setup = ["a\\nb"]', r"slurm\.setup has 'a\\nb': each entry is a line of its own"),
+        ("gpus_per_node = 1.5", r"slurm\.gpus_per_node is 1\.5: a whole number is expected"),
+        ('extra = "--constraint=a"', r"slurm\.extra is '--constraint=a': a list of strings"),
+        ('extra = ["constraint=a"]', r"slurm\.extra contains 'constraint=a': an option of sbatch"),
+        ('setup = ["a\\nb"]', r"slurm\.setup contains 'a\\nb': each entry must be a single line"),
     ],
 )
 def test_what_cannot_be_asked_for_is_named(

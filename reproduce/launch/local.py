@@ -107,7 +107,7 @@ class _Launch:
                     self._next()
         except KeyboardInterrupt:
             print(
-                "Interrupted: runs on this machine write a checkpoint and stop; the same command resumes them.",
+                "Interrupted: local runs write a checkpoint and stop; the same command resumes them.",
                 flush=True,
             )
             raise
@@ -343,7 +343,7 @@ class _Worker:
         self.events.put((self, None))
 
     def died(self) -> dict[str, Any] | None:
-        """Return the event for the run that was lost with the process, or None if there was no run.
+        """Return the event for the run that was lost with the process; None if it had no run.
 
         The event is `busy` if another process shall execute the run.
         """
