@@ -382,8 +382,8 @@ def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
     """Execute the run that the command line names, and return the exit code."""
     from reproduce.nn import distributed
 
-    # Only --list names the job. Inside an allocation, the launcher `local` runs in a job that was not submitted
-    # for this run and does not resume it.
+    # Only --list names the job. Inside an allocation, the launcher `local` runs in a job that was not
+    # submitted for this run and does not resume it.
     job = ""
     if arguments[0] == "--leash":
         arguments = arguments[1:]

@@ -169,7 +169,7 @@ def test_a_mistake_ends_in_one_line_and_code_2(arguments: tuple[str, ...], says:
         ('launcher = "slrum"', "There is no launcher 'slrum'."),
         (
             'tracking_uri = "mlruns"',
-            "The tracking store is 'mlruns', a folder, which MLflow no longer writes.",
+            "The tracking store is 'mlruns', a folder; MLflow no longer writes to folders.",
         ),
         ('[data]\nstl10 = ["/data"]', "[data] maps names to folders, each a string."),
     ],
@@ -212,7 +212,7 @@ def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(
         if re.match(r"run      [0-9a-f]{12}  \w+.*: no finished run with these settings", line)
     ]
     assert lines[len(runs)] == f"{len(runs)} runs: {len(runs)} to do."
-    assert re.fullmatch(r"Plan ([0-9a-f]{12}): --apply \1 runs it and no other\.", lines[-1])
+    assert re.fullmatch(r"Plan ([0-9a-f]{12}): --apply \1 runs exactly this plan\.", lines[-1])
     assert home.files() == before
 
 

@@ -224,7 +224,7 @@ def test_a_wrong_name_ends_in_one_line_and_code_2(arguments: tuple[str, ...], sa
         ('launcher = "slrum"', "There is no launcher 'slrum'."),
         (
             'tracking_uri = "mlruns"',
-            "The tracking store is 'mlruns', a folder, which MLflow no longer writes.",
+            "The tracking store is 'mlruns', a folder; MLflow no longer writes to folders.",
         ),
     ],
     ids=lambda value: value.split()[0] if "=" in value else "",

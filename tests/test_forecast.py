@@ -158,7 +158,7 @@ def test_protocols_say_how_many_images_go_through_the_encoder() -> None:
 @pytest.mark.parametrize(
     ("others", "says"),
     [
-        ([], "no finished run with these settings, nor any of its kind at this scale"),
+        ([], "no finished run with these settings, and none of this kind at this scale"),
         ([tiny(epochs=6)], "the nearest differs in epochs: 6, here 4"),
         ([tiny(epochs=6, seed=1), tiny(seed=2)], "the nearest differs in seed: 2, here 0"),
         ([tiny(seed=3), tiny(seed=2)], "the nearest differs in seed: 3, here 0"),
@@ -334,7 +334,7 @@ def test_what_is_not_allowed_is_refused_in_one_line() -> None:
         check(plan, plan.digest, 1.4)
     unknown = made(step(tiny(), 3600), step(tiny(seed=1)))
     assert unknown.hours is None
-    with pytest.raises(RefusedError, match="and the hours of 1 of 2 runs are not known: "):
+    with pytest.raises(RefusedError, match="but the hours of 1 of 2 runs are unknown: "):
         check(unknown, "", 1e9)
 
 
@@ -343,17 +343,17 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
         made(step(tiny(), 7200), step(evaluation(tiny()), 1800), step(tiny(seed=1), action="attach")).lines()
     )[3:]
     assert lines[:4] == [
-        "3 runs: 1 done by others, 2 to do.",
+        "3 runs: 1 executed by other processes, 2 to run.",
         "GPU-hours: 2.5. Wall time: 2:30:00, 2 runs at once.",
-        "  2 estimated from finished runs that are alike.",
+        "  2 estimated from comparable finished runs.",
         "  1 that somebody else does is not counted.",
     ]
     unknown = list(made(step(tiny(), 7200), step(evaluation(tiny()))).lines())[2:]
     assert (
         unknown[1]
-        == "GPU-hours: not known; 2 for the 1 run of which it is. Wall time: not known, 2 runs at once."
+        == "GPU-hours: unknown for 1 of 2 runs; the other one needs 2. Wall time: unknown, 2 runs at once."
     )
-    assert "  1 not known: knn on synthetic_folder." in unknown
+    assert "  1 unknown: knn on synthetic_folder." in unknown
 
 
 # Real records
@@ -385,7 +385,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
     request = Request(table="table8")
     wanted = [Job(spec, request) for spec in (reused, killed, running, failed, new)]
     assert {each.why for each in steps_of(wanted, site)} == {
-        "no finished run with these settings, nor any of its kind at this scale"
+        "no finished run with these settings, and none of this kind at this scale"
     }
     assert not site.runs.exists()
 
@@ -423,10 +423,10 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
         f"finished {record.ended.astimezone():%Y-%m-%d}, commit {record.commit[:7]}"
     )
     gone = f"its process {processes[0].pid} on {host} is gone"
-    assert found["killed"].why == f"a checkpoint of epoch 3 of 4 is there; interrupted, {gone}"
+    assert found["killed"].why == f"from the checkpoint of epoch 3 of 4; interrupted: {gone}"
     assert found["killed"].left == 0.25
-    assert found["running"].why == f"process {processes[1].pid} on {host} does it"
-    assert found["failed"].why == "failed, ValueError: no luck; it starts anew"
+    assert found["running"].why == f"process {processes[1].pid} on {host} executes it"
+    assert found["failed"].why == "failed: ValueError: no luck; starts from scratch"
     assert found["new"].why == "no finished run with these settings; the nearest differs in seed: 0, here 4"
     assert {each.estimate.source for each in found.values() if each.estimate} == {"finished runs"}
 

@@ -327,7 +327,7 @@ def test_a_second_command_attaches_to_the_first_and_both_end_with_the_same_table
         printed = [command.communicate(timeout=200) for command in (first, second)]
     assert [command.returncode for command in (first, second)] == [0, 0], printed
     assert planned[0].startswith(f"attach   {pretraining.id}  byol ")
-    assert re.search(rf": process {worker.pid} on \S+ does it", planned[0])
+    assert re.search(rf": process {worker.pid} on \S+ executes it", planned[0])
     (out, errors), report = printed[1], (place.reports / "smoke" / "table8.md").read_bytes()
     assert errors == ""
     assert re.search(rf"^attached to process {worker.pid} on \S+: byol ", out, re.M), out

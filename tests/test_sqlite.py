@@ -209,7 +209,7 @@ def test_the_store_says_the_same_by_either_way(site: Site) -> None:
     assert ours.finished(ids)["0123456789ab"].run_id == names["finished"], "the one that ended last counts"
     assert [each.state for each in ours.status()].count("finished") == 2
     for store in (ours, theirs):
-        with pytest.raises(LookupError, match="may mean 0123456789ab, 0123ffffffff"):
+        with pytest.raises(LookupError, match="could be 0123456789ab, 0123ffffffff"):
             store.named("0123")
 
 
