@@ -10,8 +10,7 @@ class UserError(Exception):
     """A mistake in a command, the site file or the data; the message is one line for the user.
 
     A mistake in a table, a config or a component is a programming error: it raises another exception, which
-    is shown
-    with its traceback.
+    is shown with its traceback.
     """
 
 

@@ -1,8 +1,7 @@
 """Folders, devices and the tracking store of this machine: nothing that can change a number.
 
 `load()` reads `configs/site.toml`, or the file that `MSBREG_SITE` names. Every key has a default, so a site
-file is
-needed only for real data. See `configs/site.example.toml`.
+file is needed only for real data. See `configs/site.example.toml`.
 """
 
 from __future__ import annotations
@@ -222,8 +221,7 @@ class Site:
 
         Raises:
             LookupError: the key is not set, the folder does not exist, or its content is incomplete; the
-                message
-                names what would work.
+                message names what would work.
         """
         if key not in self.data:
             problem = f'is not set: add `{key} = "/path"` under [data] in {_shown(site_file())}'

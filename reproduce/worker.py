@@ -1,19 +1,15 @@
 """One run from start to end, in a process of its own, or in several under torchrun.
 
-    python -m reproduce.worker                           runs named on standard input, until it closes:
-                                                         one `{"request": ..., "id": ...}` per line
-    python -m reproduce.worker REQUEST ID                one run
-    python -m reproduce.worker --leash REQUEST ID        one run, which stops when standard input closes
-    python -m reproduce.worker --list FILE INDEX         the run on line INDEX (from 0) of FILE, for
-    schedulers
+    python -m reproduce.worker                      runs named on standard input, until it closes:
+                                                    one `{"request": ..., "id": ...}` per line
+    python -m reproduce.worker REQUEST ID           one run
+    python -m reproduce.worker --leash REQUEST ID   one run, which stops when standard input closes
+    python -m reproduce.worker --list FILE INDEX    the run on line INDEX (from 0) of FILE (schedulers)
 
 A run is named by a request (`plan.py`) and its id. The worker builds the request's runs again and finds the
-spec;
-if its code produces other runs, the id is missing and an error says so. Events go to standard output, one
-JSON
-object per line; everything else goes to the run's log. The exit code of a single run is 0 if it is finished
-or
-another process executes it, 1 if it failed, and 143 if it was interrupted.
+spec; if its code produces other runs, the id is missing and an error says so. Events go to standard output,
+one JSON object per line; everything else goes to the run's log. The exit code of a single run is 0 if it is
+finished or another process executes it, 1 if it failed, and 143 if it was interrupted.
 """
 
 from __future__ import annotations
@@ -333,8 +329,7 @@ def _input() -> TextIO:
     """Return standard input for a thread to read, and replace `sys.stdin`.
 
     A process that is forked meanwhile, for example to decode images, closes `sys.stdin`. If that were this
-    stream,
-    it would wait for ever for a thread that it does not have.
+    stream, it would wait for ever for a thread that it does not have.
     """
     given, sys.stdin = sys.stdin, Path(os.devnull).open()  # noqa: SIM115 (open until the process ends)
     return given

@@ -231,7 +231,7 @@ def test_a_run_with_other_values_here_stays_and_the_others_are_added(sent: Path,
     trained(store, FIRST, {"loss": math.nan, "images_per_second": 1.0})  # only its speed is another
     trained(store, other, dict.fromkeys(metrics(), 0.75))
     received = receive(sent, site, store)
-    assert (received.added, received.here, received.code) == (2, 1, 1)
+    assert (received.added, received.present, received.code) == (2, 1, 1)
     assert len(received.clashes) == 1
     assert f"clash: {other.id} " in received.clashes[0]
     assert f"{min(metrics())} 0.75 here, 0.25 in the archive" in received.clashes[0]
@@ -341,7 +341,7 @@ def test_an_import_that_is_killed_anywhere_is_completed_by_the_same_command(
         )
         assert {row.state for row in store.status()} <= {"finished", "interrupted"}
         received = receive(sent, site, store)
-        assert (received.added, received.here, received.code) == (4 - len(done), len(done), 0)
+        assert (received.added, received.present, received.code) == (4 - len(done), len(done), 0)
         assert {row.state for row in store.status()} == {"finished"}
         assert tree(site.reports) == tree(origin.reports)
         assert not list(site.runs.parent.rglob("*.tmp"))
@@ -431,36 +431,42 @@ def without(content: Members, *names: str) -> Members:
 REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
     "another version": (
         lambda c: edited(c, "manifest.json", version),
-        "is of version 2, and this one reads version 1",
+        "has version 2, but this suite reads version 1",
     ),
-    "another program's": (lambda c: c | {"manifest.json": b"{}"}, "manifest.json is another program's"),
+    "another program's": (
+        lambda c: c | {"manifest.json": b"{}"},
+        "manifest.json was written by another program",
+    ),
     "no manifest": (lambda c: without(c, "manifest.json"), "it has no manifest.json"),
-    "no JSON": (lambda c: c | {"manifest.json": b"[" * 100_000}, "manifest.json is no JSON"),
+    "no JSON": (lambda c: c | {"manifest.json": b"[" * 100_000}, "manifest.json is not JSON"),
     "a file fewer": (lambda c: without(c, "reports/smoke/table4.md"), "it lacks reports/smoke/table4.md"),
     "a file more": (
         lambda c: c | {"reports/smoke/table9.md": b"x"},
-        "it holds reports/smoke/table9.md, which its manifest does not list",
+        "it contains reports/smoke/table9.md, which its manifest does not list",
     ),
     "other bytes": (
         lambda c: c | {RECORD: c[RECORD].replace(b"0.25", b"0.52")},
-        f"{RECORD} is not the file that the manifest lists",
+        f"{RECORD} does not match the manifest",
     ),
-    "other sizes": (lambda c: c | {RECORD: c[RECORD] + b" "}, r"has \d+ bytes, and its manifest says \d+"),
+    "other sizes": (lambda c: c | {RECORD: c[RECORD] + b" "}, r"has \d+ bytes, but the manifest lists \d+"),
     "a parent folder": (
         lambda c: listed(c | {"reports/smoke/../../../evil.md": b"x"}),
-        "is no name of a report",
+        "is not a name of a report",
     ),
-    "two dots": (lambda c: listed(c | {"reports/../evil.md": b"x"}), "is no name of a report"),
-    "an absolute name": (lambda c: listed(c | {"/tmp/evil.md": b"x"}), "is no name of a report"),
-    "a drive": (lambda c: listed(c | {"reports/smoke/C:evil.md": b"x"}), "is no name of a report"),
-    "a backslash": (lambda c: listed(c | {"reports/smoke/..\\evil.md": b"x"}), "is no name of a report"),
-    "a hidden file": (lambda c: listed(c | {"reports/smoke/.evil.md": b"x"}), "is no name of a report"),
-    "another kind of file": (lambda c: listed(c | {"reports/smoke/evil.py": b"x"}), "is no name of a report"),
-    "another scale": (lambda c: listed(c | {"reports/huge/table4.md": b"x"}), "is no name of a report"),
-    "no id": (lambda c: listed(c | {"runs/../record.json": b"x"}), "is no name of a report"),
+    "two dots": (lambda c: listed(c | {"reports/../evil.md": b"x"}), "is not a name of a report"),
+    "an absolute name": (lambda c: listed(c | {"/tmp/evil.md": b"x"}), "is not a name of a report"),
+    "a drive": (lambda c: listed(c | {"reports/smoke/C:evil.md": b"x"}), "is not a name of a report"),
+    "a backslash": (lambda c: listed(c | {"reports/smoke/..\\evil.md": b"x"}), "is not a name of a report"),
+    "a hidden file": (lambda c: listed(c | {"reports/smoke/.evil.md": b"x"}), "is not a name of a report"),
+    "another kind of file": (
+        lambda c: listed(c | {"reports/smoke/evil.py": b"x"}),
+        "is not a name of a report",
+    ),
+    "another scale": (lambda c: listed(c | {"reports/huge/table4.md": b"x"}), "is not a name of a report"),
+    "no id": (lambda c: listed(c | {"runs/../record.json": b"x"}), "is not a name of a report"),
     "settings of another run": (
         lambda c: listed(edited(c, RECORD, settings)),
-        f"it says that it is run {EVALUATIONS[0].id}, and its settings",
+        f"its id is {EVALUATIONS[0].id}, but its settings",
     ),
     "a record of another run": (
         lambda c: listed(c | {RECORD: c[UPSTREAM]}),
@@ -468,17 +474,20 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
     ),
     "no run upstream": (
         lambda c: listed(without(c, UPSTREAM, UPSTREAM.replace("record.json", FILE))),
-        f"run {EVALUATIONS[0].id} rests on run {EVALUATIONS[0].encoder.id}, which is not in it",
+        f"run {EVALUATIONS[0].id} needs run {EVALUATIONS[0].encoder.id}, which the archive lacks",
     ),
     "no run that is cited": (
         lambda c: listed(without(c, RECORD)),
-        f"reports/smoke/table4.json rests on run {EVALUATIONS[0].id}",
+        f"reports/smoke/table4.json needs run {EVALUATIONS[0].id}",
     ),
     "an encoder of another run": (
         lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": c[f"runs/{SECOND.id}/{FILE}"]}),
         f"is the encoder of run {SECOND.id}",
     ),
-    "no encoder": (lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": b"x" * 99}), "it is not a safetensors file"),
+    "no encoder": (
+        lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": b"x" * 99}),
+        "it is not a safetensors file",
+    ),
     "an encoder of an evaluation": (
         lambda c: listed(c | {RECORD.replace("record.json", FILE): b""}),
         f"no record of a pretraining run {EVALUATIONS[0].id}",
@@ -489,22 +498,22 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
     ),
     "a field more": (
         lambda c: listed(edited(c, RECORD, lambda record: record | {"more": 1})),
-        "is no record of a run",
+        "is not a record of a run",
     ),
     "a tag that is no name": (
         lambda c: listed(
             edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"a/../b": ""}})
         ),
-        "'a/../b' is no name of a tag",
+        "'a/../b' is not a name of a tag",
     ),
     "a scale that is a path": (
         lambda c: listed(
             edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"scale": "../x"}})
         ),
-        "its tag 'scale' is no scale",
+        "its tag 'scale' is not a scale",
     ),
-    "a text for a number": (value(b'"4"'), "'4' stands where a float belongs"),
-    "an infinity": (value(b"Infinity"), "inf stands where a number or null belongs"),
+    "a text for a number": (value(b'"4"'), "it contains '4' in place of a float"),
+    "an infinity": (value(b"Infinity"), "it contains inf in place of a number or null"),
     "half a character": (
         lambda c: listed(edited(c, RECORD, lambda record: record | {"name": "\ud800"})),
         "can't encode",
@@ -513,7 +522,7 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
         lambda c: listed(
             edited(c, RECORD, lambda record: record | {"histories": {"loss": [[2**70, 1.0, 1]]}})
         ),
-        "stands where a step or a time belongs",
+        "in place of a step or a time",
     ),
 }
 
@@ -527,7 +536,7 @@ def test_an_archive_is_refused_in_one_line_before_anything_is_written(
     with pytest.raises(ValueError, match=says) as caught:
         receive(file, site, Store(site))
     message = str(caught.value)
-    assert message.startswith(f"{file} is refused: ")
+    assert message.startswith(f"{file} was refused: ")
     assert "\n" not in message
     assert len(message) < 1000
     assert tree(site.runs.parent) == before
@@ -555,7 +564,7 @@ def test_a_file_that_is_there_twice_is_refused(sent: Path, site: Site, tmp_path:
     file = Path(shutil.copy(sent, tmp_path / "bad.zip"))
     with zipfile.ZipFile(file, "a") as again, pytest.warns(UserWarning, match="Duplicate name"):
         again.writestr("reports/smoke/table4.md", "another")
-    with pytest.raises(ValueError, match="it has a file twice"):
+    with pytest.raises(ValueError, match="it contains a file twice"):
         receive(file, site, Store(site))
 
 
@@ -584,36 +593,36 @@ def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(
         assert "\n" not in found if isinstance(found, str) else found == good
     assert refused > 250
     file.write_text("hello")
-    with pytest.raises(ValueError, match="is not a whole zip file"):
+    with pytest.raises(ValueError, match="is not a complete zip file"):
         receive(file, site, Store(site))
-    with pytest.raises(LookupError, match=r"There is no file 'nowhere\.zip'"):
+    with pytest.raises(LookupError, match=r"The file 'nowhere\.zip' does not exist"):
         receive(Path("nowhere.zip"), site, Store(site))
 
 
 def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_path: Path) -> None:
     store = Store(site)
-    with pytest.raises(LookupError, match=r"no report in .*`invoke reports --scale small` renders"):
+    with pytest.raises(LookupError, match=r"No report exists in .*`invoke reports --scale small` renders"):
         export(tmp_path / "new.zip", "small", origin, Store(origin))
     with pytest.raises(LookupError, match=r"There is no scale 'smok'. Did you mean 'smoke'"):
         export(tmp_path / "new.zip", "smok", origin, Store(origin))
-    with pytest.raises(LookupError, match="no report in any scale's folder"):
+    with pytest.raises(LookupError, match="No report exists in any scale's folder"):
         export(tmp_path / "new.zip", "", site, store)
     shutil.copytree(origin.reports, site.reports)
     with pytest.raises(
         LookupError,
-        match=r"table4\.json rests on run [0-9a-f]{12}: There is no finished run .* --render-only",
+        match=r"table4\.json needs run [0-9a-f]{12}: .* has no finished run .* --render-only",
     ):
         export(tmp_path / "new.zip", "", site, store)
     report = site.reports / "smoke" / "table4.json"
     report.write_text(report.read_text().replace(EVALUATIONS[0].id, "f" * 32))
     with pytest.raises(
-        ValueError, match=r"no run's id: render it again by `invoke table4 --scale smoke --render-only`"
+        ValueError, match=r"not a run's id: render it again with `invoke table4 --scale smoke --render-only`"
     ):
         export(tmp_path / "new.zip", "", site, store)
     (tmp_path / "old.zip").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         export(tmp_path / "old.zip", "", origin, Store(origin))
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist: create it first"):
         export(tmp_path / "nowhere" / "new.zip", "", origin, Store(origin))
     assert (tmp_path / "old.zip").read_text() == "mine"
     assert not list(tmp_path.glob("*new*"))
@@ -654,8 +663,8 @@ def test_the_commands_print_a_line_and_end_with_their_codes(
     assert tree(home.reports) == tree(origin.reports)
     (tmp_path / "bad.zip").write_bytes(sent.read_bytes()[:-100])
     for arguments, says in (
-        (("import", "--file", str(tmp_path / "bad.zip")), "is not a whole zip file"),
-        (("import",), "There is no file '': give one that `invoke export` wrote"),
+        (("import", "--file", str(tmp_path / "bad.zip")), "is not a complete zip file"),
+        (("import",), "The file '' does not exist: give one that `invoke export` wrote"),
         (("export",), "No file is named: give one, such as --file msbreg.zip."),
     ):
         done = home.invoke(*arguments)

@@ -49,7 +49,7 @@ def test_a_finished_cell_names_its_runs_and_what_they_used(store: Store) -> None
     assert "data digest: 0123" in text
     assert "encoder digest: 4567" in text
     assert "method.lambda_b=0.0" in text
-    assert "To fill it" not in text
+    assert "to fill it" not in text
 
 
 def test_an_empty_cell_says_what_would_fill_it(store: Store) -> None:
@@ -57,7 +57,7 @@ def test_an_empty_cell_says_what_would_fill_it(store: Store) -> None:
     text = "\n".join(why(request, store))
     assert "  seed 1: top1 – (not run yet)" in text
     assert "failed: FloatingPointError: the loss is not finite" in text
-    assert text.endswith("To fill it, 2 runs: invoke table8 --rows BYOL --columns acc --seeds 2")
+    assert text.endswith("2 runs missing; to fill it: invoke table8 --rows BYOL --columns acc --seeds 2")
 
 
 def test_a_quoted_cell_says_that_nothing_is_run_for_it(store: Store) -> None:
@@ -94,10 +94,10 @@ def test_an_evaluation_and_mlflows_own_name_are_runs_like_any(store: Store) -> N
     [
         (
             "ffffffffffff",
-            r"There is no run 'ffffffffffff' in sqlite:.*: `invoke status` lists those that there are\.",
+            r"sqlite:.* has no run 'ffffffffffff': `invoke status` lists the runs that exist\.",
         ),
-        ("table8", r"'table8' is no run's id: 4 to 12 hexadecimal digits"),
-        ("' OR 1=1", r"is no run's id"),
+        ("table8", r"'table8' is not a run's id: use 4 to 12 hexadecimal digits"),
+        ("' OR 1=1", r"is not a run's id"),
     ],
 )
 def test_a_name_that_is_no_runs_is_refused(name: str, says: str, store: Store) -> None:

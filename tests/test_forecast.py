@@ -325,11 +325,11 @@ def test_what_is_not_allowed_is_refused_in_one_line() -> None:
     check(plan, plan.digest, 1.5)
     with pytest.raises(
         RefusedError,
-        match=rf"^The plan is not 0123456789ab: it is {plan.digest} now\. .*--apply {plan.digest}\.$",
+        match=rf"^Plan 0123456789ab was requested, but the plan is {plan.digest} now\. .*--apply {plan.digest}\.$",
     ):
         check(plan, "0123456789ab", None)
     with pytest.raises(
-        RefusedError, match=r"^--max-gpu-hours is 1\.4, and the plan takes some 1\.5 GPU-hours: "
+        RefusedError, match=r"^--max-gpu-hours is 1\.4, but the estimate for this plan is 1\.5 GPU-hours: "
     ):
         check(plan, plan.digest, 1.4)
     unknown = made(step(tiny(), 3600), step(tiny(seed=1)))
@@ -346,7 +346,7 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
         "3 runs: 1 executed by other processes, 2 to run.",
         "GPU-hours: 2.5. Wall time: 2:30:00, 2 runs at once.",
         "  2 estimated from comparable finished runs.",
-        "  1 that somebody else does is not counted.",
+        "  Not counted: 1 run of other processes.",
     ]
     unknown = list(made(step(tiny(), 7200), step(evaluation(tiny()))).lines())[2:]
     assert (
@@ -504,10 +504,10 @@ def test_a_plan_is_applied_only_as_it_was_looked_at(home: Home) -> None:
     planned = home.invoke(*arguments, "--dry-run").stdout.splitlines()[-1].split()[1].rstrip(":")
     other = home.invoke("table8", "--rows", "BYOL + L_s", "--apply", planned)
     assert (other.returncode, other.stdout, other.stderr.count("\n")) == (2, "", 1)
-    assert other.stderr.startswith(f"The plan is not {planned}: it is ")
+    assert other.stderr.startswith(f"Plan {planned} was requested, but the plan is ")
     dear = home.invoke(*arguments, "--apply", planned, "--max-gpu-hours", "0.0001")
     assert (dear.returncode, dear.stdout, dear.stderr.count("\n")) == (2, "", 1)
-    assert dear.stderr.startswith("--max-gpu-hours is 0.0001, and the plan takes some under 0.01 CPU-hours")
+    assert dear.stderr.startswith("--max-gpu-hours is 0.0001, but the estimate for this plan is under 0.01 CPU-hours")
     looked = home.invoke(*arguments, "--apply", planned, "--max-gpu-hours", "1", "--dry-run")
     assert (looked.returncode, looked.stderr) == (0, "")
     assert not home.runs.exists()

@@ -211,11 +211,11 @@ def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[
         os.utime(path, (time.time() - 3 * DAY,) * 2)
     lines = list(gc.find(site, store).lines())
     (unknown,) = [line for line in lines if UNKNOWN.id in line]
-    assert unknown.split("  ")[-1] == f"runs/{UNKNOWN.id}: it has no record, and no table makes it"
+    assert unknown.split("  ")[-1] == f"runs/{UNKNOWN.id}: no record; no table uses it"
     assert unknown.split()[:5] == ["run", "1", "kB", "3", "days"]
     (strange,) = [line for line in lines if line.startswith("run ") and STRANGE.id in line]
-    assert "interrupted (KeyboardInterrupt: SIGINT), and no table makes it" in strange
-    counts = "3 runs, 1 run's checkpoints, 3 drafts, 2 files of features, 3 records: "
+    assert "interrupted (KeyboardInterrupt: SIGINT); no table uses it" in strange
+    counts = "3 runs, 1 checkpoint set, 3 drafts, 2 feature files, 3 records: "
     assert lines[-1].startswith(counts)
     assert lines[-1].endswith("kB. `invoke gc --delete` removes that.")
 
@@ -226,7 +226,7 @@ def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, 
     found = gc.find(site, store)
     lines, num_left = gc.remove(found)
     assert num_left == 0
-    assert [line for line in lines if line.startswith("stays")] == list(found.notes)
+    assert [line for line in lines if line.startswith("kept")] == list(found.notes)
     gone = {name for name in before if name.split("/")[0] in GONE}
     gone |= {name.removeprefix("runs/") for kind in ("draft", "features") for name in names(found, kind)}
     gone |= {f"{FINISHED.id}/epoch-00001.pt", "reports/smoke/.table8.md.99.tmp"}
@@ -240,7 +240,7 @@ def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, 
     }
     again = gc.find(site, store)
     assert again.items == ()
-    assert list(again.lines())[-1] == "There is nothing to remove."
+    assert list(again.lines())[-1] == "Nothing to remove."
 
 
 def test_deleted_records_can_be_restored(place: tuple[Site, Store]) -> None:
@@ -268,7 +268,7 @@ def test_what_is_begun_or_finished_between_the_look_and_the_removal_stays(place:
         run.finish({"top1": 0.5})
     with lease.take(site.runs / STRANGE.id, STRANGE.id, heartbeat=10.0):
         lines, num_left = gc.remove(found)
-    told = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("stays")}
+    told = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("kept")}
     assert f"process {os.getpid()} on " in told[f"runs/{STRANGE.id}"]
     assert told[f"runs/{ELEVENTH.id}"].endswith("it is finished now")
     assert (site.runs / STRANGE.id / "epoch-00001.pt").exists()
@@ -288,7 +288,7 @@ def test_a_folder_that_is_gone_meanwhile_is_no_error_and_one_that_may_not_go_is_
     fixed = gc.Item(name="fixed", remove=lambda: str(site.runs.rmdir()), **about)  # type: ignore[arg-type, func-returns-value]
     lines, num_left = gc.remove(gc.Found(items=(*found.items, fixed)))
     assert num_left == 1
-    assert [line for line in lines if line.startswith("stays")] == ["stays  fixed: Directory not empty"]
+    assert [line for line in lines if line.startswith("kept")] == ["kept  fixed: Directory not empty"]
 
 
 def test_a_folder_of_runs_behind_a_link_and_one_that_is_not_there(
@@ -303,8 +303,8 @@ def test_a_folder_of_runs_behind_a_link_and_one_that_is_not_there(
     ]
     nowhere = Site(runs=tmp_path / "nowhere")
     assert list(gc.find(nowhere, Store(nowhere)).lines()) == [
-        f"There is no folder {nowhere.runs}.",
-        "There is nothing to remove.",
+        f"The folder {nowhere.runs} does not exist.",
+        "Nothing to remove.",
     ]
     assert not nowhere.runs.exists()
 
@@ -363,7 +363,7 @@ def test_tables_are_as_before(place: tuple[Site, Store]) -> None:
         listed = home.invoke(*arguments)
         assert (listed.returncode, listed.stderr) == (0, "")
         assert (home.runs / STRANGE.id).exists() == ("--dry" in arguments)
-        assert "3 runs, 1 run's checkpoints, 3 drafts, 2 files of features, 3 records: " in listed.stdout
+        assert "3 runs, 1 checkpoint set, 3 drafts, 2 feature files, 3 records: " in listed.stdout
     done = home.invoke(*table)
     assert done.stdout.startswith("0 runs done, 2 reused, 0 missing, in ")
     assert {path: path.read_bytes() for path in (home.reports / "smoke").glob("[!.]*")} == reports

@@ -5,10 +5,8 @@
     made.digest                                    # '3f0c2a9d1e77', the argument of `--apply`
 
 Each run is listed once, with the reason of its action. Hours come from comparable finished runs in the store,
-in one
-attempt, on a device of the same name. Without any, they come from the number of operations, at an assumed
-speed
-(`SPEEDS`). If that is unknown too, the plan says so. Needs neither torch nor pandas.
+in one attempt, on a device of the same name. Without any, they come from the number of operations, at an
+assumed speed (`SPEEDS`). If that is unknown too, the hours are unknown. Needs neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -251,7 +249,7 @@ def check(made: Forecast, digest: str, most_hours: float | None) -> None:
         )
     if made.hours > most_hours:
         raise RefusedError(
-            f"--max-gpu-hours is {most_hours:g}, but the plan needs about {hours(3600 * made.hours)} "
+            f"--max-gpu-hours is {most_hours:g}, but the estimate for this plan is {hours(3600 * made.hours)} "
             f"{made.device}-hours: allow more, or select fewer runs with --rows, --columns or --seeds."
         )
 
@@ -503,8 +501,7 @@ def makespan(steps: Iterable[Step], at_once: int) -> float:
     """Return the seconds until all steps are done if the launcher executes them.
 
     Each step starts as soon as its needs are done and its devices are free. A step on several devices takes
-    its time
-    divided by their number, and is not overtaken while it waits for them.
+    its time divided by their number, and is not overtaken while it waits for them.
     """
     waiting = {step.spec.id: step for step in steps}
     unfinished = set(waiting)

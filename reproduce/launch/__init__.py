@@ -21,8 +21,7 @@ def variables(site: Site, *, gpus: bool) -> dict[str, str]:
     """Return the environment variables by which a process finds this site; on a CPU they also set one thread.
 
     The address of a tracking server is passed this way, and never written to a script, because it may contain
-    a
-    password.
+    a password.
     """
     own = {
         "MSBREG_SITE": str(site_file().resolve()) if site_file().exists() else "",

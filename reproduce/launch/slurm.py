@@ -3,21 +3,15 @@
     launcher = "slurm"        # in the site file, with the cluster's options in its table [slurm]
 
 A job is `srun python -m reproduce.worker --list runs/slurm/<digest>/jobs.jsonl INDEX`, with torchrun in place
-of
-python for several devices. Slurm warns the script before the time limit: the run writes a checkpoint and
-stops,
-and the job is requeued. After a failure or `scancel` it is not requeued. Lists, scripts and logs stay in
-`runs/slurm`, because a job may start from them again at any time.
+of python for several devices. Slurm warns the script before the time limit: the run writes a checkpoint and
+stops, and the job is requeued. After a failure or `scancel` it is not requeued. Lists, scripts and logs stay
+in `runs/slurm`, because a job may start from them again at any time.
 
 What keeps a run from being executed twice is not this launcher but the lease, which the job takes when it
-starts.
-The lease with the state *queued* is written once sbatch has returned a number; it only saves other commands
-from
-submitting the run again. A command that is killed between these two leaves jobs that no lease names. They run
-and
-are found by their leases. If a second command submitted the same runs before, its jobs end at once where a
-run
-is taken or finished.
+starts. The lease with the state *queued* is written once sbatch has returned a number; it only saves other
+commands from submitting the run again. A command that is killed between these two leaves jobs that no lease
+names. They run and are found by their leases. If a second command submitted the same runs before, its jobs
+end at once where a run is taken or finished.
 """
 
 from __future__ import annotations
@@ -250,10 +244,8 @@ def _submit(jobs: Sequence[Job], site: Site, queued: dict[str, str], submit: Sub
     """Submit jobs, upstream first, one array per shape of resources.
 
     A job waits until the jobs before it have ended, with or without success. Otherwise a pretraining that
-    fails or is
-    cancelled would keep the evaluations of the other pretrainings in the queue for ever. Its own evaluation
-    starts,
-    finds no encoder and reports that. A requeued job has not ended.
+    fails or is cancelled would keep the evaluations of the other pretrainings in the queue for ever. Its own
+    evaluation starts, finds no encoder and reports that. A requeued job has not ended.
 
     Args:
         queued: job ids, in squeue's notation, of the runs that other commands have submitted, by run id.

@@ -1,15 +1,13 @@
 """Training checkpoints and encoders: files that survive a crash and are checked when they are read.
 
     save(folder, state, epoch)                # epoch-00003.pt; keeps the two newest
-    save(folder, state, 3, step=7, steps=20)  # epoch-00003-step-000007-of-000020.pt: 3 epochs and 7 of 20
-    steps
+    save(folder, state, 3, step=7, steps=20)  # epoch-00003-step-000007-of-000020.pt: 7 of 20 steps done
     latest(folder)                            # the newest intact state, or None
     save_encoder(path, tensors, spec_id=...)  # safetensors that name the run that trained them
     load_encoder(path, spec_id=...)
 
 Each file is written under a temporary name, synchronised and then renamed, so a kill or a full disk leaves
-the
-previous file intact. A checkpoint is the output of `torch.save` followed by the 32 bytes of its SHA-256;
+the previous file intact. A checkpoint is the output of `torch.save` followed by the 32 bytes of its SHA-256;
 `torch.load` can read it too.
 """
 

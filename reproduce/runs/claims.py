@@ -1,10 +1,11 @@
 """Runs that other processes and Slurm jobs execute, followed by means of their leases.
 
-claims = Claims(site)
-for spec_id, lease in claims.leases(ids).items():    # the owner is alive, or waits in a scheduler's queue
-    claims.follow(spec_id, lease)
-for event in claims.poll(): ...                      # progress, finished, failed; or freed: the owner is
-gone
+    claims = Claims(site)
+    for spec_id, lease in claims.leases(ids).items():    # the owner is alive, or waits in a queue
+        claims.follow(spec_id, lease)
+    for event in claims.poll(): ...                      # progress, finished, failed or freed
+
+A run is freed when its owner is gone; the caller may then execute it.
 """
 
 from __future__ import annotations

@@ -63,8 +63,7 @@ def load() -> dict[str, float]:
     """Return how busy the machine is now, under the metric names of MLflow's own monitor.
 
     That monitor would take a thread and a query every ten seconds. Percentages are from 0 to 100, megabytes
-    are
-    1e6 bytes. The processor's load is the mean since the last call.
+    are 1e6 bytes. The processor's load is the mean since the last call.
     """
     import psutil
 

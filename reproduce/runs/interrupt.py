@@ -84,8 +84,7 @@ def deferred() -> Iterator[Callable[[], str]]:
     """Hold back stop requests inside the block; blocks may be nested.
 
     The block receives a function that returns the reason of a request, or "" if there is none. The caller
-    checks
-    it, saves its state and calls `stop`.
+    checks it, saves its state and calls `stop`.
 
     Raises:
         Interrupted: a second signal arrived; or the block ended, with or without an error, before the caller

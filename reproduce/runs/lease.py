@@ -1,20 +1,17 @@
 """The owner of a run: a lease in the run's folder, so that no run is executed twice at once.
 
-    with lease.take(folder, spec.id, heartbeat=10) as held:  # BusyError if another live process owns the run
-        held.report(progress)                                # shown by processes that wait for the run
-        held.check()                                         # before each write; LostError if it was taken
-        over
+    with lease.take(folder, spec.id, heartbeat=10) as held:  # BusyError if another process owns the run
+        held.report(progress)                                # for processes that wait for the run
+        held.check()                                         # before each write; LostError if taken over
         held.finished()
-    lease.read(folder)                                       # for other processes: owner, state, progress,
-    age
+    lease.read(folder)                                       # in other processes: owner, state, progress
 
 The lease is the file `lease.json`, which the owner keeps alive by a heartbeat. It is replaced as a whole, and
 only under the lock next to it, which is held for milliseconds. An owner on this machine is dead when its
-process
-is gone; its run is free at once. An owner on another machine is dead when three of its heartbeats are
-missing.
-Ages are measured by the clock of the shared file system, so machines need not agree on the time. Locks and
-renames must hold between machines on that file system, as they do on NFS, and on Lustre mounted with `flock`.
+process is gone; its run is free at once. An owner on another machine is dead when three of its heartbeats are
+missing. Ages are measured by the clock of the shared file system, so machines need not agree on the time.
+Locks and renames must hold between machines on that file system, as they do on NFS, and on Lustre mounted
+with `flock`.
 """
 
 from __future__ import annotations

@@ -6,10 +6,8 @@
     connection.retrying(lambda: connection.client.set_tag(run_id, "note", "..."))   # while it is unreachable
 
 The connection is opened when it is first needed, and a missing sqlite file is created. This is the only
-module that
-imports mlflow, and only to write, or to read what `sqlite.py` cannot read, such as a server: the import and
-the
-opening of the store take 3 CPU-seconds.
+module that imports mlflow, and only to write, or to read what `sqlite.py` cannot read, such as a server: the
+import and the opening of the store take 3 CPU-seconds.
 """
 
 from __future__ import annotations

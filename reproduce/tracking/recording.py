@@ -6,12 +6,9 @@
         run.finish({"top1": 0.81})
 
 Measurements pass through a file in the run's folder (`journal.py`), so a store that does not answer costs
-nothing;
-MLflow ignores what is sent twice. MLflow's own status is FINISHED even after an exception. Here the status is
-set
-for every way in which the block can end, and the tag `complete` is written last. A stop request
-(`interrupt.py`)
-waits until the current write is done.
+nothing; MLflow ignores what is sent twice. MLflow's own status is FINISHED even after an exception. Here the
+status is set for every way in which the block can end, and the tag `complete` is written last. A stop request
+(`interrupt.py`) waits until the current write is done.
 """
 
 from __future__ import annotations
@@ -106,8 +103,7 @@ class Run:
         """Write all waiting measurements to disk, with the load of the machine now, and send them.
 
         If the store does not answer, they are sent later. Call it before a checkpoint, so that no step is
-        missing after
-        a kill.
+        missing after a kill.
 
         Raises:
             LostError: another process owns the run now.

@@ -1,17 +1,14 @@
 """A reader of MLflow's sqlite file that uses only the standard library.
 
-    reader = SqliteReader.open(Path("runs/mlflow.db"))   # None if its schema is unknown; then use MLflow's
-    client
+    reader = SqliteReader.open(Path("runs/mlflow.db"))   # None if its schema is unknown
     experiments = reader.experiments("msbreg/")
     for run in reader.search(experiments.values(), Wanted(tags={"complete": ids})):
         run.info.status, run.data.metrics
 
 `import mlflow` takes 3 CPU-seconds; all that a finished table needs from the store takes 0.1. No second
-record
-exists that could become stale: each question is answered from MLflow's tables, with the answer of its client.
-Nothing is ever written, and each run is read in one transaction, so none is seen half-written. A question
-about
-120 runs among 10 000 takes 0.05 s.
+record exists that could become stale: each question is answered from MLflow's tables, with the answer of its
+client. Nothing is ever written, and each run is read in one transaction, so none is seen half-written. A
+question about 120 runs among 10 000 takes 0.05 s.
 """
 
 from __future__ import annotations

@@ -7,12 +7,9 @@
         run.finish({"top1": 0.81})
 
 MLflow's own status is FINISHED after an exception, and RUNNING for ever after a kill. Here a run is finished
-when it
-has the tag `complete`, which is written last. `recording.py` sets the status for every way in which a run can
-end,
-and `mark_dead_runs` for runs whose process is gone. `tags.py` describes the tags of a run, and
-`connection.py`
-reaches MLflow.
+when it has the tag `complete`, which is written last. `recording.py` sets the status for every way in which a
+run can end, and `mark_dead_runs` for runs whose process is gone. `tags.py` describes the tags of a run, and
+`connection.py` reaches MLflow.
 """
 
 from __future__ import annotations
@@ -64,8 +61,8 @@ class AlreadyRunningError(RuntimeError):
     """Another live process executes this run, according to its record.
 
     The owner of the run's lease sees this error only if the other process uses another folder of runs, whose
-    leases are
-    not visible from here. Unlike `lease.BusyError`, it names nothing to wait for, and the run fails.
+    leases are not visible from here. Unlike `lease.BusyError`, it names nothing to wait for, and the run
+    fails.
     """
 
 
@@ -160,8 +157,7 @@ class Store:
         """Mark runs whose process is gone as killed, or as their lease records, and return their MLflow ids.
 
         A process on another machine is visible only through its lease, in a shared folder of runs. Without
-        one, its runs are
-        left unchanged.
+        one, its runs are left unchanged.
 
         Raises:
             ConnectionError: the store does not answer, or cannot be written.
