@@ -137,7 +137,7 @@ def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, orig
     received = receive(sent, site, Store(site))
     assert (
         str(received)
-        == "4 runs added, 0 here already, 0 with other values here. 2 encoders added. 1 table added to the reports at smoke."
+        == "4 runs added, 0 already present, 0 with different values. 2 encoders added. 1 table added to the reports at smoke."
     )
     assert received.code == 0
     assert {path.name for path in site.reports.glob("smoke/*")} == {
@@ -218,7 +218,7 @@ def test_a_second_import_changes_nothing(sent: Path, site: Site) -> None:
     receive(sent, site, Store(site))
     before, runs = tree(site.reports), {row.run_id for row in Store(site).status()}
     received = receive(sent, site, Store(site))
-    assert str(received) == "0 runs added, 4 here already, 0 with other values here."
+    assert str(received) == "0 runs added, 4 already present, 0 with different values."
     assert received.code == 0
     assert tree(site.reports) == before
     assert {row.run_id for row in Store(site).status()} == runs
@@ -620,9 +620,9 @@ def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_p
     ):
         export(tmp_path / "new.zip", "", site, store)
     (tmp_path / "old.zip").write_text("mine")
-    with pytest.raises(FileExistsError, match="already exists"):
+    with pytest.raises(ValueError, match="already exists"):
         export(tmp_path / "old.zip", "", origin, Store(origin))
-    with pytest.raises(FileNotFoundError, match="does not exist: create it first"):
+    with pytest.raises(LookupError, match="does not exist: create it first"):
         export(tmp_path / "nowhere" / "new.zip", "", origin, Store(origin))
     assert (tmp_path / "old.zip").read_text() == "mine"
     assert not list(tmp_path.glob("*new*"))
@@ -665,7 +665,7 @@ def test_the_commands_print_a_line_and_end_with_their_codes(
     for arguments, says in (
         (("import", "--file", str(tmp_path / "bad.zip")), "is not a complete zip file"),
         (("import",), "The file '' does not exist: give one that `invoke export` wrote"),
-        (("export",), "No file is named: give one, such as --file msbreg.zip."),
+        (("export",), "No file was given: name one, such as --file msbreg.zip."),
     ):
         done = home.invoke(*arguments)
         assert done.returncode == 2

@@ -72,9 +72,10 @@ def export(file: Path, scale: str, site: Site, store: Store, *, encoders: bool =
         A line that describes the content.
 
     Raises:
-        LookupError: the scale does not exist, it has no reports, or a cited run or its encoder is missing.
-        ValueError: a report has another version.
-        OSError: `file` already exists, or cannot be written.
+        LookupError: the scale or the file's folder does not exist, the scale has no reports, or a cited run
+            or its encoder is missing.
+        ValueError: a report has another version, or `file` already exists.
+        OSError: `file` cannot be written.
     """
     if scale and scale not in SCALES:
         raise NotFoundError(unknown("scale", scale, SCALES))
@@ -95,13 +96,18 @@ def export(file: Path, scale: str, site: Site, store: Store, *, encoders: bool =
 
 
 def _check_free(file: Path) -> None:
-    """Raise OSError if no archive can be written at `file`."""
+    """Raise an error for the user if no archive can be written at `file`.
+
+    Raises:
+        ValueError: no file was given, or it already exists.
+        LookupError: its folder does not exist.
+    """
     if not file.name:
-        raise FileNotFoundError("No file was given: name one, such as --file msbreg.zip.")
+        raise InvalidError("No file was given: name one, such as --file msbreg.zip.")
     if file.exists():
-        raise FileExistsError(f"{file} already exists: name another file, or move this one.")
+        raise InvalidError(f"{file} already exists: name another file, or move this one.")
     if not file.absolute().parent.is_dir():
-        raise FileNotFoundError(f"The folder {file.parent} for {file.name} does not exist: create it first.")
+        raise NotFoundError(f"The folder {file.parent} for {file.name} does not exist: create it first.")
 
 
 def _reports(site: Site, scales: Iterable[str]) -> dict[str, bytes]:

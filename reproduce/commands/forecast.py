@@ -249,8 +249,9 @@ def check(made: Forecast, digest: str, most_hours: float | None) -> None:
         )
     if made.hours > most_hours:
         raise RefusedError(
-            f"--max-gpu-hours is {most_hours:g}, but the estimate for this plan is {hours(3600 * made.hours)} "
-            f"{made.device}-hours: allow more, or select fewer runs with --rows, --columns or --seeds."
+            f"--max-gpu-hours is {most_hours:g}, but the estimate for this plan is "
+            f"{hours(3600 * made.hours)} {made.device}-hours: allow more, or select fewer runs with --rows, "
+            "--columns or --seeds."
         )
 
 

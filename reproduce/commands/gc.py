@@ -57,7 +57,7 @@ OURS = (lease.FILE, lease.LOCK, "lock", "log.txt", FILE)
 """Files that identify a run's folder, in addition to its name."""
 EVERY = 1_000_000
 """Maximum number of finished evaluations of a scale."""
-DRAFTS = ("*/.*.tmp", "weights/*/.*.tmp", "features/*.tmp")
+DRAFTS = ("*/.*.tmp", "weights/*/.*.tmp")
 """Patterns of drafts in the folder of runs."""
 
 Kind = Literal["run", "checkpoints", "draft", "features", "record"]
