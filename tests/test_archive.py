@@ -1,5 +1,4 @@
-"""Reports and records that go from one site to another as a file: what arrives, what is refused, and what a
-kill on the way leaves."""
+"""Reports and records that travel as a file: what arrives, what is refused, and what a kill leaves."""
 
 from __future__ import annotations
 
@@ -50,7 +49,7 @@ Members = dict[str, bytes]
 
 
 def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
-    """A finished run as a worker leaves it, in its second attempt; returns MLflow's name of it."""
+    """Record a finished run like a worker, in its second attempt; return MLflow's name of it."""
     with store.start(spec, scale="smoke") as run:
         run.log(1, {"loss": 4.0, "rank": math.nan})
         run.log(2, {"loss": 3.0})
@@ -67,7 +66,7 @@ def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file by its name, but for hidden ones, which a rendering that is killed may leave."""
+    """Return every file by its name, except hidden ones, which a killed rendering may leave."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("[!.]*"))
@@ -88,14 +87,14 @@ def fresh(folder: Path, template: Path) -> Site:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the caller's server."""
+    """Run tests without the caller's server."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Site:
-    """A site with the four runs of Table 4 and its reports; one encoder is in the tracking store alone."""
+    """Return a site with the four runs of Table 4 and its reports; one encoder is in the store alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         site = fresh(tmp_path_factory.mktemp("origin"), template)
@@ -118,7 +117,7 @@ def metrics() -> set[str]:
 
 @pytest.fixture(scope="module")
 def sent(origin: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What that site exports, encoders included."""
+    """Return the export of that site, including encoders."""
     file = tmp_path_factory.mktemp("sent") / "sent.zip"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -129,15 +128,15 @@ def sent(origin: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def site(tmp_path: Path, template: Path) -> Site:
-    """Another site, with nothing."""
+    """Return another, empty site."""
     return fresh(tmp_path / "another", template)
 
 
 def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, origin: Site, site: Site) -> None:
     received = receive(sent, site, Store(site))
     assert (
-        str(received)
-        == "4 runs added, 0 already present, 0 with different values. 2 encoders added. 1 table added to the reports at smoke."
+        str(received) == "4 runs added, 0 already present, 0 with different values. 2 encoders added. "
+        "1 table added to the reports at smoke."
     )
     assert received.code == 0
     assert {path.name for path in site.reports.glob("smoke/*")} == {
@@ -160,7 +159,7 @@ def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
     store, before = Store(site), Store(origin)
     found, there = store.finished(spec.id for spec in SPECS), before.finished(spec.id for spec in SPECS)
     for spec_id, run in there.items():
-        assert repr(found[spec_id].metrics) == repr(run.metrics)  # as text a nan equals a nan
+        assert repr(found[spec_id].metrics) == repr(run.metrics)  # as texts, two nan are equal
     first, original = (
         store.connection.client.get_run(found[FIRST.id].run_id),
         before.connection.client.get_run(there[FIRST.id].run_id),
@@ -228,7 +227,7 @@ def test_a_second_import_changes_nothing(sent: Path, site: Site) -> None:
 
 def test_a_run_with_other_values_here_stays_and_the_others_are_added(sent: Path, site: Site) -> None:
     store, (other, _) = Store(site), EVALUATIONS
-    trained(store, FIRST, {"loss": math.nan, "images_per_second": 1.0})  # only its speed is another
+    trained(store, FIRST, {"loss": math.nan, "images_per_second": 1.0})  # only its speed differs
     trained(store, other, dict.fromkeys(metrics(), 0.75))
     received = receive(sent, site, store)
     assert (received.added, received.present, received.code) == (2, 1, 1)
@@ -273,12 +272,15 @@ def test_an_encoder_that_did_not_come_along_is_missed_in_words(
 
 
 # Kills
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def strike(site: Site, at: int, number: signal.Signals) -> Callable[[], int]:
-    """Sends a signal to this process when a file of the site is written or renamed for the `at`-th time; how
-    often that has happened."""
+    """Send a signal to this process at the `at`-th time that a file of the site is written or renamed.
+
+    Returns:
+        A function that returns the number of such operations so far.
+    """
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -300,15 +302,14 @@ def strike(site: Site, at: int, number: signal.Signals) -> Callable[[], int]:
 
 
 def interrupted(sent: Path, site: Site, at: int, seen: Any) -> None:
-    """Imports in this process, and is killed at a write."""
+    """Import in this process, and be killed at a write."""
     count = strike(site, at, signal.SIGKILL)
     receive(sent, site, Store(site))
     seen.put(count())
 
 
 def told_to_stop(sent: Path, home: Home) -> None:
-    """`invoke import`, in this process, with a Ctrl-C at the first write, which is in the midst of the first
-    record."""
+    """Run `invoke import` in this process, with a Ctrl-C at the first write, inside the first record."""
     os.environ |= home.environment
     strike(Site(runs=home.runs), 1, signal.SIGINT)
     try:
@@ -370,7 +371,7 @@ def test_an_import_that_is_told_to_stop_completes_the_record_under_way(sent: Pat
 
 
 # Refusals
-# ------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def members(file: Path) -> Members:
@@ -379,7 +380,7 @@ def members(file: Path) -> Members:
 
 
 def listed(content: Members) -> Members:
-    """The members with a manifest that fits them."""
+    """Return the members with a manifest that fits them."""
     files = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         for name, data in content.items()
@@ -405,7 +406,7 @@ UPSTREAM = f"runs/{EVALUATIONS[0].encoder.id}/record.json"
 
 
 def edited(content: Members, name: str, change: Callable[[Any], Any]) -> Members:
-    """The members with the JSON of one changed."""
+    """Return the members with the JSON of one of them changed."""
     data = json.loads(content[name])
     return content | {name: json.dumps(change(data)).encode()}
 
@@ -420,7 +421,7 @@ def version(manifest: Any) -> Any:
 
 
 def value(text: bytes) -> Callable[[Members], Members]:
-    """A history in which `text` stands for a number."""
+    """Return a change that puts `text` in the place of a number in a history."""
     return lambda content: listed(content | {RECORD: content[RECORD].replace(b"4.0", text, 1)})
 
 
@@ -569,7 +570,7 @@ def test_a_file_that_is_there_twice_is_refused(sent: Path, site: Site, tmp_path:
 
 
 def opened(file: Path) -> tuple[str, str] | str:
-    """The archive's digest and records, or why it is refused."""
+    """Return the archive's digest and records, or the reason why it is refused."""
     try:
         with archive._Archive.opened(file) as found:
             return repr(found.check()), found.digest
@@ -580,7 +581,7 @@ def opened(file: Path) -> tuple[str, str] | str:
 def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(
     sent: Path, site: Site, tmp_path: Path
 ) -> None:
-    """A flip of what a zip says beside its files, such as a date, changes no file and may pass."""
+    """A flipped bit outside the files' content, such as in a date, changes no file and may pass."""
     whole, chance, file = sent.read_bytes(), random.Random(0), tmp_path / "bad.zip"
     good, refused = opened(sent), 0
     for number in range(300):

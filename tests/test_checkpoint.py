@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, cut short, killed or written to a full disk."""
+"""Checkpoints that are damaged, truncated, killed while being written, or written to a full disk."""
 
 from __future__ import annotations
 

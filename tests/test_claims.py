@@ -1,5 +1,7 @@
-"""Runs that others do, as their leases and the queue of a cluster tell: a small `squeue` of our own stands
-for Slurm's."""
+"""Runs that other processes execute, from their leases and a cluster's queue.
+
+A small `squeue` replaces Slurm's.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ RUN, OTHER = "0123456789ab", "ba9876543210"
 
 
 class Queue:
-    """What `squeue` answers, and how often it was asked."""
+    """The answers of `squeue`, and the number of calls."""
 
     def __init__(self, folder: Path) -> None:
         self.listed, self.calls = folder / "listed", folder / "calls"
@@ -52,7 +54,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def rewrite(site: Site, spec_id: str, **fields: Any) -> None:
-    """Changes a lease as its owner would."""
+    """Change a lease as its owner would."""
     path = site.runs / spec_id / lease.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
@@ -92,10 +94,10 @@ def test_how_it_ended_is_told(state: str, event: str, site: Site) -> None:
     lease.take(site.runs / RUN, RUN, heartbeat=10)
     claims.follow(RUN, claims.leases([RUN])[RUN])
     rewrite(site, RUN, state=state, reason="ValueError: no luck")
-    (told,) = claims.poll()
-    assert told["event"] == event
+    (found,) = claims.poll()
+    assert found["event"] == event
     if event == "failed":
-        assert told["reason"].startswith("ValueError: no luck, in process ")
+        assert found["reason"].startswith("ValueError: no luck, in process ")
 
 
 def test_a_queued_run_is_its_jobs_until_that_leaves_the_queue(site: Site, squeue: Queue) -> None:
@@ -141,7 +143,7 @@ def test_a_queue_that_does_not_answer_takes_no_run_from_its_job(site: Site, sque
 def test_a_job_in_which_somebody_calls_the_local_launcher_is_not_waited_for_to_do_a_run(
     site: Site, squeue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stays in the queue as long as the very command does that would wait for it."""
+    """The job stays in the queue for as long as the command that would wait for it."""
     monkeypatch.setenv("SLURM_JOB_ID", "15")
     squeue.list("15")
     request = Request(table="table8", rows="BYOL")
@@ -154,5 +156,5 @@ def test_a_job_in_which_somebody_calls_the_local_launcher_is_not_waited_for_to_d
     assert worker._once(["--list", str(tmp_path / "jobs"), "0"], site, io.StringIO()) == worker.FAILED
     rewrite(site, evaluation, state="interrupted")
     assert Claims(site).leases([evaluation])[evaluation].job == "15", (
-        "one that was submitted for the run goes on with it"
+        "a job that was submitted for the run resumes it"
     )

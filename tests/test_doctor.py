@@ -1,4 +1,4 @@
-"""`invoke doctor`: what it says of this machine and of every table, and that it touches nothing."""
+"""`invoke doctor`: its report on this machine and every table, and that it touches nothing."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ LAYOUTS = {
         ),
     ),
 }
-"""What each data set's root holds; a folder ends in a slash."""
+"""Content of each data set's root; a folder ends in a slash."""
 KEYS = {"imagenet100": "imagenet", "voc2007": "voc"}
-"""In the site file, where that is not the data set's name."""
+"""Keys in the site file that differ from the data set's name."""
 MINE = Weights(backbone="small", sha256="3f" * 32, size=32, resize=32, canvas=32)
 
 
@@ -110,7 +110,7 @@ def lay_out(root: Path, places: tuple[str, ...]) -> Path:
 
 
 def entries(text: str) -> dict[str, str]:
-    """The report's entries by their labels, their lines joined; a table's label is `table1 smoke`."""
+    """Return the report's entries by label, their lines joined; a table's label is `table1 smoke`."""
     found: dict[str, str] = {}
     label = ""
     for line in text.splitlines():

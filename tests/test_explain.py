@@ -1,4 +1,4 @@
-"""Where a number comes from and what two runs differ in, as the command line tells it from a real store."""
+"""The origin of a number and the differences of two runs, from the command line with a real store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BYOL = Request(table="table8", rows="BYOL", columns="acc")
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Table 8's BYOL is finished at seed 0; at seed 1 its pretraining failed."""
+    """Return a store in which Table 8's BYOL is finished at seed 0, and its pretraining failed at seed 1."""
     store = Store(Site(runs=tmp_path_factory.mktemp("runs")))
     pretrained, evaluated = BYOL.specs()
     with store.start(pretrained, scale="smoke") as run:

@@ -1,4 +1,4 @@
-"""What `--dry-run` says of each run, of hours and disk, and what `--apply` and `--max-gpu-hours` refuse."""
+"""The lines of `--dry-run` about runs, hours and disk; refusals of `--apply` and `--max-gpu-hours`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SMALL_FORWARD = 2 * 3_125_248
 
 
 def tiny(epochs: int = 4, **fields: Any) -> Pretrain:
-    """BYOL at smoke scale, K = 2."""
+    """Return BYOL at smoke scale with K = 2."""
     run = smoke(
         Evaluate(encoder=byol(imagenet100), protocol=NearestNeighbours(), dataset=byol(imagenet100).dataset)
     ).encoder
@@ -76,7 +76,7 @@ def evaluation(encoder: Pretrain, k: int = 5) -> Evaluate:
 
 
 def finished(spec: Spec, seconds: float = 60, **fields: Any) -> Record:
-    """The record of a run that is finished, as the store gives it."""
+    """Return the record of a finished run, in the store's form."""
     state = RunState(
         spec_id=spec.id,
         run_id="0" * 32,
@@ -164,7 +164,8 @@ def test_protocols_say_how_many_images_go_through_the_encoder() -> None:
         ([tiny(seed=3), tiny(seed=2)], "the nearest differs in seed: 3, here 0"),
         (
             [tiny(epochs=6, seed=1, batch_size=64, backbone="resnet18", precision="bfloat16")],
-            "the nearest differs in backbone: resnet18, here small; epochs: 6, here 4; batch_size: 64, here 32 and 2 more",
+            "the nearest differs in backbone: resnet18, here small; epochs: 6, here 4; "
+            "batch_size: 64, here 32 and 2 more",
         ),
     ],
     ids=["none", "one setting", "fewest", "newest of several", "many"],
@@ -196,7 +197,7 @@ def test_a_pretraining_takes_what_finished_ones_took_for_a_view() -> None:
 
 
 def test_images_of_another_data_set_count_by_their_number() -> None:
-    """The smoke scale's folder has 1 200 training scenes, its STL-10 500 + 700, here 3 500 + 700."""
+    """The smoke scale's folder has 1 200 training scenes, its STL-10 500 + 700, in this test 3 500 + 700."""
     other = smoke(
         Evaluate(encoder=byol(stl10), protocol=NearestNeighbours(), dataset=byol(stl10).dataset)
     ).encoder
@@ -233,8 +234,10 @@ def test_images_of_another_data_set_count_by_their_number() -> None:
     ],
 )
 def test_times_that_do_not_compare_are_not_used(record: Record) -> None:
-    """From FLOPs then: 4 passes (online forward and backward, target) x 4 epochs x 1 200 images x 2 views at
-    20e9 a second."""
+    """The estimate comes from FLOPs instead.
+
+    4 passes (online forward and backward, target) x 4 epochs x 1 200 images x 2 views at 20e9 per second.
+    """
     found = estimate(tiny(), [record], "CPU", "Chip")
     assert found is not None
     assert found.source == "FLOPs"
@@ -261,7 +264,7 @@ def test_the_published_sizes_of_real_data_give_an_estimate_at_paper_scale() -> N
 
 
 class Quiet(Protocol, name="quiet"):
-    """Does not say what it sends through the encoder."""
+    """A protocol that does not report its passes through the encoder."""
 
 
 def test_what_nobody_knows_is_not_invented() -> None:
@@ -299,7 +302,7 @@ def test_the_wall_time_respects_what_comes_first_and_how_many_go_on_at_once() ->
     assert makespan(wide, 9) == 2 + 5, "beside it there is room for eight"
 
 
-# The digest and what it is checked by
+# The digest and its check
 
 
 def made(*steps: Step) -> Forecast:
@@ -325,7 +328,8 @@ def test_what_is_not_allowed_is_refused_in_one_line() -> None:
     check(plan, plan.digest, 1.5)
     with pytest.raises(
         RefusedError,
-        match=rf"^Plan 0123456789ab was requested, but the plan is {plan.digest} now\. .*--apply {plan.digest}\.$",
+        match=r"^Plan 0123456789ab was requested, but the plan is "
+        rf"{plan.digest} now\. .*--apply {plan.digest}\.$",
     ):
         check(plan, "0123456789ab", None)
     with pytest.raises(
@@ -360,7 +364,7 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
 
 
 def attempt(spec: Spec, site: Site, at: Any) -> None:
-    """Begins a run, says so, and waits to be killed."""
+    """Start a run, report it, and wait to be killed."""
     with (
         lease.take(site.runs / spec.id, spec.id, heartbeat=10) as held,
         Store(site).start(spec, scale="smoke", hold=held),
@@ -507,7 +511,8 @@ def test_a_plan_is_applied_only_as_it_was_looked_at(home: Home) -> None:
     assert other.stderr.startswith(f"Plan {planned} was requested, but the plan is ")
     dear = home.invoke(*arguments, "--apply", planned, "--max-gpu-hours", "0.0001")
     assert (dear.returncode, dear.stdout, dear.stderr.count("\n")) == (2, "", 1)
-    assert dear.stderr.startswith("--max-gpu-hours is 0.0001, but the estimate for this plan is under 0.01 CPU-hours")
+    expected = "--max-gpu-hours is 0.0001, but the estimate for this plan is under 0.01 CPU-hours"
+    assert dear.stderr.startswith(expected)
     looked = home.invoke(*arguments, "--apply", planned, "--max-gpu-hours", "1", "--dry-run")
     assert (looked.returncode, looked.stderr) == (0, "")
     assert not home.runs.exists()

@@ -1,5 +1,4 @@
-"""What waits on disk: measurements that a store does not have yet, and the result of a run; and how a store
-is waited for."""
+"""Data that wait on disk: measurements that a store lacks, and a run's result; and waiting for a store."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def test_what_was_added_while_the_rest_was_sent_is_not_forgotten(tmp_path: Path)
 
 
 def test_a_line_that_was_cut_anywhere_costs_that_line_alone(tmp_path: Path) -> None:
-    """As by a kill in the midst of writing; the next attempt adds to the same file."""
+    """As after a kill during a write; the next attempt appends to the same file."""
     journal = Journal(tmp_path)
     journal.add(points(1))
     before = (tmp_path / FILE).read_bytes()
@@ -172,8 +171,7 @@ def test_a_result_that_is_broken_or_another_run_s_is_passed_over(
 
 
 class Answer(Exception):  # noqa: N818, as MLflow's own
-    """An exception as MLflow raises it, without its import of seconds; tests with a real server are in
-    test_status.py."""
+    """An exception like MLflow's, without its slow import; tests with a real server are in test_status.py."""
 
     def __init__(self, status: int, message: str = "") -> None:
         super().__init__(message)
@@ -204,7 +202,7 @@ def test_a_full_disk_is_told_from_what_else_sqlite_says() -> None:
 
 
 def failing(times: int, error: Exception) -> Callable[[], int]:
-    """What fails so often, and then says how often it was called."""
+    """Return an action that fails so many times, and then returns the number of its calls."""
     calls = []
 
     def action() -> int:
@@ -237,7 +235,8 @@ def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(
     monkeypatch.setattr(retry, "PAUSE", 0.01)
     with pytest.raises(
         UnreachableError,
-        match=r"^The tracking store did not answer for 0 s \(nobody\)\. Nothing is lost: start the store, and .*\.$",
+        match=r"^The tracking store did not answer for 0 s \(nobody\)\. "
+        r"Nothing is lost: start the store, and .*\.$",
     ):
         retrying(failing(10**6, ConnectionRefusedError("nobody")), unreachable=is_unreachable, seconds=0.05)
 
@@ -253,7 +252,7 @@ def test_what_waiting_does_not_help_is_raised_at_once(seconds: float, error: Exc
 
 
 def wait_for_ever(inside: bool, sender: multiprocessing.connection.Connection) -> None:
-    """Waits for a store that never comes, in the midst of what saves its work before it stops or not."""
+    """Wait for a store that never answers, inside code that saves its work before it stops, or does not."""
     interrupt.listen()
 
     def nobody() -> None:

@@ -37,7 +37,7 @@ from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, REASON, S
 FLUSH_EVERY = 10.0
 """Seconds for which measurements are collected: one write takes 55 ms, however many it contains."""
 FLUSH_AT = 500
-"""Number of measurements that are written at once."""
+"""Number of waiting measurements that triggers a write."""
 REFUSED = "INVALID_PARAMETER_VALUE"
 """MLflow's error code for a request that it will never accept."""
 
