@@ -62,7 +62,7 @@ def size(num_bytes: float, digits: int = 3) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return the time since an event in its largest unit: `90 s`, `45 min`, `30 h`, `12 days`."""
+    """Return a span of time in its largest unit: `90 s`, `45 min`, `30 h`, `12 days`."""
     for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (48 * 3600, "h", 3600)):
         if seconds < limit:
             return f"{seconds / length:.0f} {unit}"

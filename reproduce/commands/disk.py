@@ -41,17 +41,17 @@ def disk_needed(
         parameters: function that returns the number of parameters of a backbone.
     """
     copies = 2 if store.keeps_artifacts_here else 1
-    kept, meanwhile = 0, []
+    kept, temporary = 0, []
     for spec in specs:
         if isinstance(spec, Pretrain):
             found = files(spec)
             kept += copies * found.encoder
-            meanwhile.append(CHECKPOINTS * found.checkpoint)
+            temporary.append(CHECKPOINTS * found.checkpoint)
         elif isinstance(spec.protocol, Detection):
-            meanwhile.append(
+            temporary.append(
                 CHECKPOINTS * detector_checkpoint(parameters(spec.encoder.backbone), spec.protocol)
             )
-    return kept + sum(heapq.nlargest(at_once, meanwhile))
+    return kept + sum(heapq.nlargest(at_once, temporary))
 
 
 def sizes(backbone: str, method: Method, known: dict[object, Sizes]) -> Sizes:

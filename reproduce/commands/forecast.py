@@ -48,7 +48,7 @@ NEWEST = 200
 """Maximum number of finished runs of each kind and scale that are searched; a store may contain thousands."""
 ALIKE = 20
 """Number of the newest comparable runs whose median is taken."""
-TOLD = 3
+MAX_NAMED = 3
 """Number of settings that are named if the nearest finished run differs in more."""
 SPEEDS = {"GPU": 18e12, "CPU": 20e9}
 """Operations per second, assumed without finished runs; rough, a factor of three either way.
@@ -244,8 +244,9 @@ def check(made: Forecast, digest: str, most_hours: float | None) -> None:
     if made.hours is None:
         unknown = sum(step.estimate is None for step in made.todo)
         raise RefusedError(
-            f"--max-gpu-hours is {most_hours:g}, but the hours of {unknown} of {len(made.todo)} runs are "
-            "unknown: leave the option out, or exclude those runs with --rows or --columns."
+            f"--max-gpu-hours is {most_hours:g}, but the hours of {unknown} of "
+            f"{counted(len(made.todo), 'run')} are unknown: leave the option out, or exclude those runs with "
+            "--rows or --columns."
         )
     if made.hours > most_hours:
         raise RefusedError(
@@ -366,14 +367,14 @@ def nearest(spec: Spec, past: Past) -> str:
     if like is None:
         return "no finished run with these settings, and none of this kind at this scale"
     found = _differences(ours, like.settings)
-    first = itertools.islice(found.items(), TOLD)
+    first = itertools.islice(found.items(), MAX_NAMED)
     named = [f"{key}: {theirs}, here {here}" for key, (theirs, here) in first]
     if not named:
         return (
             "no finished run with this id; the nearest has the same settings under another id, "
             "from another version of the code"
         )
-    more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
     among = f" of the newest {NEWEST}" if len(past) == NEWEST else ""
     return f"no finished run with these settings; the nearest{among} differs in {'; '.join(named)}{more}"
 

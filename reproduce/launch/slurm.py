@@ -33,7 +33,7 @@ from typing import Any, Literal
 import filelock
 
 from reproduce.launch import variables
-from reproduce.messages import counted
+from reproduce.messages import age, counted
 from reproduce.plan import Job
 from reproduce.runs import lease as leases
 from reproduce.runs.claims import POLL, Claims
@@ -451,7 +451,7 @@ def _sbatch(jobs: Sequence[Job], after: Sequence[str], site: Site, *, taken: Seq
         ) from None
     except subprocess.TimeoutExpired:
         raise SubmitError(
-            f"sbatch did not answer within {TIMEOUT:.0f} s: Slurm's controller may be down."
+            f"sbatch did not answer within {age(TIMEOUT)}: Slurm's controller may be down."
             f"{_already_taken(taken)}"
         ) from None
     if done.returncode:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterable
 
-from reproduce.messages import NotFoundError
+from reproduce.messages import NotFoundError, age
 
 TIMEOUT = 60.0
 """Seconds to wait for an answer; a busy controller takes a while."""
@@ -54,7 +54,7 @@ def _squeue(ids: list[str]) -> str:
         ) from None
     except subprocess.TimeoutExpired:
         raise RuntimeError(
-            f"squeue did not answer within {TIMEOUT:.0f} s: Slurm's controller may be down."
+            f"squeue did not answer within {age(TIMEOUT)}: Slurm's controller may be down."
         ) from None
     if done.returncode and UNKNOWN_JOB not in done.stderr:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from reproduce.messages import age
 from reproduce.runs import interrupt
 
 T = TypeVar("T")
@@ -78,14 +79,14 @@ def retrying(action: Callable[[], T], *, unreachable: Callable[[Exception], bool
                 raise
             if time.monotonic() >= deadline:
                 raise UnreachableError(
-                    f"The tracking store did not answer for {seconds:.0f} s ({in_short(error)}). Nothing is "
+                    f"The tracking store did not answer for {age(seconds)} ({in_short(error)}). Nothing is "
                     "lost: start the store, and the same command resumes."
                 ) from error
             if not warned:
                 logger.warning(
-                    "The tracking store does not answer (%s); retrying for up to %.0f s.",
+                    "The tracking store does not answer (%s); retrying for up to %s.",
                     in_short(error),
-                    seconds,
+                    age(seconds),
                 )
                 warned = True
         _wait(PAUSE)
