@@ -339,7 +339,7 @@ class Past(tuple["Record", ...]):
         return [frozenset(record.settings.items()) - self._shared for record in self]
 
     def nearest(self, ours: Mapping[str, str]) -> Record | None:
-        """Return the run with the fewest `_differences` from these settings, or None if there are no runs.
+        """Return the run with the fewest `_differences` from these settings, or None without any run.
 
         The newest of several is returned.
         """
