@@ -73,11 +73,11 @@ def evaluate(c: Context, options: given.EvaluateOptions) -> None:
 @command()
 def status(c: Context) -> None:
     """List the store's runs and their states: running, finished, failed, interrupted or queued."""
-    from reproduce.runs.claims import Others
+    from reproduce.runs.claims import Claims
 
     site, opened = store()
     with one_line(ConnectionError):
-        queued = Others(site).queued()
+        queued = Claims(site).queued()
         for spec_id, lease in queued.items():
             print(f"{'queued':<11}  {spec_id}  {lease.who}")
         for row in opened.status():

@@ -1,4 +1,4 @@
-"""What users read: one line for each mistake; counts, durations and sizes in words."""
+"""Texts for users: one line for each mistake; counts, durations and sizes in words."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake in a command, the site file or the data; the message is one line for the user.
 
-    A mistake in a table, a config or a component is a programming error: it raises anything else and is shown with
-    its traceback.
+    A mistake in a table, a config or a component is a programming error: it raises another exception, which
+    is shown with its traceback.
     """
 
 
 class InvalidError(UserError, ValueError):
-    """Something that was found has a content or a value that does not work."""
+    """Something exists, but its content or its value does not work."""
 
 
 class NotFoundError(UserError, LookupError):
-    """Something that was asked for does not exist."""
+    """Something that was requested does not exist."""
 
 
 def unknown(kind: str, asked: str, known: Iterable[str]) -> str:
-    """Return one line for a name that does not exist: what was asked, the nearest name, and all that would
-    work."""
+    """Return one line for a name that does not exist: the name, the nearest one, and all that exist."""
     known = list(known)
     near = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -46,7 +45,7 @@ def clock(seconds: float) -> str:
 
 
 def hours(seconds: float) -> str:
-    """Return an estimated duration in hours, two digits: `140`, `2.4`, `under 0.01`."""
+    """Return an estimated duration in hours, with two digits: `140`, `2.4`, `under 0.01`."""
     number = seconds / 3600
     if number >= 100:
         return f"{number:.0f}"
@@ -54,8 +53,7 @@ def hours(seconds: float) -> str:
 
 
 def size(num_bytes: float, digits: int = 3) -> str:
-    """Return a number of bytes as `312 B`, `4.2 MB` or `1.93 GB`, in powers of 1000 and significant
-    digits."""
+    """Return a number of bytes as `312 B`, `4.2 MB` or `1.93 GB`: powers of 1000, significant digits."""
     units = ("B", "kB", "MB", "GB", "TB")
     power = 0
     while power + 1 < len(units) and float(f"{num_bytes / 1000**power:.{digits}g}") >= 1000:
@@ -64,7 +62,7 @@ def size(num_bytes: float, digits: int = 3) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return how long ago something happened, in its largest unit: `90 s`, `45 min`, `30 h`, `12 days`."""
+    """Return a span of time in its largest unit: `90 s`, `45 min`, `30 h`, `12 days`."""
     for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (48 * 3600, "h", 3600)):
         if seconds < limit:
             return f"{seconds / length:.0f} {unit}"
@@ -72,5 +70,5 @@ def age(seconds: float) -> str:
 
 
 def rate(per_second: float) -> str:
-    """Return a rate as `1,204`, `38` or `0.4`: a detector on a CPU takes seconds for an image."""
+    """Return a rate as `1,204`, `38` or `0.4`; a detector on a CPU takes seconds per image."""
     return f"{per_second:,.0f}" if per_second >= 10 or not per_second else f"{per_second:.1f}"

@@ -1,4 +1,4 @@
-"""Whether a run can start on this machine, and what would make it possible."""
+"""Checks whether runs can start on this machine, and what they lack."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from reproduce.spec import Evaluate, Pretrain, Spec
 
 
 class RefusedError(UserError):
-    """What was asked cannot be started on this machine; the message says what would work."""
+    """The request cannot be started on this machine; the message names what would work."""
 
 
 def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str, Blocked]:
-    """The runs of `todo`, upstream first, that lack something, need a run that does, or would be done for
-    such runs alone.
+    """Return the runs of `todo` that cannot start, each with the reason.
+
+    A run is blocked if it lacks something, if it needs a blocked run, or if only blocked runs need it.
 
     Args:
-        fetch: as of `missing`.
+        todo: the runs, upstream first.
+        fetch: see `missing`.
     """
     wanted = {
         job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None)
@@ -50,20 +52,22 @@ def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str,
 
 
 def _uneven(job: Job, site: Site) -> Missing | None:
-    """A batch that the site's devices cannot share equally."""
+    """Return the problem of a batch that the site's devices cannot share equally, or None."""
     devices, batch = job.devices(site), job.shared_batch
     if batch % devices == 0:
         return None
+    other_batch = "" if isinstance(job.spec, Pretrain) else ", or --set protocol.batch_size"
     return Missing(
         f"a batch that {devices} devices can share",
-        f"A batch of {batch} images does not divide into {devices} equal shares: set another `devices` in the site file"
-        f"{'' if isinstance(job.spec, Pretrain) else ', or --set protocol.batch_size'}.",
+        f"A batch of {batch} images does not divide into {devices} equal shares: set another `devices` "
+        f"in the site file{other_batch}.",
     )
 
 
 def in_vain(specs: Sequence[Spec], blocked: Container[str]) -> dict[str, str]:
-    """The pretrainings among `specs` that only blocked evaluations wait for, with the first of these: hours
-    of training would fill no cell.
+    """Return the pretrainings that only blocked evaluations wait for, each with the first of these.
+
+    Hours of such training would fill no cell.
 
     Args:
         blocked: ids of runs that cannot start.
@@ -83,17 +87,17 @@ class Missing(NamedTuple):
     """Something that a run lacks on this machine."""
 
     name: str
-    """A data set, or what a protocol asks for."""
+    """Name of a data set, or of something that a protocol requires."""
     why: str
-    """What is wrong with it, and what would get it."""
+    """Description of the problem, and of what would solve it."""
 
 
 class Blocked(NamedTuple):
-    """Why a run cannot start."""
+    """The reason why a run cannot start."""
 
     problem: Missing
     through: str = ""
-    """Another run that has the problem, as the subject of a sentence; empty: it has it itself."""
+    """Another run that has the problem, as the subject of a sentence; empty if this run has it."""
 
     def __str__(self) -> str:
         return f"{self.through} lacks {self.problem.name}".strip()
@@ -102,11 +106,10 @@ class Blocked(NamedTuple):
 def missing(
     dataset: Dataset | DetectionDataset, protocol: Protocol | None, site: Site, *, fetch: bool = True
 ) -> Iterator[Missing]:
-    """What a run on `dataset` by `protocol` lacks on this machine; each thing is looked for when it is asked
-    for.
+    """Yield what a run on `dataset` by `protocol` lacks on this machine, checked one by one.
 
     Args:
-        fetch: whether a list that is to be fetched is fetched now; else it counts as here.
+        fetch: True to fetch a missing list now; False to assume that it can be fetched.
     """
     try:
         dataset.check_root(site)
@@ -120,10 +123,10 @@ def missing(
 
 
 def launcher(site: Site) -> Any:
-    """The module of the site's launcher.
+    """Return the module of the site's launcher.
 
     Raises:
-        LookupError: there is no such launcher.
+        LookupError: the launcher does not exist.
     """
     package = importlib.import_module("reproduce.launch")
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]

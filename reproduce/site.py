@@ -1,7 +1,6 @@
-"""Where data, runs, reports and the tracking store are: everything about a place, nothing that can move a
-number.
+"""Folders, devices and the tracking store of this machine: nothing that can change a number.
 
-`load()` reads `configs/site.toml` (or the file that `MSBREG_SITE` names); every key has a default, so the
+`load()` reads `configs/site.toml`, or the file that `MSBREG_SITE` names. Every key has a default, so a site
 file is needed only for real data. See `configs/site.example.toml`.
 """
 
@@ -20,54 +19,61 @@ from reproduce.messages import InvalidError, NotFoundError, unknown
 
 PROJECT = Path(__file__).resolve().parent.parent
 ASKED_BY = ("gpus-per-node", "gres", "none")
-"""How a cluster is asked for GPUs."""
+"""Ways to request GPUs from a cluster."""
+KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a string"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "Path": ((str,), "a path in quotes"),
+}
+"""Types of a value in the site file, and their description, by the type of its field."""
 EARLIEST = 60
-"""Seconds by which Slurm may send the signal before the time limit earlier than it was told to (sbatch(1),
---signal)."""
+"""Maximum number of seconds by which Slurm may send the signal too early (sbatch(1), --signal)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """How jobs are asked for on a cluster: the table [slurm]. What is empty, or 0, is left to Slurm's own
-    defaults."""
+    """Options of jobs on a cluster: the table [slurm]. Empty strings and zeros leave the choice to Slurm."""
 
     partition: str = ""
-    """Several are separated by commas."""
+    """Partitions, separated by commas."""
     account: str = ""
-    """Who pays."""
+    """Account that is charged."""
     qos: str = ""
-    """The quality of service."""
+    """Quality of service."""
     time: str = ""
-    """Limit of one job, as of `sbatch --time`, such as 1-12:00:00. A run that takes longer is put back into
-    the queue, and goes on."""
+    """Time limit of one job, in the notation of `sbatch --time`, such as 1-12:00:00. A longer run is requeued
+    and resumes."""
     gpus: str = "gpus-per-node"
-    """One of ASKED_BY: `--gpus-per-node=4`, `--gres=gpu:4`, or not at all."""
+    """Way to request GPUs, one of ASKED_BY: `--gpus-per-node=4`, `--gres=gpu:4`, or not at all."""
     gpu_type: str = ""
-    """Such as a100; empty: any."""
+    """GPU type, such as a100; empty for any."""
     gpus_per_node: int = 8
-    """Those that one node has: `devices` beyond them take several nodes."""
+    """Number of GPUs in one node; a larger `devices` takes several nodes."""
     cpus_per_gpu: int = 0
     """Cores for each GPU, or for each process on a CPU."""
     memory: str = ""
-    """Of the node, for each GPU or process, such as 32G."""
+    """Memory of the node for each GPU or process, such as 32G."""
     max_at_once: int = 0
-    """Jobs of one array that run at the same time; 0: any number."""
+    """Maximum number of jobs of one array at the same time; 0 for any number."""
     array_size: int = 1000
-    """Elements of one array at most: the cluster's MaxArraySize less one. More runs take several arrays."""
+    """Maximum number of elements of one array, the cluster's MaxArraySize minus one. More runs take several
+    arrays."""
     grace: int = 120
-    """Seconds before the time limit at which a run is told to write its checkpoint and stop."""
+    """Seconds before the time limit at which a run receives a stop request and writes its checkpoint."""
     poll: float = 30.0
-    """Seconds between two calls of squeue, one for all jobs."""
+    """Seconds between two calls of squeue, which asks for all jobs at once."""
     extra: tuple[str, ...] = ()
-    """Further options of sbatch, each as it stands, such as --constraint=a100."""
+    """Further options of sbatch, passed unchanged, such as --constraint=a100."""
     setup: tuple[str, ...] = ()
-    """Lines of shell that run on the node before a run starts, as they stand, such as `module load cuda`."""
+    """Lines of shell, such as `module load cuda`, executed unchanged on the node before each run."""
 
     def __post_init__(self) -> None:
         for key in ("partition", "account", "qos", "gpu_type"):
             if not re.fullmatch(r"[\w.,@+-]*", getattr(self, key), re.ASCII):
                 raise InvalidError(
-                    f"slurm.{key} is {getattr(self, key)!r}: letters, digits and any of . , @ + - _ are expected."
+                    f"slurm.{key} is {getattr(self, key)!r}: "
+                    "letters, digits and any of . , @ + - _ are expected."
                 )
         if not re.fullmatch(r"(\d+[KMGT]?)?", self.memory, re.ASCII):
             raise InvalidError(
@@ -88,29 +94,32 @@ class Slurm:
                 raise InvalidError(f"slurm.{key} is {getattr(self, key)}: at least {least} is expected.")
         for key in ("extra", "setup"):
             if broken := [line for line in getattr(self, key) if not line.isprintable()]:
-                raise InvalidError(f"slurm.{key} has {broken[0]!r}: each entry is a line of its own.")
+                raise InvalidError(f"slurm.{key} contains {broken[0]!r}: each entry must be a single line.")
         if wrong := [line for line in self.extra if not line.startswith("-")]:
             raise InvalidError(
-                f"slurm.extra has {wrong[0]!r}: an option of sbatch is expected, such as --constraint=a100."
+                f"slurm.extra contains {wrong[0]!r}: "
+                "an option of sbatch is expected, such as --constraint=a100."
             )
-        if self.time and _seconds(self.time) <= self.grace + EARLIEST:
+        if self.time and _seconds(self.time) <= (earliest := self.grace + EARLIEST):
             raise InvalidError(
-                f"slurm.time is {self.time!r}, and runs are told to stop {self.grace} s (slurm.grace) to {self.grace + EARLIEST} s before: "
-                "no run would get anywhere. Set a longer time, or a shorter grace."
+                f"slurm.time is {self.time!r}, but runs are stopped {self.grace} s (slurm.grace) to "
+                f"{earliest} s earlier: no run would make progress. Set a longer time, or a shorter grace."
             )
 
 
 def _seconds(time: str) -> int:
-    """A time limit in Slurm's notation: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
-    days-hours:minutes, ...
+    """Return the seconds of a time limit in Slurm's notation.
+
+    The notation is minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, ...
 
     Raises:
-        ValueError: it is none.
+        ValueError: `time` is not in this notation.
     """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time, re.ASCII)
     if not found:
         raise InvalidError(
-            f"slurm.time is {time!r}: minutes, hours:minutes:seconds or days-hours:minutes:seconds are expected."
+            f"slurm.time is {time!r}: minutes, hours:minutes:seconds or days-hours:minutes:seconds are "
+            "expected."
         )
     days, *rest = found.groups()
     numbers = [int(part) for part in rest if part is not None]
@@ -124,42 +133,42 @@ def _seconds(time: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One machine's places and habits."""
+    """Folders and preferences of one machine."""
 
     runs: Path = PROJECT / "runs"
     """Checkpoints, logs, generated data and the default tracking store; costly to delete."""
     reports: Path = PROJECT / "reports"
     """Rendered tables, one folder for each scale."""
     tracking_uri: str = ""
-    """An MLflow server or database; empty: `sqlite:///<runs>/mlflow.db`. The variable MLFLOW_TRACKING_URI
-    comes first."""
+    """MLflow server or database; empty for `sqlite:///<runs>/mlflow.db`. The variable MLFLOW_TRACKING_URI
+    takes precedence."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, ...; `auto`: the GPU if there is one."""
+    """Device of runs: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes the GPU if there is one."""
     launcher: str = "local"
-    """A module of `reproduce/launch`."""
+    """Name of a module of `reproduce/launch`."""
     jobs: int = 0
-    """Runs at once; 0: one for each GPU, or one for each core where there is none."""
+    """Number of runs at the same time; 0 for one on each GPU, or on each core without a GPU."""
     devices: int = 1
-    """GPUs, or processes on a CPU, of one pretraining and of one fine-tuning by Detectron2; other evaluations
+    """GPUs, or processes on a CPU, for each pretraining and each Detectron2 fine-tuning; other evaluations
     take one."""
     heartbeat: float = 10.0
-    """Seconds between two signs of life of whoever does a run; three that are missing mean that it is
-    dead."""
+    """Seconds between two heartbeats of a run's owner, which counts as dead after three missing ones."""
     workers: int = 0
-    """Processes that decode images for one run; 0: decode in the run's own process."""
+    """Processes that decode images for one run; 0 to decode in the run's own process."""
     checkpoint_every: int = 1
-    """Epochs between two checkpoints of a pretraining run; at most so many are lost by a kill."""
+    """Epochs between two checkpoints of a pretraining run, and so the maximum that a kill can lose."""
     cache_gb: float = 4.0
-    """A data set whose decoded images fit in this is kept in memory."""
+    """Maximum size of decoded images, in 10^9 bytes, for which a data set is kept in memory."""
     features_gb: float = 20.0
-    """Features that were extracted stay in `<runs>/features` up to this size, in 10^9 bytes; 0: none are
-    kept. Safe to delete."""
+    """Maximum size of the extracted features in `<runs>/features`, in 10^9 bytes; 0 to keep none. The folder
+    is safe to delete."""
     detectron2: Path | None = None
-    """Detectron2's source folder, which needs no building; None: the installed package, if there is one."""
+    """Detectron2's source folder, which need not be built; None for the installed package, if there is
+    one."""
     slurm: Slurm = Slurm()
-    """How jobs are asked for on a cluster, for the launcher `slurm`."""
+    """Options of jobs on a cluster, for the launcher `slurm`."""
     data: Mapping[str, Path] = field(default_factory=dict)
-    """The root of each data set, by the name of its key under [data]."""
+    """Root folder of each data set, by its key under [data]."""
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
@@ -174,16 +183,21 @@ class Site:
 
     @property
     def store(self) -> str:
-        """The tracking URI in force. A relative sqlite file is taken from the project, or from here where the
-        environment names it."""
+        """Tracking URI in force.
+
+        The relative path of a sqlite file is resolved against the project's folder, or against the current
+        folder if the environment names the file.
+        """
         from_environment = os.environ.get("MLFLOW_TRACKING_URI", "")
         given = from_environment or self.tracking_uri or f"sqlite:///{self.runs / 'mlflow.db'}"
         file = given.removeprefix("sqlite:///")
         return given if file == given else f"sqlite:///{(Path.cwd() if from_environment else PROJECT) / file}"
 
     def without_places(self, text: str) -> str:
-        """`text` with the folders of this machine by their names: a report tells of no machine, and is the
-        same on the next one."""
+        """Return `text` with this machine's folders replaced by their names.
+
+        A report names no machine, so it is the same on the next one.
+        """
         names = {str(path): f"<{key}>" for key, path in self.data.items()} | {
             str(self.runs): "runs",
             str(self.reports): "reports",
@@ -191,25 +205,23 @@ class Site:
         names |= {self.store: "the tracking store", str(site_file()): site_file().name, str(PROJECT): "."}
         if self.detectron2:
             names[str(self.detectron2)] = "<detectron2>"
-        places = sorted(
-            (place for place in names if len(place) > 1), key=len, reverse=True
-        )  # the innermost folder first
+        # The innermost folder first.
+        places = sorted((place for place in names if len(place) > 1), key=len, reverse=True)
         return re.sub(
             rf"(?<![\w.-])({'|'.join(map(re.escape, places))})(?![\w-])", lambda found: names[found[1]], text
         )
 
     def root(self, key: str, layout: str, source: str, holds: Iterable[str] = ()) -> Path:
-        """The folder of the data set `key`.
+        """Return the folder of the data set `key`.
 
         Args:
-            layout: what the folder must hold, in words.
-            source: the command or page that gets it.
-            holds: files and folders that must be in it; each is asked whether it is there, and nothing is
-                listed.
+            layout: required content of the folder, in words.
+            source: the command or page that provides it.
+            holds: files and folders that must be in it; each is checked, and nothing is listed.
 
         Raises:
-            LookupError: the key is not set, the folder is not there, or it lacks something; the message says
-                what would work.
+            LookupError: the key is not set, the folder does not exist, or its content is incomplete; the
+                message names what would work.
         """
         if key not in self.data:
             problem = f'is not set: add `{key} = "/path"` under [data] in {_shown(site_file())}'
@@ -223,21 +235,20 @@ class Site:
 
 
 def site_file() -> Path:
-    """The site file in force, whether or not it exists."""
+    """Return the path of the site file in force, which need not exist."""
     return Path(os.environ.get("MSBREG_SITE") or PROJECT / "configs" / "site.toml")
 
 
 def _shown(path: Path) -> str:
-    """A file as one would type it in the project's folder: messages may end up in reports, which name no
-    machine's places."""
+    """Return a path relative to the project if possible: reports quote it, and name no machine's folders."""
     return str(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path)
 
 
 def load() -> Site:
-    """The site of this machine.
+    """Return the site of this machine.
 
     Raises:
-        ValueError: the file is not TOML, or a key is unknown or of a wrong type.
+        ValueError: the file is not TOML, a key is unknown, or a value has the wrong type.
     """
     path = site_file()
     if not path.exists():
@@ -253,7 +264,7 @@ def load() -> Site:
 
 
 def _value(path: Path, key: str, value: Any) -> Any:
-    """One key of the site file as its field wants it; relative paths are taken from the project."""
+    """Return the value of a key in the form of its field; relative paths start at the project's folder."""
     kinds = {entry.name: str(entry.type) for entry in fields(Site)}
     if key not in kinds:
         raise InvalidError(f"{path}: {unknown('key', key, kinds)}")
@@ -263,7 +274,7 @@ def _value(path: Path, key: str, value: Any) -> Any:
         return {name: PROJECT / Path(root).expanduser() for name, root in value.items()}
     if key == "slurm":
         if not isinstance(value, dict):
-            raise InvalidError(f"{path}: slurm is a table of its own, [slurm].")
+            raise InvalidError(f"{path}: slurm must be a table of its own, [slurm].")
         return Slurm(**{name: _slurm_value(path, name, each) for name, each in value.items()})
     kind = kinds[key].removesuffix(" | None")
     if kind == "Path" and isinstance(value, str):
@@ -272,20 +283,24 @@ def _value(path: Path, key: str, value: Any) -> Any:
 
 
 def _slurm_value(path: Path, key: str, value: Any) -> Any:
-    """One key of the table [slurm] as its field wants it."""
+    """Return the value of a key of the table [slurm] in the form of its field."""
     kinds = {entry.name: str(entry.type) for entry in fields(Slurm)}
     if key not in kinds:
         raise InvalidError(f"{path}: {unknown('key of [slurm]', key, kinds)}")
     if not kinds[key].startswith("tuple"):
         return _typed(path, f"slurm.{key}", value, kinds[key])
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-        raise InvalidError(f"{path}: slurm.{key} is {value!r}, a list of strings is expected.")
+        raise InvalidError(f"{path}: slurm.{key} is {value!r}: a list of strings is expected.")
     return tuple(value)
 
 
 def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
-    """`value`, if it is of that kind."""
-    wanted = {"str": str, "int": int, "float": (int, float), "Path": str}[kind]
-    if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
-        raise InvalidError(f"{path}: {key} is {value!r}, a {kind} is expected.")
+    """Return `value` if it has the type that its field expects.
+
+    Raises:
+        ValueError: `value` has another type.
+    """
+    wanted, words = KINDS[kind]
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise InvalidError(f"{path}: {key} is {value!r}: {words} is expected.")
     return value

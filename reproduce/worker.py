@@ -1,14 +1,15 @@
-"""One run from start to end, in a process of its own; under torchrun, in several.
+"""One run from start to end, in a process of its own, or in several under torchrun.
 
-    python -m reproduce.worker                        runs named on standard input, one `{"request": ...,
-    "id": ...}` a line, until it ends python -m reproduce.worker REQUEST ID             one run; with --leash
-    before it, until standard input ends python -m reproduce.worker --list FILE INDEX      the run that line
-    INDEX (from 0) of FILE names, as a scheduler starts it
+    python -m reproduce.worker                      runs named on standard input, until it closes:
+                                                    one `{"request": ..., "id": ...}` per line
+    python -m reproduce.worker REQUEST ID           one run
+    python -m reproduce.worker --leash REQUEST ID   one run, which stops when standard input closes
+    python -m reproduce.worker --list FILE INDEX    the run on line INDEX (from 0) of FILE (schedulers)
 
-A run is named by a request (`plan.py`) and its id: the worker builds the request's runs again and finds the
-spec. If its code would make another run, the id is not there and it says so. Events go to standard output,
-one JSON object a line; everything else to the run's log. The exit code of a single run is 0 where it is
-finished or somebody else does it, 1 where it failed, 143 where it was interrupted.
+A run is named by a request (`plan.py`) and its id. The worker builds the request's runs again and finds the
+spec; if its code produces other runs, the id is missing and an error says so. Events go to standard output,
+one JSON object per line; everything else goes to the run's log. The exit code of a single run is 0 if it is
+finished or another process executes it, 1 if it failed, and 143 if it was interrupted.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from reproduce.runs.lease import BusyError, Held, LostError
 from reproduce.runs.progress import Progress, Silent, Watch
 from reproduce.site import Site
 from reproduce.spec import Pretrain, Spec
-from reproduce.tracking.retry import PATIENCE
+from reproduce.tracking.retry import RETRY_SECONDS
 
 if TYPE_CHECKING:
     import torch
@@ -57,37 +58,36 @@ REPORT_EVERY = 0.5
 FAILED, INTERRUPTED = 1, 128 + signal.SIGTERM
 """Exit codes of a single run."""
 FAILURE = "failure.txt"
-"""The file of a run in which a process that is not the first says why it fails, before torchrun tells the
-others to stop."""
+"""File in which a process other than the first records why it fails, before torchrun stops the others."""
 
 
 def find(request: Order, spec_id: str) -> Spec:
-    """The spec of that id among the request's.
+    """Return the spec with this id among the request's specs.
 
     Raises:
-        LookupError: this code makes no such run.
+        LookupError: this code produces no such run.
     """
     for spec in request.specs():
         if spec.id == spec_id:
             return spec
     raise NotFoundError(
-        f"{request} has no run {spec_id} with the code here: its settings differ from those of "
-        "whoever asked. Check that both are at the same commit."
+        f"{request} has no run {spec_id} with the code on this machine: its settings differ from those of "
+        "the code that made the request. Check that both are at the same commit."
     )
 
 
 def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str = "") -> None:
-    """Does one run unless it is finished, and records it, as its owner.
+    """Execute one run unless it is finished, and record it, as its owner.
 
     Args:
-        job: as of `attempt`.
+        job: see `attempt`.
 
     Raises:
-        BusyError: another process that is alive does it.
+        BusyError: another live process executes the run.
         LookupError: a run that it needs is not finished.
-        Interrupted: it was told to stop; what can be kept is in its folder.
-        LostError: another process has taken the run over.
-        Exception: whatever went wrong in training or evaluation, after the run was marked as failed.
+        Interrupted: the run received a stop request; what can be kept is in its folder.
+        LostError: another process has taken over the run.
+        Exception: training or evaluation failed; the run is already marked as failed.
     """
     from reproduce.nn import distributed
     from reproduce.runs import checkpoint
@@ -97,7 +97,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
     device = distributed.device(site.device)
     main = distributed.rank() == 0
     with _owned(folder, spec.id, site, main, job) as held:
-        store = Store(site, patience=PATIENCE)
+        store = Store(site, retry_seconds=RETRY_SECONDS)
         if distributed.agreed(main and bool(store.finished([spec.id]))):
             if held:
                 held.finished()
@@ -117,7 +117,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
 
             try:
                 metrics = _measured(spec, site, device, run, reporter, held, encoder)
-            except (Interrupted, RuntimeError) as error:  # the latter: the others cannot be reached
+            except (Interrupted, RuntimeError) as error:  # RuntimeError: another process is gone
                 if main and (reason := _failed_elsewhere(folder)):
                     raise RuntimeError(reason) from error
                 raise
@@ -137,12 +137,13 @@ def _measured(
     held: Held | None,
     encoder: Callable[[Pretrain | Weights, Watch], Encoder],
 ) -> dict[str, float]:
-    """Trains or evaluates; what comes out is on disk before it is recorded, so that no work is lost where the
-    record cannot be written.
+    """Train or evaluate, and return the final values.
+
+    They are on disk before they are recorded, so no work is lost if the record cannot be written.
 
     Args:
-        run: takes what is measured; None: this is not the first process.
-        encoder: gets the one that an evaluation is of.
+        run: record of the measurements; None in all processes but the first.
+        encoder: function that returns the encoder of an evaluation.
     """
     from reproduce.nn import distributed
     from reproduce.nn.encoder import FILE
@@ -174,7 +175,7 @@ def _measured(
 
 
 def _failed_elsewhere(folder: Path) -> str:
-    """That another process of the run has failed, and why; empty: none has."""
+    """Return the reason why another process of the run failed, or "" if none did."""
     path = folder / FAILURE
     return f"another process of the run failed, {path.read_text(encoding='utf-8')}" if path.exists() else ""
 
@@ -187,8 +188,10 @@ def _encoder(
     device: torch.device,
     watch: Watch,
 ) -> Encoder:
-    """The encoder of a pretraining run, fetched from the tracking store if it was trained on another machine,
-    or one from elsewhere."""
+    """Return the encoder of a pretraining run, or one from released weights.
+
+    If it was trained on another machine, it is fetched from the tracking store.
+    """
     from reproduce.nn import distributed, weight_files
     from reproduce.nn.encoder import FILE
     from reproduce.train import load_encoder
@@ -204,17 +207,17 @@ def _encoder(
                     fetched = store.download(needed[spec.id].run_id, FILE, folder / "fetched")
                 except LookupError:
                     raise NotFoundError(
-                        f"The encoder of run {spec.id} is neither here nor in the tracking store, as after an import without encoders: "
-                        "import an archive that was exported with --encoders."
+                        f"The encoder of run {spec.id} is neither on this machine nor in the tracking store. "
+                        "If the run was imported, import an archive that was exported with --encoders."
                     ) from None
                 fetched.replace(folder / FILE)
-    distributed.agreed(True)  # the others wait for the file
+    distributed.agreed(True)  # the other processes wait for the file
     return load_encoder(spec, folder, device)
 
 
 @contextmanager
 def _owned(folder: Path, spec_id: str, site: Site, main: bool, job: str) -> Iterator[Held | None]:
-    """Inside, this run is ours; the first of its processes holds the lease."""
+    """Own the run inside the block; the first of its processes holds the lease."""
     from reproduce.nn import distributed
 
     held, busy = None, None
@@ -226,7 +229,7 @@ def _owned(folder: Path, spec_id: str, site: Site, main: bool, job: str) -> Iter
         except BusyError as error:
             busy = error
     if distributed.agreed(busy is not None):
-        raise busy or SystemExit(0)  # of the other processes of a run nobody wants to hear
+        raise busy or SystemExit(0)  # the run's other processes end silently
     if held is None:
         yield None
         return
@@ -234,7 +237,7 @@ def _owned(folder: Path, spec_id: str, site: Site, main: bool, job: str) -> Iter
         try:
             yield held
         except Interrupted:
-            held.check()  # LostError says more
+            held.check()  # LostError is more specific
             raise
 
 
@@ -244,7 +247,7 @@ def _nothing() -> Iterator[Any]:
 
 
 class _Reporter:
-    """Sends progress events, but not more often than anybody can read, and tells the lease."""
+    """Sends progress events, at most one per REPORT_EVERY seconds, and updates the lease."""
 
     def __init__(self, spec_id: str, events: TextIO | None, held: Held | None) -> None:
         self._id, self._events, self._held, self._last = spec_id, events, held, 0.0
@@ -259,8 +262,10 @@ class _Reporter:
 
 
 def send(events: TextIO | None, event: str, spec_id: str, **fields: Any) -> None:
-    """One event as a line of JSON; where nobody reads it any more, whoever started this process is gone, and
-    the run is told to stop."""
+    """Write an event as one JSON line.
+
+    A broken pipe means that the parent process is gone: request a stop.
+    """
     if events is None:
         return
     try:
@@ -271,10 +276,9 @@ def send(events: TextIO | None, event: str, spec_id: str, **fields: Any) -> None
 
 
 def serve(site: Site, events: TextIO) -> None:
-    """Does the runs named on standard input, one after the other, and says how each ended.
+    """Execute the runs named on standard input, one after the other, and report how each ended.
 
-    When standard input ends, whoever started this process is gone or wants it to stop: the run under way is
-    interrupted.
+    When standard input closes, the parent process is gone or requests a stop: the current run is interrupted.
     """
     asked: queue.Queue[str] = queue.Queue()
     working, ended = threading.Event(), threading.Event()
@@ -282,7 +286,7 @@ def serve(site: Site, events: TextIO) -> None:
     while line := asked.get():
         order = json.loads(line)
         working.set()
-        if ended.is_set():  # before `working` was, so that nobody is going to interrupt the run
+        if ended.is_set():  # before `working` was set, so nothing would interrupt the run
             return
         code = attempt(order["request"], order["id"], site, events)
         working.clear()
@@ -291,11 +295,11 @@ def serve(site: Site, events: TextIO) -> None:
 
 
 def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: str = "") -> int:
-    """Does one run and says how it ended, as an event and as an exit code.
+    """Execute one run, and report how it ended as an event and as an exit code.
 
     Args:
-        events: None: this is not the first of the run's processes.
-        job: the scheduler's job that was submitted for this run; empty: there is none.
+        events: stream for events; None in all processes of the run but the first.
+        job: scheduler's job that was submitted for this run; empty if there is none.
     """
     folder = site.runs / spec_id
     send(events, "started", spec_id)
@@ -307,9 +311,8 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
         send(events, "busy", spec_id)
         return 0
     except Interrupted as error:
-        reason = (
-            _failed_elsewhere(folder) if events else ""
-        )  # then its record says so: the signal came after it
+        # If another process failed, the signal followed that failure, which is then the reason.
+        reason = _failed_elsewhere(folder) if events else ""
         send(events, "failed", spec_id, reason=reason or f"interrupted: {error}")
         return FAILED if reason else INTERRUPTED
     except Exception as error:
@@ -323,19 +326,19 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
 
 
 def _input() -> TextIO:
-    """Standard input, for a thread to read.
+    """Return standard input for a thread to read, and replace `sys.stdin`.
 
-    A process that is forked meanwhile, such as one that decodes images, closes `sys.stdin`: were it this one,
-    it would wait for ever for a thread that it does not have.
+    A process that is forked meanwhile, for example to decode images, closes `sys.stdin`. If that were this
+    stream, it would wait for ever for a thread that it does not have.
     """
-    given, sys.stdin = sys.stdin, Path(os.devnull).open()  # noqa: SIM115 (for as long as the process lives)
+    given, sys.stdin = sys.stdin, Path(os.devnull).open()  # noqa: SIM115 (open until the process ends)
     return given
 
 
 def _listen(
     orders: TextIO, asked: queue.Queue[str], working: threading.Event, ended: threading.Event
 ) -> None:
-    """Passes lines on; at the end of input, interrupts the run under way."""
+    """Pass lines on; at the end of input, interrupt the current run."""
     for line in orders:
         asked.put(line)
     ended.set()
@@ -345,15 +348,14 @@ def _listen(
 
 
 def _leash(leash: TextIO) -> None:
-    """At the end of input, interrupts the run."""
+    """Interrupt the run at the end of input."""
     leash.read()
     interrupt.ask("the command that started it has stopped")
 
 
 @contextmanager
 def _logged(folder: Path) -> Iterator[None]:
-    """What is written to standard error meanwhile goes to the run's log, and so does the traceback of a
-    failure."""
+    """Send standard error to the run's log inside the block, and the traceback of a failure too."""
     folder.mkdir(parents=True, exist_ok=True)
     console = os.dup(2)
     with (folder / "log.txt").open("a") as log:
@@ -361,7 +363,7 @@ def _logged(folder: Path) -> Iterator[None]:
         try:
             yield
         except (BusyError, SystemExit):
-            raise  # the log is of whoever does the run
+            raise  # the log belongs to the run's owner
         except BaseException:
             traceback.print_exc()
             raise
@@ -372,10 +374,12 @@ def _logged(folder: Path) -> Iterator[None]:
 
 
 def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
-    """The run that the command line names."""
+    """Execute the run that the command line names, and return the exit code."""
     from reproduce.nn import distributed
 
-    job = ""  # a job in which somebody called the launcher `local` does more than this run, and is none that goes on with it
+    # Only --list names the job. Inside an allocation, the launcher `local` runs in a job that was not
+    # submitted for this run and does not resume it.
+    job = ""
     if arguments[0] == "--leash":
         arguments = arguments[1:]
         threading.Thread(target=_leash, args=(_input(),), daemon=True).start()
@@ -389,11 +393,11 @@ def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
 
 
 def main() -> int:
-    """The command line of this module; returns the exit code."""
+    """Run the command line of this module and return the exit code."""
     interrupt.listen()
     site = sites.load()
     events = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints must not look like an event
+    os.dup2(2, 1)  # other output must not look like an event
     try:
         if len(sys.argv) > 1:
             return _once(sys.argv[1:], site, events)

@@ -72,9 +72,7 @@ FILES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 FILES["tasks"] = ROOT / "tasks.py"
-PACKAGES = sorted(
-    name for name, path in FILES.items() if path.name == "__init__.py" and name != "reproduce"
-)
+PACKAGES = sorted(name for name, path in FILES.items() if path.name == "__init__.py" and name != "reproduce")
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
 TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
 

@@ -1,5 +1,4 @@
-"""Reports and records that go from one site to another as a file: what arrives, what is refused, and what a
-kill on the way leaves."""
+"""Reports and records that travel as a file: what arrives, what is refused, and what a kill leaves."""
 
 from __future__ import annotations
 
@@ -50,7 +49,7 @@ Members = dict[str, bytes]
 
 
 def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
-    """A finished run as a worker leaves it, in its second attempt; returns MLflow's name of it."""
+    """Record a finished run like a worker, in its second attempt; return MLflow's name of it."""
     with store.start(spec, scale="smoke") as run:
         run.log(1, {"loss": 4.0, "rank": math.nan})
         run.log(2, {"loss": 3.0})
@@ -67,8 +66,10 @@ def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file by its name, but for hidden ones, which a rendering that is killed may leave, and `runs.csv`,
-    which holds the ids of one store."""
+    """Return every file by its name, except `runs.csv`, which contains the ids of one store, and hidden files.
+
+    A killed rendering may leave hidden files.
+    """
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("[!.]*"))
@@ -89,14 +90,14 @@ def fresh(folder: Path, template: Path) -> Site:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the caller's server."""
+    """Run tests without the caller's server."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Site:
-    """A site with the four runs of Table 4 and its reports; one encoder is in the tracking store alone."""
+    """Return a site with the four runs of Table 4 and its reports; one encoder is in the store alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         site = fresh(tmp_path_factory.mktemp("origin"), template)
@@ -119,7 +120,7 @@ def metrics() -> set[str]:
 
 @pytest.fixture(scope="module")
 def sent(origin: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What that site exports, encoders included."""
+    """Return the export of that site, including encoders."""
     file = tmp_path_factory.mktemp("sent") / "sent.zip"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -130,15 +131,15 @@ def sent(origin: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def site(tmp_path: Path, template: Path) -> Site:
-    """Another site, with nothing."""
+    """Return another, empty site."""
     return fresh(tmp_path / "another", template)
 
 
 def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, origin: Site, site: Site) -> None:
     received = receive(sent, site, Store(site))
     assert (
-        str(received)
-        == "4 runs added, 0 here already, 0 with other values here. 2 encoders added. 1 table added to the reports at smoke."
+        str(received) == "4 runs added, 0 already present, 0 with different values. 2 encoders added. "
+        "1 table added to the reports at smoke."
     )
     assert received.code == 0
     assert {path.name for path in site.reports.glob("smoke/*")} == {
@@ -162,7 +163,7 @@ def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
     store, before = Store(site), Store(origin)
     found, there = store.finished(spec.id for spec in SPECS), before.finished(spec.id for spec in SPECS)
     for spec_id, run in there.items():
-        assert repr(found[spec_id].metrics) == repr(run.metrics)  # as text a nan equals a nan
+        assert repr(found[spec_id].metrics) == repr(run.metrics)  # as texts, two nan are equal
     first, original = (
         store.connection.client.get_run(found[FIRST.id].run_id),
         before.connection.client.get_run(there[FIRST.id].run_id),
@@ -220,7 +221,7 @@ def test_a_second_import_changes_nothing(sent: Path, site: Site) -> None:
     receive(sent, site, Store(site))
     before, runs = tree(site.reports), {row.run_id for row in Store(site).status()}
     received = receive(sent, site, Store(site))
-    assert str(received) == "0 runs added, 4 here already, 0 with other values here."
+    assert str(received) == "0 runs added, 4 already present, 0 with different values."
     assert received.code == 0
     assert tree(site.reports) == before
     assert {row.run_id for row in Store(site).status()} == runs
@@ -230,10 +231,10 @@ def test_a_second_import_changes_nothing(sent: Path, site: Site) -> None:
 
 def test_a_run_with_other_values_here_stays_and_the_others_are_added(sent: Path, site: Site) -> None:
     store, (other, _) = Store(site), EVALUATIONS
-    trained(store, FIRST, {"loss": math.nan, "images_per_second": 1.0})  # only its speed is another
+    trained(store, FIRST, {"loss": math.nan, "images_per_second": 1.0})  # only its speed differs
     trained(store, other, dict.fromkeys(metrics(), 0.75))
     received = receive(sent, site, store)
-    assert (received.added, received.here, received.code) == (2, 1, 1)
+    assert (received.added, received.present, received.code) == (2, 1, 1)
     assert len(received.clashes) == 1
     assert f"clash: {other.id} " in received.clashes[0]
     assert f"{min(metrics())} 0.75 here, 0.25 in the archive" in received.clashes[0]
@@ -275,12 +276,15 @@ def test_an_encoder_that_did_not_come_along_is_missed_in_words(
 
 
 # Kills
-# ---------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def strike(site: Site, at: int, number: signal.Signals) -> Callable[[], int]:
-    """Sends a signal to this process when a file of the site is written or renamed for the `at`-th time; how
-    often that has happened."""
+    """Send a signal to this process at the `at`-th time that a file of the site is written or renamed.
+
+    Returns:
+        A function that returns the number of such operations so far.
+    """
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -302,15 +306,14 @@ def strike(site: Site, at: int, number: signal.Signals) -> Callable[[], int]:
 
 
 def interrupted(sent: Path, site: Site, at: int, seen: Any) -> None:
-    """Imports in this process, and is killed at a write."""
+    """Import in this process, and be killed at a write."""
     count = strike(site, at, signal.SIGKILL)
     receive(sent, site, Store(site))
     seen.put(count())
 
 
 def told_to_stop(sent: Path, home: Home) -> None:
-    """`invoke import`, in this process, with a Ctrl-C at the first write, which is in the midst of the first
-    record."""
+    """Run `invoke import` in this process, with a Ctrl-C at the first write, inside the first record."""
     os.environ |= home.environment
     strike(Site(runs=home.runs), 1, signal.SIGINT)
     try:
@@ -343,7 +346,7 @@ def test_an_import_that_is_killed_anywhere_is_completed_by_the_same_command(
         )
         assert {row.state for row in store.status()} <= {"finished", "interrupted"}
         received = receive(sent, site, store)
-        assert (received.added, received.here, received.code) == (4 - len(done), len(done), 0)
+        assert (received.added, received.present, received.code) == (4 - len(done), len(done), 0)
         assert {row.state for row in store.status()} == {"finished"}
         assert tree(site.reports) == tree(origin.reports)
         assert not list(site.runs.parent.rglob("*.tmp"))
@@ -372,7 +375,7 @@ def test_an_import_that_is_told_to_stop_completes_the_record_under_way(sent: Pat
 
 
 # Refusals
-# ------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def members(file: Path) -> Members:
@@ -381,7 +384,7 @@ def members(file: Path) -> Members:
 
 
 def listed(content: Members) -> Members:
-    """The members with a manifest that fits them."""
+    """Return the members with a manifest that fits them."""
     files = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         for name, data in content.items()
@@ -407,7 +410,7 @@ UPSTREAM = f"runs/{EVALUATIONS[0].encoder.id}/record.json"
 
 
 def edited(content: Members, name: str, change: Callable[[Any], Any]) -> Members:
-    """The members with the JSON of one changed."""
+    """Return the members with the JSON of one of them changed."""
     data = json.loads(content[name])
     return content | {name: json.dumps(change(data)).encode()}
 
@@ -422,7 +425,7 @@ def version(manifest: Any) -> Any:
 
 
 def value(text: bytes) -> Callable[[Members], Members]:
-    """A history in which `text` stands for a number."""
+    """Return a change that puts `text` in the place of a number in a history."""
     return lambda content: listed(content | {RECORD: content[RECORD].replace(b"4.0", text, 1)})
 
 
@@ -433,36 +436,42 @@ def without(content: Members, *names: str) -> Members:
 REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
     "another version": (
         lambda c: edited(c, "manifest.json", version),
-        "is of version 2, and this one reads version 1",
+        "has version 2, but this suite reads version 1",
     ),
-    "another program's": (lambda c: c | {"manifest.json": b"{}"}, "manifest.json is another program's"),
+    "another program's": (
+        lambda c: c | {"manifest.json": b"{}"},
+        "manifest.json was written by another program",
+    ),
     "no manifest": (lambda c: without(c, "manifest.json"), "it has no manifest.json"),
-    "no JSON": (lambda c: c | {"manifest.json": b"[" * 100_000}, "manifest.json is no JSON"),
+    "no JSON": (lambda c: c | {"manifest.json": b"[" * 100_000}, "manifest.json is not JSON"),
     "a file fewer": (lambda c: without(c, "reports/smoke/table4.md"), "it lacks reports/smoke/table4.md"),
     "a file more": (
         lambda c: c | {"reports/smoke/table9.md": b"x"},
-        "it holds reports/smoke/table9.md, which its manifest does not list",
+        "it contains reports/smoke/table9.md, which its manifest does not list",
     ),
     "other bytes": (
         lambda c: c | {RECORD: c[RECORD].replace(b"0.25", b"0.52")},
-        f"{RECORD} is not the file that the manifest lists",
+        f"{RECORD} does not match the manifest",
     ),
-    "other sizes": (lambda c: c | {RECORD: c[RECORD] + b" "}, r"has \d+ bytes, and its manifest says \d+"),
+    "other sizes": (lambda c: c | {RECORD: c[RECORD] + b" "}, r"has \d+ bytes, but the manifest lists \d+"),
     "a parent folder": (
         lambda c: listed(c | {"reports/smoke/../../../evil.md": b"x"}),
-        "is no name of a report",
+        "is not a name of a report",
     ),
-    "two dots": (lambda c: listed(c | {"reports/../evil.md": b"x"}), "is no name of a report"),
-    "an absolute name": (lambda c: listed(c | {"/tmp/evil.md": b"x"}), "is no name of a report"),
-    "a drive": (lambda c: listed(c | {"reports/smoke/C:evil.md": b"x"}), "is no name of a report"),
-    "a backslash": (lambda c: listed(c | {"reports/smoke/..\\evil.md": b"x"}), "is no name of a report"),
-    "a hidden file": (lambda c: listed(c | {"reports/smoke/.evil.md": b"x"}), "is no name of a report"),
-    "another kind of file": (lambda c: listed(c | {"reports/smoke/evil.py": b"x"}), "is no name of a report"),
-    "another scale": (lambda c: listed(c | {"reports/huge/table4.md": b"x"}), "is no name of a report"),
-    "no id": (lambda c: listed(c | {"runs/../record.json": b"x"}), "is no name of a report"),
+    "two dots": (lambda c: listed(c | {"reports/../evil.md": b"x"}), "is not a name of a report"),
+    "an absolute name": (lambda c: listed(c | {"/tmp/evil.md": b"x"}), "is not a name of a report"),
+    "a drive": (lambda c: listed(c | {"reports/smoke/C:evil.md": b"x"}), "is not a name of a report"),
+    "a backslash": (lambda c: listed(c | {"reports/smoke/..\\evil.md": b"x"}), "is not a name of a report"),
+    "a hidden file": (lambda c: listed(c | {"reports/smoke/.evil.md": b"x"}), "is not a name of a report"),
+    "another kind of file": (
+        lambda c: listed(c | {"reports/smoke/evil.py": b"x"}),
+        "is not a name of a report",
+    ),
+    "another scale": (lambda c: listed(c | {"reports/huge/table4.md": b"x"}), "is not a name of a report"),
+    "no id": (lambda c: listed(c | {"runs/../record.json": b"x"}), "is not a name of a report"),
     "settings of another run": (
         lambda c: listed(edited(c, RECORD, settings)),
-        f"it says that it is run {EVALUATIONS[0].id}, and its settings",
+        f"its id is {EVALUATIONS[0].id}, but its settings",
     ),
     "a record of another run": (
         lambda c: listed(c | {RECORD: c[UPSTREAM]}),
@@ -470,17 +479,20 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
     ),
     "no run upstream": (
         lambda c: listed(without(c, UPSTREAM, UPSTREAM.replace("record.json", FILE))),
-        f"run {EVALUATIONS[0].id} rests on run {EVALUATIONS[0].encoder.id}, which is not in it",
+        f"run {EVALUATIONS[0].id} needs run {EVALUATIONS[0].encoder.id}, which the archive lacks",
     ),
     "no run that is cited": (
         lambda c: listed(without(c, RECORD)),
-        f"reports/smoke/table4.json rests on run {EVALUATIONS[0].id}",
+        f"reports/smoke/table4.json needs run {EVALUATIONS[0].id}",
     ),
     "an encoder of another run": (
         lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": c[f"runs/{SECOND.id}/{FILE}"]}),
         f"is the encoder of run {SECOND.id}",
     ),
-    "no encoder": (lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": b"x" * 99}), "it is no safetensors file"),
+    "no encoder": (
+        lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": b"x" * 99}),
+        "it is not a safetensors file",
+    ),
     "an encoder of an evaluation": (
         lambda c: listed(c | {RECORD.replace("record.json", FILE): b""}),
         f"no record of a pretraining run {EVALUATIONS[0].id}",
@@ -491,22 +503,22 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
     ),
     "a field more": (
         lambda c: listed(edited(c, RECORD, lambda record: record | {"more": 1})),
-        "is no record of a run",
+        "is not a record of a run",
     ),
     "a tag that is no name": (
         lambda c: listed(
             edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"a/../b": ""}})
         ),
-        "'a/../b' is no name of a tag",
+        "'a/../b' is not a name of a tag",
     ),
     "a scale that is a path": (
         lambda c: listed(
             edited(c, RECORD, lambda record: record | {"tags": record["tags"] | {"scale": "../x"}})
         ),
-        "its tag 'scale' is no scale",
+        "its tag 'scale' is not a scale",
     ),
-    "a text for a number": (value(b'"4"'), "'4' stands where a float belongs"),
-    "an infinity": (value(b"Infinity"), "inf stands where a number or null belongs"),
+    "a text for a number": (value(b'"4"'), "it contains '4' in place of a float"),
+    "an infinity": (value(b"Infinity"), "it contains inf in place of a number or null"),
     "half a character": (
         lambda c: listed(edited(c, RECORD, lambda record: record | {"name": "\ud800"})),
         "can't encode",
@@ -515,7 +527,7 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
         lambda c: listed(
             edited(c, RECORD, lambda record: record | {"histories": {"loss": [[2**70, 1.0, 1]]}})
         ),
-        "stands where a step or a time belongs",
+        "in place of a step or a time",
     ),
 }
 
@@ -529,7 +541,7 @@ def test_an_archive_is_refused_in_one_line_before_anything_is_written(
     with pytest.raises(ValueError, match=says) as caught:
         receive(file, site, Store(site))
     message = str(caught.value)
-    assert message.startswith(f"{file} is refused: ")
+    assert message.startswith(f"{file} was refused: ")
     assert "\n" not in message
     assert len(message) < 1000
     assert tree(site.runs.parent) == before
@@ -557,12 +569,12 @@ def test_a_file_that_is_there_twice_is_refused(sent: Path, site: Site, tmp_path:
     file = Path(shutil.copy(sent, tmp_path / "bad.zip"))
     with zipfile.ZipFile(file, "a") as again, pytest.warns(UserWarning, match="Duplicate name"):
         again.writestr("reports/smoke/table4.md", "another")
-    with pytest.raises(ValueError, match="it has a file twice"):
+    with pytest.raises(ValueError, match="it contains a file twice"):
         receive(file, site, Store(site))
 
 
 def opened(file: Path) -> tuple[str, str] | str:
-    """The archive's digest and records, or why it is refused."""
+    """Return the archive's digest and records, or the reason why it is refused."""
     try:
         with archive._Archive.opened(file) as found:
             return repr(found.check()), found.digest
@@ -573,7 +585,7 @@ def opened(file: Path) -> tuple[str, str] | str:
 def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(
     sent: Path, site: Site, tmp_path: Path
 ) -> None:
-    """A flip of what a zip says beside its files, such as a date, changes no file and may pass."""
+    """A flipped bit outside the files' content, such as in a date, changes no file and may pass."""
     whole, chance, file = sent.read_bytes(), random.Random(0), tmp_path / "bad.zip"
     good, refused = opened(sent), 0
     for number in range(300):
@@ -586,36 +598,36 @@ def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(
         assert "\n" not in found if isinstance(found, str) else found == good
     assert refused > 250
     file.write_text("hello")
-    with pytest.raises(ValueError, match="is not a whole zip file"):
+    with pytest.raises(ValueError, match="is not a complete zip file"):
         receive(file, site, Store(site))
-    with pytest.raises(LookupError, match=r"There is no file 'nowhere\.zip'"):
+    with pytest.raises(LookupError, match=r"The file 'nowhere\.zip' does not exist"):
         receive(Path("nowhere.zip"), site, Store(site))
 
 
 def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_path: Path) -> None:
     store = Store(site)
-    with pytest.raises(LookupError, match=r"no report in .*`invoke reports --scale small` renders"):
+    with pytest.raises(LookupError, match=r"No report exists in .*`invoke reports --scale small` renders"):
         export(tmp_path / "new.zip", "small", origin, Store(origin))
     with pytest.raises(LookupError, match=r"There is no scale 'smok'. Did you mean 'smoke'"):
         export(tmp_path / "new.zip", "smok", origin, Store(origin))
-    with pytest.raises(LookupError, match="no report in any scale's folder"):
+    with pytest.raises(LookupError, match="No report exists in any scale's folder"):
         export(tmp_path / "new.zip", "", site, store)
     shutil.copytree(origin.reports, site.reports)
     with pytest.raises(
         LookupError,
-        match=r"table4\.json rests on run [0-9a-f]{12}: There is no finished run .* --render-only",
+        match=r"table4\.json needs run [0-9a-f]{12}: .* has no finished run .* --render-only",
     ):
         export(tmp_path / "new.zip", "", site, store)
     report = site.reports / "smoke" / "table4.json"
     report.write_text(report.read_text().replace(EVALUATIONS[0].id, "f" * 32))
     with pytest.raises(
-        ValueError, match=r"no run's id: render it again by `invoke table4 --scale smoke --render-only`"
+        ValueError, match=r"not a run's id: render it again with `invoke table4 --scale smoke --render-only`"
     ):
         export(tmp_path / "new.zip", "", site, store)
     (tmp_path / "old.zip").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         export(tmp_path / "old.zip", "", origin, Store(origin))
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
+    with pytest.raises(LookupError, match="does not exist: create it first"):
         export(tmp_path / "nowhere" / "new.zip", "", origin, Store(origin))
     assert (tmp_path / "old.zip").read_text() == "mine"
     assert not list(tmp_path.glob("*new*"))
@@ -656,9 +668,9 @@ def test_the_commands_print_a_line_and_end_with_their_codes(
     assert tree(home.reports) == tree(origin.reports)
     (tmp_path / "bad.zip").write_bytes(sent.read_bytes()[:-100])
     for arguments, says in (
-        (("import", "--file", str(tmp_path / "bad.zip")), "is not a whole zip file"),
-        (("import",), "There is no file '': give one that `invoke export` wrote"),
-        (("export",), "No file is named: give one, such as --file msbreg.zip."),
+        (("import", "--file", str(tmp_path / "bad.zip")), "is not a complete zip file"),
+        (("import",), "The file '' does not exist: give one that `invoke export` wrote"),
+        (("export",), "No file was given: name one, such as --file msbreg.zip."),
     ):
         done = home.invoke(*arguments)
         assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, cut short, killed or written to a full disk."""
+"""Checkpoints that are damaged, truncated, killed while being written, or written to a full disk."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_an_encoder_comes_back_with_its_values(tmp_path: Path) -> None:
 
 def test_an_encoder_of_another_run_is_refused(tmp_path: Path) -> None:
     path = checkpoint.save_encoder(tmp_path / "encoder.safetensors", ENCODER, spec_id="0123456789ab")
-    with pytest.raises(ValueError, match="from run 0123456789ab, not from ba9876543210"):
+    with pytest.raises(ValueError, match="from run 0123456789ab, but run ba9876543210's is expected"):
         checkpoint.load_encoder(path, spec_id="ba9876543210")
 
 
@@ -211,7 +211,7 @@ def test_a_damaged_encoder_is_refused(how: str, tmp_path: Path) -> None:
 
 
 def test_an_absent_encoder_says_which_run_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(LookupError, match="0123456789ab has not finished here"):
+    with pytest.raises(LookupError, match="0123456789ab has not finished on this machine"):
         checkpoint.load_encoder(tmp_path / "encoder.safetensors", spec_id="0123456789ab")
 
 

@@ -1,5 +1,7 @@
-"""Runs that others do, as their leases and the queue of a cluster tell: a small `squeue` of our own stands
-for Slurm's."""
+"""Runs that other processes execute, from their leases and a cluster's queue.
+
+A small `squeue` replaces Slurm's.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import pytest
 from reproduce import worker
 from reproduce.plan import Request
 from reproduce.runs import lease
-from reproduce.runs.claims import Others
+from reproduce.runs.claims import Claims
 from reproduce.runs.progress import Progress
 from reproduce.site import Site, Slurm
 
@@ -22,7 +24,7 @@ RUN, OTHER = "0123456789ab", "ba9876543210"
 
 
 class Queue:
-    """What `squeue` answers, and how often it was asked."""
+    """The answers of `squeue`, and the number of calls."""
 
     def __init__(self, folder: Path) -> None:
         self.listed, self.calls = folder / "listed", folder / "calls"
@@ -52,65 +54,65 @@ def site(tmp_path: Path) -> Site:
 
 
 def rewrite(site: Site, spec_id: str, **fields: Any) -> None:
-    """Changes a lease as its owner would."""
+    """Change a lease as its owner would."""
     path = site.runs / spec_id / lease.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def kinds(others: Others) -> list[tuple[str, str]]:
-    return [(event["id"], event["event"]) for event in others.poll()]
+def kinds(claims: Claims) -> list[tuple[str, str]]:
+    return [(event["id"], event["event"]) for event in claims.poll()]
 
 
 def test_what_nobody_does_is_not_claimed_and_needs_no_queue(site: Site, squeue: Queue) -> None:
     with pytest.raises(ValueError, match="no luck"), lease.take(site.runs / RUN, RUN, heartbeat=10):
         raise ValueError("no luck")
-    assert Others(site).claims([RUN, OTHER]) == {}
+    assert Claims(site).leases([RUN, OTHER]) == {}
     assert squeue.num_calls() == 0
 
 
 def test_a_run_of_a_process_is_followed_to_its_end(site: Site) -> None:
-    others = Others(site)
+    claims = Claims(site)
     with lease.take(site.runs / RUN, RUN, heartbeat=10) as held:
-        (claimed,) = others.claims([RUN]).values()
-        assert others.follow(RUN, claimed)["who"] == held.lease.who
-        assert kinds(others) == []
+        (claimed,) = claims.leases([RUN]).values()
+        assert claims.follow(RUN, claimed)["who"] == held.lease.who
+        assert kinds(claims) == []
         rewrite(site, RUN, progress=[1, 4, "images", ""])
-        (event,) = others.poll()
+        (event,) = claims.poll()
         assert (event["event"], event["done"], event["total"]) == ("progress", 1, 4)
-        assert kinds(others) == [], "nothing has changed"
+        assert kinds(claims) == [], "nothing has changed"
         held.report(Progress(4, 4, "images", ""))
         held.finished()
-    assert kinds(others) == [(RUN, "finished")]
-    assert len(others) == 0
+    assert kinds(claims) == [(RUN, "finished")]
+    assert len(claims) == 0
 
 
 @pytest.mark.parametrize(
     ("state", "event"), [("failed", "failed"), ("interrupted", "freed"), ("finished", "finished")]
 )
 def test_how_it_ended_is_told(state: str, event: str, site: Site) -> None:
-    others = Others(site)
+    claims = Claims(site)
     lease.take(site.runs / RUN, RUN, heartbeat=10)
-    others.follow(RUN, others.claims([RUN])[RUN])
+    claims.follow(RUN, claims.leases([RUN])[RUN])
     rewrite(site, RUN, state=state, reason="ValueError: no luck")
-    (told,) = others.poll()
-    assert told["event"] == event
+    (found,) = claims.poll()
+    assert found["event"] == event
     if event == "failed":
-        assert told["reason"].startswith("ValueError: no luck, in process ")
+        assert found["reason"].startswith("ValueError: no luck, in process ")
 
 
 def test_a_queued_run_is_its_jobs_until_that_leaves_the_queue(site: Site, squeue: Queue) -> None:
     lease.queue(site.runs / RUN, RUN, job="7_0", heartbeat=10)
     lease.queue(site.runs / OTHER, OTHER, job="7_1", heartbeat=10)
     squeue.list("7_0", "7_1")
-    others = Others(site)
-    for spec_id, found in others.claims([RUN, OTHER]).items():
-        others.follow(spec_id, found)
+    claims = Claims(site)
+    for spec_id, found in claims.leases([RUN, OTHER]).items():
+        claims.follow(spec_id, found)
     assert squeue.num_calls() == 1, "one call for all"
-    assert kinds(others) == []
-    assert list(others.queued()) == [RUN, OTHER]
+    assert kinds(claims) == []
+    assert list(claims.queued()) == [RUN, OTHER]
     squeue.list("7_1")
-    later = Others(site)
-    assert list(later.claims([RUN, OTHER])) == [OTHER]
+    later = Claims(site)
+    assert list(later.leases([RUN, OTHER])) == [OTHER]
     later.release(RUN)
     later.release(OTHER)
     assert lease.read(site.runs / RUN) is None
@@ -125,9 +127,9 @@ def test_a_run_that_is_put_back_into_the_queue_stays_its_jobs(site: Site, squeue
     found = lease.read(site.runs / RUN)
     assert found is not None
     assert (found.state, found.alive) == ("interrupted", False)
-    assert list(Others(site).claims([RUN])) == [RUN]
+    assert list(Claims(site).leases([RUN])) == [RUN]
     squeue.list()
-    assert Others(site).claims([RUN]) == {}
+    assert Claims(site).leases([RUN]) == {}
 
 
 def test_a_queue_that_does_not_answer_takes_no_run_from_its_job(site: Site, squeue: Queue) -> None:
@@ -135,24 +137,24 @@ def test_a_queue_that_does_not_answer_takes_no_run_from_its_job(site: Site, sque
     (squeue.listed.parent / "squeue").write_text(
         "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact controller' >&2\nexit 1\n"
     )
-    assert list(Others(site).claims([RUN])) == [RUN]
+    assert list(Claims(site).leases([RUN])) == [RUN]
 
 
 def test_a_job_in_which_somebody_calls_the_local_launcher_is_not_waited_for_to_do_a_run(
     site: Site, squeue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stays in the queue as long as the very command does that would wait for it."""
+    """The job stays in the queue for as long as the command that would wait for it."""
     monkeypatch.setenv("SLURM_JOB_ID", "15")
     squeue.list("15")
     request = Request(table="table8", rows="BYOL")
     evaluation = request.specs()[1].id  # whose pretraining is not finished
     assert worker.attempt(request.dumps(), evaluation, site, None) == worker.FAILED
     rewrite(site, evaluation, state="interrupted")
-    assert Others(site).claims([evaluation]) == {}
+    assert Claims(site).leases([evaluation]) == {}
 
     (tmp_path / "jobs").write_text(json.dumps({"request": request.dumps(), "id": evaluation}) + "\n")
     assert worker._once(["--list", str(tmp_path / "jobs"), "0"], site, io.StringIO()) == worker.FAILED
     rewrite(site, evaluation, state="interrupted")
-    assert Others(site).claims([evaluation])[evaluation].job == "15", (
-        "one that was submitted for the run goes on with it"
+    assert Claims(site).leases([evaluation])[evaluation].job == "15", (
+        "a job that was submitted for the run resumes it"
     )

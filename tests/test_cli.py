@@ -233,13 +233,13 @@ def test_a_mistake_ends_in_one_line_and_code_2(arguments: tuple[str, ...], says:
     ("content", "says"),
     [
         ('devise = "cpu"', "There is no key 'devise'. Did you mean 'device'?"),
-        ('jobs = "two"', "jobs is 'two', a int is expected."),
+        ('jobs = "two"', "jobs is 'two': a whole number is expected."),
         ("jobs =", "is not valid TOML"),
         ("heartbeat = nan", "heartbeat is nan: a number of seconds above 0 is expected."),
         ('launcher = "slrum"', "There is no launcher 'slrum'."),
         (
             'tracking_uri = "mlruns"',
-            "The tracking store is 'mlruns', a folder, which MLflow no longer writes.",
+            "The tracking store is 'mlruns', a folder; MLflow no longer writes to folders.",
         ),
         ('[data]\nstl10 = ["/data"]', "[data] maps names to folders, each a string."),
     ],
@@ -282,7 +282,7 @@ def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(
         if re.match(r"run      [0-9a-f]{12}  \w+.*: no finished run with these settings", line)
     ]
     assert lines[len(runs)] == f"{len(runs)} runs: {len(runs)} to do."
-    assert re.fullmatch(r"Plan ([0-9a-f]{12}): --apply \1 runs it and no other\.", lines[-1])
+    assert re.fullmatch(r"Plan ([0-9a-f]{12}): --apply \1 runs exactly this plan\.", lines[-1])
     assert home.files() == before
 
 
@@ -373,7 +373,7 @@ def test_more_devices_than_there_are_end_in_one_line_and_code_2(options: tuple[s
     )
     done = home.invoke("table8", "--rows", "BYOL", *options, CUDA_VISIBLE_DEVICES="0,1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert done.stderr.startswith("devices is 4, but 2 GPU can be used here: ")
+    assert done.stderr.startswith("devices is 4, but only 2 GPUs can be used on this machine: ")
 
 
 def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -> None:

@@ -313,7 +313,8 @@ def test_a_data_set_describes_itself(cls: type[Dataset]) -> None:
     assert dataset.test_split not in (dataset.train_split, dataset.pretrain_split)
     for key in ("pretrain_split", "train_split", "test_split"):
         with pytest.raises(
-            ValueError, match=rf"^{cls.name} has no {key} 'tset'\. Known: {re.escape(', '.join(cls.splits))}\.$"
+            ValueError,
+            match=rf"^{cls.name} has no {key} 'tset'\. Known: {re.escape(', '.join(cls.splits))}\.$",
         ):
             replace(dataset, **{key: "tset"})
 

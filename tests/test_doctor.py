@@ -1,4 +1,4 @@
-"""`invoke doctor`: what it says of this machine and of every table, and that it touches nothing."""
+"""`invoke doctor`: its report on this machine and every table, and that it touches nothing."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ LAYOUTS = {
         ),
     ),
 }
-"""What each data set's root holds; a folder ends in a slash."""
+"""Content of each data set's root; a folder ends in a slash."""
 KEYS = {"imagenet100": "imagenet", "voc2007": "voc"}
-"""In the site file, where that is not the data set's name."""
+"""Keys in the site file that differ from the data set's name."""
 MINE = Weights(backbone="small", sha256="3f" * 32, size=32, resize=32, canvas=32)
 
 
@@ -110,7 +110,7 @@ def lay_out(root: Path, places: tuple[str, ...]) -> Path:
 
 
 def entries(text: str) -> dict[str, str]:
-    """The report's entries by their labels, their lines joined; a table's label is `table1 smoke`."""
+    """Return the report's entries by label, their lines joined; a table's label is `table1 smoke`."""
     found: dict[str, str] = {}
     label = ""
     for line in text.splitlines():
@@ -143,7 +143,7 @@ def test_where_everything_is_missing_it_says_so_of_every_table_and_writes_nothin
     for place in places:
         table, scale = place.split()
         if table == "table9":
-            assert found[place] == "nothing is run"
+            assert found[place] == "runs nothing"
         elif scale == "smoke":
             assert found[place].endswith("  ready"), (
                 f"{place}: the smoke scale needs nothing that is not installed"
@@ -156,9 +156,9 @@ def test_where_everything_is_missing_it_says_so_of_every_table_and_writes_nothin
     assert {"imagenet", "voc2007", "places205", "inaturalist2018"} <= set(
         re.findall(r"\w+", found["table5 paper"])
     )
-    assert "the paper had 8 GPUs of 16 GB" in " ".join(done.stdout.split())
-    assert f"Tables that are ready: {len(table_names())} of {len(table_names())} at smoke" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("Next: GPU, which ")
+    assert "the paper used 8 GPUs of 16 GB" in " ".join(done.stdout.split())
+    assert f"Ready tables: {len(table_names())} of {len(table_names())} at smoke" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("Next: 11 tables at small lack GPU; ")
     unbroken = ("git clone", str(home.folder), "missing: ")  # a command, a path and a table's line stay whole
     long = [
         line
@@ -181,7 +181,7 @@ def test_a_table_at_a_scale_with_one_root_here_one_wrong_and_a_folder_that_is_no
     done = home.invoke("doctor", "--table", "table5", "--scale", "paper")
     assert (done.returncode, done.stderr) == (0, "")
     found = entries(done.stdout)
-    assert found["imagenet"] == "here"
+    assert found["imagenet"] == "available"
     assert found["places205"].startswith(
         f"The data root 'places205' is {places}, which lacks trainvalsplit_places205/val_places205.csv."
     )
@@ -192,10 +192,10 @@ def test_a_table_at_a_scale_with_one_root_here_one_wrong_and_a_folder_that_is_no
     assert "is not Detectron2's source" in found["Detectron2"]
     assert [label for label in found if label.startswith("table")] == ["table5 paper"]
     assert found["table5 paper"].endswith(
-        "missing: GPU, voc2007, places205, inaturalist2018, voc0712, Detectron2; here: imagenet"
+        "missing: GPU, voc2007, places205, inaturalist2018, voc0712, Detectron2; available: imagenet"
     )
     assert len([line for line in done.stdout.splitlines() if "inaturalist2018, voc0712" in line]) == 1
-    assert "Tables that are ready: 0 of 1 at paper" in done.stdout
+    assert "Ready tables: 0 of 1 at paper" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -220,11 +220,11 @@ def test_a_wrong_name_ends_in_one_line_and_code_2(arguments: tuple[str, ...], sa
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("detectron2 = 5", "detectron2 is 5, a Path is expected."),
+        ("detectron2 = 5", "detectron2 is 5: a path in quotes is expected."),
         ('launcher = "slrum"', "There is no launcher 'slrum'."),
         (
             'tracking_uri = "mlruns"',
-            "The tracking store is 'mlruns', a folder, which MLflow no longer writes.",
+            "The tracking store is 'mlruns', a folder; MLflow no longer writes to folders.",
         ),
     ],
     ids=lambda value: value.split()[0] if "=" in value else "",
@@ -278,7 +278,10 @@ def test_a_list_that_would_be_fetched_counts_as_here_and_is_not_fetched(tmp_path
         runs=tmp_path / "runs", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])}
     )
     assert not list(missing(Imagenette(), SemiSupervised(), site, fetch=False))
-    assert "fetched, once, by the first run" in told(site)["imagenet_subsets"]
+    assert (
+        "the first run that needs SimCLR's lists of labelled images fetches them, once"
+        in told(site)["imagenet_subsets"]
+    )
     assert not site.runs.exists()
 
 
@@ -308,7 +311,7 @@ def test_runs_whose_data_are_here_can_start_and_the_others_are_named_by_what_the
         data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
     )
     found = doctor.need([evaluation(Imagenette()), evaluation(STL10())], machine(site))
-    assert found == Need(num_runs=2, startable=1, missing=("stl10",), here=("imagenette",), disk=0)
+    assert found == Need(num_runs=2, startable=1, missing=("stl10",), available=("imagenette",), disk=0)
 
 
 def test_an_evaluation_lacks_what_its_pretraining_lacks(tmp_path: Path) -> None:
@@ -425,20 +428,19 @@ def test_disk_is_encoders_for_good_and_checkpoints_of_what_goes_on_at_once(tmp_p
 
 def test_the_tracking_store_is_told_without_opening_it_and_without_its_password(tmp_path: Path) -> None:
     site = Site(runs=tmp_path / "runs")
-    assert Store(site).described() == f"sqlite:///{tmp_path}/runs/mlflow.db, which the first run makes"
+    assert Store(site).described() == f"sqlite:///{tmp_path}/runs/mlflow.db, created by the first run"
     lay_out(tmp_path, ("runs/mlflow.db",))
-    assert Store(site).described().endswith("mlflow.db, which is there")
+    assert Store(site).described().endswith("mlflow.db, which exists")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         address = f"http://me:secret@127.0.0.1:{port}"
         assert (
-            Store(Site(tracking_uri=address)).described()
-            == f"http://127.0.0.1:{port}, where a server answers"
+            Store(Site(tracking_uri=address)).described() == f"http://127.0.0.1:{port}, a server that answers"
         )
     silent = Store(Site(tracking_uri=address)).described()
-    assert silent.startswith(f"http://127.0.0.1:{port}, where no server answers")
+    assert silent.startswith(f"http://127.0.0.1:{port}, a server that does not answer")
     database = Store(Site(tracking_uri="postgresql://me:secret@db/mlflow")).described()
-    assert database == "postgresql://db/mlflow, a database, which is not asked"
+    assert database == "postgresql://db/mlflow, a database, which is not checked"
 
 
 def test_the_machine_is_told_where_there_is_no_run_yet(tmp_path: Path) -> None:
@@ -446,5 +448,5 @@ def test_the_machine_is_told_where_there_is_no_run_yet(tmp_path: Path) -> None:
     found = told(site)
     assert re.fullmatch(r"\d+\.\d+\.\d+, torch \S+, torchvision \S+, mlflow \S+", found["Python"])
     assert found["disk"].startswith(messages.size(shutil.disk_usage(tmp_path).free).split(".")[0])
-    assert found["disk"].endswith("no features are kept")
+    assert found["disk"].endswith("features are not kept (features_gb)")
     assert not (tmp_path / "a").exists()

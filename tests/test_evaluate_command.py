@@ -142,7 +142,8 @@ def test_a_worker_finds_the_runs_of_both_kinds_of_request_from_their_text() -> N
         for spec in request.specs():
             assert worker.find(plan.loads(request.dumps()), spec.id) == spec
     with pytest.raises(
-        LookupError, match=r"^the evaluation by knn on stl10 has no run 0123456789ab with the code here"
+        LookupError,
+        match=r"^the evaluation by knn on stl10 has no run 0123456789ab with the code on this machine",
     ):
         worker.find(one, "0123456789ab")
     code = (

@@ -1,4 +1,4 @@
-"""Where a number comes from and what two runs differ in, as the command line tells it from a real store."""
+"""The origin of a number and the differences of two runs, from the command line with a real store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BYOL = Request(table="table8", rows="BYOL", columns="acc")
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Table 8's BYOL is finished at seed 0; at seed 1 its pretraining failed."""
+    """Return a store in which Table 8's BYOL is finished at seed 0, and its pretraining failed at seed 1."""
     store = Store(Site(runs=tmp_path_factory.mktemp("runs")))
     pretrained, evaluated = BYOL.specs()
     with store.start(pretrained, scale="smoke") as run:
@@ -49,7 +49,7 @@ def test_a_finished_cell_names_its_runs_and_what_they_used(store: Store) -> None
     assert "data digest: 0123" in text
     assert "encoder digest: 4567" in text
     assert "method.lambda_b=0.0" in text
-    assert "To fill it" not in text
+    assert "to fill it" not in text
 
 
 def test_an_empty_cell_says_what_would_fill_it(store: Store) -> None:
@@ -57,7 +57,7 @@ def test_an_empty_cell_says_what_would_fill_it(store: Store) -> None:
     text = "\n".join(why(request, store))
     assert "  seed 1: top1 – (not run yet)" in text
     assert "failed: FloatingPointError: the loss is not finite" in text
-    assert text.endswith("To fill it, 2 runs: invoke table8 --rows BYOL --columns acc --seeds 2")
+    assert text.endswith("2 runs missing; to fill it: invoke table8 --rows BYOL --columns acc --seeds 2")
 
 
 def test_a_quoted_cell_says_that_nothing_is_run_for_it(store: Store) -> None:
@@ -94,10 +94,10 @@ def test_an_evaluation_and_mlflows_own_name_are_runs_like_any(store: Store) -> N
     [
         (
             "ffffffffffff",
-            r"There is no run 'ffffffffffff' in sqlite:.*: `invoke status` lists those that there are\.",
+            r"sqlite:.* has no run 'ffffffffffff': `invoke status` lists the runs that exist\.",
         ),
-        ("table8", r"'table8' is no run's id: 4 to 12 hexadecimal digits"),
-        ("' OR 1=1", r"is no run's id"),
+        ("table8", r"'table8' is not a run's id: use 4 to 12 hexadecimal digits"),
+        ("' OR 1=1", r"is not a run's id"),
     ],
 )
 def test_a_name_that_is_no_runs_is_refused(name: str, says: str, store: Store) -> None:

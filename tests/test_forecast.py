@@ -1,4 +1,4 @@
-"""What `--dry-run` says of each run, of hours and disk, and what `--apply` and `--max-gpu-hours` refuse."""
+"""The lines of `--dry-run` about runs, hours and disk; refusals of `--apply` and `--max-gpu-hours`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SMALL_FORWARD = 2 * 3_125_248
 
 
 def tiny(epochs: int = 4, **fields: Any) -> Pretrain:
-    """BYOL at smoke scale, K = 2."""
+    """Return BYOL at smoke scale with K = 2."""
     run = smoke(
         Evaluate(encoder=byol(imagenet100), protocol=NearestNeighbours(), dataset=byol(imagenet100).dataset)
     ).encoder
@@ -76,7 +76,7 @@ def evaluation(encoder: Pretrain, k: int = 5) -> Evaluate:
 
 
 def finished(spec: Spec, seconds: float = 60, **fields: Any) -> Record:
-    """The record of a run that is finished, as the store gives it."""
+    """Return the record of a finished run, in the store's form."""
     state = RunState(
         spec_id=spec.id,
         run_id="0" * 32,
@@ -158,13 +158,14 @@ def test_protocols_say_how_many_images_go_through_the_encoder() -> None:
 @pytest.mark.parametrize(
     ("others", "says"),
     [
-        ([], "no finished run with these settings, nor any of its kind at this scale"),
+        ([], "no finished run with these settings, and none of this kind at this scale"),
         ([tiny(epochs=6)], "the nearest differs in epochs: 6, here 4"),
         ([tiny(epochs=6, seed=1), tiny(seed=2)], "the nearest differs in seed: 2, here 0"),
         ([tiny(seed=3), tiny(seed=2)], "the nearest differs in seed: 3, here 0"),
         (
             [tiny(epochs=6, seed=1, batch_size=64, backbone="resnet18", precision="bfloat16")],
-            "the nearest differs in backbone: resnet18, here small; epochs: 6, here 4; batch_size: 64, here 32 and 2 more",
+            "the nearest differs in backbone: resnet18, here small; epochs: 6, here 4; "
+            "batch_size: 64, here 32 and 2 more",
         ),
     ],
     ids=["none", "one setting", "fewest", "newest of several", "many"],
@@ -196,7 +197,7 @@ def test_a_pretraining_takes_what_finished_ones_took_for_a_view() -> None:
 
 
 def test_images_of_another_data_set_count_by_their_number() -> None:
-    """The smoke scale's folder has 1 200 training scenes, its STL-10 500 + 700, here 3 500 + 700."""
+    """The smoke scale's folder has 1 200 training scenes, its STL-10 500 + 700, in this test 3 500 + 700."""
     other = smoke(
         Evaluate(encoder=byol(stl10), protocol=NearestNeighbours(), dataset=byol(stl10).dataset)
     ).encoder
@@ -233,8 +234,10 @@ def test_images_of_another_data_set_count_by_their_number() -> None:
     ],
 )
 def test_times_that_do_not_compare_are_not_used(record: Record) -> None:
-    """From FLOPs then: 4 passes (online forward and backward, target) x 4 epochs x 1 200 images x 2 views at
-    20e9 a second."""
+    """The estimate comes from FLOPs instead.
+
+    4 passes (online forward and backward, target) x 4 epochs x 1 200 images x 2 views at 20e9 per second.
+    """
     found = estimate(tiny(), [record], "CPU", "Chip")
     assert found is not None
     assert found.source == "FLOPs"
@@ -261,7 +264,7 @@ def test_the_published_sizes_of_real_data_give_an_estimate_at_paper_scale() -> N
 
 
 class Quiet(Protocol, name="quiet"):
-    """Does not say what it sends through the encoder."""
+    """A protocol that does not report its passes through the encoder."""
 
 
 def test_what_nobody_knows_is_not_invented() -> None:
@@ -299,7 +302,7 @@ def test_the_wall_time_respects_what_comes_first_and_how_many_go_on_at_once() ->
     assert makespan(wide, 9) == 2 + 5, "beside it there is room for eight"
 
 
-# The digest and what it is checked by
+# The digest and its check
 
 
 def made(*steps: Step) -> Forecast:
@@ -325,16 +328,17 @@ def test_what_is_not_allowed_is_refused_in_one_line() -> None:
     check(plan, plan.digest, 1.5)
     with pytest.raises(
         RefusedError,
-        match=rf"^The plan is not 0123456789ab: it is {plan.digest} now\. .*--apply {plan.digest}\.$",
+        match=r"^Plan 0123456789ab was requested, but the plan is "
+        rf"{plan.digest} now\. .*--apply {plan.digest}\.$",
     ):
         check(plan, "0123456789ab", None)
     with pytest.raises(
-        RefusedError, match=r"^--max-gpu-hours is 1\.4, and the plan takes some 1\.5 GPU-hours: "
+        RefusedError, match=r"^--max-gpu-hours is 1\.4, but the estimate for this plan is 1\.5 GPU-hours: "
     ):
         check(plan, plan.digest, 1.4)
     unknown = made(step(tiny(), 3600), step(tiny(seed=1)))
     assert unknown.hours is None
-    with pytest.raises(RefusedError, match="and the hours of 1 of 2 runs are not known: "):
+    with pytest.raises(RefusedError, match="but the hours of 1 of 2 runs are unknown: "):
         check(unknown, "", 1e9)
 
 
@@ -343,24 +347,24 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
         made(step(tiny(), 7200), step(evaluation(tiny()), 1800), step(tiny(seed=1), action="attach")).lines()
     )[3:]
     assert lines[:4] == [
-        "3 runs: 1 done by others, 2 to do.",
+        "3 runs: 1 executed by other processes, 2 to run.",
         "GPU-hours: 2.5. Wall time: 2:30:00, 2 runs at once.",
-        "  2 estimated from finished runs that are alike.",
-        "  1 that somebody else does is not counted.",
+        "  2 estimated from comparable finished runs.",
+        "  Not counted: 1 run of other processes.",
     ]
     unknown = list(made(step(tiny(), 7200), step(evaluation(tiny()))).lines())[2:]
     assert (
         unknown[1]
-        == "GPU-hours: not known; 2 for the 1 run of which it is. Wall time: not known, 2 runs at once."
+        == "GPU-hours: unknown for 1 of 2 runs; the other one needs 2. Wall time: unknown, 2 runs at once."
     )
-    assert "  1 not known: knn on synthetic_folder." in unknown
+    assert "  1 unknown: knn on synthetic_folder." in unknown
 
 
 # Real records
 
 
 def attempt(spec: Spec, site: Site, at: Any) -> None:
-    """Begins a run, says so, and waits to be killed."""
+    """Start a run, report it, and wait to be killed."""
     with (
         lease.take(site.runs / spec.id, spec.id, heartbeat=10) as held,
         Store(site).start(spec, scale="smoke", hold=held),
@@ -385,7 +389,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
     request = Request(table="table8")
     wanted = [Job(spec, request) for spec in (reused, killed, running, failed, new)]
     assert {each.why for each in steps_of(wanted, site)} == {
-        "no finished run with these settings, nor any of its kind at this scale"
+        "no finished run with these settings, and none of this kind at this scale"
     }
     assert not site.runs.exists()
 
@@ -423,10 +427,10 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
         f"finished {record.ended.astimezone():%Y-%m-%d}, commit {record.commit[:7]}"
     )
     gone = f"its process {processes[0].pid} on {host} is gone"
-    assert found["killed"].why == f"a checkpoint of epoch 3 of 4 is there; interrupted, {gone}"
+    assert found["killed"].why == f"from the checkpoint of epoch 3 of 4; interrupted: {gone}"
     assert found["killed"].left == 0.25
-    assert found["running"].why == f"process {processes[1].pid} on {host} does it"
-    assert found["failed"].why == "failed, ValueError: no luck; it starts anew"
+    assert found["running"].why == f"process {processes[1].pid} on {host} executes it"
+    assert found["failed"].why == "failed: ValueError: no luck; starts from scratch"
     assert found["new"].why == "no finished run with these settings; the nearest differs in seed: 0, here 4"
     assert {each.estimate.source for each in found.values() if each.estimate} == {"finished runs"}
 
@@ -504,10 +508,11 @@ def test_a_plan_is_applied_only_as_it_was_looked_at(home: Home) -> None:
     planned = home.invoke(*arguments, "--dry-run").stdout.splitlines()[-1].split()[1].rstrip(":")
     other = home.invoke("table8", "--rows", "BYOL + L_s", "--apply", planned)
     assert (other.returncode, other.stdout, other.stderr.count("\n")) == (2, "", 1)
-    assert other.stderr.startswith(f"The plan is not {planned}: it is ")
+    assert other.stderr.startswith(f"Plan {planned} was requested, but the plan is ")
     dear = home.invoke(*arguments, "--apply", planned, "--max-gpu-hours", "0.0001")
     assert (dear.returncode, dear.stdout, dear.stderr.count("\n")) == (2, "", 1)
-    assert dear.stderr.startswith("--max-gpu-hours is 0.0001, and the plan takes some under 0.01 CPU-hours")
+    expected = "--max-gpu-hours is 0.0001, but the estimate for this plan is under 0.01 CPU-hours"
+    assert dear.stderr.startswith(expected)
     looked = home.invoke(*arguments, "--apply", planned, "--max-gpu-hours", "1", "--dry-run")
     assert (looked.returncode, looked.stderr) == (0, "")
     assert not home.runs.exists()

@@ -1,7 +1,7 @@
-"""`invoke gc`: what nothing refers to is listed, and removed on demand; what somebody needs, owns or put
-there stays.
+"""`invoke gc`: unreferenced things are listed, and removed on demand; everything else is kept.
 
-Most tests look at one folder of runs of every kind, whose records are real and whose files are small.
+Kept are things that a run needs, that a process owns, or that a user put there. Most tests look at one folder
+with runs of every kind, whose records are real and whose files are small.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DAY = 24 * 3600
 
 
 def pair(*changes: str, seeds: int = 1, table: str = "table8", **fields: str) -> tuple[Spec, ...]:
-    """The pretraining and the evaluation of a row; of several seeds those of the last."""
+    """Return the pretraining and the evaluation of a row; of several seeds, those of the last."""
     return Request(
         table=table, rows=fields.pop("rows", "BYOL"), changes=changes, seeds=seeds, **fields
     ).specs()[-2:]  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def pair(*changes: str, seeds: int = 1, table: str = "table8", **fields: str) ->
 
 FINISHED, EVALUATION = pair("epochs=3")
 WANTED = pair(seeds=10)[0]
-"""Of the tenth seed, whose runs are kept; not finished."""
+"""Unfinished run of the tenth seed, which is kept."""
 OF_A_RELEASE = pair(table="table4", rows="SwAV*", scale="small", baselines="released")[-1]
 ELEVENTH = pair(seeds=11)[0]
 STRANGE = pair("epochs=5")[0]
@@ -52,30 +52,30 @@ OWNED = pair("epochs=6")[0]
 ELSEWHERE = pair("epochs=7")[0]
 QUEUED = pair("epochs=8")[0]
 UNKNOWN = pair("epochs=9")[0]
-"""Without a record."""
+"""Run without a record."""
 MEASURED = pair("epochs=11")[1]
-"""Whose result waits on disk."""
+"""Run whose result waits on disk."""
 ONLY_ITS_ENCODER = pair("epochs=12")[0]
-"""An encoder without a record."""
+"""Run with an encoder and without a record."""
 FAR = pair("epochs=13")[0]
-"""Failed on another machine, where its folder is."""
+"""Run that failed on another machine, which has its folder."""
 BEFORE = pair("epochs=15")[0]
-"""Of which only a record is left."""
+"""Run of which only a record is left."""
 EVALUATED, LATER = pair("epochs=14")
-"""A pretraining whose finished record was deleted, and which was begun again, and the finished evaluation of
-its encoder."""
+"""Pretraining whose finished record was deleted, and which was started again; the finished evaluation of its
+encoder."""
 
 GONE = {STRANGE.id, ELEVENTH.id, UNKNOWN.id, BEFORE.id}
 
 
 def stopped(store: Store, spec: Spec) -> None:
-    """Records an attempt that was interrupted."""
+    """Record an interrupted attempt."""
     with pytest.raises(KeyboardInterrupt), store.start(spec, scale="smoke"):
         raise KeyboardInterrupt("SIGINT")
 
 
 def put(path: Path, content: bytes = b"x" * 1000, age: float = 0.0) -> Path:
-    """A file, and the folders above it."""
+    """Write a file, and create the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     written = time.time() - age
@@ -84,14 +84,14 @@ def put(path: Path, content: bytes = b"x" * 1000, age: float = 0.0) -> Path:
 
 
 def trained(site: Site, spec: Spec, value: float) -> str:
-    """An encoder in a run's folder; returns its digest."""
+    """Write an encoder to a run's folder and return its digest."""
     tensors = {"backbone.weight": torch.full((2, 2), value)}
     checkpoint.save_encoder(site.runs / spec.id / FILE, tensors, spec_id=spec.id)
     return checkpoint.digest(tensors)
 
 
 def features(site: Site, encoder: str) -> Path:
-    """A file of features as `feature_cache` writes it."""
+    """Write a file of features like `feature_cache`."""
     describe: Callable[[], dict[str, str]] = lambda: {"encoder": encoder}  # noqa: E731
     feature_cache.once(
         describe, num_rows=2, site=site, device=torch.device("cpu"), compute=lambda: torch.ones(2, 3)
@@ -104,14 +104,14 @@ def features(site: Site, encoder: str) -> Path:
 
 
 def begun(site: Site, spec: Spec) -> None:
-    """The folder of a run that was begun: 1000 bytes of a checkpoint."""
+    """Create the folder of a started run, with 1000 bytes of a checkpoint."""
     put(site.runs / spec.id / "epoch-00001.pt")
     put(site.runs / spec.id / "log.txt", b"")
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Home:
-    """Runs of every kind. Each test takes a copy."""
+    """Return a home with runs of every kind; each test takes a copy."""
     home = Home(tmp_path_factory.mktemp("gc"))
     home.runs.mkdir()
     shutil.copy(template, home.runs)
@@ -152,7 +152,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Home
 
 @pytest.fixture
 def place(everything: Home, tmp_path: Path) -> Iterator[tuple[Site, Store]]:
-    """A copy of everything, with the leases that only a living process can give."""
+    """Yield a copy of everything, with the leases that only a living process can have."""
     shutil.copytree(everything.folder, tmp_path / "home")
     site = Site(runs=tmp_path / "home" / "runs", reports=tmp_path / "home" / "reports")
     (site.runs / ("c" * 12)).symlink_to(tmp_path / "home" / "beside")
@@ -163,14 +163,14 @@ def place(everything: Home, tmp_path: Path) -> Iterator[tuple[Site, Store]]:
 
 
 def of_another_machine(site: Site, beat: float) -> None:
-    """A lease that another machine's process last renewed so many seconds ago."""
+    """Write a lease that another machine's process last renewed so many seconds ago."""
     process = {"host": "elsewhere", "pid": 1, "started": 0.0, "job": "", "reason": "", "progress": None}
     content = {"spec_id": ELSEWHERE.id, "token": "0" * 32, "heartbeat": 10.0, "state": "running", **process}
     put(site.runs / ELSEWHERE.id / lease.FILE, json.dumps(content).encode(), age=beat)
 
 
 def snapshot(folder: Path) -> set[str]:
-    """Every file below a folder but the locks."""
+    """Return every file below a folder except the locks."""
     return {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -211,13 +211,13 @@ def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[
         os.utime(path, (time.time() - 3 * DAY,) * 2)
     lines = list(gc.find(site, store).lines())
     (unknown,) = [line for line in lines if UNKNOWN.id in line]
-    assert unknown.split("  ")[-1] == f"runs/{UNKNOWN.id}: it has no record, and no table makes it"
+    assert unknown.split("  ")[-1] == f"runs/{UNKNOWN.id}: no record; no table uses it"
     assert unknown.split()[:5] == ["run", "1", "kB", "3", "days"]
     (strange,) = [line for line in lines if line.startswith("run ") and STRANGE.id in line]
-    assert "interrupted (KeyboardInterrupt: SIGINT), and no table makes it" in strange
-    counts = "3 runs, 1 run's checkpoints, 3 drafts, 2 files of features, 3 records: "
+    assert "interrupted (KeyboardInterrupt: SIGINT); no table uses it" in strange
+    counts = "3 runs, 1 checkpoint set, 3 drafts, 2 feature files, 3 records: "
     assert lines[-1].startswith(counts)
-    assert lines[-1].endswith("kB. `invoke gc --delete` removes that.")
+    assert lines[-1].endswith("kB. `invoke gc --delete` removes all of this.")
 
 
 def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, Store]) -> None:
@@ -226,7 +226,7 @@ def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, 
     found = gc.find(site, store)
     lines, num_left = gc.remove(found)
     assert num_left == 0
-    assert [line for line in lines if line.startswith("stays")] == list(found.notes)
+    assert [line for line in lines if line.startswith("kept")] == list(found.notes)
     gone = {name for name in before if name.split("/")[0] in GONE}
     gone |= {name.removeprefix("runs/") for kind in ("draft", "features") for name in names(found, kind)}
     gone |= {f"{FINISHED.id}/epoch-00001.pt", "reports/smoke/.table8.md.99.tmp"}
@@ -240,7 +240,7 @@ def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, 
     }
     again = gc.find(site, store)
     assert again.items == ()
-    assert list(again.lines())[-1] == "There is nothing to remove."
+    assert list(again.lines())[-1] == "Nothing to remove."
 
 
 def test_deleted_records_can_be_restored(place: tuple[Site, Store]) -> None:
@@ -268,7 +268,7 @@ def test_what_is_begun_or_finished_between_the_look_and_the_removal_stays(place:
         run.finish({"top1": 0.5})
     with lease.take(site.runs / STRANGE.id, STRANGE.id, heartbeat=10.0):
         lines, num_left = gc.remove(found)
-    told = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("stays")}
+    told = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("kept")}
     assert f"process {os.getpid()} on " in told[f"runs/{STRANGE.id}"]
     assert told[f"runs/{ELEVENTH.id}"].endswith("it is finished now")
     assert (site.runs / STRANGE.id / "epoch-00001.pt").exists()
@@ -288,7 +288,7 @@ def test_a_folder_that_is_gone_meanwhile_is_no_error_and_one_that_may_not_go_is_
     fixed = gc.Item(name="fixed", remove=lambda: str(site.runs.rmdir()), **about)  # type: ignore[arg-type, func-returns-value]
     lines, num_left = gc.remove(gc.Found(items=(*found.items, fixed)))
     assert num_left == 1
-    assert [line for line in lines if line.startswith("stays")] == ["stays  fixed: Directory not empty"]
+    assert [line for line in lines if line.startswith("kept")] == ["kept  fixed: Directory not empty"]
 
 
 def test_a_folder_of_runs_behind_a_link_and_one_that_is_not_there(
@@ -303,14 +303,14 @@ def test_a_folder_of_runs_behind_a_link_and_one_that_is_not_there(
     ]
     nowhere = Site(runs=tmp_path / "nowhere")
     assert list(gc.find(nowhere, Store(nowhere)).lines()) == [
-        f"There is no folder {nowhere.runs}.",
-        "There is nothing to remove.",
+        f"The folder {nowhere.runs} does not exist.",
+        "Nothing to remove.",
     ]
     assert not nowhere.runs.exists()
 
 
 def test_another_store_s_runs_stay(place: tuple[Site, Store], tmp_path: Path) -> None:
-    """With the wrong tracking store every run looks unfinished, and encoders that took days must not go."""
+    """With the wrong tracking store every run looks unfinished; encoders that took days must stay."""
     site, _ = place
     put(site.runs / EVALUATION.id / "log.txt", b"")
     with lease.take(site.runs / EVALUATION.id, EVALUATION.id, heartbeat=10.0) as held:
@@ -352,8 +352,7 @@ def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tu
 
 
 def test_tables_are_as_before(place: tuple[Site, Store]) -> None:
-    """From the command line: a finished table is reused and rendered to the same bytes after everything else
-    is gone."""
+    """A finished table is reused, and rendered to the same bytes, after everything else is gone."""
     site, _ = place
     home, table = Home(site.runs.parent), ("table8", "--rows", "BYOL", "--set", "epochs=3")
     assert home.invoke(*table).returncode == 0
@@ -363,7 +362,7 @@ def test_tables_are_as_before(place: tuple[Site, Store]) -> None:
         listed = home.invoke(*arguments)
         assert (listed.returncode, listed.stderr) == (0, "")
         assert (home.runs / STRANGE.id).exists() == ("--dry" in arguments)
-        assert "3 runs, 1 run's checkpoints, 3 drafts, 2 files of features, 3 records: " in listed.stdout
+        assert "3 runs, 1 checkpoint set, 3 drafts, 2 feature files, 3 records: " in listed.stdout
     done = home.invoke(*table)
     assert done.stdout.startswith("0 runs done, 2 reused, 0 missing, in ")
     assert {path: path.read_bytes() for path in (home.reports / "smoke").glob("[!.]*")} == reports

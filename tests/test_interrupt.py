@@ -1,5 +1,4 @@
-"""Runs that are told to stop: what they leave behind, and that they go on to the numbers of one that was left
-alone."""
+"""Runs that receive a stop request: what they leave, and that they resume to the same numbers as others."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ from reproduce.train import Meter, pretrain
 from reproduce.worker import serve
 
 EPOCHS, STEPS, BATCH = 2, 5, 16
-"""Of the runs in this process."""
+"""Settings of the runs in this process."""
 
 
 # Requests
@@ -48,7 +47,7 @@ EPOCHS, STEPS, BATCH = 2, 5, 16
 
 @pytest.fixture
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Signals are heard, and none is an echo of another test's."""
+    """Listen for signals; none counts as an echo of another test's."""
     monkeypatch.setattr(interrupt, "_request", interrupt._Request())
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     interrupt.listen()
@@ -174,8 +173,7 @@ def train(
     stop_at: int | None = None,
     strike: Callable[[], None] = lambda: interrupt.ask("a test"),
 ) -> Notes:
-    """Goes on in the folder `name` and returns what is recorded; `strike` is called during step number
-    `stop_at`, from 1."""
+    """Resume in the folder `name` and return the record; call `strike` during step `stop_at` (from 1)."""
     notes = Notes()
 
     def report(progress: Progress) -> None:
@@ -187,18 +185,18 @@ def train(
 
 
 def steady(metrics: dict[str, float]) -> dict[str, float]:
-    """Without what depends on the clock."""
+    """Return a record without the values that depend on the clock."""
     return {key: value for key, value in metrics.items() if key != "images_per_second"}
 
 
 def weights(folder: Path) -> bytes:
-    """What follows the header of an encoder's file, whose keys have no fixed order."""
+    """Return an encoder's file without its header, whose keys have no fixed order."""
     content = (folder / FILE).read_bytes()
     return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def left(folder: Path) -> list[str]:
-    """The names of its files."""
+    """Return the names of the files that a run left."""
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -255,8 +253,11 @@ def test_a_checkpoint_without_steps_is_still_read_and_a_lost_lease_writes_nothin
 
 
 def two(folder: Path) -> list[Any]:
-    """What one of two processes finds: a whole run, one that only the second process is told to stop, one
-    that one process began."""
+    """Return what each of two processes finds.
+
+    There are three trainings: a whole one, one in which only the second process receives a stop request, and
+    one that a single process began.
+    """
     interrupt.listen()
     site, found = Site(runs=folder), []
     whole = train(site, "whole")
@@ -308,7 +309,7 @@ def test_the_speed_of_an_epoch_that_was_interrupted_counts_the_time_of_all_its_i
 
 
 LONG = 30
-"""Steps of an epoch: more than it takes to say so and to be struck."""
+"""Steps of an epoch: more than the time to report and to be interrupted."""
 REQUEST = Request(
     table="table8",
     rows="BYOL",
@@ -317,7 +318,7 @@ REQUEST = Request(
 
 
 def start(home: Home) -> subprocess.Popen[str]:
-    """The worker of the pretraining run, in a process group of its own."""
+    """Start the worker of the pretraining run in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "reproduce.worker", REQUEST.dumps(), REQUEST.specs()[0].id],
         cwd=ROOT,
@@ -330,10 +331,9 @@ def start(home: Home) -> subprocess.Popen[str]:
 
 
 def strike(home: Home, number: signal.Signals, step: int) -> tuple[int, float]:
-    """Sends a signal when the worker says that `step` steps are done; its exit code and the seconds that it
-    took to end.
+    """Send a signal once the worker reports `step` steps; return its exit code and the seconds until its end.
 
-    It says so after its first step, and then every half second: many steps of a fast machine.
+    The worker reports its first step, and then every half second: many steps of a fast machine.
     """
     worker = start(home)
     try:
@@ -357,7 +357,7 @@ def strike(home: Home, number: signal.Signals, step: int) -> tuple[int, float]:
 
 
 class AtOnce(threading.Thread):
-    """A thread that is done when it has been started."""
+    """A thread that has finished when it has been started."""
 
     def start(self) -> None:
         self.run()
@@ -366,7 +366,7 @@ class AtOnce(threading.Thread):
 def test_a_worker_whose_input_ended_before_it_looked_begins_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Ctrl-C while workers start: the run is in the input, and so is its end."""
+    """As with Ctrl-C while workers start: the input contains the run and has ended."""
     order = json.dumps({"request": REQUEST.dumps(), "id": "0123456789ab"})
     monkeypatch.setattr("sys.stdin", io.StringIO(order + "\n"))
     monkeypatch.setattr(threading, "Thread", AtOnce)
@@ -398,7 +398,7 @@ def test_a_worker_that_waits_for_orders_can_start_processes_that_decode(tmp_path
 
 
 def query(home: Home, sql: str) -> list[tuple[Any, ...]]:
-    """Asks the store's database itself, without MLflow."""
+    """Query the store's database directly, without MLflow."""
     with contextlib.closing(sqlite3.connect(home.runs / "mlflow.db")) as database:
         return database.execute(sql).fetchall()
 

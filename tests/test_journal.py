@@ -1,5 +1,4 @@
-"""What waits on disk: measurements that a store does not have yet, and the result of a run; and how a store
-is waited for."""
+"""Data that wait on disk: measurements that a store lacks, and a run's result; and waiting for a store."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ import pytest
 from reproduce.runs import interrupt
 from reproduce.runs.journal import FILE, RESULT, Journal, Point, Result, drop_result, keep_result, kept_result
 from reproduce.tracking import retry
-from reproduce.tracking.retry import AwayError, away, disk_full, giving_up_after, retrying
+from reproduce.tracking.retry import UnreachableError, disk_full, giving_up_after, retrying, unreachable
 
 fork = multiprocessing.get_context("fork")
 
@@ -57,7 +56,7 @@ def test_what_was_added_while_the_rest_was_sent_is_not_forgotten(tmp_path: Path)
 
 
 def test_a_line_that_was_cut_anywhere_costs_that_line_alone(tmp_path: Path) -> None:
-    """As by a kill in the midst of writing; the next attempt adds to the same file."""
+    """As after a kill during a write; the next attempt appends to the same file."""
     journal = Journal(tmp_path)
     journal.add(points(1))
     before = (tmp_path / FILE).read_bytes()
@@ -153,7 +152,7 @@ def test_a_result_is_kept_until_it_is_dropped(tmp_path: Path) -> None:
     [
         (
             '{"spec_id": "ba9876543210", "metrics": {"top1": 0.5}, "commit": ""}',
-            "is of run ba9876543210, not of 0123456789ab",
+            "belongs to run ba9876543210, not to 0123456789ab",
         ),
         ('{"spec_id": "0123456789ab", "metrics": {"top1"', "is broken"),
         ('{"spec_id": "0123456789ab", "metrics": {"top1": null}}', "is broken"),
@@ -172,8 +171,7 @@ def test_a_result_that_is_broken_or_another_run_s_is_passed_over(
 
 
 class Answer(Exception):  # noqa: N818, as MLflow's own
-    """An exception as MLflow raises it, without its import of seconds; tests with a real server are in
-    test_status.py."""
+    """An exception like MLflow's, without its slow import; tests with a real server are in test_status.py."""
 
     def __init__(self, status: int, message: str = "") -> None:
         super().__init__(message)
@@ -184,14 +182,14 @@ class Answer(Exception):  # noqa: N818, as MLflow's own
 
 
 def test_what_may_be_better_a_while_later() -> None:
-    assert away(ConnectionRefusedError(), file=False)
-    assert away(Answer(503), file=False)
-    assert away(Answer(500), file=False)
-    assert not away(Answer(404), file=False)
-    assert not away(Answer(400), file=False)
-    assert not away(ValueError("no luck"), file=False)
-    assert away(Answer(503, "(sqlite3.OperationalError) database is locked"), file=True)
-    assert not away(Answer(503, "(sqlite3.OperationalError) no such table: runs"), file=True)
+    assert unreachable(ConnectionRefusedError(), file=False)
+    assert unreachable(Answer(503), file=False)
+    assert unreachable(Answer(500), file=False)
+    assert not unreachable(Answer(404), file=False)
+    assert not unreachable(Answer(400), file=False)
+    assert not unreachable(ValueError("no luck"), file=False)
+    assert unreachable(Answer(503, "(sqlite3.OperationalError) database is locked"), file=True)
+    assert not unreachable(Answer(503, "(sqlite3.OperationalError) no such table: runs"), file=True)
 
 
 def test_a_full_disk_is_told_from_what_else_sqlite_says() -> None:
@@ -204,7 +202,7 @@ def test_a_full_disk_is_told_from_what_else_sqlite_says() -> None:
 
 
 def failing(times: int, error: Exception) -> Callable[[], int]:
-    """What fails so often, and then says how often it was called."""
+    """Return an action that fails so many times, and then returns the number of its calls."""
     calls = []
 
     def action() -> int:
@@ -216,16 +214,19 @@ def failing(times: int, error: Exception) -> Callable[[], int]:
     return action
 
 
-def is_away(error: Exception) -> bool:
-    return away(error, file=False)
+def is_unreachable(error: Exception) -> bool:
+    return unreachable(error, file=False)
 
 
 def test_a_store_that_comes_back_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(retry, "PAUSE", 0.01)
-    assert retrying(failing(3, ConnectionRefusedError("nobody\nhere")), away=is_away, seconds=60) == 4
-    assert caplog.messages == ["The tracking store does not answer (nobody); waiting for it, 60 s at most."]
+    assert (
+        retrying(failing(3, ConnectionRefusedError("nobody\nhere")), unreachable=is_unreachable, seconds=60)
+        == 4
+    )
+    assert caplog.messages == ["The tracking store does not answer (nobody); retrying for up to 60 s."]
 
 
 def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(
@@ -233,24 +234,25 @@ def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(
 ) -> None:
     monkeypatch.setattr(retry, "PAUSE", 0.01)
     with pytest.raises(
-        AwayError,
-        match=r"^The tracking store did not answer for 0 s \(nobody\)\. Nothing is lost: start it, and .*\.$",
+        UnreachableError,
+        match=r"^The tracking store did not answer for 0 s \(nobody\)\. "
+        r"Nothing is lost: start the store, and .*\.$",
     ):
-        retrying(failing(10**6, ConnectionRefusedError("nobody")), away=is_away, seconds=0.05)
+        retrying(failing(10**6, ConnectionRefusedError("nobody")), unreachable=is_unreachable, seconds=0.05)
 
 
 @pytest.mark.parametrize(
     ("seconds", "error"),
-    [(0, ConnectionRefusedError("nobody")), (60, Answer(404)), (60, AwayError("given up"))],
+    [(0, ConnectionRefusedError("nobody")), (60, Answer(404)), (60, UnreachableError("given up"))],
 )
 def test_what_waiting_does_not_help_is_raised_at_once(seconds: float, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
-        retrying(failing(1, error), away=is_away, seconds=seconds)
+        retrying(failing(1, error), unreachable=is_unreachable, seconds=seconds)
     assert caught.value is error
 
 
 def wait_for_ever(inside: bool, sender: multiprocessing.connection.Connection) -> None:
-    """Waits for a store that never comes, in the midst of what saves its work before it stops or not."""
+    """Wait for a store that never answers, inside code that saves its work before it stops, or does not."""
     interrupt.listen()
 
     def nobody() -> None:
@@ -258,7 +260,7 @@ def wait_for_ever(inside: bool, sender: multiprocessing.connection.Connection) -
         raise ConnectionRefusedError
 
     def wait() -> None:
-        retrying(nobody, away=is_away, seconds=600)
+        retrying(nobody, unreachable=is_unreachable, seconds=600)
 
     try:
         if inside:

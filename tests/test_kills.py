@@ -1,11 +1,11 @@
-"""`kill -9` at any moment: the same command goes on, nothing half-written is read, the end is that of a
-command that nobody killed.
+"""`kill -9` at any moment: the same command resumes, and reads nothing half-written.
 
     MSBREG_KILLS=24 pytest tests/test_kills.py      # some six seconds each
 
-Real commands, workers and training: one row of Table 8, made tiny. One after the other the processes of a
-command are killed at a moment that is seen from outside, such as the draft of a checkpoint, or at any; then
-it is started again.
+The tests use real commands, workers and training: one row of Table 8, made tiny. One after the other, the
+processes of a command are killed, at a moment that is visible from outside, such as the draft of a
+checkpoint, or at any time; then the command is started again. The end is the same as that of a command that
+was never killed.
 """
 
 from __future__ import annotations
@@ -41,27 +41,29 @@ SEED = int(os.environ.get("MSBREG_KILLS_SEED", "0"))
 CHANGES = ("epochs=4", "dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
 COMMAND = ("table8", "--rows", "BYOL", *(word for change in CHANGES for word in ("--set", change)))
 PRETRAINING, EVALUATION = Request(table="table8", rows="BYOL", changes=CHANGES).specs()
-PATIENCE = 300.0
-"""Seconds for what takes few."""
+TIMEOUT = 300.0
+"""Seconds to wait for what takes a few."""
 
 
 class Finished(NamedTuple):
-    """What a command leaves that nobody killed."""
+    """The result of a command that was not killed."""
 
     metrics: dict[str, dict[str, float]]
     encoder: str
-    """Its tensors' digest."""
+    """Digest of its tensors."""
     reports: dict[str, bytes]
     seconds: float
 
 
 Moment = Callable[[Home], bool]
-"""Whether it has come, or is over."""
+"""Function that returns whether the moment has come or is over."""
 
 
 def new(*patterns: str) -> Callable[[Home], Moment]:
-    """The moment at which a file of such a name appears that was not there: a draft, or what it becomes where
-    the draft was missed."""
+    """Return the moment at which a new file with such a name appears.
+
+    The file is a draft, or the final file if the draft was missed.
+    """
 
     def files(home: Home) -> set[Path]:
         return {path for pattern in patterns for path in home.folder.glob(pattern)}
@@ -74,7 +76,7 @@ def new(*patterns: str) -> Callable[[Home], Moment]:
 
 
 def owned(home: Home) -> Moment:
-    """The moment at which the run is taken, also after a process that was killed while it had it."""
+    """Return the moment at which the run is taken, also after a process that was killed as its owner."""
     before = lease(home)
     return lambda home: lease(home).get("token") != before.get("token")
 
@@ -87,7 +89,7 @@ def lease(home: Home) -> dict[str, Any]:
 
 
 def nearly_complete(home: Home) -> Moment:
-    """The moment at which MLflow says FINISHED, and our tag is not there yet."""
+    """Return the moment at which MLflow's status is FINISHED, but the completion tag is missing."""
     of_runs = (
         "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND status = 'FINISHED'"
     )
@@ -96,15 +98,14 @@ def nearly_complete(home: Home) -> Moment:
 
 
 def complete(home: Home) -> Moment:
-    """The moment at which a run has the tag that says that it is finished: its folder is still to be
-    tidied."""
+    """Return the moment at which a run has the completion tag, but its folder is not tidied yet."""
     with_tag = "SELECT count(*) FROM tags WHERE key = 'complete'"
     before = query(home, with_tag)
     return lambda home: query(home, with_tag) > before
 
 
 def query(home: Home, sql: str) -> int:
-    """A number from the store's database, without MLflow."""
+    """Return a number from the store's database, without MLflow."""
     with contextlib.closing(sqlite3.connect(home.runs / "mlflow.db", timeout=30)) as database:
         return int(database.execute(sql).fetchone()[0])
 
@@ -131,25 +132,25 @@ MOMENTS: tuple[dict[str, Callable[[Home], Moment]], ...] = (
         "a report has its name": new("reports/smoke/table8.*"),
     },
 )
-"""In the order in which they come; those of one group follow each other within milliseconds."""
+"""Moments in their order; those of one group follow each other within milliseconds."""
 VICTIMS = ("command", "worker", "all")
 
 
 class Kill(NamedTuple):
-    """Whom and when."""
+    """Victims and time of a kill."""
 
     victim: str
     moment: str = ""
-    """One of MOMENTS; empty: `after` the beginning."""
+    """One of MOMENTS; empty for a kill `after` some time."""
     after: float = 0.0
-    """As a part of the time that a command takes."""
+    """Time of the kill, as a fraction of a command's duration."""
 
     def __str__(self) -> str:
         return f"{self.victim} at {self.moment or f'{self.after:.0%}'}"
 
 
 def plan() -> list[list[Kill]]:
-    """So many kills, in lives: by turns at a moment of each group, and at one time of the whole duration."""
+    """Return so many kills: in turns at a moment of each group, and at some time of the whole duration."""
     draw = random.Random(SEED)
     lives: list[list[Kill]] = []
     while (left := KILLS - sum(map(len, lives))) > 0:
@@ -162,7 +163,7 @@ def plan() -> list[list[Kill]]:
 
 
 def empty(folder: Path, template: Path) -> Home:
-    """A home with a store and no runs."""
+    """Return a home with a store and no runs."""
     home = Home(folder)
     home.runs.mkdir()
     shutil.copy(template, home.runs)
@@ -171,7 +172,7 @@ def empty(folder: Path, template: Path) -> Home:
 
 @pytest.fixture(scope="module")
 def reference(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The command that nobody killed."""
+    """Execute the command that is not killed, and return its result."""
     home, began = empty(tmp_path_factory.mktemp("reference"), template), time.monotonic()
     done = home.invoke(*COMMAND)
     assert (done.returncode, done.stderr) == (0, "")
@@ -180,7 +181,7 @@ def reference(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Finis
 
 @pytest.fixture
 def home(template: Path, tmp_path: Path) -> Iterator[Home]:
-    """A home with a store and no runs; at the end nothing is left running."""
+    """Yield a home with a store and no runs; in the end no process is left."""
     made = empty(tmp_path / "home", template)
     yield made
     for process in processes(made):
@@ -188,8 +189,10 @@ def home(template: Path, tmp_path: Path) -> Iterator[Home]:
 
 
 def left_by(home: Home) -> Finished:
-    """What is there at the end: final metrics but for speeds, the encoder, the reports but for those with the
-    names of the store's runs."""
+    """Return what exists at the end.
+
+    That is the final metrics without speeds, the encoder, and the reports without MLflow's run names.
+    """
     found = Store(Site(runs=home.runs)).finished([PRETRAINING.id, EVALUATION.id])
     assert len(found) == 2
     metrics = {
@@ -209,7 +212,7 @@ def left_by(home: Home) -> Finished:
 
 
 def processes(home: Home) -> list[psutil.Process]:
-    """Those that work here, but for zombies."""
+    """Return the processes that work in this home, without zombies."""
 
     def here(process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
@@ -223,15 +226,15 @@ def processes(home: Home) -> list[psutil.Process]:
 
 
 def until(found: Callable[[], bool], what: str) -> None:
-    """Polls; what is looked for may be over in milliseconds."""
-    deadline = time.monotonic() + PATIENCE
+    """Poll for a condition that may hold only for milliseconds."""
+    deadline = time.monotonic() + TIMEOUT
     while not found():
-        assert time.monotonic() < deadline, f"not in {PATIENCE:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not in {TIMEOUT:.0f} s: {what}"
         time.sleep(0.001)
 
 
 def strike(kill: Kill, command: subprocess.Popen[str], draw: random.Random) -> None:
-    """Kills the victims together, so that none sees that another is gone."""
+    """Kill the victims together, so that none sees that another is gone."""
     try:
         tree = psutil.Process(command.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -248,7 +251,7 @@ def strike(kill: Kill, command: subprocess.Popen[str], draw: random.Random) -> N
 
 
 def check_files(home: Home) -> None:
-    """Whatever has its final name is whole."""
+    """Check that every file with a final name is complete."""
     for path in home.runs.glob("*/epoch-*.pt"):
         content = path.read_bytes()
         assert hashlib.sha256(content[:-32]).digest() == content[-32:], path
@@ -265,29 +268,29 @@ def check_files(home: Home) -> None:
 
 
 def check_status(home: Home) -> None:
-    """Of runs that nobody does any more none is said to be running, before or after the store is tidied."""
+    """Check that no run without an owner counts as running, before and after the store is tidied."""
     for state in Store(Site(runs=home.runs)).status():
         assert state.state in ("finished", "interrupted"), state
 
 
 def survive(kill: Kill, home: Home, seconds: float, draw: random.Random) -> bool:
-    """Starts the command, kills as told, and looks at what is left.
+    """Start the command, kill it as planned, and check what is left.
 
     Args:
-        seconds: that the command takes when it is left alone.
+        seconds: duration of the command if it is not killed.
 
     Returns:
-        Whether it was killed: what the one before did not see, as others went on, may have been the moment of
-            this one.
+        Whether it was killed. A moment that the previous command did not see, because others continued, may
+        have been this one's.
     """
     begin = {name: begin for group in MOMENTS for name, begin in group.items()}
     come = begin[kill.moment](home) if kill.moment else (lambda home: False)
     command = home.start(*COMMAND)
-    latest = time.monotonic() + (PATIENCE if kill.moment else kill.after * seconds)
+    latest = time.monotonic() + (TIMEOUT if kill.moment else kill.after * seconds)
     until(lambda: come(home) or time.monotonic() > latest or command.poll() is not None, str(kill))
     in_time = command.poll() is None
     strike(kill, command, draw)
-    printed = command.communicate(timeout=PATIENCE)
+    printed = command.communicate(timeout=TIMEOUT)
     assert in_time or command.returncode == 0, printed
     until(lambda: not processes(home), f"after {kill} no process is left")
     check_files(home)

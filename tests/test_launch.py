@@ -1,4 +1,4 @@
-"""Where runs are put: a run must not depend on what runs beside it, and one GPU takes one run at a time."""
+"""The places of runs: a run must not depend on its neighbours, and one GPU executes one run at a time."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_each_gpu_takes_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_on_several_gpus_has_them_all_and_needs_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,7")
     places = local._places(Site(devices=3, jobs=1), 24)
-    assert local._together(places)["CUDA_VISIBLE_DEVICES"] == "0,1,4"
-    with pytest.raises(RefusedError, match=r"^devices is 8, but 4 GPU"):
+    assert local._merged(places)["CUDA_VISIBLE_DEVICES"] == "0,1,4"
+    with pytest.raises(RefusedError, match=r"^devices is 8, but only 4 GPUs"):
         local._places(Site(devices=8), 24)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert len(local._places(Site(devices=2, jobs=3), 24)) == 6
@@ -46,8 +46,10 @@ def test_a_run_on_several_gpus_has_them_all_and_needs_as_many(monkeypatch: pytes
 def test_workers_use_the_place_of_whoever_started_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Workers run in the project's folder, the command may run elsewhere: relative names must not come to
-    mean other files."""
+    """Relative names must mean the same files for the command and for its workers.
+
+    Workers run in the project's folder, the command possibly elsewhere.
+    """
     (tmp_path / "site.toml").write_text('runs = "elsewhere"\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MSBREG_SITE", "site.toml")
@@ -58,22 +60,25 @@ def test_workers_use_the_place_of_whoever_started_them(
 
 
 def test_a_run_of_several_processes_has_ended_when_all_of_them_have(tmp_path: Path) -> None:
-    """The next run is to have their devices. What torchrun says goes to the run's log: it prints a traceback
-    whenever a run is stopped."""
+    """The next run needs their devices.
+
+    The output of torchrun goes to the run's log, because it prints a traceback whenever a run is stopped.
+    """
     events: Queue[Any] = Queue()
     worker = local._Worker((0, 1), {}, events, tmp_path)
     ended, later = {"event": "finished", "id": "0123456789ab"}, {"event": "progress", "id": "0123456789ab"}
-    still_there = f"import sys; print({json.dumps(json.dumps(ended))}); print({json.dumps(json.dumps(later))}, flush=True); sys.stdin.read()"
+    prints = "; ".join(f"print({json.dumps(json.dumps(event))}, flush=True)" for event in (ended, later))
+    still_there = f"import sys; {prints}; sys.stdin.read()"
     with local._log(tmp_path / "0123456789ab") as log:
         worker._run(["-c", f"{still_there}; sys.exit('stopped')"], log)
     assert events.get(timeout=60) == (worker, later)
-    worker.ask()
+    worker.close()
     assert [events.get(timeout=60) for _ in range(2)] == [(worker, ended), (worker, None)]
     assert (tmp_path / "0123456789ab" / "log.txt").read_text() == "stopped\n"
 
 
 def test_a_run_that_a_process_got_at_its_end_goes_to_another_and_one_that_cannot_start_fails() -> None:
-    """One that was told to stop says that its run failed, and is given the next before it is gone."""
+    """A process that received a stop request reports a failed run, and gets the next one before it ends."""
     events: Queue[Any] = Queue()
     (job, *_) = plan.jobs([Request(table="table8", rows="BYOL")])
     worker = local._Worker((0,), {"MSBREG_SITE": "/nowhere/site.toml"}, events)

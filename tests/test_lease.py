@@ -1,4 +1,4 @@
-"""A run has one owner: who takes it, who may not, who takes over from the dead, and who must stop."""
+"""A run has one owner: tests of taking, refusing, taking over from the dead, and stopping."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from reproduce.runs.progress import Progress
 
 RUN = "0123456789ab"
 BEAT = 0.2
-"""Seconds."""
+"""Seconds between two heartbeats."""
 FORK = multiprocessing.get_context("fork")
 
 
 def wait(condition: Callable[[], Any]) -> Any:
-    """Polls until the condition holds, for a minute at most."""
+    """Poll until the condition holds, for at most a minute."""
     for _ in range(6000):
         if found := condition():
             return found
@@ -39,7 +39,7 @@ def present(folder: Path) -> Lease:
 
 
 def change(folder: Path, *, age: float = 0.0, **fields: Any) -> None:
-    """Writes a lease as another owner would have, `age` seconds ago."""
+    """Write a lease as another owner would have written it, `age` seconds ago."""
     path = folder / lease.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     beat = path.stat().st_mtime - age
@@ -47,14 +47,14 @@ def change(folder: Path, *, age: float = 0.0, **fields: Any) -> None:
 
 
 def own(folder: Path, ready: Any) -> None:
-    """Takes the run, says so, and holds it until it is killed."""
+    """Take the run, announce it, and hold it until this process is killed."""
     with lease.take(folder, RUN, heartbeat=BEAT):
         ready.put(os.getpid())
         signal.pause()
 
 
 def owner(folder: Path) -> Any:
-    """A process that owns the run."""
+    """Yield a process that owns the run."""
     ready = FORK.Queue()
     process = FORK.Process(target=own, args=(folder, ready))
     process.start()
@@ -98,7 +98,7 @@ def test_a_run_whose_owner_lives_cannot_be_taken_and_one_whose_owner_was_killed_
     tmp_path: Path,
 ) -> None:
     process = owner(tmp_path)
-    with pytest.raises(BusyError, match=rf"^Run {RUN} is being done by process {process.pid} on "):
+    with pytest.raises(BusyError, match=rf"^Run {RUN} is being executed by process {process.pid} on "):
         lease.take(tmp_path, RUN, heartbeat=BEAT)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -143,7 +143,7 @@ def test_an_owner_on_another_machine_is_dead_when_three_of_its_heartbeats_are_mi
 def test_an_owner_in_a_container_with_the_name_of_this_machine_is_judged_by_its_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of `docker run --network=host`: the numbers of its processes mean others here."""
+    """As with `docker run --network=host`: the same process numbers mean other processes."""
     monkeypatch.setattr(Path, "readlink", lambda path: Path("pid:[4026532571]"))
     lease.take(tmp_path, RUN, heartbeat=10.0)
     monkeypatch.undo()
@@ -154,8 +154,10 @@ def test_an_owner_in_a_container_with_the_name_of_this_machine_is_judged_by_its_
 
 
 def test_a_clock_that_is_set_kills_no_owner_that_is_heard_of(tmp_path: Path) -> None:
-    """A machine that sleeps or sets its clock has other start times for the same processes; a number may be
-    another process's too."""
+    """After a sleep or a change of the clock, the same processes have other start times.
+
+    The number may also belong to another process.
+    """
     with lease.take(tmp_path, RUN, heartbeat=1000.0):
         change(tmp_path, started=0.0, heartbeat=10.0, age=29.0)
         assert present(tmp_path).alive
@@ -164,7 +166,7 @@ def test_a_clock_that_is_set_kills_no_owner_that_is_heard_of(tmp_path: Path) -> 
 
 
 def test_a_suspended_owner_loses_its_run_and_stops_before_it_writes(tmp_path: Path) -> None:
-    """As a machine that was put to sleep: it wakes up and believes that it still has the run."""
+    """As on a machine that was put to sleep: it wakes up and assumes that it still owns the run."""
     log = tmp_path / "written"
 
     def train(ready: Any) -> None:
@@ -187,7 +189,8 @@ def test_a_suspended_owner_loses_its_run_and_stops_before_it_writes(tmp_path: Pa
     held = lease.take(tmp_path, RUN, heartbeat=1000.0)
     os.kill(process.pid, signal.SIGCONT)
     assert [ready.get(timeout=60) for _ in range(2)] == [
-        f"run {RUN} was taken from this process: process {os.getpid()} on {lease.this_host()} has its lease now"
+        f"run {RUN} was taken from this process: "
+        f"process {os.getpid()} on {lease.this_host()} has its lease now"
     ] * 2
     process.join()
     assert not log.exists()

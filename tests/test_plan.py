@@ -414,7 +414,8 @@ def test_a_job_is_found_again_by_its_request_and_id() -> None:
 def test_a_run_that_the_code_does_not_make_is_refused() -> None:
     with pytest.raises(
         LookupError,
-        match=r"table8 at smoke scale has no run 0123456789ab with the code here: .* the same commit",
+        match=r"table8 at smoke scale has no run 0123456789ab with the code on this machine: "
+        r".* the same commit",
     ):
         worker.find(Request(table="table8"), "0123456789ab")
 

@@ -1,5 +1,4 @@
-"""Runs from the command line to the report, with real processes that are killed, interrupted and started
-twice.
+"""Runs from the command line to the report, with real processes that are killed, interrupted and restarted.
 
 The runs are those of Table 8's first row, made tiny: 96 scenes, three steps an epoch.
 """
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EPOCHS, STEPS, LONG = 8, 3, 150
-"""Epochs of the run that is interrupted, and steps of each; epochs of one that a second command finds under
-way."""
+"""Epochs of the interrupted run, and the steps of each; epochs of a run that a second command finds
+running."""
 TINY = ("dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
 TITLE = r"byol K=2 τ=\.95 hidden=128 output=32"
 """What the title of the row's pretraining says of its method."""
@@ -47,18 +46,18 @@ pytestmark = pytest.mark.slow
 
 
 def row(*changes: str, epochs: int = 1) -> tuple[str, ...]:
-    """The arguments of `invoke` for one tiny row of Table 8."""
+    """Return the arguments of `invoke` for one tiny row of Table 8."""
     changes = (f"epochs={epochs}", *TINY, *changes)
     return ("table8", "--rows", "BYOL", *(word for change in changes for word in ("--set", change)))
 
 
 def specs(*changes: str, epochs: int = 1) -> tuple[Pretrain, Evaluate]:
-    """The two runs of that row."""
+    """Return the two runs of that row."""
     return Request(table="table8", rows="BYOL", changes=(f"epochs={epochs}", *TINY, *changes)).specs()  # type: ignore[return-value]
 
 
 def wait(found: Callable[[], T | None], what: str, process: subprocess.Popen[str] | None = None) -> T:
-    """Polls until there is something; the process must not end before."""
+    """Poll until there is something; the process must not end before."""
     deadline = time.monotonic() + 120
     while (value := found()) is None:
         if process is not None and process.poll() is not None:
@@ -69,19 +68,19 @@ def wait(found: Callable[[], T | None], what: str, process: subprocess.Popen[str
 
 
 def newest_epoch(home: Home, spec_id: str) -> int:
-    """The whole epochs that the newest checkpoint of a run has behind it; 0: none."""
+    """Return the number of whole epochs in a run's newest checkpoint, or 0 if there is none."""
     names = (path.stem.removeprefix("epoch-") for path in (home.runs / spec_id).glob("epoch-*.pt"))
     return max((int(name.partition("-")[0]) for name in names), default=0)
 
 
 def query(home: Home, sql: str, *values: str) -> list[tuple[Any, ...]]:
-    """Asks the store's database itself, without MLflow."""
+    """Query the store's database directly, without MLflow."""
     with contextlib.closing(sqlite3.connect(home.runs / "mlflow.db")) as database:
         return database.execute(sql, values).fetchall()
 
 
 def records(home: Home, spec_id: str) -> list[str]:
-    """MLflow's status of every record of a run."""
+    """Return MLflow's status of every record of a run."""
     found = query(
         home,
         "SELECT status FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND value = ?",
@@ -91,7 +90,7 @@ def records(home: Home, spec_id: str) -> list[str]:
 
 
 def attempts(home: Home, spec_id: str) -> int:
-    """How often a run was begun, by the environments that its records hold."""
+    """Return the number of attempts of a run, from the environments in its records."""
     sql = "SELECT artifact_uri FROM runs JOIN tags USING (run_uuid) WHERE key = 'spec_id' AND value = ?"
     return sum(
         len(list(Path(uri.removeprefix("file://")).glob("environment*.json")))
@@ -100,28 +99,26 @@ def attempts(home: Home, spec_id: str) -> int:
 
 
 def states(home: Home) -> dict[str, str]:
-    """What `invoke status` prints of each run, by its id; without the seconds that a process takes to import
-    MLflow."""
+    """Return the states that `invoke status` prints, by run id, without a slow import of MLflow."""
     return {found.spec_id: found.state for found in Store(Site(runs=home.runs)).status()}
 
 
 def weights(home: Home, spec_id: str) -> tuple[dict[str, Any], bytes]:
-    """The header and the bytes of an encoder's file, read by its format; the order of the header's keys is
-    not fixed."""
+    """Return the header and the bytes of an encoder's file; the header's keys have no fixed order."""
     content = (home.runs / spec_id / "encoder.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def cell(home: Home) -> dict[str, Any]:
-    """The one cell of the one row in the report."""
+    """Return the one cell of the one row in the report."""
     (found,) = json.loads((home.reports / "smoke" / "table8.json").read_text())["rows"]
     return found["cells"]["acc"]  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def finished(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, str]:
-    """A home in which the row was done without interruption, and what was printed."""
+    """Return a home in which the row finished without interruption, and the output."""
     home = Home(tmp_path_factory.mktemp("finished"))
     home.runs.mkdir()
     shutil.copy(template, home.runs)
@@ -134,8 +131,10 @@ def finished(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def under_way(
     home: Home, arguments: tuple[str, ...], spec_id: str, epoch: int
 ) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
-    """`invoke` and its worker, which has just written the checkpoint of `epoch` or a later one; afterwards no
-    process may be left."""
+    """Yield `invoke` and its worker, which has just written the checkpoint of `epoch` or a later one.
+
+    Afterwards no process may be left.
+    """
     command = home.start(*arguments)
     children: list[psutil.Process] = []
     try:
@@ -247,12 +246,12 @@ def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_
 
     reference, _ = finished
     assert weights(place, pretraining) == weights(reference, pretraining)
-    for name in ("table8.md", "table8.tex"):  # the others name the runs by the ids of the store
+    for name in ("table8.md", "table8.tex"):  # the other formats contain MLflow's run ids
         assert (place.reports / "smoke" / name).read_bytes() == (
             reference.reports / "smoke" / name
         ).read_bytes()
-    # It was resumed, not begun anew: five beginnings would have measured more epochs than there are and those
-    # that were struck.
+    # It was resumed, not restarted: five restarts would have measured more epochs than all epochs and the
+    # interrupted ones.
     steps = [step for (step,) in query(place, "SELECT step FROM metrics WHERE key = 'loss'")]
     assert set(steps) == {STEPS * epoch for epoch in range(1, EPOCHS + 1)}
     assert len(steps) <= EPOCHS + len(ways)
@@ -301,7 +300,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(place: Home) -> None:
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"failed: {pretraining} ")]
     assert re.search(
-        r"FloatingPointError: The loss is not finite at step \d+: loss = (nan|inf), L_byol = (nan|inf)\. A lower",
+        r"FloatingPointError: The loss is not finite at step \d+: "
+        r"loss = (nan|inf), L_byol = (nan|inf)\. A lower",
         line,
     )
     assert records(place, pretraining) == ["FAILED"]
@@ -334,7 +334,7 @@ def test_a_second_command_attaches_to_the_first_and_both_end_with_the_same_table
         printed = [command.communicate(timeout=200) for command in (first, second)]
     assert [command.returncode for command in (first, second)] == [0, 0], printed
     assert planned[0].startswith(f"attach   {pretraining.id}  byol ")
-    assert re.search(rf": process {worker.pid} on \S+ does it", planned[0])
+    assert re.search(rf": process {worker.pid} on \S+ executes it", planned[0])
     (out, errors), report = printed[1], (place.reports / "smoke" / "table8.md").read_bytes()
     assert errors == ""
     assert re.search(rf"^attached to process {worker.pid} on \S+: byol ", out, re.M), out
@@ -363,7 +363,7 @@ def test_who_waits_for_a_command_that_is_killed_goes_on_with_its_run(place: Home
 
 
 def test_a_run_on_two_devices_is_interrupted_and_resumed_and_leaves_no_process(place: Home) -> None:
-    """On two CPU processes, which torchrun starts for the pretraining; its evaluation takes one."""
+    """torchrun starts two CPU processes for the pretraining; its evaluation takes one."""
     place.site_file.write_text(place.site_file.read_text() + "devices = 2\n")
     pretraining, evaluation = specs(epochs=EPOCHS)
     with under_way(place, row(epochs=EPOCHS), pretraining.id, 1) as (command, _):
@@ -395,7 +395,7 @@ def test_images_are_decoded_by_processes_of_their_own(place: Home, finished: tup
 
 
 def test_the_error_of_one_of_two_processes_is_the_runs(place: Home) -> None:
-    """The second process decodes an image that is broken; torchrun then tells the first one to stop."""
+    """The second process decodes a broken image; torchrun then stops the first one."""
     place.site_file.write_text(place.site_file.read_text() + "devices = 2\ncache_gb = 0.0\n")
     pretraining, _ = specs()
     images = pretraining.dataset.load("train", Site(runs=place.runs))  # type: ignore[attr-defined]
@@ -407,7 +407,8 @@ def test_the_error_of_one_of_two_processes_is_the_runs(place: Home) -> None:
     done = place.invoke(*row())
     assert done.returncode == 1
     assert re.search(
-        rf"^failed: {pretraining.id} .*: another process of the run failed, ValueError: .*{re.escape(broken.name)}",
+        rf"^failed: {pretraining.id} .*: another process of the run failed, "
+        rf"ValueError: .*{re.escape(broken.name)}",
         done.stdout,
         re.MULTILINE,
     )
@@ -448,7 +449,7 @@ def test_two_processes_of_torchrun_complete_a_run(place: Home) -> None:
 def test_an_encoder_that_is_not_here_is_fetched_from_the_store(
     place: Home, finished: tuple[Home, str]
 ) -> None:
-    """As on a machine that shares the tracking store and nothing else."""
+    """As on a machine that shares only the tracking store."""
     reference, _ = finished
     shutil.rmtree(place.runs)
     shutil.copytree(reference.runs, place.runs)
@@ -464,8 +465,10 @@ def test_an_encoder_that_is_not_here_is_fetched_from_the_store(
 
 
 def test_the_full_method_beats_its_own_random_initialisation(place: Home) -> None:
-    """At the smoke scale itself, in linear accuracy; ten classes, and a standard error of about 1.5
-    percentage points."""
+    """At the smoke scale itself, by linear accuracy.
+
+    There are ten classes, and the standard error is about 1.5 percentage points.
+    """
     accuracy = {}
     for epochs in (0, 4):
         done = place.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--set", f"epochs={epochs}")

@@ -1,9 +1,9 @@
-"""Several commands at once that share runs: each run is done once, all commands end with the same reports.
+"""Several commands at once that share runs: each run is executed once, and all reports are the same.
 
     MSBREG_TRIALS=100 pytest tests/test_simultaneous.py      # half a minute each on two cores
 
-Commands and workers are the real ones. Only training and evaluating, in the worker's process, are stand-ins
-of a second: they note in one file that they were called, and give a number that follows from the run's id.
+Commands and workers are real. Only training and evaluation, in the worker's process, are replaced by
+functions of a second: they record their call in one file, and return a number that follows from the run's id.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 TRIALS = int(os.environ.get("MSBREG_TRIALS", "2"))
 FIRST = 51
-"""A seed whose first two trials are of three and four commands, and have all tables."""
+"""Seed whose first two trials have three and four commands, and all tables."""
 COMMANDS = {
     "table1": ("BYOL,Ours (K=4)", "imagenet100_top1,imagenet100_5nn"),
     "table8": ("BYOL,BYOL + L_b + L_s,Ours (K=4) + L_b + L_s", "*"),
@@ -41,7 +41,7 @@ COMMANDS = {
 """Rows and columns of tables at smoke, of four to six runs each, ten in all: three pretrainings are each
 needed by two to four of them."""
 LATEST = 2.0
-"""Seconds between the first command and the last: as long as two stand-ins."""
+"""Seconds between the first command and the last: the duration of two replaced functions."""
 STAND_IN = '''
 import importlib.machinery, os, sys, time
 
@@ -79,7 +79,10 @@ class Instead:
             return None
         found = importlib.machinery.PathFinder.find_spec(name, path)
         execute = found.loader.exec_module
-        found.loader.exec_module = lambda module: (execute(module), setattr(module, function.__name__, function))
+        found.loader.exec_module = lambda module: (
+            execute(module),
+            setattr(module, function.__name__, function),
+        )
         return found
 
 sys.meta_path.insert(0, Instead)
@@ -88,8 +91,7 @@ sys.meta_path.insert(0, Instead)
 
 @dataclass
 class Stage(Home):
-    """A home in which workers have the stand-ins; one worker for each command, as commands are enough for two
-    cores."""
+    """A home whose workers have the replaced functions; each command has one worker, enough for two cores."""
 
     site: str = field(default='device = "cpu"\njobs = 1\n')
 
@@ -105,7 +107,7 @@ class Stage(Home):
         return self.folder / "notes.txt"
 
     def processes(self) -> list[psutil.Process]:
-        """Those of this home, but for zombies."""
+        """Processes of this home, without zombies."""
         return [process for process in psutil.process_iter() if self._here(process)]
 
     def _here(self, process: psutil.Process) -> bool:
@@ -129,13 +131,13 @@ def specs(table: str) -> tuple[Spec, ...]:
 
 
 def value(spec: Spec) -> float:
-    """What the stand-in measures."""
+    """Return the value that the replaced function measures."""
     return int(spec.id[:4], 16) / 65536
 
 
 @pytest.fixture
 def stage(template: Path, tmp_path: Path) -> Iterator[Stage]:
-    """An empty home with the stand-ins; at the end nothing is left running."""
+    """Yield an empty home with the replaced functions; in the end no process is left."""
     made = Stage(tmp_path / "home")
     made.runs.mkdir()
     shutil.copy(template, made.runs)
@@ -147,11 +149,11 @@ def stage(template: Path, tmp_path: Path) -> Iterator[Stage]:
 
 
 REPORTS: dict[str, bytes] = {}
-"""What each report that knows no run's name in the store holds, whichever trial made it first."""
+"""Content of each report that names no run of the store, from the first trial."""
 
 
 def test_the_commands_share_runs() -> None:
-    """Or the trials would show nothing."""
+    """Without shared runs the trials would show nothing."""
     needed = Counter(spec.id for table in COMMANDS for spec in specs(table))
     assert 8 <= len(needed) <= 12
     assert sum(number > 1 for number in needed.values()) >= 4
@@ -167,7 +169,7 @@ def test_no_run_is_done_twice(trial: int, stage: Stage) -> None:
         commands.append(stage.start(*arguments(table)))
         time.sleep(
             draw.uniform(0, LATEST / len(tables))
-        )  # no waiting for anything: when commands begin is what is varied
+        )  # waits for nothing: the start times of the commands are varied
     printed = [command.communicate(timeout=600) for command in commands]
     assert [command.returncode for command in commands] == [0] * len(tables), printed
     assert [errors for _, errors in printed] == [""] * len(tables)
@@ -193,7 +195,7 @@ def test_no_run_is_done_twice(trial: int, stage: Stage) -> None:
 
 
 def shown(table: str) -> list[tuple[Spec, str]]:
-    """The evaluation behind each cell, and what of it the cell shows."""
+    """Return the evaluation behind each cell, and the part of it that the cell shows."""
     rows, columns = COMMANDS[table]
     return [
         (ours.runs(1)[0], ours.metric)

@@ -1,5 +1,7 @@
-"""The launcher of a cluster: the text for sbatch, and tables made by a real Slurm of one node, which this
-file starts and stops."""
+"""The launcher of a cluster: the script for sbatch, and tables made by a real Slurm of one node.
+
+This file starts and stops that Slurm.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,7 @@ PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
-    """Waits for something that other processes do."""
+    """Wait for something that other processes do."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
@@ -73,7 +75,7 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 300.0) -> N
 
 
 def free_ports(num: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Return ports on which no process listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(num)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -82,7 +84,7 @@ def free_ports(num: int) -> list[int]:
 
 
 class Cluster:
-    """A Slurm of one node with two CPUs, on folders and ports of its own."""
+    """A Slurm of one node with two CPUs, with its own folders and ports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,7 +93,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What Slurm's commands need."""
+        """Return the variables that Slurm's commands need."""
         return {"SLURM_CONF": str(self.file), "PATH": SEARCH}
 
     def start(self) -> None:
@@ -127,20 +129,20 @@ class Cluster:
         )
 
     def ask(self, *command: str) -> str:
-        """What one of Slurm's commands prints."""
+        """Return the output of one of Slurm's commands."""
         return subprocess.run(
             command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=60
         ).stdout
 
     def queue(self) -> dict[str, str]:
-        """The jobs that are waiting or running, and their states."""
+        """Return the jobs that are waiting or running, and their states."""
         return dict(
             line.split()
             for line in self.ask("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         )
 
     def stop(self) -> None:
-        """Ends everything, by force at last."""
+        """End everything, in the end by force."""
         self.ask("scancel", "--user", getpass.getuser())
         try:
             until(lambda: not self.queue(), "the end of the jobs")
@@ -153,7 +155,7 @@ class Cluster:
                 process.kill()
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs for this cluster."""
+        """Return all processes of this cluster."""
         return [process for process in psutil.process_iter() if str(self.folder) in _environment(process)]
 
 
@@ -166,7 +168,7 @@ def _environment(process: psutil.Process) -> str:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Skipped only where it cannot be: Slurm is not installed, or we are not root."""
+    """Start a cluster; skipped only if Slurm is not installed or the user is not root."""
     lacking = [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]
     if lacking or os.geteuid():
         pytest.skip(f"a cluster needs {', '.join(lacking)}" if lacking else "a cluster is started by root")
@@ -186,7 +188,7 @@ class LoginNode(Home):
 
     @property
     def environment(self) -> dict[str, str]:
-        """With a squeue that counts how often it is asked."""
+        """Variables with a squeue that counts its calls."""
         bin = self.folder / "bin"
         if not bin.exists():
             bin.mkdir()
@@ -204,17 +206,17 @@ class LoginNode(Home):
         return leases.read(self.runs / spec_id)
 
     def running(self, spec_id: str) -> bool:
-        """Whether a run trains or evaluates right now."""
+        """Return whether a run trains or evaluates right now."""
         found = self.lease(spec_id)
         return bool(found and found.state == "running" and found.alive)
 
     def submit(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs `invoke` to its end."""
+        """Run `invoke` to its end."""
         return self.invoke(*arguments, "--launcher", "slurm", **environment)
 
 
 def metrics(home: Home, specs: Sequence[Spec]) -> list[dict[str, float]]:
-    """What runs measured, but for their speed."""
+    """Return the measurements of runs, without their speed."""
     found = Store(Site(runs=home.runs)).finished([spec.id for spec in specs])
     return [
         {name: value for name, value in found[spec.id].metrics.items() if name != "images_per_second"}
@@ -224,7 +226,7 @@ def metrics(home: Home, specs: Sequence[Spec]) -> list[dict[str, float]]:
 
 @pytest.fixture
 def login(cluster: Cluster, tmp_path: Path) -> LoginNode:
-    """A folder whose name has to be quoted in a script, and a cluster that is asked often."""
+    """Return a login node whose folder has a name that must be quoted, and a cluster that is polled often."""
     made = LoginNode(tmp_path / "50% of it", 'device = "cpu"\nheartbeat = 1\n[slurm]\npoll = 2\n')
     made.cluster = cluster
     return made
@@ -308,7 +310,8 @@ def test_devices_beyond_one_node_meet_on_the_first_of_several(tmp_path: Path) ->
     assert "--nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d" in starts(pretraining)
     with pytest.raises(
         slurm.SubmitError,
-        match=r"^devices is 9, which 2 nodes of 8 \(slurm.gpus_per_node\) cannot share equally\.$",
+        match=r"^devices is 9, which 2 nodes of 8 \(slurm.gpus_per_node\) cannot share equally: "
+        r"use a multiple of 2\.$",
     ):
         slurm.scripts(jobs_of("table4"), replace(site, devices=9))
     with pytest.raises(slurm.SubmitError, match="a GPU of one machine"):
@@ -341,7 +344,7 @@ def test_a_script_is_bash_that_quotes_its_paths(tmp_path: Path) -> None:
         assert f"--output=\"{tmp_path}/it's 50%% $HOME/slurm/" in text
         listed = shlex.split(starts(text))
         assert listed[listed.index("--list") + 1].startswith(f"{tmp_path}/it's 50% $HOME/slurm/")
-    with pytest.raises(slurm.SubmitError, match="cannot stand in a batch script"):
+    with pytest.raises(slurm.SubmitError, match="a batch script cannot contain"):
         slurm.scripts(jobs_of("table4"), Site(runs=tmp_path / "a\nb"))
 
 
@@ -359,13 +362,13 @@ def test_a_script_is_bash_that_quotes_its_paths(tmp_path: Path) -> None:
         ('time = "a day"', r"slurm\.time is 'a day': minutes, hours:minutes:seconds"),
         (
             'time = "3"',
-            r"slurm\.time is '3', and runs are told to stop 120 s .* before: no run would get anywhere",
+            r"slurm\.time is '3', but runs are stopped 120 s .* earlier: no run would make progress",
         ),
         ("poll = 0", r"slurm\.poll is 0: at least 0\.1 is expected"),
-        ("gpus_per_node = 1.5", r"slurm\.gpus_per_node is 1\.5, a int is expected"),
-        ('extra = "--constraint=a"', r"slurm\.extra is '--constraint=a', a list of strings"),
-        ('extra = ["constraint=a"]', r"slurm\.extra has 'constraint=a': an option of sbatch"),
-        ('setup = ["a\\nb"]', r"slurm\.setup has 'a\\nb': each entry is a line of its own"),
+        ("gpus_per_node = 1.5", r"slurm\.gpus_per_node is 1\.5: a whole number is expected"),
+        ('extra = "--constraint=a"', r"slurm\.extra is '--constraint=a': a list of strings"),
+        ('extra = ["constraint=a"]', r"slurm\.extra contains 'constraint=a': an option of sbatch"),
+        ('setup = ["a\\nb"]', r"slurm\.setup contains 'a\\nb': each entry must be a single line"),
     ],
 )
 def test_what_cannot_be_asked_for_is_named(
@@ -383,7 +386,7 @@ def test_what_cannot_be_asked_for_is_named(
     [("5", 300), ("1:30", 90), ("2:00:00", 7200), ("1-0", 86_400), ("1-2:30", 95_400), ("1-0:0:5", 86_405)],
 )
 def test_a_time_limit_is_read_as_slurm_reads_it(time: str, seconds: int) -> None:
-    """sbatch(1), --time."""
+    """See sbatch(1), --time."""
     assert sites._seconds(time) == seconds
 
 
@@ -403,12 +406,12 @@ def test_without_slurm_one_line_says_so_and_no_run_is_queued(home: Home, tmp_pat
     done = home.invoke("table4", "--rows", "Ours*", "--launcher", "slurm", PATH=str(tmp_path / "bin"))
     assert (done.returncode, done.stderr) == (
         2,
-        "There is no sbatch on this machine: submit from one of the cluster's login nodes.\n",
+        "sbatch is not available on this machine: submit from a login node of the cluster.\n",
     )
     assert not list(home.runs.glob("*/lease.json"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path / "bin"))
-        with pytest.raises(LookupError, match="no squeue on this machine"):
+        with pytest.raises(LookupError, match="squeue is not available on this machine"):
             squeue.queued(["1"])
     assert squeue.queued([]) == {}
 
@@ -421,7 +424,7 @@ def test_a_refused_submission_is_one_line_and_leaves_nothing(login: LoginNode) -
     login.site_file.write_text(login.site_file.read_text() + 'partition = "nowhere"\n')
     done = login.submit("table4", "--rows", "Ours*")
     assert done.returncode == 2
-    assert done.stderr.startswith("Slurm did not take 1 run: ")
+    assert done.stderr.startswith("Slurm refused 1 run: ")
     assert "nvalid partition" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(login.runs.glob("*/lease.json"))
@@ -455,7 +458,7 @@ def test_the_queue_is_asked_for_many_jobs_at_once_and_forgotten_ones_are_not_in_
 def test_evaluations_wait_for_what_an_earlier_command_has_queued(
     login: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a job that has left the queue unseen keeps nobody away."""
+    """A job that has left the queue unseen keeps no other command away."""
     for key, value in login.cluster.environment.items():
         monkeypatch.setenv(key, value)
     script = login.folder / "script.sh"
@@ -524,7 +527,7 @@ def test_a_table_is_made_by_two_arrays_and_completed_after_a_cancelled_and_a_kil
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """What a process prints up to the line that has `text` in it."""
+    """Return the output of a process up to the line that contains `text`."""
     assert process.stdout is not None
     printed = ""
     while text not in printed:
@@ -538,10 +541,10 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
     login: LoginNode, tmp_path: Path
 ) -> None:
-    """The signal that Slurm sends before the limit is sent by hand, as the shortest limit is a minute.
+    """The signal that Slurm sends before the limit is sent by hand, because the shortest limit is a minute.
 
-    The lease of the evaluation is removed, as if the first command had been killed before it wrote that: two
-    jobs are queued for one run.
+    The lease of the evaluation is removed, as if the first command had been killed before it wrote the lease:
+    two jobs are queued for one run.
     """
     asked = ("table4", "--rows", "Ours*", "--set", "epochs=4", "--set", "warmup_epochs=1")
     pretraining, evaluation = Request(
@@ -568,7 +571,7 @@ def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
         "the end of the run",
     )
     second.send_signal(signal.SIGINT)
-    assert "The same command attaches to them; `scancel " in read_until(second, "go on")
+    assert "The same command attaches to them; `scancel " in read_until(second, "continue")
     assert second.wait(30) == 128 + signal.SIGINT
 
     third = login.submit(*asked)
@@ -576,7 +579,7 @@ def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
     assert f"attached to Slurm job {lease.job}: " in third.stdout
     assert "2 runs done (2 of them by other processes), 0 reused, 0 missing" in third.stdout
     (log,) = login.runs.glob(f"slurm/*/{lease.job}.txt")
-    assert log.read_text().count('"event": "started"') == 2, "it was put back into the queue, and began again"
+    assert log.read_text().count('"event": "started"') == 2, "it was requeued, and started again"
     until(lambda: not login.cluster.queue(), "the end of the second job of the evaluation")
     with sqlite3.connect(login.runs / "mlflow.db") as store:
         assert store.execute(

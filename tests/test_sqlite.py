@@ -1,4 +1,4 @@
-"""What is read from MLflow's sqlite file without MLflow, against what MLflow's own client answers."""
+"""The reader of MLflow's sqlite file gives the same answers as MLflow's own client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from conftest import INVOKE, ROOT, Home
 from reproduce.plan import Request, jobs
 from reproduce.runs import lease
 from reproduce.site import Site
-from reproduce.tracking.sqlite import SCHEMAS, Ledger, Wanted
+from reproduce.tracking.sqlite import SCHEMAS, SqliteReader, Wanted
 from reproduce.tracking.store import Store
 from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, OWNER, REASON, SCALE, SPEC
 
@@ -34,7 +34,7 @@ FEW, MANY = 100, 10_000
 
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Site:
-    """A store with our three kinds of experiments, empty."""
+    """Return a store with this project's three kinds of experiments, all empty."""
     site = Site(runs=tmp_path_factory.mktemp("experiments"))
     shutil.copy(template, site.runs)
     for name in ("smoke", "gone", "tables"):
@@ -44,21 +44,21 @@ def experiments(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Sit
 
 @pytest.fixture
 def site(tmp_path: Path, experiments: Site) -> Site:
-    runs = tmp_path / "runs of mine ä #1"  # in the address of a file these are written otherwise
+    runs = tmp_path / "runs of mine ä #1"  # these characters are escaped in a file's address
     runs.mkdir()
     shutil.copy(experiments.runs / FILE, runs)
     return Site(runs=runs)
 
 
 def by_mlflow(site: Site) -> Store:
-    """A store that asks MLflow's client, as it does a server."""
+    """Return a store that asks MLflow's client, as for a server."""
     store = Store(site)
-    store.connection.ledger = None
+    store.connection.reader = None
     return store
 
 
 class Writer:
-    """Makes runs by MLflow's client, each a second older than the one before."""
+    """Writes runs with MLflow's client, each a second older than the one before."""
 
     def __init__(self, site: Site) -> None:
         self.store = Store(site)
@@ -76,7 +76,7 @@ class Writer:
         from mlflow.entities import Metric, Param
 
         self.count += 1
-        start = 1_700_000_000_000 - 1000 * (self.count // 2)  # pairs have the same start: their ids decide
+        start = 1_700_000_000_000 - 1000 * (self.count // 2)  # pairs start at the same time: their ids decide
         run_id = str(
             self.client.create_run(
                 experiment, start_time=start, run_name=f"run {self.count}", tags=tags
@@ -91,7 +91,7 @@ class Writer:
 
 
 def populated(site: Site) -> dict[str, str]:
-    """Runs of every kind in the store of a site; MLflow's names of some of them."""
+    """Write runs of every kind to the store of a site; return MLflow's names of some of them."""
     writer = Writer(site)
     client, store = writer.client, writer.store
     smoke, gone = store.connection.experiment("smoke"), store.connection.experiment("gone")
@@ -135,7 +135,7 @@ def populated(site: Site) -> dict[str, str]:
 
 
 def shown(run: Any) -> tuple[object, ...]:
-    """What the store uses of a run; NaN, which equals nothing, in words."""
+    """Return what the store uses of a run, with NaN, which equals nothing, as a word."""
     info = run.info
     metrics = {key: str(value) for key, value in run.data.metrics.items()}
     return (
@@ -171,7 +171,7 @@ def test_every_question_is_answered_as_by_mlflow(site: Site) -> None:
     names = populated(site)
     ours, theirs = Store(site), by_mlflow(site)
     experiments = ours.connection.experiments()
-    assert ours.connection.ledger is not None
+    assert ours.connection.reader is not None
     assert sorted(experiments) == sorted(theirs.connection.experiments())
     assert len(experiments) == 2
     assert ours.connection.experiments("smoke") == theirs.connection.experiments("smoke") != []
@@ -209,7 +209,7 @@ def test_the_store_says_the_same_by_either_way(site: Site) -> None:
     assert ours.finished(ids)["0123456789ab"].run_id == names["finished"], "the one that ended last counts"
     assert [each.state for each in ours.status()].count("finished") == 2
     for store in (ours, theirs):
-        with pytest.raises(LookupError, match="may mean 0123456789ab, 0123ffffffff"):
+        with pytest.raises(LookupError, match="could be 0123456789ab, 0123ffffffff"):
             store.named("0123")
 
 
@@ -223,7 +223,7 @@ def test_more_runs_than_are_read_at_once(site: Site) -> None:
 
 
 def write(site: Site, ids: list[str]) -> None:
-    """Makes a finished run of each spec, in as many transactions as a real one; another process."""
+    """Write a finished run of each spec in another process, in as many transactions as a real run."""
     from mlflow.entities import Metric, Param
 
     client, experiment = Store(site).connection.client, Store(site).connection.experiment("smoke")
@@ -250,7 +250,7 @@ def test_no_run_is_seen_half_written_while_another_process_writes(site: Site) ->
             for spec_id, run in found.items()
         )
         seen.append(len(found))
-    assert process.exitcode == 0, "who reads stops nobody from writing"
+    assert process.exitcode == 0, "a reader does not block writers"
     assert seen[-1] == 25
     assert len(set(seen)) > 5, "it was read in between"
     assert str(store.finished(ids)) == str(by_mlflow(site).finished(ids))
@@ -289,34 +289,34 @@ def test_reading_changes_nothing_and_makes_no_file(site: Site, tmp_path: Path) -
     assert store.status() == []
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
     with pytest.raises(ConnectionError, match=r"nowhere\.db cannot be read"):
-        Ledger.of(tmp_path / "nowhere.db")
+        SqliteReader.open(tmp_path / "nowhere.db")
     assert not (tmp_path / "nowhere.db").exists()
 
 
 def test_only_a_known_schema_is_read_without_mlflow(site: Site, tmp_path: Path) -> None:
     file = site.runs / FILE
-    assert Ledger.of(file) is not None, (
+    assert SqliteReader.open(file) is not None, (
         f"compare the answers on the schema of the pinned mlflow, then add it to {SCHEMAS}"
     )
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
-    assert Ledger.of(file) is None
+    assert SqliteReader.open(file) is None
     empty, text = tmp_path / "empty.db", tmp_path / "text.db"
     empty.touch()
     text.write_text("no database, but long enough for the header of one: " * 10)
-    assert Ledger.of(empty) is None
+    assert SqliteReader.open(empty) is None
     with pytest.raises(
         ConnectionError, match=r"text\.db cannot be read \(file is not a database\)"
     ) as caught:
-        Ledger.of(text)
+        SqliteReader.open(text)
     assert "\n" not in str(caught.value)
 
 
 def foreign(file: Path, count: int, *, bare: bool = False) -> None:
-    """Adds finished runs of other specs to our smoke experiment, and as many to another one.
+    """Add finished runs of other specs to the smoke experiment, and as many to another one.
 
     Args:
-        bare: with no tags but those of a finished run.
+        bare: True to write only the tags of a finished run.
     """
     with closing(sqlite3.connect(file)) as database, database:
         database.execute(
@@ -326,7 +326,8 @@ def foreign(file: Path, count: int, *, bare: bool = False) -> None:
             "SELECT experiment_id FROM experiments WHERE name = 'msbreg/smoke'"
         ).fetchone()
         database.execute(
-            "CREATE TEMP TABLE numbers AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?) SELECT i FROM n",
+            "CREATE TEMP TABLE numbers AS WITH RECURSIVE n(i) AS "
+            "(SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?) SELECT i FROM n",
             (count,),
         )
         for experiment in (smoke, 77) if not bare else (smoke,):
@@ -349,14 +350,14 @@ def foreign(file: Path, count: int, *, bare: bool = False) -> None:
                 )
                 if key.startswith("setting"):
                     database.execute(
-                        f"INSERT INTO params (key, value, run_uuid) SELECT '{key}', {value}, {run_id} FROM numbers"
+                        "INSERT INTO params (key, value, run_uuid) "
+                        f"SELECT '{key}', {value}, {run_id} FROM numbers"
                     )
 
 
 @pytest.fixture(scope="module")
 def homes(tmp_path_factory: pytest.TempPathFactory, experiments: Site) -> tuple[Home, Home]:
-    """Two homes where Table 8 is finished and rendered: with few and with many runs of others in the
-    store."""
+    """Return two homes where Table 8 is finished and rendered, with few and many foreign runs."""
     few = Home(tmp_path_factory.mktemp("few"))
     few.runs.mkdir()
     shutil.copy(experiments.runs / FILE, few.runs)
@@ -409,14 +410,16 @@ def test_nothing_heavy_is_imported_where_nothing_is_to_be_done(
 def test_a_hundred_times_as_many_runs_of_others_cost_next_to_nothing(
     homes: tuple[Home, Home], command: tuple[str, ...]
 ) -> None:
-    """Processor time; the bound, of one of three trials, leaves room for a busy machine. By MLflow's client
-    it was twice as much, and four seconds more."""
+    """Processor time is compared; the bound, of one of three trials, leaves room for a busy machine.
+
+    With MLflow's client it was twice as much, and four seconds more.
+    """
     trials = ([seconds(home, command) for home in homes] for _ in range(3))
     assert any(many < 1.6 * few + 0.2 for few, many in trials)
 
 
 def seconds(home: Home, command: tuple[str, ...]) -> float:
-    """The processor time of a command and its children."""
+    """Return the processor time of a command and its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = home.invoke(*command)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,4 @@
-"""What the store says of a run whose process, lease, disk or server failed, and that nothing it measured is
-lost: real ones of each."""
+"""The store's view of runs whose process, lease, disk or server really failed; no measurement is lost."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ from reproduce.runs.lease import Held, LostError
 from reproduce.site import Site
 from reproduce.tracking import tags
 from reproduce.tracking.recording import Run
-from reproduce.tracking.retry import PATIENCE, PAUSE
+from reproduce.tracking.retry import PAUSE, RETRY_SECONDS
 from reproduce.tracking.store import AlreadyRunningError, Store
 from reproduce.tracking.tags import RunState
 
@@ -56,13 +55,13 @@ def site(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sit
 
 
 def ask(runs: Path, sql: str, *values: str) -> list[tuple[Any, ...]]:
-    """Asks the store's database itself."""
+    """Query the store's database directly."""
     with contextlib.closing(sqlite3.connect(runs / "mlflow.db")) as database:
         return database.execute(sql, values).fetchall()
 
 
 def measured(runs: Path, key: str) -> list[tuple[int, float]]:
-    """Every row of a metric, whatever MLflow's client makes of it."""
+    """Return every row of a metric, however MLflow's client reads it."""
     return [
         (step, value)
         for step, value in ask(
@@ -72,14 +71,14 @@ def measured(runs: Path, key: str) -> list[tuple[int, float]]:
 
 
 def status(site: Site) -> tuple[str, RunState]:
-    """MLflow's status of the only record of `PRETRAIN`, and what `invoke status` says of it."""
+    """Return MLflow's status of the only record of `PRETRAIN`, and the state that `invoke status` prints."""
     (row,) = [row for row in Store(site).status() if row.spec_id == PRETRAIN.id]
     ((found,),) = ask(site.runs, "SELECT status FROM runs WHERE run_uuid = ?", row.run_id)
     return found, row
 
 
 def eat_memory(run: Run) -> None:
-    """Fills the address space, as a process does that the system gives no more."""
+    """Fill the address space, like a process that gets no more memory from the system."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, resource.RLIM_INFINITY))
     eaten = []
@@ -88,7 +87,7 @@ def eat_memory(run: Run) -> None:
 
 
 def be_killed_for_memory(run: Run) -> None:
-    """What the kernel does to a process when the machine has no more."""
+    """Do what the kernel does to a process when the machine is out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -106,7 +105,11 @@ def leave(run: Run) -> None:
 
 
 def attempt(site: Site, how: Callable[[Run], None], leased: bool) -> None:
-    """A run that measures twice and then ends somehow, as the worker does it: with a lease, or without."""
+    """Execute a run that measures twice and then ends in some way, like the worker.
+
+    Args:
+        leased: True to own the run's lease.
+    """
     with contextlib.ExitStack() as stack:
         hold = (
             stack.enter_context(lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10))
@@ -153,17 +156,17 @@ def test_the_status_is_right_however_a_run_ends(end: str, leased: bool, site: Si
 
 
 def test_a_store_that_takes_nothing_is_told_to_a_command_in_one_line(site: Site) -> None:
-    """Read-only, locked or broken: MLflow says it in many."""
+    """The store is read-only, locked or broken; MLflow's error has many lines."""
     assert ended(attempt, site, be_killed_for_memory, True) == -9
     ask(site.runs, "CREATE TRIGGER no BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'not today'); END")
-    with pytest.raises(ConnectionError, match=r"mlflow\.db does not do what is asked of it: .*not today$"):
+    with pytest.raises(ConnectionError, match=r"mlflow\.db refuses a request: .*not today$"):
         Store(site).mark_dead_runs()
 
 
 def test_a_server_that_is_stopped_while_it_is_asked_is_told_to_a_command_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes the connection, and closes it without an answer."""
+    """The server accepts the connection and closes it without an answer."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -175,7 +178,7 @@ def test_a_server_that_is_stopped_while_it_is_asked_is_told_to_a_command_in_one_
         threading.Thread(target=hang_up, daemon=True).start()
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(
-            ConnectionError, match=f"^The tracking store {address} does not do what is asked of it: "
+            ConnectionError, match=f"^The tracking store {address} refuses a request: "
         ) as told:
             Store(Site(runs=tmp_path, tracking_uri=address)).finished([PRETRAIN.id])
         server.shutdown(socket.SHUT_RDWR)
@@ -183,7 +186,7 @@ def test_a_server_that_is_stopped_while_it_is_asked_is_told_to_a_command_in_one_
 
 
 def be_killed_before_it_is_recorded(site: Site) -> None:
-    """A run whose lease says why it failed, and whose store was away at that moment."""
+    """Leave a run whose lease records why it failed, while its store was unreachable."""
     with lease.take(site.runs / PRETRAIN.id, PRETRAIN.id, heartbeat=10) as held:
         Store(site).start(PRETRAIN, scale="smoke", hold=held)
         raise ValueError("no luck")
@@ -205,13 +208,13 @@ def held(site: Site) -> Iterator[Held]:
 
 
 def rewrite_lease(site: Site, **changes: object) -> None:
-    """As another process, which took the run over, or another machine, on which it runs, would."""
+    """Rewrite the lease like another process that took over, or like another machine that runs it."""
     path = site.runs / PRETRAIN.id / lease.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def snapshot(site: Site) -> list[list[tuple[Any, ...]]]:
-    """All that the store says of runs."""
+    """Return the store's whole record of all runs."""
     return [
         sorted(ask(site.runs, f"SELECT * FROM {table}"), key=repr)
         for table in ("runs", "tags", "metrics", "params")
@@ -233,7 +236,7 @@ WRITES: dict[str, Callable[[Run], None]] = {
 
 
 def lose(site: Site, hold: Held, how: str, before: list[Any]) -> None:
-    """A run that is taken over and then writes; what the store said at that moment is put into `before`."""
+    """Write to a run after it was taken over; store the record at that moment in `before`."""
     with Store(site).start(PRETRAIN, scale="smoke", hold=hold) as run:
         run.log(1, {"loss": 1.0})
         rewrite_lease(site, token="0" * 32)
@@ -285,7 +288,7 @@ def test_a_run_that_finishes_while_the_dead_are_looked_for_is_none_of_them(
 
 
 def test_a_run_of_another_machine_is_known_by_its_lease(site: Site) -> None:
-    """Another machine that shares the folder of runs: its process cannot be seen from here, its beats can."""
+    """Another machine shares the folder of runs: its process is invisible, but its heartbeats are not."""
     store = Store(site)
     with held(site) as found:
         run = store.start(PRETRAIN, scale="smoke", hold=found)
@@ -303,7 +306,7 @@ def test_a_run_of_another_machine_is_known_by_its_lease(site: Site) -> None:
         os.utime(path)
         rewrite_lease(
             site, token="0" * 32
-        )  # somebody else has the run, who has not yet got as far as its record
+        )  # another process owns the run, but has not reached its record yet
         assert store.status()[0].state == "interrupted"
         with store.start(PRETRAIN, scale="smoke") as second:
             assert second.run_id == run.run_id
@@ -326,7 +329,7 @@ def test_a_run_in_another_folder_is_not_judged_by_the_lease_here(site: Site, tmp
 
 
 def send_and_be_killed(site: Site) -> None:
-    """A kill between sending and forgetting what was sent: the file is as it was before."""
+    """Die between sending and forgetting what was sent: the file is unchanged."""
     run = Store(site).start(PRETRAIN, scale="smoke")
     for step in range(600):
         run.log(step, {"loss": 1 / (step + 3), "rank": math.nan, "lr": 0.1 + step * 1e-17})
@@ -353,7 +356,7 @@ def test_what_is_sent_again_after_a_kill_is_there_once(site: Site) -> None:
 
 
 def fill_the_disk(site: Site, sender: multiprocessing.connection.Connection) -> None:
-    """Measures until the store's file may not grow any more; the journal, much smaller, may."""
+    """Measure until the store's file may not grow any more; the much smaller journal may."""
     with Store(site).start(PRETRAIN, scale="smoke") as run:
         resource.setrlimit(
             resource.RLIMIT_FSIZE,
@@ -374,7 +377,7 @@ def test_a_full_disk_of_the_store_stops_the_run_and_loses_nothing(site: Site) ->
     assert ended(fill_the_disk, site, sender) == 1
     step, message = receiver.recv()
     assert "mlflow.db cannot be written (" in message
-    assert "make room" in message
+    assert "free some disk space" in message
     assert len(message.splitlines()) == 1
     found, row = status(site)
     assert (found, row.state) in (("RUNNING", "interrupted"), ("FAILED", "failed"))
@@ -392,7 +395,7 @@ def misname(run: Run) -> None:
 
 
 def test_what_the_store_refuses_is_put_aside_and_named(site: Site) -> None:
-    with pytest.raises(ValueError, match=rf"refuses what was measured, now in .*{REFUSED}: .*") as caught:
+    with pytest.raises(ValueError, match=rf"refuses these measurements, now in .*{REFUSED}: .*") as caught:
         attempt(site, misname, leased=False)
     assert len(str(caught.value).splitlines()) == 1
     with Store(site).start(PRETRAIN, scale="smoke") as run:
@@ -401,7 +404,7 @@ def test_what_the_store_refuses_is_put_aside_and_named(site: Site) -> None:
 
 
 class Server:
-    """MLflow's server over the store of a site, which can be killed and started again."""
+    """MLflow's server for the store of a site; it can be killed and restarted."""
 
     def __init__(self, site: Site, folder: Path) -> None:
         with socket.socket() as free:
@@ -436,7 +439,7 @@ class Server:
 
 
 def measure_without_a_server(site: Site, pipe: multiprocessing.connection.Connection) -> None:
-    """Measures, goes on measuring while the server is gone, says what that cost, and is killed."""
+    """Measure, also while the server is gone; report what that cost, and be killed."""
     with Store(site).start(PRETRAIN, scale="smoke") as run:
         for step in (1, 2, 3):
             run.log(step, {"loss": 1 / step})
@@ -455,11 +458,11 @@ def measure_without_a_server(site: Site, pipe: multiprocessing.connection.Connec
 
 
 def finish_when_it_comes_back(site: Site, pipe: multiprocessing.connection.Connection, log: Path) -> None:
-    """The next attempt, which is begun while the server is gone."""
+    """Make the next attempt, which starts while the server is gone."""
     interrupt.listen()
     logging.basicConfig(filename=log, force=True)
     try:
-        with Store(site, patience=PATIENCE).start(PRETRAIN, scale="smoke") as run:
+        with Store(site, retry_seconds=RETRY_SECONDS).start(PRETRAIN, scale="smoke") as run:
             for step in (7, 8, 9):
                 run.log(step, {"loss": 1 / step})
             run.finish({"top1": 0.5})
@@ -479,7 +482,7 @@ def test_a_server_that_goes_away_costs_nothing(site: Site, tmp_path: Path) -> No
         server.kill()
         here.send("go on")
         assert here.poll(60)
-        assert here.recv() < PAUSE, "a server that is gone kept the run from its work"
+        assert here.recv() < PAUSE, "an unreachable server kept the run from its work"
         first.join()
         assert measured(site.runs, "loss") == [(step, 1 / step) for step in (1, 2, 3)]
 
@@ -498,7 +501,7 @@ def test_a_server_that_goes_away_costs_nothing(site: Site, tmp_path: Path) -> No
         os.kill(processes[0].pid or 0, signal.SIGTERM)
         assert here.poll(60)
         assert here.recv() == "SIGTERM"
-        assert time.monotonic() - since < 3, "it would not be interrupted while it waited"
+        assert time.monotonic() - since < 3, "it could not be interrupted while it waited"
         server.start()
         processes[1].join(120)
         assert processes[1].exitcode == 0

@@ -1,4 +1,4 @@
-"""What MLflow says after every way in which a run can end, asked with real processes and a real store."""
+"""MLflow's records after every way in which a run can end, with real processes and a real store."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ def open_new(site: Site, results: multiprocessing.Queue[tuple[int, int]]) -> Non
 
 @pytest.fixture(scope="module")
 def race(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, list[tuple[int, int]]]:
-    """A store that two processes created at once, and the (inode, seed) that each saw; creation takes
-    seconds, so tests copy it."""
+    """Return a store that two processes created at once, and the (inode, seed) that each saw.
+
+    Creation takes seconds, so tests copy it.
+    """
     import mlflow.tracking  # noqa: F401, forked processes need not import it again
 
     site, results = Site(runs=tmp_path_factory.mktemp("template")), fork.Queue()
@@ -68,7 +70,7 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, list[tuple[int
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tests run in an empty folder, without the caller's server, and leave no `mlruns` there."""
+    """Run tests in an empty folder without the caller's server; they must leave no `mlruns` there."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     yield
@@ -186,7 +188,7 @@ def leave(run: Run) -> None:
 
 
 def forget(run: Run) -> None:
-    """The block ends without finish()."""
+    """Leave the block without finish()."""
 
 
 def kill(signum: int) -> Callable[[Run], None]:
@@ -260,7 +262,7 @@ def test_finished_without_the_completion_tag_is_not_finished(site: Site) -> None
 
 
 class Impatient(dict[str, float]):
-    """Metrics that send signals while they are written: the terminal's, and torchrun's just after it."""
+    """Metrics that send signals while they are written: the terminal's, then torchrun's."""
 
     def items(self):  # type: ignore[no-untyped-def]
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -387,7 +389,7 @@ def test_a_long_history_and_the_load_of_the_machine_are_written(site: Site) -> N
 
 
 def filled(*values: float | None) -> Filled:
-    """Two rows whose labels differ in a symbol alone, with these fractions in their cells."""
+    """Return two rows whose labels differ only in a symbol, with these fractions in their cells."""
     labels, evaluations = ("Ours ($K$=4)*", "Ours ($K$=4)"), (EVALUATE, EVALUATE.replace("protocol.k", 20))
     rows = [
         Row(label=label, cells={"acc": Cell(ours=Measured(spec=spec, metric="top1"))})
@@ -477,7 +479,8 @@ from reproduce.site import Site
 from reproduce.tracking.store import Store
 store = Store(Site(runs=Path(sys.argv[1])))
 assert store.finished(["0" * 12]) == {} and store.mark_dead_runs() == [] and store.status() == []
-print([name for name in ("mlflow", "torch", "pandas", "numpy") if name in sys.modules], list(Path(sys.argv[1]).parent.iterdir()))
+slow = [name for name in ("mlflow", "torch", "pandas", "numpy") if name in sys.modules]
+print(slow, list(Path(sys.argv[1]).parent.iterdir()))
 """
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -488,7 +491,7 @@ print([name for name in ("mlflow", "torch", "pandas", "numpy") if name in sys.mo
 
 
 def answers(process: subprocess.Popen[bytes], url: str) -> bool:
-    """Waits until the server answers; False if it ends before."""
+    """Wait until the server answers; return False if it ends before."""
     while True:
         try:
             with urllib.request.urlopen(url, timeout=5) as response:

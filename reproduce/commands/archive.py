@@ -3,14 +3,14 @@
     export(Path("msbreg.zip"), "smoke", site, store)
     receive(Path("msbreg.zip"), other_site, other_store)
 
-The file is a zip whose members are stored as they are, in the order of their names and with a fixed date, so
-that the same store and reports give the same bytes. `manifest.json` holds the SHA-256 and the size of every
+The file is a zip. Its members are stored uncompressed, in the order of their names and with a fixed date, so
+the same store and reports give the same bytes. `manifest.json` contains the SHA-256 and the size of every
 other member:
 
     manifest.json    reports/<scale>/table8.md ...    runs/<id>/record.json    runs/<id>/encoder.safetensors
 
-Nothing of a file is written before all of it has been checked. What a checked file says may still be untrue:
-it is as trustworthy as whoever made it.
+No part of a file is written before all of it has been checked. The content of a checked file may still be
+untrue: it is as trustworthy as its author.
 """
 
 from __future__ import annotations
@@ -47,38 +47,38 @@ if TYPE_CHECKING:
 KIND, VERSION = "msbreg archive", 1
 MANIFEST, RECORD, INDEX = "manifest.json", "record.json", "index.html"
 DATE = (1980, 1, 1, 0, 0, 0)
-"""Of every member: the earliest that a zip can hold."""
+"""Date of every member: the earliest that a zip can contain."""
 REPORT = re.compile(
     rf"reports/({'|'.join(SCALES)})/(?!runs\.csv)(?=[^.])[^/\\:\x00-\x1f]+\.({'|'.join(render.FORMATS)})"
 )
-"""Names of rendered files; `runs.csv` stays, as it holds the ids that one tracking store gave to its runs."""
+"""Names of rendered files. `runs.csv` stays: it contains the ids that one tracking store gave to its runs."""
 RUN = re.compile(rf"runs/([0-9a-f]{{12}})/({re.escape(RECORD)}|{re.escape(FILE)})")
 RUN_ID = re.compile(r"[0-9a-f]{12}")
 CHUNK = 1 << 20
-"""Bytes read at a time."""
+"""Number of bytes that are read at a time."""
 BROKEN = (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, UnicodeDecodeError, OverflowError)
-"""What `zipfile` raises over a file that is no whole zip."""
+"""Exceptions that `zipfile` raises for a file that is not a complete zip."""
 
 
 # Export
-# --------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def export(file: Path, scale: str, site: Site, store: Store, *, encoders: bool = False) -> str:
-    """Writes the reports of a scale, and the record of every run that they cite with those upstream of it, to
-    `file`.
+    """Write the reports of a scale, the records of the runs that they cite, and those upstream, to `file`.
 
     Args:
-        scale: empty: every scale that has reports.
-        encoders: whether the encoders of the pretraining runs go with them.
+        scale: name of the scale; empty for every scale that has reports.
+        encoders: True to include the encoders of the pretraining runs.
 
     Returns:
-        A line on what is in it.
+        A line that describes the content.
 
     Raises:
-        LookupError: there is no such scale, no report, or a run or encoder that the reports cite is not here.
-        ValueError: a report is of another version.
-        OSError: `file` is there already, or cannot be written.
+        LookupError: the scale or the file's folder does not exist, the scale has no reports, or a cited run
+            or its encoder is missing.
+        ValueError: a report has another version, or `file` already exists.
+        OSError: `file` cannot be written.
     """
     if scale and scale not in SCALES:
         raise NotFoundError(unknown("scale", scale, SCALES))
@@ -92,25 +92,32 @@ def export(file: Path, scale: str, site: Site, store: Store, *, encoders: bool =
             if encoders and run.is_pretraining:
                 members[f"runs/{spec_id}/{FILE}"] = _encoder(spec_id, site, store, Path(folder))
         _write_zip(file, members)
-    told = ", ".join(f"{counted(len(tables), 'table')} ({name})" for name, tables in _tables(reports).items())
-    return f"{file}: {told}, {counted(len(runs), 'run')}, {size(file.stat().st_size)}."
+    content = ", ".join(
+        f"{counted(len(tables), 'table')} ({name})" for name, tables in _tables(reports).items()
+    )
+    return f"{file}: {content}, {counted(len(runs), 'run')}, {size(file.stat().st_size)}."
 
 
 def _check_free(file: Path) -> None:
-    """Raises OSError where an archive cannot be put."""
+    """Raise an error for the user if no archive can be written at `file`.
+
+    Raises:
+        ValueError: no file was given, or it already exists.
+        LookupError: its folder does not exist.
+    """
     if not file.name:
-        raise FileNotFoundError("No file is named: give one, such as --file msbreg.zip.")
+        raise InvalidError("No file was given: name one, such as --file msbreg.zip.")
     if file.exists():
-        raise FileExistsError(f"{file} is there already: name another file, or move it away.")
+        raise InvalidError(f"{file} already exists: name another file, or move this one.")
     if not file.absolute().parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {file.parent} for {file.name}: make it first.")
+        raise NotFoundError(f"The folder {file.parent} for {file.name} does not exist: create it first.")
 
 
 def _reports(site: Site, scales: Iterable[str]) -> dict[str, bytes]:
-    """Every rendered file of the scales, by its name in the archive; what else lies there is left alone.
+    """Return the rendered files of the scales by their names in the archive; other files are ignored.
 
     Raises:
-        LookupError: there is no table among them.
+        LookupError: no table is among them.
     """
     scales = list(scales)
     paths = {
@@ -124,13 +131,13 @@ def _reports(site: Site, scales: Iterable[str]) -> dict[str, bytes]:
         where = str(site.reports / scales[0]) if len(scales) == 1 else f"any scale's folder in {site.reports}"
         option = f" --scale {scales[0]}" if len(scales) == 1 else ""
         raise NotFoundError(
-            f"There is no report in {where}: `invoke reports{option}` renders every table from finished runs."
+            f"No report exists in {where}: `invoke reports{option}` renders every table from finished runs."
         )
     return found
 
 
 def _tables(names: Iterable[str]) -> dict[str, set[str]]:
-    """The tables among report files, by scale."""
+    """Return the tables among report files, by scale."""
     found: dict[str, set[str]] = {}
     for name in names:
         _, scale, file = name.split("/")
@@ -140,32 +147,32 @@ def _tables(names: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _cited(reports: Mapping[str, bytes]) -> dict[str, str]:
-    """The ids of all runs that stand behind a number, each with the report that cites it.
+    """Return the ids of all runs behind a number, each with the report that cites it.
 
     Raises:
-        ValueError: a report is not of this version, or cites what is no id.
+        ValueError: a report has another version, or cites something that is not an id.
     """
     cited: dict[str, str] = {}
     for name in (name for name in reports if name.endswith(".json")):
         table = loads(reports[name], name)
         for run in (run for row in table.rows for cell in row.cells.values() for run in cell.runs):
             if not (isinstance(run, str) and RUN_ID.fullmatch(run)):
-                raise InvalidError(f"{name} cites the run '{run}', which is no run's id: {_again(name)}.")
+                raise InvalidError(f"{name} cites '{run}', which is not a run's id: {_again(name)}.")
             cited.setdefault(run, name)
     return cited
 
 
 def _again(report: str) -> str:
-    """How a report is rendered anew."""
+    """Return the command that renders a report again, in words."""
     _, scale, file = report.split("/")
-    return f"render it again by `invoke {file.removesuffix('.json')} --scale {scale} --render-only`"
+    return f"render it again with `invoke {file.removesuffix('.json')} --scale {scale} --render-only`"
 
 
 def _records(cited: Mapping[str, str], store: Store) -> dict[str, PortableRun]:
-    """The records of the cited runs and of those upstream of them, by id.
+    """Return the records of the cited runs and of those upstream, by id.
 
     Raises:
-        LookupError: one is not in the store.
+        LookupError: a record is not in the store.
     """
     wanted, found = dict(cited), dict[str, PortableRun]()
     while wanted:
@@ -174,7 +181,7 @@ def _records(cited: Mapping[str, str], store: Store) -> dict[str, PortableRun]:
             run = store.portable(spec_id)
         except LookupError as error:
             raise NotFoundError(
-                f"{report} rests on run {spec_id}: {error.args[0]} What would work: {_again(report)}."
+                f"{report} needs run {spec_id}: {error.args[0]} What would work: {_again(report)}."
             ) from None
         found[spec_id] = run
         if run.needs and run.needs not in found:
@@ -183,7 +190,10 @@ def _records(cited: Mapping[str, str], store: Store) -> dict[str, PortableRun]:
 
 
 def _encoder(spec_id: str, site: Site, store: Store, folder: Path) -> Path:
-    """The encoder of a pretraining run: the one here, else the tracking store's, fetched into `folder`."""
+    """Return the path of a pretraining run's encoder.
+
+    If it is only in the tracking store, it is fetched into `folder`.
+    """
     here = site.runs / spec_id / FILE
     if here.is_file():
         return here
@@ -191,7 +201,8 @@ def _encoder(spec_id: str, site: Site, store: Store, folder: Path) -> Path:
         return store.download(store.finished([spec_id])[spec_id].run_id, FILE, folder / spec_id)
     except LookupError:
         raise NotFoundError(
-            f"The encoder of run {spec_id} is neither in {here} nor in the tracking store: export without --encoders."
+            f"The encoder of run {spec_id} is neither in {here} nor in the tracking store: "
+            "export without --encoders."
         ) from None
 
 
@@ -200,7 +211,7 @@ def _document(data: object) -> bytes:
 
 
 def _write_zip(file: Path, members: Mapping[str, bytes | Path]) -> None:
-    """Writes the archive, whole or not at all."""
+    """Write the archive, whole or not at all."""
     listed = {
         name: {"sha256": _sha256(members[name]), "size": _size(members[name])} for name in sorted(members)
     }
@@ -213,7 +224,7 @@ def _write_zip(file: Path, members: Mapping[str, bytes | Path]) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
-    """Adds one member of which nothing depends on when, where or by whom it is added."""
+    """Add one member, independent of when, where and by whom it is added."""
     info = zipfile.ZipInfo(name, DATE)
     info.create_system, info.external_attr, info.file_size = 3, (stat.S_IFREG | 0o644) << 16, _size(content)
     with archive.open(info, "w") as member, _opened(content) as source:
@@ -234,31 +245,34 @@ def _size(content: bytes | Path) -> int:
 
 
 # Import
-# --------------------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Received:
-    """What came of an import."""
+    """The outcome of an import."""
 
     added: int = 0
-    here: int = 0
-    """Runs that were here already, with the same values."""
+    present: int = 0
+    """Number of runs that the store had already, with the same values."""
     clashes: list[str] = field(default_factory=list)
-    """A line for each run that has other values here."""
+    """One line for each run whose values differ from the store's."""
     encoders: int = 0
     kept: list[str] = field(default_factory=list)
-    """A line for each encoder and table that is another one here."""
+    """One line for each local encoder and table that differs from the archive's."""
     tables: dict[str, int] = field(default_factory=dict)
-    """How many were added, by scale."""
+    """Number of added tables, by scale."""
 
     @property
     def code(self) -> int:
-        """The exit code: 1 where a run clashes."""
+        """Exit code: 1 if a run clashes."""
         return int(bool(self.clashes))
 
     def __str__(self) -> str:
-        runs = f"{counted(self.added, 'run')} added, {self.here} here already, {len(self.clashes)} with other values here."
+        runs = (
+            f"{counted(self.added, 'run')} added, {self.present} already present, "
+            f"{len(self.clashes)} with different values."
+        )
         tables = "".join(
             f" {counted(number, 'table')} added to the reports at {scale}."
             for scale, number in self.tables.items()
@@ -268,25 +282,24 @@ class Received:
 
 
 def receive(file: Path, site: Site, store: Store) -> Received:
-    """Adds the runs and reports of an archive to this site, once all of the file has been checked; what is
-    here stays as it is.
+    """Add the runs and reports of an archive to this site, after all of the file has been checked.
 
-    Interrupted at any moment, the same call again does the rest.
+    Everything that exists already is unchanged. If a call is interrupted, the same call again adds the rest.
 
     Raises:
-        LookupError: there is no such file.
-        ValueError: the file is not whole, not of this version, or not what it says; nothing was written.
+        LookupError: the file does not exist.
+        ValueError: the file is incomplete, has another version, or contradicts itself; nothing was written.
     """
     if not file.is_file():
         raise NotFoundError(
-            f"There is no file '{file if file.name else ''}': give one that `invoke export` wrote, as --file msbreg.zip."
+            f"The file '{file if file.name else ''}' does not exist: give one that `invoke export` wrote, "
+            "such as --file msbreg.zip."
         )
     with _Archive.opened(file) as archive:
         runs = archive.check()
         received = Received()
-        for run in sorted(
-            runs.values(), key=lambda run: (run.needs is not None, run.spec_id)
-        ):  # upstream first
+        upstream_first = sorted(runs.values(), key=lambda run: (run.needs is not None, run.spec_id))
+        for run in upstream_first:
             _receive_run(run, archive, site, store, received)
         for scale, tables in _tables(archive.reports).items():
             _receive_reports(scale, sorted(tables), archive, site.reports / scale, received)
@@ -294,22 +307,23 @@ def receive(file: Path, site: Site, store: Store) -> Received:
 
 
 def _receive_run(run: PortableRun, archive: _Archive, site: Site, store: Store, received: Received) -> None:
-    """Adds one run, and its encoder unless the record here is another training's."""
+    """Add one run, and its encoder unless the store's record belongs to another training."""
     here = store.adopt(run, archive.digest)
     if here is not None and not run.agrees(here.metrics):
         received.clashes.append(
-            f"clash: {run.spec_id} {run.name}: {_differing(here.metrics, run.final)}. Kept as it is here."
+            f"clash: {run.spec_id} {run.name}: {_differing(here.metrics, run.final)}. "
+            "The run here is unchanged."
         )
         return
     received.added += here is None
-    received.here += here is not None
+    received.present += here is not None
     name = f"runs/{run.spec_id}/{FILE}"
     if name not in archive.files:
         return
     path = site.runs / run.spec_id / FILE
     if path.exists() and _sha256(path) != archive.files[name].sha256:
         received.kept.append(
-            f"kept: {path} is another encoder than the archive's, of a run with the same values."
+            f"kept: {path} differs from the archive's encoder, although the runs have the same values."
         )
     elif not path.exists():
         _put(path, archive.read(name))
@@ -317,14 +331,14 @@ def _receive_run(run: PortableRun, archive: _Archive, site: Site, store: Store, 
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all, and removes what an import that was killed left beside it."""
+    """Write a file, whole or not at all, and delete what a killed import left next to it."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)
     write_atomic(path, content, durable=True)
 
 
 def _differing(here: Mapping[str, float], there: Mapping[str, float]) -> str:
-    """The values in which two runs differ."""
+    """Return the values that differ between two runs, in words."""
     shown = (
         f"{key} {here.get(key, 'none')} here, {there.get(key, 'none')} in the archive"
         for key in sorted({*here, *there} - {*OF_THE_MACHINE})
@@ -336,8 +350,7 @@ def _differing(here: Mapping[str, float], there: Mapping[str, float]) -> str:
 def _receive_reports(
     scale: str, tables: list[str], archive: _Archive, folder: Path, received: Received
 ) -> None:
-    """Adds the tables of a scale of which no file is another one here, and the index over all that are then
-    here."""
+    """Add the tables of a scale that do not differ from local ones, and write the index of all tables."""
     for table in tables:
         names = [
             name
@@ -347,7 +360,8 @@ def _receive_reports(
         here = {name: folder / Path(name).name for name in names}
         if any(path.exists() and _sha256(path) != archive.files[name].sha256 for name, path in here.items()):
             received.kept.append(
-                f"kept: {folder / table}.* is another table here: `invoke reports --scale {scale}` renders it from the runs."
+                f"kept: {folder / table}.* differs from the archive's table: "
+                f"`invoke reports --scale {scale}` renders it from the runs."
             )
             continue
         absent = [name for name, path in here.items() if not path.exists()]
@@ -360,7 +374,7 @@ def _receive_reports(
 
 @dataclass(frozen=True)
 class _Member:
-    """What the manifest says of a file."""
+    """The manifest's entry for a file."""
 
     sha256: str
     size: int
@@ -372,20 +386,24 @@ class _Archive:
     def __init__(self, file: Path, zipped: zipfile.ZipFile) -> None:
         self._file, self._zip = file, zipped
         self.files: dict[str, _Member] = {}
-        """All but the manifest, by name."""
+        """Entries of all members except the manifest, by name."""
         self.digest = ""
-        """SHA-256 of the manifest, and so of everything."""
+        """SHA-256 of the manifest, and thereby of everything."""
 
     @classmethod
     @contextmanager
     def opened(cls, file: Path) -> Iterator[_Archive]:
-        """The archive in `file`; whatever is wrong with the zip itself is a ValueError in one line."""
+        """Yield the archive in `file`.
+
+        Raises:
+            ValueError: the zip itself is broken; the message is one line.
+        """
         try:
             with zipfile.ZipFile(file) as zipped:
                 yield cls(file, zipped)
         except BROKEN as error:
             raise InvalidError(
-                f"{file} is not a whole zip file ({error}): copy it again, or export it again."
+                f"{file} is not a complete zip file ({error}): copy it again, or export it again."
             ) from None
 
     @property
@@ -393,19 +411,17 @@ class _Archive:
         return sorted(name for name in self.files if name.startswith("reports/"))
 
     def check(self) -> dict[str, PortableRun]:
-        """Reads every byte once, and returns the records, by id.
+        """Read every byte once, and return the records by id.
 
         Raises:
-            ValueError: something is wrong; the message names it.
+            ValueError: something is wrong; the message describes it.
         """
         self._check_members()
         self._read_manifest()
         for name, said in self.files.items():
             with self._zip.open(name) as member:
                 if hashlib.file_digest(member, "sha256").hexdigest() != said.sha256:  # type: ignore[arg-type]
-                    self._refuse(
-                        f"{name} is not the file that the manifest lists", "copy it again, or export it again"
-                    )
+                    self._refuse(f"{name} does not match the manifest", "copy it again, or export it again")
         runs = {
             match[1]: self._record(name)
             for name in self.files
@@ -417,26 +433,24 @@ class _Archive:
         needed = self._cited()
         needed |= {run.needs: f"run {run.spec_id}" for run in runs.values() if run.needs}
         if absent := [(who, spec_id) for spec_id, who in needed.items() if spec_id not in runs]:
-            self._refuse(f"{absent[0][0]} rests on run {absent[0][1]}, which is not in it")
+            self._refuse(f"{absent[0][0]} needs run {absent[0][1]}, which the archive lacks")
         return runs
 
     def read(self, name: str) -> bytes:
-        """A file, which is compared with the manifest at every reading: the archive may be exchanged after
-        the first.
+        """Return the content of a file, compared with the manifest at each reading.
+
+        The archive may be replaced after the first one.
 
         Raises:
-            ValueError: it is another one.
+            ValueError: the file has changed.
         """
         content = self._zip.read(name)
         if hashlib.sha256(content).hexdigest() != self.files[name].sha256:
-            self._refuse(
-                f"{name} is not the file that the manifest lists", "copy it again, or export it again"
-            )
+            self._refuse(f"{name} does not match the manifest", "copy it again, or export it again")
         return content
 
     def _check_members(self) -> None:
-        """Raises ValueError for members that no export writes; they are judged by the zip's directory
-        alone."""
+        """Raise ValueError for members that no export writes, from the zip's directory alone."""
         infos = self._zip.infolist()
         names = [info.filename for info in infos]
         for info in infos:
@@ -444,33 +458,34 @@ class _Archive:
             if info.filename != MANIFEST and not (
                 REPORT.fullmatch(info.filename) or RUN.fullmatch(info.filename)
             ):
-                self._refuse(f"{info.filename!r} is no name of a report or of a run's file")
+                self._refuse(f"{info.filename!r} is not a name of a report or of a run's file")
             if kind not in (0, stat.S_IFREG):
-                self._refuse(f"{info.filename} is a link or something else that is no plain file")
+                self._refuse(f"{info.filename} is a link, or otherwise not a regular file")
             if (
                 info.compress_type != zipfile.ZIP_STORED
                 or info.compress_size != info.file_size
                 or info.flag_bits & 1
             ):
-                self._refuse(f"{info.filename} is compressed or encrypted, which no export does")
+                self._refuse(f"{info.filename} is compressed or encrypted, unlike the files of an export")
         if len(set(names)) < len(names):
-            self._refuse("it has a file twice")
+            self._refuse("it contains a file twice")
         if sum(info.file_size for info in infos) > self._file.stat().st_size:
-            self._refuse("its files are larger than itself")
+            self._refuse("its files are larger than the archive itself")
 
     def _read_manifest(self) -> None:
-        """Raises ValueError where the manifest is not there, of another version, or lists other files than
-        there are."""
+        """Raise ValueError if the manifest is missing, has another version, or does not list the members."""
         if MANIFEST not in self._zip.namelist():
             self._refuse(f"it has no {MANIFEST}", "give a file that `invoke export` wrote")
         content = self._zip.read(MANIFEST)
         data = self._json(MANIFEST, content)
         if not isinstance(data, dict) or data.get("kind") != KIND:
-            self._refuse(f"its {MANIFEST} is another program's", "give a file that `invoke export` wrote")
+            self._refuse(
+                f"its {MANIFEST} was written by another program", "give a file that `invoke export` wrote"
+            )
         if data.get("version") != VERSION:
             self._refuse(
-                f"it is of version {data.get('version')}, and this one reads version {VERSION}",
-                "use the suite that wrote it",
+                f"it has version {data.get('version')}, but this suite reads version {VERSION}",
+                "import it with the version of the suite that wrote it",
             )
         try:
             self.files = {
@@ -482,16 +497,15 @@ class _Archive:
         if missing := sorted(self.files.keys() - sizes.keys()):
             self._refuse(f"it lacks {missing[0]}, which its manifest lists")
         if extra := sorted(sizes.keys() - self.files.keys()):
-            self._refuse(f"it holds {extra[0]}, which its manifest does not list")
+            self._refuse(f"it contains {extra[0]}, which its manifest does not list")
         if wrong := [name for name, size in sizes.items() if size != self.files[name].size]:
             self._refuse(
-                f"{wrong[0]} has {sizes[wrong[0]]} bytes, and its manifest says {self.files[wrong[0]].size}"
+                f"{wrong[0]} has {sizes[wrong[0]]} bytes, but the manifest lists {self.files[wrong[0]].size}"
             )
         self.digest = hashlib.sha256(content).hexdigest()
 
     def _record(self, name: str) -> PortableRun:
-        """A run's record, whose id agrees in its three places: the name, the record and the hash of the
-        settings."""
+        """Return a run's record, after checking that its name, its id and the hash of its settings agree."""
         try:
             run = from_json(self._json(name, self.read(name)), name)
         except ValueError as error:
@@ -499,23 +513,23 @@ class _Archive:
         if name != f"runs/{run.spec_id}/{RECORD}":
             self._refuse(f"{name} is the record of run {run.spec_id}")
         if run.scale not in (*SCALES, CUSTOM):
-            self._refuse(f"{name} is of a scale '{run.scale}' that there is not")
+            self._refuse(f"{name} has the unknown scale '{run.scale}'")
         return run
 
     def _check_encoder(self, name: str, spec_id: str, runs: Mapping[str, PortableRun]) -> None:
-        """Raises ValueError for an encoder that is not of a pretraining run in the archive."""
+        """Raise ValueError for an encoder that does not belong to a pretraining run in the archive."""
         if spec_id not in runs or not runs[spec_id].is_pretraining:
-            self._refuse(f"it holds {name}, and no record of a pretraining run {spec_id}")
+            self._refuse(f"it contains {name}, but no record of a pretraining run {spec_id}")
         try:
             with self._zip.open(name) as member:
                 owner = checkpoint.encoder_of(member)
         except ValueError as error:
-            self._refuse(f"{name} is no encoder: {error}")
+            self._refuse(f"{name} is not an encoder: {error}")
         if owner != spec_id:
             self._refuse(f"{name} is the encoder of run {owner}")
 
     def _cited(self) -> dict[str, str]:
-        """The runs behind the reports."""
+        """Return the runs behind the reports."""
         try:
             return _cited({name: self.read(name) for name in self.reports if name.endswith(".json")})
         except ValueError as error:
@@ -525,9 +539,9 @@ class _Archive:
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            self._refuse(f"{name} is no JSON ({error})")
+            self._refuse(f"{name} is not JSON ({error})")
 
-    def _refuse(self, problem: str, remedy: str = "have it exported again") -> NoReturn:
+    def _refuse(self, problem: str, remedy: str = "export it again") -> NoReturn:
         raise InvalidError(
-            f"{self._file} is refused: {problem}; nothing was written. What would work: {remedy}."
+            f"{self._file} was refused: {problem}; nothing was written. What would work: {remedy}."
         )

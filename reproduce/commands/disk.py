@@ -1,4 +1,4 @@
-"""The disk that runs need: encoders that stay, checkpoints that come and go."""
+"""The disk that runs need: encoders that are kept, and checkpoints that exist for a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from reproduce.tracking.store import Store
 
 CHECKPOINTS = 3
-"""Files that a run needs room for: `checkpoint.save` keeps two and writes the third before it removes the
-first."""
+"""Number of files that a run needs space for: `checkpoint.save` keeps two, and writes the third before it
+deletes the first."""
 HEADS = 22_000_000
-"""Parameters that Detectron2 adds to a backbone: torchvision's documentation counts 44.4 million for a Mask
-R-CNN, 23.5 of which are the ResNet-50's, and the box head of four convolutions has 1.3 million more."""
+"""Number of parameters that Detectron2 adds to a backbone. torchvision's documentation counts 44.4 million
+for a Mask R-CNN, including 23.5 million of the ResNet-50; the box head of four convolutions has 1.3 million
+more."""
 
 
 def disk_needed(
@@ -32,33 +33,33 @@ def disk_needed(
     files: Callable[[Pretrain], Sizes],
     parameters: Callable[[str], int],
 ) -> int:
-    """The same by the sizes of a pretraining's files and the parameters of a backbone, however they are found
-    out.
+    """Return the bytes that runs leave behind or occupy for a time.
 
     Args:
-        at_once: runs that go on at the same time.
+        at_once: number of runs that are executed at the same time.
+        files: function that returns the sizes of a pretraining's files.
+        parameters: function that returns the number of parameters of a backbone.
     """
     copies = 2 if store.keeps_artifacts_here else 1
-    kept, meanwhile = 0, []
+    kept, temporary = 0, []
     for spec in specs:
         if isinstance(spec, Pretrain):
             found = files(spec)
             kept += copies * found.encoder
-            meanwhile.append(CHECKPOINTS * found.checkpoint)
+            temporary.append(CHECKPOINTS * found.checkpoint)
         elif isinstance(spec.protocol, Detection):
-            meanwhile.append(
+            temporary.append(
                 CHECKPOINTS * detector_checkpoint(parameters(spec.encoder.backbone), spec.protocol)
             )
-    return kept + sum(heapq.nlargest(at_once, meanwhile))
+    return kept + sum(heapq.nlargest(at_once, temporary))
 
 
 def sizes(backbone: str, method: Method, known: dict[object, Sizes]) -> Sizes:
-    """Of a pretraining run's files.
+    """Return the sizes of a pretraining run's files.
 
     Args:
-        known: those of other runs, to which these are added. A network is built once for all methods that
-            differ in fractions alone, which
-            are rates and weights: no layer has two and a half units.
+        known: sizes of other runs, to which these are added. One network is built for all methods that differ
+            only in fractions, which are rates and weights: no layer has two and a half units.
     """
     shape = (backbone, method.name, tuple(leaf for leaf in method.leaves() if not isinstance(leaf[1], float)))
     if shape not in known:
@@ -77,18 +78,19 @@ def _sizes(backbone: str, method: Method) -> Sizes:
 
 
 def detector_checkpoint(parameters: int, protocol: Detection) -> int:
-    """Bytes of the parameters of a detector with its optimiser's momentum: torchvision's heads are as narrow
-    as the backbone.
+    """Return the bytes of a detector's parameters and its optimiser's momentum.
+
+    torchvision's heads are as narrow as the backbone.
 
     Args:
-        parameters: of the backbone.
+        parameters: number of parameters of the backbone.
     """
     return 2 * FLOAT * (parameters + (HEADS if protocol.engine == "detectron2" else parameters))
 
 
 @cache
 def weightless(backbone: str) -> torch.nn.Module:
-    """A backbone whose tensors have shapes and no values."""
+    """Return a backbone whose tensors have shapes but no values."""
     with torch.device("meta"):
         module: torch.nn.Module = backbones.build(backbone)
         return module

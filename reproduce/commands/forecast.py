@@ -1,13 +1,12 @@
-"""What a command would do and take: each run, once, with what becomes of it and why; hours and disk; a digest
-of all that.
+"""The plan of a command: every run with its action, hours, disk, and a digest of the plan.
 
     made = forecast(jobs(requests), partial(blocked, site=site), Store(site), site)
     print("\\n".join(made.lines()))
-    made.digest                                    # '3f0c2a9d1e77', what `--apply` takes
+    made.digest                                    # '3f0c2a9d1e77', the argument of `--apply`
 
-Hours come from finished runs in the store that were alike, in one attempt, on a device of the same name;
-where there are none, from the operations that the settings take, at an assumed speed (`SPEEDS`); else they
-are not known, and said so. Needs neither torch nor pandas.
+Each run is listed once, with the reason of its action. Hours come from comparable finished runs in the store,
+in one attempt, on a device of the same name. Without any, they come from the number of operations, at an
+assumed speed (`SPEEDS`). If that is unknown too, the hours are unknown. Needs neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from reproduce.data.dataset import Dataset
 from reproduce.detection import cost as detectors
@@ -36,7 +35,7 @@ from reproduce.plan import Job
 from reproduce.protocols.detection import Detection
 from reproduce.readiness import Blocked, RefusedError, launcher
 from reproduce.runs import checkpoint
-from reproduce.runs.claims import Others
+from reproduce.runs.claims import Claims
 from reproduce.runs.lease import Lease
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -47,31 +46,29 @@ if TYPE_CHECKING:
     from reproduce.tracking.tags import Record
 
 NEWEST = 200
-"""Finished runs of each kind and scale that are looked at for the nearest and for hours: a store may hold
-thousands."""
+"""Maximum number of finished runs of each kind and scale that are searched; a store may contain thousands."""
 ALIKE = 20
-"""The newest runs that are alike of which the median is taken."""
-TOLD = 3
-"""Settings that are named where the nearest finished run differs in more."""
+"""Number of the newest comparable runs whose median is taken."""
+MAX_NAMED = 3
+"""Number of settings that are named if the nearest finished run differs in more."""
 SPEEDS = {"GPU": 18e12, "CPU": 20e9}
-"""Operations a second, assumed where no finished run says more; rough, a factor of three either way.
+"""Operations per second, assumed without finished runs; rough, a factor of three either way.
 
 GPU: NVIDIA's ResNet-50 trains on 5 816 images/s on eight V100 in mixed precision
-(NVIDIA/DeepLearningExamples, June 2019), each image
-3 x 8.2e9 operations. CPU: one core of a small cloud machine at the smoke scale, all around the network
-included: 19 200 views of MSBReg, 25e6 operations each, in 22 s.
-"""
+(NVIDIA/DeepLearningExamples, June 2019), each image 3 x 8.2e9 operations. CPU: one core of a small cloud
+machine at the smoke scale, including everything around the network: 19 200 views of MSBReg, 25e6 operations
+each, in 22 s."""
 BOTH_NETWORKS = 4
-"""Forward passes that a view's work amounts to: online, forward and backward, and the target's. Heads are
-left out."""
+"""Number of forward passes that equal the work on a view: online network forward and backward, target network
+forward. Heads are left out."""
 ALIKE_IN = ("backbone", "precision", "dataset.size", "augmentation.small.size")
-"""Settings in which two pretrainings must agree to take the same time for a view."""
+"""Settings that two pretrainings must share to take the same time per view."""
 
 Action = Literal["reuse", "attach", "resume", "run", "blocked"]
 
 
 class Estimate(NamedTuple):
-    """How long a run takes alone on its GPU or core."""
+    """The duration of a run alone on its GPU or core."""
 
     seconds: float
     source: Literal["finished runs", "FLOPs"]
@@ -79,26 +76,26 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One run and what becomes of it."""
+    """One run and its action."""
 
     spec: Spec
     action: Action
     why: str
     left: float = 1.0
-    """The part of its work that is to be done, where it is started."""
+    """Fraction of its work that remains, if it is started."""
     devices: int = 1
-    """GPUs or cores that it takes at once."""
+    """Number of GPUs or cores that it takes at once."""
     estimate: Estimate | None = None
-    """Of the whole run on one of them; None: not known, or nothing is to be done."""
+    """Estimate of the whole run on one device; None if it is unknown, or if nothing remains."""
 
     @property
     def starts(self) -> bool:
-        """Whether it would be started."""
+        """True if the run would be started."""
         return self.action in ("resume", "run")
 
     @property
     def seconds(self) -> float | None:
-        """Of all its devices together, where it is started; None: not known."""
+        """Remaining seconds, summed over its devices; None if they are unknown or the run is not started."""
         return self.left * self.estimate.seconds if self.estimate else None
 
     def __str__(self) -> str:
@@ -107,99 +104,106 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """All steps, upstream first, and what they take together."""
+    """All steps, upstream first, and their total cost."""
 
     steps: tuple[Step, ...]
     device: Literal["GPU", "CPU"]
-    """What each run takes one of: a GPU, or a core."""
+    """Kind of device that each run takes: a GPU or a core."""
     at_once: int
-    """Runs of one device that go on at the same time."""
+    """Number of one-device runs that are executed at the same time."""
     disk: int | None
-    """Bytes that what is to be done leaves behind and takes meanwhile; None: not known."""
+    """Bytes that the runs leave behind or occupy for a time; None if unknown."""
     changes: tuple[str, ...] = ()
     """Settings that the command changed, by their full names, such as `optimizer.base_lr=0.1`."""
     problems: tuple[str, ...] = ()
-    """What the blocked runs lack, and what would get it."""
+    """Descriptions of what the blocked runs lack, and of what would provide it."""
 
     @property
     def digest(self) -> str:
-        """12 hexadecimal digits that name the runs and what becomes of each, in their order."""
+        """12 hexadecimal digits that identify the runs and their actions, in order."""
         text = json.dumps([(step.spec.id, step.action) for step in self.steps])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def todo(self) -> tuple[Step, ...]:
-        """What would be started."""
+        """Steps that would be started."""
         return tuple(step for step in self.steps if step.starts)
 
     @property
     def hours(self) -> float | None:
-        """Of a GPU or core; None: they are not known of every run."""
-        seconds = [step.seconds for step in self.todo]
-        return None if None in seconds else math.fsum(cast(list[float], seconds)) / 3600
+        """Hours of a GPU or core; None if they are unknown for some run."""
+        if any(step.seconds is None for step in self.todo):
+            return None
+        return math.fsum(step.seconds or 0.0 for step in self.todo) / 3600
 
     def lines(self) -> Iterator[str]:
-        """What `--dry-run` prints."""
+        """Yield the lines that `--dry-run` prints."""
         yield from map(str, self.steps)
         yield from self.problems
         counts = Counter(step.action for step in self.steps)
-        told = [f"{counts[action]} {word}" for action, word in ACTIONS.items() if counts[action]]
-        yield f"{counted(len(self.steps), 'run')}: {', '.join(told) or 'none'}."
+        parts = [f"{counts[action]} {word}" for action, word in ACTIONS.items() if counts[action]]
+        yield f"{counted(len(self.steps), 'run')}: {', '.join(parts) or 'none'}."
         if self.changes:
             yield f"Changed settings: {', '.join(self.changes)}."
         if self.todo:
             yield from self._estimates()
-        yield f"Plan {self.digest}: --apply {self.digest} runs it and no other."
+        yield f"Plan {self.digest}: --apply {self.digest} runs exactly this plan."
 
     def _estimates(self) -> Iterator[str]:
-        known = [step for step in self.todo if step.estimate]
-        seconds = math.fsum(step.seconds or 0.0 for step in known)
         at_once = min(self.at_once, sum(step.devices for step in self.todo))
         one_each = all(step.devices == 1 for step in self.todo)
-        runs = f"{at_once} {'run' if one_each else self.device}{'s' if at_once > 1 else ''} at once"
-        if len(known) < len(self.todo):
-            partly = (
-                f"; {hours(seconds)} for the {counted(len(known), 'run')} of which it is" if known else ""
-            )
-            yield f"{self.device}-hours: not known{partly}. Wall time: not known, {runs}."
-        else:
-            yield f"{self.device}-hours: {hours(seconds)}. Wall time: {clock(makespan(self.todo, at_once))}, {runs}."
-        sources = Counter(step.estimate.source if step.estimate else "" for step in self.todo)
+        parallel = f"{counted(at_once, 'run' if one_each else self.device)} at once"
+        unknown = [step.spec for step in self.todo if not step.estimate]
+        wall = "unknown" if unknown else clock(makespan(self.todo, at_once))
+        yield f"{self.device}-hours: {self._hours_in_words()}. Wall time: {wall}, {parallel}."
+        sources = Counter(step.estimate.source for step in self.todo if step.estimate)
         if sources["finished runs"]:
-            yield f"  {sources['finished runs']} estimated from finished runs that are alike."
+            yield f"  {sources['finished runs']} estimated from comparable finished runs."
         if sources["FLOPs"]:
-            yield f"  {sources['FLOPs']} estimated from FLOPs, roughly, at an assumed {SPEEDS[self.device]:.1e} a second."
-        if sources[""]:
-            yield f"  {sources['']} not known: {', '.join(sorted({_kind(step.spec) for step in self.todo if not step.estimate}))}."
+            speed = f"{SPEEDS[self.device]:.1e} per second"
+            yield f"  {sources['FLOPs']} estimated roughly, from FLOPs at an assumed {speed}."
+        if unknown:
+            yield f"  {len(unknown)} unknown: {', '.join(sorted({_kind(spec) for spec in unknown}))}."
         if attached := sum(step.action == "attach" for step in self.steps):
-            yield f"  {attached} that somebody else does {'is' if attached == 1 else 'are'} not counted."
-        yield f"Disk: {'not known' if self.disk is None else size(self.disk, digits=2)}."
+            yield f"  Not counted: {counted(attached, 'run')} of other processes."
+        yield f"Disk: {'unknown' if self.disk is None else size(self.disk, digits=2)}."
+
+    def _hours_in_words(self) -> str:
+        """Return the hours, or for how many runs they are unknown and what the others need."""
+        known = [step.seconds or 0.0 for step in self.todo if step.estimate]
+        num_unknown = len(self.todo) - len(known)
+        if not num_unknown:
+            return hours(math.fsum(known))
+        if not known:
+            return "unknown"
+        others = "the other one needs" if len(known) == 1 else f"the other {len(known)} need"
+        return f"unknown for {num_unknown} of {len(self.todo)} runs; {others} {hours(math.fsum(known))}"
 
 
 ACTIONS: dict[Action, str] = {
     "reuse": "finished",
-    "attach": "done by others",
+    "attach": "executed by other processes",
     "resume": "to resume",
-    "run": "to do",
+    "run": "to run",
     "blocked": "blocked",
 }
-"""How the last line counts what becomes of runs."""
+"""Words for the actions in the line that counts them."""
 
 
 def forecast(
     wanted: Sequence[Job], blocked: Callable[[list[Job]], Mapping[str, Blocked]], store: Store, site: Site
 ) -> Forecast:
-    """What the real command would do with the runs `wanted`, upstream first, and what that takes.
+    """Return what the real command would do with the runs `wanted`, upstream first, and what that costs.
 
     Args:
-        blocked: says which of the runs that are not finished cannot start.
+        blocked: function that returns the unfinished runs that cannot start.
 
     Raises:
         ConnectionError: the tracking server does not answer.
     """
     where = launcher(site)
     records = store.records(job.spec.id for job in wanted)
-    claimed = Others(site).claims(job.spec.id for job in wanted)
+    claimed = Claims(site).leases(job.spec.id for job in wanted)
     unfinished = [
         job for job in wanted if job.spec.id not in records or records[job.spec.id].state.state != "finished"
     ]
@@ -236,46 +240,49 @@ def forecast(
 
 
 def check(made: Forecast, digest: str, most_hours: float | None) -> None:
-    """Refuses what the command line does not allow.
+    """Refuse a plan that the command line does not allow.
 
     Args:
-        digest: of the only plan that may be run; empty: any.
-        most_hours: of a GPU or core; None: any number.
+        digest: digest of the only plan that may run; empty for any.
+        most_hours: maximum number of hours of a GPU or core; None for any number.
 
     Raises:
-        RefusedError: it is another plan, or takes more hours, or nobody knows how many.
+        RefusedError: the plan has another digest, takes more hours, or takes an unknown number of hours.
     """
     if digest and digest != made.digest:
         raise RefusedError(
-            f"The plan is not {digest}: it is {made.digest} now. Look at it with --dry-run, then --apply {made.digest}."
+            f"Plan {digest} was requested, but the plan is {made.digest} now. "
+            f"Check it with --dry-run, then use --apply {made.digest}."
         )
     if most_hours is None:
         return
     if made.hours is None:
         unknown = sum(step.estimate is None for step in made.todo)
         raise RefusedError(
-            f"--max-gpu-hours is {most_hours:g}, and the hours of {unknown} of {len(made.todo)} runs are not known: leave it out, or take "
-            "those runs away by --rows or --columns."
+            f"--max-gpu-hours is {most_hours:g}, but the hours of {unknown} of "
+            f"{counted(len(made.todo), 'run')} are unknown: leave the option out, or exclude those runs with "
+            "--rows or --columns."
         )
     if made.hours > most_hours:
         raise RefusedError(
-            f"--max-gpu-hours is {most_hours:g}, and the plan takes some {hours(3600 * made.hours)} {made.device}-hours: allow more, or "
-            "take fewer runs by --rows, --columns or --seeds."
+            f"--max-gpu-hours is {most_hours:g}, but the estimate for this plan is "
+            f"{hours(3600 * made.hours)} {made.device}-hours: allow more, or select fewer runs with --rows, "
+            "--columns or --seeds."
         )
 
 
-# What becomes of a run
+# The action of a run
 
 
 def action(
     spec: Spec, record: Record | None, lease: Lease | None, blocked: Blocked | None, folder: Path
 ) -> Step:
-    """What becomes of a run, and why as far as its own record and its folder say it.
+    """Return the action of a run, and the reason as far as its record and its folder contain it.
 
     Args:
-        record: what the store knows of it; None: nothing.
-        lease: of who does it; None: nobody.
-        folder: where its checkpoints are.
+        record: the store's record of it; None if there is none.
+        lease: lease of its owner; None if it has none.
+        folder: folder of its checkpoints.
     """
     state = record.state.state if record else None
     if record and state == "finished":
@@ -284,124 +291,130 @@ def action(
         return Step(spec=spec, action="attach", why=_attached(lease))
     if blocked:
         return Step(spec=spec, action="blocked", why=str(blocked))
-    elsewhere = (
-        f"{record.state.reason} began it, with another folder of runs"
-        if record and state == "running"
-        else ""
-    )
-    before = elsewhere or (f"{state}, {record.state.reason}" if record else "")
-    there = _checkpoint(spec, folder)
-    if there is not None:
-        told, left = there
-        return Step(
-            spec=spec, action="resume", why=f"{told} is there{f'; {before}' if before else ''}", left=left
-        )
-    return Step(spec=spec, action="run", why=f"{before}; it starts anew" if before else "")
+    before = _earlier(record) if record else ""
+    found = _checkpoint(spec, folder)
+    if found is None:
+        return Step(spec=spec, action="run", why=f"{before}; starts from scratch" if before else "")
+    name, left = found
+    return Step(spec=spec, action="resume", why=f"from {name}{f'; {before}' if before else ''}", left=left)
+
+
+def _earlier(record: Record) -> str:
+    """Return how an unfinished run ended, or which process executes it with another folder of runs."""
+    state = record.state
+    if state.state == "running":
+        return f"started by {state.reason}, with another folder of runs"
+    return f"{state.state}: {state.reason}"
 
 
 def _attached(lease: Lease) -> str:
-    """Who does a run, and how far it is."""
+    """Return the owner of a run and its progress, in words."""
     if lease.state != "running":
         return f"{lease.who} waits in the queue"
     if lease.progress is None or not lease.progress.total:
-        return f"{lease.who} does it"
+        return f"{lease.who} executes it"
     note = f", {lease.progress.note}" if lease.progress.note else ""
-    return f"{lease.who} does it: {lease.progress.done / lease.progress.total:.0%}{note}"
+    return f"{lease.who} executes it: {lease.progress.done / lease.progress.total:.0%}{note}"
 
 
 def _checkpoint(spec: Spec, folder: Path) -> tuple[str, float] | None:
-    """The newest checkpoint in words, and the part of the work behind it; None: there is none."""
+    """Return the newest checkpoint in words and the fraction of work that remains; None if there is none."""
     total = _length(spec)
     done = min(checkpoint.newest(folder), total)
     if not done:
         return None
     unit = "iteration" if isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection) else "epoch"
-    return f"a checkpoint of {unit} {round(done, 2):.10g} of {total}", 1 - done / total
+    return f"the checkpoint of {unit} {round(done, 2):.10g} of {total}", 1 - done / total
 
 
 def _finished(record: Record) -> str:
-    when = f"{record.ended.astimezone():%Y-%m-%d}" if record.ended else "at a time not recorded"
-    return f"{when}, commit {record.commit[:7]}{' and changed files' if record.dirty else ''}"
+    """Return when and with which code a run finished."""
+    when = f"{record.ended.astimezone():%Y-%m-%d}" if record.ended else "at an unknown time"
+    return f"{when}, commit {record.commit[:7]}{' with uncommitted changes' if record.dirty else ''}"
 
 
 def _length(spec: Spec) -> int:
-    """What checkpoints count: epochs or iterations; 0: it has none."""
+    """Return the number of epochs or iterations, in the unit of checkpoints; 0 if the run has none."""
     if isinstance(spec, Pretrain):
         return spec.epochs
     return spec.protocol.length
 
 
 class Past(tuple["Record", ...]):
-    """Finished runs of a kind, the newest first, made ready to be compared with each run of a plan."""
+    """Finished runs of a kind, the newest first, prepared for comparison with each run of a plan."""
 
     @cached_property
     def _shared(self) -> frozenset[tuple[str, str]]:
-        """The settings that all of them have."""
+        """Settings that all runs share."""
         return frozenset.intersection(*(frozenset(record.settings.items()) for record in self))
 
     @cached_property
     def _own(self) -> list[frozenset[tuple[str, str]]]:
-        """What each has besides."""
+        """Other settings of each run."""
         return [frozenset(record.settings.items()) - self._shared for record in self]
 
     def nearest(self, ours: Mapping[str, str]) -> Record | None:
-        """The run that has the fewest `_differences` from these settings, the newest of several; None: there
-        is no run."""
+        """Return the run with the fewest `_differences` from these settings, or None without any run.
+
+        The newest of several is returned.
+        """
         if not self:
             return None
-        apart = self._shared.symmetric_difference(ours.items())  # few, so that each comparison is of few
+        apart = self._shared.symmetric_difference(ours.items())  # few, so each comparison is short
         counts = [len({key for key, value in apart ^ own if value != "none"}) for own in self._own]
         return self[counts.index(min(counts))]
 
 
 def _completed(step: Step, past: Past, device: str, model: str) -> Step:
-    """A step that is to be done, with its estimate and, where it was never begun, the nearest finished
-    run."""
+    """Return a step that is to be executed with its estimate and, for a new run, the nearest finished run."""
     why = step.why or nearest(step.spec, past)
     return replace(step, why=why, estimate=estimate(step.spec, past, device, model))
 
 
 def nearest(spec: Spec, past: Past) -> str:
-    """Why a run is not reused: the finished run that differs in the fewest settings, the newest of several,
-    in words.
+    """Return why a run is not reused: the finished run that differs in the fewest settings, in words.
 
     Args:
-        past: finished runs of its kind, the newest first.
+        past: finished runs of its kind, the newest first; of several nearest ones the newest is named.
     """
     ours = tags.settings(spec)
     like = past.nearest(ours)
     if like is None:
-        return "no finished run with these settings, nor any of its kind at this scale"
+        return "no finished run with these settings, and none of this kind at this scale"
     found = _differences(ours, like.settings)
-    told = [
-        f"{full_name(key, ours.keys() | like.settings)}: {theirs}, here {here}"
-        for key, (theirs, here) in itertools.islice(found.items(), TOLD)
-    ]
-    if not told:
-        return "no finished run with these settings; the nearest has the same under another id, from another version of the code"
-    more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
+    first = itertools.islice(found.items(), MAX_NAMED)
+    paths = ours.keys() | like.settings
+    named = [f"{full_name(key, paths)}: {theirs}, here {here}" for key, (theirs, here) in first]
+    if not named:
+        return (
+            "no finished run with this id; the nearest has the same settings under another id, "
+            "from another version of the code"
+        )
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
     among = f" of the newest {NEWEST}" if len(past) == NEWEST else ""
-    return f"no finished run with these settings; the nearest{among} differs in {'; '.join(told)}{more}"
+    return f"no finished run with these settings; the nearest{among} differs in {'; '.join(named)}{more}"
 
 
 def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Settings that differ, as (theirs, ours); one that a run lacks counts as none, since one that was added
-    later is missing."""
+    """Return the settings that differ, as (theirs, ours).
+
+    A setting that a run lacks counts as "none", because a setting that was added later is missing.
+    """
     keys = dict.fromkeys((*ours, *theirs))
     pairs = {key: (theirs.get(key, "none"), ours.get(key, "none")) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-# How long it takes
+# The duration of a run
 
 
 def estimate(spec: Spec, past: Sequence[Record], device: str, model: str) -> Estimate | None:
-    """How long `spec` takes from its start to its end; None: not known.
+    """Return the duration of `spec` from start to end, or None if it is unknown.
 
     Args:
         past: finished runs of its kind, the newest first.
         device: `GPU` or `CPU`.
-        model: its name.
+        model: name of the device.
     """
     ours = tags.settings(spec)
     usable = (record for record in past if record.device == model and record.attempts == 1 and record.ended)
@@ -414,41 +427,40 @@ def estimate(spec: Spec, past: Sequence[Record], device: str, model: str) -> Est
 
 
 def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float | None:
-    """The seconds of a finished run in proportion to ours; None: the two are not alike, or cannot be
-    compared."""
+    """Return the seconds of a finished run, scaled to ours, or None if the two are not comparable."""
     theirs = record.settings
     assert record.ended is not None
     seconds = (record.ended - record.state.started).total_seconds()
     if not pretraining:
-        keys = {
-            key
-            for key in (*ours, *theirs)
-            if key.startswith(("protocol", "dataset")) or key == "encoder.backbone"
-        }
+        keys = {key for key in (*ours, *theirs) if key.startswith(("protocol", "dataset"))}
+        keys.add("encoder.backbone")
         return seconds if all(ours.get(key) == theirs.get(key) for key in keys) else None
     if any(ours.get(key, "none") != theirs.get(key, "none") for key in ALIKE_IN):
         return None
-    works = [_work(settings) for settings in (ours, theirs)]
-    same = {key: value for key, value in ours.items() if key.startswith("dataset")} == {
-        key: value for key, value in theirs.items() if key.startswith("dataset")
-    }
-    images = (
-        [1, 1]
-        if same
-        else [_num_images(settings, settings["dataset.pretrain_split"]) for settings in (ours, theirs)]
-    )
-    if None in images or not works[1] or not images[1]:
+    our_images, their_images = _images_to_compare(ours, theirs)
+    if our_images is None or not their_images or not _work(theirs):
         return None
-    return seconds * (works[0] * cast(int, images[0])) / (works[1] * images[1])
+    return seconds * (_work(ours) * our_images) / (_work(theirs) * their_images)
+
+
+def _images_to_compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """Return the numbers of images of two pretrainings, or (1, 1) if both have the same data set."""
+    data = [{(key, each[key]) for key in each if key.startswith("dataset")} for each in (ours, theirs)]
+    if data[0] == data[1]:
+        return 1, 1
+    return (
+        _num_images(ours, ours["dataset.pretrain_split"]),
+        _num_images(theirs, theirs["dataset.pretrain_split"]),
+    )
 
 
 def _work(settings: Mapping[str, str]) -> float:
-    """Views of each image that a pretraining sees."""
+    """Return the number of views of each image in a pretraining."""
     return float(settings["epochs"]) * float(settings["method.num_views"])
 
 
 def _num_images(settings: Mapping[str, str], split: str) -> int | None:
-    """Images of a split of the data set in a run's settings; None: not known without looking."""
+    """Return the number of images of a split of a run's data set, or None if it is unknown without a look."""
     published = _published(settings["dataset"])
     counts = [published.get(part) or int(settings.get(f"dataset.num_{part}", 0)) for part in split.split("+")]
     return sum(counts) if all(counts) else None
@@ -456,11 +468,13 @@ def _num_images(settings: Mapping[str, str], split: str) -> int | None:
 
 @cache
 def _published(dataset: str) -> Mapping[str, int]:
-    """What a data set says of the sizes of its splits; only its own module is imported, as some of the others
-    take seconds."""
+    """Return the published sizes of a data set's splits.
+
+    Only the data set's own module is imported, because some others take seconds.
+    """
     try:
         module = importlib.import_module(f"reproduce.data.{dataset}")
-    except ModuleNotFoundError:  # of synthetic scenes, which share a module, the settings say it
+    except ModuleNotFoundError:  # synthetic scenes share a module; their settings contain the sizes
         return {}
     found = [
         value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Dataset)
@@ -469,7 +483,7 @@ def _published(dataset: str) -> Mapping[str, int]:
 
 
 def _pretraining(spec: Pretrain) -> float | None:
-    """Operations of a pretraining with an online and a target network."""
+    """Return the operations of a pretraining with an online and a target network, or None if unknown."""
     settings, network = tags.settings(spec), cost.network(spec.backbone)
     images = _num_images(settings, settings.get("dataset.pretrain_split", ""))
     if network is None or images is None:
@@ -485,7 +499,7 @@ def _pretraining(spec: Pretrain) -> float | None:
 
 
 def _evaluation(spec: Evaluate) -> float | None:
-    """Operations of what an evaluation sends through the encoder, or of a detector's training."""
+    """Return the operations of an evaluation's passes through the encoder, or of a detector's training."""
     network, dataset = cost.network(spec.encoder.backbone), spec.dataset
     if network is None:
         return None
@@ -502,11 +516,10 @@ def _evaluation(spec: Evaluate) -> float | None:
 
 
 def makespan(steps: Iterable[Step], at_once: int) -> float:
-    """Seconds until all is done, where each step starts as soon as what it needs is done and its devices are
-    free, as the launcher does it.
+    """Return the seconds until all steps are done if the launcher executes them.
 
-    A step on several devices takes its time divided by their number, and is not overtaken while it waits for
-    them.
+    Each step starts as soon as its needs are done and its devices are free. A step on several devices takes
+    its time divided by their number, and is not overtaken while it waits for them.
     """
     waiting = {step.spec.id: step for step in steps}
     unfinished = set(waiting)
@@ -528,8 +541,10 @@ def makespan(steps: Iterable[Step], at_once: int) -> float:
 
 
 def disk_needed(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:
-    """Bytes that the runs leave behind and take meanwhile, by the rule of `invoke doctor`; None: a network's
-    size is not known."""
+    """Return the bytes that the runs leave behind or occupy for a time, by the rule of `invoke doctor`.
+
+    None if a network's size is unknown.
+    """
     from reproduce.commands import disk
 
     try:
@@ -541,7 +556,7 @@ def disk_needed(specs: Iterable[Spec], store: Store, at_once: int) -> int | None
 def _sizes(run: Pretrain) -> cost.Sizes:
     heads = getattr(run.method, "heads", None)
     if not isinstance(heads, Heads):
-        raise NotFoundError(f"The heads of {run.method.name} are not known without building them.")
+        raise NotFoundError(f"The sizes of {run.method.name}'s heads are unknown until they are built.")
     return cost.siamese(_network(run.backbone), heads)
 
 
@@ -552,14 +567,11 @@ def _parameters(backbone: str) -> int:
 def _network(backbone: str) -> cost.Network:
     found = cost.network(backbone)
     if found is None:
-        raise NotFoundError(f"The layers of {backbone} are not known without building it.")
+        raise NotFoundError(f"The layers of {backbone} are unknown until it is built.")
     return found
 
 
 def _kind(spec: Spec) -> str:
-    """What a run is, where nobody knows how long it takes."""
-    return (
-        f"pretraining on {spec.dataset.name}"
-        if isinstance(spec, Pretrain)
-        else f"{spec.protocol.name} on {spec.dataset.name}"
-    )
+    """Return the kind of a run, for the list of runs whose duration is unknown."""
+    work = "pretraining" if isinstance(spec, Pretrain) else spec.protocol.name
+    return f"{work} on {spec.dataset.name}"

@@ -15,10 +15,10 @@ from reproduce.nn import weight_files
 from reproduce.nn.weights import Weights
 from reproduce.plan import Evaluation, Job, Order, Request, jobs
 from reproduce.readiness import RefusedError, blocked, launcher
-from reproduce.runs.claims import Others
+from reproduce.runs.claims import Claims
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate
-from reproduce.tracking.retry import PATIENCE
+from reproduce.tracking.retry import RETRY_SECONDS
 from reproduce.tracking.tags import title
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
             reasons = launch(todo, site, console.watch)
             attached = console.attached
         # After hours of runs, wait for a server that is restarting.
-        store = Store(site, patience=PATIENCE)
+        store = Store(site, retry_seconds=RETRY_SECONDS)
         finished = store.finished([job.spec.id for job in wanted])
     known = blocked | reasons
     missing = {
@@ -242,7 +242,7 @@ def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dic
     Raises:
         RefusedError: no run can start, and there is nothing to show.
     """
-    claimed = Others(site).claims(job.spec.id for job in todo)
+    claimed = Claims(site).leases(job.spec.id for job in todo)
     found = {
         spec_id: each.problem.why
         for spec_id, each in blocked([job for job in todo if job.spec.id not in claimed], site).items()

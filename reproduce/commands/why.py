@@ -1,10 +1,11 @@
-"""Where a number comes from, and what two runs differ in: `invoke why` and `invoke diff`. Reads the store,
-starts nothing.
+"""The origin of a number, and the differences of two runs: `invoke why` and `invoke diff`.
 
-for line in why(Request(table="table8", rows="BYOL", columns="acc"), store):
-    print(line)
-for line in difference("5f0c2a9d1e77", "0a1b2c3d4e5f", store):
-    print(line)
+    for line in why(Request(table="table8", rows="BYOL", columns="acc"), store):
+        print(line)
+    for line in difference("5f0c2a9d1e77", "0a1b2c3d4e5f", store):
+        print(line)
+
+Both read the store and start nothing.
 """
 
 from __future__ import annotations
@@ -26,17 +27,16 @@ if TYPE_CHECKING:
     from reproduce.tracking.store import Store
 
 ABSENT = "–"
-"""Stands for a setting or a metric that a run does not have."""
+"""Sign for a setting or a metric that a run does not have."""
 WIDTH = 116
-"""Columns of a terminal that a list of settings is broken at."""
+"""Columns of the terminal after which a list of settings is wrapped."""
 
 
 def why(request: Request, store: Store) -> Iterator[str]:
-    """For each cell that the request's `rows` and `columns` name: its number, its runs, and what would fill
-    it.
+    """Yield, for each cell of the request, its number, its runs, and the command that would fill it.
 
     Raises:
-        LookupError, ValueError, TypeError: as `Request.build`.
+        LookupError, ValueError, TypeError: see `Request.build`.
         ConnectionError: the tracking server does not answer.
     """
     table = request.build()
@@ -48,7 +48,7 @@ def why(request: Request, store: Store) -> Iterator[str]:
         yield f"{table.name} at {request.scale} scale, row '{row.label}', column {column.key}{_paper(cell)}"
         if cell is None or cell.ours is None:
             reason = cell.why_not_ours if cell else ""
-            yield f"  ours: none. {reason or 'Nothing is run for this cell.'}"
+            yield f"  ours: none. {reason or 'No run fills this cell.'}"
             continue
         yield from _cell(request, row, column, cell.ours, finished, store)
 
@@ -62,7 +62,7 @@ def _paper(cell: Cell | None) -> str:
 def _cell(
     request: Request, row: Row, column: Column, ours: Measured, finished: dict[str, Finished], store: Store
 ) -> Iterator[str]:
-    """The seeds of a cell, each with its runs, upstream last; then what is still to be done."""
+    """Yield the seeds of a cell, each with its runs, upstream last; then the runs that are missing."""
     factor, unit = (100, " %") if column.unit == "%" else (1, "")
     todo: dict[str, Spec] = {}
     for seen, spec in zip(observe(ours, request.seeds, finished, {}), ours.runs(request.seeds), strict=True):
@@ -74,11 +74,11 @@ def _cell(
             if run.id not in finished:
                 todo[run.id] = run
     if todo:
-        yield f"  To fill it, {counted(len(todo), 'run')}: {_command(request, row.label, column.key)}"
+        yield f"  {counted(len(todo), 'run')} missing; to fill it: {_command(request, row.label, column.key)}"
 
 
 def _command(request: Request, row: str, column: str) -> str:
-    """What fills one cell."""
+    """Return the command that fills one cell."""
     words = ["invoke", request.table, "--rows", row, "--columns", column]
     given = {"--scale": request.scale, "--seeds": str(request.seeds), "--baselines": request.baselines}
     usual = {"--scale": "smoke", "--seeds": "1", "--baselines": "quoted"}
@@ -88,31 +88,38 @@ def _command(request: Request, row: str, column: str) -> str:
 
 
 def _run(spec: Spec, store: Store) -> Iterator[str]:
-    """One run: what it is, how it stands, its settings, and what it used and left."""
+    """Yield one run's title, state, settings and artifacts."""
     yield f"{spec.name} {spec.id}  {title(spec)}"
     record = store.record_of(spec.id)
     if record is None:
         yield "  no run with these settings"
     else:
         state = record.state
-        yield f"  {state.state}{f': {state.reason}' if state.reason else ''}, started {state.started.astimezone():%Y-%m-%d %H:%M}"
-        yield f"  code: commit {record.commit}{' and changes that are not committed' if record.dirty else ''}"
+        reason = f": {state.reason}" if state.reason else ""
+        yield f"  {state.state}{reason}, started {state.started.astimezone():%Y-%m-%d %H:%M}"
+        yield f"  code: commit {record.commit}{' with uncommitted changes' if record.dirty else ''}"
         yield from (f"  {name.replace('_', ' ')}: {value}" for name, value in record.digests.items())
         yield f"  MLflow: run {state.run_id}, {record.address}"
-    told = ", ".join(f"{path}={value}" for path, value in spec.leaves() if not path.startswith("encoder."))
+    settings = ", ".join(
+        f"{path}={value}" for path, value in spec.leaves() if not path.startswith("encoder.")
+    )
     yield from textwrap.wrap(
-        f"settings: {told}", WIDTH, initial_indent="  ", subsequent_indent=" " * 12, break_long_words=False
+        f"settings: {settings}",
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent=" " * 12,
+        break_long_words=False,
     )
 
 
 def difference(first: str, second: str, store: Store) -> Iterator[str]:
-    """The settings in which two runs differ, and the metrics of both.
+    """Yield the settings in which two runs differ, and the metrics of both.
 
     Args:
-        first, second: ids of runs (or their beginnings), or MLflow's names of them.
+        first, second: ids of runs, the beginnings of ids, or MLflow's ids.
 
     Raises:
-        LookupError: there is no such run, or several begin so.
+        LookupError: no such run exists, or several ids begin like this.
         ConnectionError: the tracking server does not answer.
     """
     runs = [store.named(name) for name in (first, second)]
@@ -129,7 +136,7 @@ def difference(first: str, second: str, store: Store) -> Iterator[str]:
 
 
 def _pairs(values: list[dict[str, str]], *, only_different: bool) -> Iterator[tuple[str, str, str]]:
-    """(name, of the first, of the second), in the order of the names."""
+    """Yield (name, value of the first, value of the second) in the order of the names."""
     first, second = values
     for key in sorted(first.keys() | second.keys()):
         pair = first.get(key, ABSENT), second.get(key, ABSENT)

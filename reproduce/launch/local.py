@@ -1,9 +1,9 @@
-"""Runs on this machine: as many at once as there are GPUs, or cores of a CPU, or as the site's `jobs` says.
+"""Runs on this machine: by default one at a time on each GPU, or on each core without a GPU.
 
-A worker does one run after the other, so that it imports torch once; a run that takes several devices has
+A worker executes one run after the other, so that it imports torch only once. A run on several devices has
 processes of its own, started by torchrun. Workers run in sessions of their own and stop when their standard
-input ends, so no process outlives the command that started it. Runs that somebody else does, here or on
-another machine, are waited for.
+input closes, so no process outlives the command that started it. The launcher waits for runs that other
+processes execute, here or on another machine.
 """
 
 from __future__ import annotations
@@ -22,50 +22,52 @@ from threading import Thread
 from typing import Any, Literal
 
 from reproduce.launch import variables
+from reproduce.messages import counted
 from reproduce.plan import Job
 from reproduce.readiness import RefusedError
 from reproduce.runs import environment
-from reproduce.runs.claims import POLL, Others
+from reproduce.runs.claims import POLL, Claims
 from reproduce.site import PROJECT, Site
 
 GRACE = 30.0
-"""Seconds that workers have to write their checkpoints and stop before they are killed."""
+"""Seconds for workers to write their checkpoints and stop, before they are killed."""
 
 GPU = "CUDA_VISIBLE_DEVICES"
 
 ENDS = ("finished", "failed", "busy")
-"""Events after which a worker has no run."""
+"""Events after which a worker is free."""
 
 Watch = Callable[[dict[str, Any]], None]
 
 
 def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
-    """Does the runs, each as soon as those that it needs are finished, and waits for those that somebody else
-    does.
+    """Execute the runs, each once the runs that it needs are finished, and wait for those of other processes.
 
     Args:
-        jobs: upstream first; what they need is among them or finished.
+        jobs: the runs, upstream first; whatever they need is among them or finished.
         watch: called with each event of a run (`attached`, `started`, `progress`, `finished`, `failed`,
             `freed`).
 
     Returns:
-        Why each run that did not finish has none, by id.
+        The reason of each run that did not finish, by id.
 
     Raises:
         RefusedError: a run takes more devices than there are.
-        KeyboardInterrupt: it was told to stop, and no process is left.
+        KeyboardInterrupt: the command received a stop request; no process is left.
     """
     return _Launch(jobs, site, watch).run()
 
 
 def at_once(site: Site) -> int:
-    """How many runs of one device go on at the same time where there are as many."""
+    """Return the maximum number of one-device runs that are executed at the same time."""
     return site.jobs or len(_places(site, sys.maxsize))
 
 
 def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
-    """What each run takes one of, a GPU or a core, and its name as runs record it; finds out without
-    torch."""
+    """Return the kind of device that each run takes, a GPU or a core, and its name as runs record it.
+
+    It is found without importing torch.
+    """
     gpus = _gpus_of(site)
     if not gpus:
         return "CPU", environment.processor()
@@ -77,7 +79,7 @@ def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
 
 
 class _Launch:
-    """Who does what at the moment."""
+    """The state of a launch: waiting jobs, workers, and the runs of other processes."""
 
     def __init__(self, jobs: list[Job], site: Site, watch: Watch) -> None:
         self._watch = watch
@@ -90,13 +92,13 @@ class _Launch:
         self._events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
         self._idle: dict[int, _Worker] = {}
         self._busy: list[_Worker] = []
-        self._others = Others(site)
+        self._claims = Claims(site)
         self._runs = site.runs
         self._attached: dict[str, Job] = {}
         self._looked = -float("inf")
 
     def run(self) -> dict[str, str]:
-        """As `launch`."""
+        """See `launch`."""
         try:
             while self._waiting or self._busy or self._attached:
                 self._attach()
@@ -105,7 +107,7 @@ class _Launch:
                     self._next()
         except KeyboardInterrupt:
             print(
-                "Interrupted: what runs here writes a checkpoint and stops; the same command goes on from there.",
+                "Interrupted: local runs write a checkpoint and stop; the same command resumes them.",
                 flush=True,
             )
             raise
@@ -114,46 +116,47 @@ class _Launch:
         return self._failed
 
     def _attach(self) -> None:
-        """Leaves to others what they do already, and takes back what they have left."""
+        """Follow the runs that other processes execute, and take back the ones that they gave up."""
         if time.monotonic() - self._looked < POLL:
             return
         self._looked = time.monotonic()
-        for event in self._others.poll():
-            self._tell(event)
+        for event in self._claims.poll():
+            self._handle(event)
         self._follow(list(self._waiting))
 
     def _follow(self, jobs: Sequence[Job]) -> None:
-        """Of these waiting jobs, attaches to those that somebody does."""
-        claimed = self._others.claims([job.spec.id for job in jobs])
+        """Attach to those of these waiting jobs that another process executes."""
+        claimed = self._claims.leases([job.spec.id for job in jobs])
         for job in jobs:
             if job.spec.id in claimed:
                 self._waiting.remove(job)
                 self._attached[job.spec.id] = job
-                self._tell(self._others.follow(job.spec.id, claimed[job.spec.id]))
+                self._handle(self._claims.follow(job.spec.id, claimed[job.spec.id]))
 
     def _start(self) -> None:
-        """Starts jobs in their order as long as one can start and there is room for the first that can: a
-        wide one is not overtaken."""
+        """Start jobs in their order while the first that is ready finds enough devices.
+
+        A job on several devices is not overtaken by later ones.
+        """
         while (
             len(self._busy) < self._most
             and (job := self._ready())
-            and (taken := self._room(self._devices[job.spec.id]))
+            and (taken := self._free_places(self._devices[job.spec.id]))
         ):
-            self._others.release(job.spec.id)
+            self._claims.release(job.spec.id)
             self._waiting.remove(job)
             self._free = [place for place in self._free if place not in taken]
             worker = self._idle.pop(taken[0], None) if len(taken) == 1 else None
-            _stop(
-                [self._idle.pop(place) for place in taken if place in self._idle]
-            )  # an idle worker keeps its GPU's memory
+            # An idle worker would keep its GPU's memory.
+            _stop([self._idle.pop(place) for place in taken if place in self._idle])
             worker = worker or _Worker(
-                tuple(taken), _together([self._places[place] for place in taken]), self._events, self._runs
+                tuple(taken), _merged([self._places[place] for place in taken]), self._events, self._runs
             )
             self._busy.append(worker)
             worker.give(job)
 
     def _ready(self) -> Job | None:
-        """The first job whose needs are done; jobs whose needs failed are failed with them."""
+        """Return the first job whose needs are finished; fail the jobs whose needs have failed."""
         for job in list(self._waiting):
             needs = {spec.id for spec in job.spec.needs()}
             if broken := needs & self._failed.keys():
@@ -165,15 +168,15 @@ class _Launch:
                 return job
         return None
 
-    def _room(self, num: int) -> list[int]:
-        """So many free places, each on a device of its own; empty: there are not as many."""
+    def _free_places(self, num: int) -> list[int]:
+        """Return `num` free places, each on another device, or none if there are fewer."""
         found: dict[str, int] = {}
         for place in self._free:
             found.setdefault(self._places[place].get(GPU, str(place)), place)
         return list(found.values())[:num] if len(found) >= num else []
 
     def _next(self) -> None:
-        """Waits for an event of a worker, but no longer than until others are to be looked at."""
+        """Wait for an event of a worker, at most until the leases are due to be read again."""
         try:
             worker, event = self._events.get(timeout=POLL if self._attached or self._waiting else None)
         except Empty:
@@ -190,15 +193,15 @@ class _Launch:
             self._free = sorted((*self._free, *worker.places))
             if worker.serves:
                 self._idle[worker.places[0]] = worker
-            if event["event"] == "busy":  # somebody was faster, or the process was about to end
+            if event["event"] == "busy":  # another process was faster, or this one was about to end
                 assert job is not None
                 self._waiting.insert(0, job)
                 self._follow([job])
                 return
-        self._tell(event)
+        self._handle(event)
 
-    def _tell(self, event: dict[str, Any]) -> None:
-        """Notes what an event changes, and passes it on."""
+    def _handle(self, event: dict[str, Any]) -> None:
+        """Apply an event to the state, and pass it on."""
         kind, spec_id = event["event"], event["id"]
         job = self._attached.pop(spec_id, None) if kind in ("finished", "failed", "freed") else None
         if kind == "freed":
@@ -212,10 +215,10 @@ class _Launch:
 
 
 def _places(site: Site, most: int) -> list[dict[str, str]]:
-    """The environment of each process: a GPU of its own, or one thread of the CPU.
+    """Return the environment of each process: with a GPU of its own, or with one thread of the CPU.
 
     Args:
-        most: as many are needed at the most.
+        most: maximum number of places that are needed.
 
     Raises:
         RefusedError: there are fewer GPUs than a run takes.
@@ -224,38 +227,39 @@ def _places(site: Site, most: int) -> list[dict[str, str]]:
     own = variables(site, gpus=bool(gpus))
     if gpus and len(gpus) < site.devices:
         raise RefusedError(
-            f"devices is {site.devices}, but {len(gpus)} GPU can be used here: set it to at most that in the site file."
+            f"devices is {site.devices}, but only {counted(len(gpus), 'GPU')} can be used on this machine: "
+            f"set devices to {len(gpus)} or less in the site file."
         )
     if site.device.startswith("cuda:"):
         return [own]
-    count = max(
-        1, min(site.jobs * (1 if gpus else site.devices) or len(gpus) or _cores(), most), site.devices
-    )
+    per_job = 1 if gpus else site.devices
+    wanted = site.jobs * per_job or len(gpus) or _cores()
+    count = max(1, min(wanted, most), site.devices)
     if gpus:
         return [own | {GPU: gpus[index % len(gpus)]} for index in range(count)]
     return [own] * count
 
 
-def _together(places: Sequence[dict[str, str]]) -> dict[str, str]:
-    """The environment of a run on several places."""
+def _merged(places: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Return the environment of a run on several places."""
     gpus = [place[GPU] for place in places if GPU in place]
     return places[0] | ({GPU: ",".join(gpus)} if gpus else {})
 
 
 def _cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus_of(site: Site) -> list[str]:
-    """The GPUs that runs of a site may use; empty: they take cores."""
+    """Return the GPUs that runs of a site may use, or none if runs take cores."""
     if site.device.startswith("cuda:"):
         return [site.device.removeprefix("cuda:")]
     return _gpus() if site.device in ("auto", "cuda") else []
 
 
 def _gpus() -> list[str]:
-    """The GPUs that this process may use, without importing torch."""
+    """Return the GPUs that this process may use, without importing torch."""
     if GPU in os.environ:
         return [name for name in os.environ[GPU].split(",") if name.strip()]
     try:
@@ -271,7 +275,7 @@ def _gpus() -> list[str]:
 
 @dataclass(eq=False)
 class _Worker:
-    """A process for runs of one device, started again if it dies; or the processes of one run on several."""
+    """A process for runs on one device, restarted if it dies; or the processes of one run on several."""
 
     places: tuple[int, ...]
     environment: dict[str, str]
@@ -280,16 +284,16 @@ class _Worker:
     job: Job | None = None
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
     ending: bool = False
-    """Whether the process may have ended before it got the job: one that has done a run may be told to stop,
-    and has not begun this one."""
+    """True if the process may have ended before it received the job: after a run, a stop request ends it
+    before the next."""
 
     @property
     def serves(self) -> bool:
-        """Whether it takes one run after the other."""
+        """True if the worker takes one run after the other."""
         return len(self.places) == 1
 
     def give(self, job: Job) -> None:
-        """Starts `job` on this worker."""
+        """Start `job` on this worker."""
         self.job = job
         if not self.serves:
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(self.places)}"]
@@ -307,7 +311,7 @@ class _Worker:
             self.process.stdin.write(json.dumps({"request": job.request.dumps(), "id": job.spec.id}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # It died between two runs: the reader reports it.
+            pass  # the process died between two runs; the reader reports it
 
     def _run(self, arguments: Sequence[str], log: Any = None) -> None:
         self.process = subprocess.Popen(
@@ -326,11 +330,11 @@ class _Worker:
         assert process.stdout is not None
         end: dict[str, Any] | None = None
         for line in process.stdout:
-            if not line.endswith("\n"):  # a killed process may leave half a line
+            if not line.endswith("\n"):  # a killed process may leave an incomplete line
                 continue
             event = json.loads(line)
             if event["event"] in ENDS and not self.serves:
-                end = event  # the other processes of the run may still be there, on devices that the next run is to have
+                end = event  # held back: the run's other processes may still occupy devices of the next run
             else:
                 self.events.put((self, event))
         process.wait()
@@ -339,8 +343,10 @@ class _Worker:
         self.events.put((self, None))
 
     def died(self) -> dict[str, Any] | None:
-        """The event for the run that was lost with the process, if there was one; `busy` for one that another
-        process is to do."""
+        """Return the event for the run that was lost with the process; None if it had no run.
+
+        The event is `busy` if another process shall execute the run.
+        """
         assert self.process is not None
         code, self.process = self.process.returncode, None
         if self.job is None:
@@ -350,14 +356,14 @@ class _Worker:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return {"event": "failed", "id": self.job.spec.id, "reason": f"its process ended with {how}"}
 
-    def ask(self) -> None:
-        """Lets the process end, by the end of its input."""
+    def close(self) -> None:
+        """Close the input of the process, which then ends."""
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
 
     def kill(self) -> None:
-        """Ends the process, and those that it has started, by force."""
+        """Kill the process and its descendants."""
         import psutil
 
         if self.process is None or self.process.poll() is not None:
@@ -373,8 +379,7 @@ class _Worker:
 
 
 def _log(folder: Path) -> contextlib.AbstractContextManager[Any]:
-    """The log of a run, for what torchrun says; the terminal, where no log can be written: then the run, too,
-    says why."""
+    """Return the log of a run, for torchrun's output; the terminal if no log can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / "log.txt").open("a")
@@ -383,10 +388,9 @@ def _log(folder: Path) -> contextlib.AbstractContextManager[Any]:
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """Ends workers: all are asked, and those that are not gone in time, or when it is asked again, are
-    killed."""
+    """Close all workers, then kill those that are still alive after GRACE or on a second request."""
     for worker in workers:
-        worker.ask()
+        worker.close()
     deadline = time.monotonic() + GRACE
     try:
         for worker in workers:

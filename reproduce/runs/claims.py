@@ -1,10 +1,11 @@
-"""Runs that somebody else does: who has them, how far they are, how they end, as their leases tell.
+"""Runs that other processes and Slurm jobs execute, followed by means of their leases.
 
-others = Others(site)
-for spec_id, lease in others.claims(ids).items():    # alive, or waiting in a scheduler's queue
-    others.follow(spec_id, lease)
-for event in others.poll(): ...                      # progress, finished, failed, or freed: its owner is
-gone, do it yourself
+    claims = Claims(site)
+    for spec_id, lease in claims.leases(ids).items():    # the owner is alive, or waits in a queue
+        claims.follow(spec_id, lease)
+    for event in claims.poll(): ...                      # progress, finished, failed or freed
+
+A run is freed when its owner is gone; the caller may then execute it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from reproduce.runs.lease import Lease
 from reproduce.site import Site
 
 POLL = 1.0
-"""Seconds between two looks at the leases."""
+"""Seconds between two reads of the leases."""
 
 
-class Others:
-    """The runs of a site that other processes and a scheduler's jobs do."""
+class Claims:
+    """The runs of a site that other processes and a scheduler's jobs execute."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -36,33 +37,39 @@ class Others:
     def __contains__(self, spec_id: object) -> bool:
         return spec_id in self._followed
 
-    def claims(self, ids: Iterable[str]) -> dict[str, Lease]:
-        """The leases of those runs that a process or a scheduler's job does, or is going to do."""
+    def leases(self, ids: Iterable[str]) -> dict[str, Lease]:
+        """Return the leases of the runs that a process or a scheduler's job executes or will execute."""
         found = {spec_id: lease for spec_id in ids if (lease := leases.read(self._site.runs / spec_id))}
         self._queue.look((lease.job for lease in found.values()), at_once=True)
         return {spec_id: lease for spec_id, lease in found.items() if self._owned(lease)}
 
     def queued(self) -> dict[str, Lease]:
-        """The runs that wait in a scheduler's queue, for the first time or to go on, by their ids."""
+        """Return the leases of the runs that wait in a scheduler's queue to start or resume, by run id."""
         folders = sorted(self._site.runs.glob(f"*/{leases.FILE}"))
-        claimed = self.claims(file.parent.name for file in folders)
-        return {spec_id: lease for spec_id, lease in claimed.items() if lease.state != "running" or not lease.alive}
+        claimed = self.leases(file.parent.name for file in folders)
+        return {
+            spec_id: lease
+            for spec_id, lease in claimed.items()
+            if lease.state != "running" or not lease.alive
+        }
 
     def release(self, spec_id: str) -> None:
-        """Frees a run that waits as a job which has left its queue, and would keep all others away."""
+        """Free a run whose queued job has left the queue; the lease would keep other processes away."""
         folder = self._site.runs / spec_id
         found = leases.read(folder)
         if found and found.state == "queued" and not self._owned(found):
             leases.drop(folder, found.job)
 
     def follow(self, spec_id: str, lease: Lease) -> dict[str, Any]:
-        """Begins to look after a run; returns the event that says so."""
+        """Start to follow a run, and return the event that announces it."""
         self._followed[spec_id] = lease
         return {"event": "attached", "id": spec_id, "who": lease.who, "state": lease.state}
 
     def poll(self) -> Iterator[dict[str, Any]]:
-        """What has changed since the last time; a run that has ended, or has lost its owner, is followed no
-        more."""
+        """Yield an event for each change since the last call.
+
+        A run that ended or lost its owner is not followed any further.
+        """
         self._queue.look((lease.job for lease in self._followed.values()), at_once=True)
         for spec_id, before in list(self._followed.items()):
             now = leases.read(self._site.runs / spec_id)
@@ -81,11 +88,15 @@ class Others:
             else:
                 if now:
                     leases.drop(self._site.runs / spec_id, now.job)
-                yield {"event": "freed", "id": spec_id, "who": before.who, "reason": now.reason if now else ""}
+                yield {
+                    "event": "freed",
+                    "id": spec_id,
+                    "who": before.who,
+                    "reason": now.reason if now else "",
+                }
 
     def _owned(self, lease: Lease) -> bool:
-        """Whether somebody still has the run: a job that was put back into its queue has no process, but
-        will."""
+        """Return whether the run still has an owner; a requeued job has no process now, but will have one."""
         if lease.state in ("finished", "failed"):
             return False
         if lease.job and (lease.state != "running" or not lease.alive):
@@ -94,7 +105,7 @@ class Others:
 
 
 class _Queue:
-    """What a scheduler still lists, asked at most once in an interval."""
+    """The jobs that a scheduler still lists; the scheduler is asked at most once per interval."""
 
     def __init__(self, site: Site) -> None:
         self._every = site.slurm.poll
@@ -102,21 +113,20 @@ class _Queue:
         self._known: dict[str, bool] = {}
 
     def look(self, jobs: Iterable[str], *, at_once: bool = False) -> None:
-        """Asks for these jobs together, if the interval is over, or at once for one that was never asked
-        for."""
+        """Ask for these jobs together if the interval is over, or, with `at_once`, if one of them is new."""
         wanted = [job for job in jobs if job]
         over = time.monotonic() - self._asked >= self._every
         if wanted and (over or (at_once and not self._known.keys() >= set(wanted))):
             self._ask(wanted)
 
     def has(self, job: str) -> bool:
-        """Whether a job is listed, or was when the queue was asked last."""
+        """Return whether a job was listed when the scheduler was last asked."""
         if job not in self._known:
             self._ask([job])
         return self._known[job]
 
     def _ask(self, jobs: list[str]) -> None:
-        """A queue that does not answer says nothing against a job."""
+        """Ask the scheduler for these jobs; if it does not answer, keep the last answer for each."""
         try:
             listed = squeue.queued(jobs)
             self._known |= {job: job in listed for job in jobs}

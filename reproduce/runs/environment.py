@@ -1,5 +1,7 @@
-"""What is no setting and may still explain a number: versions, code and machine; and how busy the machine is.
-Recorded with every run."""
+"""The facts besides the settings that may explain a number: versions, code and machine.
+
+Every run records them. `load` measures how busy the machine is.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "scikit-learn", "pandas",
 
 
 def record() -> dict[str, Any]:
-    """The environment of this process as plain data. torch is asked only if it is loaded, as it is wherever
-    something is trained."""
+    """Return the environment of this process as plain data.
+
+    torch is asked only if it is loaded, as it is in every process that trains.
+    """
     commit, dirty = code()
     torch = sys.modules.get("torch")
     return {
@@ -39,11 +43,15 @@ def record() -> dict[str, Any]:
 
 @cache
 def code() -> tuple[str, bool | None]:
-    """The commit of the project and whether its files differ from it (reports aside, which runs write);
-    `unknown` outside a repository."""
+    """Return the project's commit and whether the working tree differs from it.
+
+    Reports are ignored, because runs write them. Outside a repository the commit is `unknown`.
+    """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!reports"))
@@ -52,10 +60,10 @@ def code() -> tuple[str, bool | None]:
 
 
 def load() -> dict[str, float]:
-    """How busy the machine is now, under the names of MLflow's own monitor, which would take a thread and a
-    query every ten seconds.
+    """Return how busy the machine is now, under the metric names of MLflow's own monitor.
 
-    Percentages from 0 to 100, megabytes of 1e6 bytes. The processor's load is the mean since the last call.
+    That monitor would take a thread and a query every ten seconds. Percentages are from 0 to 100, megabytes
+    are 1e6 bytes. The processor's load is the mean since the last call.
     """
     import psutil
 
@@ -71,7 +79,8 @@ def load() -> dict[str, float]:
         free, total = torch.cuda.mem_get_info()
         measured["gpu_0_memory_usage_megabytes"] = (total - free) / megabyte
         measured["gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
-        with contextlib.suppress(Exception):  # NVIDIA's management library may be absent or forbidden, which must not stop a run
+        # NVIDIA's management library may be absent or forbidden, which must not stop a run.
+        with contextlib.suppress(Exception):
             measured["gpu_0_utilization_percentage"] = torch.cuda.utilization()
     return measured
 
@@ -84,7 +93,7 @@ def _version(package: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     try:
         listed = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all, whatever becomes of the process that writes them.
+"""Files that appear whole or not at all, even if the process that writes them is killed.
 
-    write_atomic(path, text)                  # the content is at hand
+    write_atomic(path, text)                  # the content is in memory
     with atomic(path) as draft: ...           # another library writes the file `draft`
 
-A draft stands next to its file as `.<name>.<process>.<thread>.tmp`; `invoke gc` lists what killed processes left.
+A draft stands next to its file as `.<name>.<process>.<thread>.tmp`. `invoke gc` lists the drafts of killed
+processes.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield the path of a draft, and rename it to `path` unless the block raises.
 
     Args:
-        durable: also survive a crash of the machine: synchronise the file and its folder.
+        durable: synchronise the file and its folder too, so that the file survives a crash of the machine.
 
     Raises:
-        OSError: the file cannot be written; what was at `path` is unchanged.
+        OSError: the file cannot be written; the previous file at `path` is unchanged.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,13 +41,13 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, *parts: str | bytes | memoryview, durable: bool = False) -> Path:
-    """Write the parts, one after the other, to `path` and return it; text is encoded as UTF-8.
+    """Write the parts in order to `path` and return it; text is encoded as UTF-8.
 
     Args:
-        durable: as for `atomic`.
+        durable: see `atomic`.
 
     Raises:
-        OSError: the disk is full or permission is missing; what was at `path` is unchanged.
+        OSError: the disk is full or permission is missing; the previous file at `path` is unchanged.
     """
     try:
         with atomic(path, durable=durable) as draft, draft.open("wb") as file:
@@ -59,7 +60,7 @@ def write_atomic(path: Path, *parts: str | bytes | memoryview, durable: bool = F
 
 
 def synchronise(path: Path) -> None:
-    """Wait until a file or a folder is on disk; a rename is durable once its folder is."""
+    """Wait until a file or a folder is on disk; a rename is durable once its folder is synchronised."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

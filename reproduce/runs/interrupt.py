@@ -1,14 +1,14 @@
-"""How a run is told to stop: by Ctrl-C, by SIGTERM, or by whoever notices that nobody waits for it any more.
+"""Requests to stop a run: Ctrl-C, SIGTERM, or a call of `ask`, for example when the parent process is gone.
 
-    listen()                         # once, in the main thread
-    with deferred() as asked:       # a request waits here ...
+    listen()                        # once, in the main thread
+    with deferred() as asked:       # requests are held back here ...
         for ...:
             train_a_step()
-            if reason := asked():    # ... until somebody looks, who saves what is done and goes
+            if reason := asked():   # ... until the caller checks, saves its state and stops
                 save()
                 stop(reason)
 
-Elsewhere a request ends the run at once: there is nothing to save, or it is saved already.
+Outside `deferred` a request ends the run at once: there is nothing to save, or it is saved already.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 ECHO = 2.0
-"""Seconds within which a signal is an echo of the one before it: a Ctrl-C comes from the terminal and again
-from torchrun."""
-ELSEWHERE = "another process of the run was told to stop"
-"""The reason of the others where several processes stop together."""
+"""Seconds within which a second signal counts as an echo: torchrun repeats the terminal's Ctrl-C."""
+ELSEWHERE = "another process of the run received a stop request"
+"""Reason that the other processes of a run give when they stop together with one that was asked."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was told to stop; the message says by what. No `Exception`, so that what handles failures lets
-    it through."""
+    """The run received a stop request; the message names its source.
+
+    It is not an `Exception`, so code that handles failures lets it through.
+    """
 
 
 class _Request:
-    """What is asked of this process."""
+    """The stop request of this process, if there is one."""
 
     def __init__(self) -> None:
         self.reason = ""
-        """Why to stop, until somebody looks; empty: go on."""
+        """Reason of a deferred request, until the caller checks; empty if there is none."""
         self.asked = ""
-        """The reason of whoever asked without a signal, until the handler takes it."""
+        """Reason that was passed to `ask`, until the signal handler takes it."""
         self.last = -math.inf
-        """When the last signal came, by the monotonic clock."""
+        """Time of the last signal, by the monotonic clock."""
         self.depth = 0
-        """How many `deferred` it is inside of."""
+        """Number of `deferred` blocks that are open."""
         self.listening = False
 
 
@@ -52,8 +53,9 @@ _request = _Request()
 
 
 def listen() -> None:
-    """From now on SIGINT and SIGTERM raise `Interrupted`: at once, or inside of `deferred` when somebody
-    looks; a second one at once.
+    """Make SIGINT and SIGTERM raise `Interrupted` from now on.
+
+    Inside `deferred` the first signal waits until the caller checks; a second one raises at once.
 
     Raises:
         ValueError: this is not the main thread.
@@ -64,29 +66,35 @@ def listen() -> None:
 
 
 def ask(reason: str) -> None:
-    """Tells this process to stop as a signal would, from any thread; before `listen`, only whoever looks
-    learns of it."""
+    """Request that this process stops, as a signal would, from any thread.
+
+    Before `listen`, only a caller that checks inside `deferred` sees the request.
+    """
     if not _request.listening:
         _request.reason = reason
         return
     _request.asked = reason
-    # The main thread decides, as it alone knows where it is; and it may wait in a system call, which only a
-    # signal of its own ends.
+    # Only the main thread knows whether it is inside `deferred`. It may also be blocked in a system call,
+    # which only a signal to this thread ends.
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], str]]:
-    """Inside, what is yielded says why to stop (empty: go on); whoever looks saves and calls `stop`. It may
-    be nested.
+    """Hold back stop requests inside the block; blocks may be nested.
+
+    The block receives a function that returns the reason of a request, or "" if there is none. The caller
+    checks it, saves its state and calls `stop`.
 
     Raises:
-        Interrupted: a second signal came; or it ends, by an error too, and nobody has stopped for the first.
+        Interrupted: a second signal arrived; or the block ended, with or without an error, before the caller
+            acted on the first.
     """
     _request.depth += 1
     try:
         yield lambda: _request.reason
-    except Exception as error:  # which may come of the request: a signal reaches the processes of a group, not this one alone
+    except Exception as error:
+        # The request may have caused the error: a signal reaches all processes of a group.
         if reason := _left():
             raise Interrupted(reason) from error
         raise
@@ -98,7 +106,7 @@ def deferred() -> Iterator[Callable[[], str]]:
 
 
 def stop(reason: str) -> NoReturn:
-    """Ends the run.
+    """End the run.
 
     Raises:
         Interrupted: always, with the reason.
@@ -107,7 +115,7 @@ def stop(reason: str) -> NoReturn:
 
 
 def _left() -> str:
-    """Out of one `deferred`; the reason that nobody has stopped for, if it was the outermost."""
+    """Leave one `deferred` block; return the reason of a pending request if it was the outermost."""
     _request.depth -= 1
     if _request.depth:
         return ""
@@ -116,7 +124,7 @@ def _left() -> str:
 
 
 def _received(signum: int, frame: object) -> None:
-    """The handler of both signals, which Python calls in the main thread."""
+    """Handle both signals; Python calls this in the main thread."""
     reason, _request.asked = _request.asked or signal.Signals(signum).name, ""
     now = time.monotonic()
     if now - _request.last < ECHO:

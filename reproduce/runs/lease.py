@@ -1,18 +1,17 @@
-"""Who does a run: a lease in the run's folder, which its owner keeps alive by a heartbeat, so that no run is
-ever done twice at once.
+"""The owner of a run: a lease in the run's folder, so that no run is executed twice at once.
 
-    with lease.take(folder, spec.id, heartbeat=10) as held:    # BusyError: another process, alive, does it
-        held.report(progress)                                  # what others see who wait for the run
-        held.check()                                           # before each write: LostError if the lease was
-        taken over held.finished()
-    lease.read(folder)                                         # the same for everybody else: owner, state,
-    progress, age
+    with lease.take(folder, spec.id, heartbeat=10) as held:  # BusyError if another process owns the run
+        held.report(progress)                                # for processes that wait for the run
+        held.check()                                         # before each write; LostError if taken over
+        held.finished()
+    lease.read(folder)                                       # in other processes: owner, state, progress
 
-The lease is the file `lease.json`, replaced as a whole and changed only under the lock beside it, which is
-held for milliseconds. An owner on this machine is dead when its process is gone, and so at once free to be
-taken over; one on another machine when three of its heartbeats are missing. Ages are taken by the clock of
-the file system that all of them share, so machines need not agree on the time. What is asked of that file
-system is that locks and renames hold between machines, as they do on NFS, and on Lustre mounted with `flock`.
+The lease is the file `lease.json`, which the owner keeps alive by a heartbeat. It is replaced as a whole, and
+only under the lock next to it, which is held for milliseconds. An owner on this machine is dead when its
+process is gone; its run is free at once. An owner on another machine is dead when three of its heartbeats are
+missing. Ages are measured by the clock of the shared file system, so machines need not agree on the time.
+Locks and renames must hold between machines on that file system, as they do on NFS, and on Lustre mounted
+with `flock`.
 """
 
 from __future__ import annotations
@@ -27,101 +26,105 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 from reproduce.runs.files import write_atomic
 from reproduce.runs.progress import Progress
 
 FILE, LOCK, PLACE = "lease.json", "lease.lock", ".place"
 MISSED = 3
-"""Heartbeats after which an owner that cannot be seen counts as dead."""
+"""Missing heartbeats after which an owner that cannot be observed counts as dead."""
 NUMBERS, MACHINES = Path("/proc/self/ns/pid"), "pid:[4026531836]"
-"""Where Linux says among which processes this one has its number, and what it says outside of all
-containers."""
+"""Link that names the PID namespace of this process on Linux, and its target outside all containers."""
 LONGEST = 500
-"""Characters of a reason."""
+"""Maximum number of characters in a reason."""
 
 State = Literal["queued", "running", "finished", "failed", "interrupted"]
 
 
 class BusyError(RuntimeError):
-    """Another process, which is alive, or a scheduler's job owns the run."""
+    """Another live process, or a scheduler's job, owns the run."""
 
     def __init__(self, lease: Lease) -> None:
-        super().__init__(f"Run {lease.spec_id} is being done by {lease.who}: wait for it, or stop it first.")
+        super().__init__(
+            f"Run {lease.spec_id} is being executed by {lease.who}: wait for it, or stop it first."
+        )
         self.lease = lease
 
 
 class LostError(KeyboardInterrupt):
-    """Somebody else owns the run now, as this process was taken for dead: it stops and writes nothing
-    more."""
+    """Another process owns the run now; this one was taken for dead, stops and writes nothing more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """What the file says, and how old it is."""
+    """The content of a lease file, and its age."""
 
     spec_id: str
     token: str
-    """32 hexadecimal digits, new each time that the run is taken."""
+    """32 hexadecimal digits, new each time the run is taken."""
     host: str
     pid: int
     started: float
-    """When the process started, in seconds since 1970: a later process of the same number is another one."""
+    """Start of the process, in seconds since 1970; it tells apart processes that reuse a number."""
     job: str = ""
-    """A scheduler's name of the job, such as 123_4; empty: there is none."""
+    """Job id in a scheduler's notation, such as 123_4; empty if there is none."""
     heartbeat: float
-    """Seconds between two beats."""
+    """Seconds between two heartbeats."""
     state: State
     reason: str = ""
-    """Why it failed, or was interrupted."""
+    """Reason of a failure or an interruption."""
     progress: Progress | None = None
     age: float = 0.0
-    """Seconds since the last beat; not in the file."""
+    """Seconds since the last heartbeat; not in the file."""
 
     @property
     def alive(self) -> bool:
-        """Whether its owner is at work, as far as it can be seen from here; a job in a queue counts as alive
-        until the queue is asked."""
+        """True if its owner seems to be alive; a queued job counts as alive until the queue is asked."""
         if self.state != "running":
             return self.state == "queued"
-        missed = self.age > MISSED * self.heartbeat
-        return process_alive(self.host, self.pid, self.started, heard=not missed) if self.host == this_host() else not missed
+        recent = self.age <= MISSED * self.heartbeat
+        if self.host != this_host():
+            return recent
+        return process_alive(self.host, self.pid, self.started, heard=recent)
 
     @property
     def who(self) -> str:
-        """The owner in words."""
+        """Owner of the run, in words."""
         return f"Slurm job {self.job}" if self.job else f"process {self.pid} on {self.host}"
 
 
 def read(folder: Path) -> Lease | None:
-    """The lease in a run's folder; None: there is none."""
+    """Return the lease in a run's folder, or None if there is none."""
     path = folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         beat = path.stat().st_mtime
         progress = content.pop("progress")
-        found = Lease(**content, progress=Progress(*progress) if progress else None, age=max(0.0, _now(folder) - beat))
+        return Lease(
+            **content, progress=Progress(*progress) if progress else None, age=max(0.0, _now(folder) - beat)
+        )
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # a lease is replaced as a whole: what cannot be read was not written by us
-    return found
+        return None  # leases are replaced as a whole, so this project did not write an unreadable one
 
 
-def take(folder: Path, spec_id: str, *, heartbeat: float, job: str = "", lost: Callable[[], None] = lambda: None) -> Held:
-    """Makes this process the owner of a run; use what it returns in a `with`.
+def take(
+    folder: Path, spec_id: str, *, heartbeat: float, job: str = "", lost: Callable[[], None] = lambda: None
+) -> Held:
+    """Make this process the owner of a run; use the result in a `with` block.
 
-    Takes over from an owner that is dead, and from the queue if `job` is the one that was queued.
+    Takes over from a dead owner, and from the queue if `job` is the queued job.
 
     Args:
-        heartbeat: seconds between two signs of life.
-        job: the scheduler's job that this process belongs to.
-        lost: called in another thread when the lease is found to be somebody else's.
+        heartbeat: seconds between two heartbeats.
+        job: scheduler's job that this process belongs to.
+        lost: called in another thread when another process has taken the lease.
 
     Raises:
-        BusyError: another process that is alive owns it, or another job that was queued.
+        BusyError: another live process, or another queued job, owns the run.
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,28 +132,40 @@ def take(folder: Path, spec_id: str, *, heartbeat: float, job: str = "", lost: C
         found = read(folder)
         if found and found.alive and not (found.state == "queued" and found.job == job):
             raise BusyError(found)
-        mine = Lease(spec_id=spec_id, token=secrets.token_hex(16), **process(), job=job, heartbeat=heartbeat, state="running")
+        mine = Lease(
+            spec_id=spec_id,
+            token=secrets.token_hex(16),
+            **process(),
+            job=job,
+            heartbeat=heartbeat,
+            state="running",
+        )
         _write(folder, mine)
     return Held(folder, mine, lost)
 
 
 def queue(folder: Path, spec_id: str, *, job: str, heartbeat: float) -> None:
-    """Notes that a run waits in a scheduler's queue as `job`, which is then its owner.
+    """Record that a run waits in a scheduler's queue as `job`, which then owns it.
 
     Raises:
-        BusyError: it has an owner already.
+        BusyError: the run already has an owner.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         found = read(folder)
         if found and found.alive and found.job != job:
             raise BusyError(found)
-        if not (found and found.job == job):  # the job may be faster than whoever submitted it, even to its end
-            _write(folder, Lease(spec_id=spec_id, token=secrets.token_hex(16), **process(), job=job, heartbeat=heartbeat, state="queued"))
+        if found and found.job == job:  # the job is faster than its submitter; it may even have ended
+            return
+        token = secrets.token_hex(16)
+        waiting = Lease(
+            spec_id=spec_id, token=token, **process(), job=job, heartbeat=heartbeat, state="queued"
+        )
+        _write(folder, waiting)
 
 
 def drop(folder: Path, job: str) -> None:
-    """Removes the note that a run waits as `job`, if that is still what is noted."""
+    """Delete the record that a run is queued as `job`, unless the lease has changed since."""
     if not folder.is_dir():
         return
     with _lock(folder):
@@ -160,7 +175,7 @@ def drop(folder: Path, job: str) -> None:
 
 
 class Held:
-    """The lease of this process; in a `with` it beats, and at the end says how the run ended."""
+    """The lease of this process; a `with` block sends the heartbeats and records how the run ended."""
 
     def __init__(self, folder: Path, lease: Lease, lost: Callable[[], None] = lambda: None) -> None:
         self.lease = lease
@@ -172,14 +187,14 @@ class Held:
 
     @property
     def token(self) -> str:
-        """What names this lease."""
+        """Token of this lease."""
         return self.lease.token
 
     def check(self) -> None:
-        """To be called before whatever only the owner may write.
+        """Raise LostError unless this process still owns the run; call it before each write.
 
         Raises:
-            LostError: somebody else has the lease.
+            LostError: another process has the lease.
         """
         found = read(self._folder)
         if found is None or found.token != self.token:
@@ -188,54 +203,63 @@ class Held:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Inside, the lease is ours and nobody can take it.
+        """Keep the lease: inside the block no other process can take it.
 
         Raises:
-            LostError: somebody else has it.
+            LostError: another process has the lease.
         """
         with _lock(self._folder):
             self.check()
             yield
 
     def report(self, progress: Progress) -> None:
-        """What the next beat says."""
+        """Set the progress that the next heartbeat records."""
         self._progress = progress
 
     def finished(self) -> None:
-        """The run is done and recorded."""
+        """Note that the run is finished and recorded."""
         self._finished = True
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         self._thread.join()
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        state: State = "finished" if self._finished else "interrupted" if interrupted else "failed"
-        with contextlib.suppress(LostError, OSError):  # what the run itself raised matters more
-            self._say(state, "" if self._finished else in_a_line(error) if error else "it ended without a result")
+        with contextlib.suppress(LostError, OSError):  # the run's own exception matters more
+            if self._finished:
+                self._record("finished")
+            elif isinstance(error, KeyboardInterrupt | SystemExit):
+                self._record("interrupted", one_line(error))
+            else:
+                self._record("failed", one_line(error) if error else "it ended without a result")
 
     def _beat(self) -> None:
         while not self._ended.wait(self.lease.heartbeat):
             try:
-                self._say("running")
+                self._record("running")
             except LostError:
                 self._lost()
                 return
             except OSError:
-                continue  # the file system may come back; if it does not, others will see that no beat arrives
+                continue  # the file system may recover; otherwise other processes miss the heartbeats
 
-    def _say(self, state: State, reason: str = "") -> None:
+    def _record(self, state: State, reason: str = "") -> None:
+        now = replace(
+            self.lease, **process(), state=state, reason=reason[:LONGEST], progress=self._progress, age=0.0
+        )
         with self.guard():
-            own = {"spec_id": self.lease.spec_id, "token": self.token, "job": self.lease.job, "heartbeat": self.lease.heartbeat}
-            _write(self._folder, Lease(**cast(Any, own), **process(), state=state, reason=reason[:LONGEST], progress=self._progress))
+            _write(self._folder, now)
 
 
 def this_host() -> str:
-    """The name of this machine; in a container also that of its processes' numbers, as several may share a
-    machine and its name."""
+    """Return the name of this machine; in a container, also of its PID namespace.
+
+    Several containers may share a machine and its name.
+    """
     try:
         numbers = str(NUMBERS.readlink())
     except OSError:  # not Linux
@@ -244,41 +268,47 @@ def this_host() -> str:
 
 
 def process() -> dict[str, Any]:
-    """This process, such that no later one can be taken for it: `host`, `pid` and when it `started`."""
+    """Return `host`, `pid` and start time (`started`), which together identify this process for ever."""
     import psutil
 
     return {"host": this_host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
 def process_alive(host: str, pid: int, started: float, *, heard: bool | None = None) -> bool:
-    """Whether a process of this machine still is there.
+    """Return whether a process of this machine is still alive.
 
     Args:
-        heard: whether it gave a sign of life lately: then the clock by which it `started` may have been set
-            since; if it should have and
-            did not, one that was suspended counts as gone. None: it gives none.
+        heard: True if its last heartbeat is recent. Then a start time that differs is accepted, because the
+            clock may have been set since. False if heartbeats are missing; then a suspended process counts as
+            gone. None if it sends no heartbeats.
     """
     import psutil
 
     assert host == this_host()
     try:
         found = psutil.Process(pid)
-        same = abs(found.create_time() - started) < 2  # seconds, as the clock is set a little all the time
-        gone = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, *((psutil.STATUS_STOPPED,) if heard is False else ()))
+        same = abs(found.create_time() - started) < 2  # seconds; the clock is adjusted slightly all the time
+        gone = (
+            psutil.STATUS_ZOMBIE,
+            psutil.STATUS_DEAD,
+            *((psutil.STATUS_STOPPED,) if heard is False else ()),
+        )
         return bool((same or heard) and found.status() not in gone)
     except psutil.NoSuchProcess:
         return False
 
 
 def job_of_environment() -> str:
-    """The Slurm job that this process belongs to, as squeue names it; empty: none."""
+    """Return the Slurm job of this process in squeue's notation, or "" if there is none."""
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID", "")
 
 
 def place(runs: Path) -> str:
-    """A name of the folder `runs` that is the same from every machine that mounts it: random digits, kept in
-    it."""
+    """Return a name of the folder `runs` that is the same on all machines that mount it.
+
+    The name is random digits, kept in the folder.
+    """
     path = runs / PLACE
     try:
         return path.read_text(encoding="utf-8")
@@ -287,35 +317,41 @@ def place(runs: Path) -> str:
         draft = runs / f"{PLACE}.{os.getpid()}.{secrets.token_hex(4)}"
         draft.write_text(secrets.token_hex(16), encoding="utf-8")
         with contextlib.suppress(FileExistsError):
-            os.link(draft, path)  # the first one stays, whoever else tries at the same time
+            os.link(draft, path)  # of several processes at once, the first one wins
         draft.unlink()
         return path.read_text(encoding="utf-8")
 
 
-def in_a_line(error: BaseException) -> str:
-    """An exception as a reason, short enough for a tag."""
+def one_line(error: BaseException) -> str:
+    """Return an exception as a reason on one line, short enough for a tag."""
     text = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {text}"[:LONGEST] if text else type(error).__name__
 
 
 def _lock(folder: Path) -> Any:
-    """The lock under which the lease is read and changed; the kernel releases it when its process ends,
-    however that happens."""
+    """Return the lock under which the lease is read and changed.
+
+    The kernel releases it when its process ends, in whatever way.
+    """
     import filelock
 
     return filelock.FileLock(folder / LOCK)
 
 
 def _write(folder: Path, lease: Lease) -> None:
-    """Replaces the lease as a whole. It is not synchronised: after a crash of the machine there is no owner
-    anyway."""
+    """Replace the lease as a whole.
+
+    The file is not synchronised: after a crash of the machine no owner is left anyway.
+    """
     content = {key: value for key, value in vars(lease).items() if key != "age"}
     write_atomic(folder / FILE, json.dumps(content))
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock that sets the times of files in `folder`: that of a new file; ours where none may
-    be written."""
+    """Return the time by the clock of the file system of `folder`, from a new file in it.
+
+    If no file can be created, this machine's clock is used.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             return os.fstat(probe.fileno()).st_mtime

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: how far it is, and what it measures on the way."""
+"""Progress and measurements that a run reports while it is executed."""
 
 from __future__ import annotations
 
@@ -8,41 +8,43 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 FETCHED = "MiB"
-"""The unit of a download's progress, which is no part of a run's work."""
+"""Unit of a download's progress, which is not part of a run's work."""
 
 
 class Progress(NamedTuple):
-    """How far a run is, for whoever shows it."""
+    """The progress of a run, for display."""
 
     done: int
-    """How many are done."""
+    """Number of finished units."""
     total: int
-    """How many there are to do."""
+    """Number of all units."""
     unit: str
-    """What is counted: `images`, `classes`, or what a download is counted in, FETCHED."""
+    """Unit of the counts: `images`, `classes`, or FETCHED for a download."""
     note: str
-    """A few words, such as the loss."""
+    """Few words, such as the loss."""
 
 
 class Record(Protocol):
-    """Where a run's measurements go, such as a `recording.Run`."""
+    """Receiver of a run's measurements, such as a `recording.Run`."""
 
     def log(self, step: int, metrics: Mapping[str, float], /) -> None:
-        """Measurements after `step` steps."""
+        """Record measurements after `step` steps."""
 
     def flush(self) -> None:
-        """Writes what still waits."""
+        """Write the measurements that still wait."""
 
     def tag(self, name: str, value: str, /) -> None:
-        """A fact about the run."""
+        """Record a fact about the run."""
 
     def artifact(self, path: Path, /) -> None:
-        """A file that the run leaves behind, such as a picture."""
+        """Record a file that the run leaves behind, such as a picture."""
 
 
 class Silent:
-    """The record of whoever keeps none: every process but the first, and a protocol that is called by
-    itself."""
+    """A record that discards everything.
+
+    It serves all processes but the first, and protocols that are called directly.
+    """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -55,19 +57,23 @@ class Silent:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who follows an evaluation; by default nobody."""
+    """The receivers of an evaluation's reports; by default everything is discarded."""
 
     record: Record = field(default_factory=Silent)
     report: Callable[[Progress], None] = lambda progress: None
     folder: Path | None = None
-    """The run's own, where what takes hours keeps its checkpoints; None: it keeps none."""
+    """The run's folder, for the checkpoints of an evaluation that takes hours; None if it keeps none."""
     hold: Callable[[], None] = lambda: None
-    """Called before a checkpoint is written; raises when another process has taken the run over."""
+    """Function that is called before a checkpoint is written; it raises if another process has taken over the
+    run."""
 
     def tag_data(self, split: str, digest: str) -> None:
-        """Records what the images of a split are."""
-        self.record.tag(f"data_digest_{split.replace('+', '_')}", digest)  # MLflow takes no + in a name
+        """Record the digest of a split's images."""
+        self.record.tag(f"data_digest_{split.replace('+', '_')}", digest)  # MLflow refuses + in a name
 
     def part(self, before: int, total: int) -> Watch:
-        """For a part of the work: what it counts comes after `before` of `total`."""
-        return replace(self, report=lambda progress: self.report(progress._replace(done=before + progress.done, total=total)))
+        """Return a copy for a part of the work, whose counts start at `before` out of `total`."""
+        return replace(
+            self,
+            report=lambda progress: self.report(progress._replace(done=before + progress.done, total=total)),
+        )

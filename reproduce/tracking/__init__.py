@@ -1,8 +1,8 @@
-"""The tracking store: what MLflow keeps of every run. Nothing else imports MLflow.
+"""The tracking store: MLflow's record of every run. No other package imports MLflow.
 
 Imports point down this page.
 
-    store.py        which runs are finished, and the record of each
+    store.py        finished runs, and the record of each run
     recording.py    the record of one run while it is written
     connection.py   the connection to MLflow, opened when first needed
     sqlite.py       reads MLflow's sqlite file without MLflow

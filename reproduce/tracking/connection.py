@@ -1,14 +1,13 @@
-"""The connection to a site's MLflow store, a sqlite file, a database or a server: opened when it is first
-needed, made if need be.
+"""The connection to a site's MLflow store: a sqlite file, a database or a server.
 
-    connection = Connection(site, patience=PATIENCE)
+    connection = Connection(site, retry_seconds=RETRY_SECONDS)
     for run in connection.search(Wanted(tags={"complete": ids})):
         run.info.status, run.data.metrics
-    connection.retrying(lambda: connection.client.set_tag(run_id, "note", "..."))     # again and again while
-    the store is away
+    connection.retrying(lambda: connection.client.set_tag(run_id, "note", "..."))   # while it is unreachable
 
-The only module that imports mlflow, and only to write, or to read what `ledger.py` cannot, such as a server:
-the import and the opening of the store take 3 CPU-seconds.
+The connection is opened when it is first needed, and a missing sqlite file is created. This is the only
+module that imports mlflow, and only to write, or to read what `sqlite.py` cannot read, such as a server: the
+import and the opening of the store take 3 CPU-seconds.
 """
 
 from __future__ import annotations
@@ -28,71 +27,73 @@ from urllib.parse import urlsplit
 from reproduce.messages import InvalidError
 from reproduce.runs.journal import Point
 from reproduce.site import Site
-from reproduce.tracking.retry import away, disk_full, in_short, retrying
-from reproduce.tracking.sqlite import Ledger, Wanted
+from reproduce.tracking.retry import disk_full, in_short, retrying, unreachable
+from reproduce.tracking.sqlite import SqliteReader, Wanted
 
 T = TypeVar("T")
 
 EXPERIMENTS = "msbreg/"
-"""The beginning of our experiments' names."""
+"""Prefix of the names of this project's experiments."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""What the UI takes an experiment for: training, not traces of language models."""
+"""Tag that makes the UI show an experiment as training, not as traces of language models."""
 MAX_METRICS, MAX_PARAMS = 1000, 100
-"""MLflow's limits for one batch."""
+"""Maximum number of metrics, and of params, in one batch (MLflow's limits)."""
 
 
 class Connection:
-    """MLflow's store, as far as it is the same whatever is kept in it.
+    """MLflow's store, independent of what is kept in it.
 
     Args:
-        patience: for how many seconds `retrying` waits for a store that does not answer; 0: it says so at
-            once, in one line.
+        retry_seconds: seconds for which `retrying` retries while the store is unreachable; with 0 the first
+            failure raises an error of one line.
     """
 
-    def __init__(self, site: Site, patience: float) -> None:
+    def __init__(self, site: Site, retry_seconds: float) -> None:
         self.uri = site.store
         scheme = self.uri.partition(":")[0] if ":" in self.uri else "file"
         if scheme == "file":
             raise InvalidError(
-                f"The tracking store is '{self.uri}', a folder, which MLflow no longer writes. Set MLFLOW_TRACKING_URI or tracking_uri in "
-                "the site file to a database (sqlite:////path/mlflow.db) or a server (http://host:port), or leave both empty."
+                f"The tracking store is '{self.uri}', a folder; MLflow no longer writes to folders. Set "
+                "MLFLOW_TRACKING_URI, or tracking_uri in the site file, to a database "
+                "(sqlite:////path/mlflow.db) or a server (http://host:port), or leave both empty."
             )
         self.server = scheme in ("http", "https")
         self.file = Path(self.uri.removeprefix("sqlite:///")).absolute() if scheme == "sqlite" else None
-        """None: it is no sqlite file."""
+        """Path of the sqlite file; None if the store is something else."""
         self.artifacts = site.runs.absolute() / "artifacts"
-        """Where the artifacts of a store lie that is no server."""
+        """Folder of the artifacts, unless the store is a server."""
         self._runs = site.runs
-        self._patience = patience
+        self._retry_seconds = retry_seconds
 
     @property
     def absent(self) -> bool:
-        """Whether it is a file that is not there yet."""
+        """True if the store is a file that does not exist yet."""
         return self.file is not None and not self.file.exists()
 
     @cached_property
     def client(self) -> Any:
-        """MLflow's client, the store created if need be."""
+        """MLflow's client; creates the store if necessary."""
         if self.server:
-            self.knock()
+            self.check_server()
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        # The patience is ours: by itself, MLflow would try seven times and wait two minutes for each answer,
-        # and nobody could stop it.
+        # `retrying` retries instead of MLflow, which would try seven times, wait two minutes for each answer
+        # and ignore stop requests.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         self.create()
         from mlflow.tracking import MlflowClient
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(
-            logging.CRITICAL
-        )  # what it logs, with its traceback, it raises, too
+        # It logs, with a traceback, what it raises anyway.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(self.uri)
 
     def create(self) -> None:
-        """Creates the sqlite store, once however many processes ask for it: the file appears when its tables
-        are complete."""
+        """Create the sqlite store, only once even if several processes ask for it.
+
+        The file appears when its tables are complete.
+        """
         if self.file is None or self.file.exists():
             return
         import filelock
@@ -112,17 +113,19 @@ class Connection:
             draft.replace(self.file)
 
     @cached_property
-    def ledger(self) -> Ledger | None:
-        """What reads a sqlite file, which is there, without mlflow; None: only MLflow's client can read this
-        store."""
-        return None if self.file is None else Ledger.of(self.file)
+    def reader(self) -> SqliteReader | None:
+        """Reader of the sqlite file, which must exist; None if only MLflow's client can read the store."""
+        return None if self.file is None else SqliteReader.open(self.file)
 
     def experiments(self, name: str = "") -> list[str]:
-        """The ids of our experiments, or of the one of that name; none where there is no store yet."""
+        """Return the ids of this project's experiments, or of the one named `name`.
+
+        There are none before the store exists.
+        """
         if self.absent:
             return []
-        if self.ledger is not None:
-            found = self.ledger.experiments(EXPERIMENTS)
+        if self.reader is not None:
+            found = self.reader.experiments(EXPERIMENTS)
         else:
             listed = self.client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
             found = {each.name: each.experiment_id for each in listed}
@@ -131,7 +134,7 @@ class Connection:
         ]
 
     def experiment(self, name: str) -> str:
-        """The id of our experiment of that name, created if need be."""
+        """Return the id of this project's experiment with that name, which is created if necessary."""
         from mlflow.exceptions import MlflowException
 
         name = EXPERIMENTS + name
@@ -149,16 +152,16 @@ class Connection:
     def search(
         self, wanted: Wanted, experiments: Sequence[str] | None = None, limit: int | None = None
     ) -> Iterator[Any]:
-        """Active runs, the newest first; where a tag may have several values, the newest first of each.
+        """Yield active runs, the newest first; with several values of a tag, the newest first for each value.
 
         Args:
-            experiments: ids of those that are looked through; None: all of ours.
+            experiments: ids of the experiments to search; None for all of this project.
         """
         experiments = self.experiments() if experiments is None else experiments
         if not experiments:
             return
-        if self.ledger is not None:
-            yield from self.ledger.search(experiments, wanted, limit)
+        if self.reader is not None:
+            yield from self.reader.search(experiments, wanted, limit)
             return
         for condition in _filters(wanted):
             token, left = None, limit
@@ -184,7 +187,7 @@ class Connection:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes measurements, params and tags in as few batches as MLflow allows."""
+        """Write measurements, params and tags in as few batches as MLflow allows."""
         from mlflow.entities import Metric, Param, RunTag
 
         for batch in _chunks(points, MAX_METRICS):
@@ -195,48 +198,47 @@ class Connection:
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in items])
 
     def log_document(self, run_id: str, name: str, content: object) -> None:
-        """Adds plain data to a run's artifacts."""
+        """Add plain data to a run's artifacts."""
         self.client.log_text(run_id, json.dumps(content, indent=2) + "\n", name)
 
     def retrying(self, action: Callable[[], T]) -> T:
-        """Does it, again and again while the store is away.
+        """Run `action`, again and again while the store is unreachable.
 
         Raises:
-            AwayError: it was for as long as this store has patience.
-            ConnectionError: it does not do it, and this store has no patience.
-            OSError: the disk of the store is full.
+            UnreachableError: the store was unreachable for `retry_seconds`.
+            ConnectionError: the store refused or was unreachable, and `retry_seconds` is 0.
+            OSError: the store's disk is full.
         """
 
         def attempt() -> T:
             if self.server:
-                self.knock()
+                self.check_server()
             with self.disk_errors():
                 return action()
 
-        with nullcontext() if self._patience else self.in_a_line():
-            return retrying(attempt, away=self.away, seconds=self._patience)
+        with nullcontext() if self._retry_seconds else self.one_line_errors():
+            return retrying(attempt, unreachable=self.unreachable, seconds=self._retry_seconds)
 
-    def away(self, error: Exception) -> bool:
-        """Whether the store may take the same a while later."""
-        return away(error, file=self.file is not None)
+    def unreachable(self, error: Exception) -> bool:
+        """Return whether the error is temporary, so that a later attempt may succeed."""
+        return unreachable(error, file=self.file is not None)
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
-        """Says in one line that the store's file cannot grow, which MLflow says in many."""
+        """Raise an error of one line if the store's file cannot grow; MLflow's has many."""
         try:
             yield
         except Exception as error:
             if self.file is None or not (problem := disk_full(error)) or isinstance(error, OSError):
                 raise
             raise OSError(
-                f"The tracking store {self.file} cannot be written ({problem}): make room, and the same command goes on from the last "
-                "checkpoint."
+                f"The tracking store {self.file} cannot be written ({problem}): free some disk space, and "
+                "the same command resumes from the last checkpoint."
             ) from error
 
     @contextmanager
-    def in_a_line(self) -> Iterator[None]:
-        """Says in one line, for a command, what MLflow says in many: its store is full, locked or may only be
-        read, or breaks off."""
+    def one_line_errors(self) -> Iterator[None]:
+        """Raise a one-line error, for commands, if the store is full, locked or read-only, or disconnects."""
         try:
             with self.disk_errors():
                 yield
@@ -244,23 +246,24 @@ class Connection:
             if not of_mlflow(error):
                 raise
             raise ConnectionError(
-                f"The tracking store {self.uri} does not do what is asked of it: {in_short(error)}"
+                f"The tracking store {self.uri} refuses a request: {in_short(error)}"
             ) from error
 
-    def knock(self, seconds: float = 10) -> None:
-        """Raises ConnectionError where no server answers, at once: MLflow itself would go on trying."""
+    def check_server(self, seconds: float = 10) -> None:
+        """Raise ConnectionError at once if no server answers; MLflow itself would retry."""
         address = urlsplit(self.uri)
         port = address.port or (443 if address.scheme == "https" else 80)
         try:
             socket.create_connection((address.hostname or "", port), timeout=seconds).close()
         except OSError as error:
             raise ConnectionError(
-                f"No tracking server answers at {self.uri} ({error}). Start it, or set another MLFLOW_TRACKING_URI."
+                f"No tracking server answers at {self.uri} ({error}). "
+                "Start it, or set another MLFLOW_TRACKING_URI."
             ) from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Between looking for a run and claiming it, no other process of this machine may do the same."""
+        """Keep other processes of this machine from claiming a run, from the search for it to the claim."""
         import filelock
 
         self._runs.mkdir(parents=True, exist_ok=True)
@@ -269,13 +272,15 @@ class Connection:
 
 
 def of_mlflow(error: BaseException) -> bool:
-    """Whether an exception is one of MLflow's, which need not be imported for this."""
+    """Return whether an exception is MLflow's, without importing mlflow."""
     return hasattr(error, "get_http_status_code")
 
 
 def _filters(wanted: Wanted) -> Iterator[str]:
-    """The same in MLflow's language, which has no IN for tags: one filter for each combination of their
-    values."""
+    """Yield `wanted` in MLflow's filter language, one filter for each combination of tag values.
+
+    The language has no IN for tags.
+    """
     fixed = [
         f"attributes.{name} = '{value}'"
         for name, value in (("run_id", wanted.run_id), ("status", wanted.status))

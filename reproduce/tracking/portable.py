@@ -1,11 +1,11 @@
-"""A finished run's record as plain data, which any tracking store can give and take.
+"""A finished run's record as plain data, which every tracking store can export and import.
 
     run = store.portable(spec_id)              # from one store
     data = to_json(run)                        # to a file and back
     store.adopt(from_json(data, where), source)
 
-It holds nothing of the store that it comes from: upstream runs are named by their ids, and tags that tell of
-a process or of MLflow itself stay behind.
+It contains nothing of the store that it comes from: upstream runs are named by their ids, and tags about a
+process or about MLflow itself are left out.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from reproduce.spec import Evaluate, Pretrain
 V = TypeVar("V")
 
 Point = tuple[int, float, int]
-"""Step, value, and when it was logged, in milliseconds since 1970."""
+"""Step, value, and time of logging in milliseconds since 1970."""
 SCALE, COMMIT = "scale", "mlflow.source.git.commit"
 ENVIRONMENT = re.compile(r"environment(-[0-9]{1,6})?\.json")
-"""The artifacts that say where a run was done, one for each attempt."""
+"""Artifacts that describe where a run was executed, one for each attempt."""
 NAME = re.compile(r"[\w .:/-]{1,250}")
-"""Of a tag, setting or metric: what MLflow takes."""
+"""Names of tags, settings and metrics that MLflow accepts."""
 OF_THE_MACHINE = ("images_per_second",)
-"""Final values that tell of the machine and not of the result: no two trainings have the same."""
+"""Final values that depend on the machine rather than the result, and so differ between any two trainings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PortableRun:
-    """What a finished run left, but for its encoder and pictures."""
+    """All that a finished run left, except its encoder and pictures."""
 
     spec_id: str
     name: str
-    """As the MLflow UI shows it."""
+    """Name of the run in the MLflow UI."""
     started: int
-    """Milliseconds since 1970."""
+    """Start, in milliseconds since 1970."""
     ended: int
-    """The same."""
+    """End, in milliseconds since 1970."""
     settings: Mapping[str, Any]
-    """The spec as `identity.canonical` makes it, of which `spec_id` is the hash."""
+    """Spec in the form of `identity.canonical`; `spec_id` is its hash."""
     tags: Mapping[str, str]
-    """Scale, commit, digests of the data and what else the run was tagged with."""
+    """Scale, commit, digests of the data, and other tags of the run."""
     params: Mapping[str, str]
-    """The settings as the MLflow UI shows them."""
+    """Settings in the form of the MLflow UI."""
     final: Mapping[str, float]
     """Final values by name."""
     histories: Mapping[str, tuple[Point, ...]]
@@ -67,13 +67,12 @@ class PortableRun:
 
     @property
     def needs(self) -> str | None:
-        """The id of the pretraining run whose encoder this one evaluates; None: it needs none."""
+        """Id of the pretraining run whose encoder this run evaluates; None if it needs none."""
         encoder = self.settings.get("encoder", {})
         return identity.digest_of_plain(encoder) if encoder.get("component") == Pretrain.name else None
 
     def agrees(self, final: Mapping[str, float]) -> bool:
-        """Whether another run's final values are the same, speed aside; a value that is not a number equals
-        another."""
+        """Return whether another run has the same final values, speed aside; NaN equals NaN."""
         mine, theirs = (
             {
                 key: None if math.isnan(value) else value
@@ -86,13 +85,15 @@ class PortableRun:
 
 
 def travels(tag: str, own: tuple[str, ...]) -> bool:
-    """Whether a tag belongs to a run in every store: neither one of the store's `own` nor, but for the
-    commit, one of MLflow's."""
+    """Return whether a tag belongs to a run in every store.
+
+    The store's `own` tags do not, nor do MLflow's, except for the commit.
+    """
     return tag == COMMIT or not (tag in own or tag.startswith("mlflow."))
 
 
 def to_json(run: PortableRun) -> dict[str, Any]:
-    """The record for a file: everything in a fixed order, null for a value that is not a number."""
+    """Return the record for a file: in a fixed order, with null for values that are not numbers."""
     data = asdict(run)
     for key in ("tags", "params", "environments"):
         data[key] = dict(sorted(data[key].items()))
@@ -105,18 +106,18 @@ def to_json(run: PortableRun) -> dict[str, Any]:
 
 
 def from_json(data: object, where: str) -> PortableRun:
-    """The inverse of `to_json`, after the data have been to a file and back.
+    """Return the record in data that were written with `to_json` and read back from a file.
 
     Args:
-        where: what an error calls the file.
+        where: name of the file for error messages.
 
     Raises:
-        ValueError: the data are no record, or their id is not the hash of their settings.
+        ValueError: the data are not a record, or the id is not the hash of the settings.
     """
     names = {field.name for field in fields(PortableRun)}
     if not isinstance(data, dict) or set(data) != names:
         raise InvalidError(
-            f"{where} is no record of a run: it must have {', '.join(sorted(names))}, and nothing else."
+            f"{where} is not a record of a run: exactly the keys {', '.join(sorted(names))} are expected."
         )
     try:
         run = PortableRun(
@@ -133,49 +134,49 @@ def from_json(data: object, where: str) -> PortableRun:
         )
         _check(run)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidError(f"{where} is no record that this version can read: {error}.") from None
+        raise InvalidError(f"{where} is not a record that this version can read: {error}.") from None
     return run
 
 
 def _check(run: PortableRun) -> None:
-    """Raises ValueError for a record that is of the right types and contradicts itself."""
+    """Raise ValueError if a record with the right types contradicts itself."""
     found = identity.digest_of_plain(run.settings)
     if found != run.spec_id:
-        raise InvalidError(f"it says that it is run {run.spec_id}, and its settings are those of {found}")
+        raise InvalidError(f"its id is {run.spec_id}, but its settings are those of run {found}")
     if run.settings.get("component") not in (Pretrain.name, Evaluate.name):
-        raise InvalidError("its settings are of no run")
+        raise InvalidError("its settings are neither a pretraining's nor an evaluation's")
     if not isinstance(run.settings.get("encoder", {}), dict):
-        raise InvalidError("its settings name no encoder")
+        raise InvalidError("its settings describe no encoder")
     if not re.fullmatch(r"[a-z]{1,20}", run.tags.get(SCALE, "")):
-        raise InvalidError(f"its tag '{SCALE}' is no scale")
+        raise InvalidError(f"its tag '{SCALE}' is not a scale")
     if odd := [name for name in run.environments if not ENVIRONMENT.fullmatch(name)]:
-        raise InvalidError(f"'{odd[0]}' is no name of an environment")
+        raise InvalidError(f"'{odd[0]}' is not a name of an environment")
 
 
 def _of(kind: type[V], value: object) -> V:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{str(value)[:60]!r} stands where a {kind.__name__} belongs")
+        raise TypeError(f"it contains {str(value)[:60]!r} in place of a {kind.__name__}")
     return value
 
 
 def _by_name(data: object, read: Callable[[object], V]) -> dict[str, V]:
-    """A mapping with each of its values read, and with names that a store takes."""
+    """Return a mapping with its names checked and each of its values read."""
     for name in _of(dict, data):
         if not NAME.fullmatch(name) or ".." in name.split("/") or name.startswith("/"):
-            raise InvalidError(f"'{name[:60]}' is no name of a tag, setting or metric")
+            raise InvalidError(f"'{name[:60]}' is not a name of a tag, setting or metric")
     return {name: read(value) for name, value in _of(dict, data).items()}
 
 
 def _text(value: object) -> str:
     text = _of(str, value)
-    text.encode()  # half a character, as JSON can spell it, is a UnicodeEncodeError
+    text.encode()  # half a character, which JSON can express, raises UnicodeEncodeError
     return text
 
 
 def _whole(value: object) -> int:
     number = _of(int, value)
     if not 0 <= number < 2**63:
-        raise InvalidError(f"{number} stands where a step or a time belongs")
+        raise InvalidError(f"it contains {number} in place of a step or a time")
     return number
 
 
@@ -188,7 +189,7 @@ def _number_in(value: object) -> float:
         return math.nan
     number = float(_of(int, value)) if isinstance(value, int) else _of(float, value)
     if not math.isfinite(number):
-        raise InvalidError(f"{number} stands where a number or null belongs")
+        raise InvalidError(f"it contains {number} in place of a number or null")
     return number
 
 
@@ -196,7 +197,7 @@ def _points(value: object) -> tuple[Point, ...]:
     points = []
     for point in _of(list, value):
         if len(_of(list, point)) != 3:
-            raise InvalidError(f"{str(point)[:60]} is no step, value and time")
+            raise InvalidError(f"{str(point)[:60]} is not a step, a value and a time")
         step, measured, time = point
         points.append((_whole(step), _number_in(measured), _whole(time)))
     return tuple(points)

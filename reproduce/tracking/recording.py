@@ -1,14 +1,14 @@
-"""The record of one run while it is written: what it measures, its files, and how it ends.
+"""The record of one run while it is written: its measurements, its files, and how it ends.
 
-    with Store(site).start(spec, scale="smoke") as run:     # tracking, which finds or makes the record
+    with Store(site).start(spec, scale="smoke") as run:     # finds or creates the record
         run.log(step, {"loss": 0.3})
         run.tag("data_digest_train", digest)
         run.finish({"top1": 0.81})
 
-What a run measures goes through a file in its folder (`journal.py`), so that a store that does not answer
-costs nothing; MLflow ignores what is sent twice. MLflow's own status says FINISHED after an exception: here
-it is set for every way in which the block can end, and the tag `complete` is the last thing that is written.
-A request to stop (`interrupt.py`) waits for what is being written.
+Measurements pass through a file in the run's folder (`journal.py`), so a store that does not answer costs
+nothing; MLflow ignores what is sent twice. MLflow's own status is FINISHED even after an exception. Here the
+status is set for every way in which the block can end, and the tag `complete` is written last. A stop request
+(`interrupt.py`) waits until the current write is done.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from typing import Self
 from reproduce import identity
 from reproduce.runs import environment, interrupt, journal
 from reproduce.runs.journal import Journal, Point, points
-from reproduce.runs.lease import Held, LostError, in_a_line
+from reproduce.runs.lease import Held, LostError, one_line
 from reproduce.spec import Spec
 from reproduce.tracking import tags
 from reproduce.tracking.connection import Connection
-from reproduce.tracking.retry import EVERY, HASTE, UPLOAD, giving_up_after, in_short
+from reproduce.tracking.retry import EVERY, SHORT_TIMEOUT, UPLOAD, giving_up_after, in_short
 from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, REASON, SETTINGS
 
 FLUSH_EVERY = 10.0
-"""Seconds for which measurements wait to be written together: one write takes 55 ms whatever is in it."""
+"""Seconds for which measurements are collected: one write takes 55 ms, however many it contains."""
 FLUSH_AT = 500
-"""Measurements that are written without waiting longer."""
+"""Number of waiting measurements that triggers a write."""
 REFUSED = "INVALID_PARAMETER_VALUE"
-"""MLflow's word for what it never takes."""
+"""MLflow's error code for a request that it will never accept."""
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """The record of one run while it is written; made by `Store.start`, used in a `with`."""
+    """The record of one run while it is written; `Store.start` makes it, for use in a `with` block."""
 
     def __init__(
         self, connection: Connection, spec: Spec, run_id: str, folder: Path, hold: Held | None
@@ -59,13 +59,16 @@ class Run:
         self._measured: list[Point] = []
         self._flushed = time.monotonic()
         self._next = -math.inf
-        """When to try to send again, after a failure."""
+        """Time of the next attempt to send, after a failure."""
         self._complete = False
-        environment.load()  # the next reading of the processor's load is the mean since this one
+        environment.load()  # the next call returns the processor's mean load since this one
 
     def describe(self, attempt: int) -> None:
-        """Sends what an earlier attempt could not, then the settings, and the environment of this attempt,
-        the first being 1."""
+        """Send what an earlier attempt could not send, then the settings and the environment of this attempt.
+
+        Args:
+            attempt: number of this attempt; the first is 1.
+        """
         found = environment.record()
 
         def describe() -> None:
@@ -88,33 +91,38 @@ class Run:
             raise
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Measurements at a step; written together with others every few seconds, by `flush` and at the
-        end."""
+        """Record measurements at a step.
+
+        They are written together: every few seconds, by `flush`, and at the end.
+        """
         self._measured += points(metrics, step)
         if len(self._measured) >= FLUSH_AT or time.monotonic() - self._flushed > FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Puts what waits on disk, with the load of the machine now, and sends it; a store that does not
-        answer gets it later.
+        """Write all waiting measurements to disk, with the load of the machine now, and send them.
 
-        Call it before a checkpoint, so that no step is missing after a kill.
+        If the store does not answer, they are sent later. Call it before a checkpoint, so that no step is
+        missing after a kill.
 
         Raises:
-            LostError: the run is somebody else's now.
-            OSError: there is no room, here or in the store.
+            LostError: another process owns the run now.
+            OSError: the local disk or the store is full.
         """
         self._keep()
         self._flushed = time.monotonic()
         self._send()
 
     def artifact(self, path: Path, name: str = "") -> None:
-        """Adds a file to the run's artifacts, as `name` (`folder/file` at will; by default the file's
-        own)."""
+        """Add a file to the run's artifacts.
+
+        Args:
+            name: name of the artifact, optionally `folder/file`; by default the file's own name.
+        """
         target = PurePosixPath(name or path.name)
         parent = None if target.parent == PurePosixPath() else str(target.parent)
         with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / target.name  # MLflow keeps a file's name, whatever it is wanted to be
+            link = Path(folder) / target.name  # MLflow always keeps a file's name
             link.symlink_to(path.resolve(strict=True))
 
             def upload() -> None:
@@ -125,13 +133,13 @@ class Run:
             self._connection.retrying(upload)
 
     def tag(self, name: str, value: str) -> None:
-        """Sets a tag of the run; a store that does not answer gets it later."""
+        """Set a tag of the run; if the store does not answer, it is sent later."""
         self._check()
         self._journal.add(tags={name: value})
         self._send()
 
     def text(self, content: str, name: str) -> None:
-        """Adds a text to the run's artifacts."""
+        """Add a text to the run's artifacts."""
 
         def upload() -> None:
             self._check()
@@ -141,17 +149,15 @@ class Run:
         self._connection.retrying(upload)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """Records the final values and that the run is finished; the completion tag comes last.
+        """Record the final values, and that the run is finished; the completion tag comes last.
 
         Raises:
-            LostError: the run is somebody else's now.
-            AwayError: the store did not answer for as long as it is waited for; what was measured waits on
-                disk.
-            OSError: there is no room, here or in the store.
+            LostError: another process owns the run now.
+            UnreachableError: the store did not answer within the waiting time; the measurements wait on disk.
+            OSError: the local disk or the store is full.
         """
-        now = (
-            journal.now()
-        )  # once, so that an attempt that failed half-way is not recorded beside the one that did not
+        # Taken once, so that a retry repeats the same measurements instead of adding others.
+        now = journal.now()
 
         def complete() -> None:
             with interrupt.deferred():
@@ -175,25 +181,24 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._complete and not isinstance(
-            error, LostError
-        ):  # what is somebody else's now is not touched
+        # After a LostError the record belongs to another process.
+        if not self._complete and not isinstance(error, LostError):
             self._stop(error)
 
     def _stop(self, error: BaseException | None) -> None:
-        """Records that the run ended without having finished; a store that does not answer is not waited for,
-        as `mark_dead_runs` makes up for it."""
+        """Record that the run ended unfinished.
+
+        If the store does not answer, nothing waits for it: `mark_dead_runs` marks the run later.
+        """
         if isinstance(error, MemoryError):
-            traceback.clear_frames(
-                error.__traceback__
-            )  # what filled the memory is still held by those that have failed
+            traceback.clear_frames(error.__traceback__)  # frees the memory that the failed frames still hold
         killed = isinstance(error, KeyboardInterrupt)
-        reason = "ended without finish()" if error is None else in_a_line(error)
+        reason = "ended without finish()" if error is None else one_line(error)
         try:
-            with interrupt.deferred(), giving_up_after(HASTE):
+            with interrupt.deferred(), giving_up_after(SHORT_TIMEOUT):
                 self._save_what_is_left()
                 if self._connection.server:
-                    self._connection.knock(HASTE)
+                    self._connection.check_server(SHORT_TIMEOUT)
                 with self._guard():
                     self._connection.client.set_tag(self.run_id, REASON, reason)
                     if error is not None and not killed:
@@ -206,34 +211,36 @@ class Run:
         except (Exception, LostError) as failure:
             if error is None:
                 raise
-            # The first error matters more than that its record failed; `status` and `mark_dead_runs` see that
+            # The first error matters more than a failure to record it. `status` and `mark_dead_runs` see that
             # the process is gone.
             logger.warning(
-                "Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, in_a_line(failure)
+                "Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, one_line(failure)
             )
 
     def _save_what_is_left(self) -> None:
-        """The last measurements, on disk at least; whatever is wrong with them must not keep the run from
-        being marked."""
+        """Write the last measurements at least to disk.
+
+        A problem with them must not keep the run from being marked.
+        """
         for save in (self._keep, self._deliver):
             try:
                 save()
             except Exception as failure:
                 logger.warning(
-                    "Run %s: its last measurements are not in the store: %s", self.spec.id, in_a_line(failure)
+                    "Run %s: its last measurements are not in the store: %s", self.spec.id, one_line(failure)
                 )
 
     def _check(self) -> None:
-        """Raises LostError where the run is somebody else's now."""
+        """Raise LostError if another process owns the run now."""
         if self._hold is not None:
             self._hold.check()
 
     def _guard(self) -> AbstractContextManager[None]:
-        """Inside, the run is ours and nobody can take it."""
+        """Keep the lease inside the block, so that no other process can take over the run."""
         return nullcontext() if self._hold is None else self._hold.guard()
 
     def _keep(self) -> None:
-        """Puts the measurements that wait in memory on disk, with the load of the machine now."""
+        """Write the measurements in memory to disk, with the load of the machine now."""
         if not self._measured:
             return
         self._check()
@@ -245,34 +252,38 @@ class Run:
             self._measured.clear()
 
     def _send(self) -> None:
-        """Sends what waits on disk, unless the store did not answer a moment ago: whoever measures goes on
-        measuring."""
+        """Send what waits on disk, unless the store did not answer a moment ago.
+
+        A run continues to measure while its store is unreachable.
+        """
         if time.monotonic() < self._next:
             return
         try:
-            with giving_up_after(HASTE):
+            with giving_up_after(SHORT_TIMEOUT):
                 if self._connection.server:
-                    self._connection.knock(HASTE)
+                    self._connection.check_server(SHORT_TIMEOUT)
                 with self._connection.disk_errors():
                     self._deliver()
         except Exception as error:
-            if not self._connection.away(error):
+            if not self._connection.unreachable(error):
                 raise
             if self._next == -math.inf:
                 logger.warning(
-                    "The tracking store does not answer (%s); what is measured waits in %s.",
+                    "The tracking store does not answer (%s); measurements wait in %s.",
                     in_short(error),
                     self._folder,
                 )
             self._next = time.monotonic() + EVERY
         else:
             if self._next != -math.inf:
-                logger.warning("The tracking store answers again; it has all that waited.")
+                logger.warning("The tracking store answers again and has received all waiting measurements.")
             self._next = -math.inf
 
     def _deliver(self) -> None:
-        """Sends what waits on disk, all of it or an exception. What the store refuses is put aside, so that
-        later attempts are not."""
+        """Send everything that waits on disk, or raise.
+
+        What the store refuses is set aside, so that later attempts are not refused too.
+        """
         waiting = self._journal.read()
         if not waiting:
             return
@@ -284,7 +295,7 @@ class Run:
                 if getattr(error, "error_code", "") == REFUSED:
                     kept = self._journal.set_aside()
                     raise ValueError(
-                        f"The tracking store refuses what was measured, now in {kept}: {in_a_line(error)}"
+                        f"The tracking store refuses these measurements, now in {kept}: {one_line(error)}"
                     ) from error
                 raise
             self._journal.sent(waiting)

@@ -1,10 +1,10 @@
-"""A tracking store that does not answer for a while: what counts as that, how long is waited for it, and what
-never gets better.
+"""Retries for a tracking store that does not answer for a while.
 
-retrying(lambda: client.set_tag(...), away=away, seconds=PATIENCE)      # again and again, until it works
-with giving_up_after(HASTE):                                             # MLflow itself would go on trying
-for minutes
-    client.log_batch(...)
+    retrying(lambda: client.set_tag(...), unreachable=unreachable, seconds=RETRY_SECONDS)
+    with giving_up_after(SHORT_TIMEOUT):            # MLflow itself would retry for minutes
+        client.log_batch(...)
+
+The module also decides which errors are worth a retry, and which never get better.
 """
 
 from __future__ import annotations
@@ -16,87 +16,85 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from reproduce.messages import age
 from reproduce.runs import interrupt
 
 T = TypeVar("T")
 
-PATIENCE = 600.0
+RETRY_SECONDS = 600.0
 """Seconds that a run with nothing else to do waits for its store. Servers and databases restart within
-minutes; what takes longer is for
-somebody to see to, and a GPU should not stand idle for it: nothing is lost, and the next call goes on."""
+minutes. A longer outage needs a person, and a GPU should not stay idle meanwhile: nothing is lost, and the
+next command resumes."""
 PAUSE = 5.0
-"""Seconds between two attempts meanwhile."""
+"""Seconds between two attempts of a run that waits."""
 EVERY = 30.0
-"""Seconds between two attempts while the run has other things to do, which each attempt delays."""
-HASTE = 2
-"""Seconds that such an attempt waits for an answer. A server that takes longer gets the measurements at the
-end."""
+"""Seconds between two attempts of a run that continues to work, because each attempt delays it."""
+SHORT_TIMEOUT = 2
+"""Seconds that such an attempt waits for an answer. A slower server receives the measurements at the end of
+the run."""
 UPLOAD = 600
-"""Seconds that a server may take to store a file before it answers."""
+"""Maximum number of seconds for a server to store a file."""
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
-"""HTTP's words for `later, perhaps`; MLflow says 500 too where nothing answers at all."""
+"""HTTP status codes of errors that may be temporary; MLflow reports 500 even if no server answers."""
 FULL = ("database or disk is full", "disk I/O error")
-"""SQLite's words for a file that cannot grow: the disk is full, or a quota or a limit is reached."""
+"""SQLite's messages for a file that cannot grow because the disk is full or a quota is reached."""
 
 logger = logging.getLogger(__name__)
 
 
-class AwayError(ConnectionError):
-    """The store did not answer for as long as was waited for it."""
+class UnreachableError(ConnectionError):
+    """The store did not answer within the waiting time."""
 
 
-def away(error: Exception, *, file: bool) -> bool:
-    """Whether a store that failed so may do the same a while later: it does not answer, or others keep its
-    database locked.
+def unreachable(error: Exception, *, file: bool) -> bool:
+    """Return whether an error may be temporary: the store does not answer, or its database is locked.
 
     Args:
-        file: the store is a file of this machine, of which MLflow says 503 whatever is wrong with it.
+        file: True if the store is a local file, for which MLflow reports 503 whatever the problem is.
     """
     if isinstance(error, ConnectionError):
         return True
-    status = getattr(
-        error, "get_http_status_code", None
-    )  # of MLflow's exceptions, which need not be imported for this
+    status = getattr(error, "get_http_status_code", None)  # recognises MLflow's exceptions without an import
     return status is not None and ("database is locked" in str(error) if file else status() in TRANSIENT)
 
 
 def disk_full(error: Exception) -> str:
-    """What SQLite says where its file cannot grow; empty: something else is wrong."""
+    """Return SQLite's message if its file cannot grow, or "" if the problem is another one."""
     return next((words for words in FULL if words in str(error)), "")
 
 
-def retrying(action: Callable[[], T], *, away: Callable[[Exception], bool], seconds: float) -> T:
-    """Does it, again and again while the store is away; being told to stop ends the waiting at once.
+def retrying(action: Callable[[], T], *, unreachable: Callable[[Exception], bool], seconds: float) -> T:
+    """Run `action`, again and again while the store is unreachable; a stop request ends the waiting at once.
 
     Raises:
-        AwayError: it still was after `seconds`.
-        Exception: as `action`; where `seconds` is 0, that of a store that is away too.
+        UnreachableError: the store was still unreachable after `seconds`.
+        Exception: any other exception of `action`; if `seconds` is 0, also that of an unreachable store.
     """
-    deadline, told = time.monotonic() + seconds, False
+    deadline, warned = time.monotonic() + seconds, False
     while True:
         try:
             return action()
         except Exception as error:
-            if seconds == 0 or isinstance(error, AwayError) or not away(error):
+            if seconds == 0 or isinstance(error, UnreachableError) or not unreachable(error):
                 raise
             if time.monotonic() >= deadline:
-                raise AwayError(
-                    f"The tracking store did not answer for {seconds:.0f} s ({in_short(error)}). Nothing is lost: "
-                    "start it, and the same command goes on from here."
+                raise UnreachableError(
+                    f"The tracking store did not answer for {age(seconds)} ({in_short(error)}). Nothing is "
+                    "lost: start the store, and the same command resumes."
                 ) from error
-            if not told:
+            if not warned:
                 logger.warning(
-                    "The tracking store does not answer (%s); waiting for it, %.0f s at most.",
+                    "The tracking store does not answer (%s); retrying for up to %s.",
                     in_short(error),
-                    seconds,
+                    age(seconds),
                 )
-                told = True
+                warned = True
         _wait(PAUSE)
 
 
 @contextmanager
 def giving_up_after(seconds: int) -> Iterator[None]:
-    """Inside, MLflow asks a server once and waits so long for its answer."""
+    """Make MLflow ask a server once and wait at most `seconds` for its answer, inside the block."""
     hasty = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -111,12 +109,12 @@ def giving_up_after(seconds: int) -> Iterator[None]:
 
 
 def in_short(error: BaseException) -> str:
-    """The first line of an exception, without its name."""
+    """Return the first line of an exception, without the exception's name."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _wait(seconds: float) -> None:
-    """Sleeps, but not past a request to stop, even where such requests wait to be looked at."""
+    """Sleep, but not past a stop request, even where such requests are deferred."""
     deadline = time.monotonic() + seconds
     with interrupt.deferred() as asked:
         while (left := deadline - time.monotonic()) > 0:

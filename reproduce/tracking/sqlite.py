@@ -1,14 +1,14 @@
-"""Reads MLflow's own sqlite file by the standard library: `import mlflow` takes 3 CPU-seconds, all that a
-finished table asks for 0.1.
+"""A reader of MLflow's sqlite file that uses only the standard library.
 
-    ledger = Ledger.of(Path("runs/mlflow.db"))       # None: not a schema that this module knows; ask MLflow's
-    client experiments = ledger.experiments("msbreg/")
-    for run in ledger.search(experiments.values(), Wanted(tags={"complete": ids})):
+    reader = SqliteReader.open(Path("runs/mlflow.db"))   # None if its schema is unknown
+    experiments = reader.experiments("msbreg/")
+    for run in reader.search(experiments.values(), Wanted(tags={"complete": ids})):
         run.info.status, run.data.metrics
 
-There is no second record that could go stale: each question is answered from MLflow's tables, with what its
-client would answer. Nothing is ever written, and every run is read in one transaction, so none is seen
-half-written. A question about 120 runs among 10 000 takes 0.05 s.
+`import mlflow` takes 3 CPU-seconds; all that a finished table needs from the store takes 0.1. No second
+record exists that could become stale: each question is answered from MLflow's tables, with the answer of its
+client. Nothing is ever written, and each run is read in one transaction, so none is seen half-written. A
+question about 120 runs among 10 000 takes 0.05 s.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from pathlib import Path
 from typing import Self
 
 SCHEMAS = ("dc11669786a5",)
-"""Versions of MLflow's tables (alembic's) on which the answers were compared with those of its client: mlflow
-3.17's."""
-PATIENCE = 30.0
-"""Seconds to wait while another process writes; MLflow's own transactions take tenths."""
+"""Versions of MLflow's tables (alembic's) for which the answers were compared with those of its client:
+mlflow 3.17's."""
+LOCK_TIMEOUT = 30.0
+"""Seconds to wait while another process writes; MLflow's own transactions take tenths of a second."""
 AT_ONCE = 500
-"""Runs that are read in one transaction, during which no writer can commit: 0.1 s at our 140 tags and params
-each."""
+"""Number of runs that are read in one transaction. Meanwhile no writer can commit: 0.1 s, at 140 tags and
+params per run."""
 TAG = "SELECT 1 FROM tags WHERE tags.run_uuid = candidate.run_uuid AND key = ?"
-"""A tag of a run that may be wanted."""
+"""Query for a tag of a candidate run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Which runs are looked for; what is left empty does not matter."""
+    """Conditions on the runs of a search; empty fields impose none."""
 
     run_id: str = ""
     status: str = ""
     tags: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """Tags that have one of these values."""
+    """Tags that must have one of these values."""
     begins: Mapping[str, str] = field(default_factory=dict)
-    """Tags whose values begin so, with letters and digits."""
+    """Tags whose values must begin with these letters and digits."""
     there: tuple[str, ...] = ()
-    """Tags that the run has."""
+    """Tags that the run must have."""
     absent: tuple[str, ...] = ()
-    """Tags that it lacks."""
+    """Tags that the run must not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """What MLflow's `run.info` says, as far as it is used."""
+    """The used part of MLflow's `run.info`."""
 
     run_id: str
     run_name: str
@@ -67,55 +67,60 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What MLflow's `run.data` says."""
+    """MLflow's `run.data`."""
 
     metrics: dict[str, float]
-    """The latest value of each."""
+    """Latest value of each metric."""
     params: dict[str, str]
     tags: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A run as MLflow's client gives it."""
+    """A run in the form that MLflow's client returns."""
 
     info: Info
     data: Data
 
 
-class Ledger:
-    """MLflow's sqlite file, for reading."""
+class SqliteReader:
+    """A reader of MLflow's sqlite file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     @classmethod
-    def of(cls, file: Path) -> Self | None:
-        """The ledger of a file that is there; None: its tables are not of a version that is known here.
+    def open(cls, file: Path) -> Self | None:
+        """Return the reader of an existing file, or None if the version of its tables is unknown.
 
         Raises:
-            ConnectionError: as of `search`.
+            ConnectionError: see `search`.
         """
-        ledger = cls(file)
-        with ledger._reading() as database:
+        reader = cls(file)
+        with reader._reading() as database:
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
                 return None
             versions = [version for (version,) in database.execute("SELECT version_num FROM alembic_version")]
-        return ledger if len(versions) == 1 and versions[0] in SCHEMAS else None
+        return reader if len(versions) == 1 and versions[0] in SCHEMAS else None
 
     def experiments(self, prefix: str) -> dict[str, str]:
-        """The ids of the active experiments whose names begin with `prefix`, letters and slashes, by their
-        names.
+        """Return the ids of the active experiments, by name.
+
+        Args:
+            prefix: beginning of their names: letters and slashes.
 
         Raises:
-            ConnectionError: as of `search`.
+            ConnectionError: see `search`.
         """
-        query = "SELECT name, experiment_id FROM experiments WHERE name GLOB ? AND lifecycle_stage = 'active' ORDER BY name"
+        query = (
+            "SELECT name, experiment_id FROM experiments "
+            "WHERE name GLOB ? AND lifecycle_stage = 'active' ORDER BY name"
+        )
         with self._reading() as database:
             return {name: str(experiment) for name, experiment in database.execute(query, (f"{prefix}*",))}
 
     def search(self, experiments: Iterable[str], wanted: Wanted, limit: int | None = None) -> Iterator[Entry]:
-        """Active runs of the experiments, the newest first.
+        """Yield active runs of the experiments, the newest first.
 
         Raises:
             ConnectionError: the file cannot be read: it is damaged, or locked for half a minute.
@@ -132,28 +137,29 @@ class Ledger:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, in which nothing changes; a connection of its own, as none may be used after a
-        fork or by another thread."""
-        # Not mode=ro, which cannot roll back what a killed process left half-written. rw creates no file, and
-        # query_only changes nothing.
+        """Open one transaction, in which nothing changes.
+
+        It has its own connection, because no connection may be used after a fork or by another thread.
+        """
+        # Not mode=ro, which cannot roll back what a killed process left half-written. rw does not create a
+        # file, and query_only prevents changes.
         address = f"{self._file.as_uri()}?mode=rw"
         try:
             with closing(
-                sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)
+                sqlite3.connect(address, uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
             ) as database:
                 database.execute("PRAGMA query_only = ON")
                 database.execute("BEGIN")
                 yield database
         except sqlite3.Error as error:
             raise ConnectionError(
-                f"The tracking store {self._file} cannot be read ({error}): if it is locked, another process writes to it, so try again; "
-                "if it is damaged, put a copy of it back."
+                f"The tracking store {self._file} cannot be read ({error}). If it is locked, another process "
+                "writes to it: try again. If it is damaged, restore a copy."
             ) from None
 
 
 def _query(experiments: Sequence[int], wanted: Wanted, limit: int | None) -> tuple[str, list[str | int]]:
-    """What finds the ids of the runs that are wanted, the newest first, as MLflow orders them; and its
-    parameters."""
+    """Return the query for the ids of the wanted runs, newest first as in MLflow, and its parameters."""
     simple: list[tuple[str, list[str | int]]] = [
         (f"experiment_id IN ({_marks(experiments)})", [*experiments])
     ]
@@ -170,8 +176,7 @@ def _query(experiments: Sequence[int], wanted: Wanted, limit: int | None) -> tup
     tests: list[tuple[str, list[str | int]]] = [(f"EXISTS ({TAG})", [key]) for key in wanted.there]
     tests += [(f"NOT EXISTS ({TAG})", [key]) for key in wanted.absent]
     # Tags have indexes by key and run, not by value. One pass over all tags of a key finds any number of
-    # values; where a few runs are enough, the newest are tested one by one instead, until there are as many
-    # as wanted.
+    # values. With a limit, the newest runs are tested one by one instead, until enough are found.
     if limit is None:
         simple += [
             (f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? {test})", [*asked])
@@ -179,7 +184,10 @@ def _query(experiments: Sequence[int], wanted: Wanted, limit: int | None) -> tup
         ]
     else:
         tests += [(f"EXISTS ({TAG} {test})", [*asked]) for test, asked in values]
-    candidates = f"SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'{_all(simple)} ORDER BY start_time DESC, run_uuid LIMIT -1"
+    candidates = (
+        f"SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'{_all(simple)} "
+        "ORDER BY start_time DESC, run_uuid LIMIT -1"
+    )
     query = f"SELECT run_uuid FROM ({candidates}) AS candidate WHERE TRUE{_all(tests)} LIMIT ?"
     return query, [*itertools.chain(*(asked for _, asked in simple + tests)), -1 if limit is None else limit]
 
@@ -189,7 +197,7 @@ def _all(tests: Sequence[tuple[str, object]]) -> str:
 
 
 def _entries(database: sqlite3.Connection, ids: Sequence[str]) -> list[Entry]:
-    """The runs of these ids, in their order, without those that were deleted meanwhile."""
+    """Return the runs with these ids in the same order, without those that were deleted meanwhile."""
     of_these = f"WHERE run_uuid IN ({_marks(ids)})"
 
     def rows(columns: str, table: str) -> sqlite3.Cursor:

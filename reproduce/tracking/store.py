@@ -1,5 +1,4 @@
-"""The tracking store: which runs are finished, what is known of the others, and the record that each run
-leaves.
+"""The tracking store: finished runs, the state of all others, and the record that each run leaves.
 
     store = Store(site)
     store.finished([spec.id])                     # {spec id: Finished(run_id, metrics)}
@@ -7,10 +6,10 @@ leaves.
         run.log(step, {"loss": 0.3})
         run.finish({"top1": 0.81})
 
-MLflow's own status says FINISHED after an exception and RUNNING for ever after a kill. Here a run is finished
-when it carries the tag `complete`, the last thing that is written; `recording.py` sets the status for every
-way in which a run can end, and `mark_dead_runs` for those whose process is gone. What a run's tags are and
-say is in `tags.py`; how MLflow is reached, in `connection.py`.
+MLflow's own status is FINISHED after an exception, and RUNNING for ever after a kill. Here a run is finished
+when it has the tag `complete`, which is written last. `recording.py` sets the status for every way in which a
+run can end, and `mark_dead_runs` for runs whose process is gone. `tags.py` describes the tags of a run, and
+`connection.py` reaches MLflow.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from reproduce.messages import InvalidError, NotFoundError
 from reproduce.report.observe import Finished
 from reproduce.runs import interrupt, lease
 from reproduce.runs.journal import Point, points
-from reproduce.runs.lease import Held, in_a_line
+from reproduce.runs.lease import Held, one_line
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Spec
 from reproduce.tracking import tags
@@ -59,31 +58,31 @@ if TYPE_CHECKING:
 
 
 class AlreadyRunningError(RuntimeError):
-    """Another process that is alive does this very run, as its record says.
+    """Another live process executes this run, according to its record.
 
-    Whoever has the run's lease meets it only where the other one works in another folder of runs, whose
-    leases are not seen from here: unlike `lease.BusyError`, it names nothing that could be waited for, and
-    the run fails.
+    The owner of the run's lease sees this error only if the other process uses another folder of runs, whose
+    leases are not visible from here. Unlike `lease.BusyError`, it names nothing to wait for, and the run
+    fails.
     """
 
 
 class Store:
-    """The tracking store of a site; opened when it is first asked for something that needs it.
+    """The tracking store of a site, opened when it is first needed.
 
     Args:
-        patience: for how many seconds `start`, its runs, `finished` and `download` wait for a store that does
-            not answer: `PATIENCE` of patience.py for whoever does a run, 0 for a command, which says it at
-                once.
+        retry_seconds: seconds for which `start`, its runs, `finished` and `download` retry while the store is
+            unreachable: `retry.RETRY_SECONDS` for processes that execute runs, 0 for commands, which report
+                the
+            problem at once.
     """
 
-    def __init__(self, site: Site, *, patience: float = 0.0) -> None:
+    def __init__(self, site: Site, *, retry_seconds: float = 0.0) -> None:
         self._site = site
-        self.connection = Connection(site, patience)
+        self.connection = Connection(site, retry_seconds)
         self.uri = self.connection.uri
 
     def finished(self, ids: Iterable[str]) -> dict[str, Finished]:
-        """The finished runs among the specs named by `ids`; of a spec that has several, the one that ended
-        last."""
+        """Return the finished runs of the specs with these ids; of several, the one that ended last."""
         found = self.connection.retrying(lambda: self._newest_finished(ids))
         return {
             spec_id: Finished(
@@ -101,18 +100,19 @@ class Store:
         parent_run_id: str | None = None,
         hold: Held | None = None,
     ) -> Run:
-        """Begins the record of `spec`, or goes on with the one that an earlier attempt left unfinished, and
-        sends what that one could not.
+        """Start the record of `spec`, or continue the unfinished one of an earlier attempt.
+
+        What that attempt could not send is sent.
 
         Args:
             labels: further tags.
-            parent_run_id: the record under which this one is shown; of an evaluation, by default its finished
+            parent_run_id: record under which this one is shown; for an evaluation, by default its finished
                 pretraining run.
-            hold: the lease of the run, without which nothing is written; None: there is none.
+            hold: lease of the run, without which nothing is written; None if there is none.
 
         Raises:
-            AlreadyRunningError: a process that is alive on this machine does this run.
-            LostError: the lease is somebody else's.
+            AlreadyRunningError: a live process on this machine executes this run.
+            LostError: another process has the lease.
         """
         if (
             parent_run_id is None
@@ -132,8 +132,10 @@ class Store:
         return run
 
     def _claim(self, spec: Spec, scale: str, first: Mapping[str, str], hold: Held | None) -> tuple[str, int]:
-        """A record for `spec` that this process owns, and which attempt it is. Called again after a failure,
-        it finds its own."""
+        """Return the MLflow id of a record for `spec` that this process owns, and the number of this attempt.
+
+        If it is called again after a failure, it finds its own record.
+        """
         with self.connection.lock():
             if hold is not None:
                 hold.check()
@@ -144,34 +146,30 @@ class Store:
                     experiment, run_name=tags.title(spec), tags=first
                 ).info.run_id, 1
             run_id = earlier.info.run_id
-            self.connection.log_batches(
-                run_id, tags=first
-            )  # the owner first: until then `mark_dead_runs` would take the run for a dead one's
+            # The owner first: until then `mark_dead_runs` would take the run for dead.
+            self.connection.log_batches(run_id, tags=first)
             self.connection.client.update_run(run_id, status="RUNNING")
             if REASON in earlier.data.tags:
                 self.connection.client.delete_tag(run_id, REASON)
             return run_id, self._attempts(run_id) + 1
 
     def mark_dead_runs(self) -> list[str]:
-        """Marks the runs whose process is gone as killed, or as its lease says that they ended, and returns
-        their MLflow ids.
+        """Mark runs whose process is gone as killed, or as their lease records, and return their MLflow ids.
 
-        A process on another machine can be seen from here by its lease alone, where both have the same folder
-        of runs; else its runs are left as they are.
+        A process on another machine is visible only through its lease, in a shared folder of runs. Without
+        one, its runs are left unchanged.
 
         Raises:
             ConnectionError: the store does not answer, or cannot be written.
-            OSError: there is no room in it.
+            OSError: the store is full.
         """
         dead: list[str] = []
-        with self.connection.in_a_line():
+        with self.connection.one_line_errors():
             if not self.connection.experiments():
                 return dead
-        with self.connection.in_a_line(), self.connection.lock():
-            for status in (
-                "RUNNING",
-                "FINISHED",
-            ):  # FINISHED without its completion tag: killed between the two
+        with self.connection.one_line_errors(), self.connection.lock():
+            # FINISHED without the completion tag means that the process was killed between the two.
+            for status in ("RUNNING", "FINISHED"):
                 for run in self.connection.search(Wanted(status=status, there=(SPEC,), absent=(COMPLETE,))):
                     if tags.alive(run, self._site.runs) is False and not self._finished_since(run):
                         state, reason = tags.ending(run, self._site.runs)
@@ -183,23 +181,27 @@ class Store:
         return dead
 
     def _finished_since(self, run: Any) -> bool:
-        """Whether a run whose owner is gone has finished since it was read: its lease says so after its
-        record does."""
+        """Return whether a run whose owner is gone has finished since it was read.
+
+        The lease records the end after the record does.
+        """
         return COMPLETE in self.connection.client.get_run(run.info.run_id).data.tags
 
     def status(self) -> list[RunState]:
-        """Every run and its true state, the newest first; changes nothing."""
+        """Return every run and its true state, the newest first, without any change."""
         return [tags.state_of(run, self._site.runs) for run in self.connection.search(Wanted(there=(SPEC,)))]
 
     def record_of(self, spec_id: str) -> Record | None:
-        """The newest finished run of the spec, else its newest; None: there is none."""
+        """Return the newest finished run of the spec, or else its newest run, or None if there is none."""
         runs = list(self.connection.search(Wanted(tags={SPEC: [spec_id]})))
         finished = [run for run in runs if COMPLETE in run.data.tags]
         return next((self._record(run) for run in (*finished, *runs)), None)
 
     def records(self, ids: Iterable[str]) -> dict[str, Record]:
-        """What is known of the specs named by `ids`: of each its newest finished run, else one that goes on,
-        else its newest."""
+        """Return one record for each known spec among `ids`.
+
+        It is the newest finished run, or else one that is running, or else the newest.
+        """
         known: dict[str, list[Record]] = {}
         for run in self.connection.search(Wanted(tags={SPEC: sorted(set(ids))})):
             known.setdefault(run.data.tags[SPEC], []).append(self._record(run))
@@ -210,28 +212,33 @@ class Store:
         }
 
     def newest_finished(self, kind: str, scale: str, limit: int) -> list[Record]:
-        """The newest finished runs of a kind, `pretrain` or `evaluate`, at a scale, the newest first, at most
-        `limit` of them."""
+        """Return the newest finished runs of a kind at a scale, the newest first.
+
+        Args:
+            kind: `pretrain` or `evaluate`.
+            limit: maximum number of runs.
+        """
         wanted = Wanted(tags={"kind": [kind], SCALE: [scale]}, there=(COMPLETE,))
         return [self._record(run) for run in self.connection.search(wanted, limit=limit)]
 
     def unfinished(self) -> list[Record]:
-        """Every record of a run that is not finished, the newest first."""
+        """Return every record of an unfinished run, the newest first."""
         return [
             self._record(run) for run in self.connection.search(Wanted(there=(SPEC,), absent=(COMPLETE,)))
         ]
 
     def evaluated(self, digests: Iterable[str]) -> set[tuple[str, str]]:
-        """The encoders of those digests that were evaluated, each with the id of the spec that did it,
-        finished or not."""
+        """Return the pairs of an encoder's digest and the id of a spec that evaluated it, finished or not."""
         wanted = Wanted(tags={"encoder_digest": sorted(set(digests))}, there=(SPEC,))
         return {
             (run.data.tags["encoder_digest"], run.data.tags[SPEC]) for run in self.connection.search(wanted)
         }
 
     def delete(self, run_id: str) -> bool:
-        """Deletes an unfinished record that nobody writes, and says whether it did; MLflow can restore what
-        it deletes."""
+        """Delete an unfinished record that no process writes, and return whether it was deleted.
+
+        MLflow can restore it.
+        """
         with self.connection.lock():
             run = self.connection.client.get_run(run_id)
             if tags.state_of(run, self._site.runs).state in ("finished", "running"):
@@ -241,26 +248,24 @@ class Store:
         return True
 
     def named(self, name: str) -> Record:
-        """The run that a user names: by a spec id, its beginning, or MLflow's own name of the run.
+        """Return the run that a user names by a spec id, the beginning of one, or MLflow's own id.
 
         Raises:
-            LookupError: there is no such run, or runs of several specs begin so.
+            LookupError: no such run exists, or the ids of several specs begin like this.
         """
         if not re.fullmatch(r"[0-9a-f]{4,12}|[0-9a-f]{32}", name):
             raise NotFoundError(
-                f"'{name}' is no run's id: 4 to 12 hexadecimal digits, as `invoke status` and `--dry-run` print, or MLflow's 32."
+                f"'{name}' is not a run's id: use 4 to 12 hexadecimal digits, as printed by "
+                "`invoke status` and `--dry-run`, or MLflow's 32."
             )
         wanted = Wanted(run_id=name, there=(SPEC,)) if len(name) == 32 else Wanted(begins={SPEC: name})
         runs = list(self.connection.search(wanted))
         ids = sorted({run.data.tags[SPEC] for run in runs})
         if not ids:
-            raise NotFoundError(
-                f"There is no run '{name}' in {self.uri}: `invoke status` lists those that there are."
-            )
+            raise NotFoundError(f"{self.uri} has no run '{name}': `invoke status` lists the runs that exist.")
         if len(ids) > 1:
-            raise NotFoundError(
-                f"'{name}' may mean {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}: give more digits."
-            )
+            more = ", ..." if len(ids) > 5 else ""
+            raise NotFoundError(f"'{name}' could be {', '.join(ids[:5])}{more}: give more digits.")
         if len(name) == 32:
             return self._record(runs[0])
         found = self.record_of(ids[0])
@@ -271,15 +276,17 @@ class Store:
         return tags.record_of(run, self._site.runs, self.uri if self.connection.server else "")
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric in order of steps; where a resumed run repeated a step, the value that it
-        logged last."""
+        """Return (step, value) of a metric in order of steps.
+
+        If a resumed run repeated a step, the value is the one that was logged last.
+        """
         return [(metric.step, metric.value) for metric in self._points(run_id, key)]
 
     def download(self, run_id: str, name: str, folder: Path) -> Path:
-        """Copies the artifact `name` of a run into `folder` and returns where it is.
+        """Copy the artifact `name` of a run into `folder` and return its path.
 
         Raises:
-            LookupError: the run has none, as one that was imported without its encoder.
+            LookupError: the run has no such artifact; for example, it was imported without its encoder.
             ConnectionError: the server does not answer.
         """
 
@@ -290,24 +297,23 @@ class Store:
                 if not (of_mlflow(error) or isinstance(error, OSError)):
                     raise
                 if self.connection.server:
-                    self.connection.knock()  # a server that does not answer may well have it
+                    self.connection.check_server()  # a server that does not answer may have it
                 raise NotFoundError(
-                    f"The tracking store has no {name} of its run {run_id} ({in_a_line(error)})."
+                    f"The tracking store has no {name} of its run {run_id} ({one_line(error)})."
                 ) from None
 
         folder.mkdir(parents=True, exist_ok=True)
         return self.connection.retrying(fetch)
 
     def portable(self, spec_id: str) -> PortableRun:
-        """The whole record of the spec's finished run, but for its encoder and pictures; the newest where
-        there are several.
+        """Return the whole record of the spec's newest finished run, except its encoder and pictures.
 
         Raises:
-            LookupError: none is finished, or its settings are not in the store.
+            LookupError: no run is finished, or its settings are not in the store.
         """
         run = self._newest_finished([spec_id]).get(spec_id)
         if run is None:
-            raise NotFoundError(f"There is no finished run {spec_id} in {self.uri}.")
+            raise NotFoundError(f"{self.uri} has no finished run {spec_id}.")
         run_id, found = run.info.run_id, run.data.tags
         with tempfile.TemporaryDirectory() as folder:
 
@@ -333,19 +339,18 @@ class Store:
             )
 
     def adopt(self, run: PortableRun, source: str) -> Finished | None:
-        """Adds the record of a run that was done elsewhere, unless the spec has a finished run here; the
-        completion tag comes last.
+        """Add the record of a run from another store, unless this store has a finished run of the spec.
 
-        What an earlier attempt left half-written is deleted first.
+        The completion tag is written last. What an earlier attempt left half-written is deleted first.
 
         Args:
-            source: where it comes from, for the tag `imported`.
+            source: origin of the record, for the tag `imported`.
 
         Returns:
-            The finished run that was here already and stays as it is; None: the record was added.
+            The finished run that this store has already, which is unchanged; None if the record was added.
 
         Raises:
-            ValueError: the store refuses something in the record.
+            ValueError: the store refuses a part of the record.
         """
         with self.connection.lock(), interrupt.deferred():
             here = self._newest_finished([run.spec_id]).get(run.spec_id)
@@ -357,15 +362,15 @@ class Store:
                 if not of_mlflow(error):
                     raise
                 raise InvalidError(
-                    f"{self.uri} does not take the record of run {run.spec_id}: {in_a_line(error)}"
+                    f"{self.uri} refuses the record of run {run.spec_id}: {one_line(error)}"
                 ) from None
         return None
 
     def log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
-        """Records a table's means and files as one run for each table, scale and set of changes, so that the
-        UI can compare tables.
+        """Record a table's means and files as one run, so that the UI can compare tables.
 
-        Writes nothing when nothing changed since the last time.
+        There is one run per table, scale and set of changes. Nothing is written if nothing changed since the
+        last call.
 
         Args:
             paths: the rendered files.
@@ -375,18 +380,16 @@ class Store:
 
         Raises:
             ConnectionError: the store does not answer, or cannot be written.
-            OSError: there is no room in it.
+            OSError: the store is full.
         """
-        with self.connection.in_a_line():
+        with self.connection.one_line_errors():
             return self.connection.retrying(lambda: self._log_table(filled, paths))
 
     def _log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
-        name = " ".join((filled.table, filled.scale, *filled.changes)).replace(
-            "'", ""
-        )  # it stands in a filter
+        name = " ".join((filled.table, filled.scale, *filled.changes)).replace("'", "")  # used in a filter
         values = tags.cell_means(filled)
         digest = tags.table_digest(values, paths)
-        with self.connection.lock():  # two commands that end at once make one record
+        with self.connection.lock():  # two commands that end at the same time write one record
             run = next(
                 self.connection.search(
                     Wanted(tags={TABLE: [name]}), self.connection.experiments("tables"), limit=1
@@ -404,7 +407,7 @@ class Store:
                     self.connection.client.create_run(experiment, run_name=name, tags=labels).info.run_id,
                     {},
                 )
-            # A cell that has become empty must not keep its old number, and MLflow cannot delete one.
+            # A cell that has become empty must not keep its old number, which MLflow cannot delete.
             self.connection.log_batches(run_id, points(dict.fromkeys(known, math.nan) | values, 0))
             for path in paths:
                 self.connection.client.log_artifact(run_id, str(path))
@@ -413,8 +416,7 @@ class Store:
         return str(run_id)
 
     def described(self) -> str:
-        """Where the store is, without the password that an address may hold, and whether it is there; nothing
-        is opened or made."""
+        """Return the address of the store, without a password, and its state; open and create nothing."""
         parts = urlsplit(self.uri)
         address = (
             parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
@@ -422,26 +424,25 @@ class Store:
             else self.uri
         )
         if self.connection.file is not None:
-            return f"{address}, {'which the first run makes' if self.connection.absent else 'which is there'}"
+            return f"{address}, {'created by the first run' if self.connection.absent else 'which exists'}"
         if not self.connection.server:
-            return f"{address}, a database, which is not asked"
+            return f"{address}, a database, which is not checked"
         try:
-            self.connection.knock()
+            self.connection.check_server()
         except ConnectionError:
-            return f"{address}, where no server answers: start it, or set another MLFLOW_TRACKING_URI"
-        return f"{address}, where a server answers"
+            return f"{address}, a server that does not answer: start it, or change MLFLOW_TRACKING_URI"
+        return f"{address}, a server that answers"
 
     @property
     def keeps_artifacts_here(self) -> bool:
-        """Whether encoders and reports that are logged lie in the site's runs."""
+        """True if logged encoders and reports are stored in the site's folder of runs."""
         return not self.connection.server
 
     def ui_command(self, port: int = 5000) -> tuple[list[str], dict[str, str]]:
-        """The command that serves MLflow's UI over this store on 127.0.0.1, and what it needs in its
-        environment.
+        """Return the command that serves MLflow's UI for this store on 127.0.0.1, and its environment.
 
         Raises:
-            LookupError: the store is a server already; the message says where.
+            LookupError: the store is a server already; the message names its address.
         """
         if self.connection.server:
             raise NotFoundError(f"The tracking store is a server: open {self.uri} in a browser.")
@@ -449,12 +450,14 @@ class Store:
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.uri]
         command += ["--default-artifact-root", self.connection.artifacts.as_uri()]
         command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        # With job execution the server is ten processes and 1.85 GB instead of two and 0.5 GB.
+        # With job execution the server would be ten processes and 1.85 GB instead of two and 0.5 GB.
         return command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     def pages(self, port: int) -> dict[str, str]:
-        """The address of each experiment's runs in that UI, by the experiment's name; the UI itself opens at
-        language models."""
+        """Return the address of each experiment's runs in the UI, by the experiment's name.
+
+        The UI itself opens at language models.
+        """
         if self.connection.absent:
             return {}
         found = self.connection.client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
@@ -463,10 +466,10 @@ class Store:
         }
 
     def _resumable(self, spec_id: str, experiment: str) -> Any:
-        """The newest unfinished record of the spec that nobody owns, or None.
+        """Return the newest unfinished record of the spec that no process owns, or None.
 
         Raises:
-            AlreadyRunningError: a process that is alive owns one.
+            AlreadyRunningError: a live process owns a record.
         """
         free = []
         for run in self.connection.search(
@@ -475,14 +478,14 @@ class Store:
             alive = tags.alive(run, self._site.runs)
             if run.info.status in ("RUNNING", "FINISHED") and alive and not tags.is_mine(run):
                 raise AlreadyRunningError(
-                    f"Run {spec_id} is being done by {tags.who(run)}: wait for it, or stop it first."
+                    f"Run {spec_id} is being executed by {tags.who(run)}: wait for it, or stop it first."
                 )
             if run.info.status != "RUNNING" or alive is not None:
                 free.append(run)
         return free[0] if free else None
 
     def _newest_finished(self, ids: Iterable[str]) -> dict[str, Any]:
-        """The finished run of each spec that has one: of several, the one that ended last."""
+        """Return the finished run of each spec that has one; of several, the one that ended last."""
         found: dict[str, Any] = {}
         for run in self.connection.search(Wanted(tags={COMPLETE: sorted(set(ids))})):
             before = found.setdefault(run.data.tags[COMPLETE], run)
@@ -491,7 +494,7 @@ class Store:
         return found
 
     def _points(self, run_id: str, key: str) -> list[Any]:
-        """A metric in order of steps, without what a resumed run logged again later."""
+        """Return the points of a metric in order of steps; of a repeated step, the one logged last."""
         latest: dict[int, Any] = {}
         for metric in self.connection.client.get_metric_history(run_id, key):
             if metric.step not in latest or metric.timestamp >= latest[metric.step].timestamp:
@@ -499,7 +502,7 @@ class Store:
         return [latest[step] for step in sorted(latest)]
 
     def _adopt(self, run: PortableRun, source: str, experiment: str) -> None:
-        """Writes the record of a run that has none here."""
+        """Write the record of a run that this store lacks."""
         for left in self.connection.search(
             Wanted(tags={SPEC: [run.spec_id]}, there=(IMPORTED,)), [experiment]
         ):
@@ -526,7 +529,7 @@ class Store:
         self.connection.client.set_tag(run_id, COMPLETE, run.spec_id)
 
     def _attempts(self, run_id: str) -> int:
-        """How many attempts the run's artifacts tell of."""
+        """Return the number of attempts, from the run's artifacts."""
         return sum(
             file.path.startswith("environment") for file in self.connection.client.list_artifacts(run_id)
         )
