@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 500
+"""Maximum number of characters of a reason."""
+
 
 class UserError(Exception):
     """A mistake in a command, the site file or the data; the message is one line for the user.
@@ -20,6 +23,14 @@ class InvalidError(UserError, ValueError):
 
 class NotFoundError(UserError, LookupError):
     """Something that was requested does not exist."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an exception as a reason on one line; only a message for users stands without its type."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    if not text:
+        return type(error).__name__
+    return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:LONGEST]
 
 
 def unknown(kind: str, asked: str, known: Iterable[str]) -> str:

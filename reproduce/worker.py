@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import filelock
 
 from reproduce import site as sites
-from reproduce.messages import NotFoundError
+from reproduce.messages import NotFoundError, reason_of
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
 from reproduce.runs import environment, interrupt, journal
@@ -316,7 +316,7 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
         send(events, "failed", spec_id, reason=reason or f"interrupted: {error}")
         return FAILED if reason else INTERRUPTED
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+        reason = reason_of(error)
         if events is None:
             (folder / FAILURE).write_text(reason, encoding="utf-8")
         send(events, "failed", spec_id, reason=reason)

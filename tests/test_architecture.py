@@ -231,17 +231,21 @@ import logging, os, signal, sys, threading, warnings
 import filelock, jinja2, numpy, PIL.Image, psutil, torch, torchvision
 opened = []
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
+FILES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir")
+PROCESSES = ("socket.connect", "subprocess.Popen", "os.fork", "os.exec")
 def hook(event, arguments):
     if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
         opened.append(str(arguments[0]))
-    elif event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "socket.connect", "subprocess.Popen", "os.fork", "os.exec"):
+    elif event in FILES or event in PROCESSES:
         opened.append(f"{event} {arguments}")
 def state():
     return {
-        "handlers": len(logging.root.handlers), "level": logging.root.level, "signals": [signal.getsignal(n) for n in (2, 15)],
-        "threads": threading.active_count(), "environment": dict(os.environ), "warnings": list(warnings.filters),
-        "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.random.get_rng_state().sum().item(), torch.is_grad_enabled()),
-        "numpy": numpy.random.get_state()[1].sum(), "cuda": torch.cuda.is_initialized(), "path": list(sys.path), "folder": os.getcwd(),
+        "handlers": len(logging.root.handlers), "level": logging.root.level,
+        "signals": [signal.getsignal(n) for n in (2, 15)], "threads": threading.active_count(),
+        "environment": dict(os.environ), "warnings": list(warnings.filters),
+        "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()),
+        "random": (torch.random.get_rng_state().sum().item(), numpy.random.get_state()[1].sum()),
+        "cuda": torch.cuda.is_initialized(), "path": list(sys.path), "folder": os.getcwd(),
     }
 sys.path.insert(0, sys.argv[1])
 sys.addaudithook(hook)
@@ -270,7 +274,12 @@ def test_files_that_define_settings_import_without_torch() -> None:
     """The test finds them by their text: building every table must not wait for torch."""
     with_settings = [name for name in MODULES if re.search(r"\(\w+, name=", TEXTS[name]) and name != "tasks"]
     assert len(with_settings) > 10
-    code = f"import sys, importlib; [importlib.import_module(n) for n in {with_settings!r}]; print(*sorted(sys.modules))"
+    code = f"""
+import importlib, sys
+for name in {with_settings!r}:
+    importlib.import_module(name)
+print(*sorted(sys.modules))
+"""
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()

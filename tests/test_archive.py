@@ -66,7 +66,7 @@ def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Return every file by its name, except `runs.csv`, which contains the ids of one store, and hidden files.
+    """Return every file by its name, except `runs.csv`, which contains one store's ids, and hidden files.
 
     A killed rendering may leave hidden files.
     """

@@ -243,7 +243,8 @@ import json, sys
 from reproduce import site
 from reproduce.plan import SCALES, Request, table_names
 site.load()
-print(json.dumps(sorted({spec.id for table in table_names() for scale in SCALES for spec in Request(table=table, scale=scale).specs()})))
+requests = [Request(table=table, scale=scale) for table in table_names() for scale in SCALES]
+print(json.dumps(sorted({spec.id for request in requests for spec in request.specs()})))
 """
 
 

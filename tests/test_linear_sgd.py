@@ -481,7 +481,8 @@ def test_a_checkpoint_of_another_encoder_or_of_other_images_is_refused(tmp_path:
         struck(SWEEP, tmp_path, 2, lambda: interrupt.ask("a test"), Notes())
     with pytest.raises(
         ValueError,
-        match=r"^The checkpoint in .* is from a training with another encoder: delete it to start from scratch\.$",
+        match=r"^The checkpoint in .* is from a training with another encoder: "
+        r"delete it to start from scratch\.$",
     ):
         struck(SWEEP, tmp_path, 0, lambda: None, Notes(), replace(encoder(), digest="0123"))
     with pytest.raises(ValueError, match=r"with another choice of images: delete it"):

@@ -31,6 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from reproduce.messages import LONGEST, reason_of
 from reproduce.runs.files import write_atomic
 from reproduce.runs.progress import Progress
 
@@ -39,8 +40,6 @@ MISSED = 3
 """Missing heartbeats after which an owner that cannot be observed counts as dead."""
 NUMBERS, MACHINES = Path("/proc/self/ns/pid"), "pid:[4026531836]"
 """Link that names the PID namespace of this process on Linux, and its target outside all containers."""
-LONGEST = 500
-"""Maximum number of characters in a reason."""
 
 State = Literal["queued", "running", "finished", "failed", "interrupted"]
 
@@ -233,9 +232,9 @@ class Held:
             if self._finished:
                 self._record("finished")
             elif isinstance(error, KeyboardInterrupt | SystemExit):
-                self._record("interrupted", one_line(error))
+                self._record("interrupted", reason_of(error))
             else:
-                self._record("failed", one_line(error) if error else "it ended without a result")
+                self._record("failed", reason_of(error) if error else "it ended without a result")
 
     def _beat(self) -> None:
         while not self._ended.wait(self.lease.heartbeat):
@@ -320,12 +319,6 @@ def place(runs: Path) -> str:
             os.link(draft, path)  # of several processes at once, the first one wins
         draft.unlink()
         return path.read_text(encoding="utf-8")
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception as a reason on one line, short enough for a tag."""
-    text = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {text}"[:LONGEST] if text else type(error).__name__
 
 
 def _lock(folder: Path) -> Any:

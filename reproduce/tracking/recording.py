@@ -25,9 +25,10 @@ from types import TracebackType
 from typing import Self
 
 from reproduce import identity
+from reproduce.messages import reason_of
 from reproduce.runs import environment, interrupt, journal
 from reproduce.runs.journal import Journal, Point, points
-from reproduce.runs.lease import Held, LostError, one_line
+from reproduce.runs.lease import Held, LostError
 from reproduce.spec import Spec
 from reproduce.tracking import tags
 from reproduce.tracking.connection import Connection
@@ -193,7 +194,7 @@ class Run:
         if isinstance(error, MemoryError):
             traceback.clear_frames(error.__traceback__)  # frees the memory that the failed frames still hold
         killed = isinstance(error, KeyboardInterrupt)
-        reason = "ended without finish()" if error is None else one_line(error)
+        reason = "ended without finish()" if error is None else reason_of(error)
         try:
             with interrupt.deferred(), giving_up_after(SHORT_TIMEOUT):
                 self._save_what_is_left()
@@ -214,7 +215,7 @@ class Run:
             # The first error matters more than a failure to record it. `status` and `mark_dead_runs` see that
             # the process is gone.
             logger.warning(
-                "Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, one_line(failure)
+                "Run %s (%s) could not be marked as ended: %s", self.spec.id, reason, reason_of(failure)
             )
 
     def _save_what_is_left(self) -> None:
@@ -227,7 +228,7 @@ class Run:
                 save()
             except Exception as failure:
                 logger.warning(
-                    "Run %s: its last measurements are not in the store: %s", self.spec.id, one_line(failure)
+                    "Run %s: its last measurements are not in the store: %s", self.spec.id, reason_of(failure)
                 )
 
     def _check(self) -> None:
@@ -295,7 +296,7 @@ class Run:
                 if getattr(error, "error_code", "") == REFUSED:
                     kept = self._journal.set_aside()
                     raise ValueError(
-                        f"The tracking store refuses these measurements, now in {kept}: {one_line(error)}"
+                        f"The tracking store refuses these measurements, now in {kept}: {reason_of(error)}"
                     ) from error
                 raise
             self._journal.sent(waiting)

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from reproduce.messages import InvalidError, NotFoundError
+from reproduce.messages import InvalidError, NotFoundError, reason_of
 from reproduce.report.observe import Finished
 from reproduce.runs import interrupt, lease
 from reproduce.runs.journal import Point, points
-from reproduce.runs.lease import Held, one_line
+from reproduce.runs.lease import Held
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Spec
 from reproduce.tracking import tags
@@ -299,7 +299,7 @@ class Store:
                 if self.connection.server:
                     self.connection.check_server()  # a server that does not answer may have it
                 raise NotFoundError(
-                    f"The tracking store has no {name} of its run {run_id} ({one_line(error)})."
+                    f"The tracking store has no {name} of its run {run_id} ({reason_of(error)})."
                 ) from None
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -362,7 +362,7 @@ class Store:
                 if not of_mlflow(error):
                     raise
                 raise InvalidError(
-                    f"{self.uri} refuses the record of run {run.spec_id}: {one_line(error)}"
+                    f"{self.uri} refuses the record of run {run.spec_id}: {reason_of(error)}"
                 ) from None
         return None
 
