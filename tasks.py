@@ -137,7 +137,8 @@ def export(c: Context, options: given.ExportOptions) -> None:
     from reproduce.commands import archive
 
     file = Path(options.file).expanduser()
-    print(archive.export(file, options.scale, *store(), encoders=options.encoders))
+    with one_line(OSError):
+        print(archive.export(file, options.scale, *store(), encoders=options.encoders))
 
 
 @command(given.ImportOptions, name="import")
@@ -146,7 +147,8 @@ def receive(c: Context, options: given.ImportOptions) -> None:
     """Add the runs and reports of an exported file to this site; existing ones stay unchanged."""
     from reproduce.commands import archive
 
-    received = archive.receive(Path(options.file).expanduser(), *store())
+    with one_line(OSError):
+        received = archive.receive(Path(options.file).expanduser(), *store())
     print(received)
     finish(received.code)
 
@@ -167,7 +169,8 @@ def doctor(c: Context, options: given.DoctorOptions) -> None:
 def ui(c: Context, options: given.UiOptions) -> None:
     """Serve the MLflow UI of the project's store on 127.0.0.1 until Ctrl-C."""
     port, (_, opened) = options.number(), store()
-    server, environment = opened.ui_command(port)
+    with one_line(OSError):
+        server, environment = opened.ui_command(port)
     pages = opened.pages(port) or {"no runs yet": f"http://127.0.0.1:{port}"}
     print("\n".join(f"{name}: {address}" for name, address in pages.items()), flush=True)
     os.execvpe(server[0], server, {**os.environ, **environment})  # noqa: S606 (it replaces this process)
@@ -179,7 +182,8 @@ def download(c: Context, options: given.DownloadOptions) -> None:
     from reproduce import site as sites
     from reproduce.data.download import download
 
-    print(download(options.dataset, sites.load()))
+    with one_line(OSError):
+        print(download(options.dataset, sites.load()))
 
 
 @command()

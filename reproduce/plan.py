@@ -283,7 +283,10 @@ def weights_of(given: str, backbone: str = "") -> tuple[Weights, Path | None]:
             f"--checkpoint is missing: give a file or a released encoder ({', '.join(known)})."
         )
     if path.is_file():
-        return weight_files.describe(path, backbone), path
+        try:
+            return weight_files.describe(path, backbone), path
+        except OSError as error:
+            raise InvalidError(f"{path} cannot be read ({error.strerror}).") from None
     if given.lower() not in known:
         raise NotFoundError(unknown("file or released encoder", given, known))
     found = known[given.lower()]

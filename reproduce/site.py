@@ -248,7 +248,7 @@ def load() -> Site:
     """Return the site of this machine.
 
     Raises:
-        ValueError: the file is not TOML, a key is unknown, or a value has the wrong type.
+        ValueError: the file is not TOML or cannot be read, a key is unknown, or a value has the wrong type.
     """
     path = site_file()
     if not path.exists():
@@ -258,8 +258,10 @@ def load() -> Site:
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidError(f"{path} is not valid TOML: {error}.") from None
+    except OSError as error:
+        raise InvalidError(f"{path} cannot be read ({error.strerror}).") from None
     return Site(**{key: _value(path, key, value) for key, value in content.items()})
 
 

@@ -281,7 +281,7 @@ def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(
         for line in lines
         if re.match(r"run      [0-9a-f]{12}  \w+.*: no finished run with these settings", line)
     ]
-    assert lines[len(runs)] == f"{len(runs)} runs: {len(runs)} to do."
+    assert lines[len(runs)] == f"{len(runs)} runs: {len(runs)} to run."
     assert re.fullmatch(r"Plan ([0-9a-f]{12}): --apply \1 runs exactly this plan\.", lines[-1])
     assert home.files() == before
 

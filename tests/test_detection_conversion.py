@@ -606,8 +606,8 @@ print(sorted({"torch", "numpy", "detectron2"} & set(sys.modules)))
 @pytest.mark.parametrize(
     ("last", "told", "left"),
     [
-        ("model_0000499.pth", "a checkpoint of iteration 500 of 24000", 1 - 500 / 24_000),
-        ("model_final.pth", "a checkpoint of iteration 24000 of 24000", 0.0),
+        ("model_0000499.pth", "the checkpoint of iteration 500 of 24000", 1 - 500 / 24_000),
+        ("model_final.pth", "the checkpoint of iteration 24000 of 24000", 0.0),
     ],
 )
 def test_a_plan_says_how_far_detectron2_is(last: str, told: str, left: float, tmp_path: Path) -> None:
@@ -616,7 +616,7 @@ def test_a_plan_says_how_far_detectron2_is(last: str, told: str, left: float, tm
     (tmp_path / checkpoint.DETECTRON2).mkdir()
     (tmp_path / checkpoint.DETECTRON2 / checkpoint.LAST).write_text(last)
     found = action(spec, None, None, None, tmp_path)
-    assert (found.action, found.why) == ("resume", f"{told} is there")
+    assert (found.action, found.why) == ("resume", f"from {told}")
     assert found.left == pytest.approx(left)
 
 

@@ -191,7 +191,7 @@ def test_a_second_call_starts_nothing_and_writes_the_same_bytes(finished: tuple[
     assert {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()} == reports
     assert {path: path.stat().st_mtime_ns for path in home.runs.glob("[0-9a-f]*/*")} == runs
     planned = home.invoke(*row(epochs=EPOCHS), "--dry-run").stdout.splitlines()
-    assert [line.split()[0] for line in planned] == ["reuse", "reuse", "2", "Plan"]
+    assert [line.split()[0] for line in planned] == ["reuse", "reuse", "2", "Changed", "Plan"]
 
 
 def kill_worker(command: subprocess.Popen[str], worker: psutil.Process) -> None:

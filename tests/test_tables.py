@@ -811,7 +811,7 @@ def test_a_caption_names_an_engine_that_stands_in_for_the_papers(name: str, scal
 def test_a_caption_states_the_rate_and_the_schedule_of_another_batch() -> None:
     """With 4 images in place of 16: a quarter of .02, and four times 24 000."""
     built = Request(table="table5", scale="paper", columns="ap", changes=("protocol.batch_size=4",)).build()
-    assert "learning rate 0.005 and 96000 iterations" in fill(built, 1, {}, {}).caption
+    assert "the learning rate is 0.005, for 96000 iterations" in fill(built, 1, {}, {}).caption
 
 
 @pytest.mark.parametrize("name", ["table5", "table10"])

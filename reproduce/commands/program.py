@@ -147,7 +147,8 @@ def start(c: Context, options: Options, *tables: str) -> None:
     orders, files = options.orders(tables)
     site = options.applied_to(store()[0])
     if files and not (plan_only or options.render_only):
-        make.keep(files, orders, site)
+        with one_line(OSError):
+            make.keep(files, orders, site)
     with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
         if plan_only:
             finish(make.show_plan(orders, site, limits))
