@@ -37,10 +37,10 @@ STAND_INS = {
 }
 """Sentence for the caption of each table whose data a scale replaces."""
 NO_STAND_IN = (
-    "{} has no small stand-in of its kind: run the cell at the scale paper, "
+    "{} has no small stand-in of its kind: run the cell at paper scale, "
     "which reads it from its root in the site file."
 )
-"""Reason why the scale small leaves a cell empty."""
+"""Reason why the small scale leaves a cell empty."""
 CROPS = (0.2, 1.0)
 """Area of a crop at smoke scale, relative to the area of the image."""
 SMALL_CROPS = (0.07, 0.2)

@@ -25,7 +25,7 @@ the lines below its own, never from those above it. `tests/test_architecture.py`
       data/           one file per data set; augmentation and views
       runs/           a run's life on disk: lease, checkpoints, journal, interrupts
       site.py         this machine: folders, devices, the tracking store
-      settings.py     the base class of everything that can move a number
+      settings.py     the base class of everything that can change a number
       messages.py     one line for each mistake; counts, hours and bytes in words
       identity.py     the name of a run: a hash of its settings
       lazy.py         torch, imported when it is first used

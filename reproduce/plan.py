@@ -145,7 +145,7 @@ class Evaluation:
         """Return the evaluation of seed 0.
 
         The protocol has its default settings and the images are as the encoder expects them; then the changes
-        apply. Scenes that are drawn at one size keep it, as at the scale smoke.
+        apply. Scenes that are drawn at one size keep it, as at smoke scale.
 
         Raises:
             NotFoundError: the protocol, data set or setting does not exist; the message names the nearest.

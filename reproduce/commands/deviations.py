@@ -24,7 +24,7 @@ tables, which every report prints too. Do not edit it by hand.
 The paper's numbers are always stored as printed. A doubt about a number is a footnote, never a correction.
 """
 CHOICES = (
-    r"Precision: the scales small and paper train networks in bfloat16. The paper does not state its "
+    r"Precision: the small and paper scales train networks in bfloat16. The paper does not state its "
     r"precision, and its V100 GPUs have no bfloat16. Parameters, losses and the optimiser stay in "
     r"float32; `--set precision=float32` trains the networks in float32, too.",
     r"Decay rate of the target: the paper does not state the initial $\tau$. It is 0.99 for the runs "

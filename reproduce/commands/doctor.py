@@ -239,7 +239,7 @@ def _gpu(machine: Machine) -> str:
         return listed
     unused = "; the site's device is cpu, so runs do not use it" if machine.gpus else ""
     return (
-        f"{listed}{unused}. Pretraining in bfloat16, the default at the scales small and paper, needs a GPU; "
+        f"{listed}{unused}. Pretraining in bfloat16, the default at the small and paper scales, needs a GPU; "
         "--set precision=float32 works without one"
     )
 
@@ -333,7 +333,7 @@ def _rule(machine: Machine) -> str:
         "Disk is an estimate that ignores finished runs. It is the sum of the encoder of each pretraining"
         f"{twice}, and of {CHECKPOINTS} checkpoints for each of the runs that are executed at the same time, "
         f"up to {machine.at_once} on this machine. Logs, the tracking database and the images of the smoke "
-        f"scale add about {size(2e8)} in all. For the scale paper, the paper used {PAPER_GPUS} GPUs of 16 GB."
+        f"scale add about {size(2e8)} in all. For the paper scale, the paper used {PAPER_GPUS} GPUs of 16 GB."
     )
 
 
