@@ -1,7 +1,7 @@
 """The command line: `invoke --list` lists every task, `invoke --help TASK` its options.
 
 Each table of the paper has a task, which is found by listing `tables/`. A task imports what it needs when it
-runs; its options stand in `reproduce/commands/options.py`.
+runs; its options are in `reproduce/commands/options.py`.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def reports(c: Context, options: Options) -> None:
 
 @command(given.EvaluateOptions, *ENCODER, "seeds", "set", *PLANNED)
 def evaluate(c: Context, options: given.EvaluateOptions) -> None:
-    """Evaluate one encoder of yours by one protocol on one data set.
+    """Evaluate an encoder of your own by one protocol on one data set.
 
-    Such as `invoke evaluate --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette`.
+    Example: `invoke evaluate --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette`.
     """
     start(c, options)
 
@@ -178,7 +178,7 @@ def ui(c: Context, options: given.UiOptions) -> None:
 
 @command(given.DownloadOptions)
 def download(c: Context, options: given.DownloadOptions) -> None:
-    """Download a public data set into its root, which configs/site.toml names."""
+    """Download a public data set into its root, which is set in configs/site.toml."""
     from reproduce import site as sites
     from reproduce.data.download import download
 

@@ -6,7 +6,7 @@
     msbreg(imagenet(300), heads=WIDE, tau=SHORT)            # Tables 2 to 5
 
 A data set is a recipe: a function that takes a method and adds the settings that the paper fixes for the data
-set. All runs took "8 V100 16GB GPUs" (section 7.1). The paper does not state GPU-hours. A run costs K / 2
+set. All runs used "8 V100 16GB GPUs" (section 7.1). The paper does not state GPU-hours. A run costs K / 2
 times as much as a two-view run with the same epochs.
 """
 

@@ -5,7 +5,7 @@
     paper   the settings of the paper
 
 The tables compare methods, so K, the lambdas and the normalisation of the heads are the same at every scale.
-The sizes of a method that must fit the data set are its own business: `Method.smaller`.
+The sizes of a method that must fit the data set are chosen by the method itself: `Method.smaller`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ STAND_INS = {
 }
 """Sentence for the caption of each table whose data a scale replaces."""
 NO_STAND_IN = (
-    "{} has no small stand-in of its kind: run the cell at paper scale, "
-    "which reads it from its root in the site file."
+    "{} has no small stand-in: run the cell at paper scale, which reads the data set from its root in the "
+    "site file."
 )
 """Reason why the small scale leaves a cell empty."""
 CROPS = (0.2, 1.0)
@@ -176,7 +176,7 @@ def _smoke_protocol(protocol: Protocol, backbone: str) -> Protocol:
 def _smoke_detection(protocol: Detection, backbone: str) -> Detection:
     """Return the protocol with torchvision's detectors, on images of 64 px and with few proposals.
 
-    A step takes .2 s on a CPU core. The learning rate fits the few steps. A pyramid takes an anchor size for
+    A step takes .2 s on a CPU core. The learning rate fits the few steps. A pyramid needs an anchor size for
     each level, and the small backbone has one level less than a ResNet.
     """
     shared = replace(

@@ -1,8 +1,8 @@
 """`torch`, imported on first use.
 
-A settings class and the maths that it parametrises belong in one file, but building a table must not wait
-seconds for torch. Files that define settings therefore use `from reproduce.lazy import torch`. Functions use
-it as usual; the import happens when they are first called.
+A settings class and the maths that it parametrises belong in one file, but building a table must not wait for
+torch, whose import takes seconds. Files that define settings therefore use `from reproduce.lazy import
+torch`. Functions use it as usual; the import happens when they are first called.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class NotFoundError(UserError, LookupError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an exception as a reason on one line; only a message for users stands without its type."""
+    """Return an exception as a reason on one line; only a message for users is given without its type."""
     text = next(iter(str(error).strip().splitlines()), "")
     if not text:
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""The settings that `--set key=value` changes, and the value that its text stands for.
+"""The settings that `--set key=value` changes, and the value that its text represents.
 
     apply, change = override(runs, "tau=0.996")
     apply(runs[0])      # the same run with that setting
@@ -23,7 +23,7 @@ from reproduce.spec import Evaluate, Pretrain
 EVALUATION = "evaluation."
 """Prefix of a key that means the evaluation's data set where the pretraining has one, too."""
 ORIGIN = ("encoder.url", "encoder.sha256")
-"""Settings of a given encoder that name its file: a run must not be recorded as one of another file."""
+"""Settings of a given encoder that name its file: a run must not be recorded under another file."""
 
 
 def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Evaluate], str]:
@@ -34,7 +34,7 @@ def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Ev
 
     Raises:
         NotFoundError: no run has such a setting.
-        InvalidError: `change` has another form, the key is ambiguous, or the setting does not take that
+        InvalidError: `change` has another form, the key is ambiguous, or the setting does not accept that
             value.
     """
     key, text = parsed(change)
@@ -47,7 +47,7 @@ def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Ev
     first, path = min(meant, key=lambda each: _rank(*each))
     if path in ORIGIN:
         raise InvalidError(
-            f"Which file is evaluated is not set by --set ({key}): --checkpoint or --add-row names it."
+            f"--set cannot change the evaluated file ({key}): choose it with --checkpoint or --add-row."
         )
 
     def apply(run: Evaluate) -> Evaluate:
@@ -72,9 +72,9 @@ def parsed(change: str) -> tuple[str, str]:
     """
     key, equals, text = (part.strip() for part in change.partition("="))
     if not equals or not key:
-        raise InvalidError(f"--set takes key=value, such as epochs=5, not '{change}'.")
+        raise InvalidError(f"--set needs key=value, such as epochs=5, not '{change}'.")
     if key.split(".")[-1] == "seed":
-        raise InvalidError("The seed is not set by --set: --seeds N runs seeds 0 to N - 1.")
+        raise InvalidError("--set cannot change the seed: --seeds N runs seeds 0 to N - 1.")
     return key, text
 
 
@@ -128,7 +128,7 @@ def settings_named(key: str, run: Evaluate) -> list[str]:
     if len(found) > 1:
         everything = paths_of(run)
         names = dict.fromkeys(full_name(path, everything) for path in found)
-        raise InvalidError(f"'{key}' may mean {' or '.join(names)}: give one of these.")
+        raise InvalidError(f"'{key}' may mean {' or '.join(names)}: use one of these.")
     return _together(found[0], run)
 
 
@@ -158,7 +158,7 @@ def _together(path: str, run: Evaluate) -> list[str]:
 
 
 def parse(text: str, hint: Any, key: str) -> Any:
-    """Return the value that `text` stands for in a setting of type `hint`.
+    """Return the value that `text` represents in a setting of type `hint`.
 
     Numbers, true and false, none, words, and tuples with commas are understood.
 
@@ -178,11 +178,11 @@ def parse(text: str, hint: Any, key: str) -> Any:
         items = [item for item in text.strip("()").split(",") if item.strip()]
         each = [kinds[0]] * len(items) if kinds[-1] is Ellipsis else list(kinds)
         if len(each) != len(items):
-            raise InvalidError(f"{key} takes {len(each)} values separated by commas, not '{text}'.")
+            raise InvalidError(f"{key} needs {len(each)} values separated by commas, not '{text}'.")
         return tuple(parse(item.strip(), kind, key) for item, kind in zip(items, each, strict=True))
     if hint is bool:
         if text.lower() not in ("true", "false"):
-            raise InvalidError(f"{key} takes true or false, not '{text}'.")
+            raise InvalidError(f"{key} must be true or false, not '{text}'.")
         return text.lower() == "true"
     if hint in (int, float):
         return _number(text, hint, key)
@@ -201,5 +201,5 @@ def _number(text: str, kind: type[int] | type[float], key: str) -> int | float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InvalidError(f"{key} takes {'a whole number' if kind is int else 'a number'}, not '{text}'.")
+        raise InvalidError(f"{key} must be {'a whole number' if kind is int else 'a number'}, not '{text}'.")
     return number

@@ -1,4 +1,4 @@
-"""From a request to its runs: build the table, bring it to a scale, change settings, list the runs.
+"""From a request to its runs: build the table, adapt it to a scale, change settings, list the runs.
 
     Request(table="table4", scale="small")                     # a table
     Evaluation(weights=..., protocol="knn", dataset="stl10")   # one evaluation of a given encoder
@@ -44,7 +44,7 @@ S = TypeVar("S", bound=Settings)
 
 
 class NotHereError(InvalidError):
-    """A table cannot take an option that other tables take; the message names them."""
+    """A table does not accept an option that other tables accept; the message names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,13 @@ class Request:
         return f"{self.table} at {self.scale} scale"
 
     def build(self) -> Table:
-        """Return the table at its scale, cut and changed as asked.
+        """Return the table at its scale, selected and changed as requested.
 
         Raises:
             NotFoundError: the table, scale, row, column or setting does not exist; the message names the
                 nearest.
-            InvalidError: a setting does not take its value, or the backbone does not exist.
-            NotHereError: the table has no released baselines, or takes no added row.
+            InvalidError: a setting does not accept its value, or the backbone does not exist.
+            NotHereError: the table has no released baselines, or accepts no added row.
         """
         if self.table not in table_names():
             raise NotFoundError(unknown("table", self.table, table_names()))
@@ -149,7 +149,7 @@ class Evaluation:
 
         Raises:
             NotFoundError: the protocol, data set or setting does not exist; the message names the nearest.
-            InvalidError: a setting does not take its value, or the protocol does not take the data set.
+            InvalidError: a setting does not accept its value, or the protocol does not accept the data set.
         """
         return self._build()[0]
 
@@ -325,7 +325,7 @@ def added_row(text: str) -> tuple[str, str]:
     parts = [(" ".join(text[:place].split()), text[place + 1 :].strip()) for place in signs]
     complete = [(label, given) for label, given in parts if label and given]
     if not complete or not all(parts[0]):
-        raise InvalidError(f"--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
+        raise InvalidError(f"--add-row needs LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
     existing = (
         part for part in complete if Path(part[1]).expanduser().is_file() or part[1].lower() in released()
     )
@@ -375,14 +375,14 @@ def _with_row(table: Table, label: str, weights: Weights) -> Table:
     """Return the table with a row for the user's encoder below the others.
 
     Raises:
-        NotHereError: the table takes no added row.
+        NotHereError: the table accepts no added row.
         InvalidError: the table has a row with that label.
     """
     if table.measure is None:
         raise NotHereError(
-            f"{table.name} takes no added row: --add-row is for "
-            f"{_tables(lambda other: other.measure is not None)}. Or use "
-            "`invoke evaluate --checkpoint FILE --protocol NAME --dataset NAME`."
+            f"{table.name} accepts no added row: --add-row is for "
+            f"{_tables(lambda other: other.measure is not None)}. Or use `invoke evaluate --checkpoint FILE "
+            "--protocol NAME --dataset NAME`."
         )
     if label in {row.label for row in table.rows}:
         raise InvalidError(f"{table.name} has a row '{label}' already: give the added one another label.")
@@ -406,10 +406,10 @@ def requests(
     added: tuple[tuple[str, Weights], ...] = (),
     **fields: Any,
 ) -> list[Request]:
-    """Return a request for each table with the options that it can take.
+    """Return a request for each table with the options that it accepts.
 
     These are changes whose setting its runs have, released baselines, and added rows. An option that no table
-    can take is an error.
+    accepts is an error.
 
     Args:
         tables: names of tables.
@@ -421,8 +421,8 @@ def requests(
     Raises:
         NotFoundError: a table, scale, row or column does not exist, or no table has the setting; the message
             names the nearest.
-        InvalidError: a setting does not take its value.
-        NotHereError: no table takes the added rows or has released baselines.
+        InvalidError: a setting does not accept its value.
+        NotHereError: no table accepts the added rows or has released baselines.
     """
     made = [Request(table=table, **fields) for table in tables]
     if added:
@@ -530,12 +530,12 @@ class Job:
     request: Order
 
     def devices(self, site: Site) -> int:
-        """Return the number of GPUs, or of processes on a CPU, that the run takes at a site."""
+        """Return the number of GPUs, or of processes on a CPU, that the run uses at a site."""
         return site.devices if self.shared_batch else 1
 
     @property
     def shared_batch(self) -> int:
-        """Images of a step that all devices of the run share equally, or 0 if it takes one device."""
+        """Images of a step that all devices of the run share equally, or 0 if it uses one device."""
         if isinstance(self.spec, Pretrain):
             return self.spec.batch_size
         return self.spec.protocol.shared_batch

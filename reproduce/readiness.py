@@ -46,7 +46,7 @@ def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str,
                 )
     vain = in_vain([job.spec for job in todo], found)
     return found | {
-        spec_id: Blocked(found[first].problem, f"only runs such as {first} need it, which")
+        spec_id: Blocked(found[first].problem, f"every run that needs it is blocked: run {first}")
         for spec_id, first in vain.items()
     }
 

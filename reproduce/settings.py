@@ -1,6 +1,6 @@
 """The base class of all settings: frozen, typed, checked and named by their content.
 
-Everything that can move a result is a field of a `Settings` class, and nothing else is. Where data are
+Everything that can change a result is a field of a `Settings` class, and nothing else is. Where data are
 stored, how many workers load them and where the run is logged belong to the site (`site.py`). Standard
 library only.
 """
@@ -23,7 +23,7 @@ S = TypeVar("S", bound="Settings")
 class Settings:
     """Base class of all settings: `@dataclass(frozen=True, kw_only=True) class X(Settings, name="x")`.
 
-    `name` stands for the component in every id, so a run keeps its id when the class moves or is renamed.
+    `name` identifies the component in every id, so a run keeps its id when the class is moved or renamed.
     Values are checked against the annotations at construction. A whole number given for a float becomes a
     float; any other value of a wrong type raises a TypeError that names the setting.
     """

@@ -1,7 +1,7 @@
 """Folders, devices and the tracking store of this machine: nothing that can change a number.
 
-`load()` reads `configs/site.toml`, or the file that `MSBREG_SITE` names. Every key has a default, so a site
-file is needed only for real data. See `configs/site.example.toml`.
+`load()` reads `configs/site.toml`, or the file that `MSBREG_SITE` points to. Every key has a default, so a
+site file is needed only for real data. See `configs/site.example.toml`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Slurm:
     gpu_type: str = ""
     """GPU type, such as a100; empty for any."""
     gpus_per_node: int = 8
-    """Number of GPUs in one node; a larger `devices` takes several nodes."""
+    """Number of GPUs in one node; a larger `devices` uses several nodes."""
     cpus_per_gpu: int = 0
     """Cores for each GPU, or for each process on a CPU."""
     memory: str = ""
@@ -57,7 +57,7 @@ class Slurm:
     max_at_once: int = 0
     """Maximum number of jobs of one array at the same time; 0 for any number."""
     array_size: int = 1000
-    """Maximum number of elements of one array, the cluster's MaxArraySize minus one. More runs take several
+    """Maximum number of elements of one array, the cluster's MaxArraySize minus one. More runs need several
     arrays."""
     grace: int = 120
     """Seconds before the time limit at which a run receives a stop request and writes its checkpoint."""
@@ -72,15 +72,15 @@ class Slurm:
         for key in ("partition", "account", "qos", "gpu_type"):
             if not re.fullmatch(r"[\w.,@+-]*", getattr(self, key), re.ASCII):
                 raise InvalidError(
-                    f"slurm.{key} is {getattr(self, key)!r}: "
-                    "letters, digits and any of . , @ + - _ are expected."
+                    f"slurm.{key} is {getattr(self, key)!r}: letters, digits and any of . , @ + - _ are "
+                    "expected."
                 )
         if not re.fullmatch(r"(\d+[KMGT]?)?", self.memory, re.ASCII):
             raise InvalidError(
                 f"slurm.memory is {self.memory!r}: a number with K, M, G or T is expected, such as 32G."
             )
         if self.gpus not in ASKED_BY:
-            raise InvalidError(f"slurm.gpus: {unknown('way to ask for GPUs', self.gpus, ASKED_BY)}")
+            raise InvalidError(f"slurm.gpus: {unknown('way to request GPUs', self.gpus, ASKED_BY)}")
         lowest = {
             "gpus_per_node": 1,
             "array_size": 1,
@@ -97,8 +97,8 @@ class Slurm:
                 raise InvalidError(f"slurm.{key} contains {broken[0]!r}: each entry must be a single line.")
         if wrong := [line for line in self.extra if not line.startswith("-")]:
             raise InvalidError(
-                f"slurm.extra contains {wrong[0]!r}: "
-                "an option of sbatch is expected, such as --constraint=a100."
+                f"slurm.extra contains {wrong[0]!r}: an option of sbatch is expected, such as "
+                "--constraint=a100."
             )
         if self.time and _seconds(self.time) <= (earliest := self.grace + EARLIEST):
             raise InvalidError(
@@ -140,8 +140,8 @@ class Site:
     reports: Path = PROJECT / "reports"
     """Rendered tables, one folder for each scale."""
     tracking_uri: str = ""
-    """MLflow server or database; empty for `sqlite:///<runs>/mlflow.db`. The variable MLFLOW_TRACKING_URI
-    takes precedence."""
+    """MLflow server or database; empty for `sqlite:///<runs>/mlflow.db`. The environment variable
+    MLFLOW_TRACKING_URI takes precedence."""
     device: str = "auto"
     """Device of runs: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes the GPU if there is one."""
     launcher: str = "local"
@@ -150,7 +150,7 @@ class Site:
     """Number of runs at the same time; 0 for one on each GPU, or on each core without a GPU."""
     devices: int = 1
     """GPUs, or processes on a CPU, for each pretraining and each Detectron2 fine-tuning; other evaluations
-    take one."""
+    use one."""
     heartbeat: float = 10.0
     """Seconds between two heartbeats of a run's owner, which counts as dead after three missing ones."""
     workers: int = 0
@@ -253,7 +253,7 @@ def load() -> Site:
     path = site_file()
     if not path.exists():
         if os.environ.get("MSBREG_SITE"):
-            raise InvalidError(f"MSBREG_SITE names {path}, which does not exist.")
+            raise InvalidError(f"MSBREG_SITE points to {path}, which does not exist.")
         return Site()
     try:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """A run as typed, frozen settings: one pretraining or one evaluation, down to one augmentation probability.
 
-Everything that can move a result is a field of a `Settings` class, and nothing else is (`settings.py`). A run
-is named by the hash of all its settings (`identity.py`).
+Everything that can change a result is a field of a `Settings` class, and nothing else is (`settings.py`). A
+run is named by the hash of all its settings (`identity.py`).
 
     run = Pretrain(method=MSBReg(num_views=4), dataset=STL10(), backbone="resnet18_3x3", ...)
     run.id                                   # '5f0c2a9d1e77'
@@ -75,7 +75,7 @@ class Pretrain(Settings, name="pretrain"):
     def check(self) -> None:
         if self.epochs < 0 or self.batch_size < 2:
             raise ValueError(
-                f"pretrain takes epochs >= 0 and batch_size >= 2, not {self.epochs} and {self.batch_size}."
+                f"pretrain needs epochs >= 0 and batch_size >= 2, not {self.epochs} and {self.batch_size}."
             )
 
     def needs(self) -> tuple[Pretrain, ...]:

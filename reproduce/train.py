@@ -221,7 +221,7 @@ def train_step(
 ) -> dict[str, float]:
     """Execute step `step` (from 0) of `num_steps`: loss, gradients, optimiser step, update of the target.
 
-    The loss goes forward and backward part by part.
+    The forward and backward passes of the loss run part by part.
 
     Args:
         batch: the K views of this process's images, as `draw_views` returns them.
@@ -278,8 +278,8 @@ class Meter:
         if not math.isfinite(means["loss"]):
             terms = ", ".join(f"{name} = {value:g}" for name, value in means.items())
             raise FloatingPointError(
-                f"The loss is not finite at step {step + 1}: {terms}. "
-                "A lower base_lr or a longer warm-up may help."
+                f"The loss is not finite at step {step + 1}: {terms}. A lower base_lr or a longer warm-up "
+                "may help."
             )
         state = collapse.measure(distributed.gather(self._embeddings))
         rate = self._images / (time.perf_counter() - self._since)

@@ -42,8 +42,8 @@ OTHERS = {
 
 BYOL_ELSEWHERE = "Table 8 prints 71.92, and Tables 11 and 12 print 71.9; each number is kept as printed."
 SIMCLR = (
-    "The caption says ResNet-50; the number equals that of the W-MSE paper (htdt/self-supervised), where "
-    "SimCLR has a ResNet-18."
+    "The caption states ResNet-50, but the number equals that of the W-MSE paper (htdt/self-supervised), "
+    "where SimCLR has a ResNet-18."
 )
 
 
@@ -111,9 +111,9 @@ def _tuned_byol() -> Row:
         cells={key: Cell(ours=measured) for key, measured in ours.items()},
         facts=_facts("ResNet-18", "2 × 400, 2 × 2000"),
         note="Not in the paper: BYOL with more epochs, and with the heads, learning rate, weight decay and "
-        "two augmentations T and T' of its own code (deepmind-research byol/). Others report, with other "
-        "optimisers, 80.2 top-1 on ImageNet-100 (solo-learn, 400 epochs), and 91.99 top-1 and 88.64 5-NN on "
-        "STL-10 (W-MSE's protocol, 2000 epochs).",
+        "two augmentations T and T' of its own code (deepmind-research byol/). Other authors report, with "
+        "other optimisers, 80.2 top-1 on ImageNet-100 (solo-learn, 400 epochs), and 91.99 top-1 and 88.64 "
+        "5-NN on STL-10 (W-MSE's protocol, 2000 epochs).",
         added=True,
     )
 

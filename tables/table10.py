@@ -45,15 +45,15 @@ def table() -> Table:
             "SimCLR",
             ("39.7", "35.8"),
             released=_measured(released.SIMCLR_1000),
-            note="The paper cites [12] here; SimCLR is its [5]. Of the released encoders, VISSL's of 1000 "
-            "epochs is fine-tuned, a choice.",
+            note="The paper cites [12] here; SimCLR is its [5]. Of the released encoders, VISSL's "
+            "1000-epoch one is fine-tuned, a choice.",
         ),
         _row(
             "MoCo",
             ("40.4", "36.4"),
             released=_measured(released.MOCO_V2_800),
             note="The paper does not say which MoCo this is. Of the two released encoders of MoCo v2, the "
-            "one of 800 epochs is fine-tuned, a choice.",
+            "800-epoch one is fine-tuned, a choice.",
         ),
         _row(
             "BYOL",
@@ -83,8 +83,8 @@ def table() -> Table:
         claims=CLAIMS,
         notes=(
             "The box head has four convolutions and a fully connected layer, with BatchNorm. This is a "
-            "choice, as neither the paper nor its sources describe the head. The other one is --set "
-            "box_head=2fc, which is the head at smoke scale.",
+            "choice, as neither the paper nor its sources describe the head. The alternative is --set "
+            "box_head=2fc, the head at smoke scale.",
             "At paper scale, the peak rate is the paper's .05 in each of our rows; VICReg's own is .04.",
             SMALL_DETECTORS,
         ),

@@ -50,9 +50,9 @@ PRINTED = {
     ("0.01", "1.0"): ("70.7", "79.2", "81.1"),
     ("0.01", "2.0"): ("70.3", "79.0", "79.8"),
 }
-"""(lambda_s, lambda_b) -> top-1 for K = 2, 4 and 8; None if the scan lost it."""
+"""(lambda_s, lambda_b) -> top-1 for K = 2, 4 and 8; None if it is illegible in the scan."""
 LOST = ("0.002", "0.25", "k4")
-"""Cell that the scan lost."""
+"""Cell that is illegible in the scan."""
 DOUBTS = {
     ("0", "0"): {"k2": "71.92 in Table 8, 71.56 in Table 1; each number is kept as printed."},
     ("0.004", "0.5"): {"k2": "72.41 in Table 8, 72.8 in Table 12; each number is kept as printed."},
@@ -111,7 +111,7 @@ def _acc(v: Values, key: str, lambda_s: str, lambda_b: str) -> float:
 def _defaults_are_best(v: Values, key: str) -> bool:
     """Return whether lambda_s = .004 and lambda_b = .5 beat all other pairs.
 
-    The cell that the scan lost counts only if it has a number.
+    The cell that is illegible in the scan counts only if it has a number.
     """
     others = []
     for lambda_s, lambda_b in PRINTED:
@@ -148,7 +148,7 @@ CLAIMS = (
             source=SECTION,
         )
         for key, remark in (
-            ("k4", " (the cell that the scan lost counts only if it has a number)"),
+            ("k4", " (the cell that is illegible in the scan counts only if it has a number)"),
             ("k8", ""),
         )
     ),

@@ -2,7 +2,7 @@
 
 Source: section 11, Table 12; the two losses are Wang and Isola's (ssnl/align_uniform). Top-1 of linear
 evaluation, and both losses of the projections of two views of validation images. The paper states neither the
-layer nor the temperature; its -3.8 is out of reach for pooled ReLU features.
+layer nor the temperature; pooled ReLU features cannot reach its -3.8.
 
 Runs: 4 pretrainings, 3 of them shared with Table 8, 4 linear evaluations and 4 evaluations of alignment and
 uniformity.

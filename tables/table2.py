@@ -128,8 +128,8 @@ def table() -> Table:
         rows=rows,
         claims=CLAIMS,
         notes=(
-            "The scan lost the head of the first column, which is read as 100 epochs. Batch sizes and epochs "
-            "are those at paper scale.",
+            "The heading of the first column is missing from the scan and is read as 100 epochs. Batch "
+            "sizes and epochs are those at paper scale.",
             "An epoch with $K = 4$ views costs twice as much as one with two.",
         ),
     )
@@ -190,14 +190,14 @@ CLAIMS = (
         source=SECTION,
     ),
     Claim(
-        text="With a smaller batch than all others but MoCo-v2, it is matched or better (read as: not below "
-        "any of them, last column).",
+        text="With a smaller batch than all others but MoCo-v2, it matches or exceeds them (read as: not "
+        "below any of them, last column).",
         holds=_smallest_batch_but_one,
         source=SECTION,
     ),
     Claim(
-        text="It is matched or better than the methods with a larger batch (read as: not below any of them, "
-        "last column).",
+        text="It matches or exceeds the methods with a larger batch (read as: not below any of "
+        "them, last column).",
         holds=_not_below_larger_batches,
         source=SECTION,
     ),

@@ -92,9 +92,9 @@ def table() -> Table:
         rows=rows,
         claims=CLAIMS,
         notes=(
-            "The paper's caption fine-tunes classifier and encoder. Its section 8.2 freezes the encoder with "
-            "1 % of the labels, and so do we (the encoder's learning rate is a setting, "
-            "protocol.encoder_lr).",
+            "According to the paper's caption, classifier and encoder are fine-tuned. Its section 8.2 "
+            "freezes the encoder with 1 % of the labels, and so do we (the encoder's learning rate is a "
+            "setting, protocol.encoder_lr).",
             "The paper states neither the epochs nor the weight decay nor the augmentation of this training; "
             "ours are BYOL's.",
             EPOCHS,
@@ -131,8 +131,7 @@ CLAIMS = (
         source=SECTION,
     ),
     Claim(
-        text="Its top-5 is matched with OBoW's (read as: at most 2 percentage points lower, with 1 % and "
-        "with 10 %).",
+        text="Its top-5 matches OBoW's (read as: at most 2 percentage points lower, with 1 % and with 10 %).",
         holds=lambda v: all(lead(v, key, OURS, OBOW) >= -MATCHED for key in TOP5),
         source=SECTION,
     ),

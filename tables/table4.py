@@ -117,8 +117,8 @@ CLAIMS = (
         source=SECTION,
     ),
     Claim(
-        text="MSBReg outperforms the baselines (read as: also BYOL and Barlow Twins, which the source of the "
-        "table has).",
+        text="MSBReg outperforms the baselines (read as: including BYOL and Barlow Twins, which are in the "
+        "source of the table).",
         holds=lambda v: all(_beats(v, key, (*PRINTED[key], *LEFT_OUT)) for key in KEYS),
         source=SECTION,
     ),

@@ -58,9 +58,9 @@ def table() -> Table:
             ("86.4", "51.8", "38.6", "82.4", "63.6", "57.0"),
             {"Epochs": "not stated"},
             released=_measured(released.MOCO_V2_800) | _fine_tuned(released.MOCO_V2_200),
-            note="The detection numbers are those of the encoder of 200 epochs (facebookresearch/moco "
+            note="The detection numbers are those of the 200-epoch encoder (facebookresearch/moco "
             "detection/README.md); the encoder behind the classification numbers is not stated. Of the two "
-            "released encoders, the one of 200 epochs is fine-tuned, and the one of 800 is used for "
+            "released encoders, the 200-epoch one is fine-tuned and the 800-epoch one is used for "
             "classification, a choice.",
         ),
         _row("PIRL", ("81.1", "49.8", None, "80.7", "59.7", "54.0"), {"Epochs": "not stated"}),
@@ -112,7 +112,7 @@ def table() -> Table:
             f"The rows mix 200 to 1000 epochs of pretraining, which the paper does not show. {EPOCHS}",
             "At paper scale, detection uses the paper's schedule in each of our rows. In their own papers, "
             "Barlow Twins' peak rate is .1 with 1000 iterations of warm-up, and OBoW's is .01. The sources "
-            "print the mean of five fine-tunings: --seeds 5.",
+            "report the mean of five fine-tunings: --seeds 5.",
             SMALL_DETECTORS,
         ),
         measure=_measured,
@@ -140,13 +140,13 @@ def _fine_tuned(encoder: Pretrain | Weights) -> dict[str, Measured]:
 SECTION = "section 4.2"
 CLAIMS = (
     Claim(
-        text="In classification MSBReg is matched with the alternatives (read as: at most 2 points below the "
+        text="In classification MSBReg matches the alternatives (read as: at most 2 points below the "
         "best, in every column).",
         holds=lambda v: all(lead(v, key, OURS, *OTHERS[key]) >= -MATCHED for key in CLASSIFICATION),
         source=SECTION,
     ),
     Claim(
-        text="In detection it is matched with all but PixPro (read as: at most 2 points below the best of "
+        text="In detection it matches all but PixPro (read as: at most 2 points below the best of "
         "them, in every column).",
         holds=lambda v: all(lead(v, key, OURS, *OTHERS[key]) >= -MATCHED for key in DETECTION),
         source=SECTION,

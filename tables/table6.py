@@ -62,8 +62,8 @@ def table() -> Table:
         claims=CLAIMS,
         notes=(
             r"K, $\lambda_s$ and the epochs are not stated. BYOL has $K = 2$ and $\lambda_s = 0$, ours is "
-            r"the full method at its defaults $K = 4$ and $\lambda_s = 0.004$, and all have 320 epochs. "
-            r"Batch sizes are those at paper scale.",
+            r"the full method at its defaults $K = 4$ and $\lambda_s = 0.004$, and all are trained for 320 "
+            r"epochs. Batch sizes are those at paper scale.",
         ),
     )
 

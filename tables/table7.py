@@ -41,7 +41,7 @@ def table() -> Table:
     return Table(
         name="table7",
         number="7",
-        title="Several views of full resolution against multi-crop: top-1 of linear evaluation on ImageNet, "
+        title="Several views at full resolution against multi-crop: top-1 of linear evaluation on ImageNet, "
         "with a ResNet-50.",
         columns=COLUMNS,
         rows=(

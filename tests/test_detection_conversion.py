@@ -295,14 +295,14 @@ def test_rate_and_schedule_follow_the_batch() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"train_sizes": ()}, r"^coco_mask_rcnn takes train_sizes >= 1, not \(\)\.$"),
-        ({"anchor_sizes": ()}, "takes anchor_sizes >= 1"),
-        ({"rpn_test_top": (1000, 0)}, r"takes rpn_test_top >= 1, not \(1000, 0\)"),
-        ({"rois": 0}, "takes rois >= 1, not 0"),
-        ({"mask_resolution": 0}, "takes mask_resolution >= 1, not 0"),
-        ({"gamma": -0.1}, "takes gamma from 0 to 1, not -0.1"),
-        ({"score_threshold": 2.0}, "takes score_threshold from 0 to 1, not 2"),
-        ({"precise_bn_iterations": -1}, "takes precise_bn_iterations >= 0, not -1"),
+        ({"train_sizes": ()}, r"^coco_mask_rcnn needs train_sizes >= 1, not \(\)\.$"),
+        ({"anchor_sizes": ()}, "needs anchor_sizes >= 1"),
+        ({"rpn_test_top": (1000, 0)}, r"needs rpn_test_top >= 1, not \(1000, 0\)"),
+        ({"rois": 0}, "needs rois >= 1, not 0"),
+        ({"mask_resolution": 0}, "needs mask_resolution >= 1, not 0"),
+        ({"gamma": -0.1}, "needs gamma from 0 to 1, not -0.1"),
+        ({"score_threshold": 2.0}, "needs score_threshold from 0 to 1, not 2"),
+        ({"precise_bn_iterations": -1}, "needs precise_bn_iterations >= 0, not -1"),
         (
             {"iterations": 100},
             "If --set changes both, put drops before iterations for a shorter training "
@@ -322,11 +322,11 @@ def test_a_value_that_no_engine_takes_is_named(changed: Any, said: str) -> None:
 def test_what_detectron2_has_not_is_refused_in_a_line() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^The engine detectron2 takes a ResNet \(resnet50, .*'small': "
+        match=r"^The engine detectron2 needs a ResNet \(resnet50, .*'small': "
         "`--set protocol.engine=torchvision`",
     ):
         settings(VOCDetection(), "small", VOC0712(), device="cpu", seed=0)
-    with pytest.raises(ValueError, match="takes one anchor size for each of 5 levels"):
+    with pytest.raises(ValueError, match="needs one anchor size for each of 5 levels"):
         settings(COCOMaskRCNN(anchor_sizes=(8, 16)), "resnet50", COCO2017(), device="cpu", seed=0)
     with pytest.raises(
         ValueError, match=r"^norm is 'BN2', but the engine detectron2 trains with one of SyncBN, "

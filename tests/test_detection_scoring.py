@@ -632,7 +632,7 @@ def test_a_picture_of_images_without_objects_is_refused(tmp_path: Path) -> None:
             COCOMaskRCNN(),
             COCO2017(),
             "small",
-            r"takes a ResNet .* not the backbone 'small': .*engine=torchvision",
+            r"needs a ResNet .* not the backbone 'small': .*engine=torchvision",
         ),
         (COCOMaskRCNN(anchor_sizes=(32, 64)), COCO2017(), "resnet50", "one anchor size for each of 5 levels"),
         (VOCDetection(norm="LN"), VOC0712(), "resnet50", "norm is 'LN'"),

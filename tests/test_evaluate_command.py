@@ -114,7 +114,7 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
             "synthetic_voc0712, voc0712 are.",
         ),
         ({"changes": ("protocol.kk=3",)}, "There is no setting 'protocol.kk'. Did you mean 'protocol.k'?"),
-        ({"changes": ("k=many",)}, "k takes a whole number, not 'many'."),
+        ({"changes": ("k=many",)}, "k must be a whole number, not 'many'."),
         ({"changes": ("backbone=resnet19",)}, "There is no backbone 'resnet19'. Did you mean 'resnet18'?"),
         ({"changes": ("seed=1",)}, "The seed is not set by --set"),
         ({"seeds": 0}, "--seeds is 0: at least one seed is needed."),
@@ -227,7 +227,7 @@ def test_an_added_row_can_be_chosen_filled_judged_and_written() -> None:
 
 def test_a_row_is_refused_where_it_makes_no_sense() -> None:
     with pytest.raises(
-        ValueError, match=rf"^table8 takes no added row: --add-row is for {', '.join(TAKE_ROWS)}\. Or use"
+        ValueError, match=rf"^table8 accepts no added row: --add-row is for {', '.join(TAKE_ROWS)}\. Or use"
     ):
         Request(table="table8", added=(("Mine", MINE),)).build()
     with pytest.raises(ValueError, match=r"^table4 has a row 'VICReg' already"):
@@ -235,7 +235,7 @@ def test_a_row_is_refused_where_it_makes_no_sense() -> None:
     with pytest.raises(ValueError, match=r"^table4 has a row 'Mine' already"):
         Request(table="table4", added=(("Mine", MINE), ("Mine", released.SWAV_800))).build()
     for text in ("Mine", "Mine=", "=file", " = "):
-        with pytest.raises(ValueError, match=r"^--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not"):
+        with pytest.raises(ValueError, match=r"^--add-row needs LABEL=FILE, such as 'Mine=encoder.pth', not"):
             plan.added_row(text)
     assert plan.added_row(" My best = a=b.pth ") == ("My best", "a=b.pth")
 
@@ -368,7 +368,7 @@ def test_a_key_of_weights_reaches_them_alone() -> None:
         ),
         (
             ("table4", "--add-row", "Mine"),
-            "--add-row takes LABEL=FILE, such as 'Mine=encoder.pth', not 'Mine'.",
+            "--add-row needs LABEL=FILE, such as 'Mine=encoder.pth', not 'Mine'.",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -451,7 +451,7 @@ def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Pat
     for each in detection:
         if isinstance(each.spec, Pretrain):
             assert each.action == "blocked"
-            assert re.fullmatch(r"only runs such as (\w+) need it, which lacks coco2017", each.why)
+            assert re.fullmatch(r"every run that needs it is blocked: run (\w+) lacks coco2017", each.why)
             assert each.why.split()[4] in waiting
 
 
@@ -523,11 +523,11 @@ def test_a_plan_is_applied_only_as_it_was_looked_at(home: Home) -> None:
     [
         (
             ("--apply", "now"),
-            "--apply takes the 12 hexadecimal digits that --dry-run prints last, not 'now'.",
+            "--apply needs the 12 hexadecimal digits that --dry-run prints last, not 'now'.",
         ),
         pytest.param(
             ("--max-gpu-hours", "few"),
-            "--max-gpu-hours takes a number, such as 0.5, not 'few'.",
+            "--max-gpu-hours must be a number, such as 0.5, not 'few'.",
             marks=pytest.mark.slow,
         ),
         (

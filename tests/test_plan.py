@@ -295,17 +295,17 @@ def test_text_becomes_a_value_of_the_settings_type(text: str, hint: Any, value: 
 @pytest.mark.parametrize(
     ("text", "hint", "message"),
     [
-        ("five", int, "x takes a whole number, not 'five'."),
-        ("5.0", int, "x takes a whole number, not '5.0'."),
-        ("", int, "x takes a whole number, not ''."),
-        ("fast", float, "x takes a number, not 'fast'."),
-        ("nan", float, "x takes a number, not 'nan'."),
-        ("inf", float, "x takes a number, not 'inf'."),
-        ("-1e999", float | None, "x takes a number, not '-1e999'."),
+        ("five", int, "x must be a whole number, not 'five'."),
+        ("5.0", int, "x must be a whole number, not '5.0'."),
+        ("", int, "x must be a whole number, not ''."),
+        ("fast", float, "x must be a number, not 'fast'."),
+        ("nan", float, "x must be a number, not 'nan'."),
+        ("inf", float, "x must be a number, not 'inf'."),
+        ("-1e999", float | None, "x must be a number, not '-1e999'."),
         ("smooth", Literal["slick", "knobbly"], "x is 'smooth': choose one of slick, knobbly."),
-        ("1", tuple[int, int], "x takes 2 values separated by commas, not '1'."),
-        ("1,b", tuple[int, int], "x takes a whole number, not 'b'."),
-        ("yes", bool, "x takes true or false, not 'yes'."),
+        ("1", tuple[int, int], "x needs 2 values separated by commas, not '1'."),
+        ("1,b", tuple[int, int], "x must be a whole number, not 'b'."),
+        ("yes", bool, "x must be true or false, not 'yes'."),
         (
             "byol",
             Toy,
@@ -334,11 +334,11 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
         ({"rows": "BYOL,Ouch*"}, "There is no row 'Ouch*'."),
         ({"changes": ("epoch=5",)}, "There is no setting 'epoch'. Did you mean 'epochs'?"),
         ({"changes": ("method.tua=0.9",)}, "There is no setting 'method.tua'. Did you mean 'method.tau'?"),
-        ({"changes": ("epochs",)}, "--set takes key=value, such as epochs=5, not 'epochs'."),
-        ({"changes": ("=5",)}, "--set takes key=value, such as epochs=5, not '=5'."),
+        ({"changes": ("epochs",)}, "--set needs key=value, such as epochs=5, not 'epochs'."),
+        ({"changes": ("=5",)}, "--set needs key=value, such as epochs=5, not '=5'."),
         ({"changes": ("seed=3",)}, "The seed is not set by --set: --seeds N runs seeds 0 to N - 1."),
         ({"changes": ("encoder.seed=3",)}, "The seed is not set by --set"),
-        ({"changes": ("epochs=-1",)}, "pretrain takes epochs >= 0 and batch_size >= 2, not -1 and 32."),
+        ({"changes": ("epochs=-1",)}, "pretrain needs epochs >= 0 and batch_size >= 2, not -1 and 32."),
         ({"changes": ("backbone=resnet19",)}, "There is no backbone 'resnet19'. Did you mean 'resnet18'?"),
         ({"changes": ("norm=groupnorm",)}, "norm is 'groupnorm': choose one of batchnorm, layernorm."),
     ],
@@ -465,7 +465,7 @@ def test_a_setting_that_no_table_has_is_unknown() -> None:
 
 
 def test_a_value_that_a_setting_does_not_take_is_no_reason_to_leave_it_out() -> None:
-    with pytest.raises(ValueError, match="epochs takes a whole number, not 'five'"):
+    with pytest.raises(ValueError, match="epochs must be a whole number, not 'five'"):
         plan.requests(["table8", "table9"], changes=("epochs=five",))
     with pytest.raises(ValueError, match="There is no backbone 'resnet19'"):
         plan.requests(["table9", "table8"], changes=("backbone=resnet19",))
@@ -488,7 +488,7 @@ def test_an_engine_that_cannot_take_the_backbone_is_refused_before_anything_is_t
         ("backbone=resnet18_3x3", "protocol.anchor_sizes=4,8,16,32,64"),
     )
     with pytest.raises(
-        ValueError, match=r"^The engine detectron2 takes a ResNet .*, not the backbone 'small'"
+        ValueError, match=r"^The engine detectron2 needs a ResNet .*, not the backbone 'small'"
     ):
         plan.requests(["table10"], changes=(engine,))
     (made,) = plan.requests(["table10"], changes=(engine, *others))

@@ -44,7 +44,7 @@ class Bicycle(Settings, name="bicycle"):
 
     def check(self) -> None:
         if self.gears < 1:
-            raise ValueError(f"bicycle takes gears >= 1, not {self.gears}.")
+            raise ValueError(f"bicycle needs gears >= 1, not {self.gears}.")
 
 
 # The canonical text of two settings, written by hand from the rules, and the ids of finished runs with them.
@@ -438,5 +438,5 @@ def test_the_peak_learning_rate_by_hand() -> None:
 @pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 1}])
 def test_a_pretraining_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
     run = Request(table="table8", rows="BYOL").specs()[0]
-    with pytest.raises(ValueError, match="takes epochs >= 0 and batch_size >= 2"):
+    with pytest.raises(ValueError, match="needs epochs >= 0 and batch_size >= 2"):
         dataclasses.replace(run, **wrong)

@@ -403,7 +403,7 @@ def test_a_doubted_number_carries_its_doubt(name: str, row: str, column: str, wo
     ("name", "words"),
     [
         ("table2", ("read as 100 epochs",)),
-        ("table3", ("fine-tunes classifier and encoder", "freezes the encoder")),
+        ("table3", ("classifier and encoder are fine-tuned", "freezes the encoder")),
         ("table5", ("200 to 1000 epochs", "peak rate is .1")),
         ("table10", ("four convolutions", "VICReg's own is .04")),
         ("table7", ("56 ordered pairs", "divided by their number")),

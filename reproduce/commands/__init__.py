@@ -3,7 +3,7 @@
 Imports point down this page.
 
     program.py    tasks for invoke: functions with options, errors on one line
-    reference.py  the settings that `--set` takes, and the page about them
+    reference.py  the settings that `--set` changes, and the page about them
     options.py    the options of every task, whose docstrings are the help
     make.py       makes tables and single evaluations
     forecast.py   what a command would run, and the hours and disk it takes

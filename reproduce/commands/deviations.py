@@ -1,4 +1,4 @@
-"""The page of deviations from the paper: `docs/deviations.md`, made from what the tables themselves say.
+"""The page of deviations from the paper: `docs/deviations.md`, generated from the notes of the tables.
 
     from reproduce.commands.deviations import page
     text = page()
@@ -25,7 +25,7 @@ The paper's numbers are always stored as printed. A doubt about a number is a fo
 """
 CHOICES = (
     r"Precision: the small and paper scales train networks in bfloat16. The paper does not state its "
-    r"precision, and its V100 GPUs have no bfloat16. Parameters, losses and the optimiser stay in "
+    r"precision, and its V100 GPUs do not support bfloat16. Parameters, losses and the optimiser stay in "
     r"float32; `--set precision=float32` trains the networks in float32, too.",
     r"Decay rate of the target: the paper does not state the initial $\tau$. It is 0.99 for the runs "
     r"on ImageNet (up to 300 epochs) and 0.996 for the runs on ImageNet-100 and STL-10 (320 epochs), "
@@ -88,7 +88,7 @@ def _stand_ins(tables: Mapping[str, list[Table]]) -> Iterator[str]:
             caveats = [ours.spec.protocol.caveat for *_, ours in table.measured()]
             left_out = [table.cell(row.label, column.key).why_not_ours for row, column, _ in paper.measured()]
             sentences |= dict.fromkeys([table.stand_in, *caveats, *left_out])
-        yield from (f"Scale {scale}: {sentence}" for sentence in sentences if sentence)
+        yield from (f"{scale.capitalize()} scale: {sentence}" for sentence in sentences if sentence)
 
 
 def _notes(table: Table) -> Iterator[str]:
@@ -109,7 +109,7 @@ def _failing_claims(table: Table) -> Iterator[str]:
 
 
 def _missing_numbers(table: Table) -> Iterator[str]:
-    """Yield why cells have no number of the paper, or none of ours."""
+    """Yield the reasons why cells lack the paper's number or ours."""
     yield from _by_text(table, lambda cell: cell.paper.note if cell.paper and not cell.paper.value else "")
     yield from _by_text(table, lambda cell: cell.why_not_ours)
 

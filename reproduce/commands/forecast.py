@@ -4,9 +4,9 @@
     print("\\n".join(made.lines()))
     made.digest                                    # '3f0c2a9d1e77', the argument of `--apply`
 
-Each run is listed once, with the reason of its action. Hours come from comparable finished runs in the store,
-in one attempt, on a device of the same name. Without any, they come from the number of operations, at an
-assumed speed (`SPEEDS`). If that is unknown too, the hours are unknown. Needs neither torch nor pandas.
+Each run is listed once, with the reason of its action. Hours come from comparable finished runs in the store
+that took one attempt on a device of the same name. Without any, they come from the number of operations, at
+an assumed speed (`SPEEDS`). If that is unknown too, the hours are unknown. Needs neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Step:
     left: float = 1.0
     """Fraction of its work that remains, if it is started."""
     devices: int = 1
-    """Number of GPUs or cores that it takes at once."""
+    """Number of GPUs or cores that it uses at once."""
     estimate: Estimate | None = None
     """Estimate of the whole run on one device; None if it is unknown, or if nothing remains."""
 
@@ -108,7 +108,7 @@ class Forecast:
 
     steps: tuple[Step, ...]
     device: Literal["GPU", "CPU"]
-    """Kind of device that each run takes: a GPU or a core."""
+    """Kind of device that each run uses: a GPU or a core."""
     at_once: int
     """Number of one-device runs that are executed at the same time."""
     disk: int | None
@@ -277,7 +277,7 @@ def check(made: Forecast, digest: str, most_hours: float | None) -> None:
 def action(
     spec: Spec, record: Record | None, lease: Lease | None, blocked: Blocked | None, folder: Path
 ) -> Step:
-    """Return the action of a run, and the reason as far as its record and its folder contain it.
+    """Return the action of a run, and the reason if its record and its folder reveal it.
 
     Args:
         record: the store's record of it; None if there is none.
@@ -460,7 +460,7 @@ def _work(settings: Mapping[str, str]) -> float:
 
 
 def _num_images(settings: Mapping[str, str], split: str) -> int | None:
-    """Return the number of images of a split of a run's data set, or None if it is unknown without a look."""
+    """Return the number of images of a split of a run's data set, or None if it cannot be looked up."""
     published = _published(settings["dataset"])
     counts = [published.get(part) or int(settings.get(f"dataset.num_{part}", 0)) for part in split.split("+")]
     return sum(counts) if all(counts) else None

@@ -10,7 +10,7 @@ encoder. Also listed are checkpoints of finished runs, abandoned drafts, and fea
 local run evaluated.
 
 A folder is first renamed, in one step, and then deleted. A kill in between leaves no incomplete folder under
-a run's name, and the next call deletes the rest. Records are deleted in MLflow's way: they can be restored.
+a run's name, and the next call deletes the rest. MLflow can restore deleted records.
 Everything else in the folder of runs is left alone.
 """
 
@@ -86,7 +86,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """All that can be deleted, and notes on what is kept although it looks similar."""
+    """Everything that can be deleted, and notes on what is kept although it looks similar."""
 
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
@@ -195,12 +195,13 @@ def _may_go(runs: _Runs, spec_id: str) -> bool:
     held = lease.read(folder)
     if (held and held.state == "finished") or (spec_id not in runs.unfinished and (folder / FILE).exists()):
         runs.notes.append(
-            f"kept  {_name(folder, runs.site)}: this tracking store has no record of it, another may have one"
+            f"kept  {_name(folder, runs.site)}: this tracking store has no record of it, but another may "
+            "have one"
         )
     elif (folder / journal.RESULT).exists():
         runs.notes.append(
-            f"kept  {_name(folder, runs.site)}: its result is not recorded yet; the command that started it "
-            "does that"
+            f"kept  {_name(folder, runs.site)}: its result is not recorded yet; the command that started "
+            "it records it"
         )
     else:
         return True
@@ -292,7 +293,7 @@ def _record(runs: _Runs, record: Record, store: Store) -> Item:
 
 
 def _checkpoints(runs: _Runs) -> Iterator[Item]:
-    """Yield what finished runs left because they were killed between their last two steps."""
+    """Yield the files of finished runs that were killed between their last two steps."""
     for spec_id in runs.finished & set(runs.folders):
         result = runs.folders[spec_id] / journal.RESULT
         left = [*checkpoint.leftovers(runs.folders[spec_id]), *([result] if result.exists() else [])]
@@ -374,7 +375,7 @@ def _remove_all(paths: Iterable[Path], runs: Path) -> str:
 
 
 def _delete(path: Path, runs: Path) -> None:
-    """Delete a file, or a folder in two steps, of which the first renames it.
+    """Delete a file, or a folder in two steps; the first step renames it.
 
     Raises:
         OSError: permission is missing; the path is unchanged, or has a name that the next call finds.

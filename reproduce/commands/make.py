@@ -68,7 +68,7 @@ def produce(
     print(done.summary(), flush=True)
     rendered = [_render(request, site, done) for request in requests]
     for table, filled, paths in rendered:
-        if done.finished and not table.left_out:  # a cut table would empty the cells that it lacks
+        if done.finished and not table.left_out:  # a part of a table would empty the cells that it lacks
             done.store.log_table(filled, paths)
     return done.code
 
@@ -234,7 +234,7 @@ def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
 def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dict[str, str]:
     """Return why runs cannot start on this machine, by id; runs that other processes execute are left out.
 
-    Each data set and protocol is checked once. The reasons say what would help.
+    Each data set and protocol is checked once. The reasons name a remedy.
 
     Args:
         measured: True if an evaluation is finished already, so that there are numbers to show.
@@ -268,8 +268,8 @@ def _render(request: Request, site: Site, done: _Outcome) -> tuple[Table, Filled
     except OSError as error:
         raise OSError(
             f"The reports of {request.table} cannot be written in {folder} "
-            f"({os.strerror(error.errno or 0)}). "
-            "No finished run is lost: the same command renders them once the folder can be written."
+            f"({os.strerror(error.errno or 0)}). No finished run is lost: the same command renders them once "
+            "the folder is writable."
         ) from error
     shown = next(path for path in paths if path.suffix == ".md")
     place = shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown

@@ -1,4 +1,4 @@
-"""The options of the tasks, and what their texts mean.
+"""The options of the tasks, and the meaning of their texts.
 
     body = with_options(function, Options, ("scale", "seeds"))    # a task's body with these options
     helped(body, Options)                                         # the help of each option, with its default
@@ -56,7 +56,8 @@ class Options:
     """Numbers of other methods: quoted from the paper, or released (evaluate the encoders that their authors
     released)."""
     add_row: tuple[str, ...] = ()
-    """Row for an encoder of yours as LABEL=FILE, such as Mine=encoder.pth. Some tables cannot take one."""
+    """Row for an encoder of your own as LABEL=FILE, such as Mine=encoder.pth. Some tables do not accept
+    one."""
     dry_run: bool = False
     """Start nothing. Print each run with its action and the reason, the estimated hours and disk, and the
     digest of the plan."""
@@ -95,13 +96,13 @@ class Options:
         return [*requests], {weights.sha256: path for _, weights, path in rows if path}
 
     def num_seeds(self) -> int:
-        """Return the number that --seeds takes.
+        """Return the value of --seeds.
 
         Raises:
             InvalidError: `seeds` is not a whole number.
         """
         if not (self.seeds.isascii() and self.seeds.isdigit()):
-            raise InvalidError(f"--seeds takes a whole number, not '{self.seeds}'.")
+            raise InvalidError(f"--seeds must be a whole number, not '{self.seeds}'.")
         return int(self.seeds)
 
     def limits(self) -> Limits:
@@ -114,10 +115,10 @@ class Options:
 
         if self.apply and not DIGEST.fullmatch(self.apply):
             raise InvalidError(
-                f"--apply takes the 12 hexadecimal digits that --dry-run prints last, not '{self.apply}'."
+                f"--apply needs the 12 hexadecimal digits that --dry-run prints last, not '{self.apply}'."
             )
         if self.max_gpu_hours and not HOURS.fullmatch(self.max_gpu_hours):
-            raise InvalidError(f"--max-gpu-hours takes a number, such as 0.5, not '{self.max_gpu_hours}'.")
+            raise InvalidError(f"--max-gpu-hours must be a number, such as 0.5, not '{self.max_gpu_hours}'.")
         if self.render_only and (self.apply or self.max_gpu_hours):
             raise InvalidError("--render-only starts nothing: leave it out, or --apply and --max-gpu-hours.")
         return Limits(self.apply, float(self.max_gpu_hours) if self.max_gpu_hours else None)
@@ -133,7 +134,7 @@ class Options:
 
         if self.jobs:
             if not (self.jobs.isascii() and self.jobs.isdigit()) or int(self.jobs) == 0:
-                raise InvalidError(f"--jobs takes a whole number from 1 on, not '{self.jobs}'.")
+                raise InvalidError(f"--jobs must be a whole number of at least 1, not '{self.jobs}'.")
             number = int(self.jobs)
             site = replace(site, jobs=number, slurm=replace(site.slurm, max_at_once=number))
         if self.launcher:
@@ -168,7 +169,7 @@ class EvaluateOptions(Options):
 
         if not any((self.checkpoint, self.protocol, self.dataset)):
             raise InvalidError(
-                "evaluate takes --checkpoint FILE --protocol NAME --dataset NAME, such as "
+                "evaluate needs --checkpoint FILE --protocol NAME --dataset NAME, such as "
                 "`invoke evaluate --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette`."
             )
         request, path = plan.evaluation(
@@ -273,7 +274,7 @@ class UiOptions:
             InvalidError: `port` is not the number of a port.
         """
         if not (self.port.isascii() and self.port.isdigit() and 0 < int(self.port) < 65536):
-            raise InvalidError(f"--port takes a number from 1 to 65535, not '{self.port}'.")
+            raise InvalidError(f"--port must be a number from 1 to 65535, not '{self.port}'.")
         return int(self.port)
 
 
@@ -318,7 +319,7 @@ def with_options(
     Args:
         function: called with the context and an instance of `options`.
         options: a dataclass, such as `Options`.
-        chosen: names of the fields that the task takes; the others keep their defaults.
+        chosen: names of the fields that the task accepts; the others keep their defaults.
         defaults: defaults of the task that replace those of the class.
     """
 

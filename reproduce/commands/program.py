@@ -33,14 +33,14 @@ Body = Callable[..., None]
 
 
 class Verbatim(str):
-    """An alias that keeps its underscores: invoke replaces them with dashes in every name that is true."""
+    """An alias that keeps its underscores: invoke replaces them with dashes in every name that is truthy."""
 
     def __bool__(self) -> bool:
         return False
 
 
 class InOrder(Program):
-    """A program whose `--list` keeps the order of the collection, where invoke's own sorts by name."""
+    """A program whose `--list` keeps the order of the collection; invoke's own sorts by name."""
 
     def _make_pairs(
         self, coll: Collection, ancestors: list[str] | None = None
@@ -71,7 +71,7 @@ def command(
     Args:
         options: class of the task's options; the function is called with the context and an instance of it,
             or with the context alone if None.
-        chosen: names of the fields that the task takes; all fields if empty.
+        chosen: names of the fields that the task accepts; all fields if empty.
         name: name of the task; the function's by default.
         aliases: other names of the task.
         defaults: defaults of the task that replace those of `options`.

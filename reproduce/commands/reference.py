@@ -1,4 +1,4 @@
-"""The reference of settings: what `--set` takes in a table, and a page about every component.
+"""The reference of settings: what `--set` accepts in a table, and a page about every component.
 
     print(*lines("table8", "small"), sep="\\n")    # invoke settings table8 --scale small
     page()                                        # docs/settings.md, which `invoke docs` writes
@@ -81,7 +81,7 @@ class Setting:
 
 
 def lines(table: str, scale: str) -> Iterator[str]:
-    """Yield the lines that list what `--set` takes in a table: four columns, with the meaning below.
+    """Yield the lines that list what `--set` accepts in a table: four columns, with the meaning below.
 
     Raises:
         NotFoundError: the table or the scale does not exist.
@@ -199,7 +199,7 @@ def _cell(text: str) -> str:
 
 
 def written(value: object) -> str:
-    """Return a value as `--set` takes it."""
+    """Return a value as `--set` accepts it."""
     if isinstance(value, Settings):
         return value.name
     if isinstance(value, tuple):

@@ -178,7 +178,7 @@ def _little_endian(numbers: Sequence[float]) -> bytes:
 
 
 def pixels(picture: Picture) -> NDArray[np.uint8]:
-    """Decode an image to RGB, (height, width, 3), rotated as its EXIF tag says.
+    """Decode an image to RGB, (height, width, 3), rotated according to its EXIF tag.
 
     This is Detectron2's `read_image` (detectron2/data/detection_utils.py).
 

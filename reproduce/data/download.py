@@ -25,8 +25,8 @@ def download(dataset: str, site: Site) -> str:
     found = available()
     if not dataset:
         return (
-            f"Can be fetched: {', '.join(found)}. "
-            "A table that uses another data set prints how to get it if it is missing."
+            f"These data sets can be downloaded: {', '.join(found)}. A table that uses another data set "
+            "prints how to get it if it is missing."
         )
     if dataset not in found:
         raise NotFoundError(unknown("data set to fetch", dataset, found))

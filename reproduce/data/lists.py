@@ -39,7 +39,7 @@ TIMEOUT = 60
 def of_imagenet(name: str, site: Site, *, fetch: bool = True) -> Path:
     """Return the path of SimCLR's list `name`.
 
-    The list comes from the user's folder. Without one, it is fetched once into the site's run folder.
+    The list comes from the user's folder. Without one, it is fetched once into the site's folder of runs.
 
     Args:
         fetch: False to fetch nothing. The returned path may then not exist yet.

@@ -55,8 +55,8 @@ def resnet(backbone: str) -> ResNet:
     """
     if backbone not in RESNETS:
         raise InvalidError(
-            f"The engine detectron2 takes a ResNet ({', '.join(RESNETS)}), not the backbone '{backbone}': "
-            "`--set protocol.engine=torchvision` takes any."
+            f"The engine detectron2 needs a ResNet ({', '.join(RESNETS)}), not the backbone '{backbone}': "
+            "`--set protocol.engine=torchvision` accepts any."
         )
     return RESNETS[backbone]
 
@@ -141,7 +141,7 @@ def _pyramid(protocol: Detection, network: ResNet) -> dict[str, Any]:
     levels = [f"p{first + number}" for number in range(len(STAGES) + 1)]
     if len(protocol.anchor_sizes) != len(levels):
         raise InvalidError(
-            f"{protocol.name} takes one anchor size for each of {len(levels)} levels, "
+            f"{protocol.name} needs one anchor size for each of {len(levels)} levels, "
             f"not {protocol.anchor_sizes}."
         )
     return {

@@ -1,7 +1,7 @@
 """The engine that needs no installation: torchvision's detectors in one process.
 
 The encoder's backbone is part of the detector (`detector.py`). The engine honours every setting of the
-protocol, but it differs from Detectron2, so its numbers do not stand in for Detectron2's. All randomness in a
+protocol, but it differs from Detectron2, so its numbers cannot replace Detectron2's. All randomness in a
 step follows from the run's seed and the step's number. An interrupted training therefore resumes from its
 checkpoint and ends with the numbers of an uninterrupted one.
 """

@@ -52,7 +52,7 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
         The reason of each run that did not finish, by id.
 
     Raises:
-        RefusedError: a run takes more devices than there are.
+        RefusedError: a run needs more devices than there are.
         KeyboardInterrupt: the command received a stop request; no process is left.
     """
     return _Launch(jobs, site, watch).run()
@@ -64,7 +64,7 @@ def at_once(site: Site) -> int:
 
 
 def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
-    """Return the kind of device that each run takes, a GPU or a core, and its name as runs record it.
+    """Return the kind of device that each run uses, a GPU or a core, and its name as runs record it.
 
     It is found without importing torch.
     """
@@ -116,7 +116,7 @@ class _Launch:
         return self._failed
 
     def _attach(self) -> None:
-        """Follow the runs that other processes execute, and take back the ones that they gave up."""
+        """Follow the runs that other processes execute, and reclaim the ones that they gave up."""
         if time.monotonic() - self._looked < POLL:
             return
         self._looked = time.monotonic()
@@ -169,7 +169,7 @@ class _Launch:
         return None
 
     def _free_places(self, num: int) -> list[int]:
-        """Return `num` free places, each on another device, or none if there are fewer."""
+        """Return `num` free places, each on a different device, or none if there are fewer."""
         found: dict[str, int] = {}
         for place in self._free:
             found.setdefault(self._places[place].get(GPU, str(place)), place)
@@ -221,7 +221,7 @@ def _places(site: Site, most: int) -> list[dict[str, str]]:
         most: maximum number of places that are needed.
 
     Raises:
-        RefusedError: there are fewer GPUs than a run takes.
+        RefusedError: there are fewer GPUs than a run needs.
     """
     gpus = _gpus_of(site)
     own = variables(site, gpus=bool(gpus))
@@ -252,7 +252,7 @@ def _cores() -> int:
 
 
 def _gpus_of(site: Site) -> list[str]:
-    """Return the GPUs that runs of a site may use, or none if runs take cores."""
+    """Return the GPUs that runs of a site may use, or none if runs use cores."""
     if site.device.startswith("cuda:"):
         return [site.device.removeprefix("cuda:")]
     return _gpus() if site.device in ("auto", "cuda") else []
@@ -345,7 +345,7 @@ class _Worker:
     def died(self) -> dict[str, Any] | None:
         """Return the event for the run that was lost with the process; None if it had no run.
 
-        The event is `busy` if another process shall execute the run.
+        The event is `busy` if another process is to execute the run.
         """
         assert self.process is not None
         code, self.process = self.process.returncode, None

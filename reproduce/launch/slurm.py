@@ -7,11 +7,11 @@ of python for several devices. Slurm warns the script before the time limit: the
 stops, and the job is requeued. After a failure or `scancel` it is not requeued. Lists, scripts and logs stay
 in `runs/slurm`, because a job may start from them again at any time.
 
-What keeps a run from being executed twice is not this launcher but the lease, which the job takes when it
-starts. The lease with the state *queued* is written once sbatch has returned a number; it only saves other
-commands from submitting the run again. A command that is killed between these two leaves jobs that no lease
-names. They run and are found by their leases. If a second command submitted the same runs before, its jobs
-end at once where a run is taken or finished.
+The lease, not this launcher, keeps a run from being executed twice; the job takes the lease when it starts.
+The lease with the state *queued* is written once sbatch has returned a number; it only saves other commands
+from submitting the run again. A command that is killed between these two leaves jobs that no lease names.
+They run and are found by their leases. If a second command submitted the same runs before, its jobs end at
+once where a run is taken or finished.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from reproduce.site import PROJECT, Site
 from reproduce.spec import Pretrain
 
 FOLDER = "slurm"
-"""Subfolder of the runs' folder with the lists, scripts and logs of jobs."""
+"""Subfolder of the folder of runs with the lists, scripts and logs of jobs."""
 TIMEOUT = 300.0
 """Seconds to wait for sbatch, which retries on its own if the controller is busy."""
 
@@ -99,7 +99,7 @@ def at_once(site: Site) -> int:
 
 
 def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
-    """Return the kind of device that each run takes; its model is unknown until the run starts."""
+    """Return the kind of device that each run uses; its model is unknown until the run starts."""
     return ("GPU" if _gpus(site) else "CPU"), ""
 
 
@@ -291,7 +291,7 @@ def _check(site: Site) -> None:
 
 
 def _nodes(devices: int, site: Site) -> int:
-    """Return the number of nodes that this number of devices takes."""
+    """Return the number of nodes that this number of devices needs."""
     return -(-devices // site.slurm.gpus_per_node)
 
 
@@ -314,7 +314,7 @@ def _folder(jobs: Sequence[Job], site: Site) -> Path:
 
 
 def _script(jobs: Sequence[Job], after: Sequence[str], site: Site) -> str:
-    """Return the batch script of jobs that take the same resources."""
+    """Return the batch script of jobs that request the same resources."""
     options = "\n".join(f"#SBATCH {option}" for option in _options(jobs, after, site))
     setup = "".join(f"{line}\n" for line in site.slurm.setup)
     return f"""#!/bin/bash
@@ -458,8 +458,8 @@ def _sbatch(jobs: Sequence[Job], after: Sequence[str], site: Site, *, taken: Seq
         lines = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
         said = lines[-1].removeprefix("sbatch: error: ").rstrip(".")
         raise SubmitError(
-            f"Slurm refused {counted(len(jobs), 'run')}: {said}. "
-            f"Check [slurm] in the site file.{_already_taken(taken)}"
+            f"Slurm refused {counted(len(jobs), 'run')}: {said}. Check [slurm] in the site "
+            f"file.{_already_taken(taken)}"
         )
     return done.stdout.strip().splitlines()[-1].partition(";")[0]
 

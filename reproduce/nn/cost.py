@@ -3,7 +3,7 @@
     network("resnet50").operations(224)           # 8.2e9, forward, a multiply-add as two
     siamese(network("small"), Heads())            # bytes of its encoder and of a checkpoint
 
-It does without torch, whose import takes seconds. A test counts the same with torch, so that this file and
+It does not need torch, whose import takes seconds. A test counts the same with torch, so that this file and
 `backbones.py` agree.
 """
 

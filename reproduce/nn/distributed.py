@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def device(name: str) -> torch.device:
-    """Return the device of this process; each process of torchrun takes one GPU.
+    """Return the device of this process; each process of torchrun uses one GPU.
 
     Args:
         name: `cpu`, `cuda`, `cuda:1`, ..., or `auto` for the GPU if there is one.

@@ -3,7 +3,7 @@
     x = feature_cache.once(describe, num_rows=n, site=site, device=device, compute=compute)
 
 Files are in `<runs>/features/`. The name of each depends on everything that determines its content except the
-code, for which `VERSION` stands. Files may be deleted at any time, even during runs. A file is checked when
+code, which `VERSION` represents. Files may be deleted at any time, even during runs. A file is checked when
 it is read; a broken one is deleted and computed again. Reading takes about a second per gigabyte, and only
 the memory of the features, apart from the system's own cache of the file.
 """

@@ -188,8 +188,8 @@ def read(path: Path, shown: str = "") -> dict[str, Tensor]:
     tensors = dict(_flat(state))
     if not tensors:
         raise InvalidError(
-            f"{shown} contains a {type(state).__name__} without tensors; "
-            "expected a state dict, or a dict that contains one."
+            f"{shown} contains a {type(state).__name__} without tensors; expected a state dict, or a dict "
+            "that contains one."
         )
     return tensors
 
@@ -215,7 +215,7 @@ def _fetched(weights: Weights, site: Site, watch: Watch) -> Path:
 
 def _download(weights: Weights, path: Path, site: Site, watch: Watch) -> None:
     """Fetch a release to `path`, completely or not at all."""
-    where = f"copy the file to {_shown(path, site)} in the run folder"
+    where = f"copy the file to {_shown(path, site)} in the folder of runs"
     if not weights.url:
         raise NotFoundError(
             f"The weights with SHA-256 {weights.sha256} are missing: pass their file to --checkpoint again, "

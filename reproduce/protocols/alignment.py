@@ -39,7 +39,7 @@ class AlignmentUniformity(Protocol, name="alignment"):
 
     def check(self) -> None:
         if not self.t > 0:
-            raise ValueError(f"alignment takes t > 0, not {self.t}.")
+            raise ValueError(f"alignment needs t > 0, not {self.t}.")
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return 2 * num_test

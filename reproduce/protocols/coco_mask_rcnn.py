@@ -53,7 +53,7 @@ class COCOMaskRCNN(Detection, name="coco_mask_rcnn"):
     def check(self) -> None:
         super().check()
         if self.mask_resolution < 1:
-            raise ValueError(f"{self.name} takes mask_resolution >= 1, not {self.mask_resolution}.")
+            raise ValueError(f"{self.name} needs mask_resolution >= 1, not {self.mask_resolution}.")
 
     @property
     def metrics(self) -> tuple[str, ...]:

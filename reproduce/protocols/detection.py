@@ -64,7 +64,7 @@ class Detection(Protocol):
 
     engine: Literal["detectron2", "torchvision"] = "detectron2"
     """Engine that trains the detector: the paper's, or torchvision's. torchvision's needs no extra
-    installation but differs in many details, so its numbers do not stand in for the paper's."""
+    installation but differs in many details, so its numbers cannot replace the paper's."""
 
     batch_size: int = REFERENCE_BATCH
     """Images per step over all devices."""
@@ -149,20 +149,20 @@ class Detection(Protocol):
         for key in AT_LEAST_1:
             value = getattr(self, key)
             if min(value if isinstance(value, tuple) else [value], default=0) < 1:
-                raise ValueError(f"{self.name} takes {key} >= 1, not {value}.")
+                raise ValueError(f"{self.name} needs {key} >= 1, not {value}.")
         for key in FRACTIONS:
             if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{self.name} takes {key} from 0 to 1, not {getattr(self, key):g}.")
+                raise ValueError(f"{self.name} needs {key} from 0 to 1, not {getattr(self, key):g}.")
         for key in ("freeze_at", "precise_bn_iterations"):
             if getattr(self, key) < 0:
-                raise ValueError(f"{self.name} takes {key} >= 0, not {getattr(self, key)}.")
+                raise ValueError(f"{self.name} needs {key} >= 0, not {getattr(self, key)}.")
         if (
             not self.base_lr > 0
             or not 0 <= self.momentum < 1
             or min(self.weight_decay, self.norm_weight_decay) < 0
         ):
             raise ValueError(
-                f"{self.name} takes base_lr > 0, 0 <= momentum < 1 and weight decays >= 0, "
+                f"{self.name} needs base_lr > 0, 0 <= momentum < 1 and weight decays >= 0, "
                 f"not {self.base_lr:g}, {self.momentum:g}, {self.weight_decay:g} and "
                 f"{self.norm_weight_decay:g}."
             )
@@ -170,12 +170,12 @@ class Detection(Protocol):
             not 0 < drop < self.iterations for drop in self.drops
         ):
             raise ValueError(
-                f"{self.name} takes ascending drops between 0 and iterations, "
+                f"{self.name} needs ascending drops between 0 and iterations, "
                 f"not {self.drops} with {self.iterations} iterations. " + ORDER_HINT.format("drops")
             )
         if not 0 <= self.warmup_iterations <= self.iterations:
             raise ValueError(
-                f"{self.name} takes 0 <= warmup_iterations <= iterations, "
+                f"{self.name} needs 0 <= warmup_iterations <= iterations, "
                 f"not {self.warmup_iterations} of {self.iterations}. "
                 + ORDER_HINT.format("warmup_iterations")
             )
@@ -186,7 +186,7 @@ class Detection(Protocol):
         if self.engine != "detectron2":
             parts.append(
                 "Detection uses torchvision's models, a different protocol from Detectron2's: "
-                "its numbers do not stand in for Detectron2's."
+                "its numbers cannot replace Detectron2's."
             )
         if self.batch_size != REFERENCE_BATCH:
             schedule = self.schedule

@@ -71,7 +71,7 @@ class NearestNeighbours(Protocol, name="knn"):
 
     def check(self) -> None:
         if self.k < 1:
-            raise ValueError(f"knn takes k >= 1, not {self.k}.")
+            raise ValueError(f"knn needs k >= 1, not {self.k}.")
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test
@@ -114,9 +114,9 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
 
     def check(self) -> None:
         if not self.ks or min(self.ks) < 1 or max(self.ks) > MAX_K or len(set(self.ks)) < len(self.ks):
-            raise ValueError(f"weighted_knn takes one or more different ks from 1 to {MAX_K}, not {self.ks}.")
+            raise ValueError(f"weighted_knn needs one or more different ks from 1 to {MAX_K}, not {self.ks}.")
         if not self.temperature > 0:
-            raise ValueError(f"weighted_knn takes a temperature > 0, not {self.temperature}.")
+            raise ValueError(f"weighted_knn needs a temperature > 0, not {self.temperature}.")
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test

@@ -45,7 +45,7 @@ class LinearEvaluation(Protocol, name="linear"):
     def check(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.last_lr <= self.lr:
             raise ValueError(
-                f"linear takes epochs >= 1, batch_size >= 1 and 0 < last_lr <= lr, "
+                f"linear needs epochs >= 1, batch_size >= 1 and 0 < last_lr <= lr, "
                 f"not {self.epochs}, {self.batch_size}, {self.last_lr} and {self.lr}."
             )
 

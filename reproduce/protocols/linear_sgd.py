@@ -69,7 +69,7 @@ class LinearSGD(Protocol, name="linear_sgd"):
 
     def check(self) -> None:
         if not self.base_lrs or min(self.base_lrs) <= 0 or len(set(self.base_lrs)) < len(self.base_lrs):
-            raise ValueError(f"linear_sgd takes one or more different base_lrs > 0, not {self.base_lrs}.")
+            raise ValueError(f"linear_sgd needs one or more different base_lrs > 0, not {self.base_lrs}.")
         if self.num_held_out < 0 or (len(self.base_lrs) > 1 and not self.num_held_out):
             raise ValueError(
                 f"linear_sgd selects one of {len(self.base_lrs)} base_lrs by held-out train images: "
@@ -77,17 +77,17 @@ class LinearSGD(Protocol, name="linear_sgd"):
             )
         if self.epochs < 1 or self.batch_size < 1 or self.weight_decay < 0:
             raise ValueError(
-                f"linear_sgd takes epochs >= 1, batch_size >= 1 and weight_decay >= 0, "
+                f"linear_sgd needs epochs >= 1, batch_size >= 1 and weight_decay >= 0, "
                 f"not {self.epochs}, {self.batch_size} and {self.weight_decay}."
             )
         if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
             raise ValueError(
-                f"linear_sgd takes 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}."
+                f"linear_sgd needs 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}."
             )
         if not 0 <= self.num_drops < self.epochs:
             raise ValueError(
-                f"linear_sgd takes num_drops from 0 to epochs - 1, "
-                f"not {self.num_drops} with {self.epochs} epochs."
+                f"linear_sgd needs num_drops from 0 to epochs - 1, not {self.num_drops} with {self.epochs} "
+                "epochs."
             )
 
     def rates(self, step: int, steps_per_epoch: int) -> list[float]:

@@ -78,7 +78,8 @@ class Protocol(Settings):
     def check_for(self, dataset: Any, backbone: str) -> None:
         """Check that the protocol can evaluate encoders with this backbone on `dataset`.
 
-        The check gives the same result on every machine. Most protocols take every data set that they accept.
+        The check gives the same result on every machine. Most protocols can evaluate every data set of a
+        class that they accept.
 
         Raises:
             ValueError: The protocol cannot. The message names what would work.

@@ -89,7 +89,7 @@ class SemiSupervised(Protocol, name="semi"):
 
     def check(self) -> None:
         if not self.epochs or min(self.epochs) < 1 or len(set(self.epochs)) < len(self.epochs):
-            raise ValueError(f"semi takes one or more different numbers of epochs >= 1, not {self.epochs}.")
+            raise ValueError(f"semi needs one or more different numbers of epochs >= 1, not {self.epochs}.")
         if self.num_held_out < 0 or (len(self.epochs) > 1 and not self.num_held_out):
             raise ValueError(
                 f"semi selects one of {len(self.epochs)} numbers of epochs by held-out train images: "
@@ -97,11 +97,11 @@ class SemiSupervised(Protocol, name="semi"):
             )
         if self.classifier_lr <= 0 or self.encoder_lr < 0 or self.batch_size < 1 or self.weight_decay < 0:
             raise ValueError(
-                f"semi takes classifier_lr > 0, encoder_lr >= 0, batch_size >= 1 and weight_decay >= 0, "
+                f"semi needs classifier_lr > 0, encoder_lr >= 0, batch_size >= 1 and weight_decay >= 0, "
                 f"not {self.classifier_lr}, {self.encoder_lr}, {self.batch_size} and {self.weight_decay}."
             )
         if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
-            raise ValueError(f"semi takes 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}.")
+            raise ValueError(f"semi needs 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}.")
 
     @property
     def requirement(self) -> str:

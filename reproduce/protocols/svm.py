@@ -90,10 +90,10 @@ class LinearSVM(Protocol, name="svm"):
 
     def check(self) -> None:
         if not self.costs or min(self.costs) <= 0 or len(set(self.costs)) < len(self.costs):
-            raise ValueError(f"svm takes one or more different costs > 0, not {self.costs}.")
+            raise ValueError(f"svm needs one or more different costs > 0, not {self.costs}.")
         if self.folds < 2 or self.max_iterations < 1 or self.positive_weight <= 0 or self.tolerance <= 0:
             raise ValueError(
-                f"svm takes folds >= 2, max_iterations >= 1, positive_weight > 0 and tolerance > 0, "
+                f"svm needs folds >= 2, max_iterations >= 1, positive_weight > 0 and tolerance > 0, "
                 f"not {self.folds}, {self.max_iterations}, {self.positive_weight} and {self.tolerance}."
             )
 
@@ -236,7 +236,7 @@ def several_labels(dataset: Dataset, name: str, site: Site) -> tuple[Split, Targ
     images, title = dataset.load(name, site), f"the {name} split of {dataset.name}"
     if images.targets is None:
         raise InvalidError(
-            "svm takes a data set with several labels for each image, such as voc2007; "
+            "svm needs a data set with several labels for each image, such as voc2007; "
             f"{title} has one for each."
         )
     split = Split(title, images, torch.arange(len(images)), torch.tensor(images.labels), len(images.classes))

@@ -3,8 +3,8 @@
 Sources: section 8.4; protocol sheet, 11; facebookresearch/moco detection/. The encoder provides the first
 four stages of the detector. Its fifth stage, followed by one more normalisation, is the head of each box. The
 detector is trained on the trainval images of 2007 and 2012. It is measured on the test images of 2007 by
-VOC2007's own average precision (11 points) at ten overlaps from .5 to .95. The sources print the mean of five
-runs: `--seeds 5`.
+VOC2007's own average precision (11 points) at ten overlaps from .5 to .95. The sources report the mean of
+five runs: `--seeds 5`.
 
 At paper scale, training takes 24 000 iterations of 16 images.
 """

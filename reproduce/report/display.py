@@ -2,8 +2,8 @@
 
     shown = display(filled)
 
-The paper's number and our number stand in two sub-columns of one column. No format appears in this module;
-text is markup (`markup.py`).
+The paper's number and our number are in two sub-columns of one column. This module is independent of the
+formats; text is markup (`markup.py`).
 """
 
 from __future__ import annotations

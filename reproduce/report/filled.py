@@ -1,4 +1,4 @@
-"""A table with its numbers: plain data that the renderers print and that `tableN.json` holds.
+"""A table with its numbers: plain data that the renderers print and that `tableN.json` contains.
 
     filled = fill_from(table, seeds, frame(table, seeds, finished, reasons))
     to_json(filled) / from_json(...) / loads(text, where)
@@ -53,7 +53,7 @@ class FilledCell:
     reason: str | None
     """Why `value` is None, with the seeds that it concerns."""
     causes: tuple[str, ...]
-    """Different reasons in `reason`, without the seeds."""
+    """Distinct reasons in `reason`, without the seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +272,7 @@ def _rounded(number: float | None) -> float | None:
 def _reason(missing: Mapping[int, str], seeds: int) -> str | None:
     """Return why a cell is empty, or None if nothing is missing.
 
-    One reason stands alone if it is that of every seed; otherwise each reason is printed with its seeds.
+    If all seeds share one reason, it is returned alone; otherwise each reason is followed by its seeds.
     """
     by_reason: dict[str, list[str]] = {}
     for seed, reason in missing.items():

@@ -1,14 +1,14 @@
 """Finished runs as numbers: one tidy pandas frame, the statistics of every cell, and `runs.csv`.
 
     observe(measured, seeds, finished, reasons)      # one cell: [Observation(seed=0, value=0.8156, ...), ...]
-    runs = frame(table, seeds, finished, reasons)    # the whole table: one row a run and metric
+    runs = frame(table, seeds, finished, reasons)    # the whole table: one row per run and metric
     statistics(runs, {"acc": 100})                   # {("BYOL", "acc"): Statistics(mean=81.56, ...)}
     write_runs(runs, "table8", reports / "smoke")    # the frames of all tables of a scale, as runs.csv
 
 The columns of the frame and of `runs.csv`:
 
     table, scale        where the number is printed: `table8`, `smoke`
-    row, column         the row's label and the column's key, as `--rows` and `--columns` take them
+    row, column         the row's label and the column's key, as `--rows` and `--columns` accept them
     metric, seed        which number of the run, such as `top1`; the seed of pretraining and evaluation
     value               the number as the run logged it: accuracies are fractions; empty if it is missing
     spec, run           the id of the evaluation's settings; the run's id in the tracking store
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUNS = "runs.csv"
-"""Name of the file that holds the frames of all tables of a scale."""
+"""Name of the file that contains the frames of all tables of a scale."""
 COLUMNS = ("table", "scale", "row", "column", "metric", "seed", "value", "spec", "run", "reason")
 """Columns of the frame before those of the settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """Result of a finished run, as the tracking store holds it."""
+    """Result of a finished run, as the tracking store contains it."""
 
     spec_id: str
     run_id: str
@@ -108,7 +108,7 @@ def observe(
 
 
 def frame(table: Table, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]) -> Frame:
-    """Return one row a run and metric, with the columns that this module's docstring lists.
+    """Return one row per run and metric, with the columns that this module's docstring lists.
 
     Rows follow the table's rows and columns, then the seeds. The columns of settings are sorted by name.
     """
@@ -247,7 +247,7 @@ def _read(path: Path) -> Frame:
         found = pd.read_csv(path, dtype=object, keep_default_na=False, na_values=[""], encoding="utf-8")
         if tuple(found.columns[: len(COLUMNS)]) != COLUMNS:
             raise ValueError(f"it does not begin with the columns {', '.join(COLUMNS)}")
-    except ValueError as error:  # pandas' own errors are such, too
-        logger.warning("%s is not a file that `invoke reports` wrote (%s): it is begun again.", path, error)
+    except ValueError as error:  # pandas' own errors are ValueErrors, too
+        logger.warning("%s is not a file that `invoke reports` wrote (%s): it is replaced.", path, error)
         return nothing
     return found

@@ -88,7 +88,7 @@ class Cell:
     released: Measured | None = None
     """Replacement for a missing `ours` with `--baselines released`: the encoder that the authors released."""
     why_not_ours: str = ""
-    """Reason why this suite runs nothing for the cell, if it does not."""
+    """Reason why this suite runs nothing for the cell, if that is so."""
     setting: float | None = None
     """Setting of ours that is printed as our number, in place of a measurement (Table 9); it has no runs."""
 
@@ -130,10 +130,10 @@ Verdict = Literal["holds", "fails", "open"]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A sentence in which the paper reads its own table, as a predicate."""
+    """A statement of the paper about its own table, as a predicate."""
 
     text: str
-    """The sentence, in our words, close to the paper's."""
+    """The statement, in our words, close to the paper's."""
     holds: Callable[[Values], bool]
     source: str = ""
     """Place in the paper, such as `section 4.5`."""

@@ -232,7 +232,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _by_epochs(folder: Path) -> dict[float, Path]:
-    """Map numbers of finished epochs to the checkpoints in `folder`; of two equal ones either will do."""
+    """Map numbers of finished epochs to the checkpoints in `folder`; of two equal ones, either is used."""
     found = ((NAME.fullmatch(path.stem), path) for path in folder.glob("epoch-*.pt"))
     return {
         int(name[1]) + (int(name[2]) / int(name[3]) if name[2] else 0.0): path for name, path in found if name

@@ -3,7 +3,7 @@
     write_atomic(path, text)                  # the content is in memory
     with atomic(path) as draft: ...           # another library writes the file `draft`
 
-A draft stands next to its file as `.<name>.<process>.<thread>.tmp`. `invoke gc` lists the drafts of killed
+A draft is next to its file as `.<name>.<process>.<thread>.tmp`. `invoke gc` lists the drafts of killed
 processes.
 """
 

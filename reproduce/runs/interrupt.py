@@ -1,14 +1,14 @@
-"""Requests to stop a run: Ctrl-C, SIGTERM, or a call of `ask`, for example when the parent process is gone.
+"""Stop requests to a run: Ctrl-C, SIGTERM, or a call of `ask`, for example when the parent process is gone.
 
     listen()                        # once, in the main thread
-    with deferred() as asked:       # requests are held back here ...
+    with deferred() as asked:       # stop requests are held back here ...
         for ...:
             train_a_step()
             if reason := asked():   # ... until the caller checks, saves its state and stops
                 save()
                 stop(reason)
 
-Outside `deferred` a request ends the run at once: there is nothing to save, or it is saved already.
+Outside `deferred` a stop request ends the run at once: there is nothing to save, or it is saved already.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import NoReturn
 ECHO = 2.0
 """Seconds within which a second signal counts as an echo: torchrun repeats the terminal's Ctrl-C."""
 ELSEWHERE = "another process of the run received a stop request"
-"""Reason that the other processes of a run give when they stop together with one that was asked."""
+"""Reason that the other processes of a run give when they stop together with one that received a stop
+request."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -66,7 +67,7 @@ def listen() -> None:
 
 
 def ask(reason: str) -> None:
-    """Request that this process stops, as a signal would, from any thread.
+    """Request a stop of this process, as a signal would, from any thread.
 
     Before `listen`, only a caller that checks inside `deferred` sees the request.
     """

@@ -54,7 +54,7 @@ def points(metrics: Mapping[str, float], step: int, at: int | None = None) -> li
     An infinity becomes NaN, because MLflow would turn it into 1.8e308.
 
     Args:
-        at: time of the measurements, in milliseconds since 1970; None stands for now.
+        at: time of the measurements, in milliseconds since 1970; None for now.
     """
     timestamp, values = now() if at is None else at, {key: float(value) for key, value in metrics.items()}
     return [
@@ -172,7 +172,7 @@ def kept_result(folder: Path, spec_id: str) -> Result | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        logger.warning("%s is broken and is skipped: the run starts again.", path)
+        logger.warning("%s is broken and is skipped: the run is executed again.", path)
         return None
     if found != spec_id:
         logger.warning("%s belongs to run %s, not to %s, and is skipped.", path, found, spec_id)

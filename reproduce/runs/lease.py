@@ -1,4 +1,4 @@
-"""The owner of a run: a lease in the run's folder, so that no run is executed twice at once.
+"""The owner of a run: a lease in the run's folder, so that no run is executed twice at the same time.
 
     with lease.take(folder, spec.id, heartbeat=10) as held:  # BusyError if another process owns the run
         held.report(progress)                                # for processes that wait for the run
@@ -10,7 +10,7 @@ The lease is the file `lease.json`, which the owner keeps alive by a heartbeat. 
 only under the lock next to it, which is held for milliseconds. An owner on this machine is dead when its
 process is gone; its run is free at once. An owner on another machine is dead when three of its heartbeats are
 missing. Ages are measured by the clock of the shared file system, so machines need not agree on the time.
-Locks and renames must hold between machines on that file system, as they do on NFS, and on Lustre mounted
+Locks and renames must work between machines on that file system, as they do on NFS, and on Lustre mounted
 with `flock`.
 """
 
@@ -68,7 +68,7 @@ class Lease:
     host: str
     pid: int
     started: float
-    """Start of the process, in seconds since 1970; it tells apart processes that reuse a number."""
+    """Start of the process, in seconds since 1970; it distinguishes processes that reuse a number."""
     job: str = ""
     """Job id in a scheduler's notation, such as 123_4; empty if there is none."""
     heartbeat: float
@@ -267,7 +267,7 @@ def this_host() -> str:
 
 
 def process() -> dict[str, Any]:
-    """Return `host`, `pid` and start time (`started`), which together identify this process for ever."""
+    """Return `host`, `pid` and start time (`started`), which together identify this process uniquely."""
     import psutil
 
     return {"host": this_host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
@@ -324,7 +324,7 @@ def place(runs: Path) -> str:
 def _lock(folder: Path) -> Any:
     """Return the lock under which the lease is read and changed.
 
-    The kernel releases it when its process ends, in whatever way.
+    The kernel releases it when its process ends, however it ends.
     """
     import filelock
 

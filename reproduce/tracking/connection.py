@@ -202,7 +202,7 @@ class Connection:
         self.client.log_text(run_id, json.dumps(content, indent=2) + "\n", name)
 
     def retrying(self, action: Callable[[], T]) -> T:
-        """Run `action`, again and again while the store is unreachable.
+        """Run `action`, and repeat it while the store is unreachable.
 
         Raises:
             UnreachableError: the store was unreachable for `retry_seconds`.
@@ -257,8 +257,8 @@ class Connection:
             socket.create_connection((address.hostname or "", port), timeout=seconds).close()
         except OSError as error:
             raise ConnectionError(
-                f"No tracking server answers at {self.uri} ({error}). "
-                "Start it, or set another MLFLOW_TRACKING_URI."
+                f"No tracking server answers at {self.uri} ({error}). Start it, or set another "
+                "MLFLOW_TRACKING_URI."
             ) from None
 
     @contextmanager

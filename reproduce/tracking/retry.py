@@ -4,7 +4,7 @@
     with giving_up_after(SHORT_TIMEOUT):            # MLflow itself would retry for minutes
         client.log_batch(...)
 
-The module also decides which errors are worth a retry, and which never get better.
+The module also decides which errors are temporary and worth a retry.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def unreachable(error: Exception, *, file: bool) -> bool:
 
 
 def disk_full(error: Exception) -> str:
-    """Return SQLite's message if its file cannot grow, or "" if the problem is another one."""
+    """Return SQLite's message if its file cannot grow, or "" if the problem is a different one."""
     return next((words for words in FULL if words in str(error)), "")
 
 
 def retrying(action: Callable[[], T], *, unreachable: Callable[[Exception], bool], seconds: float) -> T:
-    """Run `action`, again and again while the store is unreachable; a stop request ends the waiting at once.
+    """Run `action`, and repeat it while the store is unreachable; a stop request ends the wait at once.
 
     Raises:
         UnreachableError: the store was still unreachable after `seconds`.

@@ -1,7 +1,7 @@
 """The entry of a run in the tracking store: its tags, its title and its true state.
 
     tags.title(spec)                    # "msbreg K=4 λs=.01 stl10 320 epochs seed 0"
-    tags.state_of(run, runs).state      # "interrupted", although MLflow says RUNNING: its process is gone
+    tags.state_of(run, runs).state      # "interrupted", although MLflow shows RUNNING: its process is gone
     tags.cell_means(filled)             # {"MSBReg K 4/top1": 81.2}, for the entry of a table
 
 An entry is a run as MLflow's client or `sqlite.py` returns it. MLflow's own status is FINISHED after an
