@@ -87,7 +87,7 @@ def status(c: Context) -> None:
 
 @command(given.TableOptions, "table", "row", "column", "scale", "seeds", "set")
 def why(c: Context, options: given.TableOptions) -> None:
-    """Explain a cell's number: its runs, settings, data, code and MLflow pages, or what would fill it."""
+    """Explain a cell's number: its runs, settings, data, code and MLflow pages, or how to fill it."""
     from reproduce.commands import why
 
     request = options.request()

@@ -172,8 +172,9 @@ class Evaluation:
                 if protocol.accepts(other)
             ]
             raise InvalidError(
-                f"{protocol.name} needs a data set with {protocol.wants}, which {dataset.name} is not: "
-                f"{', '.join(sorted(fitting))} are."
+                f"{protocol.name} needs a data set with {protocol.wants}, which {dataset.name} does not "
+                f"have: "
+                f"choose one of {', '.join(sorted(fitting))}."
             )
         expected = geometry(self.weights, dataset)
         if dataset.name.startswith(SYNTHETIC):

@@ -1,8 +1,8 @@
 """The base class of all settings: frozen, typed, checked and named by their content.
 
 Everything that can change a result is a field of a `Settings` class, and nothing else is. Where data are
-stored, how many workers load them and where the run is logged belong to the site (`site.py`). Standard
-library only.
+stored, how many workers load them and where the run is logged belong to the site (`site.py`). Imports only
+the standard library.
 """
 
 from __future__ import annotations

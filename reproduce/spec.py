@@ -7,7 +7,7 @@ run is named by the hash of all its settings (`identity.py`).
     run.id                                   # '5f0c2a9d1e77'
     run.replace("method.lambda_b", 0.25)     # a changed copy, with another id
 
-Standard library only: building every table of the paper imports neither torch nor mlflow.
+Imports only the standard library: building every table of the paper imports neither torch nor mlflow.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Pretrain(Settings, name="pretrain"):
     epochs: int
     """Passes over the images; 0 leaves the random initialisation."""
     batch_size: int = 512
-    """Images per step over all devices (section 7.1); each image gives K views."""
+    """Images per step over all devices (section 7.1); each image yields K views."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the backbone's arithmetic (autocast).
 

@@ -52,7 +52,7 @@ def pretrain(
     """Train the encoder of `spec` and write it to `folder`.
 
     Args:
-        site: settings that change no number, such as the number of epochs between checkpoints.
+        site: settings that do not change any number, such as the number of epochs between checkpoints.
         folder: folder of the checkpoints. Training resumes from the newest intact one.
         record: receives the measurements.
         report: called after every step.

@@ -184,7 +184,7 @@ def test_the_help_of_each_option_ends_with_its_default(
         (("table8", "--set", "epochs"), "--set needs key=value, such as epochs=5, not 'epochs'."),
         (("table8", "--set", "epochs=five"), "epochs must be a whole number, not 'five'."),
         (("table8", "--set", "epoch=5"), "There is no setting 'epoch'. Did you mean 'epochs'? Known: "),
-        (("table8", "--set", "seed=5"), "The seed is not set by --set: --seeds N runs seeds 0 to N - 1."),
+        (("table8", "--set", "seed=5"), "--set cannot change the seed: --seeds N runs seeds 0 to N - 1."),
         (("table8", "--set", "base_lr=nan"), "base_lr must be a number, not 'nan'."),
         (("table8", "--set", "batch_size=1"), "pretrain needs epochs >= 0 and batch_size >= 2, not 4 and 1."),
         (("table8", "--set", "protocol.epochs=0"), "linear needs epochs >= 1"),
@@ -261,7 +261,7 @@ def test_a_mistake_in_the_site_file_ends_in_one_line_and_code_2(
 def test_a_site_file_that_is_not_there_is_named(home: Home) -> None:
     done = home.invoke("table8", MSBREG_SITE=str(home.folder / "sight.toml"))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"MSBREG_SITE names {home.folder / 'sight.toml'}, which does not exist.\n"
+    assert done.stderr == f"MSBREG_SITE points to {home.folder / 'sight.toml'}, which does not exist.\n"
 
 
 @pytest.mark.slow

@@ -105,18 +105,18 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
         ({"dataset": "imagenete"}, "There is no data set 'imagenete'. Did you mean 'imagenet"),
         (
             {"dataset": "voc0712"},
-            "knn needs a data set with one or more labels for each image, which voc0712 is not: imagenet, "
-            "imagenet100",
+            "knn needs a data set with one or more labels for each image, which voc0712 does not have: "
+            "choose one of imagenet, imagenet100",
         ),
         (
             {"protocol": "voc_detection", "dataset": "coco2017"},
-            "voc_detection needs a data set with boxes by the rules of VOC, which coco2017 is not: "
-            "synthetic_voc0712, voc0712 are.",
+            "voc_detection needs a data set with boxes by the rules of VOC, which coco2017 does not have: "
+            "choose one of synthetic_voc0712, voc0712.",
         ),
         ({"changes": ("protocol.kk=3",)}, "There is no setting 'protocol.kk'. Did you mean 'protocol.k'?"),
         ({"changes": ("k=many",)}, "k must be a whole number, not 'many'."),
         ({"changes": ("backbone=resnet19",)}, "There is no backbone 'resnet19'. Did you mean 'resnet18'?"),
-        ({"changes": ("seed=1",)}, "The seed is not set by --set"),
+        ({"changes": ("seed=1",)}, "--set cannot change the seed"),
         ({"seeds": 0}, "--seeds is 0: at least one seed is needed."),
     ],
     ids=str,
@@ -252,7 +252,7 @@ def test_the_label_and_the_file_of_an_added_row_may_hold_equals_signs(tmp_path: 
 def test_a_run_is_never_recorded_as_one_of_another_file(key: str) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"^Which file is evaluated is not set by --set \({key}\): --checkpoint or --add-row names",
+        match=rf"^--set cannot change the evaluated file \({key}\): choose it with --checkpoint or --add-row",
     ):
         plan.Evaluation(
             weights=MINE, protocol="weighted_knn", dataset="imagenette", changes=(f"{key}=https://x/y",)

@@ -452,7 +452,7 @@ def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Pat
         if isinstance(each.spec, Pretrain):
             assert each.action == "blocked"
             assert re.fullmatch(r"every run that needs it is blocked: run (\w+) lacks coco2017", each.why)
-            assert each.why.split()[4] in waiting
+            assert each.why.split()[8] in waiting
 
 
 def test_the_operations_of_a_detector_are_those_counted_by_hand() -> None:

@@ -151,7 +151,7 @@ def test_the_evaluations_data_set_can_be_changed_alone_and_the_caption_says_so()
 def test_a_name_that_several_settings_share_is_refused_with_both() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^'momentum' may mean method\.momentum or augmentation\.momentum or optimizer\.momentum: give",
+        match=r"^'momentum' may mean method\.momentum or augmentation\.momentum or optimizer\.momentum: use",
     ):
         settings_named("momentum", RUN)
     assert settings_named("optimizer.momentum", RUN) == ["encoder.optimizer.momentum"]
@@ -165,7 +165,7 @@ def test_a_name_that_several_settings_share_is_refused_with_both() -> None:
     ],
 )
 def test_a_short_key_that_ends_another_name_is_refused_with_both(key: str, names: str) -> None:
-    with pytest.raises(ValueError, match=rf"^'{key}' may mean {names}: give one of these\.$"):
+    with pytest.raises(ValueError, match=rf"^'{key}' may mean {names}: use one of these\.$"):
         settings_named(key, RUN)
 
 
@@ -336,8 +336,8 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
         ({"changes": ("method.tua=0.9",)}, "There is no setting 'method.tua'. Did you mean 'method.tau'?"),
         ({"changes": ("epochs",)}, "--set needs key=value, such as epochs=5, not 'epochs'."),
         ({"changes": ("=5",)}, "--set needs key=value, such as epochs=5, not '=5'."),
-        ({"changes": ("seed=3",)}, "The seed is not set by --set: --seeds N runs seeds 0 to N - 1."),
-        ({"changes": ("encoder.seed=3",)}, "The seed is not set by --set"),
+        ({"changes": ("seed=3",)}, "--set cannot change the seed: --seeds N runs seeds 0 to N - 1."),
+        ({"changes": ("encoder.seed=3",)}, "--set cannot change the seed"),
         ({"changes": ("epochs=-1",)}, "pretrain needs epochs >= 0 and batch_size >= 2, not -1 and 32."),
         ({"changes": ("backbone=resnet19",)}, "There is no backbone 'resnet19'. Did you mean 'resnet18'?"),
         ({"changes": ("norm=groupnorm",)}, "norm is 'groupnorm': choose one of batchnorm, layernorm."),

@@ -488,7 +488,8 @@ def test_what_cannot_be_fetched_says_where_to_put_it(
     where = f"runs/weights/{place.parent.name}/encoder_100ep.pth.tar"
     with pytest.raises(
         LookupError,
-        match=rf"^{server.url} cannot be fetched \({says}\): .* copy the file to {where} in the run folder",
+        match=rf"^{server.url} cannot be fetched \({says}\): .* copy the file to {where} in the folder of "
+        rf"runs",
     ):
         weight_files.load(spec, site, CPU)
     place.write_bytes(right)

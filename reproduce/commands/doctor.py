@@ -4,7 +4,7 @@
         print(line)
 
 Nothing is started, written, fetched or opened. Data are checked as before a run (`readiness.missing`): the
-folders and lists of a data set, not every image. Takes some seconds, most of them for importing torch and
+folders and lists of a data set, not every image. Takes several seconds, most of them to import torch and
 torchvision.
 """
 

@@ -210,7 +210,7 @@ def _may_go(runs: _Runs, spec_id: str) -> bool:
 
 @cache
 def _of_tables() -> frozenset[str]:
-    """Return the ids of all runs that tables use; takes some 2 CPU-seconds."""
+    """Return the ids of all runs that tables use; takes about 2 CPU-seconds."""
     measured = {ours.spec: ours for table in _tables() for _, _, ours in table.measured()}
     runs = {run for ours in measured.values() for run in ours.runs(SEEDS)}
     return frozenset(spec.id for spec in runs | {needed for run in runs for needed in run.needs()})

@@ -3,8 +3,8 @@
     body = with_options(function, Options, ("scale", "seeds"))    # a task's body with these options
     helped(body, Options)                                         # the help of each option, with its default
 
-The line under each field is the help that `invoke --help TASK` prints. Standard library only: a task imports
-what it needs when it runs.
+The line under each field is the help that `invoke --help TASK` prints. Imports only the standard library: a
+task imports what it needs when it runs.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class MSBReg(Method, name="msbreg"):
         return self.num_views
 
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
-        """Return MSBReg for some 150 steps at smoke: narrower heads, and a target that follows faster."""
+        """Return MSBReg for about 150 steps at smoke scale: narrower heads, and a faster target."""
         return replace(self, tau=0.95, heads=self.heads.narrower(4)) if scale == "smoke" else self
 
     def network(self, backbone: nn.Module) -> Siamese:

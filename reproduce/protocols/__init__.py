@@ -1,6 +1,6 @@
 """Evaluations of an encoder, one protocol per file.
 
-Two files hold no evaluation of their own:
+Two files do not contain an evaluation of their own:
 
     detection.py   base class of the two detection protocols, voc_detection.py and coco_mask_rcnn.py
     protocol.py    the contract between a protocol and the evaluation loop

@@ -1,7 +1,7 @@
 """Base of the two detection protocols, which fine-tune an encoder inside a detector and score the detector.
 
-A protocol holds the settings. An *engine* trains and tests the detector. The setting `engine` is the name of
-a module in `reproduce/detection`; the protocol imports that module when it first needs it and calls three
+A protocol contains the settings. An *engine* trains and tests the detector. The setting `engine` is the name
+of a module in `reproduce/detection`; the protocol imports that module when it first needs it and calls three
 functions of it:
 
     check(site)                              raise LookupError if the engine cannot run on this machine

@@ -11,7 +11,7 @@ Plan for ImageNet, with a bank of 1 281 167 x 2048 features and 50 000 queries:
   holds 16 384 rows of the bank at a time (twice 0.13 GB), all queries (0.8 GB with their copy), 34 MB of
   products and 0.1 GB of candidates: about 1.5 GB.
 - Work: 2 x 50 000 x 1 281 167 x 2048 = 2.6e14 operations in float32. That is 4 s at the 67e12 a second of an
-  H200's data sheet, and some 10 s with the selection of the smallest values and the transfer of the bank to
+  H200's data sheet, and about 10 s with the selection of the smallest values and the transfer of the bank to
   the device (planned, not measured). It is 25 minutes on two CPU cores at 90e9 a second each. Then the CPU
   measures 228 rows for each query: 2.3e10 differences, a minute on one core. Extracting the features takes
   far longer.
@@ -49,7 +49,7 @@ BLOCK = 2**22
 """Numbers measured at once. In smaller blocks, threads would spend more time waiting for each other than
 working."""
 WEIGHT_UNIT = 2**50
-"""Integer that stands for the weighted vote of the nearest neighbour. Sums of integers do not depend on their
+"""Integer that represents the weighted vote of the nearest neighbour. Sums of integers do not depend on their
 order, and rounding loses less than 1e-15 of a vote."""
 MAX_K = 2**63 // WEIGHT_UNIT - 1
 """Maximum number of neighbours whose summed votes fit a 64-bit integer."""

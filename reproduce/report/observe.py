@@ -15,12 +15,11 @@ The columns of the frame and of `runs.csv`:
     reason              why `value` is missing
     encoder.method, encoder.method.num_views, ..., dataset.size, protocol, protocol.epochs, ...
 
-The last line stands for the settings of the run, one column each, by the full path that MLflow shows too.
-What begins with `encoder.` belongs to the encoder (its pretraining, or its weights), the rest to the
-evaluation. The
-name of a component stands in the column of its path: `encoder.method` is `msbreg`, `protocol` is `linear`. A
-setting that is None is `none`, and a tuple is JSON text. A setting that a run does not have is empty. Only
-`frame` and `write_runs` import pandas.
+The last line represents the settings of the run, one column each, by the full path that MLflow shows too.
+Columns that begin with `encoder.` belong to the encoder (its pretraining, or its weights), the rest to the
+evaluation. The name of a component is in the column of its path: `encoder.method` is `msbreg`, `protocol` is
+`linear`. A setting that is None is `none`, and a tuple is JSON text. A setting that a run does not have is
+empty. Only `frame` and `write_runs` import pandas.
 """
 
 from __future__ import annotations

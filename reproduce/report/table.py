@@ -5,8 +5,8 @@
 
 A table is a plan: `table.specs(seeds)` returns the runs that fill it. A mistake in a table raises at its
 construction, before anything runs. Text in titles, labels and notes is plain Unicode, with mathematics
-between dollar signs (`$\\lambda_b$`); each renderer escapes and translates it in one place. Standard library
-only.
+between dollar signs (`$\\lambda_b$`); each renderer escapes and translates it in one place. Imports only the
+standard library.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "scikit-learn", "pandas",
 def record() -> dict[str, Any]:
     """Return the environment of this process as plain data.
 
-    torch is asked only if it is loaded, as it is in every process that trains.
+    torch is queried only if it is loaded, as it is in every process that trains.
     """
     commit, dirty = code()
     torch = sys.modules.get("torch")
@@ -62,7 +62,7 @@ def code() -> tuple[str, bool | None]:
 def load() -> dict[str, float]:
     """Return how busy the machine is now, under the metric names of MLflow's own monitor.
 
-    That monitor would take a thread and a query every ten seconds. Percentages are from 0 to 100, megabytes
+    That monitor would need a thread and a query every ten seconds. Percentages are from 0 to 100, megabytes
     are 1e6 bytes. The processor's load is the mean since the last call.
     """
     import psutil

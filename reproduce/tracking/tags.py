@@ -43,7 +43,7 @@ SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = (
 IMPORTED = "imported"
 """Tag of a run that was executed elsewhere: the origin of its record."""
 OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED)
-"""Tags that each store gives a run itself; an archive does not carry them."""
+"""Tags that each store gives a run itself; an archive does not contain them."""
 DEVICE, ATTEMPTS = "device", "attempts"
 """Tags that make the times of finished runs comparable: the device, and the number of attempts."""
 PARENT = "mlflow.parentRunId"
