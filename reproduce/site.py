@@ -143,7 +143,7 @@ class Site:
     """MLflow server or database; empty for `sqlite:///<runs>/mlflow.db`. The environment variable
     MLFLOW_TRACKING_URI takes precedence."""
     device: str = "auto"
-    """Device of runs: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes the GPU if there is one."""
+    """Device of runs: `cpu`, `cuda`, `cuda:1`, ...; `auto` for the GPU if there is one."""
     launcher: str = "local"
     """Name of a module of `reproduce/launch`."""
     jobs: int = 0

@@ -7,9 +7,9 @@
     python -m reproduce.worker --list FILE INDEX    the run on line INDEX (from 0) of FILE (schedulers)
 
 A run is named by a request (`plan.py`) and its id. The worker builds the request's runs again and finds the
-spec; if its code produces other runs, the id is missing and an error says so. Events go to standard output,
-one JSON object per line; everything else goes to the run's log. The exit code of a single run is 0 if it is
-finished or another process executes it, 1 if it failed, and 143 if it was interrupted.
+spec; if its code produces other runs, the id is missing and an error reports it. Events go to standard
+output, one JSON object per line; everything else goes to the run's log. The exit code of a single run is 0 if
+it is finished or another process executes it, 1 if it failed, and 143 if it was interrupted.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def test_runs_without_small_crops_keep_the_names_that_they_had_before_there_were
         (lambda: SmallCrops(num_large=0), r"size >= 1 and num_large >= 1, not 96 and 0"),
         (
             lambda: SmallCrops(crop_scale=(0.2, 0.1)),
-            r"small_crops\.crop_scale is \(0\.2, 0\.1\); expected a range",
+            r"small_crops\.crop_scale is \(0\.2, 0\.1\): a range",
         ),
         (
             lambda: SmallCrops(crop_scale=(0.2, 1.5)),

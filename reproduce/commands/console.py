@@ -13,7 +13,7 @@ from reproduce.spec import Pretrain, Spec
 from reproduce.tracking.tags import title
 
 SPEAK_EVERY = 60.0
-"""Seconds between two lines about a run under way, when no terminal can show a bar."""
+"""Seconds between two lines about a run under way, if no terminal can show a bar."""
 
 
 class Console:

@@ -56,8 +56,8 @@ class Need(NamedTuple):
 
     num_runs: int
     startable: int
-    """Number of runs that lack nothing, do not need a run that does, and are not needed by such runs
-    alone."""
+    """Number of runs that lack nothing, do not need a run that lacks something, and are not needed only by
+    such runs."""
     missing: tuple[str, ...]
     """Names of what the other runs lack."""
     available: tuple[str, ...]

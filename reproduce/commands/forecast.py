@@ -48,11 +48,11 @@ if TYPE_CHECKING:
 NEWEST = 200
 """Maximum number of finished runs of each kind and scale that are searched; a store may contain thousands."""
 ALIKE = 20
-"""Number of the newest comparable runs whose median is taken."""
+"""Number of the newest comparable runs whose median is used."""
 MAX_NAMED = 3
 """Number of settings that are named if the nearest finished run differs in more."""
 SPEEDS = {"GPU": 18e12, "CPU": 20e9}
-"""Operations per second, assumed without finished runs; rough, a factor of three either way.
+"""Operations per second, assumed without finished runs; they may be wrong by a factor of three.
 
 GPU: NVIDIA's ResNet-50 trains on 5 816 images/s on eight V100 in mixed precision
 (NVIDIA/DeepLearningExamples, June 2019), each image 3 x 8.2e9 operations. CPU: one core of a small cloud

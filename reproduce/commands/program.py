@@ -66,7 +66,7 @@ def command(
     aliases: Iterable[str] = (),
     **defaults: str,
 ) -> Callable[[Body], Task[Any]]:
-    """Make a task of a function; a user's mistake ends it with one line and exit code WRONG_USE.
+    """Turn a function into a task; a user's mistake ends it with one line and exit code WRONG_USE.
 
     Args:
         options: class of the task's options; the function is called with the context and an instance of it,

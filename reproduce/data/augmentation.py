@@ -76,19 +76,17 @@ class Augmentation(Settings, name="augmentation"):
         for key in ("flip", "jitter", "grey", "blur", "solarize"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(
-                    f"augmentation.{key} is {getattr(self, key)}; expected a probability from 0 to 1."
+                    f"augmentation.{key} is {getattr(self, key)}: a probability from 0 to 1 is expected."
                 )
         for key, most in {"crop_scale": 1.0, "crop_ratio": math.inf, "blur_sigma": math.inf}.items():
             _check_range(f"augmentation.{key}", getattr(self, key), most)
         for key in ("brightness", "contrast", "saturation"):
             if getattr(self, key) < 0:
                 raise ValueError(
-                    f"augmentation.{key} is {getattr(self, key)}; expected a strength of at least 0."
+                    f"augmentation.{key} is {getattr(self, key)}: a strength of at least 0 is expected."
                 )
         if not 0 <= self.hue <= 0.5:
-            raise ValueError(
-                f"augmentation.hue is {self.hue}; expected 0 to 0.5, which is half the colour circle."
-            )
+            raise ValueError(f"augmentation.hue is {self.hue}: 0 to 0.5 is expected, half the colour circle.")
         if self.every_second is not None and self.every_second.every_second is not None:
             raise ValueError(
                 "augmentation.every_second has its own every_second, but at most two can alternate."
@@ -113,7 +111,7 @@ class Augmentation(Settings, name="augmentation"):
 def _check_range(where: str, limits: tuple[float, float], most: float) -> None:
     low, high = limits
     if not 0 < low <= high:
-        raise ValueError(f"{where} is {limits}; expected a range (low, high) with 0 < low <= high.")
+        raise ValueError(f"{where} is {limits}: a range (low, high) with 0 < low <= high is expected.")
     if high > most:
         raise ValueError(f"{where} is {limits}, but a crop is at most the whole image, 1.")
 

@@ -1,6 +1,6 @@
 """ImageNet (ILSVRC 2012): 1 281 167 training and 50 000 validation photographs of 1000 classes.
 
-The images are not freely redistributable: a download takes an account at image-net.org. Layout:
+The images are not freely redistributable: a download needs an account at image-net.org. Layout:
 `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, with the validation images sorted into class folders, as
 `torchvision.datasets.ImageNet` leaves them. Scanning the folders takes seconds, or longer on a network file
 system.

@@ -1,6 +1,7 @@
 """Places205: 2 448 873 training and 20 500 validation photographs of 205 kinds of places.
 
-The images are not freely redistributable: places.csail.mit.edu asks for a form first. Layout of the
+The images are not freely redistributable: places.csail.mit.edu requires a form to be filled in first. Layout
+of the
 release at 256 px: `trainvalsplit_places205/{train,val}_places205.csv` with lines
 `a/abbey/gsun_0003586c3eedd97457b2d729ebfe18b5.jpg 0`, and the images under
 `data/vision/torralba/deeplearning/images256/` (open-mmlab/mmselfsup

@@ -134,7 +134,7 @@ class _Launch:
                 self._handle(self._claims.follow(job.spec.id, claimed[job.spec.id]))
 
     def _start(self) -> None:
-        """Start jobs in their order while the first that is ready finds enough devices.
+        """Start jobs in order, as long as enough devices are free for the first that is ready.
 
         A job on several devices is not overtaken by later ones.
         """

@@ -10,8 +10,8 @@ in `runs/slurm`, because a job may start from them again at any time.
 The lease, not this launcher, keeps a run from being executed twice; the job takes the lease when it starts.
 The lease with the state *queued* is written once sbatch has returned a number; it only saves other commands
 from submitting the run again. A command that is killed between these two leaves jobs that no lease names.
-They run and are found by their leases. If a second command submitted the same runs before, its jobs end at
-once where a run is taken or finished.
+These jobs still run, and are then found by the leases that they take. If a second command has submitted the
+same runs before that, its jobs end at once if their run has an owner or is finished.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ CHUNK = 4096
 class Classifiers:
     """Linear classifiers with the same initial weights, each trained by SGD with its own learning rate.
 
-    Each is the classifier that training it alone would give, up to the rounding of a matrix product. `weight`
-    is (num, classes, d) and `bias` (num, classes), float32.
+    Each is the classifier that training it alone would yield, up to the rounding of a matrix product.
+    `weight` is (num, classes, d) and `bias` (num, classes), float32.
     """
 
     def __init__(
@@ -190,8 +190,8 @@ class Stream:
     """Augmented views of labelled images in batches, in an order that depends on the seed and the epoch.
 
     An epoch consists of as few batches of nearly equal size as `batch_size` allows. The last one is thus not
-    a small rest, whose gradient would be noisy and whose single image BatchNorm could not normalise. Each
-    process takes a contiguous share of each batch.
+    a small remainder, whose gradient would be noisy and whose single image BatchNorm could not normalise.
+    Each process takes a contiguous share of each batch.
     """
 
     dataset: Dataset
@@ -354,7 +354,7 @@ def fit(
 
     Returns:
         The top-1 of each classifier on the held-out images. Empty without held-out images. NaN for a
-        classifier whose loss was not finite, which is out of the comparison.
+        classifier whose loss was not finite, which is excluded from the comparison.
 
     Raises:
         FloatingPointError: no classifier's loss stayed finite.

@@ -188,8 +188,8 @@ def read(path: Path, shown: str = "") -> dict[str, Tensor]:
     tensors = dict(_flat(state))
     if not tensors:
         raise InvalidError(
-            f"{shown} contains a {type(state).__name__} without tensors; expected a state dict, or a dict "
-            "that contains one."
+            f"{shown} contains a {type(state).__name__} without tensors: a state dict, or a dict "
+            "that contains one, is expected."
         )
     return tensors
 
@@ -304,7 +304,7 @@ def _shown(path: Path, site: Site) -> str:
 def _check_head(head: bytes, shown: str) -> None:
     """Raise ValueError if a file obviously does not contain weights."""
     if not head:
-        raise InvalidError(f"{shown} is empty; expected a file of weights.")
+        raise InvalidError(f"{shown} is empty: a file of weights is expected.")
     if head.lstrip()[:1] == b"<":
         raise InvalidError(
             f"{shown} is a web page, not a file of weights: open it in a browser to find out more."

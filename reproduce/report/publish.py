@@ -120,7 +120,7 @@ def _lock(folder: Path) -> Any:
 
 @cache
 def _code() -> str:
-    """Return a digest of the code that tables and reports are made by."""
+    """Return a digest of the code that makes tables and reports."""
     folders = (PROJECT / name for name in ("reproduce", "configs", "tables"))
     files = sorted(path for folder in folders for kind in SOURCES for path in folder.rglob(kind))
     return _digest(*(f"{path.relative_to(PROJECT)} {_sha256(path)}" for path in files))

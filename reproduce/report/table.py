@@ -3,8 +3,8 @@
     Table(name="table8", title=..., columns=(Column(key="acc", ...),), rows=(Row(label="BYOL", ...), ...),
           claims=(Claim(...), ...))
 
-A table is a plan: `table.specs(seeds)` returns the runs that fill it. A mistake in a table raises at its
-construction, before anything runs. Text in titles, labels and notes is plain Unicode, with mathematics
+A table is a plan: `table.specs(seeds)` returns the runs that fill it. A mistake in a table raises an error at
+its construction, before anything runs. Text in titles, labels and notes is plain Unicode, with mathematics
 between dollar signs (`$\\lambda_b$`); each renderer escapes and translates it in one place. Imports only the
 standard library.
 """

@@ -55,7 +55,7 @@ class BusyError(RuntimeError):
 
 
 class LostError(KeyboardInterrupt):
-    """Another process owns the run now; this one was taken for dead, stops and writes nothing more."""
+    """Another process owns the run now; this one was considered dead, stops and writes nothing more."""
 
 
 @dataclass(frozen=True, kw_only=True)

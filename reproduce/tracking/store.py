@@ -102,7 +102,7 @@ class Store:
     ) -> Run:
         """Start the record of `spec`, or continue the unfinished one of an earlier attempt.
 
-        What that attempt could not send is sent.
+        Measurements that the attempt could not send are sent.
 
         Args:
             labels: further tags.
@@ -146,7 +146,7 @@ class Store:
                     experiment, run_name=tags.title(spec), tags=first
                 ).info.run_id, 1
             run_id = earlier.info.run_id
-            # The owner first: until then `mark_dead_runs` would take the run for dead.
+            # The owner first: until then `mark_dead_runs` would consider the run dead.
             self.connection.log_batches(run_id, tags=first)
             self.connection.client.update_run(run_id, status="RUNNING")
             if REASON in earlier.data.tags:
