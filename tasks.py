@@ -21,6 +21,7 @@ from invoke.tasks import Task
 PROJECT = Path(__file__).resolve().parent
 sys.path.insert(0, str(PROJECT))
 
+from reproduce import __version__  # noqa: E402
 from reproduce.commands import options as given  # noqa: E402
 from reproduce.commands.options import ENCODER, PLANNED, Options  # noqa: E402
 from reproduce.commands.program import (  # noqa: E402
@@ -224,4 +225,4 @@ invoke.main.program.__class__ = InOrder  # `invoke` creates its program before i
 
 def main() -> None:
     """Run the tasks as a program of their own."""
-    InOrder(namespace=namespace, name="msbreg", binary="msbreg").run()
+    InOrder(__version__, namespace, name="msbreg", binary="msbreg").run()

@@ -7,7 +7,7 @@ lambda_b = .5 and lambda_s = .004.
 Runs: 12 pretrainings and 12 linear evaluations, all of them shared with Table 11, some with Tables 1 and 12.
 
 Expect, at paper scale, 72 % for BYOL, 80 % for the full method at K = 4 and 82 % at K = 8. At smoke scale the
-table takes under two minutes on two CPU cores.
+table takes two to three minutes on two CPU cores.
 """
 
 from __future__ import annotations
