@@ -383,9 +383,8 @@ def test_stl10_images_stand_upright(stl):
 def test_stl10_is_what_torchvision_reads(stl, monkeypatch):
     from torchvision import datasets
 
-    monkeypatch.setattr(
-        datasets.STL10, "_check_integrity", lambda self: True
-    )  # the checksums of the real release
+    # The checksums are those of the real release.
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
     for split in ("train", "test", "unlabeled", "train+unlabeled"):
         ours, theirs = stl10.read(stl, split), datasets.STL10(stl, split)
         assert ours.labels.tolist() == np.asarray(theirs.labels).astype(np.int8).tolist()

@@ -368,9 +368,8 @@ def test_places_without_a_class_a_file_or_a_folder_say_so(places):
     ):
         places205.read(places, "train")
     (places / "data/vision/torralba/deeplearning/images256/v/valley/9.jpg").unlink()
-    images = places205.read(
-        places, "train", num_classes=3
-    )  # the existence of two million files is not checked
+    # The existence of two million files is not checked.
+    images = places205.read(places, "train", num_classes=3)
     with pytest.raises(ValueError, match=r"^\S*/v/valley/9\.jpg belongs to the data set but cannot be found"):
         _ = images.digest
     (places / "trainvalsplit_places205" / "val_places205.csv").unlink()
@@ -577,9 +576,8 @@ def test_the_lists_cut_to_the_real_imagenette(official):
     for name, count in (("1percent", 93), ("10percent", 909)):
         listed = set((official / f"{name}.txt").read_text().split())
         chosen = lists.indices_there(images, official / f"{name}.txt")
-        assert (
-            len(chosen) == count < len(listed & everywhere)
-        )  # the release moved some of ImageNet's train images to val
+        # The release moved some of ImageNet's train images to val.
+        assert len(chosen) == count < len(listed & everywhere)
         assert {Path(images.name(index)).name for index in chosen.tolist()} <= listed
         assert set(images.labels[chosen].tolist()) == set(range(10))
 

@@ -330,9 +330,8 @@ def test_the_choices_that_the_page_lists_are_those_of_the_runs() -> None:
     """Precision and the initial decay rate, which only `deviations.CHOICES` states in words."""
     specs = [spec for name in plan.table_names() for spec in plan.Request(table=name, scale="paper").specs()]
     runs = [spec for spec in specs if isinstance(spec, Pretrain)]
-    own = [
-        run for run in runs if run.optimizer.scale_with_views
-    ]  # BYOL's presets and multi-crop have no factor K
+    # BYOL's presets and multi-crop have no factor K.
+    own = [run for run in runs if run.optimizer.scale_with_views]
     taus = {(run.dataset.name, dict(run.leaves())["method.tau"]) for run in own}
     assert {run.precision for run in runs} == {"bfloat16"}
     assert taus == {("imagenet", 0.99), ("imagenet100", 0.996), ("stl10", 0.996)}

@@ -39,7 +39,7 @@ def pair(*changes: str, seeds: int = 1, table: str = "table8", **fields: str) ->
     """Return the pretraining and the evaluation of a row; of several seeds, those of the last."""
     return Request(
         table=table, rows=fields.pop("rows", "BYOL"), changes=changes, seeds=seeds, **fields
-    ).specs()[-2:]  # type: ignore[arg-type]
+    ).specs()[-2:]
 
 
 FINISHED, EVALUATION = pair("epochs=3")

@@ -140,9 +140,8 @@ def test_all_classifiers_start_from_the_weights_that_the_seed_draws() -> None:
     assert torch.equal(weight[0], weight[1])
     assert torch.equal(weight, first(1))
     assert not torch.equal(weight, first(2))
-    assert (
-        weight.abs().max() <= 2 / 20
-    )  # cut at two of 1 / sqrt(400), which leaves .88 of the standard deviation
+    # Cut at two of 1 / sqrt(400), which leaves .88 of the standard deviation.
+    assert weight.abs().max() <= 2 / 20
     assert weight[0].std().item() == pytest.approx(0.8796 / 20, rel=0.02)
 
 

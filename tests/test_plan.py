@@ -124,9 +124,8 @@ def test_images_of_a_transfer_change_with_those_that_the_encoder_was_trained_on(
     for _, _, ours in Request(table="table5", scale=scale, changes=changes).build().measured():
         trained, shown = dict(ours.spec.encoder.leaves()), dict(ours.spec.dataset.leaves())
         assert trained["dataset.mean"] == shown["mean"] == (0.3, 0.4, 0.5)
-        assert (
-            trained["dataset.canvas"] == shown.get("canvas", 128) == 128
-        )  # a detector's images have sizes of their own
+        # A detector's images have sizes of their own.
+        assert trained["dataset.canvas"] == shown.get("canvas", 128) == 128
         assert trained["dataset.test_split"] == "train" != shown["test_split"], (
             "what is not of the images stays"
         )
@@ -362,7 +361,7 @@ def test_rows_and_columns_cut_the_runs() -> None:
         spec.encoder.method.num_views
         for spec in Request(table="table11", columns="k2,k8").specs()
         if isinstance(spec, Evaluate)
-    }  # type: ignore[attr-defined]
+    }
     assert grid == {2, 8}
 
 

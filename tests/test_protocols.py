@@ -368,9 +368,8 @@ def test_features_are_those_of_each_image_by_itself_in_eval_mode() -> None:
     assert len(extracted) == len(labelled) == 30
     assert split.labels.tolist() == [images.labels[index] for index in labelled]
     for row, index in enumerate(labelled):
-        pixels = np.array(images.open(index).resize((19, 16), Image.Resampling.BICUBIC))[
-            :, 2:18
-        ]  # round(1.5) is 2
+        # The crop begins at round(1.5), which is 2.
+        pixels = np.array(images.open(index).resize((19, 16), Image.Resampling.BICUBIC))[:, 2:18]
         x = (pixels / 255 - toy.mean) / toy.std
         expected = network.backbone(torch.tensor(x, dtype=torch.float32).permute(2, 0, 1)[None])[0]
         torch.testing.assert_close(extracted[row], expected, rtol=1e-4, atol=1e-5)

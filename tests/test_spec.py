@@ -131,9 +131,8 @@ def components(spec: Settings) -> tuple[tuple[str, str], ...]:
 @pytest.mark.parametrize("table", table_names())
 def test_changing_any_setting_of_a_run_changes_its_id(table: str) -> None:
     specs = [spec for scale in SCALES for spec in Request(table=table, scale=scale).specs()]
-    for spec in {
-        components(spec): spec for spec in specs
-    }.values():  # one of each kind, or the grid alone would take ten seconds
+    # One run of each kind, as the grid alone would take ten seconds.
+    for spec in {components(spec): spec for spec in specs}.values():
         paths = [
             (path, value, hint) for path, value, hint in settings_in(spec) if not has_one_value(path, hint)
         ]

@@ -1055,7 +1055,7 @@ def test_the_tuned_byol_has_byols_own_settings(column: str, epochs: int, peak: f
         papers.dataset,
         papers.backbone,
         papers.augmentation.crop_scale,
-    )  # type: ignore[attr-defined]
+    )
 
 
 def test_the_optimiser_of_every_other_run_is_the_papers() -> None:

@@ -95,10 +95,8 @@ def retrying(action: Callable[[], T], *, unreachable: Callable[[Exception], bool
 @contextmanager
 def giving_up_after(seconds: int) -> Iterator[None]:
     """Make MLflow ask a server once and wait at most `seconds` for its answer, inside the block."""
-    hasty = {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    }  # read at each request
+    # MLflow reads these at each request.
+    hasty = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     before = {name: os.environ.get(name) for name in hasty}
     os.environ.update(hasty)
     try:
