@@ -92,10 +92,10 @@ def test_its_id_follows_from_the_content_the_protocol_and_the_data_set() -> None
 
 def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> None:
     both = knn(changes=("encoder.mean=0.4,0.4,0.4", "std=0.1,0.2,0.3")).build()
-    assert both.encoder.mean == dict(both.dataset.leaves())["mean"] == (0.4, 0.4, 0.4)  # type: ignore[union-attr]
-    assert both.encoder.std == dict(both.dataset.leaves())["std"] == (0.1, 0.2, 0.3)  # type: ignore[union-attr]
+    assert both.encoder.mean == dict(both.dataset.leaves())["mean"] == (0.4, 0.4, 0.4)
+    assert both.encoder.std == dict(both.dataset.leaves())["std"] == (0.1, 0.2, 0.3)
     shown = knn(changes=("dataset.resize=96", "dataset.size=64")).build()
-    assert (shown.encoder.size, dict(shown.dataset.leaves())["size"]) == (32, 64)  # type: ignore[union-attr]
+    assert (shown.encoder.size, dict(shown.dataset.leaves())["size"]) == (32, 64)
 
 
 @pytest.mark.parametrize(

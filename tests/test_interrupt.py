@@ -150,7 +150,7 @@ def test_decoders_outlive_a_signal_to_the_whole_group_and_end_with_the_loop(tmp_
     (decoder,) = set(psutil.Process().children()) - before
     decoder.terminate()  # by their parent: it ends
     assert decoder.wait(20) is not None
-    shown.close()  # type: ignore[attr-defined]
+    shown.close()
 
 
 # Training in this process

@@ -193,7 +193,7 @@ def test_changed_settings_have_their_full_names() -> None:
 
 def test_a_plan_names_the_settings_of_the_nearest_run_in_full() -> None:
     theirs = byol("protocol.epochs=9", "base_lr=1", "evaluation.num_val=900")
-    past = forecast.Past([SimpleNamespace(settings=tags.settings(theirs))])  # type: ignore[list-item]
+    past = forecast.Past([SimpleNamespace(settings=tags.settings(theirs))])
     assert forecast.nearest(byol(), past).endswith(
         "the nearest differs in optimizer.base_lr: 1.0, here 1.6; protocol.epochs: 9, here 500; "
         "evaluation.dataset.num_val: 900, here 1000"

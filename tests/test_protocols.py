@@ -412,7 +412,7 @@ def test_an_encoder_that_diverged_gives_no_numbers() -> None:
     ],
 )
 def test_more_neighbours_than_images_are_an_error_before_any_work(protocol: Protocol, k: int) -> None:
-    no_encoder: Encoder = None  # type: ignore[assignment]
+    no_encoder: Encoder = None
     with pytest.raises(
         ValueError, match=f"asks for {k} neighbours, but the train split of toy has 30 labelled images"
     ):

@@ -166,7 +166,7 @@ def finished(table: Table = TABLE, *, backwards: bool = False) -> dict[str, Fini
     runs = {}
     for _, _, ours in table.measured():
         for seed, spec in enumerate(ours.runs(SEEDS)):
-            label = ours.spec.encoder.method.label  # type: ignore[attr-defined]
+            label = ours.spec.encoder.method.label
             if (label, seed) in METRICS:
                 runs[spec.id] = Finished(
                     spec_id=spec.id, run_id=f"run-{label}-{seed}", metrics=METRICS[label, seed]
@@ -230,7 +230,7 @@ def test_the_mean_of_nothing_is_an_error_and_its_order_does_not_matter() -> None
 def test_ranks_share_ties_and_skip_what_is_missing(
     values: list[float | None], better: str, expected: list[str]
 ) -> None:
-    assert stats.ranks(values, better) == expected  # type: ignore[arg-type]
+    assert stats.ranks(values, better) == expected
 
 
 @pytest.mark.parametrize(
@@ -643,7 +643,7 @@ def test_a_table_that_is_not_the_papers_has_its_numbers_in_every_format(tmp_path
     ],
 )
 def test_text_in_each_format(text: str, form: object, expected: str) -> None:
-    assert form(text) == expected  # type: ignore[operator]
+    assert form(text) == expected
 
 
 @pytest.mark.parametrize(

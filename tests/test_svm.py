@@ -320,7 +320,7 @@ def test_the_solver_draws_from_the_seed() -> None:
 )
 def test_data_that_do_not_fit_are_an_error_in_one_line_before_any_work(dataset: Toy, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        LinearSVM().run(None, dataset, Site(), CPU, 0)  # type: ignore[arg-type]
+        LinearSVM().run(None, dataset, Site(), CPU, 0)
     assert "\n" not in str(caught.value)
 
 

@@ -88,9 +88,9 @@ def test_another_process_draws_the_same_scenes() -> None:
 
 
 def test_drawing_touches_no_global_random_state() -> None:
-    before = np.random.get_state()[1].tobytes()  # type: ignore[union-attr, index]
+    before = np.random.get_state()[1].tobytes()
     draw(10, seed=0, stream=0)
-    assert np.random.get_state()[1].tobytes() == before  # type: ignore[union-attr, index]
+    assert np.random.get_state()[1].tobytes() == before
 
 
 def test_seeds_and_streams_give_other_scenes_and_no_scene_comes_twice() -> None:

@@ -264,7 +264,7 @@ def test_finished_without_the_completion_tag_is_not_finished(site: Site) -> None
 class Impatient(dict[str, float]):
     """Metrics that send signals while they are written: the terminal's, then torchrun's."""
 
-    def items(self):  # type: ignore[no-untyped-def]
+    def items(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
         return super().items()

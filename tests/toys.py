@@ -196,7 +196,7 @@ def ended(target: Callable[..., None], *arguments: object) -> int | None:
 def on_two_processes(work: Callable[..., R], folder: Path, *arguments: Any) -> list[R]:
     """What `work(*arguments)`, a function of a module, returns on each of two processes of one run; they meet
     in `folder`."""
-    torch.multiprocessing.spawn(_one_of_two, (work, str(folder), arguments), nprocs=2)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(_one_of_two, (work, str(folder), arguments), nprocs=2)
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
