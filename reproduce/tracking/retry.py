@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from reproduce.messages import age
+from reproduce.messages import age, first_line
 from reproduce.runs import interrupt
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def giving_up_after(seconds: int) -> Iterator[None]:
 
 def in_short(error: BaseException) -> str:
     """Return the first line of an exception, without the exception's name."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    return (first_line(error) or type(error).__name__)[:200]
 
 
 def _wait(seconds: float) -> None:
