@@ -17,10 +17,9 @@ The columns of the frame and of `runs.csv`:
 
 The last line stands for the settings of the run, one column each, by the full path that MLflow shows too.
 What begins with `encoder.` belongs to the encoder (its pretraining, or its weights), the rest to the
-evaluation. The
-name of a component stands in the column of its path: `encoder.method` is `msbreg`, `protocol` is `linear`. A
-setting that is None is `none`, and a tuple is JSON text. A setting that a run does not have is empty. Only
-`frame` and `write_runs` import pandas.
+evaluation. The name of a component stands in the column of its path: `encoder.method` is `msbreg`, `protocol`
+is `linear`. A setting that is None is `none`, and a tuple is JSON text. A setting that a run does not have is
+empty. Only `frame` and `write_runs` import pandas.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reproduce.report import render
 from reproduce.report.filled import Filled, fill_from, loads
@@ -24,6 +24,9 @@ from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, wr
 from reproduce.report.table import Table
 from reproduce.runs.files import write_atomic
 from reproduce.site import PROJECT
+
+if TYPE_CHECKING:
+    import filelock
 
 STATE, LOCK = ".rendered", ".rendered.lock"
 """Names of the file that records what was rendered, and of its lock; the index and the export ignore hidden
@@ -111,11 +114,11 @@ def _record(folder: Path, name: str, inputs: str, files: Mapping[str, str]) -> N
     write_atomic(folder / STATE, json.dumps(state, indent=1, sort_keys=True) + "\n")
 
 
-def _lock(folder: Path) -> Any:
+def _lock(folder: Path) -> filelock.BaseFileLock:
     """Return the lock that keeps two commands from losing each other's rows of `runs.csv`."""
-    import filelock
+    from filelock import FileLock
 
-    return filelock.FileLock(folder / LOCK)
+    return FileLock(folder / LOCK)
 
 
 @cache
