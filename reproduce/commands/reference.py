@@ -40,7 +40,7 @@ PLACE = re.compile(
     r"[Ss]ection \d|Table \d+\b(?!'s)|(\w+'s )?App\. \w|[Pp]rotocol sheet|[\w-]*/[\w./-]+|[\w-]+\.(py|yaml)"
 )
 """Place that a setting comes from: a part of a paper, or a file of a repository."""
-OURS = re.compile(r"`?reproduce/")
+OWN_CODE = re.compile(r"`?reproduce/")
 """Beginning of a reference to our own code, which is not a source."""
 CONSTANT = re.compile(r"\b(SOURCE|BASE)\b")
 """Constant of a module that contains a source."""
@@ -248,10 +248,10 @@ def split(text: str) -> Meaning:
     if text.startswith("Choice: "):
         return Meaning("", text[0].lower() + text[1:].removesuffix("."))
     first, rest = _first_part(text)
-    if PLACE.match(first) and not OURS.match(first):
+    if PLACE.match(first) and not OWN_CODE.match(first):
         return Meaning(rest[:1].upper() + rest[1:], first)
     for inside in re.finditer(r" \(((?:[^()]|\([^()]*\))*)\)", text):
-        if PLACE.search(inside[1]) and not OURS.match(inside[1]):
+        if PLACE.search(inside[1]) and not OWN_CODE.match(inside[1]):
             return Meaning(text[: inside.start()] + text[inside.end() :], inside[1])
     return Meaning(text, "")
 

@@ -440,14 +440,14 @@ def _chosen(backbone: str, tensors: Mapping[str, Tensor], wanted: str, shown: st
         ValueError: the backbone fits in no place, or in several with different tensors.
     """
     matches = _matches(backbone, tensors)
-    asked = [
+    candidates = [
         match
         for match in matches
         if match.prefix == wanted or match.prefix.endswith(f".{wanted}") or not wanted
     ]
-    fitting = [match for match in asked if match.fits]
+    fitting = [match for match in candidates if match.fits]
     if not fitting:
-        raise InvalidError(_refusal(_nearest(asked or matches), backbone, tensors, shown, wanted))
+        raise InvalidError(_refusal(_nearest(candidates or matches), backbone, tensors, shown, wanted))
     best = [match for match in fitting if not match.follows] or fitting
     if any(not _same(best[0], other, tensors) for other in best[1:]):
         places = " or ".join(match.prefix or "(none)" for match in best)

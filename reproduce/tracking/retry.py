@@ -114,8 +114,8 @@ def in_short(error: BaseException) -> str:
 def _wait(seconds: float) -> None:
     """Sleep, but not past a stop request, even where such requests are deferred."""
     deadline = time.monotonic() + seconds
-    with interrupt.deferred() as asked:
+    with interrupt.deferred() as stop_reason:
         while (left := deadline - time.monotonic()) > 0:
-            if reason := asked():
+            if reason := stop_reason():
                 interrupt.stop(reason)
             time.sleep(min(0.1, left))
