@@ -82,7 +82,7 @@ def lines(table: str, scale: str) -> Iterator[str]:
     built = Request(table=table, scale=scale).build()
     found = list(_of_runs([ours.spec for _, _, ours in built.measured()]))
     if not found:
-        yield f"Table {built.number} runs nothing: it has no settings."
+        yield f"{built} runs nothing: it has no settings."
         return
     heads = Setting("SETTING", "VALUE", "TYPE", Meaning("", "SOURCE"))
     widths = [max(len(_cells(each)[column]) for each in (heads, *found)) for column in range(3)]
@@ -93,7 +93,7 @@ def lines(table: str, scale: str) -> Iterator[str]:
         yield from (f"{INDENT}{line}" for line in textwrap.wrap(each.meaning.doc, wide))
     example = f"--set {found[0].name}={found[0].value.split(' | ')[0]}"
     yield ""
-    yield f"{len(found)} settings of Table {built.number} at {scale} scale. Change one by name: {example}."
+    yield f"{len(found)} settings of {built} at {scale} scale. Change one by name: {example}."
 
 
 def _cells(each: Setting) -> tuple[str, str, str]:

@@ -174,6 +174,10 @@ class Table:
     stand_in: str = ""
     """Replacement of the paper's data or network at this scale, as a sentence for the caption."""
 
+    def __str__(self) -> str:
+        """Return the name in messages: `Table 8`, or that of its task if it is not from the paper."""
+        return f"Table {self.number}" if self.number else self.name
+
     def __post_init__(self) -> None:
         labels, keys = [row.label for row in self.rows], [column.key for column in self.columns]
         self._check_unique("row label", labels)
