@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toys import SHARED
+from toys import SHARED, canvases
 
 from reproduce.data import imagefolder, inaturalist2018, lists, places205, voc, voc2007
 from reproduce.data.download import available
@@ -331,7 +331,7 @@ def test_places_are_read_in_the_order_of_the_list(places):
     assert images.name(2) == str(
         places / "data/vision/torralba/deeplearning/images256/c/church/outdoor/1.jpg"
     )
-    assert images.canvas([3], 8)[1].tolist() == [[6, 8]]
+    assert canvases(images, [3], 8)[1].tolist() == [[6, 8]]
     val = places205.read(places, "val", num_classes=3)
     assert (val.labels.tolist(), val.classes) == ([0, 1, 2], images.classes)
 

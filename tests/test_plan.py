@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from toys import fill_from
 
 from reproduce import plan, worker
 from reproduce.commands import forecast
@@ -21,7 +22,6 @@ from reproduce.methods.method import Method
 from reproduce.overrides import full_name, parse, paths_of, settings_named
 from reproduce.plan import SCALES, Request, jobs, table_names
 from reproduce.protocols.protocol import Protocol
-from reproduce.report.filled import fill
 from reproduce.spec import LARS, Evaluate, Pretrain
 from reproduce.tracking import tags
 
@@ -187,7 +187,7 @@ def test_changed_settings_have_their_full_names() -> None:
     full = ("optimizer.base_lr=1", "method.tau=.9", "evaluation.dataset.num_val=900", "protocol.epochs=3")
     request = Request(table="table8", rows="BYOL", changes=changes)
     assert request.changed() == full
-    filled = fill(request.build(), 1, {}, {})
+    filled = fill_from(request.build(), 1, {}, {})
     assert f"Changed settings: {', '.join(full)}." in filled.caption
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from toys import fill_from
 
 from configs import pretrain, released
 from configs.rows import lead
@@ -24,7 +25,6 @@ from reproduce.nn.weights import Weights
 from reproduce.plan import Request
 from reproduce.report import markup
 from reproduce.report.display import display
-from reproduce.report.filled import fill
 from reproduce.report.table import Cell, MissingNumberError, Table
 from reproduce.settings import Settings
 from reproduce.spec import LARS, Evaluate, Pretrain
@@ -333,7 +333,7 @@ def test_numbers_next_to_an_added_row_are_those_of_the_source_with_a_note() -> N
 
 def test_a_number_next_to_an_added_row_is_never_the_best_of_the_papers() -> None:
     """BYOL's 66.7 and 64.9 are above 66.2 and 63.0, which the paper prints in bold."""
-    shown = display(fill(table("table4"), 1, {}, {}))
+    shown = display(fill_from(table("table4"), 1, {}, {}))
     ranks = {line.label: [cell.rank for cell in line.cells[::2]] for line in shown.lines}
     assert ranks["BYOL"] == ranks["Barlow Twins"] == ["", ""]
     assert ranks["Ours ($K = 4$)"] == ["best", "best"]
@@ -800,18 +800,18 @@ def test_the_columns_of_detection_come_from_one_fine_tuning(name: str) -> None:
 @pytest.mark.parametrize("name", ["table5", "table10"])
 def test_a_caption_names_an_engine_that_stands_in_for_the_papers(name: str, scale: str) -> None:
     built = Request(table=name, scale=scale).build()
-    named = "torchvision" in fill(built, 1, {}, {}).caption
+    named = "torchvision" in fill_from(built, 1, {}, {}).caption
     engines = {dict(ours.spec.protocol.leaves()).get("engine") for _, _, ours in built.measured()} - {None}
     assert engines == {"torchvision" if scale == "smoke" else "detectron2"}
     assert named == (scale == "smoke")
     elsewhere = Request(table=name, scale=scale, changes=("protocol.engine=torchvision",)).build()
-    assert "torchvision" in fill(elsewhere, 1, {}, {}).caption
+    assert "torchvision" in fill_from(elsewhere, 1, {}, {}).caption
 
 
 def test_a_caption_states_the_rate_and_the_schedule_of_another_batch() -> None:
     """With 4 images in place of 16: a quarter of .02, and four times 24 000."""
     built = Request(table="table5", scale="paper", columns="ap", changes=("protocol.batch_size=4",)).build()
-    assert "the learning rate is 0.005, for 96000 iterations" in fill(built, 1, {}, {}).caption
+    assert "the learning rate is 0.005, for 96000 iterations" in fill_from(built, 1, {}, {}).caption
 
 
 @pytest.mark.parametrize("name", ["table5", "table10"])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reproduce.report import render
-from reproduce.report.filled import Filled, fill_from, loads
+from reproduce.report.filled import Filled, fill, loads
 from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, write_runs
 from reproduce.report.table import Table
 from reproduce.runs.files import write_atomic
@@ -64,7 +64,7 @@ def publish(
         filled = loads(report.read_bytes(), str(report))
     else:
         runs = frame(table, seeds, finished, reasons) if any(table.measured()) else None
-        filled = fill_from(table, seeds, runs)
+        filled = fill(table, seeds, runs)
         render.write(filled, folder)
         with _lock(folder):
             write_runs(runs, table.name, folder)
