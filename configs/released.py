@@ -4,10 +4,9 @@
     invoke evaluate --checkpoint moco_v2_200 --protocol linear_sgd --dataset imagenet
 
 A file of 94 to 340 MB is downloaded when an evaluation first needs it, and kept under `weights/` of the
-site's
-run folder. The owners do not publish a sha256: the hash of the first download is recorded there and enforced
-afterwards. This project has not downloaded any of these files. Addresses and names of tensors are those that
-the repositories give, and an evaluation refuses a file that does not fit.
+site's run folder. The owners do not publish a sha256: the hash of the first download is recorded there and
+enforced afterwards. This project has not downloaded any of these files. Addresses and names of tensors are
+those that the repositories give, and an evaluation refuses a file that does not fit.
 
 Missing: BYOL 1000 (deepmind-byol) is a Haiku pickle, which cannot be read without running code: evaluate a
 converted file. PixPro 100 and 400 (zdaxie/PixPro README.md) are linked as pages of Google Drive, not as

@@ -72,8 +72,7 @@ class Store:
     Args:
         retry_seconds: seconds for which `start`, its runs, `finished` and `download` retry while the store is
             unreachable: `retry.RETRY_SECONDS` for processes that execute runs, 0 for commands, which report
-                the
-            problem at once.
+            the problem at once.
     """
 
     def __init__(self, site: Site, *, retry_seconds: float = 0.0) -> None:
