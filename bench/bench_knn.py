@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from bench.compare import in_turns, record, resident_peak
+from bench.compare import in_fresh_process, in_turns, record, resident_peak
 from reproduce.protocols.knn import nearest
 
-PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 CASES = (("euclidean", 5), ("cosine", 20), ("cosine", 200))
 """Distances and numbers of neighbours of Tables 1 and 4."""
@@ -88,7 +85,7 @@ def _time(metric: str, k: int, num_bank: int, num_queries: int, rounds: int, thr
 
 
 def _memory(small: int, large: int, d: int, *, bar: float | None) -> dict[str, Any]:
-    peaks = [_in_fresh_process(num_bank, d) for num_bank in (small, large)]
+    peaks = [in_fresh_process("bench_knn", num_bank, d) for num_bank in (small, large)]
     return record(
         "knn",
         f"peak memory beyond the features, bank of {large} x {d} over one of {small} x {d}",
@@ -97,16 +94,6 @@ def _memory(small: int, large: int, d: int, *, bar: float | None) -> dict[str, A
         detail=f"{peaks[1] / 2**20:.0f} MiB over {peaks[0] / 2**20:.0f} MiB; "
         f"the larger bank has {4 * d * large / 2**20:.0f} MiB",
         at_most=bar,
-    )
-
-
-def _in_fresh_process(num_bank: int, d: int) -> int:
-    """Return the peak bytes of a search beyond its features, measured in a fresh process."""
-    # glibc then returns every freed tensor to the system, so that resident memory is the memory in use.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench.bench_knn", "--peak", str(num_bank), str(d)]
-    return int(
-        subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, check=True).stdout
     )
 
 

@@ -15,23 +15,19 @@ K.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from bench.compare import machine, prepare, record, resident_peak
+from bench.compare import in_fresh_process, machine, prepare, record, resident_peak
 from configs import pretrain
 from reproduce.nn import backbones
 from reproduce.spec import Pretrain
 from reproduce.train import Meter, draw_views, start, train_step
 
-PROJECT = Path(__file__).resolve().parent.parent
 BAR = 1.10
 NUM_VIEWS = (2, 4, 8)
 STEPS = 3
@@ -71,7 +67,10 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
 
 
 def _records(case: Case, device: torch.device) -> list[dict[str, Any]]:
-    peaks = {num_views: _in_fresh_process(case, num_views) for num_views in NUM_VIEWS}
+    peaks = {
+        num_views: in_fresh_process("bench_memory", case.backbone, case.batch_size, num_views)
+        for num_views in NUM_VIEWS
+    }
     return [
         record(
             "memory",
@@ -83,23 +82,6 @@ def _records(case: Case, device: torch.device) -> list[dict[str, Any]]:
         )
         for num_views in NUM_VIEWS[1:]
     ]
-
-
-def _in_fresh_process(case: Case, num_views: int) -> int:
-    """Return the peak bytes of training with `num_views` views, measured in a fresh process."""
-    # glibc then returns every freed tensor to the system, so that resident memory is the memory in use.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [
-        sys.executable,
-        "-m",
-        "bench.bench_memory",
-        "--peak",
-        case.backbone,
-        str(case.batch_size),
-        str(num_views),
-    ]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, check=True)
-    return int(done.stdout)
 
 
 def peak(case: Case, num_views: int) -> int:

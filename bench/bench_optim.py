@@ -72,7 +72,7 @@ def _loop(parameters: list[nn.Parameter]) -> Callable[[], None]:
     @torch.no_grad()
     def step() -> None:
         for w, m in zip(parameters, momenta, strict=True):
-            update: Tensor = w.grad  # type: ignore[assignment]
+            update: Tensor = w.grad
             if w.ndim > 1:
                 update = update.add(w, alpha=DECAY)
                 w_norm, u_norm = w.norm(), update.norm()

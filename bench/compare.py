@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 class Comparison(NamedTuple):
@@ -120,6 +125,16 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return "one CPU core"
+
+
+def in_fresh_process(benchmark: str, *arguments: object) -> int:
+    """Return the bytes that `python -m bench.<benchmark> --peak` prints, run in a process of its own."""
+    # glibc then returns every freed tensor to the system, so that resident memory is the memory in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", f"bench.{benchmark}", "--peak", *map(str, arguments)]
+    return int(
+        subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    )
 
 
 def resident_peak() -> int:

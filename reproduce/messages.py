@@ -27,10 +27,15 @@ class NotFoundError(UserError, LookupError):
 
 def reason_of(error: BaseException) -> str:
     """Return an exception as a reason on one line; only a message for users is given without its type."""
-    text = next(iter(str(error).strip().splitlines()), "")
+    text = first_line(error)
     if not text:
         return type(error).__name__
     return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:LONGEST]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message; empty if it has none."""
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def unknown(kind: str, asked: str, known: Iterable[str]) -> str:

@@ -512,7 +512,7 @@ def _changed(table: Table, change: str) -> Table:
     runs = [ours.spec for _, _, ours in table.measured()]
     if not runs:
         key, _ = parsed(change)
-        what = f"Table {table.number}" if not table.left_out else f"The chosen part of Table {table.number}"
+        what = f"The chosen part of {table}" if table.left_out else str(table)
         raise NotFoundError(
             f"{what} runs nothing: it has no setting '{key}' or any other that --set could change."
         )

@@ -91,7 +91,7 @@ class Settings:
 
 def field_types(cls: Any) -> dict[str, Any]:
     """Return the fields of a settings class with their resolved annotations, in order of declaration."""
-    return _field_types(cls)
+    return _field_types(cls)  # typed: a type checker refuses a class as the argument of a cached function
 
 
 @cache

@@ -112,7 +112,7 @@ def pretrain(
         network.online = DistributedDataParallel(network.online)
 
     # Loop over epochs and steps: train, log, report, save.
-    with interrupt.deferred() as asked:
+    with interrupt.deferred() as stop_reason:
         for epoch in range(first_epoch, spec.epochs):
             first = first_index if epoch == first_epoch else 0
             for index, (canvas, sizes, which) in enumerate(
@@ -136,7 +136,7 @@ def pretrain(
                 report(Progress(seen, total, "images", f"epoch {epoch + 1}/{spec.epochs}"))
 
                 # Save a checkpoint if one is due, and always before a stop.
-                stopping = distributed.anyone(bool(asked()))
+                stopping = distributed.anyone(bool(stop_reason()))
                 due = last and ((epoch + 1) % site.checkpoint_every == 0 or epoch + 1 == spec.epochs)
                 if due or stopping:
                     done = (epoch + 1, 0) if last else (epoch, index + 1)
@@ -148,7 +148,7 @@ def pretrain(
                 if stopping:
                     # All processes wait for the file: torchrun ends them all as soon as one has ended.
                     distributed.agreed(True)
-                    interrupt.stop(asked() or interrupt.ELSEWHERE)
+                    interrupt.stop(stop_reason() or interrupt.ELSEWHERE)
 
     # Save the encoder.
     online = distributed.unwrapped(network.online)

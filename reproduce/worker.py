@@ -280,10 +280,10 @@ def serve(site: Site, events: TextIO) -> None:
 
     When standard input closes, the parent process is gone or requests a stop: the current run is interrupted.
     """
-    asked: queue.Queue[str] = queue.Queue()
+    lines: queue.Queue[str] = queue.Queue()
     working, ended = threading.Event(), threading.Event()
-    threading.Thread(target=_listen, args=(_input(), asked, working, ended), daemon=True).start()
-    while line := asked.get():
+    threading.Thread(target=_listen, args=(_input(), lines, working, ended), daemon=True).start()
+    while line := lines.get():
         order = json.loads(line)
         working.set()
         if ended.is_set():  # before `working` was set, so nothing would interrupt the run
@@ -336,13 +336,13 @@ def _input() -> TextIO:
 
 
 def _listen(
-    orders: TextIO, asked: queue.Queue[str], working: threading.Event, ended: threading.Event
+    orders: TextIO, lines: queue.Queue[str], working: threading.Event, ended: threading.Event
 ) -> None:
     """Pass lines on; at the end of input, interrupt the current run."""
     for line in orders:
-        asked.put(line)
+        lines.put(line)
     ended.set()
-    asked.put("")
+    lines.put("")
     if working.is_set():
         interrupt.ask("the command that started it has stopped")
 

@@ -122,9 +122,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from reproduce.tracking.store import Store
 
     folder = tmp_path_factory.getbasetemp()
-    if (
-        "PYTEST_XDIST_WORKER" in os.environ
-    ):  # each process has a folder of its own in the one that all of them share
+    # With pytest-xdist, each process has its own folder inside the one that all of them share.
+    if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)

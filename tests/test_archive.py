@@ -59,7 +59,7 @@ def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
         run.tag("data_digest", "d" * 64)
         if isinstance(spec, Pretrain):
             path = store._site.runs / spec.id / FILE
-            tensors = {"backbone.w": torch.full((3, 2), float(spec.method.num_views))}  # type: ignore[attr-defined]
+            tensors = {"backbone.w": torch.full((3, 2), float(spec.method.num_views))}
             run.artifact(checkpoint.save_encoder(path, tensors, spec_id=spec.id))
         run.finish(final)
     return run.run_id

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 HEAVY = {"torch", "torchvision", "mlflow", "pandas", "numpy", "sklearn", "PIL", "jinja2"}
 TABLES = tuple(f"table{number}" for number in range(1, 13))
+OWN = {path.stem for path in (PROJECT / "tables").glob("[!_]*.py")} - {*TABLES}
+"""Tables that somebody added: the tests of the paper's tables hold next to them."""
 TASKS = (
     *TABLES[:5],
     "voc-detection",
@@ -81,6 +83,7 @@ def test_nothing_heavy_is_imported_to_list_help_plan_or_refuse(
 
 def test_every_task_is_listed_with_a_line_of_help(home: Home) -> None:
     listed = json.loads(home.invoke("--list", "--list-format", "json").stdout)["tasks"]
+    listed = [task for task in listed if task["name"] not in OWN]
     assert sorted(task["name"] for task in listed) == sorted(TASKS)
     assert {alias for task in listed for alias in task["aliases"]} == set(ALIASES)
     for task in listed:
@@ -91,7 +94,8 @@ def test_every_task_is_listed_with_a_line_of_help(home: Home) -> None:
 @pytest.mark.parametrize("layout", ["flat", "nested"])
 def test_the_list_has_the_tables_in_the_papers_order_and_then_the_tools(layout: str, home: Home) -> None:
     lines = home.invoke("--list", "--list-format", layout).stdout.splitlines()
-    assert tuple(line.split()[0] for line in lines if re.match(r"  \S", line)) == TASKS
+    names = (line.split()[0] for line in lines if re.match(r"  \S", line))
+    assert tuple(name for name in names if name not in OWN) == TASKS
 
 
 def test_the_tasks_are_a_program_of_their_own(home: Home) -> None:
@@ -103,7 +107,8 @@ def test_the_tasks_are_a_program_of_their_own(home: Home) -> None:
 
     listed = msbreg("--list")
     assert listed.stdout.startswith("Subcommands:\n")
-    assert re.findall(r"^  (\S+)", listed.stdout, re.MULTILINE) == list(TASKS)
+    names = re.findall(r"^  (\S+)", listed.stdout, re.MULTILINE)
+    assert [name for name in names if name not in OWN] == list(TASKS)
     assert msbreg("--version").stdout.startswith("msbreg ")
     refused = msbreg("table8", "--scale", "smok")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)

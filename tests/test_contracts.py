@@ -118,7 +118,7 @@ def test_no_two_components_share_a_name_and_each_has_its_own() -> None:
 @pytest.mark.parametrize("cls", EVERY_COMPONENT)
 def test_a_component_is_frozen_takes_keywords_and_says_what_it_is(cls: type[Settings]) -> None:
     assert is_dataclass(cls)
-    assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert cls.__dataclass_params__.frozen
     assert cls.__doc__
     assert not cls.__doc__.startswith(f"{cls.__name__}("), (
         "a dataclass without a docstring gets its signature"
@@ -155,7 +155,7 @@ def test_each_setting_has_a_line_with_its_source(package: str) -> None:
 
 def with_all_terms(cls: type[Method], norm: Literal["batchnorm", "layernorm"] = "batchnorm") -> Method:
     """Return the method at its smallest, with all terms of its loss and with tiny heads if it has heads."""
-    method = cls().smaller("smoke")  # type: ignore[call-arg]
+    method = cls().smaller("smoke")
     names = {field.name for field in fields(method)}
     changes: dict[str, Any] = {name: 0.1 for name in names if name.startswith("lambda_")}
     if "heads" in names:
@@ -220,7 +220,7 @@ def test_what_follows_the_optimiser_says_how_and_moves(cls: type[Method]) -> Non
 def test_a_method_is_the_same_at_a_smaller_scale_but_for_its_sizes(
     cls: type[Method], scale: Literal["smoke", "small"]
 ) -> None:
-    method = cls()  # type: ignore[call-arg]
+    method = cls()
     smaller = method.smaller(scale)
     assert type(smaller) is cls
     compared = ("num_views", "lambda_", "heads.norm")
@@ -305,7 +305,7 @@ def test_every_detection_engine_is_called_alike() -> None:
 
 @pytest.mark.parametrize("cls", DATASETS)
 def test_a_data_set_describes_itself(cls: type[Dataset]) -> None:
-    dataset = cls()  # type: ignore[call-arg]
+    dataset = cls()
     assert dataset.title
     assert dataset.size <= dataset.resize
     assert dataset.size <= dataset.canvas
@@ -344,7 +344,7 @@ def test_a_data_set_is_there_or_says_what_is_missing_and_where_to_get_it(
 
 @pytest.mark.parametrize("cls", WITH_BOXES)
 def test_a_data_set_with_boxes_describes_itself(cls: type[DetectionDataset]) -> None:
-    dataset = cls()  # type: ignore[call-arg]
+    dataset = cls()
     assert dataset.title
     assert len(set(dataset.classes)) == len(dataset.classes) > 1
     assert all(0 < value < 1 for value in (*dataset.mean, *dataset.std))

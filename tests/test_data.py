@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from toys import SHARED
+from toys import SHARED, canvases, centre_crops
 
 from reproduce.data import imagefolder, stl10
 from reproduce.data.imagenet import ImageNet
@@ -73,13 +73,13 @@ def test_names_need_not_be_ascii(tmp_path):
     save(tmp_path / "Äpfel" / "größe 1.png", photograph(0, 8, 8))
     images = imagefolder.read(tmp_path)
     assert images.name(0) == str(tmp_path / "Äpfel" / "größe 1.png")
-    assert images.canvas([0], 8)[0].shape == (1, 3, 8, 8)
+    assert canvases(images, [0], 8)[0].shape == (1, 3, 8, 8)
 
 
 def test_a_canvas_of_the_images_own_size_is_the_image(tmp_path):
     pixels = photograph(1, 24, 24)
     save(tmp_path / "a" / "x.png", pixels)
-    canvas, sizes = imagefolder.read(tmp_path).canvas([0], 24)
+    canvas, sizes = canvases(imagefolder.read(tmp_path), [0], 24)
     assert canvas.dtype == torch.uint8
     assert np.array_equal(canvas[0].permute(1, 2, 0), pixels)
     assert sizes.tolist() == [[24, 24]]
@@ -93,7 +93,7 @@ def test_a_canvas_squashes_the_whole_image_and_keeps_its_size(tmp_path):
     pixels = np.zeros((10, 40, 3), np.uint8)
     pixels[:, 20:] = 255
     save(tmp_path / "a" / "x.png", pixels)
-    canvas, sizes = imagefolder.read(tmp_path).canvas([0], 20)
+    canvas, sizes = canvases(imagefolder.read(tmp_path), [0], 20)
     assert sizes.tolist() == [[10, 40]]
     assert (canvas[0, :, :, :8] < 8).all()
     assert (canvas[0, :, :, 12:] > 247).all()
@@ -102,7 +102,7 @@ def test_a_canvas_squashes_the_whole_image_and_keeps_its_size(tmp_path):
 def test_a_large_jpeg_decoded_at_a_fraction_of_its_size_gives_nearly_the_same_canvas(tmp_path):
     pixels = photograph(2, 1000, 1300)
     save(tmp_path / "a" / "x.jpg", pixels, quality=95)
-    canvas, sizes = imagefolder.read(tmp_path).canvas([0], 96)
+    canvas, sizes = canvases(imagefolder.read(tmp_path), [0], 96)
     with Image.open(tmp_path / "a" / "x.jpg") as image:
         whole = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC))
     assert sizes.tolist() == [[1000, 1300]]
@@ -118,14 +118,14 @@ def test_a_centre_crop_is_that_of_torchvision(tmp_path, height, width):
     wanted = transforms.Compose(
         [transforms.Resize(70, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(64)]
     )
-    crop = imagefolder.read(tmp_path).test_crop([0], 70, 64)
+    crop = centre_crops(imagefolder.read(tmp_path), [0], 70, 64)
     assert np.array_equal(crop[0].permute(1, 2, 0), np.asarray(wanted(Image.fromarray(pixels))))
 
 
 def test_a_centre_crop_of_the_images_own_size_is_the_image(tmp_path):
     pixels = photograph(4, 32, 32)
     save(tmp_path / "a" / "x.png", pixels)
-    assert np.array_equal(imagefolder.read(tmp_path).test_crop([0], 32, 32)[0].permute(1, 2, 0), pixels)
+    assert np.array_equal(centre_crops(imagefolder.read(tmp_path), [0], 32, 32)[0].permute(1, 2, 0), pixels)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
@@ -134,7 +134,7 @@ def test_images_of_other_modes_are_converted_to_rgb(tmp_path, mode):
     path = tmp_path / "a" / ("x.tiff" if mode == "CMYK" else "x.png")
     path.parent.mkdir()
     image.save(path)
-    canvas, _ = imagefolder.read(tmp_path).canvas([0], 16)
+    canvas, _ = canvases(imagefolder.read(tmp_path), [0], 16)
     assert np.array_equal(canvas[0].permute(1, 2, 0), np.asarray(image.convert("RGB")))
     if mode == "L":
         assert np.array_equal(canvas[0, 0], canvas[0, 2])
@@ -143,7 +143,7 @@ def test_images_of_other_modes_are_converted_to_rgb(tmp_path, mode):
 def test_sixteen_bits_are_refused_since_a_conversion_would_cut_them(tmp_path):
     save(tmp_path / "a" / "x.png", np.full((8, 8), 40000, np.uint16))
     with pytest.raises(ValueError, match=r"a/x\.png cannot be decoded: its mode is I;16"):
-        imagefolder.read(tmp_path).canvas([0], 8)
+        canvases(imagefolder.read(tmp_path), [0], 8)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
@@ -167,14 +167,14 @@ def test_a_file_that_vanished_after_the_scan_is_named(folder):
     images = imagefolder.read(folder / "train")
     (folder / "train" / "n01" / "n01_1.png").unlink()
     with pytest.raises(ValueError, match=r"n01_1\.png cannot be decoded"):
-        images.test_crop([0, 1], 16, 16)
+        centre_crops(images, [0, 1], 16, 16)
 
 
 def test_an_index_outside_of_the_split_is_an_error(folder):
     images = imagefolder.read(folder / "train")
     for index in (-1, 6):
         with pytest.raises(IndexError, match=f"Image {index} does not exist: the split has 6"):
-            images.canvas([0, index], 16)
+            canvases(images, [0, index], 16)
 
 
 def test_an_empty_class_is_an_error(folder):
@@ -258,21 +258,21 @@ def test_batches_are_the_same_bytes_whatever_the_workers_and_the_memory(tmp_path
 
 def test_a_split_that_fits_is_decoded_once_and_only_where_asked(folder):
     images = imagefolder.read(folder / "train", cache_gb=6 * 3 * 16 * 16 / 1e9)
-    before = images.canvas([4, 1], 16)
+    before = canvases(images, [4, 1], 16)
     shutil.rmtree(folder)
-    after = images.canvas([1, 4], 16)
+    after = canvases(images, [1, 4], 16)
     assert torch.equal(after[0], before[0].flip(0))
     assert same(list(batches(images, [4, 1], 2, canvas=16, workers=2)), [images.read([4, 1], Canvas(16))])
     with pytest.raises(ValueError, match="cannot be decoded"):
-        images.canvas([0], 16)
+        canvases(images, [0], 16)
     with pytest.raises(ValueError, match="cannot be decoded"):
-        images.test_crop([1], 16, 16)  # another shape, which does not fit in the cache
+        centre_crops(images, [1], 16, 16)  # another shape, which does not fit in the cache
 
 
 def test_workers_decode_only_what_is_not_in_memory(folder):
     images = imagefolder.read(folder / "train", cache_gb=1)
     expected = imagefolder.read(folder / "train").read(np.arange(6), Canvas(16))
-    images.canvas([0, 2, 3], 16)
+    canvases(images, [0, 2, 3], 16)
     for name in ("n01/n01_0.png", "n01/n01_2.png", "n02/n02_0.png"):
         (folder / "train" / name).unlink()
     assert same(list(batches(images, np.arange(6), 6, canvas=16, workers=1)), [expected])
@@ -280,18 +280,18 @@ def test_workers_decode_only_what_is_not_in_memory(folder):
 
 def test_a_split_that_does_not_fit_is_decoded_each_time(folder):
     images = imagefolder.read(folder / "train", cache_gb=(6 * 3 * 16 * 16 - 1) / 1e9)
-    images.canvas([0], 16)
+    canvases(images, [0], 16)
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="cannot be decoded"):
-        images.canvas([0], 16)
+        canvases(images, [0], 16)
 
 
 def test_what_is_handed_out_does_not_change_the_memory(folder):
     images = imagefolder.read(folder / "train", cache_gb=1)
-    canvas, _ = images.canvas([0], 16)
+    canvas, _ = canvases(images, [0], 16)
     kept = canvas.clone()
     canvas.zero_()
-    assert torch.equal(images.canvas([0], 16)[0], kept)
+    assert torch.equal(canvases(images, [0], 16)[0], kept)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -307,15 +307,15 @@ def test_a_loop_that_stops_early_leaves_nothing_running(folder, workers):
 
 def test_the_copy_for_a_worker_holds_no_pixels(folder, stl):
     images = imagefolder.read(folder / "train", cache_gb=1)
-    canvas, _ = images.canvas(np.arange(6), 64)
+    canvas, _ = canvases(images, np.arange(6), 64)
     copy = pickle.dumps(images)
     assert len(copy) < 3000 < canvas.numel()
-    assert torch.equal(pickle.loads(copy).canvas(np.arange(6), 64)[0], canvas)
+    assert torch.equal(canvases(pickle.loads(copy), np.arange(6), 64)[0], canvas)
     binary = stl10.read(stl, "test")
-    binary.canvas([0], 96)
+    canvases(binary, [0], 96)
     copy = pickle.dumps(binary)
     assert len(copy) < 3000
-    assert torch.equal(pickle.loads(copy).canvas([3], 96)[0], binary.canvas([3], 96)[0])
+    assert torch.equal(canvases(pickle.loads(copy), [3], 96)[0], canvases(binary, [3], 96)[0])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -373,7 +373,7 @@ def stl(stl_template, tmp_path):
 
 def test_stl10_images_stand_upright(stl):
     images = stl10.read(stl, "train")
-    canvas, sizes = images.canvas([7, 0], 96)
+    canvas, sizes = canvases(images, [7, 0], 96)
     assert np.array_equal(canvas.permute(0, 2, 3, 1), stl_pixels("train", 20)[[7, 0]])
     assert sizes.tolist() == [[96, 96], [96, 96]]
     assert images.labels.tolist() == [index % 10 for index in range(20)]
@@ -383,19 +383,18 @@ def test_stl10_images_stand_upright(stl):
 def test_stl10_is_what_torchvision_reads(stl, monkeypatch):
     from torchvision import datasets
 
-    monkeypatch.setattr(
-        datasets.STL10, "_check_integrity", lambda self: True
-    )  # the checksums of the real release
+    # The checksums are those of the real release.
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
     for split in ("train", "test", "unlabeled", "train+unlabeled"):
         ours, theirs = stl10.read(stl, split), datasets.STL10(stl, split)
         assert ours.labels.tolist() == np.asarray(theirs.labels).astype(np.int8).tolist()
-        assert np.array_equal(ours.canvas(np.arange(len(ours)), 96)[0], theirs.data)
+        assert np.array_equal(canvases(ours, np.arange(len(ours)), 96)[0], theirs.data)
 
 
 def test_unlabelled_stl10_images_come_last_with_label_minus_one(stl):
     images = stl10.read(stl, "train+unlabeled")
     assert images.labels.tolist() == [index % 10 for index in range(20)] + [-1] * 3
-    canvas, _ = images.canvas([22, 3], 96)
+    canvas, _ = canvases(images, [22, 3], 96)
     assert np.array_equal(canvas[0].permute(1, 2, 0), stl_pixels("unlabeled", 3)[2])
     assert np.array_equal(canvas[1].permute(1, 2, 0), stl_pixels("train", 20)[3])
     assert images.name(22).endswith("unlabeled_X.bin, image 2")
@@ -405,8 +404,8 @@ def test_unlabelled_stl10_images_come_last_with_label_minus_one(stl):
 def test_stl10_crops_and_other_canvases_are_those_of_the_same_image_in_a_file(stl, tmp_path):
     save(tmp_path / "a" / "x.png", stl_pixels("test", 10)[4])
     binary, file = stl10.read(stl, "test"), imagefolder.read(tmp_path, ["a"])
-    assert torch.equal(binary.test_crop([4], 70, 64), file.test_crop([0], 70, 64))
-    assert torch.equal(binary.canvas([4], 48)[0], file.canvas([0], 48)[0])
+    assert torch.equal(centre_crops(binary, [4], 70, 64), centre_crops(file, [0], 70, 64))
+    assert torch.equal(canvases(binary, [4], 48)[0], canvases(file, [0], 48)[0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -416,7 +415,7 @@ def test_stl10_batches_are_in_order(stl, shape, workers):
     images = stl10.read(stl, "train+unlabeled")
     got = torch.cat([batch.pixels for batch in batches(images, order, 2, workers=workers, **shape)])
     assert torch.equal(
-        got, images.canvas(order, 96)[0] if "canvas" in shape else images.test_crop(order, 70, 64)
+        got, canvases(images, order, 96)[0] if "canvas" in shape else centre_crops(images, order, 70, 64)
     )
 
 
@@ -543,7 +542,7 @@ def test_imagenet_loads_by_its_root(tmp_path):
     site = Site(data={"imagenet": fake_imagenet(tmp_path, [f"n{number:08}" for number in range(1000)])})
     images = ImageNet().load("val", site)
     assert images.labels.tolist() == list(range(1000))
-    assert images.canvas([999], 8)[0].shape == (1, 3, 8, 8)
+    assert canvases(images, [999], 8)[0].shape == (1, 3, 8, 8)
 
 
 def test_imagenet_has_a_thousand_classes_or_is_something_else(folder):
@@ -634,7 +633,7 @@ def test_real_photographs_grey_ones_among_them(tmp_path):
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content.read())
     images = imagefolder.read(tmp_path)
-    canvas, sizes = images.canvas(np.arange(len(images)), 96)
+    canvas, sizes = canvases(images, np.arange(len(images)), 96)
     assert (sizes == 96).all()
     grey = 0
     for index in range(len(images)):

@@ -277,10 +277,11 @@ def test_coco_objects_belong_to_images_in_order_of_their_ids(tmp_path):
     crowd, two, none = (picture.instances for picture in read.pictures)
     assert crowd == (Instance(0, (0.0, 1.5, 3.0, 3.75), crowd=True, segmentation=RUNS),)
     assert [each.label for each in two] == [79, CLASSES.index("stop sign")]
+    # The first box has no area, the second reaches beyond the image, as annotated.
     assert [each.box for each in two] == [
         (1.0, 2.0, 1.0, 5.0),
         (-2.0, 0.0, 18.5, 3.0),
-    ]  # without area, and beyond the image, as annotated
+    ]
     assert [list(map(list, each.segmentation)) for each in two] == [[TRIANGLE, TRIANGLE], [TRIANGLE]]
     assert none == ()
     assert [picture.id for picture in read.trainable] == [17]
@@ -595,9 +596,8 @@ def test_an_object_does_not_move_to_the_next_image_unseen():
 def test_pixels_are_rgb_whatever_the_file_is(tmp_path):
     whole = pixels(Picture(image(tmp_path / "a.jpg"), 1, 8, 6, ()))
     assert (whole.dtype, whole.shape) == (np.uint8, (6, 8, 3))
-    assert (
-        np.abs(whole[..., 2].astype(int) - whole[..., 0] - 40).max() < 12
-    )  # red first: the channels differ by 20 from one to the next
+    # Red first: the channels differ by 20 from one to the next.
+    assert np.abs(whole[..., 2].astype(int) - whole[..., 0] - 40).max() < 12
     Image.open(tmp_path / "a.jpg").convert("L").save(tmp_path / "grey.png")
     grey = pixels(Picture(tmp_path / "grey.png", 2, 8, 6, ()))
     assert (grey[..., 0] == grey[..., 2]).all()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toys import SHARED
+from toys import SHARED, canvases
 
 from reproduce.data import imagefolder, inaturalist2018, lists, places205, voc, voc2007
 from reproduce.data.download import available
@@ -331,7 +331,7 @@ def test_places_are_read_in_the_order_of_the_list(places):
     assert images.name(2) == str(
         places / "data/vision/torralba/deeplearning/images256/c/church/outdoor/1.jpg"
     )
-    assert images.canvas([3], 8)[1].tolist() == [[6, 8]]
+    assert canvases(images, [3], 8)[1].tolist() == [[6, 8]]
     val = places205.read(places, "val", num_classes=3)
     assert (val.labels.tolist(), val.classes) == ([0, 1, 2], images.classes)
 
@@ -368,9 +368,8 @@ def test_places_without_a_class_a_file_or_a_folder_say_so(places):
     ):
         places205.read(places, "train")
     (places / "data/vision/torralba/deeplearning/images256/v/valley/9.jpg").unlink()
-    images = places205.read(
-        places, "train", num_classes=3
-    )  # the existence of two million files is not checked
+    # The existence of two million files is not checked.
+    images = places205.read(places, "train", num_classes=3)
     with pytest.raises(ValueError, match=r"^\S*/v/valley/9\.jpg belongs to the data set but cannot be found"):
         _ = images.digest
     (places / "trainvalsplit_places205" / "val_places205.csv").unlink()
@@ -577,9 +576,8 @@ def test_the_lists_cut_to_the_real_imagenette(official):
     for name, count in (("1percent", 93), ("10percent", 909)):
         listed = set((official / f"{name}.txt").read_text().split())
         chosen = lists.indices_there(images, official / f"{name}.txt")
-        assert (
-            len(chosen) == count < len(listed & everywhere)
-        )  # the release moved some of ImageNet's train images to val
+        # The release moved some of ImageNet's train images to val.
+        assert len(chosen) == count < len(listed & everywhere)
         assert {Path(images.name(index)).name for index in chosen.tolist()} <= listed
         assert set(images.labels[chosen].tolist()) == set(range(10))
 

@@ -145,11 +145,12 @@ def test_masks_are_polygons_that_are_filled_and_encodings_that_are_decoded() -> 
     inside = np.zeros((8, 10), np.uint8)
     inside[2:5, 1:4] = 1
     inside[6:8, 7:9] = 1
+    # The last polygon has no area and is not a box.
     corners = [
         [1, 2, 4, 2, 4, 5, 1, 5],
         [7, 6, 9, 6, 9, 8, 7, 8],
         [0, 0, 9, 9],
-    ]  # the last one has no area and is not a box
+    ]
     columns = inside.T.reshape(-1)
     ends = np.flatnonzero(np.diff(columns)) + 1
     counts = np.diff([0, *ends, len(columns)]).tolist()

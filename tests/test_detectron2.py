@@ -348,7 +348,7 @@ def test_processes_that_decode_change_nothing(site: Site, tmp_path: Path) -> Non
 
 
 def test_the_rate_of_each_step_is_the_protocols(site: Site) -> None:
-    from detectron2.solver import build_lr_scheduler, build_optimizer  # type: ignore[import-not-found, unused-ignore]
+    from detectron2.solver import build_lr_scheduler, build_optimizer
 
     protocol = VOCDetection(iterations=20, drops=(10, 15), warmup_iterations=4)
     cfg = detectron2._config(config.settings(protocol, "resnet18", TINY_VOC, device="cpu", seed=0))
@@ -415,8 +415,8 @@ class Oracle(torch.nn.Module):
         self.found, self.sizes = found, {each.id: (each.height, each.width) for each in images.pictures}
 
     def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        from detectron2.structures import Boxes, Instances  # type: ignore[import-not-found, unused-ignore]
-        from pycocotools import mask  # type: ignore[import-untyped, unused-ignore]
+        from detectron2.structures import Boxes, Instances
+        from pycocotools import mask
 
         made = []
         for given in batch:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from toys import fill_from
 
 from configs import released
 from reproduce import plan, worker
@@ -22,7 +23,7 @@ from reproduce.nn.weights import Weights
 from reproduce.overrides import settings_named
 from reproduce.plan import Evaluation, Request, table_names
 from reproduce.protocols.detection import Detection
-from reproduce.report.filled import fill, from_json, to_json
+from reproduce.report.filled import from_json, to_json
 from reproduce.report.observe import Finished
 from reproduce.report.table import Table
 from reproduce.site import PROJECT, Site
@@ -92,10 +93,10 @@ def test_its_id_follows_from_the_content_the_protocol_and_the_data_set() -> None
 
 def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> None:
     both = knn(changes=("encoder.mean=0.4,0.4,0.4", "std=0.1,0.2,0.3")).build()
-    assert both.encoder.mean == dict(both.dataset.leaves())["mean"] == (0.4, 0.4, 0.4)  # type: ignore[union-attr]
-    assert both.encoder.std == dict(both.dataset.leaves())["std"] == (0.1, 0.2, 0.3)  # type: ignore[union-attr]
+    assert both.encoder.mean == dict(both.dataset.leaves())["mean"] == (0.4, 0.4, 0.4)
+    assert both.encoder.std == dict(both.dataset.leaves())["std"] == (0.1, 0.2, 0.3)
     shown = knn(changes=("dataset.resize=96", "dataset.size=64")).build()
-    assert (shown.encoder.size, dict(shown.dataset.leaves())["size"]) == (32, 64)  # type: ignore[union-attr]
+    assert (shown.encoder.size, dict(shown.dataset.leaves())["size"]) == (32, 64)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_an_added_row_can_be_chosen_filled_judged_and_written() -> None:
     table = request.build()
     (spec,) = request.specs()
     metrics = {"top1_20": 0.5, "top1_200": 0.25, "majority_20": 0.1, "majority_200": 0.1}
-    filled = fill(table, 1, {spec.id: Finished(spec_id=spec.id, run_id="r", metrics=metrics)}, {})
+    filled = fill_from(table, 1, {spec.id: Finished(spec_id=spec.id, run_id="r", metrics=metrics)}, {})
     (row,) = filled.rows
     assert [row.cells[key].value for key in ("top1_20", "top1_200")] == [50.0, 25.0]
     assert row.cells["top1_20"].paper is None

@@ -133,10 +133,10 @@ OTHERS = {
 def test_whatever_moves_features_has_a_file_of_its_own(other: str, site: Site) -> None:
     changed = {"images": Counted(), **OTHERS[other]}
     first = extract(site, Counted())
-    second = extract(site, **changed)  # type: ignore[arg-type]
+    second = extract(site, **changed)
     assert len(files(site)) == 2
     assert second.shape != first.shape or not torch.equal(second, first)
-    assert torch.equal(second, extract(replace(site, features_gb=0.0), **changed))  # type: ignore[arg-type]
+    assert torch.equal(second, extract(replace(site, features_gb=0.0), **changed))
 
 
 def test_scenes_of_another_seed_are_other_images_though_names_and_sizes_agree(site: Site) -> None:

@@ -39,7 +39,7 @@ def pair(*changes: str, seeds: int = 1, table: str = "table8", **fields: str) ->
     """Return the pretraining and the evaluation of a row; of several seeds, those of the last."""
     return Request(
         table=table, rows=fields.pop("rows", "BYOL"), changes=changes, seeds=seeds, **fields
-    ).specs()[-2:]  # type: ignore[arg-type]
+    ).specs()[-2:]
 
 
 FINISHED, EVALUATION = pair("epochs=3")
@@ -285,7 +285,7 @@ def test_a_folder_that_is_gone_meanwhile_is_no_error_and_one_that_may_not_go_is_
     found = gc.find(site, store)
     shutil.rmtree(site.runs / UNKNOWN.id)
     about = {"kind": "draft", "size": 1, "age": 1.0, "why": "a test"}
-    fixed = gc.Item(name="fixed", remove=lambda: str(site.runs.rmdir()), **about)  # type: ignore[arg-type, func-returns-value]
+    fixed = gc.Item(name="fixed", remove=lambda: str(site.runs.rmdir()), **about)
     lines, num_left = gc.remove(gc.Found(items=(*found.items, fixed)))
     assert num_left == 1
     assert [line for line in lines if line.startswith("kept")] == ["kept  fixed: Directory not empty"]

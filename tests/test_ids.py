@@ -67,7 +67,7 @@ def runs() -> dict[str, tuple[Request, Spec]]:
 
 def inside(spec: Settings) -> Iterator[Settings]:
     """A run and every component of it, the inner ones first."""
-    for field in dataclasses.fields(spec):  # type: ignore[arg-type]
+    for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
         if isinstance(value, Settings):
             yield from inside(value)

@@ -103,11 +103,8 @@ def test_a_second_signal_is_an_echo_at_first_and_raises_later(
 
     def work() -> None:
         with interrupt.deferred():
-            for number in (
-                signal.SIGINT,
-                signal.SIGTERM,
-                signal.SIGTERM,
-            ):  # the second as torchrun sends it after the terminal
+            # The second is the one that torchrun sends after the terminal's SIGINT.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
                 os.kill(os.getpid(), number)
                 passed.append(number)
                 if len(passed) == 2:
@@ -142,9 +139,8 @@ def test_decoders_outlive_a_signal_to_the_whole_group_and_end_with_the_loop(tmp_
     assert len(decoders) == 2
     for decoder in decoders:
         for number in (signal.SIGTERM, signal.SIGINT):
-            subprocess.run(
-                ["kill", f"-{number.value}", str(decoder.pid)], check=True
-            )  # by a process that is not their parent
+            # A process sends them that is not the decoders' parent.
+            subprocess.run(["kill", f"-{number.value}", str(decoder.pid)], check=True)
     found += shown
     assert torch.equal(torch.cat([batch.indices for batch in found]), torch.arange(192))
     _, alive = psutil.wait_procs(decoders, timeout=20)
@@ -154,7 +150,7 @@ def test_decoders_outlive_a_signal_to_the_whole_group_and_end_with_the_loop(tmp_
     (decoder,) = set(psutil.Process().children()) - before
     decoder.terminate()  # by their parent: it ends
     assert decoder.wait(20) is not None
-    shown.close()  # type: ignore[attr-defined]
+    shown.close()
 
 
 # Training in this process
@@ -290,9 +286,8 @@ def test_processes_stop_at_the_same_step_and_go_on_as_one_or_as_two(tmp_path: Pa
     assert checkpoint.newest(tmp_path / "to one") == pytest.approx(7 / 5)
     to_one = steady(train(site, "to one").logged[0])
     for found in (whole, from_one, to_one):
-        assert found == pytest.approx(
-            alone, rel=5e-3
-        )  # rounding grows: a ReLU's input close to 0 may change its sign
+        # Rounding grows: a ReLU's input close to 0 may change its sign.
+        assert found == pytest.approx(alone, rel=5e-3)
 
 
 def test_the_speed_of_an_epoch_that_was_interrupted_counts_the_time_of_all_its_images() -> None:

@@ -191,7 +191,7 @@ def by_scikit_learn(folder: Path) -> dict[str, float]:
             for distance, index in zip(row, near, strict=True):
                 votes[labels[index]] += (
                     math.exp((1 - distance) / temperature) if temperature < math.inf else 1
-                )  # type: ignore[assignment]
+                )
             right += min(votes, key=lambda one: (-votes[one], one)) == label
         return right / len(truth)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toys import CPU, READ, Notes, Toy, encoder, images_read, on_two_processes
+from toys import CPU, READ, Notes, Toy, canvases, encoder, images_read, on_two_processes
 
 from reproduce.data import views
 from reproduce.data.augmentation import CROP_AND_FLIP
@@ -140,9 +140,8 @@ def test_all_classifiers_start_from_the_weights_that_the_seed_draws() -> None:
     assert torch.equal(weight[0], weight[1])
     assert torch.equal(weight, first(1))
     assert not torch.equal(weight, first(2))
-    assert (
-        weight.abs().max() <= 2 / 20
-    )  # cut at two of 1 / sqrt(400), which leaves .88 of the standard deviation
+    # Cut at two of 1 / sqrt(400), which leaves .88 of the standard deviation.
+    assert weight.abs().max() <= 2 / 20
     assert weight[0].std().item() == pytest.approx(0.8796 / 20, rel=0.02)
 
 
@@ -270,7 +269,7 @@ def reference(lr: float, protocol: LinearSGD, seed: int, decay: float = 0.0) -> 
             len(rows), generator=seeds.generator("classifier order", seed, epoch)
         ).tensor_split(per_epoch):
             which = split.indices[rows[part]]
-            canvas, sizes = split.images.canvas(which, 16)
+            canvas, sizes = canvases(split.images, which, 16)
             sampled = views.sample(
                 canvas,
                 sizes,

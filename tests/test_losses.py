@@ -89,9 +89,8 @@ def test_fewer_images_than_dimensions_cannot_bring_the_singular_value_loss_below
     basis = torch.linalg.qr(
         torch.cat([torch.ones(64, 1), torch.randn(64, 63, generator=torch.Generator().manual_seed(0))], dim=1)
     ).Q
-    best = torch.cat(
-        [basis[:, 1:] * math.sqrt(63), torch.zeros(64, 65)], dim=1
-    )  # 63 of the 128 dimensions have unit variance
+    # 63 of the 128 dimensions have unit variance.
+    best = torch.cat([basis[:, 1:] * math.sqrt(63), torch.zeros(64, 65)], dim=1)
     assert singular_value_loss(best).item() == pytest.approx(65, rel=1e-4)
 
 
@@ -169,9 +168,8 @@ def test_eq_3_has_the_gradient_of_the_mean_distance_over_all_pairs_same_view_pai
         for z in targets
     ]
     by_pairs = sum(distances) / 16
-    assert by_centroid.item() != pytest.approx(
-        by_pairs.item(), rel=1e-2
-    )  # the spread of the targets, a constant, is the difference
+    # The spread of the targets, a constant, is the difference.
+    assert by_centroid.item() != pytest.approx(by_pairs.item(), rel=1e-2)
     torch.testing.assert_close(
         *(torch.autograd.grad(loss, predictions)[0] for loss in (by_centroid, by_pairs))
     )

@@ -207,10 +207,10 @@ def test_eight_views_of_two_sizes_one_after_the_other_have_the_loss_and_the_grad
     views = [torch.randn(6, 3, size, size, dtype=torch.float64) for size in [32] * 2 + [14] * 6]
     found = 0.0
     for part in method.parts(network, views, seed=0, step=0):
-        part.loss.backward()  # type: ignore[no-untyped-call]
+        part.loss.backward()
         found += part.loss.item()
     expected = loss_of_section_4_4(other, views)
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
     assert found == pytest.approx(expected.item(), rel=1e-5)
     assert expected.item() > 0.1
     for mine, theirs in zip(network.online.parameters(), other.online.parameters(), strict=True):

@@ -118,9 +118,8 @@ def test_the_target_normalises_with_the_batch_and_keeps_running_statistics_of_it
     network = siamese().train()
     view = 3 + torch.randn(8, 3, 32, 32)
     z = network.project(view)
-    torch.testing.assert_close(
-        network.project(view), z
-    )  # the running statistics, which the first pass changed, have no effect
+    # The running statistics, which the first pass changed, have no effect.
+    torch.testing.assert_close(network.project(view), z)
     moved = network.target.backbone.stem[1].running_mean.clone()
     assert moved.abs().max() > 0.1
     network.follow(0.5, step=0, num_steps=2)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from toys import fill_from
 
 from reproduce import plan, worker
 from reproduce.commands import forecast
@@ -21,7 +22,6 @@ from reproduce.methods.method import Method
 from reproduce.overrides import full_name, parse, paths_of, settings_named
 from reproduce.plan import SCALES, Request, jobs, table_names
 from reproduce.protocols.protocol import Protocol
-from reproduce.report.filled import fill
 from reproduce.spec import LARS, Evaluate, Pretrain
 from reproduce.tracking import tags
 
@@ -124,9 +124,8 @@ def test_images_of_a_transfer_change_with_those_that_the_encoder_was_trained_on(
     for _, _, ours in Request(table="table5", scale=scale, changes=changes).build().measured():
         trained, shown = dict(ours.spec.encoder.leaves()), dict(ours.spec.dataset.leaves())
         assert trained["dataset.mean"] == shown["mean"] == (0.3, 0.4, 0.5)
-        assert (
-            trained["dataset.canvas"] == shown.get("canvas", 128) == 128
-        )  # a detector's images have sizes of their own
+        # A detector's images have sizes of their own.
+        assert trained["dataset.canvas"] == shown.get("canvas", 128) == 128
         assert trained["dataset.test_split"] == "train" != shown["test_split"], (
             "what is not of the images stays"
         )
@@ -188,13 +187,13 @@ def test_changed_settings_have_their_full_names() -> None:
     full = ("optimizer.base_lr=1", "method.tau=.9", "evaluation.dataset.num_val=900", "protocol.epochs=3")
     request = Request(table="table8", rows="BYOL", changes=changes)
     assert request.changed() == full
-    filled = fill(request.build(), 1, {}, {})
+    filled = fill_from(request.build(), 1, {}, {})
     assert f"Changed settings: {', '.join(full)}." in filled.caption
 
 
 def test_a_plan_names_the_settings_of_the_nearest_run_in_full() -> None:
     theirs = byol("protocol.epochs=9", "base_lr=1", "evaluation.num_val=900")
-    past = forecast.Past([SimpleNamespace(settings=tags.settings(theirs))])  # type: ignore[list-item]
+    past = forecast.Past([SimpleNamespace(settings=tags.settings(theirs))])
     assert forecast.nearest(byol(), past).endswith(
         "the nearest differs in optimizer.base_lr: 1.0, here 1.6; protocol.epochs: 9, here 500; "
         "evaluation.dataset.num_val: 900, here 1000"
@@ -362,7 +361,7 @@ def test_rows_and_columns_cut_the_runs() -> None:
         spec.encoder.method.num_views
         for spec in Request(table="table11", columns="k2,k8").specs()
         if isinstance(spec, Evaluate)
-    }  # type: ignore[attr-defined]
+    }
     assert grid == {2, 8}
 
 

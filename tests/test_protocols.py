@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import Pictures, brighter_by_class, on_two_processes
+from toys import Pictures, brighter_by_class, canvases, on_two_processes
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
@@ -322,7 +322,7 @@ def test_alignment_is_measured_on_views_of_the_same_image() -> None:
     network.backbone.eval(), network.projector.eval()
     sides: list[dict[str, list[torch.Tensor]]] = [{"": [], "_features": []} for _ in range(2)]
     for index in range(12):
-        canvas, sizes = images.canvas([index], 16)
+        canvas, sizes = canvases(images, [index], 16)
         for view in range(2):
             x = views.sample(
                 canvas,
@@ -368,9 +368,8 @@ def test_features_are_those_of_each_image_by_itself_in_eval_mode() -> None:
     assert len(extracted) == len(labelled) == 30
     assert split.labels.tolist() == [images.labels[index] for index in labelled]
     for row, index in enumerate(labelled):
-        pixels = np.array(images.open(index).resize((19, 16), Image.Resampling.BICUBIC))[
-            :, 2:18
-        ]  # round(1.5) is 2
+        # The crop begins at round(1.5), which is 2.
+        pixels = np.array(images.open(index).resize((19, 16), Image.Resampling.BICUBIC))[:, 2:18]
         x = (pixels / 255 - toy.mean) / toy.std
         expected = network.backbone(torch.tensor(x, dtype=torch.float32).permute(2, 0, 1)[None])[0]
         torch.testing.assert_close(extracted[row], expected, rtol=1e-4, atol=1e-5)
@@ -413,7 +412,7 @@ def test_an_encoder_that_diverged_gives_no_numbers() -> None:
     ],
 )
 def test_more_neighbours_than_images_are_an_error_before_any_work(protocol: Protocol, k: int) -> None:
-    no_encoder: Encoder = None  # type: ignore[assignment]
+    no_encoder: Encoder = None
     with pytest.raises(
         ValueError, match=f"asks for {k} neighbours, but the train split of toy has 30 labelled images"
     ):

@@ -26,8 +26,6 @@ class Base(Settings, name="toy_base"):
     """Shorter side."""
     mean: float = 0.0
     """Mean of the channels."""
-    std: float = 1.0
-    """The same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +33,11 @@ class Derived(Base, name="toy_derived"):
     size: int = 2
     """owner/repository data.py."""
     resize: int = 2
-    """The same file."""
+    """owner/repository crop.py."""
     mean: float = 0.5
     """Choice: ours."""
     rate: float = 0.1
-    """Peak rate (SOURCE's); a tenth of the other."""
+    """Peak rate (SOURCE); a tenth of the other."""
     plain: int = 0
 
 
@@ -74,12 +72,11 @@ def test_meaning_and_source_are_told_apart(text: str, doc: str, source: str) -> 
     assert split(text) == Meaning(doc, source)
 
 
-def test_what_a_class_leaves_out_comes_from_its_base_or_from_the_field_above() -> None:
+def test_what_a_class_leaves_out_comes_from_its_base() -> None:
     assert meanings(Derived) == {
         "size": Meaning("Side in pixels.", "owner/repository data.py"),
-        "resize": Meaning("Shorter side.", "owner/repository data.py"),
+        "resize": Meaning("Shorter side.", "owner/repository crop.py"),
         "mean": Meaning("Mean of the channels.", "choice: ours"),
-        "std": Meaning("Mean of the channels.", ""),
         "rate": Meaning("Peak rate; a tenth of the other.", "owner/repository config.yaml"),
         "plain": Meaning("", ""),
     }

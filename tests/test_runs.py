@@ -53,7 +53,7 @@ def row(*changes: str, epochs: int = 1) -> tuple[str, ...]:
 
 def specs(*changes: str, epochs: int = 1) -> tuple[Pretrain, Evaluate]:
     """Return the two runs of that row."""
-    return Request(table="table8", rows="BYOL", changes=(f"epochs={epochs}", *TINY, *changes)).specs()  # type: ignore[return-value]
+    return Request(table="table8", rows="BYOL", changes=(f"epochs={epochs}", *TINY, *changes)).specs()
 
 
 def wait(found: Callable[[], T | None], what: str, process: subprocess.Popen[str] | None = None) -> T:
@@ -113,7 +113,7 @@ def weights(home: Home, spec_id: str) -> tuple[dict[str, Any], bytes]:
 def cell(home: Home) -> dict[str, Any]:
     """Return the one cell of the one row in the report."""
     (found,) = json.loads((home.reports / "smoke" / "table8.json").read_text())["rows"]
-    return found["cells"]["acc"]  # type: ignore[no-any-return]
+    return found["cells"]["acc"]
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +398,7 @@ def test_the_error_of_one_of_two_processes_is_the_runs(place: Home) -> None:
     """The second process decodes a broken image; torchrun then stops the first one."""
     place.site_file.write_text(place.site_file.read_text() + "devices = 2\ncache_gb = 0.0\n")
     pretraining, _ = specs()
-    images = pretraining.dataset.load("train", Site(runs=place.runs))  # type: ignore[attr-defined]
+    images = pretraining.dataset.load("train", Site(runs=place.runs))
     first = torch.randperm(len(images), generator=seeds.generator("order", pretraining.seed, 0))[
         : pretraining.batch_size
     ]

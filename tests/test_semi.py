@@ -18,7 +18,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toys import CPU, PRETRAIN, READ, Notes, Toy, encoder, images_read, on_two_processes
+from toys import (
+    CPU,
+    PRETRAIN,
+    READ,
+    Notes,
+    Toy,
+    canvases,
+    centre_crops,
+    encoder,
+    images_read,
+    on_two_processes,
+)
 
 from reproduce.commands.make import _cannot_start
 from reproduce.data import views
@@ -133,7 +144,7 @@ def reference(protocol: SemiSupervised, epochs: int, seed: int) -> tuple[list[fl
             len(rows), generator=seeds.generator("classifier order", seed, epoch)
         ).tensor_split(per_epoch):
             which = split.indices[rows[part]]
-            canvas, sizes = split.images.canvas(which, 16)
+            canvas, sizes = canvases(split.images, which, 16)
             sampled = views.sample(
                 canvas,
                 sizes,
@@ -170,7 +181,7 @@ def test_an_encoder_that_is_trained_is_that_of_a_plain_loop(batchnorm: str, weig
             test = Toy().load("test", Site())
             mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (Toy().mean, Toy().std))
             with torch.no_grad():
-                logits = linear(network((test.test_crop(range(60), 16, 16) / 255 - mean) / std))
+                logits = linear(network((centre_crops(test, range(60), 16, 16) / 255 - mean) / std))
             assert found["top1"] == pytest.approx(
                 (logits.argmax(1) == torch.tensor(test.labels)).double().mean().item(), abs=1.01 / 60
             )

@@ -167,9 +167,8 @@ def test_no_run_is_done_twice(trial: int, stage: Stage) -> None:
     commands = []
     for table in tables:
         commands.append(stage.start(*arguments(table)))
-        time.sleep(
-            draw.uniform(0, LATEST / len(tables))
-        )  # waits for nothing: the start times of the commands are varied
+        # This waits for nothing: it varies the start times of the commands.
+        time.sleep(draw.uniform(0, LATEST / len(tables)))
     printed = [command.communicate(timeout=600) for command in commands]
     assert [command.returncode for command in commands] == [0] * len(tables), printed
     assert [errors for _, errors in printed] == [""] * len(tables)

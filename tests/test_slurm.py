@@ -236,7 +236,7 @@ def login(cluster: Cluster, tmp_path: Path) -> LoginNode:
 
 
 def jobs_of(table: str, **fields: str) -> list[Job]:
-    return jobs([Request(table=table, **fields)])  # type: ignore[arg-type]
+    return jobs([Request(table=table, **fields)])
 
 
 def options(script: str) -> list[str]:

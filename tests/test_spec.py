@@ -84,7 +84,7 @@ def other_values(value: Any, hint: Any) -> Iterator[Any]:
     """Yield values that differ from `value`, for a setting of that type; some of them may make no sense."""
     if isinstance(value, Settings):
         another = type(f"Other{type(value).__name__}", (type(value),), {}, name=f"other_{value.name}")
-        yield another(**{field.name: getattr(value, field.name) for field in dataclasses.fields(value)})  # type: ignore[arg-type]
+        yield another(**{field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     elif typing.get_origin(hint) is Literal:
         yield from (choice for choice in typing.get_args(hint) if choice != value)
     elif isinstance(value, bool):
@@ -131,9 +131,8 @@ def components(spec: Settings) -> tuple[tuple[str, str], ...]:
 @pytest.mark.parametrize("table", table_names())
 def test_changing_any_setting_of_a_run_changes_its_id(table: str) -> None:
     specs = [spec for scale in SCALES for spec in Request(table=table, scale=scale).specs()]
-    for spec in {
-        components(spec): spec for spec in specs
-    }.values():  # one of each kind, or the grid alone would take ten seconds
+    # One run of each kind, as the grid alone would take ten seconds.
+    for spec in {components(spec): spec for spec in specs}.values():
         paths = [
             (path, value, hint) for path, value, hint in settings_in(spec) if not has_one_value(path, hint)
         ]
@@ -323,7 +322,7 @@ def test_numbers_that_are_not_finite_have_no_identity(value: float) -> None:
 
 def test_settings_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Wheel().spokes = 28  # type: ignore[misc]
+        Wheel().spokes = 28
 
 
 # Wrong values
@@ -358,7 +357,7 @@ def test_a_value_of_a_wrong_type_is_named(settings: dict[str, Any], message: str
 
 def test_a_wrong_choice_lists_the_right_ones() -> None:
     with pytest.raises(ValueError, match=r"^wheel\.tread is 'smooth': choose one of slick, knobbly\.$"):
-        Wheel(tread="smooth")  # type: ignore[arg-type]
+        Wheel(tread="smooth")
 
 
 def test_an_optional_setting_takes_none_or_a_number() -> None:
@@ -366,7 +365,7 @@ def test_an_optional_setting_takes_none_or_a_number() -> None:
     with pytest.raises(
         TypeError, match=r"^wheel\.pressure is 'high': a float \| None is expected, not a str\.$"
     ):
-        Wheel(pressure="high")  # type: ignore[arg-type]
+        Wheel(pressure="high")
 
 
 def test_what_makes_no_sense_is_refused_at_construction_and_on_a_changed_copy() -> None:

@@ -153,12 +153,12 @@ def shown(run: Any) -> tuple[object, ...]:
 
 QUESTIONS = (
     Wanted(),
-    Wanted(there=(SPEC,)),
-    Wanted(there=(SPEC,), absent=(COMPLETE, REASON)),
+    Wanted(present=(SPEC,)),
+    Wanted(present=(SPEC,), absent=(COMPLETE, REASON)),
     Wanted(status="RUNNING"),
-    Wanted(status="FINISHED", there=(SPEC,), absent=(COMPLETE,)),
+    Wanted(status="FINISHED", present=(SPEC,), absent=(COMPLETE,)),
     Wanted(tags={SPEC: ["0123456789ab"]}),
-    Wanted(tags={COMPLETE: ["0123456789ab"], SCALE: ["smoke"]}, there=(OWNER,)),
+    Wanted(tags={COMPLETE: ["0123456789ab"], SCALE: ["smoke"]}, present=(OWNER,)),
     Wanted(tags={COMPLETE: []}),
     Wanted(tags={"encoder_digest": ["d1"]}),
     Wanted(begins={SPEC: "0123"}),
@@ -215,7 +215,7 @@ def test_the_store_says_the_same_by_either_way(site: Site) -> None:
 
 def test_more_runs_than_are_read_at_once(site: Site) -> None:
     foreign(site.runs / FILE, 1200, bare=True)
-    found = list(Store(site).connection.search(Wanted(there=(SPEC,))))
+    found = list(Store(site).connection.search(Wanted(present=(SPEC,))))
     assert len({run.info.run_id for run in found}) == 1200
     assert [run.info.start_time for run in found] == sorted(
         (run.info.start_time for run in found), reverse=True

@@ -304,9 +304,8 @@ def test_a_run_of_another_machine_is_known_by_its_lease(site: Site) -> None:
         os.utime(path, (time.time() - 31, time.time() - 31))  # three heartbeats of ten seconds are missing
         assert store.status()[0].state == "interrupted"
         os.utime(path)
-        rewrite_lease(
-            site, token="0" * 32
-        )  # another process owns the run, but has not reached its record yet
+        # Another process owns the run, but has not reached its record yet.
+        rewrite_lease(site, token="0" * 32)
         assert store.status()[0].state == "interrupted"
         with store.start(PRETRAIN, scale="smoke") as second:
             assert second.run_id == run.run_id

@@ -166,9 +166,8 @@ def test_images_that_tie_pass_the_threshold_together_in_any_order() -> None:
         assert average_precision(scores[order], positive[order]) == pytest.approx(
             (1 + 3 / 5 + 3 / 5) / 3, rel=1e-14
         )
-    assert (
-        average_precision(np.zeros(8), np.arange(8) < 2) == 2 / 8
-    )  # a classifier without information: the share of positives
+    # A classifier without information reaches the share of positives.
+    assert average_precision(np.zeros(8), np.arange(8) < 2) == 2 / 8
 
 
 @pytest.mark.parametrize("levels", [3, 10, 10**9])
@@ -321,7 +320,7 @@ def test_the_solver_draws_from_the_seed() -> None:
 )
 def test_data_that_do_not_fit_are_an_error_in_one_line_before_any_work(dataset: Toy, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        LinearSVM().run(None, dataset, Site(), CPU, 0)  # type: ignore[arg-type]
+        LinearSVM().run(None, dataset, Site(), CPU, 0)
     assert "\n" not in str(caught.value)
 
 

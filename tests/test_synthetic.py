@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from toys import canvases
 
 from reproduce.data import scenes as drawing
 from reproduce.data import stl10, voc
@@ -88,9 +89,9 @@ def test_another_process_draws_the_same_scenes() -> None:
 
 
 def test_drawing_touches_no_global_random_state() -> None:
-    before = np.random.get_state()[1].tobytes()  # type: ignore[union-attr, index]
+    before = np.random.get_state()[1].tobytes()
     draw(10, seed=0, stream=0)
-    assert np.random.get_state()[1].tobytes() == before  # type: ignore[union-attr, index]
+    assert np.random.get_state()[1].tobytes() == before
 
 
 def test_seeds_and_streams_give_other_scenes_and_no_scene_comes_twice() -> None:
@@ -269,7 +270,7 @@ def test_places_and_species_are_the_scenes_in_their_order(site: Site) -> None:
             labels, scenes = draw(count, seed=0, stream=stream + number)
             assert np.array_equal(images.labels, labels)
             assert np.array_equal(
-                images.canvas(np.arange(count), SIDE)[0].permute(0, 2, 3, 1).numpy(), scenes
+                canvases(images, np.arange(count), SIDE)[0].permute(0, 2, 3, 1).numpy(), scenes
             )
             assert len(images.classes) == len(set(images.classes)) == 10
 

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from toys import fill_from
 
 from configs import pretrain, released
 from configs.rows import lead
@@ -24,7 +25,6 @@ from reproduce.nn.weights import Weights
 from reproduce.plan import Request
 from reproduce.report import markup
 from reproduce.report.display import display
-from reproduce.report.filled import fill
 from reproduce.report.table import Cell, MissingNumberError, Table
 from reproduce.settings import Settings
 from reproduce.spec import LARS, Evaluate, Pretrain
@@ -333,7 +333,7 @@ def test_numbers_next_to_an_added_row_are_those_of_the_source_with_a_note() -> N
 
 def test_a_number_next_to_an_added_row_is_never_the_best_of_the_papers() -> None:
     """BYOL's 66.7 and 64.9 are above 66.2 and 63.0, which the paper prints in bold."""
-    shown = display(fill(table("table4"), 1, {}, {}))
+    shown = display(fill_from(table("table4"), 1, {}, {}))
     ranks = {line.label: [cell.rank for cell in line.cells[::2]] for line in shown.lines}
     assert ranks["BYOL"] == ranks["Barlow Twins"] == ["", ""]
     assert ranks["Ours ($K = 4$)"] == ["best", "best"]
@@ -596,7 +596,7 @@ def test_one_encoder_of_ours_and_one_of_byol_feed_the_tables_of_imagenet() -> No
 def test_every_measured_cell_asks_for_a_number_that_its_protocol_returns() -> None:
     for name in NAMES:
         for row, column, ours in table(name).measured():
-            assert ours.metric in ours.spec.protocol.metrics, (name, row.label, column.key)  # type: ignore[attr-defined]
+            assert ours.metric in ours.spec.protocol.metrics, (name, row.label, column.key)
 
 
 def test_an_encoder_is_evaluated_on_the_data_that_it_was_pretrained_on_or_transferred_to() -> None:
@@ -639,7 +639,7 @@ def test_nearest_neighbours_of_table_1_are_five_and_the_other_columns_linear() -
 )
 def test_peak_learning_rates_of_section_7_1(recipe: pretrain.Recipe, num_views: int, peak: float) -> None:
     run = pretrain.byol(recipe) if num_views == 2 else pretrain.msbreg(recipe, num_views=num_views)
-    assert run.optimizer.peak_lr(run.batch_size, run.method.num_views) == pytest.approx(peak)  # type: ignore[attr-defined]
+    assert run.optimizer.peak_lr(run.batch_size, run.method.num_views) == pytest.approx(peak)
 
 
 @pytest.mark.parametrize(
@@ -712,7 +712,7 @@ def test_the_quoted_byol_has_byols_own_settings(
     assert run.optimizer.peak_lr(4096, 2) == pytest.approx(peak)
     assert run.optimizer.weight_decay == decay
     assert dict(run.leaves())["method.tau"] == tau
-    assert run.method.heads == Heads(hidden=4096, output=256)  # type: ignore[attr-defined]
+    assert run.method.heads == Heads(hidden=4096, output=256)
 
 
 def test_linear_classifiers_on_imagenet_choose_their_rate_on_held_out_train_images() -> None:
@@ -800,18 +800,18 @@ def test_the_columns_of_detection_come_from_one_fine_tuning(name: str) -> None:
 @pytest.mark.parametrize("name", ["table5", "table10"])
 def test_a_caption_names_an_engine_that_stands_in_for_the_papers(name: str, scale: str) -> None:
     built = Request(table=name, scale=scale).build()
-    named = "torchvision" in fill(built, 1, {}, {}).caption
+    named = "torchvision" in fill_from(built, 1, {}, {}).caption
     engines = {dict(ours.spec.protocol.leaves()).get("engine") for _, _, ours in built.measured()} - {None}
     assert engines == {"torchvision" if scale == "smoke" else "detectron2"}
     assert named == (scale == "smoke")
     elsewhere = Request(table=name, scale=scale, changes=("protocol.engine=torchvision",)).build()
-    assert "torchvision" in fill(elsewhere, 1, {}, {}).caption
+    assert "torchvision" in fill_from(elsewhere, 1, {}, {}).caption
 
 
 def test_a_caption_states_the_rate_and_the_schedule_of_another_batch() -> None:
     """With 4 images in place of 16: a quarter of .02, and four times 24 000."""
     built = Request(table="table5", scale="paper", columns="ap", changes=("protocol.batch_size=4",)).build()
-    assert "the learning rate is 0.005, for 96000 iterations" in fill(built, 1, {}, {}).caption
+    assert "the learning rate is 0.005, for 96000 iterations" in fill_from(built, 1, {}, {}).caption
 
 
 @pytest.mark.parametrize("name", ["table5", "table10"])
@@ -875,7 +875,7 @@ def test_only_quoted_rows_have_released_encoders(name: str) -> None:
                 found += 1
                 weights = cell.released.spec.encoder
                 assert isinstance(weights, Weights)
-                assert cell.released.metric in cell.released.spec.protocol.metrics  # type: ignore[attr-defined]
+                assert cell.released.metric in cell.released.spec.protocol.metrics
                 dataset = dict(cell.released.spec.dataset.leaves())
                 assert (dataset["std"], dataset.get("size", weights.size)) == (weights.std, weights.size)
     assert found == {"table2": 9, "table3": 20, "table4": 8, "table5": 24, "table10": 12}[name]
@@ -901,7 +901,7 @@ def test_released_encoders_have_the_epochs_that_the_row_prints(name: str) -> Non
         for key, cell in row.cells.items():
             if cell.released is None:
                 continue
-            url = cell.released.spec.encoder.url  # type: ignore[union-attr]
+            url = cell.released.spec.encoder.url
             named = [epochs for part, epochs in known.items() if part in url] or [
                 int(n) for n in re.findall(r"_(\d+)ep_", url)
             ]
@@ -1047,15 +1047,15 @@ def test_the_tuned_byol_has_byols_own_settings(column: str, epochs: int, peak: f
     assert run.optimizer.peak_lr(256, 2) == pytest.approx(peak)
     settings = dict(run.leaves())
     assert (settings["method"], settings["method.tau"], settings["method.num_views"]) == ("byol", tau, 2)
-    assert run.method.heads == Heads(hidden=4096, output=256)  # type: ignore[attr-defined]
+    assert run.method.heads == Heads(hidden=4096, output=256)
     # T blurs always and never solarizes, T' blurs and solarizes seldom; nothing else differs.
-    first, second = run.augmentation, run.augmentation.every_second  # type: ignore[attr-defined]
+    first, second = run.augmentation, run.augmentation.every_second
     assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
     assert (run.dataset, run.backbone, second.crop_scale) == (
         papers.dataset,
         papers.backbone,
         papers.augmentation.crop_scale,
-    )  # type: ignore[attr-defined]
+    )
 
 
 def test_the_optimiser_of_every_other_run_is_the_papers() -> None:

@@ -19,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toys import PRETRAIN, Judge, Recorded, ended
+from toys import PRETRAIN, Judge, Recorded, ended, fill_from
 
 from reproduce import identity
 from reproduce.methods.byol import BYOL
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
-from reproduce.report.filled import Filled, fill
+from reproduce.report.filled import Filled
 from reproduce.report.observe import Finished
 from reproduce.report.table import Cell, Column, Measured, Row, Table
 from reproduce.runs import interrupt, lease
@@ -264,7 +264,7 @@ def test_finished_without_the_completion_tag_is_not_finished(site: Site) -> None
 class Impatient(dict[str, float]):
     """Metrics that send signals while they are written: the terminal's, then torchrun's."""
 
-    def items(self):  # type: ignore[no-untyped-def]
+    def items(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
         return super().items()
@@ -410,7 +410,7 @@ def filled(*values: float | None) -> Filled:
         for spec, value in zip(evaluations, values, strict=True)
         if value is not None
     }
-    return fill(table, 1, finished, {})
+    return fill_from(table, 1, finished, {})
 
 
 def test_a_table_is_recorded_once_and_again_only_when_it_changed(site: Site, tmp_path: Path) -> None:

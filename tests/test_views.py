@@ -278,9 +278,8 @@ def test_the_numbers_are_splitmix64s() -> None:
         z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
         return z ^ z >> 31
 
-    assert (
-        mix(1234567, 0) == 6457827717110365317
-    )  # the first output for this seed in the generator's published test vector
+    # The first output for this seed in the generator's published test vector.
+    assert mix(1234567, 0) == 6457827717110365317
     image = mix(mix(mix(mix(0, 7), 2), 1), 123_456)
     expected = [(mix(image, slot) >> 11) / 2**53 for slot in range(48)]
     assert draws.uniforms(np.array([123_456]), seed=7, epoch=2, view=1)[0].tolist() == expected

@@ -399,9 +399,8 @@ def test_a_release_is_fetched_once_and_its_digest_recorded(
     spec = release(server)
     told: list[Progress] = []
     assert_same(weight_files.load(spec, site, CPU, Watch(report=told.append)), network)
-    assert_same(
-        weight_files.load(replace(spec, std=(0.2, 0.2, 0.2), prefix="module."), site, CPU), network
-    )  # the file is the same
+    # The file is the same.
+    assert_same(weight_files.load(replace(spec, std=(0.2, 0.2, 0.2), prefix="module."), site, CPU), network)
     assert server.count == 1
     digest = hashlib.sha256(server.content).hexdigest()
     folder = weight_files.place(spec, site).parent

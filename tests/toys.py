@@ -19,10 +19,13 @@ from PIL import Image
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
-from reproduce.data.images import Batch, Canvas, Images, Shape
+from reproduce.data.images import Batch, Canvas, CentreCrop, Images, Shape
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.encoder import Encoder
 from reproduce.protocols.protocol import Protocol
+from reproduce.report.filled import Filled, fill
+from reproduce.report.observe import Finished, frame
+from reproduce.report.table import Table
 from reproduce.site import Site
 from reproduce.spec import LARS, Pretrain
 from reproduce.train import build_network, encoder_of
@@ -196,7 +199,7 @@ def ended(target: Callable[..., None], *arguments: object) -> int | None:
 def on_two_processes(work: Callable[..., R], folder: Path, *arguments: Any) -> list[R]:
     """What `work(*arguments)`, a function of a module, returns on each of two processes of one run; they meet
     in `folder`."""
-    torch.multiprocessing.spawn(_one_of_two, (work, str(folder), arguments), nprocs=2)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(_one_of_two, (work, str(folder), arguments), nprocs=2)
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
@@ -209,3 +212,21 @@ def _one_of_two(rank: int, work: Callable[..., Any], folder: str, arguments: tup
     gc.collect()
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def fill_from(
+    table: Table, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]
+) -> Filled:
+    """Return the table with the numbers of these runs; `reasons` says why a run is not finished."""
+    return fill(table, seeds, frame(table, seeds, finished, reasons))
+
+
+def canvases(images: Images, indices: ArrayLike, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return whole images squashed to squares, (n, 3, side, side) uint8, and their original sizes, (n, 2)."""
+    batch = images.read(indices, Canvas(side))
+    return batch.pixels, batch.sizes
+
+
+def centre_crops(images: Images, indices: ArrayLike, resize: int, size: int) -> torch.Tensor:
+    """Return centre crops of images whose shorter side is first `resize`, (n, 3, size, size) uint8."""
+    return images.read(indices, CentreCrop(resize, size)).pixels

@@ -15,7 +15,6 @@ untrue: it is as trustworthy as its author.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 import json
@@ -37,7 +36,7 @@ from reproduce.plan import CUSTOM, SCALES
 from reproduce.report import render
 from reproduce.report.filled import loads
 from reproduce.runs import checkpoint
-from reproduce.runs.files import atomic, write_atomic
+from reproduce.runs.files import atomic, remove_drafts, write_atomic
 from reproduce.site import Site
 from reproduce.tracking.portable import OF_THE_MACHINE, PortableRun, from_json, to_json
 
@@ -332,8 +331,7 @@ def _receive_run(run: PortableRun, archive: _Archive, site: Site, store: Store, 
 
 def _put(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, and delete what a killed import left next to it."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+    remove_drafts(path)
     write_atomic(path, content, durable=True)
 
 

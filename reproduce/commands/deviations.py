@@ -52,8 +52,9 @@ MANY = 4
 
 
 def page() -> str:
-    """Return the page as Markdown."""
-    tables = {scale: [Request(table=name, scale=scale).build() for name in table_names()] for scale in SCALES}
+    """Return the page as Markdown; tables that are not the paper's are left out."""
+    built = {scale: [Request(table=name, scale=scale).build() for name in table_names()] for scale in SCALES}
+    tables = {scale: [each for each in found if each.number] for scale, found in built.items()}
     blocks = [HEAD.strip(), "## In several tables", _bullets(CHOICES)]
     blocks += ["## Below paper scale", _bullets(_stand_ins(tables))]
     for table in tables["paper"]:
@@ -75,8 +76,6 @@ def _with_code(text: str) -> str:
 
 
 def _heading(table: Table) -> str:
-    if not table.number:
-        return f"## {table.name}"
     return f"## Table{'' if table.number.isdigit() else 's'} {table.number}"
 
 

@@ -138,7 +138,7 @@ def requests(table: str, scale: str) -> list[Request]:
 
 def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[str]:
     """Yield the lines of the report: the machine, the data, the tables of `requests`, the next step."""
-    machine, asked = Machine(site, store), list(requests)
+    machine, requests = Machine(site, store), list(requests)
     yield "Machine"
     for label, text in _machine(machine):
         yield from _entry(label, text)
@@ -151,8 +151,8 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
             f"Tables: runs that can start, disk for all runs, missing and available needs. {_rule(machine)}"
         ),
     )
-    specs = {request: request.specs() for request in asked}
-    needs = {request: need(specs[request], machine) for request in asked}
+    specs = {request: request.specs() for request in requests}
+    needs = {request: need(specs[request], machine) for request in requests}
     for request, found in needs.items():
         # One line, however long.
         yield f"  {f'{request.table:<9}{request.scale}':<{LABEL - 1}} {_state(found)}"
@@ -164,14 +164,14 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
 def need(specs: Iterable[Spec], machine: Machine) -> Need:
     """Return what the runs of `specs`, upstream first, need and lack on this machine."""
     lacking: dict[str, list[str]] = {}
-    asked: dict[str, None] = {}
+    required: dict[str, None] = {}
     specs = list(specs)
     for spec in specs:
         names = list(machine.lacks(spec.dataset, spec.protocol if isinstance(spec, Evaluate) else None))
         has_gpu = machine.has_gpu(spec)
         if has_gpu is False:
             names.append(GPU)
-        asked |= dict.fromkeys([*_asked_for(spec, machine.site), *([GPU] if has_gpu else [])])
+        required |= dict.fromkeys([*_required(spec, machine.site), *([GPU] if has_gpu else [])])
         for needed in spec.needs():
             names += lacking[needed.id]
         lacking[spec.id] = names
@@ -187,12 +187,12 @@ def need(specs: Iterable[Spec], machine: Machine) -> Need:
         num_runs=len(specs),
         startable=sum(not names for names in lacking.values()),
         missing=tuple(dict.fromkeys(everything)),
-        available=tuple(name for name in asked if name not in everything),
+        available=tuple(name for name in required if name not in everything),
         disk=space,
     )
 
 
-def _asked_for(spec: Spec, site: Site) -> Iterator[str]:
+def _required(spec: Spec, site: Site) -> Iterator[str]:
     """Yield what a run reads and what its protocol requires, by the names of `missing`.
 
     Generated and fetched data are left out.

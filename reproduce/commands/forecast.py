@@ -225,7 +225,7 @@ def forecast(
         steps.append(step)
     at_once = where.at_once(site)
     problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.action == "blocked")
-    disk = disk_needed([step.spec for step in steps if step.starts], store, at_once)
+    disk = _disk([step.spec for step in steps if step.starts], store, at_once)
     changes = {
         change: None for request in {job.request: None for job in wanted} for change in request.changed()
     }
@@ -390,7 +390,7 @@ def nearest(spec: Spec, past: Past) -> str:
             "no finished run with this id; the nearest has the same settings under another id, "
             "from another version of the code"
         )
-    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    more = f"; and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
     among = f" of the newest {NEWEST}" if len(past) == NEWEST else ""
     return f"no finished run with these settings; the nearest{among} differs in {'; '.join(named)}{more}"
 
@@ -540,7 +540,7 @@ def makespan(steps: Iterable[Step], at_once: int) -> float:
     return now
 
 
-def disk_needed(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:
+def _disk(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:
     """Return the bytes that the runs leave behind or occupy for a time, by the rule of `invoke doctor`.
 
     None if a network's size is unknown.

@@ -52,8 +52,8 @@ HEARTBEAT = 10.0
 """Heartbeat of the lease under which a folder is deleted; the lease is deleted with the folder."""
 ASIDE = ".removed-"
 """Prefix of folders that are being deleted."""
-RUN = re.compile(r"[0-9a-f]{12}")
-OURS = (lease.FILE, lease.LOCK, "lock", "log.txt", FILE)
+RUN_ID = re.compile(r"[0-9a-f]{12}")
+RUN_FILES = (lease.FILE, lease.LOCK, "lock", "log.txt", FILE)
 """Files that identify a run's folder, in addition to its name."""
 EVERY = 1_000_000
 """Maximum number of finished evaluations of a scale."""
@@ -129,13 +129,17 @@ def find(site: Site, store: Store) -> Found:
     if not site.runs.is_dir():
         return Found(items=(), notes=(f"The folder {site.runs} does not exist.",))
     runs = _known(site, store)
-    gone = _unwanted(runs, store)
+    unwanted = _unwanted(runs, store)
     items = [
-        *(_run(runs, spec_id, store) for spec_id in gone if spec_id in runs.folders),
-        *(_record(runs, record, store) for spec_id in gone for record in runs.unfinished.get(spec_id, ())),
+        *(_run(runs, spec_id, store) for spec_id in unwanted if spec_id in runs.folders),
+        *(
+            _record(runs, record, store)
+            for spec_id in unwanted
+            for record in runs.unfinished.get(spec_id, ())
+        ),
         *_checkpoints(runs),
-        *_features(runs, gone, store),
-        *_drafts(site, gone),
+        *_features(runs, unwanted, store),
+        *_drafts(site, unwanted),
     ]
     return Found(items=tuple(items), notes=tuple(runs.notes))
 
@@ -146,7 +150,7 @@ def remove(found: Found) -> tuple[list[str], int]:
     Returns:
         The lines to print, and the number of things that could not be deleted.
     """
-    lines, gone, stayed = [], [], 0
+    lines, removed, stayed = [], [], 0
     for item in found.items:
         try:
             problem = item.remove()
@@ -155,13 +159,13 @@ def remove(found: Found) -> tuple[list[str], int]:
         except OSError as error:
             problem, stayed = error.strerror or str(error), stayed + 1
         lines.append(f"kept  {item.name}: {problem}" if problem else f"removed  {item.name}")
-        gone += [] if problem else [item]
-    records = any(item.kind == "record" for item in gone)
+        removed += [] if problem else [item]
+    records = any(item.kind == "record" for item in removed)
     restored = " `mlflow runs restore --run-id ID` restores a record." if records else ""
     return [
         *lines,
         *found.notes,
-        f"Removed: {_counted(gone)}{restored}" if gone else "Nothing was removed.",
+        f"Removed: {_counted(removed)}{restored}" if removed else "Nothing was removed.",
     ], stayed
 
 
@@ -170,7 +174,7 @@ def _known(site: Site, store: Store) -> _Runs:
     folders = {
         path.name: path
         for path in sorted(site.runs.iterdir())
-        if RUN.fullmatch(path.name) and _is_folder(path) and _ours(path)
+        if RUN_ID.fullmatch(path.name) and _is_folder(path) and _ours(path)
     }
     unfinished = defaultdict(list)
     for record in store.unfinished():
@@ -181,12 +185,12 @@ def _known(site: Site, store: Store) -> _Runs:
 def _unwanted(runs: _Runs, store: Store) -> list[str]:
     """Return the ids of runs that can be deleted."""
     unfinished = sorted({*runs.folders, *runs.unfinished} - runs.finished)
-    free = [spec_id for spec_id in unfinished if not runs.owned(spec_id) and _may_go(runs, spec_id)]
+    free = [spec_id for spec_id in unfinished if not runs.owned(spec_id) and _may_be_leftover(runs, spec_id)]
     wanted = _of_tables() | _of_evaluations(runs, free, store) if free else frozenset[str]()
     return [spec_id for spec_id in free if spec_id not in wanted]
 
 
-def _may_go(runs: _Runs, spec_id: str) -> bool:
+def _may_be_leftover(runs: _Runs, spec_id: str) -> bool:
     """Return whether an unfinished run may be a leftover, and note why it is not."""
     folder = runs.folders.get(spec_id)
     if folder is None:
@@ -310,7 +314,7 @@ def _checkpoints(runs: _Runs) -> Iterator[Item]:
             )
 
 
-def _features(runs: _Runs, gone: Iterable[str], store: Store) -> Iterator[Item]:
+def _features(runs: _Runs, unwanted: Iterable[str], store: Store) -> Iterator[Item]:
     """Yield features whose encoder is not stored on this machine and was evaluated by no run that is kept."""
     found = {
         path: feature_cache.encoder_of(path)
@@ -318,11 +322,11 @@ def _features(runs: _Runs, gone: Iterable[str], store: Store) -> Iterator[Item]:
     }
     if not found:
         return
-    local = {_encoder_digest(folder) for spec_id, folder in runs.folders.items() if spec_id not in gone}
+    local = {_encoder_digest(folder) for spec_id, folder in runs.folders.items() if spec_id not in unwanted}
     unknown = {digest for digest in found.values() if digest and digest not in local}
     if not unknown:
         return
-    used = {digest for digest, spec_id in store.evaluated(unknown) if spec_id not in gone}
+    used = {digest for digest, spec_id in store.evaluated(unknown) if spec_id not in unwanted}
     for path, digest in found.items():
         if digest in unknown - used:
             size, age = _measured([path])
@@ -340,12 +344,12 @@ def _remove_features(path: Path) -> str:
     return "" if feature_cache.discard(path) else "a run reads them now"
 
 
-def _drafts(site: Site, gone: Iterable[str]) -> Iterator[Item]:
-    """Yield drafts of killed processes outside the folders in `gone`, and folders of interrupted calls."""
+def _drafts(site: Site, unwanted: Iterable[str]) -> Iterator[Item]:
+    """Yield drafts of killed processes outside `unwanted` folders, and folders of interrupted calls."""
     places = [path for pattern in DRAFTS for path in site.runs.glob(pattern)] + list(
         site.reports.glob("*/.*.tmp")
     )
-    for path in sorted(path for path in places if path.parent.name not in gone):
+    for path in sorted(path for path in places if path.parent.name not in unwanted):
         size, age = _measured([path])
         if path.is_file() and age > OLD:
             yield Item(
@@ -398,7 +402,7 @@ def _is_folder(path: Path) -> bool:
 
 def _ours(folder: Path) -> bool:
     """Return whether a folder with a run's name belongs to a run."""
-    return any((folder / name).exists() for name in OURS) or any(folder.glob("epoch-*.pt"))
+    return any((folder / name).exists() for name in RUN_FILES) or any(folder.glob("epoch-*.pt"))
 
 
 def _encoder_digest(folder: Path) -> str:

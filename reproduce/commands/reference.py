@@ -36,21 +36,14 @@ from reproduce.settings import Settings, field_types
 from reproduce.site import PROJECT
 from reproduce.spec import LARS, Evaluate, Pretrain
 
-PLACE = (
-    r"(?:[Ss]ection \d+(?:\.\d+)*|Table \d+\b(?!'s)|(?:\w+'s )?App\. \w(?:\.\d)?|[Pp]rotocol sheet"
-    r"|(?:[\w-]+ )?[\w.-]+/[\w./-]+|[\w-]+\.(?:py|yaml)|(?:SOURCE|BASE)'s)"
+PLACE = re.compile(
+    r"[Ss]ection \d|Table \d+\b(?!'s)|(\w+'s )?App\. \w|[Pp]rotocol sheet|[\w-]*/[\w./-]+|[\w-]+\.(py|yaml)"
 )
-"""Place that a setting comes from: a part of a paper, a file of a repository, or a constant of the module."""
-SOURCE = re.compile(rf"{PLACE}|[Tt]he same\b|not stated|errata")
-"""Sign that a text in parentheses is a source."""
-ALONE = re.compile(rf"{PLACE}(?:,? [^\s,]+){{0,9}}|The same(?: files?)?(?: as `\w+`)?")
-"""A source that fills a sentence, or the part of it before a colon or a semicolon."""
-OURS = re.compile(r"`?reproduce/")
+"""Place that a setting comes from: a part of a paper, or a file of a repository."""
+OWN_CODE = re.compile(r"`?reproduce/")
 """Beginning of a reference to our own code, which is not a source."""
-SAME = re.compile(r"[Tt]he same(?: files?)?(?: as `(\w+)`)?")
-"""A source that refers to another field: the one above, or the one that it names."""
-CONSTANT = re.compile(r"(SOURCE|BASE)'s")
-"""A source that refers to a constant of the module."""
+CONSTANT = re.compile(r"\b(SOURCE|BASE)\b")
+"""Constant of a module that contains a source."""
 SHOWN = 4
 """Maximum number of values printed for a setting that varies within a table."""
 INDENT = 4 * " "
@@ -89,7 +82,7 @@ def lines(table: str, scale: str) -> Iterator[str]:
     built = Request(table=table, scale=scale).build()
     found = list(_of_runs([ours.spec for _, _, ours in built.measured()]))
     if not found:
-        yield f"Table {built.number} runs nothing: it has no settings."
+        yield f"{built} runs nothing: it has no settings."
         return
     heads = Setting("SETTING", "VALUE", "TYPE", Meaning("", "SOURCE"))
     widths = [max(len(_cells(each)[column]) for each in (heads, *found)) for column in range(3)]
@@ -100,7 +93,7 @@ def lines(table: str, scale: str) -> Iterator[str]:
         yield from (f"{INDENT}{line}" for line in textwrap.wrap(each.meaning.doc, wide))
     example = f"--set {found[0].name}={found[0].value.split(' | ')[0]}"
     yield ""
-    yield f"{len(found)} settings of Table {built.number} at {scale} scale. Change one by name: {example}."
+    yield f"{len(found)} settings of {built} at {scale} scale. Change one by name: {example}."
 
 
 def _cells(each: Setting) -> tuple[str, str, str]:
@@ -233,23 +226,21 @@ def kind(hint: Any) -> str:
 
 def meanings(owner: type[Settings]) -> dict[str, Meaning]:
     """Return the meaning and the source of each setting of a class, from the nearest class that has it."""
-    found: dict[str, Meaning] = {}
-    for each in reversed(owner.__mro__):
-        if not issubclass(each, Settings) or each is Settings:
-            continue
-        above = NOTHING
-        constants = vars(sys.modules[each.__module__])
-        for key, text in field_docs(Path(inspect.getfile(each)), each.__name__).items():
-            (doc, source), inherited = split(text), found.get(key, NOTHING)
-            if doc == "The same." or (doc, source) == ("", "The same"):
-                doc = inherited.doc or above.doc
-            if same := SAME.fullmatch(source):
-                source = found.get(same[1], above).source
-            if constant := CONSTANT.search(source):
-                source = source.replace(constant[0], constants[constant[1]])
-            above = Meaning(doc, source)
-            found[key] = Meaning(doc or inherited.doc, source or inherited.source)
-    return {key: found.get(key, NOTHING) for key in field_types(owner)}
+    found = dict.fromkeys(field_types(owner), NOTHING)
+    for each in reversed([each for each in owner.__mro__ if issubclass(each, Settings)][:-1]):
+        for key, (doc, source) in _declared(each).items():
+            if key in found:
+                found[key] = Meaning(doc or found[key].doc, source or found[key].source)
+    return found
+
+
+def _declared(each: type[Settings]) -> dict[str, Meaning]:
+    """Return the meaning and the source of what a class itself declares."""
+    constants = vars(sys.modules[each.__module__])
+    return {
+        key: split(CONSTANT.sub(lambda name: constants.get(name[0], name[0]), text))
+        for key, text in field_docs(Path(inspect.getfile(each)), each.__name__).items()
+    }
 
 
 def split(text: str) -> Meaning:
@@ -257,10 +248,10 @@ def split(text: str) -> Meaning:
     if text.startswith("Choice: "):
         return Meaning("", text[0].lower() + text[1:].removesuffix("."))
     first, rest = _first_part(text)
-    if ALONE.fullmatch(first) and not OURS.match(first):
+    if PLACE.match(first) and not OWN_CODE.match(first):
         return Meaning(rest[:1].upper() + rest[1:], first)
     for inside in re.finditer(r" \(((?:[^()]|\([^()]*\))*)\)", text):
-        if SOURCE.search(inside[1]) and not OURS.match(inside[1]):
+        if PLACE.search(inside[1]) and not OWN_CODE.match(inside[1]):
             return Meaning(text[: inside.start()] + text[inside.end() :], inside[1])
     return Meaning(text, "")
 

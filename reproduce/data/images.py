@@ -178,28 +178,6 @@ class Images(ABC):
         It is cheap to compute and differs if a file was lost, added or truncated.
         """
 
-    def canvas(self, indices: ArrayLike, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return whole images squashed to squares, and their original sizes.
-
-        Returns:
-            (n, 3, side, side) uint8, and (n, 2) int64 with the original heights and widths in pixels.
-
-        Raises:
-            ValueError: an image is broken. The message names it.
-        """
-        batch = self.read(indices, Canvas(side))
-        return batch.pixels, batch.sizes
-
-    def test_crop(self, indices: ArrayLike, resize: int, size: int) -> torch.Tensor:
-        """Return centre crops, (n, 3, size, size) uint8.
-
-        The shorter side of each image is first resized to `resize` pixels.
-
-        Raises:
-            ValueError: an image is broken. The message names it.
-        """
-        return self.read(indices, CentreCrop(resize, size)).pixels
-
     def read(self, indices: ArrayLike, shape: Shape) -> Batch:
         """Return the images at `indices`, (n,), from memory if they are cached.
 

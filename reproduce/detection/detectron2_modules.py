@@ -39,6 +39,7 @@ def _heads() -> Any:
         def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
             values = cfg.MODEL.RESNETS
             if values.DEPTH == 18:
+                # (n, 256, side, side) -> (n, 512, side / 2, side / 2)
                 blocks = ResNet.make_stage(
                     BasicBlock,
                     2,
@@ -46,7 +47,7 @@ def _heads() -> Any:
                     in_channels=256,
                     out_channels=512,
                     norm=values.NORM,
-                )  # (n, 256, side, side) -> (n, 512, side / 2, side / 2)
+                )
                 stage, channels = nn.Sequential(*blocks), 512
             else:
                 stage, channels = super()._build_res5_block(cfg)

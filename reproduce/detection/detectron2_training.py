@@ -216,8 +216,8 @@ def _steps(trainer: Any, shown: Readable, first: int, checkpointer: Any) -> None
 
     trainer.reset_data_loader(lambda: shown)
     try:
-        with interrupt.deferred() as asked:
-            save = partial(_save_if_due, asked=asked, checkpointer=checkpointer)
+        with interrupt.deferred() as stop_reason:
+            save = partial(_save_if_due, stop_reason=stop_reason, checkpointer=checkpointer)
             trainer.register_hooks([hooks.CallbackHook(after_step=save)])
             trainer.train(first, trainer.max_iter)
     except FloatingPointError as error:
@@ -244,19 +244,19 @@ def _hooks(trainer: Any, scheduler: Any, protocol: Detection, seed: int, watch: 
     return found
 
 
-def _save_if_due(trainer: Any, asked: Callable[[], str], checkpointer: Any) -> None:
+def _save_if_due(trainer: Any, stop_reason: Callable[[], str], checkpointer: Any) -> None:
     """Write a checkpoint if one is due, at the end, and if any process received a stop request.
 
     A stop request ends all processes after the same step.
     """
     done, period = trainer.iter + 1, max(1, min(MAX_STEPS, trainer.max_iter // CHECKPOINTS))
-    stopping = distributed.anyone(bool(asked()))
+    stopping = distributed.anyone(bool(stop_reason()))
     if distributed.main_process() and (stopping or done % period == 0 or done == trainer.max_iter):
         checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
     if stopping:
         # All processes wait for the file: torchrun ends them all as soon as one has ended.
         distributed.agreed(True)
-        interrupt.stop(asked() or interrupt.ELSEWHERE)
+        interrupt.stop(stop_reason() or interrupt.ELSEWHERE)
 
 
 def _precise_batchnorm(trainer: Any, images: Readable, protocol: Detection, seed: int) -> None:

@@ -45,7 +45,7 @@ Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 
 
-class Shown(NamedTuple):
+class Drawn(NamedTuple):
     """One detection that is drawn."""
 
     label: int
@@ -85,14 +85,14 @@ def colour(label: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _shown(found: Predicted | None, threshold: float) -> list[Shown]:
+def _shown(found: Predicted | None, threshold: float) -> list[Drawn]:
     """Return the detections to draw, by descending score."""
     if found is None or not len(found.scores):
         return []
     order = np.argsort(-found.scores, kind="stable")
     best = [int(index) for index in order if found.scores[index] >= threshold] or [int(order[0])]
     return [
-        Shown(
+        Drawn(
             int(found.labels[index]),
             float(found.scores[index]),
             tuple(found.boxes[index].tolist()),
@@ -102,7 +102,7 @@ def _shown(found: Predicted | None, threshold: float) -> list[Shown]:
     ]
 
 
-def _tile(picture: Picture, shown: Sequence[Shown], classes: Sequence[str]) -> Image.Image:
+def _tile(picture: Picture, shown: Sequence[Drawn], classes: Sequence[str]) -> Image.Image:
     """Return one image with its detections, and a line of text below it."""
     photograph = Image.fromarray(pixels(picture))
     scale = LONGER / max(photograph.size)
@@ -126,7 +126,7 @@ def _tile(picture: Picture, shown: Sequence[Shown], classes: Sequence[str]) -> I
     return _captioned(tile, f"{picture.id}: {len(shown)} found, {len(picture.instances)} annotated (dashed)")
 
 
-def _masked(image: Image.Image, shown: Sequence[Shown]) -> Image.Image:
+def _masked(image: Image.Image, shown: Sequence[Drawn]) -> Image.Image:
     """Return the image under its translucent masks, the best detection's on top."""
     from pycocotools import mask as encoding
 

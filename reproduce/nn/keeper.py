@@ -66,10 +66,10 @@ class Keeper:
         Raises:
             Interrupted: see `interrupt.deferred`.
         """
-        with interrupt.deferred() as asked:
+        with interrupt.deferred() as stop_reason:
 
             def due() -> bool:
-                self._stop = asked()
+                self._stop = stop_reason()
                 if distributed.anyone(bool(self._stop)):
                     self._stop = self._stop or interrupt.ELSEWHERE
                 return bool(self._stop) or time.monotonic() - self._last > EVERY

@@ -12,7 +12,6 @@ tensors; nothing else is ever unpickled.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 import logging
@@ -37,7 +36,7 @@ from reproduce.nn import backbones
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.weights import Weights
 from reproduce.runs import checkpoint
-from reproduce.runs.files import atomic, write_atomic
+from reproduce.runs.files import atomic, remove_drafts, write_atomic
 from reproduce.runs.progress import FETCHED, Progress, Watch
 from reproduce.site import Site
 
@@ -256,8 +255,7 @@ def _written(parts: Iterable[bytes], path: Path, weights: Weights, source: str) 
 
     The caller holds the lock of the folder.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)  # of a killed process: the lock allows one writer at a time
+    remove_drafts(path)
     total = hashlib.sha256()
     with atomic(path, durable=True) as draft:
         with draft.open("wb") as file:
@@ -442,14 +440,14 @@ def _chosen(backbone: str, tensors: Mapping[str, Tensor], wanted: str, shown: st
         ValueError: the backbone fits in no place, or in several with different tensors.
     """
     matches = _matches(backbone, tensors)
-    asked = [
+    candidates = [
         match
         for match in matches
         if match.prefix == wanted or match.prefix.endswith(f".{wanted}") or not wanted
     ]
-    fitting = [match for match in asked if match.fits]
+    fitting = [match for match in candidates if match.fits]
     if not fitting:
-        raise InvalidError(_refusal(_nearest(asked or matches), backbone, tensors, shown, wanted))
+        raise InvalidError(_refusal(_nearest(candidates or matches), backbone, tensors, shown, wanted))
     best = [match for match in fitting if not match.follows] or fitting
     if any(not _same(best[0], other, tensors) for other in best[1:]):
         places = " or ".join(match.prefix or "(none)" for match in best)

@@ -24,7 +24,7 @@ SOURCE = "facebookresearch/moco detection/configs/pascal_voc_R_50_C4_24k.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class VOCDetection(Detection, name="voc_detection"):
-    """Settings of the fine-tuning on VOC. Values without a source of their own are from SOURCE."""
+    """Settings of the fine-tuning on VOC. Values without a source are from MoCo's config file."""
 
     base_lr: float = 0.02
     """Peak learning rate at a batch of 16 (section 8.4 and SOURCE)."""

@@ -65,6 +65,8 @@ class Shown:
 class Line:
     """One row as shown."""
 
+    name: str
+    """Label by which `--rows` and `invoke why` find the row; unique, as plain text."""
     label: str
     marks: tuple[str, ...]
     facts: tuple[str, ...]
@@ -127,7 +129,9 @@ def display(filled: Filled) -> Display:
             for column in filled.columns
             if row.cells[column.key].runs
         )
-        lines.append(Line(row.shown, label_marks, tuple(row.facts.values()), row.rule_before, cells, runs))
+        lines.append(
+            Line(row.label, row.shown, label_marks, tuple(row.facts.values()), row.rule_before, cells, runs)
+        )
     added = "An added row; the paper's table does not have it." if filled.number else "An added row."
     has_added = any(row.added for row in filled.rows)
     return Display(

@@ -1,6 +1,6 @@
 """A table with its numbers: plain data that the renderers print and that `tableN.json` contains.
 
-    filled = fill_from(table, seeds, frame(table, seeds, finished, reasons))
+    filled = fill(table, seeds, frame(table, seeds, finished, reasons))
     to_json(filled) / from_json(...) / loads(text, where)
 
 From here on, numbers are as printed: per cent if the column's unit is `%`. A cell with a missing seed has no
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from reproduce.messages import InvalidError
 from reproduce.report.markup import literal
-from reproduce.report.observe import Finished, Statistics, frame, statistics
+from reproduce.report.observe import Statistics, statistics
 from reproduce.report.table import Cell, Column, Row, Table, Verdict
 from reproduce.spec import Pretrain
 
@@ -107,17 +107,7 @@ class Filled:
         return self.caption.removeprefix(self.head).lstrip()
 
 
-def fill(table: Table, seeds: int, finished: Mapping[str, Finished], reasons: Mapping[str, str]) -> Filled:
-    """Return the table with the numbers of these runs; see `fill_from`.
-
-    Args:
-        finished: finished runs by spec id.
-        reasons: why a run is not finished, by spec id.
-    """
-    return fill_from(table, seeds, frame(table, seeds, finished, reasons))
-
-
-def fill_from(table: Table, seeds: int, runs: Frame | None) -> Filled:
+def fill(table: Table, seeds: int, runs: Frame | None) -> Filled:
     """Return the table with the statistics of every cell, the claims judged on them, and the caption.
 
     Args:

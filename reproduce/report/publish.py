@@ -16,14 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reproduce.report import render
-from reproduce.report.filled import Filled, fill_from, loads
+from reproduce.report.filled import Filled, fill, loads
 from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, write_runs
 from reproduce.report.table import Table
 from reproduce.runs.files import write_atomic
 from reproduce.site import PROJECT
+
+if TYPE_CHECKING:
+    import filelock
 
 STATE, LOCK = ".rendered", ".rendered.lock"
 """Names of the file that records what was rendered, and of its lock; the index and the export ignore hidden
@@ -61,7 +64,7 @@ def publish(
         filled = loads(report.read_bytes(), str(report))
     else:
         runs = frame(table, seeds, finished, reasons) if any(table.measured()) else None
-        filled = fill_from(table, seeds, runs)
+        filled = fill(table, seeds, runs)
         render.write(filled, folder)
         with _lock(folder):
             write_runs(runs, table.name, folder)
@@ -111,11 +114,11 @@ def _record(folder: Path, name: str, inputs: str, files: Mapping[str, str]) -> N
     write_atomic(folder / STATE, json.dumps(state, indent=1, sort_keys=True) + "\n")
 
 
-def _lock(folder: Path) -> Any:
+def _lock(folder: Path) -> filelock.BaseFileLock:
     """Return the lock that keeps two commands from losing each other's rows of `runs.csv`."""
-    import filelock
+    from filelock import FileLock
 
-    return filelock.FileLock(folder / LOCK)
+    return FileLock(folder / LOCK)
 
 
 @cache

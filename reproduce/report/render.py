@@ -124,7 +124,9 @@ def markdown(filled: Filled) -> str:
     if filled.claims:
         blocks += ["**Claims**", "\n".join(_markdown_claim(claim, shown) for claim in filled.claims)]
     if runs := [
-        f"- {markup.markdown(line.label)}: {_runs(line, '`{}`')}" for line in shown.lines if line.runs
+        f"- {markup.markdown(markup.literal(line.name))}: {_runs(line, '`{}`')}"
+        for line in shown.lines
+        if line.runs
     ]:
         blocks += ["**Runs** (seeds in order)", "\n".join(runs)]
     return "\n\n".join(blocks) + "\n"

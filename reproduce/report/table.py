@@ -174,6 +174,10 @@ class Table:
     stand_in: str = ""
     """Replacement of the paper's data or network at this scale, as a sentence for the caption."""
 
+    def __str__(self) -> str:
+        """Return the name in messages: `Table 8`, or that of its task if it is not from the paper."""
+        return f"Table {self.number}" if self.number else self.name
+
     def __post_init__(self) -> None:
         labels, keys = [row.label for row in self.rows], [column.key for column in self.columns]
         self._check_unique("row label", labels)
@@ -260,17 +264,12 @@ class Table:
         Raises:
             NotFoundError: A glob matches nothing; the message lists the names.
         """
-        kept_rows = tuple(
-            row for row in self.rows if row.label in _matching("row", rows, [row.label for row in self.rows])
-        )
-        kept_columns = tuple(
-            column
-            for column in self.columns
-            if column.key in _matching("column", columns, [c.key for c in self.columns])
-        )
+        labels = _matching("row", rows, [row.label for row in self.rows])
+        keys = _matching("column", columns, [column.key for column in self.columns])
+        kept_rows = tuple(row for row in self.rows if row.label in labels)
+        kept_columns = tuple(column for column in self.columns if column.key in keys)
         if len(kept_rows) == len(self.rows) and len(kept_columns) == len(self.columns):
             return self
-        keys = {column.key for column in kept_columns}
         trimmed = tuple(
             replace(row, cells={key: cell for key, cell in row.cells.items() if key in keys})
             for row in kept_rows

@@ -109,13 +109,13 @@ class _Queue:
 
     def __init__(self, site: Site) -> None:
         self._every = site.slurm.poll
-        self._asked = -float("inf")
+        self._last_query = -float("inf")
         self._known: dict[str, bool] = {}
 
     def look(self, jobs: Iterable[str], *, at_once: bool = False) -> None:
         """Ask for these jobs together if the interval is over, or, with `at_once`, if one of them is new."""
         wanted = [job for job in jobs if job]
-        over = time.monotonic() - self._asked >= self._every
+        over = time.monotonic() - self._last_query >= self._every
         if wanted and (over or (at_once and not self._known.keys() >= set(wanted))):
             self._ask(wanted)
 
@@ -132,4 +132,4 @@ class _Queue:
             self._known |= {job: job in listed for job in jobs}
         except (LookupError, RuntimeError):
             self._known |= {job: self._known.get(job, True) for job in jobs}
-        self._asked = time.monotonic()
+        self._last_query = time.monotonic()

@@ -9,11 +9,15 @@ processes.
 
 from __future__ import annotations
 
+import glob
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+DRAFT = ".tmp"
+"""End of the name of a draft."""
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written; the previous file at `path` is unchanged.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{DRAFT}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
@@ -57,6 +61,12 @@ def write_atomic(path: Path, *parts: str | bytes | memoryview, durable: bool = F
         message = f"{path} cannot be written ({error.strerror}); what was saved before is intact"
         raise OSError(error.errno, message) from error
     return path
+
+
+def remove_drafts(path: Path) -> None:
+    """Delete the drafts of `path` that killed processes left; no other process may be writing it."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*{DRAFT}"):
+        draft.unlink(missing_ok=True)
 
 
 def synchronise(path: Path) -> None:

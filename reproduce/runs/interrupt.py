@@ -1,10 +1,10 @@
 """Stop requests to a run: Ctrl-C, SIGTERM, or a call of `ask`, for example when the parent process is gone.
 
-    listen()                        # once, in the main thread
-    with deferred() as asked:       # stop requests are held back here ...
+    listen()                             # once, in the main thread
+    with deferred() as stop_reason:      # stop requests are held back here ...
         for ...:
             train_a_step()
-            if reason := asked():   # ... until the caller checks, saves its state and stops
+            if reason := stop_reason():  # ... until the caller checks, saves its state and stops
                 save()
                 stop(reason)
 

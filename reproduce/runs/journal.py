@@ -106,9 +106,8 @@ class Journal:
                     f"{self._path} cannot be written ({error.strerror}); what was saved before is intact",
                 ) from error
         if size == 0:
-            synchronise(
-                self._path.parent
-            )  # a new file survives a crash of the machine once its folder is on disk
+            # A new file survives a crash of the machine once its folder is on disk.
+            synchronise(self._path.parent)
 
     def read(self) -> Waiting:
         """Return everything that waits; a broken line is skipped with a warning."""

@@ -287,7 +287,7 @@ def _filters(wanted: Wanted) -> Iterator[str]:
         if value
     ]
     fixed += [f"tags.{key} LIKE '{beginning}%'" for key, beginning in wanted.begins.items()]
-    fixed += [f"tags.{key} IS NOT NULL" for key in wanted.there] + [
+    fixed += [f"tags.{key} IS NOT NULL" for key in wanted.present] + [
         f"tags.{key} IS NULL" for key in wanted.absent
     ]
     for values in itertools.product(*wanted.tags.values()):

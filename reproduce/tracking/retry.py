@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from reproduce.messages import age
+from reproduce.messages import age, first_line
 from reproduce.runs import interrupt
 
 T = TypeVar("T")
@@ -95,10 +95,8 @@ def retrying(action: Callable[[], T], *, unreachable: Callable[[Exception], bool
 @contextmanager
 def giving_up_after(seconds: int) -> Iterator[None]:
     """Make MLflow ask a server once and wait at most `seconds` for its answer, inside the block."""
-    hasty = {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    }  # read at each request
+    # MLflow reads these at each request.
+    hasty = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     before = {name: os.environ.get(name) for name in hasty}
     os.environ.update(hasty)
     try:
@@ -110,14 +108,14 @@ def giving_up_after(seconds: int) -> Iterator[None]:
 
 def in_short(error: BaseException) -> str:
     """Return the first line of an exception, without the exception's name."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    return (first_line(error) or type(error).__name__)[:200]
 
 
 def _wait(seconds: float) -> None:
     """Sleep, but not past a stop request, even where such requests are deferred."""
     deadline = time.monotonic() + seconds
-    with interrupt.deferred() as asked:
+    with interrupt.deferred() as stop_reason:
         while (left := deadline - time.monotonic()) > 0:
-            if reason := asked():
+            if reason := stop_reason():
                 interrupt.stop(reason)
             time.sleep(min(0.1, left))

@@ -46,7 +46,7 @@ class Wanted:
     """Tags that must have one of these values."""
     begins: Mapping[str, str] = field(default_factory=dict)
     """Tags whose values must begin with these letters and digits."""
-    there: tuple[str, ...] = ()
+    present: tuple[str, ...] = ()
     """Tags that the run must have."""
     absent: tuple[str, ...] = ()
     """Tags that the run must not have."""
@@ -173,23 +173,23 @@ def _query(experiments: Sequence[int], wanted: Wanted, limit: int | None) -> tup
         for key, among in wanted.tags.items()
     ]
     values += [("AND value GLOB ?", [key, f"{beginning}*"]) for key, beginning in wanted.begins.items()]
-    tests: list[tuple[str, list[str | int]]] = [(f"EXISTS ({TAG})", [key]) for key in wanted.there]
+    tests: list[tuple[str, list[str | int]]] = [(f"EXISTS ({TAG})", [key]) for key in wanted.present]
     tests += [(f"NOT EXISTS ({TAG})", [key]) for key in wanted.absent]
     # Tags have indexes by key and run, not by value. One pass over all tags of a key finds any number of
     # values. With a limit, the newest runs are tested one by one instead, until enough are found.
     if limit is None:
         simple += [
-            (f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? {test})", [*asked])
-            for test, asked in values
+            (f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? {test})", [*bound])
+            for test, bound in values
         ]
     else:
-        tests += [(f"EXISTS ({TAG} {test})", [*asked]) for test, asked in values]
+        tests += [(f"EXISTS ({TAG} {test})", [*bound]) for test, bound in values]
     candidates = (
         f"SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'{_all(simple)} "
         "ORDER BY start_time DESC, run_uuid LIMIT -1"
     )
     query = f"SELECT run_uuid FROM ({candidates}) AS candidate WHERE TRUE{_all(tests)} LIMIT ?"
-    return query, [*itertools.chain(*(asked for _, asked in simple + tests)), -1 if limit is None else limit]
+    return query, [*itertools.chain(*(bound for _, bound in simple + tests)), -1 if limit is None else limit]
 
 
 def _all(tests: Sequence[tuple[str, object]]) -> str:

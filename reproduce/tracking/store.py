@@ -72,8 +72,7 @@ class Store:
     Args:
         retry_seconds: seconds for which `start`, its runs, `finished` and `download` retry while the store is
             unreachable: `retry.RETRY_SECONDS` for processes that execute runs, 0 for commands, which report
-                the
-            problem at once.
+            the problem at once.
     """
 
     def __init__(self, site: Site, *, retry_seconds: float = 0.0) -> None:
@@ -170,7 +169,7 @@ class Store:
         with self.connection.one_line_errors(), self.connection.lock():
             # FINISHED without the completion tag means that the process was killed between the two.
             for status in ("RUNNING", "FINISHED"):
-                for run in self.connection.search(Wanted(status=status, there=(SPEC,), absent=(COMPLETE,))):
+                for run in self.connection.search(Wanted(status=status, present=(SPEC,), absent=(COMPLETE,))):
                     if tags.alive(run, self._site.runs) is False and not self._finished_since(run):
                         state, reason = tags.ending(run, self._site.runs)
                         self.connection.client.set_tag(run.info.run_id, REASON, reason)
@@ -189,7 +188,9 @@ class Store:
 
     def status(self) -> list[RunState]:
         """Return every run and its true state, the newest first, without any change."""
-        return [tags.state_of(run, self._site.runs) for run in self.connection.search(Wanted(there=(SPEC,)))]
+        return [
+            tags.state_of(run, self._site.runs) for run in self.connection.search(Wanted(present=(SPEC,)))
+        ]
 
     def record_of(self, spec_id: str) -> Record | None:
         """Return the newest finished run of the spec, or else its newest run, or None if there is none."""
@@ -218,18 +219,18 @@ class Store:
             kind: `pretrain` or `evaluate`.
             limit: maximum number of runs.
         """
-        wanted = Wanted(tags={"kind": [kind], SCALE: [scale]}, there=(COMPLETE,))
+        wanted = Wanted(tags={"kind": [kind], SCALE: [scale]}, present=(COMPLETE,))
         return [self._record(run) for run in self.connection.search(wanted, limit=limit)]
 
     def unfinished(self) -> list[Record]:
         """Return every record of an unfinished run, the newest first."""
         return [
-            self._record(run) for run in self.connection.search(Wanted(there=(SPEC,), absent=(COMPLETE,)))
+            self._record(run) for run in self.connection.search(Wanted(present=(SPEC,), absent=(COMPLETE,)))
         ]
 
     def evaluated(self, digests: Iterable[str]) -> set[tuple[str, str]]:
         """Return the pairs of an encoder's digest and the id of a spec that evaluated it, finished or not."""
-        wanted = Wanted(tags={"encoder_digest": sorted(set(digests))}, there=(SPEC,))
+        wanted = Wanted(tags={"encoder_digest": sorted(set(digests))}, present=(SPEC,))
         return {
             (run.data.tags["encoder_digest"], run.data.tags[SPEC]) for run in self.connection.search(wanted)
         }
@@ -258,7 +259,7 @@ class Store:
                 f"'{name}' is not a run's id: use 4 to 12 hexadecimal digits, as printed by "
                 "`invoke status` and `--dry-run`, or MLflow's 32."
             )
-        wanted = Wanted(run_id=name, there=(SPEC,)) if len(name) == 32 else Wanted(begins={SPEC: name})
+        wanted = Wanted(run_id=name, present=(SPEC,)) if len(name) == 32 else Wanted(begins={SPEC: name})
         runs = list(self.connection.search(wanted))
         ids = sorted({run.data.tags[SPEC] for run in runs})
         if not ids:
@@ -504,7 +505,7 @@ class Store:
     def _adopt(self, run: PortableRun, source: str, experiment: str) -> None:
         """Write the record of a run that this store lacks."""
         for left in self.connection.search(
-            Wanted(tags={SPEC: [run.spec_id]}, there=(IMPORTED,)), [experiment]
+            Wanted(tags={SPEC: [run.spec_id]}, present=(IMPORTED,)), [experiment]
         ):
             if tags.alive(left, self._site.runs) is False or tags.is_mine(left):
                 self.connection.client.delete_run(left.info.run_id)

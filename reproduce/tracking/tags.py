@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce import identity
+from reproduce.messages import counted
 from reproduce.nn.weights import Weights
 from reproduce.runs import environment, lease
 from reproduce.runs.lease import Held, Lease
@@ -179,7 +180,7 @@ def title(spec: Spec | Weights) -> str:
     names = _short_names([path for path, _ in method.leaves()])
     changed = [f"{names[path]}={_short(value)}" for path, value in method.changed() if path != "num_views"]
     words = [method.name, f"K={method.num_views}", *changed]
-    return " ".join((*words, spec.dataset.name, f"{spec.epochs} epochs", f"seed {spec.seed}"))
+    return " ".join((*words, spec.dataset.name, counted(spec.epochs, "epoch"), f"seed {spec.seed}"))
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
