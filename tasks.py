@@ -136,8 +136,9 @@ def gc(c: Context, options: given.GcOptions) -> None:
 def export(c: Context, options: given.ExportOptions) -> None:
     """Write the reports and the records of all runs behind them to one file: --file msbreg.zip."""
     from reproduce.commands import archive
+    from reproduce.site import user_path
 
-    file = Path(options.file).expanduser()
+    file = user_path(options.file)
     with one_line(OSError):
         print(archive.export(file, options.scale, *store(), encoders=options.encoders))
 
@@ -147,9 +148,10 @@ def export(c: Context, options: given.ExportOptions) -> None:
 def receive(c: Context, options: given.ImportOptions) -> None:
     """Add the runs and reports of an exported file to this site; existing ones stay unchanged."""
     from reproduce.commands import archive
+    from reproduce.site import user_path
 
     with one_line(OSError):
-        received = archive.receive(Path(options.file).expanduser(), *store())
+        received = archive.receive(user_path(options.file), *store())
     print(received)
     finish(received.code)
 

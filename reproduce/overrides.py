@@ -57,7 +57,7 @@ def override(runs: list[Evaluate], change: str) -> tuple[Callable[[Evaluate], Ev
                 value = parse(text, run.field_type(each), key)
                 try:
                     run = run.replace(each, value)
-                except (ValueError, TypeError) as error:  # the setting's own check refuses the user's value
+                except ValueError as error:  # the setting's own check refuses the user's value
                     raise InvalidError(str(error)) from None
         return run
 

@@ -25,7 +25,7 @@ from reproduce.overrides import override, parsed
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
-from reproduce.site import Site
+from reproduce.site import Site, user_file
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 SCALES = ("smoke", "small", "paper")
@@ -278,12 +278,12 @@ def weights_of(given: str, backbone: str = "") -> tuple[Weights, Path | None]:
     """
     from reproduce.nn import weight_files
 
-    path, known = Path(given).expanduser(), released()
+    known = released()
     if not given:
         raise NotFoundError(
             f"--checkpoint is missing: give a file or a released encoder ({', '.join(known)})."
         )
-    if path.is_file():
+    if path := user_file(given):
         try:
             return weight_files.describe(path, backbone), path
         except OSError as error:
@@ -327,9 +327,7 @@ def added_row(text: str) -> tuple[str, str]:
     complete = [(label, given) for label, given in parts if label and given]
     if not complete or not all(parts[0]):
         raise InvalidError(f"--add-row needs LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
-    existing = (
-        part for part in complete if Path(part[1]).expanduser().is_file() or part[1].lower() in released()
-    )
+    existing = (part for part in complete if user_file(part[1]) or part[1].lower() in released())
     return next(existing, complete[0])
 
 

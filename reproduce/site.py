@@ -115,7 +115,7 @@ def _seconds(time: str) -> int:
     Raises:
         ValueError: `time` is not in this notation.
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time, re.ASCII)
+    found = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", time, re.ASCII)
     if not found:
         raise InvalidError(
             f"slurm.time is {time!r}: minutes, hours:minutes:seconds or days-hours:minutes:seconds are "
@@ -244,6 +244,33 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path)
 
 
+def user_path(text: str) -> Path:
+    """Return the path that a user wrote, with `~` expanded.
+
+    Raises:
+        ValueError: `~name` does not name a user, or the path contains a null byte.
+    """
+    if "\0" in text:
+        raise InvalidError(f"'{text!r:.80}' is not a path: it contains a null byte.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InvalidError(f"'{text:.80}' is not a path: {error}") from None
+
+
+def user_file(text: str) -> Path | None:
+    """Return the file whose path a user wrote, or None if it does not exist.
+
+    Raises:
+        ValueError: the path is not one, or its folder cannot be read.
+    """
+    path = user_path(text)
+    try:
+        return path if path.is_file() else None
+    except OSError as error:
+        raise InvalidError(f"'{text:.80}' cannot be read ({error.strerror}).") from None
+
+
 def load() -> Site:
     """Return the site of this machine.
 
@@ -251,17 +278,17 @@ def load() -> Site:
         ValueError: the file is not TOML or cannot be read, a key is unknown, or a value has the wrong type.
     """
     path = site_file()
-    if not path.exists():
-        if os.environ.get("MSBREG_SITE"):
-            raise InvalidError(f"MSBREG_SITE points to {path}, which does not exist.")
-        return Site()
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidError(f"{path} is not valid TOML: {error}.") from None
+    except FileNotFoundError:
+        if os.environ.get("MSBREG_SITE"):
+            raise InvalidError(f"MSBREG_SITE points to {path}, which does not exist.") from None
+        return Site()
     except OSError as error:
-        raise InvalidError(f"{path} cannot be read ({error.strerror}).") from None
+        raise InvalidError(f"{path!s:.80} cannot be read ({error.strerror}).") from None
+    except ValueError as error:  # also text that is not UTF-8, or a number of thousands of digits
+        raise InvalidError(f"{path} is not valid TOML: {error}.") from None
     return Site(**{key: _value(path, key, value) for key, value in content.items()})
 
 
@@ -273,14 +300,14 @@ def _value(path: Path, key: str, value: Any) -> Any:
     if key == "data":
         if not isinstance(value, dict) or not all(isinstance(root, str) for root in value.values()):
             raise InvalidError(f"{path}: [data] maps names to folders, each a string.")
-        return {name: PROJECT / Path(root).expanduser() for name, root in value.items()}
+        return {name: PROJECT / user_path(root) for name, root in value.items()}
     if key == "slurm":
         if not isinstance(value, dict):
             raise InvalidError(f"{path}: slurm must be a table of its own, [slurm].")
         return Slurm(**{name: _slurm_value(path, name, each) for name, each in value.items()})
     kind = kinds[key].removesuffix(" | None")
     if kind == "Path" and isinstance(value, str):
-        return PROJECT / Path(value).expanduser()
+        return PROJECT / user_path(value)
     return _typed(path, key, value, kind)
 
 

@@ -181,6 +181,18 @@ def test_the_help_of_each_option_ends_with_its_default(
         (("table8", "--seeds", "1,2"), "--seeds must be a whole number, not '1,2'."),
         (("table8", "--seeds", "-1"), "--seeds must be a whole number, not '-1'."),
         (("table8", "--seeds", "0"), "--seeds is 0: at least one seed is needed."),
+        pytest.param(
+            ("table8", "--seeds", 5000 * "9"), "--seeds must be a whole number, not '999", id="5000 digits"
+        ),
+        (
+            ("table4", "--add-row", "Mine=~nosuchuser/x.pth"),
+            "'~nosuchuser/x.pth' is not a path: Could not determine home directory.",
+        ),
+        pytest.param(
+            ("table4", "--add-row", f"Mine={5000 * 'a'}"),
+            f"'{80 * 'a'}' cannot be read (File name too long).",
+            id="a long path",
+        ),
         (
             ("table8", "--rows", "BYOL + L_x"),
             "There is no row 'BYOL + L_x'. Did you mean 'BYOL + L_s'? Known: ",
@@ -260,6 +272,13 @@ def test_a_mistake_in_the_site_file_ends_in_one_line_and_code_2(
     done = home.invoke(task)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert says in done.stderr
+
+
+def test_a_site_file_that_is_not_utf8_ends_in_one_line_and_code_2(home: Home) -> None:
+    home.site_file.write_bytes('runs = "/data/Müller"'.encode("latin-1"))
+    done = home.invoke("status")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "is not valid TOML: 'utf-8' codec can't decode byte 0xfc" in done.stderr
     assert not home.runs.exists()
 
 

@@ -1,7 +1,7 @@
 """The report: numbers, marks and text of one small table in every format, against files under golden/report/
 and against what it must say.
 
-PYTHONPATH=tests python -m tests.test_report       # renews the golden files; read the difference before keeping it
+    PYTHONPATH=tests python -m tests.test_report      # renews the golden files; read the difference first
 """
 
 from __future__ import annotations

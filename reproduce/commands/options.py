@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DIGEST = re.compile("[0-9a-f]{12}")
 """A plan's digest, as `--dry-run` prints it."""
+WHOLE = re.compile(r"\d{1,9}", re.ASCII)
+"""A whole number; longer ones are mistakes, and Python refuses to read thousands of digits."""
 HOURS = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 """A number of hours."""
 PLANNED = ("dry_run", "apply", "max_gpu_hours", "jobs", "launcher")
@@ -101,7 +103,7 @@ class Options:
         Raises:
             InvalidError: `seeds` is not a whole number.
         """
-        if not (self.seeds.isascii() and self.seeds.isdigit()):
+        if not WHOLE.fullmatch(self.seeds):
             raise InvalidError(f"--seeds must be a whole number, not '{self.seeds}'.")
         return int(self.seeds)
 
@@ -133,7 +135,7 @@ class Options:
         from reproduce import readiness
 
         if self.jobs:
-            if not (self.jobs.isascii() and self.jobs.isdigit()) or int(self.jobs) == 0:
+            if not WHOLE.fullmatch(self.jobs) or int(self.jobs) == 0:
                 raise InvalidError(f"--jobs must be a whole number of at least 1, not '{self.jobs}'.")
             number = int(self.jobs)
             site = replace(site, jobs=number, slurm=replace(site.slurm, max_at_once=number))
@@ -273,7 +275,7 @@ class UiOptions:
         Raises:
             InvalidError: `port` is not the number of a port.
         """
-        if not (self.port.isascii() and self.port.isdigit() and 0 < int(self.port) < 65536):
+        if not (WHOLE.fullmatch(self.port) and 0 < int(self.port) < 65536):
             raise InvalidError(f"--port must be a number from 1 to 65535, not '{self.port}'.")
         return int(self.port)
 
