@@ -165,7 +165,7 @@ def test_protocols_say_how_many_images_go_through_the_encoder() -> None:
         (
             [tiny(epochs=6, seed=1, batch_size=64, backbone="resnet18", precision="bfloat16")],
             "the nearest differs in backbone: resnet18, here small; epochs: 6, here 4; "
-            "batch_size: 64, here 32 and 2 more",
+            "batch_size: 64, here 32; and 2 more",
         ),
     ],
     ids=["none", "one setting", "fewest", "newest of several", "many"],
