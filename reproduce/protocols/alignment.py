@@ -36,6 +36,7 @@ class AlignmentUniformity(Protocol, name="alignment"):
     """Factor t of the squared distance in the uniformity's Gaussian (ssnl/align_uniform)."""
 
     metrics = ("alignment", "uniformity", "alignment_features", "uniformity_features")
+    needs_projector = True
 
     def check(self) -> None:
         if not self.t > 0:

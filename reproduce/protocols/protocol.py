@@ -27,6 +27,8 @@ class Protocol(Settings):
     """Class of data sets that the protocol runs on."""
     wants: ClassVar[str] = "one or more labels for each image"
     """Description of what such a data set provides, for error messages."""
+    needs_projector: ClassVar[bool] = False
+    """True if the encoder needs its projector and augmentation, which encoders from elsewhere lack."""
 
     @classmethod
     def accepts(cls, dataset: type[Settings]) -> bool:
