@@ -37,6 +37,9 @@ LONGEST_NAME = 100
 """Maximum number of characters of a name in a message."""
 TORCH_PICKLE = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """Beginning of a file that torch.save wrote before 1.6 (torch/serialization.py, MAGIC_NUMBER)."""
+ZIP = b"PK\x03\x04"
+"""Beginning of a zip archive, which torch.save writes since 1.6."""
+CUT = "is broken, because its end is missing: copy or download it again"
 STATE_DICT = "save its state dict with torch.save(model.state_dict(), FILE) where its code is installed"
 
 STARTS: Mapping[bytes, tuple[str, str]] = {
@@ -100,7 +103,8 @@ EXTRAS: Mapping[Callable[..., Any], tuple[str, ...]] = {
     Extra: (
         "argparse.Namespace",
         "types.SimpleNamespace",
-        *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "slice", "str", "tuple")),
+        *(f"builtins.{name}" for name in ("bool", "dict", "float", "frozenset", "int")),
+        *(f"builtins.{name}" for name in ("list", "object", "range", "slice", "str", "tuple")),
         *(
             f"{package}.multiarray.{name}"
             for package in ("numpy.core", "numpy._core")
@@ -156,7 +160,7 @@ def read(path: Path, shown: str = "") -> dict[str, Tensor]:
         if problem := _other_kind(head, path.suffix.lower()):
             raise InvalidError(f"{shown} {problem}.")
         content: BinaryIO = file
-        if head.startswith(b"PK\x03\x04"):
+        if head.startswith(ZIP):
             content = _from_zip(file, shown)
         content.seek(0)
         try:
@@ -195,11 +199,13 @@ def printable(name: str) -> str:
 
 
 def _other_kind(head: bytes, suffix: str) -> str:
-    """Return what a file is and what would work, if its first bytes are not those of weights; else ""."""
+    """Return what a file is and what would work, or "" if its first bytes are those of weights."""
     if not head:
         return "is empty: a file of weights is expected"
-    if _is_safetensors(head):  # its length may look like any other beginning
-        return ""
+    if _is_safetensors(head) or head.startswith((ZIP, TORCH_PICKLE)):
+        return ""  # the length at the beginning of safetensors may look like any other beginning
+    if ZIP.startswith(head) or TORCH_PICKLE.startswith(head):
+        return CUT
     for start, (kind, remedy) in STARTS.items():
         if head.startswith(start):
             return f"is {kind}: {remedy}"
@@ -216,12 +222,12 @@ def _other_kind(head: bytes, suffix: str) -> str:
         return "is a graph of TensorFlow: convert its arrays to a state dict of torch"
     if re.match(rb"[\x81-\x8f\xde\xdf].{0,4}?[\xa1-\xbf\xd9][\w/]", head, re.DOTALL):
         return "is a msgpack file, as Flax writes: convert its arrays to a state dict of torch"
-    if re.match(rb"\x80[\x02-\x05]", head) and not head.startswith(TORCH_PICKLE):
+    if re.match(rb"\x80[\x02-\x05]", head):
         return (
             "is a plain pickle, such as those of Detectron2's model zoo, and a pickle can execute code: "
             "convert it with the tools of its project to a state dict that torch.save or safetensors writes"
         )
-    return ""
+    return f"is not a file of torch.save or safetensors; it begins with the bytes {head[:8].hex(' ')}"
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -260,18 +266,18 @@ def _from_zip(file: BinaryIO, shown: str) -> BinaryIO:
         ValueError: the file is cut short, is another kind of zip archive, or contains none or several.
     """
     if not zipfile.is_zipfile(file):
-        raise InvalidError(f"{shown} is broken: its end is missing. Copy or download it again.")
+        raise InvalidError(f"{shown} {CUT}.")
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise InvalidError(f"{shown} is broken ({error}). Copy or download it again.") from None
+        raise InvalidError(f"{shown} is broken ({error}): copy or download it again.") from None
     with archive:
         names = archive.namelist()
         ends = {name.rpartition("/")[2] for name in names}
         if "constants.pkl" in ends:
             raise InvalidError(
-                f"{shown} is a TorchScript program, which contains code: load it with torch.jit.load where it "
-                "was made, and save its state dict with torch.save(program.state_dict(), FILE)."
+                f"{shown} is a TorchScript program, which contains code: load it with torch.jit.load where "
+                "it was made, and save its state dict with torch.save(program.state_dict(), FILE)."
             )
         if "data.pkl" in ends:
             return file

@@ -53,7 +53,7 @@ class Match:
     expected: Mapping[str, Expected]
     """Tensors of the backbone by its own names."""
     missing: tuple[str, ...]
-    """Names of missing tensors in the layout, except counters."""
+    """Names of missing tensors in the file, except counters."""
     wrong: tuple[str, ...]
     """Tensors with another shape or type, each with what it is and should be."""
     extra: tuple[str, ...]
@@ -161,16 +161,16 @@ def _expected(backbone: str) -> Mapping[str, Expected]:
 def _match(backbone: str, layout: Layout, prefix: str, tensors: Mapping[str, Tensor]) -> Match:
     expected = _expected(backbone)
     theirs = {layout.theirs(name): each for name, each in expected.items()}
-    missing = [name for name, each in theirs.items() if prefix + name not in tensors and not each.counter]
-    present = ((name, each) for name, each in theirs.items() if prefix + name in tensors and not each.counter)
+    needed = {prefix + name: each.shape for name, each in theirs.items() if not each.counter}
+    missing = [name for name in needed if name not in tensors]
     wrong = [
         f"{printable(name)} is {fault}"
-        for name, each in present
-        if (fault := _fault(tensors[prefix + name], each.shape))
+        for name, shape in needed.items()
+        if name in tensors and (fault := _fault(tensors[name], shape))
     ]
     parts = {name.partition(".")[0] for name in theirs}
     under = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
-    extra = [name for name in under if name not in theirs and name.partition(".")[0] in parts]
+    extra = [prefix + name for name in under if name not in theirs and name.partition(".")[0] in parts]
     return Match(backbone, layout, prefix, expected, tuple(missing), tuple(wrong), tuple(extra))
 
 
@@ -260,8 +260,9 @@ def _refusal(
     faults = ", ".join(_faults(best))
     found = listed(f"{printable(name)} {tuple(value.shape)}" for name, value in tensors.items())
     better = "" if backbone else f" No other backbone fits better. {known}"
+    names = f" with the names of {best.layout.title}" if best.layout.title else ""
     return (
-        f"{shown} does not fit {best.backbone}: of its {len(best.expected)} tensors, {faults}; "
+        f"{shown} does not fit {best.backbone}{names}: of its {len(best.expected)} tensors, {faults}; "
         f"the file contains {len(tensors)}: {found}.{better}"
     )
 
