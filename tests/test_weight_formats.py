@@ -255,6 +255,7 @@ def test_safetensors_are_known_by_their_form_whatever_their_first_bytes_look_lik
     assert torch.equal(read(path)["a"], VALUES)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_torch_distributed_is_read_after_the_advised_conversion(tmp_path: Path) -> None:
     """The advice works."""
     import torch.distributed.checkpoint as dcp
@@ -268,6 +269,13 @@ def test_a_checkpoint_of_torch_distributed_is_read_after_the_advised_conversion(
     )
     subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
     assert weight_files.describe(tmp_path / "x.pth").backbone == "small"
+
+
+def test_tensors_are_found_in_nested_dicts_and_in_lists_of_dicts(tmp_path: Path) -> None:
+    content = {"models": [{"a": VALUES}, {"a": VALUES + 1, "n": 3}], "b": {"c": {0: VALUES}}, "d": [VALUES]}
+    tensors = read(saved(content, tmp_path / "x.pth"))
+    assert list(tensors) == ["models.0.a", "models.1.a", "b.c.0"]
+    assert torch.equal(tensors["models.1.a"], VALUES + 1)
 
 
 def test_numpy_arrays_are_recognised_when_they_are_saved_by_torch() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from reproduce import plan
 from reproduce.nn import backbones, weight_layouts
 from reproduce.nn.weight_matching import Match, choose, followers
 
@@ -356,6 +357,16 @@ def test_copies_of_one_network_are_one_and_followers_are_left_out() -> None:
     both = under("momentum_a.", SMALL) | under("momentum_b.", plus_one(SMALL))
     with pytest.raises(ValueError, match="several networks"):
         choose(both, shown="x.pth")
+
+
+@pytest.mark.parametrize("prefix", sorted({each.prefix for each in plan.released().values()}))
+def test_the_prefix_of_every_release_still_names_one_network(prefix: str) -> None:
+    for outer in ("", "state_dict.", "classy_state_dict.base_model.model.trunk."):
+        tensors = under(f"{outer}{prefix}", SMALL) | {f"{outer}module.queue": torch.ones(1)}
+        if "encoder" in prefix:
+            tensors |= under(f"{outer}module.encoder_k.", plus_one(SMALL))
+        match = choose(tensors, backbone="small", prefix=prefix, shown="x.pth")
+        assert match.prefix == f"{outer}{prefix}"
 
 
 # Tensors that are not weights

@@ -24,7 +24,7 @@ SAME_TENSORS: Mapping[str, str] = {
     "resnet18_cifar": "without max pooling, as in lightly's and SimCLR's networks for CIFAR",
     "resnet18_cifar_pad2": "without max pooling and with a padding of 2, as in solo-learn's for CIFAR",
 }
-"""How backbones differ whose tensors have the same names and shapes."""
+"""Differences of backbones whose tensors have the same names and shapes."""
 
 
 def build(name: str, seed: int | None = None) -> Any:
@@ -87,7 +87,7 @@ def resnet18_3x3() -> nn.Module:
 def resnet18_cifar() -> nn.Module:
     """Return a ResNet-18 for images of 32 px, with 512 features.
 
-    Its first convolution is 3x3 with stride 1, and there is no max pooling (SimCLR, appendix B.9;
+    Its first convolution is 3x3 with stride 1, without max pooling after it (SimCLR, appendix B.9;
     kuangliu/pytorch-cifar models/resnet.py). Its tensors are those of `resnet18_3x3`.
     """
     from torch import nn

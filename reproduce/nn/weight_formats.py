@@ -64,7 +64,7 @@ STARTS: Mapping[bytes, tuple[str, str]] = {
     b"\xff\xd8\xff": ("a JPEG image", "pass a file of weights"),
     b"%PDF": ("a PDF document", "pass a file of weights"),
 }
-"""What a file is by its first bytes, and what would work."""
+"""Kinds of files by their first bytes, each with what would work."""
 FOLDERS: Mapping[str, tuple[str, str]] = {
     ".metadata": (
         "a checkpoint of torch.distributed",
@@ -75,7 +75,7 @@ FOLDERS: Mapping[str, tuple[str, str]] = {
     "model.safetensors": ("a model of Hugging Face", "pass model.safetensors in it"),
     "pytorch_model.bin": ("a model of Hugging Face", "pass pytorch_model.bin in it"),
 }
-"""What a folder is by a file in it, and what would work."""
+"""Kinds of folders by a file in them, each with what would work."""
 
 
 class Extra:
@@ -359,9 +359,13 @@ def _leaves(state: Mapping[Any, Any], depth: int = 0) -> Iterator[object]:
 
 
 def _flat(state: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in nested dicts with their dotted names."""
+    """Yield the tensors in nested dicts, and in lists of dicts, with their dotted names."""
     if isinstance(state, torch.Tensor):
         yield path, state
     elif isinstance(state, Mapping) and depth < DEPTH:
         for key, value in state.items():
             yield from _flat(value, f"{path}.{key}" if path else str(key), depth + 1)
+    elif isinstance(state, list | tuple):
+        for index, value in enumerate(state):
+            if isinstance(value, Mapping):
+                yield from _flat(value, f"{path}.{index}" if path else str(index), depth + 1)
