@@ -352,6 +352,9 @@ def test_copies_of_one_network_are_one_and_followers_are_left_out() -> None:
     match = choose(tensors, shown="x.pth")
     assert (match.prefix, followers(match, tensors)) == ("encoder_q.", ["encoder_k."])
     assert choose(tensors, shown="x.pth", prefix="encoder_k").prefix == "encoder_k."
+    rounded = under("half.", {name: value.half() for name, value in SMALL.items()})
+    with pytest.raises(ValueError, match="several networks"):
+        choose(rounded | under("model.", SMALL), shown="x.pth")
     alone = under("target.", SMALL)
     assert choose(alone, shown="x.pth").prefix == "target."
     both = under("momentum_a.", SMALL) | under("momentum_b.", plus_one(SMALL))
@@ -411,6 +414,14 @@ def test_values_that_are_not_finite_are_refused_by_name(name: str, value: float)
         choose(under("net.", SMALL | {name: broken}), shown="x.pth")
     # Nothing reads a head.
     choose(SMALL | {"head.weight": broken}, shown="x.pth")
+
+
+@pytest.mark.parametrize("counter", [torch.tensor([3]), torch.tensor(3.0), torch.tensor(3, device="meta")])
+def test_an_odd_counter_does_not_matter(counter: torch.Tensor) -> None:
+    tensors = SMALL | {"stem.1.num_batches_tracked": counter}
+    network = backbones.build("small", seed=0)
+    network.load_state_dict(choose(tensors, shown="x.pth").state(tensors), strict=False)
+    assert torch.equal(network.state_dict()["stem.0.weight"], SMALL["stem.0.weight"])
 
 
 def shapes_of(name: str, **options: Any) -> Tensors:

@@ -79,8 +79,13 @@ class Match:
         return self.prefix + self.layout.theirs(ours)
 
     def state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of the backbone by its own names; counters may be missing."""
-        return {name: tensors[self.name(name)] for name in self.expected if self.name(name) in tensors}
+        """Return the tensors of the backbone by its own names; counters may be missing or left out."""
+        named = ((name, tensors.get(self.name(name)), each) for name, each in self.expected.items())
+        return {
+            name: tensor
+            for name, tensor, each in named
+            if tensor is not None and not (each.counter and (tensor.shape != each.shape or tensor.is_meta))
+        }
 
     def unused(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Return the names of the tensors that the backbone does not use."""
@@ -219,11 +224,12 @@ def _places(
 
 def _same(one: Match, other: Match, tensors: Mapping[str, Tensor]) -> bool:
     """Return whether two places have the same backbone with the same values."""
-    return one.backbone == other.backbone and all(
-        torch.equal(tensors[one.name(name)], tensors[other.name(name)])
+    pairs = (
+        (tensors[one.name(name)], tensors[other.name(name)])
         for name, each in one.expected.items()
         if not each.counter
     )
+    return one.backbone == other.backbone and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
 def _several_places(places: Iterable[Iterable[Match]], shown: str) -> str:
