@@ -122,6 +122,24 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
         ({"changes": ("seed=1",)}, "--set cannot change the seed"),
         ({"seeds": 0}, "--seeds is 0: at least one seed is needed."),
         (
+            {"protocol": "svm", "dataset": "imagenette"},
+            "svm needs a data set with several labels for each image, which imagenette does not have: choose "
+            "one of synthetic_voc2007, voc2007.",
+        ),
+        (
+            {"protocol": "linear_sgd", "dataset": "imagenette"},
+            "num_held_out is 10009, but the train split of imagenette has 9469 images: choose a lower number",
+        ),
+        (
+            {"protocol": "semi", "dataset": "synthetic_folder", "changes": ("num_held_out=1200",)},
+            "num_held_out is 1200, but the train split of synthetic_folder has 1200 images: choose a lower",
+        ),
+        ({"changes": ("k=5001",)}, "k is 5001, but the train split of stl10 has 5000 images: choose a lower"),
+        (
+            {"protocol": "weighted_knn", "dataset": "synthetic_stl10", "changes": ("ks=20,501",)},
+            "ks is (20, 501), but the train split of synthetic_stl10 has 500 images: choose a lower number",
+        ),
+        (
             {"protocol": "alignment"},
             "alignment needs an encoder's projector and augmentation, which only the pretraining runs of "
             "this suite have: choose another protocol.",

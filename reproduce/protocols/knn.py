@@ -73,6 +73,9 @@ class NearestNeighbours(Protocol, name="knn"):
         if self.k < 1:
             raise ValueError(f"knn needs k >= 1, not {self.k}.")
 
+    def check_for(self, dataset: Dataset, backbone: str) -> None:
+        self.check_count(self.k, f"k is {self.k}", dataset)
+
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test
 
@@ -117,6 +120,9 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
             raise ValueError(f"weighted_knn needs one or more different ks from 1 to {MAX_K}, not {self.ks}.")
         if not self.temperature > 0:
             raise ValueError(f"weighted_knn needs a temperature > 0, not {self.temperature}.")
+
+    def check_for(self, dataset: Dataset, backbone: str) -> None:
+        self.check_count(max(self.ks), f"ks is {self.ks}", dataset)
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test

@@ -87,6 +87,20 @@ class Protocol(Settings):
             ValueError: The protocol cannot. The message names what would work.
         """
 
+    @staticmethod
+    def check_count(needed: int, what: str, dataset: Dataset) -> None:
+        """Raise ValueError if the train split is known to have fewer than `needed` images.
+
+        Args:
+            what: the setting and its value, as the subject of a sentence.
+        """
+        known = dataset.num_images(dataset.train_split)
+        if known is not None and known < needed:
+            raise ValueError(
+                f"{what}, but the {dataset.train_split} split of {dataset.name} has {known} images: choose a "
+                "lower number with --set."
+            )
+
     def check_data(self, dataset: Any, site: Site, *, fetch: bool = True) -> None:
         """Check, before anything starts, that everything the protocol needs besides the images is available.
 
