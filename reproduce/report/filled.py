@@ -227,10 +227,10 @@ def _check_distinct(names: Iterable[object], what: str) -> None:
 def _check_type(value: Any, hint: Any, where: str) -> None:
     """Raise ValueError unless a value has the type of its field, down to each number and text."""
     origin, inside = get_origin(hint), get_args(hint)
-    if is_dataclass(hint) and isinstance(value, hint):
+    if is_dataclass(hint) and isinstance(hint, type):
         for name, each in _hints(hint).items():
             _check_type(getattr(value, name), each, name)
-        return
+        return  # `from_json` made it, so it has the right class
     if origin is UnionType:
         fits = value is None
         if not fits:
