@@ -23,13 +23,12 @@ import pytest
 import torch
 from conftest import Home
 from invoke import Context, Exit
-from toys import ended
+from toys import backbone, ended
 
 import tasks
 from reproduce.commands import archive
 from reproduce.commands.archive import export, receive
 from reproduce.commands.make import produce
-from reproduce.nn import backbones
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
 from reproduce.runs import checkpoint
@@ -48,12 +47,6 @@ FIRST, SECOND = (spec for spec in SPECS if isinstance(spec, Pretrain))
 EVALUATIONS = [spec for spec in SPECS if isinstance(spec, Evaluate)]
 TOP = {EVALUATIONS[0].id: 0.25, EVALUATIONS[1].id: 0.5}
 Members = dict[str, bytes]
-
-
-def backbone(spec: Pretrain) -> dict[str, torch.Tensor]:
-    """Return tensors that fit the backbone of a run and differ from those of another run."""
-    state = backbones.build(spec.backbone, seed=spec.method.num_views).state_dict()
-    return {f"backbone.{name}": tensor for name, tensor in state.items()}
 
 
 def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:

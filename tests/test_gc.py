@@ -235,7 +235,7 @@ def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[
     assert "interrupted (KeyboardInterrupt: SIGINT); no table uses it" in strange
     counts = "3 runs, 1 checkpoint set, 3 drafts, 2 feature files, 3 records: "
     assert lines[-1].startswith(counts)
-    assert lines[-1].endswith("kB. `invoke gc --delete` removes all of this.")
+    assert lines[-1].endswith("kB. `invoke gc --delete --older-than 0` removes all of this.")
 
 
 def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, Store]) -> None:

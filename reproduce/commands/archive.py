@@ -46,6 +46,7 @@ from reproduce.site import Site
 from reproduce.tracking.portable import OF_THE_MACHINE, PortableRun, check, from_json, to_json
 
 if TYPE_CHECKING:
+    from reproduce.report.observe import Finished
     from reproduce.tracking.store import Store
 
 KIND, VERSION = "msbreg archive", 1
@@ -340,8 +341,10 @@ def receive(file: Path, site: Site, store: Store) -> Received:
         received = Received(skipped=content.skipped)
         runs = content.runs.values()
         upstream_first = sorted(runs, key=lambda run: (run.needs is not None, run.spec_id))
+        present = store.finished(content.runs)
         for run in upstream_first:
-            _receive_run(run, content, archive, site, store, received)
+            here = present.get(run.spec_id) or store.adopt(run, archive.digest)
+            _receive_run(run, here, content, archive, site, received)
     for scale, tables in content.tables.items():
         _receive_reports(scale, tables, site.reports / scale, received)
     return received
@@ -380,10 +383,18 @@ def _existing(folder: Path) -> Path:
 
 
 def _receive_run(
-    run: PortableRun, content: _Content, archive: _Archive, site: Site, store: Store, received: Received
+    run: PortableRun,
+    here: Finished | None,
+    content: _Content,
+    archive: _Archive,
+    site: Site,
+    received: Received,
 ) -> None:
-    """Add one run, and its encoder unless the store's record belongs to another training."""
-    here = store.adopt(run, archive.digest)
+    """Count one run, and add its encoder unless the store's record belongs to another training.
+
+    Args:
+        here: the finished run that the store had already; None if the archive's was added.
+    """
     if here is not None and not run.agrees(here.metrics):
         received.clashes.append(
             f"clash: {run.spec_id} {run.name}: {_differing(here.metrics, run.final)}. "

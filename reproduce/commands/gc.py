@@ -99,6 +99,8 @@ class Found:
     """Everything that can be deleted, and notes on what is kept although it looks similar."""
 
     items: tuple[Item, ...]
+    command: str = "invoke gc --delete"
+    """Command that removes what was found."""
     notes: tuple[str, ...] = ()
     """One line for each thing that is kept and could be missed in the list, and one that counts what is too
     young."""
@@ -108,7 +110,7 @@ class Found:
         yield from map(str, self.items)
         yield from self.notes
         if self.items:
-            yield f"{_counted(self.items)} `invoke gc --delete` removes all of this."
+            yield f"{_counted(self.items)} `{self.command}` removes all of this."
         else:
             yield "Nothing to remove."
 
@@ -157,9 +159,14 @@ def find(site: Site, store: Store, older_than: float | None = None) -> Found:
         *_drafts(site, unwanted),
         *_replaced(runs),
     ]
+    option = "" if older_than is None else f" --older-than {older_than:g}{'s' if older_than else ''}"
     listed = tuple(item for item in items if _asked(item, older_than))
     rest = [item for item in items if not _asked(item, older_than)]
-    return Found(items=listed, notes=(*runs.notes, *([_not_listed(rest, older_than)] if rest else [])))
+    return Found(
+        items=listed,
+        command=f"invoke gc --delete{option}",
+        notes=(*runs.notes, *([_not_listed(rest, older_than)] if rest else [])),
+    )
 
 
 def _asked(item: Item, older_than: float | None) -> bool:

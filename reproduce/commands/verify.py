@@ -172,8 +172,6 @@ def _record_problem(record: Record, store: Store) -> str:
         portable.check(store.portable(record.state.spec_id))
     except (ValueError, LookupError) as error:
         return first_line(error).rstrip(".")
-    except TypeError:
-        return "it has no end, although it is finished"
     if odd := [name for name, value in record.state.metrics.items() if not math.isfinite(value)]:
         return "" if record.is_pretraining else f"its final {odd[0]} is not a number"
     return ""
@@ -268,21 +266,13 @@ def _reports(site: Site, store: Store, records: Sequence[Record]) -> Iterator[tu
     """Check that each report is as it was rendered, and shows the numbers of its runs."""
     for scale in SCALES:
         folder = site.reports / scale
-        for path in publish.damaged(folder):
-            yield (
-                "report",
-                _of_report(path, site, f"it was changed or deleted since it was rendered: {_render(scale)}"),
-            )
-        for path in render.tables_in(folder):
-            try:
-                problem = _report_problem(render.read(path), store)
-            except ValueError as error:
-                problem = first_line(error).removeprefix(f"{path} ")
-            yield "report", _of_report(path, site, f"{problem}: {_render(scale)}") if problem else None
-
-
-def _render(scale: str) -> str:
-    return f"`invoke reports --scale {scale}`, or the command that made it, renders it again"
+        tables, changed = render.tables_in(folder), set(publish.damaged(folder))
+        for path in sorted({*tables, *changed}):
+            problem = _report_problem(path, store) if path in tables else ""
+            if not problem and path in changed:
+                problem = "it was changed or deleted since it was rendered"
+            remedy = f"`invoke reports --scale {scale}`, or the command that made it, renders it again"
+            yield "report", _of_report(path, site, f"{problem}: {remedy}") if problem else None
 
 
 def _of_report(path: Path, site: Site, problem: str) -> Fault:
@@ -290,8 +280,12 @@ def _of_report(path: Path, site: Site, problem: str) -> Fault:
     return Fault(kind="report", about=about, problem=problem, path=str(path), changed=_changed(path))
 
 
-def _report_problem(table: Filled, store: Store) -> str:
-    """Return the first number of a table that its runs do not give, or "" if there is none."""
+def _report_problem(path: Path, store: Store) -> str:
+    """Return why a report cannot be shown, or the first number that its runs do not give, or ""."""
+    try:
+        table = render.read(path)
+    except ValueError as error:
+        return first_line(error).removeprefix(f"{path} ").partition(": render the table again")[0]
     cells = [(row.label, column, row.cells[column.key]) for row in table.rows for column in table.columns]
     cited = [(label, column, cell) for label, column, cell in cells if cell.runs and cell.value is not None]
     finished = store.finished({run for _, _, cell in cited for run in cell.runs})
