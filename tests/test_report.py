@@ -1018,9 +1018,11 @@ def test_what_is_not_a_file_is_no_report(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "nowhere.json").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "table99.md")
     publish(TABLE, SEEDS, finished(), REASONS, tmp_path, "as it is")
     assert {path.name for path in render.tables_in(tmp_path)} == {"table99.json"}
     assert (tmp_path / "index.html").exists()
+    assert (tmp_path / "table99.md").is_file()
 
 
 # Bytes

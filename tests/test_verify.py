@@ -175,9 +175,7 @@ RENDER = r"`invoke reports --scale smoke`, or the command that made it, renders 
 FAULTS: dict[str, tuple[Callable[[Place], None], list[str]]] = {
     "a flipped bit": (
         flip_encoder,
-        [
-            rf"^encoder  {TRAINED.id}: its values do not match its digest: delete /.* fetches the .* copy$"
-        ],
+        [rf"^encoder  {TRAINED.id}: its values do not match its digest: delete /.* fetches the .* copy$"],
     ),
     "a lost encoder": (
         lose_encoder,
