@@ -17,7 +17,6 @@ untrue: it is as trustworthy as its author.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -373,7 +372,7 @@ def _check_places(archive: _Archive, content: _Content, site: Site) -> None:
     needed, free = archive.size, shutil.disk_usage(_existing(site.runs)).free
     if needed > free:
         raise OSError(
-            errno.ENOSPC, f"{size(needed)} are needed in {site.runs}, but only {size(free)} are free"
+            f"{size(needed)} are needed in {site.runs}, but only {size(free)} are free: nothing was imported."
         )
 
 
