@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LONGEST = 500
 """Maximum number of characters of a reason."""
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line breaks, signs that reverse the direction of text, and halves of characters."""
 
 
 class UserError(Exception):
@@ -36,6 +40,12 @@ def reason_of(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message; empty if it has none."""
     return next(iter(str(error).strip().splitlines()), "")
+
+
+def unprintable(text: str) -> str:
+    """Return the first character of a text that would garble a terminal or a report, or "" if none would."""
+    found = UNPRINTABLE.search(text)
+    return found[0] if found else ""
 
 
 def unknown(kind: str, asked: str, known: Iterable[str]) -> str:

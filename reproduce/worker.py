@@ -208,7 +208,8 @@ def _encoder(
                 except LookupError:
                     raise NotFoundError(
                         f"The encoder of run {spec.id} is neither on this machine nor in the tracking store. "
-                        "If the run was imported, import an archive that was exported with --encoders."
+                        f"`invoke redo {spec.id}` has it trained again by the next command. If the run was "
+                        "imported, import an archive that was exported with --encoders instead."
                     ) from None
                 fetched.replace(folder / FILE)
     distributed.agreed(True)  # the other processes wait for the file

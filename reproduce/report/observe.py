@@ -160,7 +160,7 @@ def write_runs(runs: Frame | None, table: str, folder: Path) -> None:
         blocks[table] = runs
     merged = pd.concat([kept[:0], *(blocks[name] for name in sorted(blocks, key=natural))])
     used = {key for key in merged if merged[key].notna().any()}
-    write_atomic(path, merged[_in_order(used)].to_csv(index=False, lineterminator="\n"))
+    write_atomic(path, merged[_in_order(used)].to_csv(index=False, lineterminator="\n"), durable=True)
 
 
 def rows_of(path: Path, table: str) -> list[dict[str, str]]:

@@ -48,6 +48,7 @@ from reproduce.tracking.tags import (
     SCALE,
     SETTINGS,
     SPEC,
+    SUPERSEDED,
     TABLE,
     Record,
     RunState,
@@ -195,18 +196,18 @@ class Store:
     def record_of(self, spec_id: str) -> Record | None:
         """Return the newest finished run of the spec, or else its newest run, or None if there is none."""
         runs = list(self.connection.search(Wanted(tags={SPEC: [spec_id]})))
-        finished = [run for run in runs if COMPLETE in run.data.tags]
+        finished = [run for run in runs if COMPLETE in run.data.tags and SUPERSEDED not in run.data.tags]
         return next((self._record(run) for run in (*finished, *runs)), None)
 
     def records(self, ids: Iterable[str]) -> dict[str, Record]:
         """Return one record for each known spec among `ids`.
 
-        It is the newest finished run, or else one that is running, or else the newest.
+        It is the newest finished run, or else one that is running, or else the newest of the others.
         """
         known: dict[str, list[Record]] = {}
         for run in self.connection.search(Wanted(tags={SPEC: sorted(set(ids))})):
             known.setdefault(run.data.tags[SPEC], []).append(self._record(run))
-        order = {"finished": 0, "running": 1}
+        order = {"finished": 0, "running": 1, "superseded": 3}
         return {
             spec_id: min(known[spec_id], key=lambda record: order.get(record.state.state, 2))
             for spec_id in sorted(known)
@@ -219,8 +220,41 @@ class Store:
             kind: `pretrain` or `evaluate`.
             limit: maximum number of runs.
         """
-        wanted = Wanted(tags={"kind": [kind], SCALE: [scale]}, present=(COMPLETE,))
+        wanted = Wanted(tags={"kind": [kind], SCALE: [scale]}, present=(COMPLETE,), absent=(SUPERSEDED,))
         return [self._record(run) for run in self.connection.search(wanted, limit=limit)]
+
+    def complete(self) -> list[Record]:
+        """Return the finished run of each spec that has one, as `finished` does."""
+        wanted = Wanted(present=(SPEC, COMPLETE), absent=(SUPERSEDED,))
+        known = {run.info.run_id: self._record(run) for run in self.connection.search(wanted)}
+        finished = self.finished(record.state.spec_id for record in known.values())
+        return [known[run.run_id] for run in finished.values() if run.run_id in known]
+
+    def evaluations(self, pretraining: Record) -> list[Record]:
+        """Return the finished evaluations of a pretraining run's encoder; an evaluation has none."""
+        if not pretraining.is_pretraining:
+            return []
+        wanted = Wanted(tags={"kind": [Evaluate.name]}, present=(COMPLETE,), absent=(SUPERSEDED,))
+        found: dict[str, Record] = {}
+        for run in self.connection.search(wanted):
+            record = self._record(run)
+            # A record from before a setting existed lacks it, but names the record that it evaluated.
+            if (
+                pretraining.state.run_id == run.data.tags.get(PARENT)
+                or record.encoder == pretraining.settings
+            ):
+                found.setdefault(record.state.spec_id, record)
+        return list(found.values())
+
+    def supersede(self, spec_id: str, note: str) -> None:
+        """Mark every finished run of the spec, so that the spec counts as not finished.
+
+        Args:
+            note: reason and time, in words.
+        """
+        with self.connection.one_line_errors(), self.connection.lock():
+            for run in list(self.connection.search(Wanted(tags={COMPLETE: [spec_id]}, absent=(SUPERSEDED,)))):
+                self.connection.client.set_tag(run.info.run_id, SUPERSEDED, note)
 
     def unfinished(self) -> list[Record]:
         """Return every record of an unfinished run, the newest first."""
@@ -242,7 +276,7 @@ class Store:
         """
         with self.connection.lock():
             run = self.connection.client.get_run(run_id)
-            if tags.state_of(run, self._site.runs).state in ("finished", "running"):
+            if tags.state_of(run, self._site.runs).state not in ("interrupted", "failed"):
                 return False
             if run.info.lifecycle_stage == "active":
                 self.connection.client.delete_run(run_id)
@@ -488,7 +522,7 @@ class Store:
     def _newest_finished(self, ids: Iterable[str]) -> dict[str, Any]:
         """Return the finished run of each spec that has one; of several, the one that ended last."""
         found: dict[str, Any] = {}
-        for run in self.connection.search(Wanted(tags={COMPLETE: sorted(set(ids))})):
+        for run in self.connection.search(Wanted(tags={COMPLETE: sorted(set(ids))}, absent=(SUPERSEDED,))):
             before = found.setdefault(run.data.tags[COMPLETE], run)
             if (run.info.end_time or 0) > (before.info.end_time or 0):
                 found[run.data.tags[COMPLETE]] = run

@@ -41,9 +41,12 @@ SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = (
     "digest",
 )
 """Names of tags. `complete` contains the spec's id again, so that one condition finds a finished run."""
+SUPERSEDED = "superseded"
+"""Tag of a finished run that no table uses any more because `invoke redo` asked for another: the time, in
+words."""
 IMPORTED = "imported"
 """Tag of a run that was executed elsewhere: the origin of its record."""
-OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED)
+OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED, SUPERSEDED)
 """Tags that each store gives a run itself; an archive does not contain them."""
 DEVICE, ATTEMPTS = "device", "attempts"
 """Tags that make the times of finished runs comparable: the device, and the number of attempts."""
@@ -76,6 +79,9 @@ GREEK = {
 """Signs for the first word of a setting's name, in titles: `lambda_s` is shown as `λs`."""
 
 
+State = Literal["finished", "superseded", "running", "interrupted", "failed"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """One line of `invoke status`."""
@@ -84,7 +90,7 @@ class RunState:
     run_id: str
     name: str
     scale: str
-    state: Literal["finished", "running", "interrupted", "failed"]
+    state: State
     """True state, which may differ from MLflow's status: a run without a process is interrupted."""
     reason: str
     """Reason for the failure or the interruption, or the process that executes the run."""
@@ -128,6 +134,21 @@ class Record:
     """Number of attempts; more than one if the run was resumed, None if not recorded."""
     host: str
     """Machine of the process that owns or owned the run."""
+    imported: bool = False
+    """True if the run was executed elsewhere; its encoder may not be here."""
+
+    @property
+    def is_pretraining(self) -> bool:
+        """True if the run trained an encoder."""
+        return "protocol" not in self.settings
+
+    @property
+    def encoder(self) -> dict[str, str]:
+        """Settings of the encoder that an evaluation used, as in the record of its own run."""
+        prefix = "encoder."
+        return {
+            key.removeprefix(prefix): value for key, value in self.settings.items() if key.startswith(prefix)
+        }
 
 
 def record_of(run: Any, runs: Path, server: str) -> Record:
@@ -155,6 +176,7 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
         device=tags.get(DEVICE, ""),
         attempts=int(tags[ATTEMPTS]) if ATTEMPTS in tags else None,
         host=str(owner(run).get("host", "")),
+        imported=IMPORTED in tags,
     )
 
 
@@ -295,9 +317,11 @@ def ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]
 def state_of(run: Any, runs: Path) -> RunState:
     """Return the true state of an MLflow run, from its tags, its lease and its process."""
     tags, status = run.data.tags, run.info.status
-    state: Literal["finished", "running", "interrupted", "failed"]
+    state: State
     reason = tags.get(REASON, "")
-    if COMPLETE in tags:
+    if COMPLETE in tags and SUPERSEDED in tags:
+        state, reason = "superseded", tags[SUPERSEDED]
+    elif COMPLETE in tags:
         state = "finished"
     elif status in ("FAILED", "KILLED"):
         state, reason = "failed" if status == "FAILED" else "interrupted", reason or ending(run, runs)[1]
