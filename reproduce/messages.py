@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 LONGEST = 500
@@ -100,7 +101,8 @@ def _login(address: str) -> str:
 def _forms(secret: str) -> set[str]:
     """Return a secret as written, decoded and encoded, and each of these in quotes."""
     decoded = {secret, unquote(secret), unquote_plus(secret)}
-    forms = decoded | {quote(form, safe="") for form in decoded} | {quote_plus(form) for form in decoded}
+    encode: tuple[Callable[[str], str], ...] = (quote, partial(quote, safe=""), quote_plus)
+    forms = decoded | {encoded(form) for form in decoded for encoded in encode}
     return forms | {repr(form)[1:-1] for form in forms}
 
 

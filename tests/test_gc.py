@@ -296,7 +296,7 @@ def test_a_folder_of_runs_behind_a_link_and_one_that_is_not_there(
 ) -> None:
     site, store = place
     (tmp_path / "link").symlink_to(site.runs)
-    linked = Site(runs=tmp_path / "link", reports=site.reports, tracking_uri=store.uri)
+    linked = Site(runs=tmp_path / "link", reports=site.reports, tracking_uri=store.address)
     by_link, directly = (gc.find(each, Store(each)).items for each in (linked, site))
     assert [(item.kind, item.name, item.why) for item in by_link] == [
         (item.kind, item.name, item.why) for item in directly

@@ -69,9 +69,8 @@ def produce(
     print(done.summary(), flush=True)
     rendered = [_render(request, site, done) for request in requests]
     for table, filled, paths in rendered:
-        if (
-            done.finished and not done.unasked and not table.left_out
-        ):  # a part of a table would empty the cells that it lacks
+        # A part of a table would empty the cells that it lacks.
+        if done.finished and not done.unasked and not table.left_out:
             done.store.log_table(filled, paths)
     return done.code
 
@@ -186,7 +185,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
         with Console(todo, len(finished)) as console:
             reasons = launch(todo, site, console.watch)
             attached = console.attached
-        # After hours of runs, wait for a server that is restarting, unless every run has waited for it already.
+        # After hours of runs, wait for a server that is restarting, unless all runs failed: they have waited.
         succeeded = any(job.spec.id not in reasons for job in todo)
         store = Store(site, retry_seconds=RETRY_SECONDS if succeeded else 0.0)
         try:

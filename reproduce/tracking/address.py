@@ -9,6 +9,7 @@ No library receives a server's password in an address, which errors, logs and tr
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,14 @@ class Address:
     """Environment variables in which MLflow finds a server's user and password."""
     driver: tuple[str, str] = ("", "")
     """Module and package of a database's driver."""
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """HTTP header of the login; empty if the address contains none."""
+        if not self.login:
+            return {}
+        login = ":".join(self.login.values())
+        return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
 
     @property
     def missing_driver(self) -> str:

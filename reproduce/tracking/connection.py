@@ -25,13 +25,14 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from reproduce.messages import InvalidError
 from reproduce.runs.journal import Point
 from reproduce.site import Site
 from reproduce.tracking import places
 from reproduce.tracking.address import parse, spellings
-from reproduce.tracking.errors import StoreError, translated
+from reproduce.tracking.errors import StoreError, check_answer, translated
 from reproduce.tracking.retry import ANSWER, held, retrying, variables
 from reproduce.tracking.sqlite import SqliteReader, Wanted
 
@@ -102,7 +103,7 @@ class Connection:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Give MLflow the login inside the block, and raise StoreError in place of its errors."""
-        with variables(self.address.login), translated(self.address):
+        with variables(self.address.login), translated(self.address, self.without_secrets):
             yield
 
     @cached_property
@@ -318,6 +319,19 @@ class Connection:
                 "MLFLOW_TRACKING_URI.",
                 temporary=True,
             ) from None
+
+    def check_health(self, seconds: float = 5) -> None:
+        """Raise StoreError unless an MLflow server answers; mlflow is not imported."""
+        from http import client
+
+        address = urlsplit(self.address.uri)
+        kind = client.HTTPSConnection if address.scheme == "https" else client.HTTPConnection
+        self.check_server(seconds)
+        with translated(self.address, self.without_secrets):
+            server = kind(self.address.host, self.address.port, timeout=seconds)
+            server.request("GET", f"{address.path}/health", headers=self.address.authorization)
+            answer = server.getresponse()
+            check_answer(answer.status, answer.read(100), self.address)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

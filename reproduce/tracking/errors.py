@@ -1,6 +1,6 @@
 """Errors of the tracking store as one line: what was asked, what was found, what would work.
 
-    with translated(address):
+    with translated(address, site.without_secrets):
         client.set_tag(...)         # raises StoreError in place of an exception of MLflow or another library
 
 An error that may be temporary is worth a retry (`retry.py`). An error that only a person can mend is raised
@@ -10,7 +10,7 @@ at once, such as a damaged file. The texts of libraries are shown without secret
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +38,7 @@ ADVICE = {
     403: "this user may not do this, or the server does not accept this name of its host (--allowed-hosts)",
     429: "it receives too many requests. Try again later",
 }
-"""What would work, by HTTP status."""
+"""Problem and remedy, by HTTP status."""
 LONGEST_TEXT = 200
 """Maximum characters of a library's text."""
 NOT_FOUND = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"})
@@ -64,8 +64,11 @@ class UnreachableError(StoreError):
 
 
 @contextmanager
-def translated(address: Address) -> Iterator[None]:
+def translated(address: Address, clean: Callable[[str], str]) -> Iterator[None]:
     """Raise StoreError in place of a library's exception; every other exception passes.
+
+    Args:
+        clean: function that removes secrets from a text.
 
     Raises:
         StoreError: a library raised an exception, which is its cause.
@@ -79,7 +82,8 @@ def translated(address: Address) -> Iterator[None]:
             raise
         if address.file is not None:
             raise of_file(error, address.file) from error
-        raise (_of_server if address.server else _of_database)(error, address) from error
+        text = in_short(error, clean)
+        raise (_of_server if address.server else _of_database)(error, text, address) from error
 
 
 def temporary(error: BaseException) -> bool:
@@ -107,7 +111,7 @@ def of_file(error: Exception, file: Path) -> StoreError:
         )
     if any(words in whole for words in DAMAGED):
         return StoreError(
-            f"{store} is damaged ({text}): restore a copy, or move it away, and the next run creates a new one."
+            f"{store} is damaged ({text}): restore a copy, or move it away and start with a new one."
         )
     if "readonly" in whole:
         return StoreError(f"{store} is read-only: change its permissions, or set another store.")
@@ -118,9 +122,9 @@ def of_file(error: Exception, file: Path) -> StoreError:
     return StoreError(f"{store} refuses a request: {text}", code=code, original=text)
 
 
-def in_short(error: BaseException) -> str:
+def in_short(error: BaseException, clean: Callable[[str], str] = without_secrets) -> str:
     """Return the first line of an exception, without the exception's name and without secrets."""
-    return without_secrets(first_line(error) or type(error).__name__)[:LONGEST_TEXT]
+    return clean(first_line(error) or type(error).__name__)[:LONGEST_TEXT]
 
 
 def _of_library(error: Exception) -> bool:
@@ -140,10 +144,9 @@ def _other_schema(text: str, store: str, uri: str) -> str:
     )
 
 
-def _of_database(error: Exception, address: Address) -> StoreError:
-    """Return the error of a database as one line."""
-    text, code = in_short(error), str(getattr(error, "error_code", ""))
-    text = without_secrets(text, address.uri)
+def _of_database(error: Exception, text: str, address: Address) -> StoreError:
+    """Return the error of a database, whose text is given, as one line."""
+    code = str(getattr(error, "error_code", ""))
     store = f"The tracking store {address.shown}"
     if line := _other_schema(str(error), store, address.shown):
         return StoreError(line)
@@ -155,18 +158,15 @@ def _of_database(error: Exception, address: Address) -> StoreError:
     return StoreError(f"{store} refuses a request: {text}", code=code, original=text)
 
 
-def _of_server(error: Exception, address: Address) -> StoreError:
+def _of_server(error: Exception, text: str, address: Address) -> StoreError:
     """Return the error of a server, or of what answers at its address, as one line."""
-    text, code = in_short(error), str(getattr(error, "error_code", ""))
+    code = str(getattr(error, "error_code", ""))
     whole = f"{type(error).__name__}: {error}"
-    store = f"The tracking server {address.shown}"
     found = STATUS.search(whole)
     status = int(next(filter(None, found.groups()))) if found else _status(error)
+    store = f"The tracking server {address.shown}"
     if "JSON" in type(error).__name__ or any(words in whole for words in NOT_MLFLOW):
-        line = (
-            f"{store} answers, but not as an MLflow server does: check the address, and any proxy or login."
-        )
-        return StoreError(line, temporary=True)
+        return _not_mlflow(address)
     if any(words in whole for words in NO_SERVER):
         return StoreError(
             f"No tracking server answers at {address.shown}. Start it, or set another MLFLOW_TRACKING_URI.",
@@ -178,12 +178,36 @@ def _of_server(error: Exception, address: Address) -> StoreError:
         return StoreError(f"{store} did not answer in time: see its log, or try again.", temporary=True)
     if any(words in whole for words in CLOSED) or isinstance(error, ConnectionError):
         return StoreError(f"{store} closed the connection: see its log, or try again.", temporary=True)
-    if status in ADVICE:
-        line = f"{store} refuses the request ({status}): {ADVICE[status]}."
-        return StoreError(line, temporary=True, code=code)
     if status in TRANSIENT:
-        return StoreError(f"{store} fails ({status}): see its log, or try again.", temporary=True, code=code)
+        return _failing(status, address)
+    if found and found[1]:  # neither an answer nor an error of MLflow, such as 404 with a page
+        return _not_mlflow(address)
+    code = "NOT_FOUND" if status == 404 and not code else code
     return StoreError(f"{store} refuses a request: {text}", code=code, original=text)
+
+
+def check_answer(status: int, body: bytes, address: Address) -> None:
+    """Raise StoreError unless a server's answer to a question about its health is MLflow's."""
+    if status in TRANSIENT:
+        raise _failing(status, address)
+    if status != 200 or body.strip() != b"OK":
+        raise _not_mlflow(address)
+
+
+def _failing(status: int, address: Address) -> StoreError:
+    """Return the error of a server that answers with a status in TRANSIENT."""
+    problem = f"refuses the request ({status}): {ADVICE[status]}" if status in ADVICE else f"fails ({status})"
+    remedy = "." if status in ADVICE else ": see its log, or try again."
+    return StoreError(f"The tracking server {address.shown} {problem}{remedy}", temporary=True)
+
+
+def _not_mlflow(address: Address) -> StoreError:
+    """Return the error of something else that answers at the address, such as a login page."""
+    return StoreError(
+        f"The tracking server {address.shown} answers, but not as MLflow does: check the address, and any "
+        "proxy or login.",
+        temporary=True,
+    )
 
 
 def _status(error: Exception) -> int:

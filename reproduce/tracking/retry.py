@@ -113,8 +113,8 @@ def held(path: Path, seconds: float) -> Iterator[None]:
             lock.acquire(timeout=max(0.0, seconds - QUIET))
         except filelock.Timeout:
             raise StoreError(
-                f"The lock {path} is held by {holders(path)}, for {age(seconds)} already: wait until it ends, or "
-                "stop it.",
+                f"The lock {path} is held by {holders(path)}, for {age(seconds)} already: wait until it "
+                "ends, or stop it.",
                 temporary=True,
             ) from None
     try:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from reproduce.tracking.errors import of_file
+from reproduce.tracking.errors import StoreError, of_file
 from reproduce.tracking.locks import holders
 from reproduce.tracking.retry import QUIET
 
@@ -102,12 +102,12 @@ class SqliteReader:
         """Return the reader of an existing file, or None if the version of its tables is unknown.
 
         Raises:
-            StoreError: see `search`.
+            StoreError: the database is not MLflow's, which would add its tables to it; or see `search`.
         """
         reader = cls(file)
         with reader._reading() as database:
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
-                return None
+                raise StoreError(f"{file} is a database, but not MLflow's: set another path for the store.")
             versions = [version for (version,) in database.execute("SELECT version_num FROM alembic_version")]
         return reader if len(versions) == 1 and versions[0] in SCHEMAS else None
 

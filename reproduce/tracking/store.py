@@ -199,7 +199,7 @@ class Store:
     def record_of(self, spec_id: str) -> Record | None:
         """Return the newest finished run of the spec, or else its newest run, or None if there is none."""
         runs = list(self.connection.search(Wanted(tags={SPEC: [spec_id]})))
-        finished = [run for run in runs if COMPLETE in run.data.tags]
+        finished = [run for run in runs if tags.is_finished(run)]
         return next((self._record(run) for run in (*finished, *runs)), None)
 
     def records(self, ids: Iterable[str]) -> dict[str, Record]:
@@ -432,7 +432,7 @@ class Store:
         """Return the state of the store in words.
 
         Raises:
-            StoreError: the sqlite file cannot be read.
+            StoreError: the sqlite file cannot be read, or the server does not answer as one of MLflow.
         """
         if self.connection.file is not None:
             if self.connection.absent:
@@ -443,10 +443,7 @@ class Store:
             return f"a database, for which `pip install '{package}'` is missing"
         if not self.connection.server:
             return "a database, which is not checked"
-        try:
-            self.connection.check_server()
-        except StoreError:
-            return "a server that does not answer: start it, or change MLFLOW_TRACKING_URI"
+        self.connection.check_health()
         return "a server that answers"
 
     @property
@@ -509,6 +506,8 @@ class Store:
         """Return the finished run of each spec that has one; of several, the one that ended last."""
         found: dict[str, Any] = {}
         for run in self.connection.search(Wanted(tags={COMPLETE: sorted(set(ids))})):
+            if not tags.is_finished(run):
+                continue
             before = found.setdefault(run.data.tags[COMPLETE], run)
             if (run.info.end_time or 0) > (before.info.end_time or 0):
                 found[run.data.tags[COMPLETE]] = run
