@@ -33,7 +33,7 @@ from reproduce.site import Site
 from reproduce.tracking import places
 from reproduce.tracking.address import parse, spellings
 from reproduce.tracking.errors import StoreError, check_answer, translated
-from reproduce.tracking.retry import ANSWER, held, retrying, variables
+from reproduce.tracking.retry import ANSWER, ANSWER_IN_A_RUN, held, retrying, variables
 from reproduce.tracking.sqlite import SqliteReader, Wanted
 
 T = TypeVar("T")
@@ -102,8 +102,16 @@ class Connection:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Give MLflow the login inside the block, and raise StoreError in place of its errors."""
-        with variables(self.address.login), translated(self.address, self.without_secrets):
+        """Give MLflow login and timeouts inside the block; raise StoreError in place of its errors."""
+        # `retrying` retries instead of MLflow, which would try seven times, wait two minutes for each answer,
+        # or as long as the server wants, and ignore stop requests.
+        patience = {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_IN_A_RUN if self._retry_seconds else ANSWER),
+            "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+        }
+        unset = {name: value for name, value in patience.items() if name not in os.environ}
+        with variables({**unset, **self.address.login}), translated(self.address, self.without_secrets):
             yield
 
     @cached_property
@@ -119,16 +127,13 @@ class Connection:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        # `retrying` retries instead of MLflow, which would try seven times, wait two minutes for each answer,
-        # or as long as the server wants, and ignore stop requests.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30" if self._retry_seconds else str(ANSWER))
-        os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
         self.create()
-        from mlflow.store.db import utils
         from mlflow.tracking import MlflowClient
 
-        utils.MAX_RETRY_COUNT = 1  # MLflow would try to open a database ten times, for two minutes
+        if not self.server:
+            from mlflow.store.db import utils
+
+            utils.MAX_RETRY_COUNT = 1  # MLflow would try to open a database ten times, for two minutes
         # It logs, with a traceback, what it raises anyway.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         with self.asking():

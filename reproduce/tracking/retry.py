@@ -38,6 +38,8 @@ SHORT_TIMEOUT = 2
 the run."""
 ANSWER = 10
 """Seconds that a command waits for an answer, twice, before it names the problem."""
+ANSWER_IN_A_RUN = 30
+"""Seconds that a run waits for an answer, twice, before `retrying` repeats the request."""
 QUIET = 3.0
 """Seconds of waiting for a lock before a line names its holder; most locks are held for tenths of a
 second."""
