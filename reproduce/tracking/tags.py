@@ -245,7 +245,7 @@ def owner(run: Any) -> dict[str, Any]:
     """Return the marks of the process that owns an MLflow run, as `me` made them; empty if it has none."""
     try:
         owner = json.loads(run.data.tags.get(OWNER, "{}"))
-    except ValueError:  # somebody edited the tag
+    except ValueError:  # the tag was edited
         return {}
     return owner if isinstance(owner, dict) and {"host", "pid", "started"} <= owner.keys() else {}
 
