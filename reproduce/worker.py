@@ -106,7 +106,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
         for other in spec.needs():
             if other.id not in needed:
                 raise NotFoundError(
-                    f"Run {spec.id} needs run {other.id}, which is not finished in {site.store}."
+                    f"Run {spec.id} needs run {other.id}, which is not finished in {site.public_store}."
                 )
         parent = needed[spec.needs()[0].id].run_id if spec.needs() else None
         with store.start(spec, scale=scale, parent_run_id=parent, hold=held) if main else _nothing() as run:
@@ -306,7 +306,7 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
     send(events, "started", spec_id)
     try:
         order = loads(request)
-        with _logged(folder):
+        with _logged(folder, site):
             perform(find(order, spec_id), order.scale, site, events, job)
     except (BusyError, LostError):
         send(events, "busy", spec_id)
@@ -317,7 +317,7 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
         send(events, "failed", spec_id, reason=reason or f"interrupted: {error}")
         return FAILED if reason else INTERRUPTED
     except Exception as error:
-        reason = reason_of(error)
+        reason = site.without_secrets(reason_of(error))
         if events is None:
             (folder / FAILURE).write_text(reason, encoding="utf-8")
         send(events, "failed", spec_id, reason=reason)
@@ -355,7 +355,7 @@ def _leash(leash: TextIO) -> None:
 
 
 @contextmanager
-def _logged(folder: Path) -> Iterator[None]:
+def _logged(folder: Path, site: Site) -> Iterator[None]:
     """Send standard error to the run's log inside the block, and the traceback of a failure too."""
     folder.mkdir(parents=True, exist_ok=True)
     console = os.dup(2)
@@ -366,7 +366,7 @@ def _logged(folder: Path) -> Iterator[None]:
         except (BusyError, SystemExit):
             raise  # the log belongs to the run's owner
         except BaseException:
-            traceback.print_exc()
+            sys.stderr.write(site.without_secrets(traceback.format_exc()))
             raise
         finally:
             sys.stderr.flush()

@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import socket
+import threading
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
@@ -426,21 +427,34 @@ def test_disk_is_encoders_for_good_and_checkpoints_of_what_goes_on_at_once(tmp_p
 # The machine
 
 
-def test_the_tracking_store_is_told_without_opening_it_and_without_its_password(tmp_path: Path) -> None:
+def test_the_tracking_store_is_told_without_opening_it_and_without_its_password(
+    tmp_path: Path, template: Path
+) -> None:
     site = Site(runs=tmp_path / "runs")
     assert Store(site).described() == f"sqlite:///{tmp_path}/runs/mlflow.db, created by the first run"
-    lay_out(tmp_path, ("runs/mlflow.db",))
+    site.runs.mkdir()
+    shutil.copy(template, site.runs)
     assert Store(site).described().endswith("mlflow.db, which exists")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         address = f"http://me:secret@127.0.0.1:{port}"
+
+        def answer() -> None:
+            server.accept()[0].close()  # it is asked first whether it listens at all
+            with server.accept()[0] as client:
+                assert b"GET /health " in client.recv(65536)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+
+        threading.Thread(target=answer, daemon=True).start()
         assert (
             Store(Site(tracking_uri=address)).described() == f"http://127.0.0.1:{port}, a server that answers"
         )
     silent = Store(Site(tracking_uri=address)).described()
-    assert silent.startswith(f"http://127.0.0.1:{port}, a server that does not answer")
+    assert silent.startswith(f"No tracking server answers at http://127.0.0.1:{port} (")
     database = Store(Site(tracking_uri="postgresql://me:secret@db/mlflow")).described()
-    assert database == "postgresql://db/mlflow, a database, which is not checked"
+    assert (
+        database == "postgresql://db/mlflow, a database, for which `pip install 'psycopg2-binary'` is missing"
+    )
 
 
 def test_the_machine_is_told_where_there_is_no_run_yet(tmp_path: Path) -> None:

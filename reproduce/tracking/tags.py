@@ -174,7 +174,7 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
         address=f"{server}/{page}" if server else f"/{page} of `invoke ui`",
         ended=datetime.fromtimestamp(run.info.end_time / 1000, UTC) if run.info.end_time else None,
         device=tags.get(DEVICE, ""),
-        attempts=int(tags[ATTEMPTS]) if ATTEMPTS in tags else None,
+        attempts=int(tags[ATTEMPTS]) if tags.get(ATTEMPTS, "").isdecimal() else None,
         host=str(owner(run).get("host", "")),
         imported=IMPORTED in tags,
     )
@@ -265,8 +265,11 @@ def me(runs: Path, hold: Held | None) -> dict[str, Any]:
 
 def owner(run: Any) -> dict[str, Any]:
     """Return the marks of the process that owns an MLflow run, as `me` made them; empty if it has none."""
-    owner: dict[str, Any] = json.loads(run.data.tags.get(OWNER, "{}"))
-    return owner
+    try:
+        owner = json.loads(run.data.tags.get(OWNER, "{}"))
+    except ValueError:  # the tag was edited
+        return {}
+    return owner if isinstance(owner, dict) and {"host", "pid", "started"} <= owner.keys() else {}
 
 
 def is_mine(run: Any) -> bool:
@@ -276,7 +279,8 @@ def is_mine(run: Any) -> bool:
 
 def who(run: Any) -> str:
     """Return the process that owns an MLflow run, in words."""
-    return f"process {owner(run).get('pid')} on {owner(run).get('host')}"
+    named = owner(run)
+    return f"process {named['pid']} on {named['host']}" if named else "unknown process"
 
 
 def lease_of(run: Any, runs: Path) -> Lease | None:
@@ -294,7 +298,7 @@ def alive(run: Any, runs: Path) -> bool | None:
     """
     named, leased = owner(run), lease_of(run, runs)
     if leased is not None:
-        return leased.token == named["token"] and leased.alive
+        return leased.token == named.get("token") and leased.alive
     if named.get("host") != lease.this_host():
         return None
     return lease.process_alive(named["host"], named["pid"], named["started"])
@@ -306,12 +310,22 @@ def ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]
     The lease may contain the reason even if the store could not record it.
     """
     leased = lease_of(run, runs)
-    if leased is not None and leased.token == owner(run)["token"]:
+    if leased is not None and leased.token == owner(run).get("token"):
         if leased.state == "failed":
             return "failed", leased.reason
         if leased.state == "interrupted":
             return "interrupted", leased.reason
     return "interrupted", f"its {who(run)} is gone"
+
+
+def is_finished(run: Any) -> bool:
+    """Return True if an MLflow run counts as finished.
+
+    It is complete, its two tags name the same spec, since tags can be edited in the UI, and no `invoke redo`
+    has replaced it.
+    """
+    tags = run.data.tags
+    return COMPLETE in tags and tags[COMPLETE] == tags.get(SPEC) and SUPERSEDED not in tags
 
 
 def state_of(run: Any, runs: Path) -> RunState:
@@ -321,7 +335,7 @@ def state_of(run: Any, runs: Path) -> RunState:
     reason = tags.get(REASON, "")
     if COMPLETE in tags and SUPERSEDED in tags:
         state, reason = "superseded", tags[SUPERSEDED]
-    elif COMPLETE in tags:
+    elif is_finished(run):
         state = "finished"
     elif status in ("FAILED", "KILLED"):
         state, reason = "failed" if status == "FAILED" else "interrupted", reason or ending(run, runs)[1]
