@@ -9,6 +9,7 @@ only one split has are errors.
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,7 @@ def load(
     *,
     classes: Sequence[str] | None = None,
     num_classes: int | None = None,
+    named_once: bool = False,
     cache_gb: float = 0.0,
 ) -> Files:
     """Read a split of `root`, after checking that `train` and `val` have the same classes.
@@ -36,12 +38,13 @@ def load(
     Args:
         classes: names of the folders to read. None for all.
         num_classes: expected number of classes if all are read. None for any number.
+        named_once: True if the data set gives every image of a split a name of its own, as ImageNet does.
         cache_gb: see `Images`.
 
     Raises:
         LookupError: the split or its folder does not exist.
-        ValueError: a class is missing in a split, has no images, or contains a file that is not an image. The
-            message names it.
+        ValueError: a class is missing in a split, has no images, or contains a file that is not an image, or
+            a folder or an image has two labels. The message names it.
     """
     if split not in SPLITS:
         raise NotFoundError(unknown("split", split, SPLITS))
@@ -51,10 +54,37 @@ def load(
             raise InvalidError(
                 f"{root} has {len(classes)} classes, not {num_classes}: it is incomplete or another data set."
             )
+    _check_apart(root, classes)
+    images = read(root / split, classes, cache_gb=cache_gb)
+    if named_once and (twice := images.names.repeated(key=lambda name: name.rpartition(b"/")[2])):
+        first, second = (images.name(index) for index in twice)
+        raise InvalidError(
+            f"{first} and {second} have one name, so one image has two labels: remove the wrong one."
+        )
+    return images
+
+
+def _check_apart(root: Path, classes: Sequence[str]) -> None:
+    """Raise ValueError if a class folder is missing, or is also the folder of another class or split."""
+    spelled: dict[str, str] = {}
     for name in classes:
-        for each in SPLITS:
-            _class_folder(root / each, name)
-    return read(root / split, classes, cache_gb=cache_gb)
+        other = spelled.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other is not name:
+            raise InvalidError(
+                f"{root} has the classes '{other}' and '{name}', which differ only in case or in the "
+                "encoding of their letters: one class must not have two labels. Merge them."
+            )
+    places: dict[tuple[int, int], Path] = {}
+    for each in SPLITS:
+        for name in classes:
+            folder = _class_folder(root / each, name)
+            found = folder.stat()
+            other_place = places.setdefault((found.st_dev, found.st_ino), folder)
+            if other_place is not folder:
+                raise InvalidError(
+                    f"{folder} and {other_place} are the same folder: its images would have two labels, or "
+                    "be in both splits."
+                )
 
 
 def read(folder: Path, classes: Sequence[str] | None = None, *, cache_gb: float = 0.0) -> Files:
