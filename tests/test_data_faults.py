@@ -717,7 +717,7 @@ def test_a_server_that_fails_is_one_line_and_the_next_call_continues(server, arc
         with faults("imagenette"):
             imagenette.fetch(tmp_path, url, md5, COUNTS)
 
-    with pytest.raises(InvalidError, match=r"imagenette is not complete: HTTP Error 404: Not Found\. The"):
+    with pytest.raises(InvalidError, match=r"imagenette is not complete: HTTP Error 404: Not Found\. Once"):
         attempt()
     with pytest.raises(InvalidError, match=r"is not complete: its server cannot be reached \(.*refused"):
         attempt("http://127.0.0.1:1/imagenette2-160.tgz")

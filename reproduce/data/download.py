@@ -72,8 +72,8 @@ def faults(dataset: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not first_line(error).startswith(CORRUPTED):
             raise
         raise InvalidError(
-            f"{dataset} is not complete: {_reason(error)}. The same command fetches and unpacks what is "
-            "missing."
+            f"{dataset} is not complete: {_reason(error)}. Once that is solved, the same command fetches and "
+            "unpacks what is missing."
         ) from error
     finally:
         socket.setdefaulttimeout(before)

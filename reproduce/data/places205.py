@@ -4,7 +4,7 @@ The images are not freely redistributable: places.csail.mit.edu requires a form 
 of the release at 256 px: `trainvalsplit_places205/{train,val}_places205.csv` with lines
 `a/abbey/gsun_0003586c3eedd97457b2d729ebfe18b5.jpg 0`, and the images under
 `data/vision/torralba/deeplearning/images256/` (open-mmlab/mmselfsup
-configs/benchmarks/classification/_base_/datasets/places205.py). Reading the list of train takes 4 s and 0.25
+configs/benchmarks/classification/_base_/datasets/places205.py). Reading the list of train takes 5 s and 0.25
 GB.
 """
 
