@@ -59,6 +59,8 @@ def fault(name: str, error: Exception) -> InvalidError:
 
 def _reason(name: str, error: Exception) -> str:
     """Return what is wrong with the file and what helps, in sentences that follow a colon."""
+    from PIL import Image, UnidentifiedImageError
+
     if isinstance(error, InvalidError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -66,9 +68,11 @@ def _reason(name: str, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:  # from the system, not from Pillow
         again = " Get it again." if error.errno == errno.ENOENT else ""
         return f"{error.strerror}.{again}"
-    if type(error).__name__ == "DecompressionBombError":
+    if isinstance(error, Image.DecompressionBombError):
         return f"{first_line(error).rstrip('.')}. Make it smaller."
-    return _kind(name) or f"{first_line(error) or type(error).__name__}. Get it again."
+    if isinstance(error, UnidentifiedImageError):  # its message is the path once more
+        return _kind(name) or "it is not an image of a format that Pillow reads. Get it again."
+    return f"{first_line(error) or type(error).__name__}. Get it again."
 
 
 def _kind(name: str) -> str:
