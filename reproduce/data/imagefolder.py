@@ -9,6 +9,7 @@ only one split has are errors.
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,6 +22,8 @@ from reproduce.messages import InvalidError, NotFoundError, unknown
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Extensions of image files, in upper or lower case (torchvision/datasets/folder.py)."""
+IMAGENET = re.compile(rb"(n\d{8}|ILSVRC2012_val)_\d+(?=\.)")
+"""Names of ImageNet's images, without the extension."""
 SPLITS = ("train", "val")
 
 
@@ -30,7 +33,6 @@ def load(
     *,
     classes: Sequence[str] | None = None,
     num_classes: int | None = None,
-    named_once: bool = False,
     cache_gb: float = 0.0,
 ) -> Files:
     """Read a split of `root`, after checking that `train` and `val` have the same classes.
@@ -38,7 +40,6 @@ def load(
     Args:
         classes: names of the folders to read. None for all.
         num_classes: expected number of classes if all are read. None for any number.
-        named_once: True if the data set gives every image of a split a name of its own, as ImageNet does.
         cache_gb: see `Images`.
 
     Raises:
@@ -56,12 +57,18 @@ def load(
             )
     _check_apart(root, classes)
     images = read(root / split, classes, cache_gb=cache_gb)
-    if named_once and (twice := images.names.repeated(key=lambda name: name.rpartition(b"/")[2])):
+    if twice := images.names.repeated(key=_identity):
         first, second = (images.name(index) for index in twice)
         raise InvalidError(
-            f"{first} and {second} have one name, so one image has two labels: remove the wrong one."
+            f"{first} and {second} are one image of ImageNet: keep the one with the right label."
         )
     return images
+
+
+def _identity(name: bytes) -> bytes:
+    """Return ImageNet's name of an image, which is unique in a split, or the path of an image of others."""
+    found = IMAGENET.match(name.rpartition(b"/")[2])
+    return found[0] if found else name
 
 
 def _check_apart(root: Path, classes: Sequence[str]) -> None:

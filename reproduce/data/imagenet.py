@@ -50,9 +50,7 @@ class ImageNet(Dataset, name="imagenet"):
     def load(self, split: str, site: Site) -> Files:
         from reproduce.data import imagefolder
 
-        return imagefolder.load(
-            self._root(site), split, num_classes=1000, named_once=True, cache_gb=site.cache_gb
-        )
+        return imagefolder.load(self._root(site), split, num_classes=1000, cache_gb=site.cache_gb)
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
         lists.of_imagenet(name, site, fetch=fetch)

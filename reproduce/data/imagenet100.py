@@ -55,9 +55,7 @@ class ImageNet100(Dataset, name="imagenet100"):
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import imagefolder
 
-        return imagefolder.load(
-            self._root(site), split, classes=self._classes(site), named_once=True, cache_gb=site.cache_gb
-        )
+        return imagefolder.load(self._root(site), split, classes=self._classes(site), cache_gb=site.cache_gb)
 
     def _root(self, site: Site, holds: tuple[str, ...] = ()) -> Path:
         layout, source = (

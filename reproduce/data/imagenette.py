@@ -62,7 +62,7 @@ class Imagenette(Dataset, name="imagenette"):
         from reproduce.data import imagefolder
 
         root = _release(site.root(KEY, LAYOUT, SOURCE))
-        return imagefolder.load(root, split, num_classes=10, named_once=True, cache_gb=site.cache_gb)
+        return imagefolder.load(root, split, num_classes=10, cache_gb=site.cache_gb)
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
         lists.of_imagenet(name, site, fetch=fetch)
