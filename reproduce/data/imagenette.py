@@ -79,7 +79,8 @@ class Imagenette(Dataset, name="imagenette"):
 
 def _release(root: Path) -> Path:
     """Return the folder with `train` and `val`: the root, or the folder that the archive has in it."""
-    return root / RELEASE if (root / RELEASE).is_dir() and not (root / "train").is_dir() else root
+    within = root / RELEASE
+    return within if (within / "train").is_dir() and not (root / "train").is_dir() else root
 
 
 def download(site: Site) -> Path:
