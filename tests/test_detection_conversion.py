@@ -507,13 +507,15 @@ def test_masks_that_the_evaluator_of_coco_cannot_read_are_known_before_anything_
     polygons: Any, tmp_path: Path
 ) -> None:
     rows = [
-        {"id": 3, "segmentation": [[0, 0, 4, 0, 4, 4]]},
-        {"id": 4, "segmentation": {"size": [5, 5], "counts": [25]}},
+        {"id": 3, "iscrowd": 0, "segmentation": [[0, 0, 4, 0, 4, 4]]},
+        {"id": 4, "iscrowd": 1, "segmentation": {"size": [5, 5], "counts": [25]}},
     ]
     images = Annotated((), coco2017.CLASSES, coco2017.CATEGORY_IDS, tmp_path / "instances.json", "")
     images.origin.write_text(json.dumps({"annotations": rows}))
     check_coco(images)
-    images.origin.write_text(json.dumps({"annotations": [*rows, {"id": 7, "segmentation": polygons}]}))
+    images.origin.write_text(
+        json.dumps({"annotations": [*rows, {"id": 7, "iscrowd": 0, "segmentation": polygons}]})
+    )
     with pytest.raises(
         ValueError,
         match=r"instances\.json: the annotation 7 has no polygon, or one of fewer than three points",

@@ -19,10 +19,12 @@ line.
     scenes.py                drawings of the synthetic data sets
     polygons.py              geometry of outlines
     voc.py                   layout of PASCAL VOC
+    json_tables.py           JSON files of images, annotations and categories
     lists.py                 published lists of images and classes
     imagefolder.py           layout with one folder per class
     folders.py               check that listed files exist
     detection.py             base class of data sets with boxes
     dataset.py               base class of data sets with labels
     images.py                decoding of the images of one split
+    decoding.py              faults of image files
 """

@@ -9,6 +9,8 @@ only one split has are errors.
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,8 @@ from reproduce.messages import InvalidError, NotFoundError, unknown
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Extensions of image files, in upper or lower case (torchvision/datasets/folder.py)."""
+IMAGENET = re.compile(rb"(n\d{8}|ILSVRC2012_val)_\d+(?=\.)")
+"""Names of ImageNet's images, without the extension."""
 SPLITS = ("train", "val")
 
 
@@ -40,8 +44,8 @@ def load(
 
     Raises:
         LookupError: the split or its folder does not exist.
-        ValueError: a class is missing in a split, has no images, or contains a file that is not an image. The
-            message names it.
+        ValueError: a class is missing in a split, has no images, or contains a file that is not an image, or
+            a folder or an image has two labels. The message names it.
     """
     if split not in SPLITS:
         raise NotFoundError(unknown("split", split, SPLITS))
@@ -51,10 +55,43 @@ def load(
             raise InvalidError(
                 f"{root} has {len(classes)} classes, not {num_classes}: it is incomplete or another data set."
             )
+    _check_apart(root, classes)
+    images = read(root / split, classes, cache_gb=cache_gb)
+    if twice := images.names.repeated(key=_identity):
+        first, second = (images.name(index) for index in twice)
+        raise InvalidError(
+            f"{first} and {second} are one image of ImageNet: keep the one with the right label."
+        )
+    return images
+
+
+def _identity(name: bytes) -> bytes:
+    """Return ImageNet's name of an image, which is unique in a split, or the path of an image of others."""
+    found = IMAGENET.match(name.rpartition(b"/")[2])
+    return found[0] if found else name
+
+
+def _check_apart(root: Path, classes: Sequence[str]) -> None:
+    """Raise ValueError if a class folder is missing, or is also the folder of another class or split."""
+    spelled: dict[str, str] = {}
     for name in classes:
-        for each in SPLITS:
-            _class_folder(root / each, name)
-    return read(root / split, classes, cache_gb=cache_gb)
+        other = spelled.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other is not name:
+            raise InvalidError(
+                f"{root} has the classes '{other}' and '{name}', which differ only in case or in the "
+                "encoding of their letters: one class must not have two labels. Merge them."
+            )
+    places: dict[tuple[int, int], Path] = {}
+    for each in SPLITS:
+        for name in classes:
+            folder = _class_folder(root / each, name)
+            found = folder.stat()
+            other_place = places.setdefault((found.st_dev, found.st_ino), folder)
+            if other_place is not folder:
+                raise InvalidError(
+                    f"{folder} and {other_place} are the same folder: its images would have two labels, or "
+                    "be in both splits."
+                )
 
 
 def read(folder: Path, classes: Sequence[str] | None = None, *, cache_gb: float = 0.0) -> Files:

@@ -7,6 +7,7 @@ there or in a separate folder (`imagenet100_classes`). No image is copied.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
+from reproduce.messages import InvalidError
 from reproduce.site import Site
 
 if TYPE_CHECKING:
     from reproduce.data.images import Images
 
 LIST = "imagenet100.txt"
+WNID = re.compile(r"\w+", re.ASCII)
+"""Names of classes; ImageNet's are n and eight digits."""
 SOURCE = "https://raw.githubusercontent.com/HobbitLong/CMC/master/imagenet100.txt"
 
 
@@ -73,6 +77,17 @@ def read_classes(path: Path, sha256: str) -> tuple[str, ...]:
 
     Raises:
         LookupError: the file does not exist.
-        ValueError: its bytes do not match `sha256`.
+        ValueError: its bytes do not match `sha256`, a line is not the name of a folder, or a class is listed
+            twice.
     """
-    return tuple(sorted(lists.verified(path, sha256, SOURCE).decode().split()))
+    classes: dict[str, int] = {}
+    for number, line in lists.numbered(lists.verified(path, sha256, SOURCE).splitlines()):
+        name = line.decode(errors="replace")
+        if not WNID.fullmatch(name):
+            raise InvalidError(
+                f"{path}, line {number}: '{name}' is not the name of a class, such as n02869837."
+            )
+        if name in classes:
+            raise InvalidError(f"{path}, line {number}: {name} is already on line {classes[name]}.")
+        classes[name] = number
+    return tuple(sorted(classes))

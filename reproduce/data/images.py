@@ -18,7 +18,7 @@ import threading
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from reproduce.data import decoding
 from reproduce.messages import InvalidError
 
 PIECE = 64
@@ -104,8 +105,7 @@ Shape = Canvas | CentreCrop
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Return the image in RGB; grey, palette and CMYK images are converted."""
-    if image.mode[0] in "IF":
-        raise InvalidError(f"its mode is {image.mode}, which has more than 8 bits per channel")
+    decoding.eight_bits(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -183,7 +183,7 @@ class Images(ABC):
 
         Raises:
             IndexError: the split has no such image.
-            ValueError: an image is broken. The message names it.
+            ValueError: an image is broken or has more than 8 bits per channel. The message names it.
         """
         chosen = self._chosen(indices)
         store = self._store(shape)
@@ -204,7 +204,7 @@ class Images(ABC):
                     sizes[row] = image.height, image.width
                     pixels[row] = np.asarray(shape.cut(image)).transpose(2, 0, 1)
             except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
-                raise InvalidError(f"{self.name(index)} cannot be decoded: {error}. Get it again.") from error
+                raise decoding.fault(self.name(index), error) from error
         return pixels, sizes
 
     def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
@@ -258,6 +258,18 @@ class Names:
     def __getitem__(self, index: int) -> bytes:
         end = self.ends[index]
         return bytes(self.text[self.ends[index - 1] if index else 0 : end])
+
+    def repeated(self, key: Callable[[bytes], bytes] = bytes) -> tuple[int, int] | None:
+        """Return the indices of two strings with the same key, or None if all keys differ.
+
+        A set of 2.4 million strings would take 0.3 GB, so their hashes are compared first.
+        """
+        hashes = np.fromiter((hash(key(self[index])) for index in range(len(self))), np.int64, len(self))
+        order = np.argsort(hashes, kind="stable")
+        candidates = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        pairs = [(int(order[place]), int(order[place + 1])) for place in candidates]
+        same = [pair for pair in pairs if key(self[pair[0]]) == key(self[pair[1]])]
+        return min(same, key=lambda pair: pair[1], default=None)
 
 
 class Files(Images):
@@ -506,11 +518,11 @@ class _Pieces(Dataset[Any]):
     def __init__(self, images: Images, shape: Shape) -> None:
         self._images, self._shape = images, shape
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | ValueError:
+    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | InvalidError:
         try:
             return _batch(indices, *self._images.decode(indices, self._shape))
-        except ValueError as error:
-            return ValueError(str(error))
+        except InvalidError as error:
+            return error
 
 
 def _by_processes(
@@ -566,7 +578,7 @@ def _obey(signals: Sequence[signal.Signals], parent: int) -> None:
     os._exit(0)
 
 
-def _raised(result: Batch | ValueError) -> Batch:
-    if isinstance(result, ValueError):
+def _raised(result: Batch | InvalidError) -> Batch:
+    if isinstance(result, InvalidError):
         raise result
     return result

@@ -16,6 +16,7 @@ scales in proportion and the schedule in inverse proportion (`Schedule`).
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import torch
 
     from reproduce.nn.encoder import Encoder
+
+logger = logging.getLogger(__name__)
 
 REFERENCE_BATCH = 16
 """Images per step for which rates and iterations are given (both sources)."""
@@ -256,6 +259,9 @@ class Detection(Protocol):
         train, test = dataset.load(dataset.train_split, site), dataset.load(dataset.test_split, site)
         watch.tag_data(dataset.train_split, train.digest)
         watch.tag_data(dataset.test_split, test.digest)
+        if oddities := (*train.oddities, *test.oddities):
+            logger.warning("%s", " ".join(oddities))
+            watch.record.tag("data_oddities", " ".join(oddities))
         if all(each.crowd or each.difficult for picture in test.pictures for each in picture.instances):
             raise InvalidError(
                 f"{test.origin}: no image of {dataset.test_split} shows an object that counts, "

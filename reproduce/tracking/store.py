@@ -256,7 +256,7 @@ class Store:
         Args:
             note: reason and time, in words.
         """
-        with self.connection.asking(), self.connection.lock():
+        with self.connection.lock():
             for run in list(self.connection.search(Wanted(tags={COMPLETE: [spec_id]}, absent=(SUPERSEDED,)))):
                 self.connection.client.set_tag(run.info.run_id, SUPERSEDED, note)
 
