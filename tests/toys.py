@@ -163,6 +163,9 @@ class Notes:
     def tag(self, name: str, value: str) -> None:
         self.tags[name] = value
 
+    def facts(self, values: Mapping[str, str]) -> None:
+        self.tags |= values
+
     def artifact(self, path: Path) -> None:
         self.artifacts.append(path)
 

@@ -3,9 +3,9 @@
     for line in report(requests("table5", ""), site, Store(site)):
         print(line)
 
-Nothing is started, written, fetched or opened. Data are checked as before a run (`readiness.missing`): the
-folders and lists of a data set, not every image. Takes several seconds, most of them to import torch and
-torchvision.
+Nothing is started, written or fetched. Data are checked as before a run (`readiness.py`): the folders and
+lists of a data set, and its number of images, but not every image. Takes several seconds, most of them to
+import torch and torchvision, and longer if ImageNet must be listed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from reproduce.commands.disk import CHECKPOINTS, disk_needed, num_parameters, si
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
+from reproduce.data.inventory import AnyDataset
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError, UserError, counted, size, unknown
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
 from reproduce.protocols.protocol import Protocol
-from reproduce.readiness import in_vain, missing
+from reproduce.readiness import Counts, in_vain, missing
 from reproduce.runs import environment
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -268,6 +269,7 @@ def _commit(folder: Path) -> str:
 
 def _data(site: Site) -> Iterator[tuple[str, str]]:
     """Yield each data set of real images, separate lists, and data roots that no data set uses."""
+    counts = Counts(site)
     known_data: dict[str, Callable[[], Dataset | DetectionDataset]] = {
         **components("reproduce.data", Dataset),
         **components("reproduce.data", DetectionDataset),
@@ -275,12 +277,24 @@ def _data(site: Site) -> Iterator[tuple[str, str]]:
     for name, cls in sorted(known_data.items()):
         if not name.startswith(SYNTHETIC):
             problems = [each.why for each in missing(cls(), None, site, fetch=False)]
-            yield name, " ".join(problems) or AVAILABLE
+            yield name, " ".join(problems) or _counted(cls(), counts)
     yield lists.KEY, _subsets(site)
     known = data_roots()
     for key in site.data:
         if key not in known:
             yield key, unknown("data root", key, known)
+
+
+def _counted(dataset: AnyDataset, counts: Counts) -> str:
+    """Return that a data set is available, with its images compared with the published ones."""
+    keys = ("pretrain_split", "train_split", "test_split")
+    used = dict.fromkeys(getattr(dataset, key) for key in keys if hasattr(dataset, key))
+    found = [counts.of(dataset, split) for split in used]
+    if problems := [each for each in found if isinstance(each, str)]:
+        return " ".join(dict.fromkeys(problems))
+    if other := [phrase for split in used if (phrase := counts.shortfall(dataset, split))]:
+        return f"{AVAILABLE}, but not as published: {'; '.join(other)}"
+    return AVAILABLE
 
 
 def data_roots() -> list[str]:

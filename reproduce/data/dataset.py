@@ -5,8 +5,9 @@ Each module of this folder defines one data set: its settings, and a reader of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.messages import NotFoundError
@@ -47,8 +48,10 @@ class Dataset(Settings):
     title: ClassVar[str]
     """Name that captions print."""
     published: ClassVar[Mapping[str, int]] = {}
-    """Number of images in each split, where it is known in advance; estimates of time use it. A field
-    `num_<split>` serves the same purpose."""
+    """Number of images in each split, where it is known in advance: what is here is compared with it, and
+    estimates of time use it. A field `num_<split>` serves the latter purpose."""
+    roots: ClassVar[tuple[str, ...]] = ()
+    """Keys of its folders under [data] in the site file; empty for the name of the data set."""
 
     def check(self) -> None:
         if not 0 < self.size <= self.resize or self.canvas < 1:
@@ -78,6 +81,18 @@ class Dataset(Settings):
             ValueError: a file is broken. The message names it.
         """
         raise NotImplementedError
+
+    def count(self, split: str, site: Site) -> int:
+        """Return the number of images of `split` that are listed here, as cheaply as possible.
+
+        Raises:
+            LookupError, ValueError: see `load`.
+        """
+        return len(self.load(split, site))
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        """Return the files besides the images that `split` is read from: lists, labels, annotations."""
+        return ()
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
         """Check before anything starts that `labelled_subset` will find its list, and fetch it if necessary.

@@ -54,6 +54,9 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
     def load(self, split: str, site: Site) -> Files:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
 
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return (site.root(KEY, LAYOUT, SOURCE) / f"{split}2018.json",)
+
 
 def read(root: Path, split: str, *, num_classes: int = NUM_CLASSES, cache_gb: float = 0.0) -> Files:
     """Read a split of `root`, in the order of its JSON file.

@@ -7,7 +7,7 @@ read as a whole, so loading takes milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -34,6 +34,7 @@ SPLITS = {
     "train+unlabeled": ("train", "unlabeled"),
 }
 """Files of each split, in order."""
+NAMES = "class_names.txt"
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIDE = 96
 """Side of an image, in pixels."""
@@ -76,6 +77,11 @@ class STL10(Dataset, name="stl10"):
     def load(self, split: str, site: Site) -> Images:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
 
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        folder = _folder(site.root(KEY, LAYOUT, SOURCE))
+        labels = (folder / f"{part}_y.bin" for part in SPLITS[split])
+        return [path for path in (*labels, folder / NAMES) if path.is_file()]
+
 
 def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
     """Read a split of `root`, which contains the folder `stl10_binary` or is that folder.
@@ -93,7 +99,7 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
 
     if split not in SPLITS:
         raise NotFoundError(unknown("split", split, SPLITS))
-    folder = root / FOLDER if (root / FOLDER).is_dir() else root
+    folder = _folder(root)
     classes = _classes(folder)
     paths = [folder / f"{part}_X.bin" for part in SPLITS[split]]
     labels = [
@@ -103,9 +109,13 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
     return Planes(paths, SIDE, np.concatenate(labels), classes, cache_gb)
 
 
+def _folder(root: Path) -> Path:
+    return root / FOLDER if (root / FOLDER).is_dir() else root
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
     """Return the names of the classes, from the release's own list if it exists."""
-    path = folder / "class_names.txt"
+    path = folder / NAMES
     return tuple(path.read_text().split()) if path.is_file() else CLASSES
 
 

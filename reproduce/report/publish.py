@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reproduce.report import render
+from reproduce.report.counts import incomplete
 from reproduce.report.filled import Filled, fill, loads
 from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, write_runs
 from reproduce.report.table import Table
@@ -57,14 +58,15 @@ def publish(
     Raises:
         OSError: a file cannot be written.
     """
-    inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons))
+    other_data = incomplete(table.specs(seeds), finished)
+    inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons), other_data)
     paths = render.paths(table.name, folder)
     if _state(folder).get(table.name) == {"inputs": inputs, "files": _files_of(table.name, paths, folder)}:
         report = folder / f"{table.name}.json"
         filled = loads(report.read_bytes(), str(report))
     else:
         runs = frame(table, seeds, finished, reasons) if any(table.measured()) else None
-        filled = fill(table, seeds, runs)
+        filled = fill(table, seeds, runs, other_data)
         render.write(filled, folder)
         with _lock(folder):
             write_runs(runs, table.name, folder)
