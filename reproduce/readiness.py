@@ -45,7 +45,10 @@ def blocked(
         each: next(missing(*each, site, fetch=fetch), None) for each in dict.fromkeys(wanted.values())
     }
     found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
-    others = ((job, _uneven(job, site) or _imprecise(job, site) or counts.problem(job)) for job in todo)
+    others = (
+        (job, _uneven(job, site) or _imprecise(job, site) or counts.problem(job.spec, job.request.scale))
+        for job in todo
+    )
     found = {job.spec.id: Blocked(other) for job, other in others if other} | found
     for job in todo:
         for needed in job.spec.needs():
@@ -82,7 +85,7 @@ def _imprecise(job: Job, site: Site) -> Missing | None:
     return Missing(
         f"a GPU for {job.spec.precision}",
         f"Pretraining in {job.spec.precision} needs a GPU, which runs do not have here: use one, or "
-        "--set precision=float32 (days to weeks on a CPU).",
+        "--set precision=float32.",
     )
 
 
@@ -103,17 +106,17 @@ class Counts:
                 self._known[key] = in_words(error)
         return self._known[key]
 
-    def problem(self, job: Job) -> Missing | None:
+    def problem(self, spec: Spec, scale: str) -> Missing | None:
         """Return the problem of a run whose splits cannot be read or are too small, or None.
 
         At paper scale, splits must have exactly the published images.
         """
-        spec, dataset = job.spec, job.spec.dataset
+        dataset = spec.dataset
         for split in splits(spec):
             found = self.of(dataset, split)
             if isinstance(found, str):
                 return Missing(dataset.name, found)
-            if job.request.scale == "paper" and (phrase := self.shortfall(dataset, split)):
+            if scale == "paper" and (phrase := self.shortfall(dataset, split)):
                 return Missing(
                     dataset.name,
                     f"At paper scale the data must be as published, but the root has {phrase}: "

@@ -257,7 +257,7 @@ def forecast(
             dict.fromkeys(
                 (
                     *incomplete([job.spec for job in wanted], found.finished),
-                    *counts.shortfalls(step.spec for step in steps if step.starts),
+                    *counts.shortfalls(job.spec for job in unfinished),
                 )
             )
         ),

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reproduce.data.dataset import Dataset
+from reproduce.data.dataset import MOST_FILES, Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.sources import shown, state
 from reproduce.messages import InvalidError, UserError, grouped
@@ -40,8 +40,6 @@ FOLDER = "data"
 """Folder of the records, in the folder of runs."""
 VERSION = 1
 """Version of the records; those of another version are ignored."""
-MOST_FILES = 50_000
-"""Maximum number of files whose states are checked each time; 13 394 take 0.05 s."""
 MOST_BYTES = 3_200_000_000
 """Maximum bytes of a split that a run reads for their digest: those of STL-10, 2.9 GB, take a few seconds."""
 JUST_NOW = 2_000_000_000
@@ -133,13 +131,21 @@ def load(dataset: AnyDataset, split: str, site: Site, *, main: bool = True) -> t
 def verify(dataset: AnyDataset, split: str, site: Site) -> tuple[Inventory, Inventory | None]:
     """Read every byte of a split, however large; return its inventory and the one recorded before.
 
+    The new one is recorded.
+
     Raises:
         LookupError, ValueError: the split is not here, or cannot be read.
         OSError: a folder cannot be read.
     """
     before = _read(_path(dataset, split, site))
+    dataset.check_root(site)
     _, found = _load(dataset, split, site, most_bytes=math.inf, trusting=False)
     return found, before.inventory if before else None
+
+
+def has_root(dataset: AnyDataset, site: Site) -> bool:
+    """Return whether the site names a folder of a data set; generated images have none."""
+    return bool(_roots(dataset, site))
 
 
 def known(dataset: AnyDataset, split: str, site: Site) -> Inventory | None:

@@ -7,7 +7,7 @@
 
 A run recorded digests of its splits (`inventory.Inventory`). What it recorded is compared with the splits
 that are here; a run from before a digest existed is compared without it. A run whose data are missing, or
-cannot be read, is reused. An evaluation counts only if its pretraining counts, and if it measured the
+must not be read, is reused. An evaluation counts only if its pretraining counts, and if it measured the
 encoder of the pretraining that is reused: a pretraining that was executed again, for other data, has other
 evaluations. Nothing is deleted. If earlier data return, the runs on them count again.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.data import inventory
 from reproduce.data.inventory import DIGEST, AnyDataset, Inventory
@@ -146,12 +146,23 @@ def _of_encoder(
     return verdict
 
 
+class _Found(NamedTuple):
+    """A split as it is here."""
+
+    inventory: Inventory | None = None
+    """None if it is generated, missing or broken."""
+    unknown: str = ""
+    """Why it cannot be compared; empty otherwise."""
+    broken: str = ""
+    """What is wrong with it; empty otherwise."""
+
+
 class _Data:
     """The splits that are here, each looked up once."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._known: dict[str, tuple[Inventory | None, str]] = {}
+        self._known: dict[str, _Found] = {}
 
     def judged(self, spec: Spec, facts: Mapping[str, str]) -> _Verdict:
         """Return whether a run's own data, by the facts that it recorded, are those that are here."""
@@ -159,28 +170,32 @@ class _Data:
         for split in splits(spec):
             if tag(DIGEST, spec, split) not in facts:
                 continue
-            here, why = self._here(spec.dataset, split)
-            unknown = unknown or why
-            if here and (words := _difference(spec, split, facts, here)):
-                return _Verdict(differs=words)
+            found = self._found(spec.dataset, split)
+            unknown = unknown or found.unknown
+            differs = found.broken
+            if found.inventory:
+                differs = _difference(spec, split, facts, found.inventory)
+            if differs:
+                return _Verdict(differs=differs)
         return _Verdict(unknown=unknown)
 
-    def _here(self, dataset: AnyDataset, split: str) -> tuple[Inventory | None, str]:
-        """Return the inventory of a split, or None and why it is unknown; empty for generated images."""
+    def _found(self, dataset: AnyDataset, split: str) -> _Found:
         key = inventory.key(dataset, split, self._site)
         if key not in self._known:
             self._known[key] = self._looked_up(dataset, split)
         return self._known[key]
 
-    def _looked_up(self, dataset: AnyDataset, split: str) -> tuple[Inventory | None, str]:
+    def _looked_up(self, dataset: AnyDataset, split: str) -> _Found:
         try:
             dataset.check_root(self._site)
         except (UserError, OSError):
-            return None, NOT_HERE
+            return _Found(unknown=NOT_HERE)
         try:
-            return inventory.here(dataset, split, self._site), ""
-        except (UserError, OSError) as error:
-            return None, f"its data cannot be compared ({reason_of(error).rstrip('.')})"
+            return _Found(inventory.here(dataset, split, self._site))
+        except (LookupError, OSError) as error:
+            return _Found(unknown=f"{NOT_HERE} ({reason_of(error).rstrip('.')})")
+        except UserError as error:
+            return _Found(broken=f"{dataset.name}'s {split} split is broken: {str(error).rstrip('.')}")
 
 
 def _difference(spec: Spec, split: str, facts: Mapping[str, str], here: Inventory) -> str:
