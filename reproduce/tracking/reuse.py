@@ -72,7 +72,7 @@ def choose(store: Store, specs: Iterable[Spec], site: Site) -> Reuse:
         spec = wanted[spec_id]
         if isinstance(spec, Evaluate):
             verdicts = [
-                data.judged(spec, run.facts).after(_of_encoder(spec, run, candidates, data, found))
+                data.judged(spec, run.facts).also(_of_encoder(spec, run, candidates, data, found))
                 for run in runs
             ]
             _decide(spec_id, runs, verdicts, found)
@@ -104,9 +104,9 @@ class _Verdict:
     unknown: str = ""
     """Why nothing could be compared; empty if it could."""
 
-    def after(self, first: _Verdict) -> _Verdict:
-        """Return the verdict of a run on which another one with the verdict `first` depends."""
-        return _Verdict(first.differs or self.differs, first.unknown or self.unknown)
+    def also(self, other: _Verdict) -> _Verdict:
+        """Return the verdict on a run to which both verdicts apply."""
+        return _Verdict(self.differs or other.differs, self.unknown or other.unknown)
 
 
 def _decide(spec_id: str, runs: Sequence[Finished], verdicts: Sequence[_Verdict], found: Reuse) -> None:
@@ -127,22 +127,23 @@ def _of_encoder(
     data: _Data,
     found: Reuse,
 ) -> _Verdict:
-    """Return the verdict on the encoder of a finished evaluation; imported ones may lack its pretraining."""
-    if not isinstance(spec.encoder, Pretrain):
+    """Return the verdict on the encoder of a finished evaluation.
+
+    An imported one whose pretraining was not imported has none to compare.
+    """
+    pretrain, parent = spec.encoder, run.facts.get(PARENT)
+    if not isinstance(pretrain, Pretrain) or not parent:
         return _Verdict()
-    pretrain = spec.encoder
-    parent = next(
-        (each for each in candidates.get(pretrain.id, ()) if each.run_id == run.facts.get(PARENT)), None
-    )
-    if parent is None:
-        return _Verdict()
-    verdict = data.judged(pretrain, parent.facts)
+    of_parent = next((each for each in candidates.get(pretrain.id, ()) if each.run_id == parent), None)
+    verdict = data.judged(pretrain, of_parent.facts) if of_parent else _Verdict()
+    chosen = found.finished.get(pretrain.id)
     if verdict.differs:
-        return _Verdict(differs=f"its pretraining {pretrain.id} is not reused: {verdict.differs}")
-    chosen = found.finished[pretrain.id]
-    encoders = run.facts.get(ENCODER), chosen.facts.get(TRAINED)
-    if chosen is not parent and all(encoders) and encoders[0] != encoders[1]:
-        return _Verdict(differs=f"its pretraining {pretrain.id} was executed again, with another encoder")
+        happened = "was executed again" if chosen else "is not reused"
+        return _Verdict(differs=f"its pretraining {happened}: {verdict.differs}")
+    if chosen and chosen.run_id != parent:
+        encoders = run.facts.get(ENCODER), chosen.facts.get(TRAINED)
+        if all(encoders) and encoders[0] != encoders[1]:
+            return _Verdict(differs="its pretraining was executed again, with another encoder")
     return verdict
 
 
