@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from reproduce.data import inventory
 from reproduce.data.inventory import AnyDataset
 from reproduce.data.sources import shown
-from reproduce.messages import NotFoundError, UserError, counted, unknown
+from reproduce.messages import NotFoundError, UserError, grouped, unknown
 from reproduce.plan import Job
 from reproduce.protocols.protocol import Protocol
 from reproduce.report.counts import splits
@@ -122,11 +122,12 @@ class Counts:
                     f"At paper scale the data must be as published, but the root has {phrase}: "
                     "complete it, or use another scale.",
                 )
-            if isinstance(spec, Pretrain) and found is not None and found < spec.batch_size:
+            least, setting = _least_images(spec, split)
+            if found is not None and found < least:
                 return Missing(
-                    "images for one batch",
-                    f"batch_size is {spec.batch_size}, but {dataset.name}'s {split} split has only "
-                    f"{counted(found, 'image')}: set a smaller one with --set batch_size.",
+                    "enough images",
+                    f"{setting} needs at least {grouped(least)} images, but {dataset.name}'s {split} split "
+                    f"has {grouped(found)}: set a smaller one with --set {setting}.",
                 )
         return None
 
@@ -139,6 +140,13 @@ class Counts:
         """Return these phrases for all splits that the runs read."""
         found = dict.fromkeys(self.shortfall(spec.dataset, split) for spec in specs for split in splits(spec))
         return [phrase for phrase in found if phrase]
+
+
+def _least_images(spec: Spec, split: str) -> tuple[int, str]:
+    """Return the least number of images of a split that a run needs, and the setting that decides it."""
+    if isinstance(spec, Pretrain):
+        return spec.batch_size, "batch_size"
+    return spec.protocol.least_images if split == spec.dataset.train_split else (1, "")
 
 
 def in_words(error: Exception) -> str:

@@ -289,11 +289,17 @@ def test_what_a_worker_would_refuse_is_known_before_it_starts(tmp_path: Path) ->
     }
     large = replace(request, changes=("precision=float32", "batch_size=64"))
     assert {each.problem.why for each in blocked(jobs([large]), site).values()} == {
-        "batch_size is 64, but imagenette's train split has only 30 images: set a smaller one with "
+        "batch_size needs at least 64 images, but imagenette's train split has 30: set a smaller one with "
         "--set batch_size."
     }
     small = replace(request, changes=("precision=float32", "batch_size=10"))
     assert blocked(jobs([small]), site) == {}
+    neighbours = Request(
+        table="table4", scale="small", rows="Ours*", changes=("precision=float32", "batch_size=10")
+    )
+    assert {each.problem.why for each in blocked(jobs([neighbours]), site).values()} == {
+        "ks needs at least 200 images, but imagenette's train split has 30: set a smaller one with --set ks."
+    }
 
 
 def problem(root: Path) -> str:

@@ -73,6 +73,10 @@ class NearestNeighbours(Protocol, name="knn"):
         if self.k < 1:
             raise ValueError(f"knn needs k >= 1, not {self.k}.")
 
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return self.k, "k"
+
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test
 
@@ -117,6 +121,10 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
             raise ValueError(f"weighted_knn needs one or more different ks from 1 to {MAX_K}, not {self.ks}.")
         if not self.temperature > 0:
             raise ValueError(f"weighted_knn needs a temperature > 0, not {self.temperature}.")
+
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return max(self.ks), "ks"
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test

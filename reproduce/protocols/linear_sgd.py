@@ -103,6 +103,10 @@ class LinearSGD(Protocol, name="linear_sgd"):
             schedules.learning_rate(step, peak=peak, warmup_steps=0, num_steps=num_steps) for peak in peaks
         ]
 
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return self.num_held_out + 1, "num_held_out"
+
     def passes(self, num_train: int, num_test: int) -> float | None:
         return self.epochs * (num_train - self.num_held_out) + self.num_held_out + num_test
 

@@ -64,6 +64,11 @@ class Protocol(Settings):
         """Name of what `check_data` looks for, or "" if the protocol needs nothing else."""
         return ""
 
+    @property
+    def least_images(self) -> tuple[int, str]:
+        """Least number of training images, and the setting that decides it."""
+        return 1, ""
+
     def passes(self, num_train: int, num_test: int) -> float | None:
         """Return how many images go forward through the encoder, for time estimates, or None if unknown.
 

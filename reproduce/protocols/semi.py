@@ -110,6 +110,10 @@ class SemiSupervised(Protocol, name="semi"):
     def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
         dataset.check_subset(self.labels, site, fetch=fetch)
 
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return self.num_held_out + 1, "num_held_out"
+
     def passes(self, num_train: int, num_test: int) -> float | None:
         labelled = num_train * int(self.labels.removesuffix("percent")) / 100
         if not self.encoder_lr:
