@@ -274,6 +274,15 @@ def test_the_example_of_the_site_file_has_every_key() -> None:
     assert set(uncommented) == {field.name for field in fields(Site)}
 
 
+def test_the_images_of_a_root_are_compared_with_the_published_ones(tmp_path: Path) -> None:
+    site = Site(runs=tmp_path / "runs", data={"imagenette": image_folder(tmp_path / "root", train=25, val=5)})
+    assert told(site)["imagenette"] == (
+        "available, but not as published: 250 of 9 469 images of Imagenette's train split; "
+        "50 of 3 925 images of Imagenette's val split"
+    )
+    assert not site.runs.exists()
+
+
 def test_a_list_that_would_be_fetched_counts_as_here_and_is_not_fetched(tmp_path: Path) -> None:
     site = Site(
         runs=tmp_path / "runs", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])}

@@ -90,6 +90,8 @@ def test_a_change_of_any_file_is_noticed_and_what_it_changed_is_known(
 
 
 def test_a_new_class_is_noticed_although_no_folder_of_images_changed(site: Site) -> None:
+    root = site.data["imagenette"]
+    site = replace(site, data={"imagenette": root / ".." / root.name})
     inventory.load(NETTE, "train", site)
     add_class(first(site))
     assert inventory.known(NETTE, "train", site) is None

@@ -272,7 +272,7 @@ def _taken(images: Any, beside: list[str], roots: Iterable[str]) -> tuple[_Recor
 
 def _with_parents(folders: Iterable[str], roots: Iterable[str]) -> set[str]:
     """Return the folders and those above them up to their root: a new folder changes the one above it."""
-    found, tops = set(folders), {os.path.normpath(root) for root in roots}
+    found, tops = set(folders), set(roots)
     for folder in tuple(found):
         above = folder
         while above not in tops and any(above.startswith(f"{top}{os.sep}") for top in tops):

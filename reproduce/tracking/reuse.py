@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.data import inventory
 from reproduce.data.inventory import DIGEST, AnyDataset, Inventory
-from reproduce.messages import UserError, counted, grouped, reason_of
+from reproduce.messages import NotFoundError, UserError, counted, grouped, reason_of
 from reproduce.report.counts import splits, tag
 from reproduce.report.observe import Finished
 from reproduce.site import Site
@@ -193,7 +193,7 @@ class _Data:
             return _Found(unknown=NOT_HERE)
         try:
             return _Found(inventory.here(dataset, split, self._site))
-        except (LookupError, OSError) as error:
+        except (NotFoundError, OSError) as error:
             return _Found(unknown=f"{NOT_HERE} ({reason_of(error).rstrip('.')})")
         except UserError as error:
             return _Found(broken=f"{dataset.name}'s {split} split is broken: {str(error).rstrip('.')}")
