@@ -96,9 +96,9 @@ def why(c: Context, options: given.TableOptions) -> None:
 
     request = options.request()
     request.build()
-    _, opened = store()
+    site, opened = store()
     with one_line(ConnectionError):
-        for line in why.why(request, opened):
+        for line in why.why(request, opened, site):
             print(line)
 
 

@@ -128,6 +128,11 @@ def counted(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
+def grouped(number: int) -> str:
+    """Return a number with its digits in groups of three: `9 469`."""
+    return f"{number:,}".replace(",", " ")
+
+
 def clock(seconds: float) -> str:
     """Return a duration as `12 s`, `3:05` or `2:04:09`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -42,6 +42,7 @@ from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.runs import checkpoint
 from reproduce.site import Site
 from reproduce.spec import Evaluate
+from reproduce.tracking.reuse import Reuse
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet18_3x3": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
@@ -614,10 +615,10 @@ print(sorted({"torch", "numpy", "detectron2"} & set(sys.modules)))
 )
 def test_a_plan_says_how_far_detectron2_is(last: str, told: str, left: float, tmp_path: Path) -> None:
     spec = Evaluate(encoder=Weights(sha256="0"), protocol=VOCDetection(), dataset=VOC0712())
-    assert action(spec, None, None, None, tmp_path).action == "run"
+    assert action(spec, None, None, None, tmp_path, Reuse()).action == "run"
     (tmp_path / checkpoint.DETECTRON2).mkdir()
     (tmp_path / checkpoint.DETECTRON2 / checkpoint.LAST).write_text(last)
-    found = action(spec, None, None, None, tmp_path)
+    found = action(spec, None, None, None, tmp_path, Reuse())
     assert (found.action, found.why) == ("resume", f"from {told}")
     assert found.left == pytest.approx(left)
 

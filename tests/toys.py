@@ -189,6 +189,9 @@ class Notes:
     def tag(self, name: str, value: str) -> None:
         self.tags[name] = value
 
+    def facts(self, values: Mapping[str, str]) -> None:
+        self.tags |= values
+
     def artifact(self, path: Path) -> None:
         self.artifacts.append(path)
 
@@ -245,6 +248,21 @@ def fill_from(
 ) -> Filled:
     """Return the table with the numbers of these runs; `reasons` says why a run is not finished."""
     return fill(table, seeds, frame(table, seeds, finished, reasons))
+
+
+def image_folder(root: Path, *, train: int = 60, val: int = 2, classes: int = 10) -> Path:
+    """Write a data set with one folder per class: `train` and `val` images of each, and return its root.
+
+    An image is one pixel.
+    """
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"n{label:08}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                colour = bytes((label % 256, index % 256, index // 256 + 100 * (split == "val")))
+                (folder / f"{index}.ppm").write_bytes(b"P6 1 1 255\n" + colour)
+    return root
 
 
 def canvases(images: Images, indices: ArrayLike, side: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -355,7 +355,8 @@ def _record(runs: _Runs, record: Record, store: Store) -> Item:
 
 def _checkpoints(runs: _Runs) -> Iterator[Item]:
     """Yield the files of finished runs that were killed between their last two steps."""
-    for spec_id in runs.finished & set(runs.folders):
+    # A finished run that is executed again, for other data, has an unfinished record.
+    for spec_id in (runs.finished & set(runs.folders)) - set(runs.unfinished):
         result = runs.folders[spec_id] / journal.RESULT
         left = [*checkpoint.leftovers(runs.folders[spec_id]), *([result] if result.exists() else [])]
         if left and not runs.owned(spec_id):

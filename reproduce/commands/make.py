@@ -14,7 +14,8 @@ from reproduce.messages import clock, counted
 from reproduce.nn import weight_files
 from reproduce.nn.weights import Weights
 from reproduce.plan import Evaluation, Job, Order, Request, jobs
-from reproduce.readiness import RefusedError, blocked, launcher
+from reproduce.readiness import Counts, RefusedError, blocked, launcher
+from reproduce.report.counts import incomplete
 from reproduce.runs.claims import Claims
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate
@@ -164,13 +165,15 @@ class _Outcome:
         return INCOMPLETE if self.missing else COMPLETE
 
     def summary(self) -> str:
-        """Return one line on what happened, and one for each run that failed."""
+        """Return one line on what happened, one on incomplete data, and one for each run that failed."""
         reused, took = len(self.finished) - self.ran, clock(time.monotonic() - self.started)
         others = f" ({self.attached} of them by other processes)" if self.attached else ""
         ran = f"{counted(self.ran, 'run')} done{others}"
         lines = [f"{ran}, {reused} reused, {len(self.missing)} missing, in {took}."]
         if self.unasked:
             lines.append(f"What these runs recorded is unknown: {self.unasked}")
+        if other_data := incomplete([job.spec for job in self.wanted], self.finished):
+            lines.append(f"Not the published data: {'; '.join(other_data)}.")
         for job in self.wanted:
             if job.spec.id in self.failed:
                 lines.append(f"failed: {job.spec.id} {title(job.spec)}: {self.failed[job.spec.id]}")
@@ -183,12 +186,16 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     Raises:
         RefusedError: no run can start on this machine, and no evaluation is finished.
     """
+    from reproduce.tracking.reuse import choose
     from reproduce.tracking.store import Store
 
     started = time.monotonic()
     launch = launcher(site).launch
     store = Store(site)
-    finished = store.finished([job.spec.id for job in wanted])
+    found = choose(store, [job.spec for job in wanted], site)
+    finished = found.finished
+    for line in found.remarks():
+        print(line)
     todo = [job for job in wanted if job.spec.id not in finished]
     reasons: dict[str, str] = {}
     attached: set[str] = set()
@@ -207,10 +214,11 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
         succeeded = any(job.spec.id not in reasons for job in todo)
         store = Store(site, retry_seconds=RETRY_SECONDS if succeeded else 0.0)
         try:
-            finished = store.finished([job.spec.id for job in wanted])
+            found = choose(store, [job.spec for job in wanted], site)
         except StoreError as error:
             unasked = str(error)
-    known = blocked | reasons
+        finished = found.finished
+    known = found.changed | blocked | reasons
     missing = {
         job.spec.id: known.get(job.spec.id, unasked or "no finished run with these settings")
         for job in wanted
@@ -257,8 +265,10 @@ def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
     from reproduce.commands import forecast
     from reproduce.tracking.store import Store
 
-    wanted = jobs(requests)
-    return forecast.forecast(wanted, lambda todo: blocked(todo, site, fetch=False), Store(site), site)
+    wanted, counts = jobs(requests), Counts(site)
+    return forecast.forecast(
+        wanted, lambda todo: blocked(todo, site, fetch=False, counts=counts), Store(site), site, counts
+    )
 
 
 def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dict[str, str]:

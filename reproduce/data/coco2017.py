@@ -17,9 +17,10 @@ GB. (Measured on a file of 20 000 images with 184 750 annotations: 8.5 s, 0.37 G
 from __future__ import annotations
 
 import math
+import os
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,7 @@ class COCO2017(DetectionDataset, name="coco2017"):
     classes: ClassVar[tuple[str, ...]] = CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "coco"
     published: ClassVar[Mapping[str, int]] = {"train2017": 118_287, "val2017": 5_000}
+    roots: ClassVar[tuple[str, ...]] = (KEY,)
 
     def check_root(self, site: Site) -> None:
         splits = (self.train_split, self.test_split)
@@ -152,6 +154,18 @@ class COCO2017(DetectionDataset, name="coco2017"):
 
     def load(self, split: str, site: Site) -> Annotated:
         return read(site.root(KEY, LAYOUT, SOURCE), split)
+
+    def count(self, split: str, site: Site) -> int:
+        """Return the number of files in the folder of images: reading the list of train takes 40 s."""
+        folder = site.root(KEY, LAYOUT, SOURCE, holds=(split,)) / split
+        return sum(name.endswith(".jpg") for name in os.listdir(folder))  # noqa: PTH208 (names only)
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return (_list(site.root(KEY, LAYOUT, SOURCE), split),)
+
+
+def _list(root: Path, split: str) -> Path:
+    return root / "annotations" / f"instances_{split}.json"
 
 
 def read(root: Path, split: str) -> Annotated:
@@ -164,7 +178,7 @@ def read(root: Path, split: str) -> Annotated:
     """
     if split not in SPLITS:
         raise NotFoundError(unknown("split", split, SPLITS))
-    path, folder = root / "annotations" / f"instances_{split}.json", root / split
+    path, folder = _list(root, split), root / split
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
     with json_tables.faults(path, SOURCE):

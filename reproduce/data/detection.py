@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from reproduce.data.sources import State, state
 from reproduce.messages import InvalidError
 from reproduce.settings import Settings
 from reproduce.site import Site
@@ -76,6 +79,22 @@ class Annotated:
     oddities: tuple[str, ...] = ()
     """Sentences about images and objects that do not count or look wrong. A run logs them."""
 
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def paths(self) -> Iterator[bytes]:
+        """Yield the files of the images in order."""
+        return (os.fsencode(picture.file) for picture in self.pictures)
+
+    @cached_property
+    def states(self) -> list[State]:
+        """State of each of these files.
+
+        Raises:
+            ValueError: a file is missing or empty, or is not a regular file. The message names it.
+        """
+        return [state(path) for path in self.paths()]
+
     @property
     def trainable(self) -> tuple[Picture, ...]:
         """Images with something to learn from: at least one object that is not a crowd.
@@ -110,7 +129,9 @@ class DetectionDataset(Settings):
     benchmark: ClassVar[Literal["voc", "coco"]]
     """Benchmark whose rules govern annotation and scoring."""
     published: ClassVar[Mapping[str, int]] = {}
-    """Number of images in each split, where it is known in advance."""
+    """Number of images in each split, where it is known in advance: what is here is compared with it."""
+    roots: ClassVar[tuple[str, ...]] = ()
+    """Keys of its folders under [data] in the site file; empty for the name of the data set."""
 
     def check(self) -> None:
         if not all(value > 0 for value in self.std):
@@ -134,6 +155,18 @@ class DetectionDataset(Settings):
             ValueError: a file is missing or broken. The message names it.
         """
         raise NotImplementedError
+
+    def count(self, split: str, site: Site) -> int:
+        """Return the number of images of `split` that are here, as cheaply as possible.
+
+        Raises:
+            LookupError, ValueError: see `load`.
+        """
+        return len(self.load(split, site).pictures)
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        """Return the files besides the images that `split` is read from: lists and annotations."""
+        return ()
 
 
 def is_polygon(numbers: Sequence[float]) -> bool:

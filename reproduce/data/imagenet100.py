@@ -8,7 +8,7 @@ there or in a separate folder (`imagenet100_classes`). No image is copied.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -47,6 +47,7 @@ class ImageNet100(Dataset, name="imagenet100"):
 
     title: ClassVar[str] = "ImageNet-100"
     published: ClassVar[Mapping[str, int]] = {"train": 126_689, "val": 5_000}
+    roots: ClassVar[tuple[str, ...]] = ("imagenet", "imagenet100_classes")
 
     def check_root(self, site: Site) -> None:
         self._root(site, holds=("train", "val"))
@@ -57,6 +58,9 @@ class ImageNet100(Dataset, name="imagenet100"):
 
         return imagefolder.load(self._root(site), split, classes=self._classes(site), cache_gb=site.cache_gb)
 
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return (self._list(site),)
+
     def _root(self, site: Site, holds: tuple[str, ...] = ()) -> Path:
         layout, source = (
             "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG",
@@ -65,11 +69,12 @@ class ImageNet100(Dataset, name="imagenet100"):
         return site.root("imagenet", layout, source, holds)
 
     def _classes(self, site: Site) -> tuple[str, ...]:
-        root = self._root(site)
-        folder = (
-            site.root("imagenet100_classes", LIST, SOURCE) if "imagenet100_classes" in site.data else root
-        )
-        return read_classes(folder / LIST, self.class_list_sha256)
+        return read_classes(self._list(site), self.class_list_sha256)
+
+    def _list(self, site: Site) -> Path:
+        if "imagenet100_classes" in site.data:
+            return site.root("imagenet100_classes", LIST, SOURCE) / LIST
+        return self._root(site) / LIST
 
 
 def read_classes(path: Path, sha256: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ Source: github.com/visipedia/inat_comp, 2018. The images of both splits are one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -55,6 +55,9 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
     def load(self, split: str, site: Site) -> Files:
         root = site.root(KEY, LAYOUT, SOURCE)
         return read(root, split, num_images=self.published.get(split), cache_gb=site.cache_gb)
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return (site.root(KEY, LAYOUT, SOURCE) / f"{split}2018.json",)
 
 
 def read(

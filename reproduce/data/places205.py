@@ -11,7 +11,7 @@ GB.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -66,6 +66,9 @@ class Places205(Dataset, name="places205"):
     def load(self, split: str, site: Site) -> Files:
         root = site.root(KEY, LAYOUT, SOURCE)
         return read(root, split, num_images=self.published.get(split), cache_gb=site.cache_gb)
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return (site.root(KEY, LAYOUT, SOURCE) / LISTS / f"{split}_places205.csv",)
 
 
 def read(

@@ -7,7 +7,7 @@ read as a whole, so loading takes milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -34,6 +34,7 @@ SPLITS = {
     "train+unlabeled": ("train", "unlabeled"),
 }
 """Files of each split, in order."""
+NAMES = "class_names.txt"
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIDE = 96
 """Side of an image, in pixels."""
@@ -76,6 +77,11 @@ class STL10(Dataset, name="stl10"):
     def load(self, split: str, site: Site) -> Images:
         root = site.root(KEY, LAYOUT, SOURCE)
         return read(root, split, counts=self.published, cache_gb=site.cache_gb)
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        folder = _folder(site.root(KEY, LAYOUT, SOURCE))
+        labels = (folder / f"{part}_y.bin" for part in SPLITS[split])
+        return [path for path in (*labels, folder / NAMES) if path.is_file()]
 
 
 def check_files(root: Path, counts: Mapping[str, int]) -> None:
@@ -128,7 +134,7 @@ def _folder(root: Path) -> Path:
 
 def _classes(folder: Path) -> tuple[str, ...]:
     """Return the names of the classes, from the release's own list if it exists."""
-    path = folder / "class_names.txt"
+    path = folder / NAMES
     if not path.is_file():
         return CLASSES
     names = tuple(path.read_text(encoding="utf-8-sig", errors="replace").split())

@@ -94,6 +94,17 @@ def find(root: Path, year: str, source: str, *, itself: bool = True) -> Path:
     raise NotFoundError(f"{root} {problem}: ImageSets/Main is missing. Get it: {source}.")
 
 
+def list_of(folder: Path, split: str) -> Path:
+    """Return the list of the images of a split, in the folder of one year's release."""
+    return folder / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def beside(folder: Path, split: str) -> list[Path]:
+    """Return the list of a split and the annotations of its images."""
+    path = list_of(folder, split)
+    return [path, *(folder / "Annotations" / f"{name}.xml" for name in read_ids(path))]
+
+
 def read_ids(path: Path) -> tuple[str, ...]:
     """Read the names in a list such as `ImageSets/Main/trainval.txt`, in its order.
 

@@ -13,7 +13,7 @@ Reading the 16 551 annotations takes 5 to 6 s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -47,6 +47,7 @@ class VOC0712(DetectionDataset, name="voc0712"):
     classes: ClassVar[tuple[str, ...]] = voc.CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "voc"
     published: ClassVar[Mapping[str, int]] = voc.COUNTS
+    roots: ClassVar[tuple[str, ...]] = (KEY,)
 
     def check_root(self, site: Site) -> None:
         root = site.root(KEY, LAYOUT, SOURCE)
@@ -62,6 +63,17 @@ class VOC0712(DetectionDataset, name="voc0712"):
 
     def load(self, split: str, site: Site) -> Annotated:
         return read(site.root(KEY, LAYOUT, SOURCE), split)
+
+    def count(self, split: str, site: Site) -> int:
+        return sum(len(voc.read_ids(voc.list_of(*part))) for part in self._parts(split, site))
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return [path for part in self._parts(split, site) for path in voc.beside(*part)]
+
+    def _parts(self, split: str, site: Site) -> list[tuple[Path, str]]:
+        """Return the folder of the year and the list of each part of a split."""
+        root = site.root(KEY, LAYOUT, SOURCE)
+        return [(_folder(root, year), name) for year, name in _parts(split)]
 
 
 def read(root: Path, split: str) -> Annotated:
@@ -108,7 +120,7 @@ def _folder(root: Path, year: str) -> Path:
 
 def _pictures(folder: Path, split: str) -> Iterator[Picture]:
     """Yield the images of a year's split with their objects."""
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    path = voc.list_of(folder, split)
     ids = voc.read_ids(path)
     check_files(
         folder / "JPEGImages",

@@ -7,7 +7,7 @@ there are none. Reading the annotations of a split takes 1 to 2 s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -58,10 +58,11 @@ class VOC2007(Dataset, name="voc2007"):
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "VOC2007"
     published: ClassVar[Mapping[str, int]] = {split: voc.COUNTS[f"2007_{split}"] for split in SPLITS}
+    roots: ClassVar[tuple[str, ...]] = (KEY,)
     multi_label = True
 
     def check_root(self, site: Site) -> None:
-        folder = voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)
+        folder = self._folder(site)
         for place in (
             "JPEGImages",
             "Annotations",
@@ -73,6 +74,15 @@ class VOC2007(Dataset, name="voc2007"):
 
     def load(self, split: str, site: Site) -> Files:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
+
+    def count(self, split: str, site: Site) -> int:
+        return len(voc.read_ids(voc.list_of(self._folder(site), split)))
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return voc.beside(self._folder(site), split)
+
+    def _folder(self, site: Site) -> Path:
+        return voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)
 
 
 def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
@@ -90,7 +100,7 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
     if split not in SPLITS:
         raise NotFoundError(unknown("split", split, SPLITS))
     folder = voc.find(root, YEAR, SOURCE)
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    path = voc.list_of(folder, split)
     ids = voc.read_ids(path)
     names = [f"{name}.jpg" for name in ids]
     check_files(

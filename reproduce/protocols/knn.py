@@ -73,8 +73,9 @@ class NearestNeighbours(Protocol, name="knn"):
         if self.k < 1:
             raise ValueError(f"knn needs k >= 1, not {self.k}.")
 
-    def check_for(self, dataset: Dataset, backbone: str) -> None:
-        self.check_count(self.k, f"k is {self.k}", dataset)
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return self.k, "k"
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test
@@ -121,8 +122,9 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
         if not self.temperature > 0:
             raise ValueError(f"weighted_knn needs a temperature > 0, not {self.temperature}.")
 
-    def check_for(self, dataset: Dataset, backbone: str) -> None:
-        self.check_count(max(self.ks), f"ks is {self.ks}", dataset)
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return max(self.ks), "ks"
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test

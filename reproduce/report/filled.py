@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
 from types import UnionType
@@ -110,11 +110,12 @@ class Filled:
         return self.caption.removeprefix(self.head).lstrip()
 
 
-def fill(table: Table, seeds: int, runs: Frame | None) -> Filled:
+def fill(table: Table, seeds: int, runs: Frame | None, incomplete: Sequence[str] = ()) -> Filled:
     """Return the table with the statistics of every cell, the claims judged on them, and the caption.
 
     Args:
         runs: the table's frame (`observe.frame`) of that many seeds; None if no run fills the table.
+        incomplete: a phrase for each split that was not as published (`counts.incomplete`).
     """
     factors = {column.key: 100 if column.unit == "%" else 1 for column in table.columns}
     found = {} if runs is None else statistics(runs, factors)
@@ -125,7 +126,7 @@ def fill(table: Table, seeds: int, runs: Frame | None) -> Filled:
         number=table.number,
         title=table.title,
         scale=table.scale,
-        caption=_caption(table, seeds),
+        caption=_caption(table, seeds, incomplete),
         notes=table.notes,
         changes=table.changes,
         row_title=table.row_title,
@@ -356,7 +357,7 @@ def _judge_ours(table: Table, rows: tuple[FilledRow, ...]) -> tuple[Verdict, ...
     return tuple(claim.judge(table.values(number)) for claim in table.claims)
 
 
-def _caption(table: Table, seeds: int) -> str:
+def _caption(table: Table, seeds: int, incomplete: Sequence[str]) -> str:
     """Return what the table shows and under which conditions, in full sentences."""
     measured = any(table.measured())
     smoke = SMOKE if table.number else SMOKE_WITHOUT_PAPER
@@ -365,6 +366,7 @@ def _caption(table: Table, seeds: int) -> str:
         f"{table.title.rstrip('.')}.",
         f"Scale: {literal(table.scale)}.",
         _data(table),
+        f"Not the published data: {literal('; '.join(incomplete))}." if incomplete else "",
         f"Seeds: {seeds}." if measured else "",
         f"Changed settings: {literal(', '.join(table.changes))}." if table.changes else "",
         f"Left out: {table.left_out}." if table.left_out else "",

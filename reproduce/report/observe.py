@@ -30,7 +30,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -61,6 +61,8 @@ class Finished:
     """Id of the run in the tracking store."""
     metrics: Mapping[str, float]
     """Final values by name; accuracies are fractions."""
+    facts: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What the run recorded about its data and its encoder, by the names of the tags."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.report import render
+from reproduce.report.counts import incomplete
 from reproduce.report.filled import Filled, fill, loads
 from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, write_runs
 from reproduce.report.table import Table
@@ -58,7 +59,8 @@ def publish(
     Raises:
         OSError: a file cannot be written.
     """
-    inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons))
+    other_data = incomplete(table.specs(seeds), finished)
+    inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons), other_data)
     paths = render.paths(table.name, folder)
     filled = _current(table.name, inputs, folder)
     if filled is not None and _index_is_current(folder):
@@ -67,7 +69,7 @@ def publish(
         filled = _current(table.name, inputs, folder)
         if filled is None:
             runs = frame(table, seeds, finished, reasons) if any(table.measured()) else None
-            filled = fill(table, seeds, runs)
+            filled = fill(table, seeds, runs, other_data)
             render.write(filled, folder)
             write_runs(runs, table.name, folder)
             _record(folder, table.name, inputs, _files_of(table.name, paths, folder))

@@ -63,6 +63,8 @@ class Run:
         self._next = -math.inf
         """Time of the next attempt to send, after a failure."""
         self._complete = False
+        self.recorded: dict[str, str] = {}
+        """Facts that this attempt recorded."""
         environment.load()  # the next call returns the processor's mean load since this one
 
     def describe(self, attempt: int) -> None:
@@ -137,8 +139,13 @@ class Run:
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run; if the store does not answer, it is sent later."""
+        self.facts({name: value})
+
+    def facts(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run; if the store does not answer, they are sent later."""
         self._check()
-        self._journal.add(tags={name: value})
+        self.recorded |= values
+        self._journal.add(tags=values)
         self._send()
 
     def text(self, content: str, name: str) -> None:

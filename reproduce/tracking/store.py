@@ -89,13 +89,12 @@ class Store:
 
     def finished(self, ids: Iterable[str]) -> dict[str, Finished]:
         """Return the finished runs of the specs with these ids; of several, the one that ended last."""
-        found = self.connection.retrying(lambda: self._newest_finished(ids))
-        return {
-            spec_id: Finished(
-                spec_id=spec_id, run_id=found[spec_id].info.run_id, metrics=tags.final(found[spec_id])
-            )
-            for spec_id in sorted(found)
-        }
+        return {spec_id: runs[0] for spec_id, runs in self.every_finished(ids).items()}
+
+    def every_finished(self, ids: Iterable[str]) -> dict[str, list[Finished]]:
+        """Return all finished runs of the specs with these ids, those that ended last first."""
+        found = self.connection.retrying(lambda: self._every_finished(ids))
+        return {spec_id: [tags.finished(run) for run in found[spec_id]] for spec_id in sorted(found)}
 
     def start(
         self,
@@ -197,23 +196,39 @@ class Store:
             tags.state_of(run, self._site.runs) for run in self.connection.search(Wanted(present=(SPEC,)))
         ]
 
-    def record_of(self, spec_id: str) -> Record | None:
-        """Return the newest finished run of the spec, or else its newest run, or None if there is none."""
+    def record_of(self, spec_id: str, chosen: Finished | None = None) -> Record | None:
+        """Return the newest finished run of the spec, or else its newest run, or None if there is none.
+
+        Args:
+            chosen: a finished run that is preferred.
+        """
         runs = list(self.connection.search(Wanted(tags={SPEC: [spec_id]})))
         finished = [run for run in runs if tags.is_finished(run)]
+        if chosen:
+            finished.sort(key=lambda run: run.info.run_id != chosen.run_id)
         return next((self._record(run) for run in (*finished, *runs)), None)
 
-    def records(self, ids: Iterable[str]) -> dict[str, Record]:
+    def records(self, ids: Iterable[str], chosen: Mapping[str, Finished] | None = None) -> dict[str, Record]:
         """Return one record for each known spec among `ids`.
 
         It is the newest finished run, or else one that is running, or else the newest of the others.
+
+        Args:
+            chosen: finished runs by spec id that are preferred to others.
         """
+        preferred = {run.run_id for run in (chosen or {}).values()}
         known: dict[str, list[Record]] = {}
         for run in self.connection.search(Wanted(tags={SPEC: sorted(set(ids))})):
             known.setdefault(run.data.tags[SPEC], []).append(self._record(run))
         order = {"finished": 0, "running": 1, "superseded": 3}
         return {
-            spec_id: min(known[spec_id], key=lambda record: order.get(record.state.state, 2))
+            spec_id: min(
+                known[spec_id],
+                key=lambda record: (
+                    record.state.run_id not in preferred,
+                    order.get(record.state.state, 2),
+                ),
+            )
             for spec_id in sorted(known)
         }
 
@@ -396,7 +411,7 @@ class Store:
         with self.connection.lock(), interrupt.deferred():
             here = self._newest_finished([run.spec_id]).get(run.spec_id)
             if here is not None:
-                return Finished(spec_id=run.spec_id, run_id=here.info.run_id, metrics=tags.final(here))
+                return tags.finished(here)
             try:
                 self._adopt(run, source, self.connection.experiment(run.scale))
             except StoreError as error:
@@ -538,13 +553,16 @@ class Store:
 
     def _newest_finished(self, ids: Iterable[str]) -> dict[str, Any]:
         """Return the finished run of each spec that has one; of several, the one that ended last."""
-        found: dict[str, Any] = {}
+        return {spec_id: runs[0] for spec_id, runs in self._every_finished(ids).items()}
+
+    def _every_finished(self, ids: Iterable[str]) -> dict[str, list[Any]]:
+        """Return the finished runs of each spec that has any, those that ended last first."""
+        found: dict[str, list[Any]] = {}
         for run in self.connection.search(Wanted(tags={COMPLETE: sorted(set(ids))}, absent=(SUPERSEDED,))):
-            if not tags.is_finished(run):
-                continue
-            before = found.setdefault(run.data.tags[COMPLETE], run)
-            if (run.info.end_time or 0) > (before.info.end_time or 0):
-                found[run.data.tags[COMPLETE]] = run
+            if tags.is_finished(run):
+                found.setdefault(run.data.tags[COMPLETE], []).append(run)
+        for runs in found.values():
+            runs.sort(key=lambda run: run.info.end_time or 0, reverse=True)
         return found
 
     def _points(self, run_id: str, key: str) -> list[Any]:

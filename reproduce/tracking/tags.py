@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce import identity
+from reproduce.data import inventory
 from reproduce.messages import counted
 from reproduce.nn.weights import Weights
+from reproduce.report.observe import Finished
 from reproduce.runs import environment, lease
 from reproduce.runs.lease import Held, Lease
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -51,6 +53,11 @@ OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED, SUPERSEDED)
 DEVICE, ATTEMPTS = "device", "attempts"
 """Tags that make the times of finished runs comparable: the device, and the number of attempts."""
 PARENT = "mlflow.parentRunId"
+ENCODER, TRAINED = "encoder_digest", "trained_encoder_digest"
+"""Tags with the digest of an encoder's tensors: of the one that an evaluation measured, and of the one that a
+pretraining made."""
+FACTS = (ENCODER, TRAINED, PARENT)
+"""Tags of a finished run that, with those of its data, decide whether it is reused (`reuse.py`)."""
 SETTINGS = "spec.json"
 """Artifact that contains the spec."""
 FINAL = "final/"
@@ -123,7 +130,7 @@ class Record:
     dirty: bool
     """True if the code had uncommitted changes."""
     digests: dict[str, str]
-    """Digests of the data, and of the encoder of an evaluation, by the names of their tags."""
+    """Digests of the data and of the encoder, and numbers of images, by the names of their tags."""
     address: str
     """Address of the run's page: on the server, or below the address that `invoke ui` serves."""
     ended: datetime | None
@@ -170,7 +177,11 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
         settings=settings,
         commit=tags.get("commit", "not known"),
         dirty=tags.get("dirty") == "True",
-        digests={key: value for key, value in sorted(tags.items()) if "_digest" in key},
+        digests={
+            key: value
+            for key, value in sorted(tags.items())
+            if "_digest" in key or key.startswith(inventory.PREFIXES)
+        },
         address=f"{server}/{page}" if server else f"/{page} of `invoke ui`",
         ended=datetime.fromtimestamp(run.info.end_time / 1000, UTC) if run.info.end_time else None,
         device=tags.get(DEVICE, ""),
@@ -352,6 +363,19 @@ def state_of(run: Any, runs: Path) -> RunState:
         reason=reason,
         started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         metrics=final(run) if state == "finished" else {},
+    )
+
+
+def finished(run: Any) -> Finished:
+    """Return the result of a finished MLflow run."""
+    found = run.data.tags
+    return Finished(
+        spec_id=found[COMPLETE],
+        run_id=run.info.run_id,
+        metrics=final(run),
+        facts={
+            key: value for key, value in found.items() if key in FACTS or key.startswith(inventory.PREFIXES)
+        },
     )
 
 
