@@ -18,6 +18,7 @@ import torch
 
 from reproduce.runs import checkpoint
 
+RUN = "0123456789ab"
 fork = multiprocessing.get_context("fork")
 
 STATE: dict[str, Any] = {
@@ -57,31 +58,31 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def test_nested_states_come_back_bit_for_bit(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, STATE, 3)
-    assert_same(checkpoint.latest(tmp_path), STATE)
+    checkpoint.save(tmp_path, RUN, STATE, 3)
+    assert_same(checkpoint.latest(tmp_path, RUN), STATE)
 
 
 def test_torch_itself_reads_a_checkpoint(tmp_path: Path) -> None:
-    assert_same(torch.load(checkpoint.save(tmp_path, STATE, 3), weights_only=True), STATE)
+    assert_same(torch.load(checkpoint.save(tmp_path, RUN, STATE, 3), weights_only=True), STATE)
 
 
 def test_no_folder_and_an_empty_one_have_no_state(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path / "absent") is None
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path / "absent", RUN) is None
+    assert checkpoint.latest(tmp_path, RUN) is None
 
 
 def test_the_newest_epochs_stay_and_the_newest_is_read(tmp_path: Path) -> None:
     (tmp_path / ".epoch-00001.pt.99.tmp").write_bytes(b"left by a killed process")
     (tmp_path / "encoder.safetensors").write_bytes(b"not ours to remove")
     for epoch in (9, 10, 99_999, 100_000):
-        checkpoint.save(tmp_path, state(epoch), epoch, keep=3)
+        checkpoint.save(tmp_path, RUN, state(epoch), epoch, keep=3)
     assert {path.name for path in tmp_path.iterdir()} == {
         "epoch-00010.pt",
         "epoch-99999.pt",
         "epoch-100000.pt",
         "encoder.safetensors",
     }
-    assert_same(checkpoint.latest(tmp_path), state(100_000))
+    assert_same(checkpoint.latest(tmp_path, RUN), state(100_000))
 
 
 def damage(path: Path, how: str) -> None:
@@ -103,13 +104,13 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint.save(tmp_path, state(1), 1)
-    damage(checkpoint.save(tmp_path, state(2), 2), how)
+    checkpoint.save(tmp_path, RUN, state(1), 1)
+    damage(checkpoint.save(tmp_path, RUN, state(2), 2), how)
     with caplog.at_level(logging.WARNING):
-        assert_same(checkpoint.latest(tmp_path), state(1))
+        assert_same(checkpoint.latest(tmp_path, RUN), state(1))
     assert "epoch-00002.pt is broken" in caplog.text
     damage(tmp_path / "epoch-00001.pt", "cut short")
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path, RUN) is None
 
 
 @pytest.mark.parametrize(
@@ -124,32 +125,32 @@ def test_what_could_not_be_read_back_is_refused_when_it_is_saved(
     bad: object, named: str, tmp_path: Path
 ) -> None:
     with pytest.raises(TypeError, match=named):
-        checkpoint.save(tmp_path, {"a": [0, bad]}, 1)
+        checkpoint.save(tmp_path, RUN, {"a": [0, bad]}, 1)
     assert list(tmp_path.iterdir()) == []
 
 
 def save_with_little_room(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
     try:
-        checkpoint.save(folder, {"weights": torch.zeros(100_000)}, 2)
+        checkpoint.save(folder, RUN, {"weights": torch.zeros(100_000)}, 2)
     except OSError as error:
         os._exit(7 if "epoch-00002.pt cannot be written" in str(error) and "intact" in str(error) else 1)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, state(1), 1)
+    checkpoint.save(tmp_path, RUN, state(1), 1)
     process = fork.Process(target=save_with_little_room, args=(tmp_path,))
     process.start()
     process.join(60)
     assert process.exitcode == 7
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-00001.pt"]
-    assert_same(checkpoint.latest(tmp_path), state(1))
+    assert_same(checkpoint.latest(tmp_path, RUN), state(1))
 
 
 def save_for_ever(folder: Path, saved: multiprocessing.connection.Connection) -> None:
     torch.set_num_threads(1)
     for epoch in range(1_000_000):
-        checkpoint.save(folder, {"epoch": epoch, "weights": torch.full((200_000,), float(epoch))}, epoch)
+        checkpoint.save(folder, RUN, {"epoch": epoch, "weights": torch.full((200_000,), float(epoch))}, epoch)
         saved.send(epoch)
 
 
@@ -169,12 +170,12 @@ def test_kill_9_while_saving_loses_nothing_that_was_saved(
     with contextlib.suppress(EOFError):
         while True:
             last = receiver.recv()
-    found = checkpoint.latest(tmp_path)
+    found = checkpoint.latest(tmp_path, RUN)
     assert found is not None
     assert found["epoch"] in (last, last + 1)
     assert torch.equal(found["weights"], torch.full((200_000,), float(found["epoch"])))
     assert caplog.text == ""
-    checkpoint.save(tmp_path, state(10**6), 10**6, keep=1)
+    checkpoint.save(tmp_path, RUN, state(10**6), 10**6, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-1000000.pt"]
 
 

@@ -115,8 +115,8 @@ def test_a_queued_run_is_its_jobs_until_that_leaves_the_queue(site: Site, squeue
     assert list(later.leases([RUN, OTHER])) == [OTHER]
     later.release(RUN)
     later.release(OTHER)
-    assert lease.read(site.runs / RUN) is None
-    assert lease.read(site.runs / OTHER) is not None
+    assert lease.read(site.runs / RUN, RUN) is None
+    assert lease.read(site.runs / OTHER, OTHER) is not None
     lease.take(site.runs / RUN, RUN, heartbeat=10)
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_is_put_back_into_the_queue_stays_its_jobs(site: Site, squeue
     squeue.list("7_0")
     with pytest.raises(KeyboardInterrupt), lease.take(site.runs / RUN, RUN, heartbeat=10, job="7_0"):
         raise KeyboardInterrupt("SIGTERM")
-    found = lease.read(site.runs / RUN)
+    found = lease.read(site.runs / RUN, RUN)
     assert found is not None
     assert (found.state, found.alive) == ("interrupted", False)
     assert list(Claims(site).leases([RUN])) == [RUN]
@@ -152,8 +152,11 @@ def test_a_job_in_which_somebody_calls_the_local_launcher_is_not_waited_for_to_d
     rewrite(site, evaluation, state="interrupted")
     assert Claims(site).leases([evaluation]) == {}
 
-    (tmp_path / "jobs").write_text(json.dumps({"request": request.dumps(), "id": evaluation}) + "\n")
-    assert worker._once(["--list", str(tmp_path / "jobs"), "0"], site, io.StringIO()) == worker.FAILED
+    listed = json.dumps({"request": request.dumps(), "id": evaluation}) + "\n"
+    jobs = tmp_path / worker.digest_of_list(listed) / "jobs.jsonl"
+    jobs.parent.mkdir()
+    jobs.write_text(listed)
+    assert worker._once(["--list", str(jobs), "0"], site, io.StringIO()) == worker.FAILED
     rewrite(site, evaluation, state="interrupted")
     assert Claims(site).leases([evaluation])[evaluation].job == "15", (
         "a job that was submitted for the run resumes it"

@@ -617,9 +617,9 @@ def test_a_training_that_is_told_to_stop_goes_on_to_the_same_bits(
     for done in (3, 5):
         with pytest.raises(Interrupted, match="a test"):
             fitted(protocol, splits[0], watch)
-        assert checkpoint.newest(tmp_path) == done
+        assert checkpoint.newest(tmp_path, "") == done
     parts, whole = fitted(protocol, splits[0], watch), fitted(protocol, splits[0])
-    assert checkpoint.newest(tmp_path) == 8
+    assert checkpoint.newest(tmp_path, "") == 8
     assert list(notes.logged) == [8], "what was measured before is not measured again"
     assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
 

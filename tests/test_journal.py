@@ -20,6 +20,7 @@ from reproduce.runs.journal import FILE, RESULT, Journal, Point, Result, drop_re
 from reproduce.tracking import retry
 from reproduce.tracking.retry import UnreachableError, disk_full, giving_up_after, retrying, unreachable
 
+RUN, OTHER = "0123456789ab", "ba9876543210"
 fork = multiprocessing.get_context("fork")
 
 
@@ -300,6 +301,10 @@ def test_mlflow_is_told_to_be_hasty_only_inside(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_file_is_plain_json_lines(tmp_path: Path) -> None:
-    Journal(tmp_path).add(points(1), {"a": "b"})
+    Journal(tmp_path, RUN).add(points(1), {"a": "b"})
     (line,) = (tmp_path / FILE).read_text().splitlines()
-    assert json.loads(line) == {"points": [["loss", 0.25, 1_700_000_000_001, 1]], "tags": {"a": "b"}}
+    assert json.loads(line) == {
+        "spec_id": RUN,
+        "points": [["loss", 0.25, 1_700_000_000_001, 1]],
+        "tags": {"a": "b"},
+    }

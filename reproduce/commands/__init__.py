@@ -10,6 +10,7 @@ Imports point down this page.
     doctor.py     what this machine has and what each table needs
     why.py        where a number comes from; what two runs differ in
     gc.py         files and records that nothing refers to
+    unlock.py     frees a run whose owner is gone
     archive.py    export and import
     deviations.py the page of deviations from the paper
     disk.py       the disk that runs need

@@ -66,6 +66,8 @@ class Watch:
     hold: Callable[[], None] = lambda: None
     """Function that is called before a checkpoint is written; it raises if another process has taken over the
     run."""
+    spec_id: str = ""
+    """Id of the run, which its checkpoints name; empty outside a run."""
 
     def tag_data(self, split: str, digest: str) -> None:
         """Record the digest of a split's images."""
