@@ -81,13 +81,12 @@ def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"Larger than {limit} bytes", str(path))
         with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(limit + 1)
+            return file.read(status.st_size), status
     finally:
         os.close(descriptor)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"Larger than {limit} bytes", str(path))
-    return content, status
 
 
 def remove_drafts(path: Path) -> None:
