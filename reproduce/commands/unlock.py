@@ -43,7 +43,7 @@ def unlock(site: Site, name: str, *, force: bool) -> Iterator[str]:
     if found is None:
         raise NotFoundError(f"Run {spec_id} has no lease, so nothing keeps it from being executed.")
     if found.state in ("finished", "failed", "interrupted"):
-        yield f"Run {spec_id} is free already: its last owner, {found.who}, left it {found.state}."
+        yield f"Run {spec_id} is free already: its last owner, {found.owner}, left it {found.state}."
         return
     if not force:
         if found.alive and (found.state == "unreadable" or (found.ahead and not _here(found))):
@@ -51,15 +51,15 @@ def unlock(site: Site, name: str, *, force: bool) -> Iterator[str]:
             yield f"Watching the lease of run {spec_id} for a heartbeat, for up to {age(seconds)} ..."
             if _changes(folder, seen, seconds):
                 seen, found = leases.mark(folder), leases.read(folder, spec_id)
-                owner = found.who if found else "its owner"
+                owner = found.owner if found else "its owner"
                 raise InvalidError(f"Run {spec_id} stays locked: {owner} has just renewed its lease.")
         elif alive := _alive(found):
             raise InvalidError(
-                f"Run {spec_id} stays locked: {found.who} {alive}. Stop it, or use --force if it is gone."
+                f"Run {spec_id} stays locked: {found.owner} {alive}. Stop it, or use --force if it is gone."
             )
     if not leases.free(folder, spec_id, seen):
         raise InvalidError(f"Run {spec_id} stays locked: its lease has just changed.")
-    yield f"Run {spec_id} is free: it belonged to {found.who}. The same command as before resumes it."
+    yield f"Run {spec_id} is free: it belonged to {found.owner}. The same command as before resumes it."
 
 
 def _named(site: Site, name: str) -> str:
@@ -96,7 +96,7 @@ def _alive(lease: Lease) -> str:
             state = squeue.queued([lease.job]).get(lease.job)
         except (LookupError, RuntimeError) as error:
             raise InvalidError(
-                f"Run {lease.spec_id} stays locked: whether {lease.who} waits is unknown ({error}). "
+                f"Run {lease.spec_id} stays locked: whether {lease.owner} waits is unknown ({error}). "
                 "Use --force if it is gone."
             ) from None
         return f"is in the queue ({state})" if state else ""

@@ -119,13 +119,16 @@ class Lease:
         return process_alive(self.host, self.pid, self.started, heard=recent)
 
     @property
-    def who(self) -> str:
+    def owner(self) -> str:
         """Owner of the run, in words."""
         if self.state == "unreadable":
-            owner = "an unknown process"
-        else:
-            owner = f"Slurm job {self.job}" if self.job else f"process {self.pid} on {self.host}"
-        return f"{owner} ({self.doubt})" if self.doubt else owner
+            return "an unknown process"
+        return f"Slurm job {self.job}" if self.job else f"process {self.pid} on {self.host}"
+
+    @property
+    def who(self) -> str:
+        """Owner of the run and the doubt about it, in words."""
+        return f"{self.owner} ({self.doubt})" if self.doubt else self.owner
 
     @property
     def doubt(self) -> str:
@@ -254,7 +257,7 @@ def free(folder: Path, spec_id: str, seen: tuple[int, int, int] | None) -> bool:
         if found.state == "unreadable":
             (folder / FILE).replace(folder / f"{FILE}.unreadable-{secrets.token_hex(4)}")
         else:
-            reason = f"{FREED}, from {replace(found, ahead=0.0).who}"
+            reason = f"{FREED}, from {found.owner}"
             _write(folder, replace(found, token=secrets.token_hex(16), state="interrupted", reason=reason))
     return True
 
