@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reproduce import worker
+from reproduce.messages import UserError
 from reproduce.plan import Request
 from reproduce.runs import lease
 from reproduce.runs.claims import Claims
@@ -161,3 +163,55 @@ def test_a_job_in_which_somebody_calls_the_local_launcher_is_not_waited_for_to_d
     assert Claims(site).leases([evaluation])[evaluation].job == "15", (
         "a job that was submitted for the run resumes it"
     )
+
+
+def test_a_lease_that_stays_unreadable_is_not_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = site.runs / RUN
+    folder.mkdir(parents=True)
+    (folder / lease.FILE).write_text("{")
+    claims = Claims(site)
+    found = claims.leases([RUN])[RUN]
+    assert claims.follow(RUN, found)["who"].startswith("an unknown process (lease.json cannot be read: ")
+    assert list(claims.poll()) == []
+    assert (list(claims.queued()), list(claims.doubtful())) == ([], [RUN])
+    monkeypatch.setattr("reproduce.runs.claims.UNREADABLE", 0.0)
+    (event,) = claims.poll()
+    assert (event["event"], event["id"]) == ("failed", RUN)
+    assert event["reason"].endswith(f"if no process executes the run, `invoke unlock {RUN}` frees it)")
+    assert len(claims) == 0
+
+
+def test_a_lease_that_is_readable_again_is_followed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reproduce.runs.claims.UNREADABLE", 0.0)
+    with lease.take(site.runs / RUN, RUN, heartbeat=10):
+        sound = (site.runs / RUN / lease.FILE).read_text()
+        claims = Claims(site)
+        claims.follow(RUN, claims.leases([RUN])[RUN])
+        for text in ("{", sound, "{", sound):
+            (site.runs / RUN / lease.FILE).write_text(text)
+            assert list(claims.poll()) == []
+            assert RUN in claims
+
+
+@pytest.mark.parametrize(
+    ("change", "index", "says"),
+    [
+        (lambda text: text.replace("table8", "table1"), "0", "has changed since it was submitted: submit"),
+        (lambda text: text[:-1], "0", "has changed since it was submitted: submit the runs again."),
+        (lambda text: text, "1", "has 1 lines, but line 1 is requested."),
+        (lambda text: text, "-1", "has 1 lines, but line -1 is requested."),
+    ],
+)
+def test_a_list_of_jobs_that_is_not_the_submitted_one_starts_nothing(
+    change: Callable[[str], str], index: str, says: str, site: Site, tmp_path: Path
+) -> None:
+    request = Request(table="table8", rows="BYOL")
+    listed = json.dumps({"request": request.dumps(), "id": request.specs()[0].id}) + "\n"
+    jobs = tmp_path / worker.digest_of_list(listed) / "jobs.jsonl"
+    jobs.parent.mkdir()
+    with pytest.raises(UserError, match=r"jobs\.jsonl does not exist"):
+        worker._once(["--list", str(jobs), index], site, io.StringIO())
+    jobs.write_text(change(listed))
+    with pytest.raises(UserError) as caught:
+        worker._once(["--list", str(jobs), index], site, io.StringIO())
+    assert says in str(caught.value)

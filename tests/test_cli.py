@@ -35,6 +35,7 @@ TASKS = (
     "diff",
     "settings",
     "gc",
+    "unlock",
     "export",
     "import",
     "doctor",
@@ -157,6 +158,7 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
         ("why", {"table": "Required.", "row": "*.", "scale": "smoke."}),
         ("ui", {"port": "5000."}),
         ("gc", {"delete": "off."}),
+        ("unlock", {"force": "off."}),
     ],
 )
 def test_the_help_of_each_option_ends_with_its_default(

@@ -408,6 +408,8 @@ def _ours(folder: Path) -> bool:
 
 def _encoder_digest(folder: Path) -> str:
     """Return the digest of the encoder in a run's folder, or "" if there is none."""
+    if not (folder / FILE).is_file():
+        return ""
     try:
         with (folder / FILE).open("rb") as file:
             return checkpoint.metadata(file).get(checkpoint.DIGEST, "")

@@ -33,7 +33,7 @@ def unlock(site: Site, name: str, *, force: bool) -> Iterator[str]:
         force: free the run even if its owner seems to be alive.
 
     Raises:
-        LookupError: there is no such run, or it has no lease.
+        LookupError: the run does not exist, or it has no lease.
         ValueError: several ids begin with `name`, or the owner is alive.
         OSError: the lease cannot be changed.
     """

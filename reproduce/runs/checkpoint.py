@@ -299,7 +299,7 @@ def _seal(payload: Any, spec_id: str) -> bytes:
 
 
 def _named(seal: bytes | memoryview) -> str | None:
-    """Return the id in a seal; None if these bytes are no seal."""
+    """Return the id in a seal; None if these bytes are not a seal."""
     if len(seal) != SEAL or bytes(seal[: len(MARK)]) != MARK:
         return None
     return bytes(seal[len(MARK) : -DIGEST_BYTES]).rstrip(b"\0").decode(errors="replace")

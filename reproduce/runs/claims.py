@@ -83,6 +83,8 @@ class Claims:
                 del self._followed[spec_id]
                 yield {"event": "failed", "id": spec_id, "reason": f"it may be executed by {now.who}"}
                 continue
+            if now and now.state == "unreadable":
+                continue
             if now and self._owned(now):
                 self._followed[spec_id] = now
                 if now.state == "running" and before.state != "running":

@@ -229,7 +229,7 @@ def drop(folder: Path, spec_id: str, job: str) -> None:
 
 
 def mark(folder: Path) -> tuple[int, int, int] | None:
-    """Return a mark of the lease's file, which each heartbeat changes; None if there is no lease."""
+    """Return a mark of the lease's file, which each heartbeat changes; None if it does not exist."""
     try:
         status = (folder / FILE).lstat()
     except FileNotFoundError:
