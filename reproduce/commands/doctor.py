@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.commands.disk import CHECKPOINTS, disk_needed, num_parameters, sizes, weightless
@@ -253,17 +251,8 @@ def _detectron2(site: Site) -> str:
         return str(error)
     if site.detectron2 is None:
         return f"{AVAILABLE}, the installed package"
-    return f"{AVAILABLE}, the source folder {site.detectron2}, commit {_commit(site.detectron2)}"
-
-
-def _commit(folder: Path) -> str:
-    """Return the commit of a repository with `folder` at its top."""
-    try:
-        command = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
-        top, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit[:12] if Path(top) == folder.resolve() else "unknown"
+    commit = environment.commit_of(site.detectron2)[:12]
+    return f"{AVAILABLE}, the source folder {site.detectron2}, commit {commit}"
 
 
 def _data(site: Site) -> Iterator[tuple[str, str]]:

@@ -147,7 +147,7 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
     return Record(
         state=state_of(run, runs),
         settings=settings,
-        commit=tags.get("commit", "not known"),
+        commit=tags.get("commit", "unknown"),
         dirty=tags.get("dirty") == "True",
         digests={key: value for key, value in sorted(tags.items()) if "_digest" in key},
         address=f"{server}/{page}" if server else f"/{page} of `invoke ui`",
