@@ -167,8 +167,9 @@ def parse(text: str, hint: Any, key: str) -> Any:
     """
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if text in kinds:
-            return text
+        for kind in kinds:
+            if text == str(kind):
+                return kind
         raise InvalidError(f"{key} is '{text}': choose one of {', '.join(map(str, kinds))}.")
     if origin in (typing.Union, types.UnionType):
         if type(None) in kinds and text.lower() == "none":

@@ -95,7 +95,7 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
     both = knn(changes=("encoder.mean=0.4,0.4,0.4", "std=0.1,0.2,0.3")).build()
     assert both.encoder.mean == dict(both.dataset.leaves())["mean"] == (0.4, 0.4, 0.4)
     assert both.encoder.std == dict(both.dataset.leaves())["std"] == (0.1, 0.2, 0.3)
-    shown = knn(changes=("dataset.resize=96", "dataset.size=64")).build()
+    shown = knn(changes=("dataset.resize=96", "dataset.canvas=96", "dataset.size=64")).build()
     assert (shown.encoder.size, dict(shown.dataset.leaves())["size"]) == (32, 64)
 
 
@@ -261,9 +261,7 @@ def test_a_run_is_never_recorded_as_one_of_another_file(key: str) -> None:
 
 
 def test_a_standard_deviation_of_zero_is_refused_before_anything_runs() -> None:
-    with pytest.raises(
-        ValueError, match=r"^imagenette needs std > 0 for each channel, but it is \(0\.0, 1\.0, 1\.0\)\.$"
-    ):
+    with pytest.raises(ValueError, match=r"^weights\.std is 0\.0: a value above 0 is expected\.$"):
         plan.Evaluation(
             weights=MINE, protocol="weighted_knn", dataset="imagenette", changes=("encoder.std=0,1,1",)
         ).build()

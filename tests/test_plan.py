@@ -117,7 +117,7 @@ def test_a_transfers_own_data_set_stays_when_that_of_pretraining_changes() -> No
 def test_images_of_a_transfer_change_with_those_that_the_encoder_was_trained_on(scale: str) -> None:
     changes = (
         "dataset.mean=0.4,0.4,0.4",
-        "canvas=128",
+        "canvas=512",
         "dataset.test_split=train",
         "dataset.mean=0.3,0.4,0.5",
     )
@@ -125,7 +125,7 @@ def test_images_of_a_transfer_change_with_those_that_the_encoder_was_trained_on(
         trained, shown = dict(ours.spec.encoder.leaves()), dict(ours.spec.dataset.leaves())
         assert trained["dataset.mean"] == shown["mean"] == (0.3, 0.4, 0.5)
         # A detector's images have sizes of their own.
-        assert trained["dataset.canvas"] == shown.get("canvas", 128) == 128
+        assert trained["dataset.canvas"] == shown.get("canvas", 512) == 512
         assert trained["dataset.test_split"] == "train" != shown["test_split"], (
             "what is not of the images stays"
         )
@@ -337,7 +337,7 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
         ({"changes": ("=5",)}, "--set needs key=value, such as epochs=5, not '=5'."),
         ({"changes": ("seed=3",)}, "--set cannot change the seed: --seeds N runs seeds 0 to N - 1."),
         ({"changes": ("encoder.seed=3",)}, "--set cannot change the seed"),
-        ({"changes": ("epochs=-1",)}, "pretrain needs epochs >= 0 and batch_size >= 2, not -1 and 32."),
+        ({"changes": ("epochs=-1",)}, "pretrain.epochs is -1: at least 0 is expected."),
         ({"changes": ("backbone=resnet19",)}, "There is no backbone 'resnet19'. Did you mean 'resnet18'?"),
         ({"changes": ("norm=groupnorm",)}, "norm is 'groupnorm': choose one of batchnorm, layernorm."),
     ],

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from reproduce.messages import InvalidError
-from reproduce.settings import Settings
+from reproduce.settings import Channels, Deviations, Settings
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -89,10 +89,10 @@ class Annotated:
 class DetectionDataset(Settings):
     """Base class. The protocol sets the sizes of the images; the encoder sets their normalisation."""
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: Channels = (0.485, 0.456, 0.406)
     """Mean of the RGB channels, for values from 0 to 1 (ImageNet's): the normalisation that the encoder was
     trained with."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: Deviations = (0.229, 0.224, 0.225)
     """Standard deviation of the RGB channels, for values from 0 to 1 (ImageNet's)."""
     train_split: str
     """Split that detectors are fine-tuned on."""
@@ -109,8 +109,6 @@ class DetectionDataset(Settings):
     """Benchmark whose rules govern annotation and scoring."""
 
     def check(self) -> None:
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"{self.name} needs std > 0 for each channel, but it is {self.std}.")
         for key in ("train_split", "test_split"):
             split = getattr(self, key)
             if not set(split.split("+") if self.benchmark == "voc" else [split]) <= set(self.splits):
