@@ -278,7 +278,7 @@ def test_a_site_file_that_is_not_utf8_ends_in_one_line_and_code_2(home: Home) ->
     home.site_file.write_bytes('runs = "/data/Müller"'.encode("latin-1"))
     done = home.invoke("status")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert "is not valid TOML: 'utf-8' codec can't decode byte 0xfc" in done.stderr
+    assert done.stderr == f"{home.site_file}, line 1: the file is not UTF-8. Save it as UTF-8.\n"
     assert not home.runs.exists()
 
 

@@ -10,7 +10,6 @@ torchvision.
 
 from __future__ import annotations
 
-import re
 import shutil
 import textwrap
 from collections import Counter
@@ -24,14 +23,14 @@ from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.lazy import torch
-from reproduce.messages import InvalidError, UserError, counted, size, unknown
+from reproduce.messages import InvalidError, UserError, counted, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
 from reproduce.protocols.protocol import Protocol
 from reproduce.readiness import in_vain, missing
 from reproduce.runs import environment
-from reproduce.site import PROJECT, Site
+from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 if TYPE_CHECKING:
@@ -256,7 +255,7 @@ def _detectron2(site: Site) -> str:
 
 
 def _data(site: Site) -> Iterator[tuple[str, str]]:
-    """Yield each data set of real images, separate lists, and data roots that no data set uses."""
+    """Yield each data set of real images, and separate lists."""
     known_data: dict[str, Callable[[], Dataset | DetectionDataset]] = {
         **components("reproduce.data", Dataset),
         **components("reproduce.data", DetectionDataset),
@@ -266,18 +265,6 @@ def _data(site: Site) -> Iterator[tuple[str, str]]:
             problems = [each.why for each in missing(cls(), None, site, fetch=False)]
             yield name, " ".join(problems) or AVAILABLE
     yield lists.KEY, _subsets(site)
-    known = data_roots()
-    for key in site.data:
-        if key not in known:
-            yield key, unknown("data root", key, known)
-
-
-def data_roots() -> list[str]:
-    """Return the keys of the site file's [data], from the example file."""
-    section = (
-        (PROJECT / "configs" / "site.example.toml").read_text(encoding="utf-8").partition("\n[data]\n")[2]
-    )
-    return re.findall(r'^# (\w+) = "', section, re.MULTILINE)
 
 
 def _subsets(site: Site) -> str:
