@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 LONGEST = 500
 """Maximum number of characters of a reason."""
@@ -38,12 +40,21 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
+def from_here(text: str) -> str:
+    """Return a text in which paths below the current folder are relative to it."""
+    try:
+        here = str(Path.cwd())
+    except OSError:  # the folder was deleted
+        return text
+    return re.sub(rf"(?<![\w./-]){re.escape(here)}/(?=.)", "", text) if here != "/" else text
+
+
 def unknown(kind: str, asked: str, known: Iterable[str]) -> str:
     """Return one line for a name that does not exist: the name, the nearest one, and all that exist."""
     known = list(known)
     near = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"There is no {kind} '{asked}'.{hint} Known: {', '.join(known) or 'none'}."
+    return f"There is no {kind} '{asked:.80}'.{hint} Known: {', '.join(known) or 'none'}."
 
 
 def counted(number: int, word: str) -> str:

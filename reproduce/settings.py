@@ -22,7 +22,9 @@ from reproduce.messages import unknown
 S = TypeVar("S", bound="Settings")
 
 LARGEST = 10**9
-"""Maximum of numbers without a maximum of their own: beyond it, a value is a typing error."""
+"""Maximum of whole numbers without a maximum of their own: beyond it, a value is a typing error."""
+FLOAT32 = 3e38
+"""Maximum of numbers without a maximum of their own: beyond it, float32 overflows."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Limits:
     def expected(self, number: float) -> str:
         """Return what is expected instead of a number that lies outside."""
         if number >= self.high:
-            return f"{'a value below' if self.high in self.excluded else 'at most'} {self.high:,}"
-        return f"{'a value above' if self.low in self.excluded else 'at least'} {self.low:,}"
+            return f"{'a value below' if self.high in self.excluded else 'at most'} {self.high:.15g}"
+        return f"{'a value above' if self.low in self.excluded else 'at least'} {self.low}"
 
 
 Count = Annotated[int, Limits(1)]
@@ -54,12 +56,12 @@ Pixels = Annotated[int, Limits(1, 2**14)]
 """Side of an image or of a part of it."""
 Seed = Annotated[int, Limits(0, 2**63 - 1)]
 """Seed of random numbers."""
-Positive = Annotated[float, Limits(0, excluded=(0,))]
+Positive = Annotated[float, Limits(0, FLOAT32, excluded=(0,))]
 """Learning rate or temperature."""
 Inverse = Annotated[float, Limits(0, 100, excluded=(0,))]
 """Factor t of a squared distance in exp(-t || x - y ||^2), for unit vectors; with a larger one, the mean of
 exp(-t ||.||^2) can be 0 in double precision."""
-NotNegative = Annotated[float, Limits(0)]
+NotNegative = Annotated[float, Limits(0, FLOAT32)]
 """Weight of a term of a loss, decay or strength, which 0 switches off."""
 Fraction = Annotated[float, Limits(0, 1)]
 """Probability, decay rate of an average or share."""

@@ -261,7 +261,7 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         user = text[1:].partition("/")[0]
-        problem = f"there is no user '{user}'" if user else "your home folder is unknown (HOME is not set)"
+        problem = f"the user '{user}' does not exist" if user else "HOME is not set"
         raise InvalidError(f"'{text:.80}' is not a path: {problem}.") from None
 
 

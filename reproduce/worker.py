@@ -35,7 +35,7 @@ from reproduce import site as sites
 from reproduce.messages import NotFoundError, reason_of
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
-from reproduce.runs import environment, interrupt, journal
+from reproduce.runs import environment, interrupt, journal, output
 from reproduce.runs import lease as leases
 from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.journal import Result
@@ -395,6 +395,7 @@ def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
 def main() -> int:
     """Run the command line of this module and return the exit code."""
     interrupt.listen()
+    output.prepare()
     site = sites.load()
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # other output must not look like an event

@@ -186,7 +186,7 @@ def test_the_help_of_each_option_ends_with_its_default(
         ),
         (
             ("table4", "--add-row", "Mine=~nosuchuser/x.pth"),
-            "'~nosuchuser/x.pth' is not a path: Could not determine home directory.",
+            "'~nosuchuser/x.pth' is not a path: the user 'nosuchuser' does not exist.",
         ),
         pytest.param(
             ("table4", "--add-row", f"Mine={5000 * 'a'}"),
@@ -223,7 +223,20 @@ def test_the_help_of_each_option_ends_with_its_default(
         ),
         (("settings", "tabel8"), "There is no table 'tabel8'. Did you mean 'table8'? Known: "),
         (("settings", "table8", "--scale", "smol"), "There is no scale 'smol'. Did you mean 'smoke'?"),
-        (("table8", "--render-only", "--max-gpu-hours", "1"), "--render-only starts nothing: leave it out, "),
+        (
+            ("table8", "--render-only", "--jobs", "2", "--dry-run"),
+            "--render-only starts nothing: leave it out, or --dry-run and --jobs.\n",
+        ),
+        (("table8", "--dry-run", "--set"), "--set needs a value.\n"),
+        (("table4", "--add-row", "--dry-run"), "--add-row needs a value.\n"),
+        (("table8", "--rows", "--dry-run"), "--rows needs a value.\n"),
+        (("table8", "--rows", ""), "There is no row ''. Known: BYOL, "),
+        (("table8", "--scale", "smoke", "--scale=small"), "--scale is given twice: give it once.\n"),
+        (("why", "table8", "--table", "table9"), "--table is given twice: give it once.\n"),
+        (("why",), "why needs --table: `invoke --help why` describes it.\n"),
+        (("tabel8",), "There is no task 'tabel8'. Did you mean 'table8'? Known: "),
+        (("why", "table8", "--rows", "x"), "There is no option of why '--rows'. Did you mean '--row'?"),
+        (("--dri",), "There is no option of invoke '--dri'. Did you mean '--dry'? Known: "),
         (("table8", "--apply", "0"), "--apply needs the 12 hexadecimal digits that --dry-run prints last, "),
         (("table8", "--max-gpu-hours", "two"), "--max-gpu-hours must be a number, such as 0.5, not 'two'."),
         (("table8", "--jobs", "0"), "--jobs must be a whole number of at least 1, not '0'."),
@@ -401,7 +414,8 @@ def test_more_devices_than_there_are_end_in_one_line_and_code_2(options: tuple[s
 
 
 def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -> None:
-    home.reports.write_text("a file where a folder is to be")
+    home.reports.mkdir()
+    (home.reports / "smoke").write_text("a file where a folder is to be")
     done = home.invoke("table9")
     assert done.returncode == 1
     assert done.stdout.startswith("0 runs done, 0 reused, 0 missing, in "), (
@@ -409,7 +423,7 @@ def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -
     )
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(
-        f"The reports of table9 cannot be written in {home.reports / 'smoke'} (Not a directory). "
+        f"The reports of table9 cannot be written in {home.reports / 'smoke'} (File exists). "
     )
 
 

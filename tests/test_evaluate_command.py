@@ -249,6 +249,29 @@ def test_the_label_and_the_file_of_an_added_row_may_hold_equals_signs(tmp_path: 
     assert plan.added_row("Two\n lines=a.pth") == ("Two lines", "a.pth")
 
 
+def test_the_label_of_an_added_row_is_made_of_composed_letters_and_visible_characters() -> None:
+    assert plan.added_row("Zoe\u0301=a.pth") == ("Zo\u00e9", "a.pth")
+    assert plan.added_row("zero\u200bwidth \u202eright\x07=a.pth") == ("zerowidth right", "a.pth")
+    assert plan.added_row(f"{100 * 'a'}=a.pth") == (100 * "a", "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("*", "--add-row needs a label without * and ?, which --rows expands, not '*'."),
+        ("Ours (K=?)", "--add-row needs a label without * and ?, which --rows expands, not 'Ours (K=?)'."),
+        ("\u200b", "--add-row needs a label of 1 to 100 printable characters, not ''."),
+        ("caf\udce9", r"--add-row needs a label of 1 to 100 printable characters, not 'caf\udce9'."),
+        (101 * "a", f"--add-row needs a label of 1 to 100 printable characters, not '{79 * 'a'}."),
+    ],
+)
+def test_a_label_that_no_table_can_print_or_select_is_refused(label: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, the whole message is compared
+        plan.added_row(f"{label}={tmp_path / 'a.pth'}")
+    assert str(caught.value) == said
+
+
 @pytest.mark.parametrize("key", ["url", "encoder.sha256"])
 def test_a_run_is_never_recorded_as_one_of_another_file(key: str) -> None:
     with pytest.raises(

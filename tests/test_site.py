@@ -104,7 +104,7 @@ def test_a_file_in_another_encoding_is_named_with_the_line(encoding: str, said: 
         ('reports = " "', "reports is empty: leave out the key for its default."),
         ('detectron2 = ""', "detectron2 is empty: leave out the key for its default."),
         ('[data]\nstl10 = ""', "data.stl10 is empty: leave out the key for its default."),
-        ('runs = "~nobody-here/x"', "runs: '~nobody-here/x' is not a path: there is no user 'nobody-here'."),
+        ('runs = "~nobody1/x"', "runs: '~nobody1/x' is not a path: the user 'nobody1' does not exist."),
         (
             '[data]\nstl10 = "$HOME/stl10"',
             "data.stl10 is '$HOME/stl10': variables are not replaced. Write the path itself, or ~ for "
@@ -141,8 +141,8 @@ def test_the_path_of_the_site_file_may_begin_with_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MSBREG_SITE", "~/site.toml")
     assert sites.load().jobs == 3
-    monkeypatch.setenv("MSBREG_SITE", "~nobody-here/site.toml")
-    with pytest.raises(InvalidError, match=r"^'~nobody-here/site\.toml' is not a path: there is no user"):
+    monkeypatch.setenv("MSBREG_SITE", "~nobody1/site.toml")
+    with pytest.raises(InvalidError, match=r"^'~nobody1/site\.toml' is not a path: the user 'nobody1'"):
         sites.load()
     monkeypatch.setenv("MSBREG_SITE", str(tmp_path))
     with pytest.raises(InvalidError, match=rf"^{tmp_path} cannot be read \(Is a directory\)\.$"):

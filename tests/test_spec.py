@@ -398,7 +398,7 @@ class Horn(Bell, name="horn"):
         ({"volume": math.nan}, "volume is nan: a finite number is expected."),
         ({"volume": 10**400}, f"volume is {10**400}: a finite number is expected."),
         ({"rings": 1}, "rings is 1: at least 2 is expected."),
-        ({"rings": 10**20}, f"rings is {10**20}: at most 1,000,000,000 is expected."),
+        ({"rings": 10**20}, f"rings is {10**20}: at most 1000000000 is expected."),
         ({"loss": 1}, "loss is 1.0: a value below 1 is expected."),
         ({"tones": (440, 0)}, "tones is 0.0: a value above 0 is expected."),
     ],

@@ -210,7 +210,7 @@ class _Launch:
         elif kind in ("finished", "failed"):
             self._unfinished.discard(spec_id)
         if kind == "failed":
-            self._failed[spec_id] = f"{event['reason']} (log: runs/{spec_id}/log.txt)"
+            self._failed[spec_id] = f"{event['reason']} (log: {self._runs / spec_id}/log.txt)"
         self._watch(event)
 
 
