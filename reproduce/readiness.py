@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.messages import NotFoundError, UserError, unknown
+from reproduce.nn import distributed
 from reproduce.plan import Job
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
@@ -37,7 +38,8 @@ def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str,
         each: next(missing(*each, site, fetch=fetch), None) for each in dict.fromkeys(wanted.values())
     }
     found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
-    found = {job.spec.id: Blocked(uneven) for job in todo if (uneven := _uneven(job, site))} | found
+    for problem_of in (_uneven, _no_gpu):
+        found = {job.spec.id: Blocked(problem) for job in todo if (problem := problem_of(job, site))} | found
     for job in todo:
         for needed in job.spec.needs():
             if needed.id in found:
@@ -62,6 +64,17 @@ def _uneven(job: Job, site: Site) -> Missing | None:
         f"A batch of {batch} images does not divide into {devices} equal shares: set another `devices` "
         f"in the site file{other_batch}.",
     )
+
+
+def _no_gpu(job: Job, site: Site) -> Missing | None:
+    """Return the problem of a site whose GPU does not exist, or None."""
+    if not site.device.startswith("cuda") or launcher(site).device(site)[0] == "GPU":
+        return None
+    try:  # torch, which takes seconds to import, may find a GPU that nvidia-smi does not list
+        distributed.device(site.device)
+    except UserError as error:
+        return Missing("GPU", str(error))
+    return None
 
 
 def in_vain(specs: Sequence[Spec], blocked: Container[str]) -> dict[str, str]:

@@ -172,6 +172,8 @@ class Site:
     """Root folder of each data set, by its key under [data]."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device, re.ASCII):
+            raise InvalidError(f"device is {self.device!r}: auto, cpu, cuda or cuda:0, ... is expected.")
         if self.checkpoint_every < 1:
             raise InvalidError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
         if self.devices < 1:

@@ -254,7 +254,8 @@ def _cores() -> int:
 def _gpus_of(site: Site) -> list[str]:
     """Return the GPUs that runs of a site may use, or none if runs use cores."""
     if site.device.startswith("cuda:"):
-        return [site.device.removeprefix("cuda:")]
+        index = int(site.device.removeprefix("cuda:"))
+        return _gpus()[index : index + 1]
     return _gpus() if site.device in ("auto", "cuda") else []
 
 
