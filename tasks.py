@@ -56,7 +56,7 @@ def tables(c: Context, options: Options) -> None:
     start(c, options, *(path.stem for path in FILES))
 
 
-@command(Options, "scale", "seeds", "baselines", "add_row")
+@command(Options, "scale", "seeds", "baselines", "add_row", "backbone", "prefix")
 def reports(c: Context, options: Options) -> None:
     """Render every table from finished runs; start nothing."""
     start(c, replace(options, render_only=True), *(path.stem for path in FILES))

@@ -26,7 +26,7 @@ from reproduce.overrides import check_once, override, parsed
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
-from reproduce.site import Site, user_file
+from reproduce.site import Site, user_file, user_path
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 SCALES = ("smoke", "small", "paper")
@@ -271,19 +271,24 @@ def released() -> dict[str, Weights]:
     return {name.lower(): value for name, value in constants.items() if isinstance(value, Weights)}
 
 
-def weights_of(given: str, backbone: str = "") -> tuple[Weights, Path | None]:
+def weights_of(given: str, backbone: str = "", prefix: str = "") -> tuple[Weights, Path | None]:
     """Return the weights that the command line names.
 
     They are those of a file, described by its content, or of a released encoder.
+
+    Args:
+        backbone: network of the file; "" for the one that fits.
+        prefix: prefix of its tensors, if the file contains several networks.
 
     Returns:
         The weights, and the file to keep (`nn/weights.py`), or None if a run downloads it.
 
     Raises:
         NotFoundError: neither a file nor a released encoder has that name.
-        InvalidError: the file contains no weights, or weights of another backbone.
+        InvalidError: the file contains no weights, weights of another backbone, or several networks.
     """
     from reproduce.nn import weight_files
+    from reproduce.nn.weight_formats import folder_kind
 
     known = released()
     if not given:
@@ -292,31 +297,44 @@ def weights_of(given: str, backbone: str = "") -> tuple[Weights, Path | None]:
         )
     if path := user_file(given):
         try:
-            return weight_files.describe(path, backbone), path
+            return weight_files.describe(path, backbone, prefix), path
         except OSError as error:
             raise InvalidError(f"{path} cannot be read ({error.strerror}).") from None
     if given.lower() not in known:
+        if (folder := user_path(given)).is_dir():
+            raise InvalidError(f"{folder} {folder_kind(folder)}.")
         raise NotFoundError(unknown("file or released encoder", given, known))
     found = known[given.lower()]
     if backbone not in ("", found.backbone):
         raise InvalidError(f"'{given}' is a {found.backbone}, not a {backbone}: leave out --backbone.")
+    if prefix not in ("", found.prefix):
+        raise InvalidError(
+            f"'{given}' has its network under '{found.prefix}', not under '{prefix}': leave out --prefix."
+        )
     return found, None
 
 
-def evaluation(checkpoint: str, backbone: str = "", **fields: Any) -> tuple[Evaluation, Path | None]:
+def evaluation(
+    checkpoint: str, backbone: str = "", prefix: str = "", **fields: Any
+) -> tuple[Evaluation, Path | None]:
     """Return the request for an evaluation, and the file of `weights_of`.
 
     Args:
         checkpoint: a file or a released encoder.
         backbone: network of the file; "" for the one that fits.
-        fields: fields of the request.
+        prefix: prefix of its tensors, if the file contains several networks.
+        fields: fields of the request; its changes may name the backbone and the prefix, too.
 
     Raises:
         UserError: see `weights_of` and `Evaluation.build`.
     """
     # Names and settings first: reading a file takes seconds.
-    Evaluation(weights=Weights(sha256="any"), **fields).build()
-    weights, path = weights_of(checkpoint, backbone)
+    draft = Weights(sha256="any")
+    changed = dict(Evaluation(weights=draft, **fields).build().encoder.leaves())
+    named = {key: changed[key] for key in ("backbone", "prefix") if changed[key] != getattr(draft, key)}
+    weights, path = weights_of(
+        checkpoint, backbone or named.get("backbone", ""), prefix or named.get("prefix", "")
+    )
     return Evaluation(weights=weights, **fields), path
 
 
@@ -494,6 +512,11 @@ def _check(spec: Spec, *, by_user: bool) -> None:
     """
     if isinstance(spec, Evaluate):
         try:
+            if spec.protocol.needs_projector and isinstance(spec.encoder, Weights):
+                raise ValueError(
+                    f"{spec.protocol.name} needs an encoder's projector and augmentation, which only the "
+                    "pretraining runs of this suite have: choose another protocol."
+                )
             spec.protocol.check_for(spec.dataset, spec.encoder.backbone)
         except ValueError as error:
             if by_user:

@@ -17,6 +17,8 @@ from toys import fill_from
 
 from configs import released
 from reproduce import plan, worker
+from reproduce.commands import make
+from reproduce.commands.options import Options
 from reproduce.nn import backbones, weight_files
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.weights import Weights
@@ -119,6 +121,29 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
         ({"changes": ("backbone=resnet19",)}, "There is no backbone 'resnet19'. Did you mean 'resnet18'?"),
         ({"changes": ("seed=1",)}, "--set cannot change the seed"),
         ({"seeds": 0}, "--seeds is 0: at least one seed is needed."),
+        (
+            {"protocol": "svm", "dataset": "imagenette"},
+            "svm needs a data set with several labels for each image, which imagenette does not have: choose "
+            "one of synthetic_voc2007, voc2007.",
+        ),
+        (
+            {"protocol": "linear_sgd", "dataset": "imagenette"},
+            "num_held_out is 10009, but the train split of imagenette has 9469 images: choose a lower number",
+        ),
+        (
+            {"protocol": "semi", "dataset": "synthetic_folder", "changes": ("num_held_out=1200",)},
+            "num_held_out is 1200, but the train split of synthetic_folder has 1200 images: choose a lower",
+        ),
+        ({"changes": ("k=5001",)}, "k is 5001, but the train split of stl10 has 5000 images: choose a lower"),
+        (
+            {"protocol": "weighted_knn", "dataset": "synthetic_stl10", "changes": ("ks=20,501",)},
+            "ks is (20, 501), but the train split of synthetic_stl10 has 500 images: choose a lower number",
+        ),
+        (
+            {"protocol": "alignment"},
+            "alignment needs an encoder's projector and augmentation, which only the pretraining runs of "
+            "this suite have: choose another protocol.",
+        ),
     ],
     ids=str,
 )
@@ -171,6 +196,12 @@ def test_a_released_encoder_is_named_without_regard_to_case_and_a_file_comes_fir
         plan.weights_of("swav_80")
     with pytest.raises(ValueError, match="'swav_800' is a resnet50, not a resnet18"):
         plan.weights_of("swav_800", "resnet18")
+    with pytest.raises(
+        ValueError, match=r"^'swav_800' has its network under 'module\.', not under 'teacher'"
+    ):
+        plan.weights_of("swav_800", prefix="teacher")
+    with pytest.raises(ValueError, match=r" is a folder: pass the file of weights in it\.$"):
+        plan.weights_of(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     torch.save(backbones.build("small", seed=0).state_dict(), "swav_800")
     found, path = plan.weights_of("swav_800")
@@ -179,6 +210,36 @@ def test_a_released_encoder_is_named_without_regard_to_case_and_a_file_comes_fir
         weight_files.sha256(tmp_path / "swav_800"),
         Path("swav_800"),
     )
+
+
+def two_networks(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a file with a student and a teacher, and the teacher's tensors."""
+    teacher = dict(backbones.build("small", seed=2).state_dict())
+    path = folder / "two.pth"
+    torch.save({"student": backbones.build("small", seed=1).state_dict(), "teacher": teacher}, path)
+    return path, teacher
+
+
+def test_a_plan_asks_what_the_run_would_ask_and_each_way_of_choosing_works(tmp_path: Path) -> None:
+    path, _ = two_networks(tmp_path)
+    fields: dict[str, Any] = {"protocol": "knn", "dataset": "synthetic_folder"}
+    with pytest.raises(ValueError, match=r"several networks: choose one with --prefix NAME"):
+        plan.evaluation(str(path), **fields)
+    by_option, _ = plan.evaluation(str(path), prefix="teacher", **fields)
+    by_setting, _ = plan.evaluation(str(path), changes=("encoder.prefix=teacher.",), **fields)
+    for request in (by_option, by_setting):
+        (line,) = make.remarks({request.weights.sha256: path}, [request])
+        assert line.startswith(
+            f"{path}: small under 'teacher.'; 54 of 108 tensors are not used (student.stem"
+        )
+    assert by_option.build().id == by_setting.build().id
+    named, _ = plan.evaluation(str(path), prefix="teacher", changes=("backbone=small",), **fields)
+    assert named.build().encoder == by_option.weights
+    wrong, _ = plan.evaluation(str(path), "small", "teacher", changes=("encoder.prefix=student",), **fields)
+    (line,) = make.remarks({wrong.weights.sha256: path}, [wrong])
+    assert line.startswith(f"{path}: small under 'student.'; ")
+    with pytest.raises(ValueError, match=rf"^{path} does not fit resnet50"):
+        plan.evaluation(str(path), "resnet50", **fields)
 
 
 # Rows for the user's encoders
@@ -224,6 +285,45 @@ def test_an_added_row_can_be_chosen_filled_judged_and_written() -> None:
     assert from_json(json.loads(json.dumps(to_json(filled)))) == filled
     assert f"Changed settings: row Mine={FILE}." in filled.caption
     assert "Pretrained on ;" not in filled.caption
+
+
+def test_the_network_of_each_added_row_can_be_named(tmp_path: Path) -> None:
+    two, _ = two_networks(tmp_path)
+    small, cifar = tmp_path / "small.pth", tmp_path / "a=b.pth"
+    torch.save(backbones.build("resnet18_cifar", seed=0).state_dict(), cifar)
+    torch.save(backbones.build("small", seed=0).state_dict(), small)
+
+    def added(*rows: str, **options: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+        orders, _ = Options(add_row=rows, **options).orders(["table4"])
+        assert isinstance(orders[0], Request)
+        return {label: (weights.backbone, weights.prefix) for label, weights in orders[0].added}
+
+    with pytest.raises(
+        ValueError, match=r"fits several backbones.*--backbone NAME, where NAME is resnet18_3x3"
+    ):
+        added(f"Mine={cifar}")
+    assert added(f"Mine={cifar}", backbone=("resnet18_cifar",)) == {"Mine": ("resnet18_cifar", "")}
+    rows = (f"K = 8={cifar}", f"Teacher={two}", f"Small={small}")
+    chosen = added(*rows, backbone=("K = 8=resnet18_3x3",), prefix=("Teacher=teacher",))
+    assert chosen == {
+        "K = 8": ("resnet18_3x3", ""),
+        "Teacher": ("small", "teacher."),
+        "Small": ("small", ""),
+    }
+    for options, says in (
+        ({"backbone": ("Min=resnet18",)}, "There is no added row 'Min'. Did you mean 'Mine'? Known: Mine."),
+        ({"backbone": ("small", "Mine=small")}, "--backbone was given twice for the row 'Mine'."),
+        ({"backbone": ("resnet81",)}, "There is no backbone 'resnet81'. Did you mean"),
+    ):
+        with pytest.raises((LookupError, ValueError)) as refused:
+            added(f"Mine={small}", **options)
+        assert str(refused.value).startswith(says)
+    with pytest.raises(
+        ValueError, match=r"^--prefix describes the file of an added row: give --add-row, too\.$"
+    ):
+        added(prefix=("teacher",))
+    with pytest.raises(ValueError, match=r"\(--set backbone=NAME changes that of the runs\)\.$"):
+        added(backbone=("resnet18",))
 
 
 def test_a_row_is_refused_where_it_makes_no_sense() -> None:
@@ -389,6 +489,10 @@ def test_a_key_of_weights_reaches_them_alone() -> None:
             "--checkpoint is missing: give a file or a released encoder (",
         ),
         (
+            ("evaluate", "--protocol", "knn", "--dataset", "stl10", "--checkpoint", "README.md"),
+            "README.md is a text, not a file of weights; it begins with '# MSBReg",
+        ),
+        (
             ("table4", "--add-row", "Mine"),
             "--add-row needs LABEL=FILE, such as 'Mine=encoder.pth', not 'Mine'.",
         ),
@@ -439,7 +543,9 @@ def test_a_file_is_evaluated_once_wherever_it_lies_and_fills_a_row(home: Home) -
     moved = path.rename(home.folder / "elsewhere")
     table = home.invoke("table4", "--rows", "Mine", "--add-row", f"Mine={moved}", *settings)
     assert table.returncode == 0, table.stdout + table.stderr
-    assert table.stdout.startswith("0 runs done, 1 reused, 0 missing, in ")
+    said, summary = table.stdout.splitlines()[:2]
+    assert said == f"{moved}: small under 'state_dict.module.'."
+    assert summary.startswith("0 runs done, 1 reused, 0 missing, in ")
     (row,) = json.loads((home.reports / "smoke" / "table4.json").read_text())["rows"]
     assert row["label"] == "Mine"
     assert row["cells"]["top1_20"]["value"] == pytest.approx(100 * expected["top1_20"], abs=1e-9)

@@ -27,6 +27,8 @@ HEADS = Heads(hidden=16, output=8)
         # 000.
         ("resnet18", 64, 11_176_512),
         ("resnet18_3x3", 32, 11_176_512 - 3 * 64 * (49 - 9)),
+        ("resnet18_cifar", 32, 11_176_512 - 3 * 64 * (49 - 9)),
+        ("resnet18_cifar_pad2", 32, 11_176_512 - 3 * 64 * (49 - 9)),
         ("resnet50", 64, 23_508_032),
         ("small", 32, 77_392),
     ],
@@ -41,6 +43,12 @@ def test_the_3x3_stem_keeps_the_resolution_until_max_pooling():
     network = backbones.build("resnet18_3x3", seed=0)
     assert network.conv1(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 64, 64)
     assert network.maxpool(torch.zeros(1, 64, 64, 64)).shape == (1, 64, 32, 32)
+
+
+def test_the_stems_for_cifar_keep_the_resolution_or_the_padding_adds_two_pixels():
+    for name, side in (("resnet18_cifar", 32), ("resnet18_cifar_pad2", 34)):
+        network = backbones.build(name, seed=0)
+        assert network.maxpool(network.conv1(torch.zeros(1, 3, 32, 32))).shape == (1, 64, side, side)
 
 
 def test_only_the_bottlenecks_start_as_their_shortcuts():
@@ -62,7 +70,7 @@ def test_an_unknown_backbone_is_named_with_the_nearest():
     with pytest.raises(
         LookupError,
         match=r"backbone 'resnet8'\. Did you mean 'resnet18'\? Known: small, resnet18, resnet18_3x3, "
-        r"resnet50",
+        r"resnet18_cifar, resnet18_cifar_pad2, resnet50",
     ):
         backbones.build("resnet8")
     with pytest.raises(LookupError, match="no backbone 'build'"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import pickle
@@ -18,16 +17,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision import models
 from toys import CPU, Notes
 
 from configs import released
 from reproduce import plan
 from reproduce.nn import backbones, weight_files
 from reproduce.nn.encoder import Encoder
+from reproduce.nn.weight_formats import read
 from reproduce.nn.weights import Weights
 from reproduce.runs import checkpoint
 from reproduce.runs.progress import Progress, Watch
@@ -149,7 +149,7 @@ def test_an_archive_of_one_file_is_opened_and_of_two_refused(
         match=r"an archive with 2 files of weights \(folder/student.pth.tar, folder/teacher.pth\): unpack "
         r"it and pass one",
     ):
-        weight_files.read(tmp_path / "release.zip")
+        read(tmp_path / "release.zip")
 
 
 def test_half_precision_and_missing_counters_are_fine_and_are_told(
@@ -168,19 +168,18 @@ def test_half_precision_and_missing_counters_are_fine_and_are_told(
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnet18_3x3", pytest.param("resnet50", marks=pytest.mark.slow)]
+    "name", ["resnet18", "resnet18_3x3", "resnet18_cifar", pytest.param("resnet50", marks=pytest.mark.slow)]
 )
 def test_the_backbone_follows_from_the_tensors_and_the_images_from_the_backbone(
     name: str, tmp_path: Path
 ) -> None:
     state = {f"module.{key}": value for key, value in backbones.build(name, seed=0).state_dict().items()}
     path = saved(state | {"module.fc.weight": torch.ones(3, 3)}, tmp_path / "x.pth")
-    found = weight_files.describe(path)
+    found = weight_files.describe(path, name if name in backbones.SAME_TENSORS else "")
     assert found.backbone == name
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (found.size, found.resize, found.canvas) == (
-        (64, 70, 96) if name == "resnet18_3x3" else (224, 256, 448)
-    )
+    geometry = {"resnet18_3x3": (64, 70, 96), "resnet18_cifar": (32, 35, 48)}
+    assert (found.size, found.resize, found.canvas) == geometry.get(name, (224, 256, 448))
     assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert (found.url, found.prefix) == ("", "")
 
@@ -196,14 +195,10 @@ def test_a_small_network_sees_small_images(network: torch.nn.Module, tmp_path: P
 
 def test_a_deeper_network_is_not_taken_for_a_shallower_one(tmp_path: Path) -> None:
     state = backbones.build("resnet18", seed=0).state_dict()
-    deeper = state | {
-        f"layer1.2.{key.removeprefix('layer1.1.')}": value
-        for key, value in state.items()
-        if key.startswith("layer1.1.")
-    }
+    deeper = state | {"layer1.2.conv1.weight": state["layer1.1.conv1.weight"]}
     with pytest.raises(
         ValueError,
-        match=r"does not fit resnet18: .* 12 are unexpected \(layer1\.2\.conv1\.weight, .* Known: small, "
+        match=r"does not fit resnet18: .* 1 are unexpected \(layer1\.2\.conv1\.weight\); .* Known: small, "
         r"resnet18",
     ):
         weight_files.describe(saved(deeper, tmp_path / "x.pth"))
@@ -217,7 +212,7 @@ def test_what_is_missing_or_of_another_shape_is_listed(
     state["blocks.0.conv1.weight"] = torch.ones(16, 16, 5, 5)
     path = saved(state, tmp_path / "x.pth")
     wrong = r"blocks\.0\.conv1\.weight is \(16, 16, 5, 5\), not \(16, 16, 3, 3\)"
-    fault = rf"1 are missing \(stem\.1\.running_var\), 1 have another shape \({wrong}\)"
+    fault = rf"1 are missing \(stem\.1\.running_var\), 1 have another shape or type \({wrong}\)"
     for backbone in ("", "small"):
         with pytest.raises(ValueError, match=fault):
             weight_files.describe(path, backbone)
@@ -237,15 +232,21 @@ def test_two_networks_in_a_file_must_be_told_apart_by_a_prefix(
     path = saved({"student": prefixed(network, "backbone."), "teacher": other}, tmp_path / "x.pth")
     with pytest.raises(
         ValueError,
-        match=r"several small: choose one with --set encoder\.prefix=NAME, where NAME is "
-        r"student\.backbone\. or teacher",
+        match=r"several networks: choose one with --prefix NAME, where NAME is "
+        r"'student\.backbone\.' \(small\) or 'teacher",
     ):
         loaded(path, site)
-    assert_same(loaded(path, site, prefix="student.backbone."), network)
-    taught = loaded(path, site, prefix="teacher.backbone.").backbone.state_dict()
+    student, teacher = (weight_files.describe(path, prefix=name) for name in ("student", "teacher."))
+    assert (student.prefix, teacher.prefix) == ("student.backbone.", "teacher.backbone.")
+    assert student.id != teacher.id
+    weight_files.keep(path, student, site)
+    assert_same(weight_files.load(student, site, CPU), network)
+    taught = weight_files.load(teacher, site, CPU).backbone.state_dict()
     torch.testing.assert_close(taught["stem.0.weight"], network.state_dict()["stem.0.weight"] + 1)
-    with pytest.raises(ValueError, match="does not fit small"):
-        loaded(path, site, prefix="assistant.")
+    with pytest.raises(ValueError, match="contains several networks"):
+        weight_files.load(replace(student, prefix=""), site, CPU)
+    with pytest.raises(ValueError, match="but not under the prefix 'assistant'"):
+        weight_files.describe(path, prefix="assistant")
     twice = saved({"model": network.state_dict(), "state_dict": network.state_dict()}, tmp_path / "y.pth")
     assert_same(loaded(twice, site), network)
 
@@ -269,31 +270,17 @@ def test_nothing_in_a_file_is_run(network: torch.nn.Module, tmp_path: Path) -> N
         _use_new_zipfile_serialization=False,
     )
     (tmp_path / "raw.pkl").write_bytes(pickle.dumps(trap))
-    for each in (path, old, tmp_path / "raw.pkl"):
-        with pytest.raises(
-            ValueError, match="which cannot be read without executing code; only tensors are read"
-        ) as refused:
-            weight_files.read(each)
+    for each, says in (
+        (path, "which cannot be read without executing code; only tensors and plain settings are read"),
+        (old, "which cannot be read without executing code; only tensors and plain settings are read"),
+        (tmp_path / "raw.pkl", "is a plain pickle, .* can execute code"),
+    ):
+        with pytest.raises(ValueError, match=says) as refused:
+            read(each)
         assert "\n" not in str(refused.value)
     assert not trap.path.exists()
     pickle.loads((tmp_path / "raw.pkl").read_bytes())
     assert trap.path.exists()  # it would have
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ({"opt": argparse.Namespace(lr=1)}, "contains argparse.Namespace, which cannot be read without"),
-        ({"best": np.float64(1.5)}, "scalar, which cannot be read without"),
-        (torch.nn.Linear(2, 2), "contains torch.nn.modules.linear.Linear, which cannot be read without"),
-        ({"epoch": 3}, "contains a dict without tensors"),
-        ([1, 2], "contains a list without tensors"),
-    ],
-    ids=str,
-)
-def test_a_file_of_other_things_is_refused_by_name(content: object, says: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=says):
-        weight_files.read(saved(content, tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -305,9 +292,9 @@ def test_a_file_cut_short_is_refused_in_one_line(
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(
         ValueError,
-        match=r"is empty|is broken or not a file of weights|which cannot be read without executing code",
+        match=r"is empty|is broken",
     ) as refused:
-        weight_files.read(path)
+        read(path)
     assert "\n" not in str(refused.value)
 
 
@@ -345,6 +332,28 @@ def test_the_path_and_the_name_of_a_file_do_not_matter(
         rf"runs/weights/0",
     ):
         weight_files.load(Weights(backbone="small", sha256="0" * 64), site, CPU)
+
+
+# What is said about a file
+
+
+def test_one_line_says_what_is_taken_and_what_is_left_out(network: torch.nn.Module, tmp_path: Path) -> None:
+    path = saved(LAYOUTS["moco"](network), tmp_path / "moco.pth.tar")
+    total = len(network.state_dict())
+    assert weight_files.remark(path, weight_files.describe(path)) == (
+        f"{path}: small under 'state_dict.module.encoder_q.'; the networks that follow it are left out "
+        f"(state_dict.module.encoder_k.); {total + 3} of {2 * total + 3} tensors are not used "
+        "(state_dict.module.encoder_k.stem.0.weight, state_dict.module.encoder_k.stem.1.weight, "
+        f"state_dict.module.encoder_k.stem.1.bias and {total} more)."
+    )
+    plain = saved(network.state_dict(), tmp_path / "x.pth")
+    assert weight_files.remark(plain, weight_files.describe(plain)) == f"{plain}: small."
+    sequential = torch.nn.Sequential(*list(models.resnet18().children())[:-1])
+    other = saved(prefixed(sequential, "backbone."), tmp_path / "y.ckpt")
+    assert weight_files.remark(other, weight_files.describe(other)) == (
+        f"{other}: resnet18 under 'backbone.' with the names of torchvision's modules in an nn.Sequential, "
+        "as in lightly's examples."
+    )
 
 
 # Releases
@@ -449,7 +458,7 @@ def test_an_error_page_is_not_recorded_as_the_release(
     for wrong, says in (
         (b"<!DOCTYPE html><p>Log in", "is a web page"),
         (b"", "is empty"),
-        (right[:-1000], "is broken"),
+        (right[:-1000], "is broken, because its end is missing"),
     ):
         server.content = wrong
         with pytest.raises(ValueError, match=rf"^{server.url} {says}"):

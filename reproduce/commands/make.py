@@ -92,17 +92,35 @@ def evaluate(request: Evaluation, site: Site, *, limits: Limits = NO_LIMITS) -> 
     return done.code
 
 
+def remarks(files: Mapping[str, Path], requests: Iterable[Order]) -> list[str]:
+    """Return one line for each encoder of the user's `files`: what is taken, and what is left out.
+
+    Args:
+        files: paths by SHA-256.
+
+    Raises:
+        ValueError: a file does not fit the settings of its encoder.
+        OSError: a file cannot be read.
+    """
+    return [weight_files.remark(files[weights.sha256], weights) for weights in _given(files, requests)]
+
+
 def keep(files: Mapping[str, Path], requests: Iterable[Order], site: Site) -> None:
     """Copy the user's `files`, given by SHA-256, to where the runs of `requests` look for them.
 
     Raises:
-        ValueError: a file does not fit the settings of its encoder.
+        ValueError: a file has changed since it was read.
         OSError: a file cannot be copied.
     """
-    encoders = {job.spec.encoder for job in jobs(requests) if isinstance(job.spec, Evaluate)}
-    for encoder in encoders:
-        if isinstance(encoder, Weights) and encoder.sha256 in files:
-            weight_files.keep(files[encoder.sha256], encoder, site)
+    for weights in _given(files, requests):
+        weight_files.keep(files[weights.sha256], weights, site)
+
+
+def _given(files: Mapping[str, Path], requests: Iterable[Order]) -> list[Weights]:
+    """Return the encoders of the user's files, each once."""
+    encoders = [job.spec.encoder for job in jobs(requests) if isinstance(job.spec, Evaluate)]
+    given = [each for each in encoders if isinstance(each, Weights) and each.sha256 in files]
+    return list(dict.fromkeys(given))
 
 
 def _printed(name: str, values: list[float]) -> str:

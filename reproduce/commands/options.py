@@ -14,12 +14,12 @@ import functools
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reproduce.messages import InvalidError
+from reproduce.messages import InvalidError, NotFoundError, unknown
 
 if TYPE_CHECKING:
     from reproduce.commands.make import Limits
@@ -34,7 +34,7 @@ HOURS = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 """A number of hours."""
 PLANNED = ("dry_run", "apply", "max_gpu_hours", "jobs", "launcher")
 """Fields that ask for a plan, bind what starts to it, or choose where it starts."""
-ENCODER = ("checkpoint", "protocol", "dataset", "backbone")
+ENCODER = ("checkpoint", "protocol", "dataset", "backbone", "prefix")
 """Fields that name one evaluation."""
 
 
@@ -60,6 +60,12 @@ class Options:
     add_row: tuple[str, ...] = ()
     """Row for an encoder of your own as LABEL=FILE, such as Mine=encoder.pth. Some tables do not accept
     one."""
+    backbone: tuple[str, ...] = ()
+    """Network of the file of --add-row, such as resnet18_cifar; LABEL=NAME is for one of several
+    rows, and may be repeated. Default: the one that its tensors fit."""
+    prefix: tuple[str, ...] = ()
+    """Prefix of the network in the file of --add-row, such as teacher; LABEL=PREFIX is for one of several
+    rows, and may be repeated. Default: the one under which it fits."""
     dry_run: bool = False
     """Start nothing. Print each run with its action and the reason, the estimated hours and disk, and the
     digest of the plan."""
@@ -84,7 +90,14 @@ class Options:
         """
         from reproduce import plan
 
-        rows = [(label, *plan.weights_of(given)) for label, given in map(plan.added_row, self.add_row)]
+        added = [plan.added_row(text) for text in self.add_row]
+        labels = [label for label, _ in added]
+        backbones = _by_row("backbone", self.backbone, labels)
+        prefixes = _by_row("prefix", self.prefix, labels)
+        rows = [
+            (label, *plan.weights_of(given, backbones.get(label, ""), prefixes.get(label, "")))
+            for label, given in added
+        ]
         requests = plan.requests(
             tables,
             scale=self.scale,
@@ -147,6 +160,43 @@ class Options:
         return site
 
 
+def _only(option: str, values: Collection[str]) -> str:
+    """Return the value of an option that may be given once, or "".
+
+    Raises:
+        InvalidError: it was given several times.
+    """
+    if len(values) > 1:
+        raise InvalidError(f"--{option} was given {len(values)} times: one checkpoint has one.")
+    return next(iter(values), "")
+
+
+def _by_row(option: str, values: Collection[str], labels: Collection[str]) -> dict[str, str]:
+    """Return the values of an option by the labels of the added rows.
+
+    Args:
+        values: `VALUE` for every row, or `LABEL=VALUE` for one.
+
+    Raises:
+        InvalidError: no row is added, or a row has two values.
+        NotFoundError: no added row has the label.
+    """
+    if values and not labels:
+        hint = " (--set backbone=NAME changes that of the runs)" if option == "backbone" else ""
+        raise InvalidError(f"--{option} describes the file of an added row: give --add-row, too{hint}.")
+    found: dict[str, str] = {}
+    for text in values:
+        label, equals, value = text.rpartition("=")
+        label = " ".join(label.split())
+        if equals and label not in labels:
+            raise NotFoundError(unknown("added row", label, labels))
+        for each in [label] if equals else labels:
+            if each in found:
+                raise InvalidError(f"--{option} was given twice for the row '{each}'.")
+            found[each] = value.strip()
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(Options):
     """Options of `invoke evaluate`."""
@@ -158,8 +208,10 @@ class EvaluateOptions(Options):
     """Evaluation of reproduce/protocols by name, such as weighted_knn, linear_sgd, semi or svm."""
     dataset: str = ""
     """Data set of reproduce/data by name, such as imagenette or synthetic_folder."""
-    backbone: str = ""
-    """Network of the checkpoint. Default: the one that its tensors fit."""
+    backbone: tuple[str, ...] = ()
+    """Network of the checkpoint, such as resnet18_cifar. Default: the one that its tensors fit."""
+    prefix: tuple[str, ...] = ()
+    """Prefix of the network in the checkpoint, such as teacher. Default: the one under which it fits."""
     set: tuple[str, ...] = ()
     """Setting as key=value, such as protocol.epochs=5, encoder.mean=.5,.5,.5 or dataset.size=96."""
 
@@ -178,7 +230,8 @@ class EvaluateOptions(Options):
             )
         request, path = plan.evaluation(
             self.checkpoint,
-            self.backbone,
+            _only("backbone", self.backbone),
+            _only("prefix", self.prefix),
             protocol=self.protocol,
             dataset=self.dataset,
             seeds=self.num_seeds(),
@@ -363,10 +416,10 @@ def helped(body: Callable[..., None], options: type[Any]) -> dict[str, str]:
 def _default(default: object, doc: str) -> str:
     if default is inspect.Parameter.empty:
         return "Required."
-    if default is REPEATABLE:
-        return "May be repeated."
     if "Default:" in doc:
         return ""
+    if default is REPEATABLE:
+        return "May be repeated."
     if isinstance(default, bool):
         return "Default: off."
     return f"Default: {default or 'none'}."

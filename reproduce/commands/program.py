@@ -237,9 +237,11 @@ def start(c: Context, options: Options, *tables: str) -> None:
     limits = options.limits()
     orders, files = options.orders(tables)
     site = options.applied_to(store()[0])
-    if files and not (plan_only or options.render_only):
+    if files and not options.render_only:
         with one_line(OSError):
-            make.keep(files, orders, site)
+            print("\n".join(make.remarks(files, orders)), flush=True)
+            if not plan_only:
+                make.keep(files, orders, site)
     with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
         if plan_only:
             finish(make.show_plan(orders, site, limits))

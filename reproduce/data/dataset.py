@@ -49,6 +49,8 @@ class Dataset(Settings):
     published: ClassVar[Mapping[str, int]] = {}
     """Number of images in each split, where it is known in advance; estimates of time use it. A field
     `num_<split>` serves the same purpose."""
+    multi_label: ClassVar[bool] = False
+    """True if an image can have several labels."""
 
     def check(self) -> None:
         check_sizes(self.name, self.size, self.resize, self.canvas)
@@ -57,6 +59,12 @@ class Dataset(Settings):
                 raise ValueError(
                     f"{self.name} has no {key} '{getattr(self, key)}'. Known: {', '.join(self.splits)}."
                 )
+
+    def num_images(self, split: str) -> int | None:
+        """Return the number of images of a split, such as `train+unlabeled`; None if unknown in advance."""
+        counts = [self.published.get(part) or getattr(self, f"num_{part}", None) for part in split.split("+")]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     def check_root(self, site: Site) -> None:
         """Raise LookupError if the site file names no root, or if a folder or list of the layout is missing.

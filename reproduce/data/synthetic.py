@@ -185,6 +185,7 @@ class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "trainval", "test")
     title: ClassVar[str] = "synthetic scenes (VOC2007 layout)"
+    multi_label = True
 
     def check(self) -> None:
         super().check()

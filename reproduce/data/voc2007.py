@@ -58,6 +58,7 @@ class VOC2007(Dataset, name="voc2007"):
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "VOC2007"
     published: ClassVar[Mapping[str, int]] = {"trainval": 5_011, "test": 4_952}
+    multi_label = True
 
     def check_root(self, site: Site) -> None:
         folder = voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)

@@ -6,7 +6,10 @@ A module imports only from modules listed below its own line.
     features.py         features of whole splits
     feature_cache.py    features on disk, computed once
     keeper.py           checkpoints of long evaluations
-    weight_files.py     encoders from elsewhere: fetched, read, matched
+    weight_files.py     encoders from elsewhere: fetched, described, kept, loaded
+    weight_matching.py  which backbone is in a file, and where
+    weight_layouts.py   names that other libraries give to a ResNet's tensors
+    weight_formats.py   the tensors of a file, or what the file is instead
     weights.py          settings of an encoder from elsewhere
     encoder.py          the network that an evaluation starts from
     siamese.py          the online and the target network

@@ -9,6 +9,7 @@ torchvision's default initialisation unless a function's docstring names another
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,13 @@ from reproduce.messages import unknown
 
 if TYPE_CHECKING:
     from torch import nn
+
+SAME_TENSORS: Mapping[str, str] = {
+    "resnet18_3x3": "with max pooling, as in htdt/self-supervised",
+    "resnet18_cifar": "without max pooling, as in lightly's and SimCLR's networks for CIFAR",
+    "resnet18_cifar_pad2": "without max pooling and with a padding of 2, as in solo-learn's for CIFAR",
+}
+"""Differences of backbones whose tensors have the same names and shapes."""
 
 
 def build(name: str, seed: int | None = None) -> Any:
@@ -73,6 +81,29 @@ def resnet18_3x3() -> nn.Module:
     network = resnet18()
     network.conv1 = nn.Conv2d(3, 64, 3, 1, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def resnet18_cifar() -> nn.Module:
+    """Return a ResNet-18 for images of 32 px, with 512 features.
+
+    Its first convolution is 3x3 with stride 1, without max pooling after it (SimCLR, appendix B.9;
+    kuangliu/pytorch-cifar models/resnet.py). Its tensors are those of `resnet18_3x3`.
+    """
+    from torch import nn
+
+    network = resnet18_3x3()
+    network.maxpool = nn.Identity()
+    return network
+
+
+def resnet18_cifar_pad2() -> nn.Module:
+    """Return `resnet18_cifar` with a padding of 2 in its first convolution, with 512 features.
+
+    An image of 32 px then has features of 34 x 34 (vturrisi/solo-learn solo/methods/base.py).
+    """
+    network = resnet18_cifar()
+    network.conv1.padding = (2, 2)  # type: ignore[union-attr]
     return network
 
 

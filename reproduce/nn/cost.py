@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from reproduce.nn.heads import Heads
 
+SMALL_STEMS = {"resnet18_3x3": (2, 0), "resnet18_cifar": (1, 0), "resnet18_cifar_pad2": (1, 2)}
+"""ResNet-18 with a 3x3 stem: the reduction by max pooling, and the pixels that the padding adds."""
 FLOAT, COUNTER = 4, 8
 """Bytes of a float32, and of the counter of batches in each BatchNorm."""
 
@@ -32,6 +34,8 @@ class Network(NamedTuple):
     """A backbone as its convolutions; everything else is almost free."""
 
     layers: tuple[Conv, ...]
+    margin: int = 0
+    """Pixels that the padding of the first convolution adds to the side of its output."""
 
     @property
     def num_features(self) -> int:
@@ -53,9 +57,10 @@ class Network(NamedTuple):
 
         A multiply-add counts as two. The backward pass takes twice as many.
         """
+        side = size + self.margin
         return float(
             sum(
-                2 * conv.inputs * conv.outputs * (conv.kernel * -(-size // conv.reduction)) ** 2
+                2 * conv.inputs * conv.outputs * (conv.kernel * -(-side // conv.reduction)) ** 2
                 for conv in self.layers
             )
         )
@@ -75,14 +80,11 @@ def network(backbone: str) -> Network | None:
         return Network(
             (Conv(3, 16, 3, 2), *_basic(16, 16, 2, 1), *_basic(16, 32, 4, 2), *_basic(32, 64, 8, 2))
         )
-    if backbone in ("resnet18", "resnet18_3x3"):
-        wide = backbone == "resnet18"
-        return Network(
-            (
-                Conv(3, 64, 7, 2) if wide else Conv(3, 64, 3, 1),
-                *_stages((2, 2, 2, 2), 4 if wide else 2, bottleneck=False),
-            )
-        )
+    if backbone == "resnet18":
+        return Network((Conv(3, 64, 7, 2), *_stages((2, 2, 2, 2), 4, bottleneck=False)))
+    if backbone in SMALL_STEMS:
+        reduction, margin = SMALL_STEMS[backbone]
+        return Network((Conv(3, 64, 3, 1), *_stages((2, 2, 2, 2), reduction, bottleneck=False)), margin)
     if backbone == "resnet50":
         return Network((Conv(3, 64, 7, 2), *_stages((3, 4, 6, 3), 4, bottleneck=True)))
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.lazy import torch
@@ -40,7 +41,9 @@ def stages(backbone: nn.Module) -> list[Stage]:
     for part in parts:
         with torch.no_grad():
             features = part.eval()(features)  # eval mode leaves the running statistics unchanged
-        found.append(Stage(part, features.shape[1], SIDE // features.shape[2]))
+        # Strides are powers of two; a padding of the stem may add pixels to the side.
+        stride = 2 ** round(math.log2(SIDE / features.shape[2]))
+        found.append(Stage(part, features.shape[1], stride))
     for module, mode in modes.items():
         module.training = mode
     return found
@@ -58,5 +61,5 @@ def _parts(backbone: nn.Module) -> list[nn.Module]:
         return [stem, backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
     raise ValueError(
         f"A {type(backbone).__name__} has no stages to build a detector from; "
-        "resnet50, resnet18, resnet18_3x3 and small do."
+        "the ResNets of backbones.py and small do."
     )

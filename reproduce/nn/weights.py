@@ -20,7 +20,8 @@ class Weights(Settings, name="weights"):
     sha256: str = ""
     """SHA-256 of the file. If empty, the hash of the first download is recorded and enforced afterwards."""
     prefix: str = ""
-    """Prefix of the names of the backbone's tensors. If empty, the prefix under which the backbone fits."""
+    """Prefix of the names of the backbone's tensors, or some of its parts. If empty, the prefix under which
+    the backbone fits; if `.`, none."""
     size: Pixels = 224
     """Side in pixels of the images that it was trained on. Evaluations use images of this size."""
     resize: Pixels = 256
@@ -42,9 +43,11 @@ class Weights(Settings, name="weights"):
     def title(self) -> str:
         """Name in reports: the last two parts of the address, or the beginning of the file's SHA-256.
 
-        Releases share names such as `checkpoint_0099.pth.tar`, hence two parts.
+        Releases share names such as `checkpoint_0099.pth.tar`, hence two parts. A file with several networks
+        has a title for each.
         """
-        return "/".join(self.url.split("/")[-2:]) or f"file {self.sha256[:12]}"
+        place = f" ({self.prefix})" if self.prefix else ""
+        return "/".join(self.url.split("/")[-2:]) or f"file {self.sha256[:12]}{place}"
 
 
 GEOMETRY = ("size", "resize", "canvas", "mean", "std")

@@ -37,6 +37,7 @@ class AlignmentUniformity(Protocol, name="alignment"):
     """Factor t of the squared distance in the uniformity's Gaussian (ssnl/align_uniform)."""
 
     metrics = ("alignment", "uniformity", "alignment_features", "uniformity_features")
+    needs_projector = True
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return 2 * num_test

@@ -70,6 +70,9 @@ class NearestNeighbours(Protocol, name="knn"):
 
     metrics = ("top1",)
 
+    def check_for(self, dataset: Dataset, backbone: str) -> None:
+        self.check_count(self.k, f"k is {self.k}", dataset)
+
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test
 
@@ -112,6 +115,9 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
     def check(self) -> None:
         if not self.ks or len(set(self.ks)) < len(self.ks):
             raise ValueError(f"weighted_knn needs one or more different ks, not {self.ks}.")
+
+    def check_for(self, dataset: Dataset, backbone: str) -> None:
+        self.check_count(max(self.ks), f"ks is {self.ks}", dataset)
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test

@@ -27,6 +27,8 @@ class Protocol(Settings):
     """Class of data sets that the protocol runs on."""
     wants: ClassVar[str] = "one or more labels for each image"
     """Description of what such a data set provides, for error messages."""
+    needs_projector: ClassVar[bool] = False
+    """True if the encoder needs its projector and augmentation, which encoders from elsewhere lack."""
 
     @classmethod
     def accepts(cls, dataset: type[Settings]) -> bool:
@@ -84,6 +86,20 @@ class Protocol(Settings):
         Raises:
             ValueError: The protocol cannot. The message names what would work.
         """
+
+    @staticmethod
+    def check_count(needed: int, what: str, dataset: Dataset) -> None:
+        """Raise ValueError if the train split is known to have fewer than `needed` images.
+
+        Args:
+            what: the setting and its value, as the subject of a sentence.
+        """
+        known = dataset.num_images(dataset.train_split)
+        if known is not None and known < needed:
+            raise ValueError(
+                f"{what}, but the {dataset.train_split} split of {dataset.name} has {known} images: choose a "
+                "lower number with --set."
+            )
 
     def check_data(self, dataset: Any, site: Site, *, fetch: bool = True) -> None:
         """Check, before anything starts, that everything the protocol needs besides the images is available.

@@ -103,6 +103,9 @@ class SemiSupervised(Protocol, name="semi"):
     def requirement(self) -> str:
         return lists.KEY
 
+    def check_for(self, dataset: Dataset, backbone: str) -> None:
+        self.check_count(self.num_held_out + 1, f"num_held_out is {self.num_held_out}", dataset)
+
     def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
         dataset.check_subset(self.labels, site, fetch=fetch)
 

@@ -40,7 +40,7 @@ from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Progress, Watch
-from reproduce.settings import Count, Limits, Positive
+from reproduce.settings import Count, Limits, Positive, Settings
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class LinearSVM(Protocol, name="svm"):
     """Maximum number of the solver's passes over the images (train_svm_kfold.py)."""
 
     metrics = ("map",)
+    wants = "several labels for each image"
+
+    @classmethod
+    def accepts(cls, dataset: type[Settings]) -> bool:
+        return issubclass(dataset, Dataset) and dataset.multi_label
 
     def check(self) -> None:
         if not self.costs or len(set(self.costs)) < len(self.costs):
