@@ -194,7 +194,10 @@ class Site:
         from_environment = os.environ.get("MLFLOW_TRACKING_URI", "")
         given = from_environment or self.tracking_uri or f"sqlite:///{self.runs / 'mlflow.db'}"
         file = given.removeprefix("sqlite:///")
-        return given if file == given else f"sqlite:///{(Path.cwd() if from_environment else PROJECT) / file}"
+        if file == given:
+            return given
+        relative = from_environment and not Path(file).is_absolute()
+        return f"sqlite:///{(_current_folder() if relative else PROJECT) / file}"
 
     def without_places(self, text: str) -> str:
         """Return `text` with this machine's folders replaced by their names.
@@ -235,6 +238,13 @@ class Site:
         else:
             return self.data[key]
         raise NotFoundError(f"The data root '{key}' {problem}. Layout: {layout}. Get it: {source}.")
+
+
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:
+        raise InvalidError("The current folder was deleted: change to another one.") from None
 
 
 def site_file() -> Path:

@@ -413,6 +413,30 @@ def test_more_devices_than_there_are_end_in_one_line_and_code_2(options: tuple[s
     assert done.stderr.startswith("devices is 4, but only 2 GPUs can be used on this machine: ")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_missing_blocks_every_run_and_the_command_says_so(device: str, home: Home) -> None:
+    home.site_file.write_text(f'runs = "{home.runs}"\nreports = "{home.reports}"\ndevice = "{device}"\n')
+    said = f"The device is '{device}', but torch finds no GPU on this machine. 'auto' or 'cpu' would work.\n"
+    plan = home.invoke("table8", "--rows", "BYOL", "--dry-run", CUDA_VISIBLE_DEVICES="")
+    assert (plan.returncode, plan.stderr) == (0, "")
+    assert plan.stdout.startswith("blocked  ")
+    assert f"\n{said}2 runs: 2 blocked.\n" in plan.stdout
+    done = home.invoke("table8", "--rows", "BYOL", CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+@pytest.mark.slow
+def test_a_download_without_a_network_is_one_line(home: Home) -> None:
+    home.site_file.write_text(home.site_file.read_text() + f'[data]\nimagenette = "{home.folder}/data"\n')
+    done = home.invoke("download", "--dataset", "imagenette", https_proxy="http://127.0.0.1:9")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "imagenette cannot be fetched ([Errno 111] Connection refused). The same command tries again; "
+        "or get it by hand: https://github.com/fastai/imagenette.\n"
+    )
+
+
 def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -> None:
     home.reports.mkdir()
     (home.reports / "smoke").write_text("a file where a folder is to be")

@@ -19,6 +19,8 @@ from toys import SHARED
 from reproduce.data import coco2017, detection, voc, voc0712
 from reproduce.data.coco2017 import CATEGORIES, CATEGORY_IDS, CLASSES, COCO2017
 from reproduce.data.detection import Instance, Picture, pixels
+from reproduce.data.download import download
+from reproduce.data.synthetic_detection import SyntheticVOC0712
 from reproduce.data.voc0712 import VOC0712
 from reproduce.site import Site
 
@@ -665,3 +667,13 @@ def test_another_size_than_the_annotated_one_is_told(tmp_path):
         match=rf"^{file} has 8 x 6 pixels, but 6 x 8 in its annotation: boxes and masks would be misplaced",
     ):
         pixels(Picture(file, 1, 6, 8, ()))
+
+
+def test_a_complete_data_set_is_not_fetched_again(tmp_path: Path) -> None:
+    made = SyntheticVOC0712(num_trainval=20, num_test=20)
+    made.load(made.test_split, Site(runs=tmp_path))
+    root = made.folder(Site(runs=tmp_path))
+    before = sorted(root.rglob("*"))
+    said = download("voc0712", Site(data={"voc": root}))
+    assert said == f"voc0712 is complete in {root}: nothing was fetched."
+    assert sorted(root.rglob("*")) == before

@@ -118,6 +118,14 @@ def test_a_value_that_is_not_a_folder_is_refused(content: str, said: str, file: 
         sites.load()
 
 
+@pytest.mark.parametrize("device", ["mps", "gpu", "", "cuda:", "cuda:-1", "cuda:1 "])
+def test_a_device_that_runs_cannot_use_is_refused(device: str, file: Path) -> None:
+    file.write_text(f'device = "{device}"\n')
+    said = f"device is '{device}': auto, cpu, cuda or cuda:0, ... is expected."
+    with pytest.raises(InvalidError, match=refused(said)):
+        sites.load()
+
+
 @pytest.mark.parametrize("key", ["runs", "reports"])
 @pytest.mark.parametrize("inside", ["", "/below/it"])
 def test_a_file_in_the_place_of_a_folder_is_named(key: str, inside: str, file: Path, tmp_path: Path) -> None:
