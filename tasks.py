@@ -74,6 +74,7 @@ def evaluate(c: Context, options: given.EvaluateOptions) -> None:
 @command()
 def status(c: Context) -> None:
     """List the store's runs and their states: running, finished, failed, interrupted or queued."""
+    from reproduce.commands import verify
     from reproduce.runs.claims import Claims
 
     site, opened = store()
@@ -84,6 +85,8 @@ def status(c: Context) -> None:
         for row in opened.status():
             if row.state == "finished" or row.spec_id not in queued:
                 print(row)
+        for line in verify.recalled(site, opened):
+            print(line)
 
 
 @command(given.TableOptions, "table", "row", "column", "scale", "seeds", "set")
@@ -93,9 +96,9 @@ def why(c: Context, options: given.TableOptions) -> None:
 
     request = options.request()
     request.build()
-    _, opened = store()
+    site, opened = store()
     with one_line(ConnectionError):
-        for line in why.why(request, opened):
+        for line in why.why(request, opened, site):
             print(line)
 
 
@@ -118,15 +121,42 @@ def settings(c: Context, options: given.TableOptions) -> None:
     print("\n".join(reference.lines(options.table, options.scale)))
 
 
+@command(given.RedoOptions, "run", "rows", "columns", "scale", "seeds", "set", "only", "dry_run")
+def redo(c: Context, options: given.RedoOptions) -> None:
+    """Have a finished run, and the evaluations of its encoder, executed again by the next command."""
+    from reproduce.commands import redo
+
+    request, (site, opened) = options.request(), store()
+    with one_line(ConnectionError, OSError):
+        if request is None:
+            chosen = redo.choose(options.run, site, opened, only=options.only)
+        else:
+            chosen = redo.choose_rows(request, site, opened, only=options.only)
+        print("\n".join(chosen.lines()), flush=True)
+        if not (options.dry_run or c.config.run.dry):
+            print("\n".join(redo.mark(chosen, site, opened)))
+
+
+@command()
+def verify(c: Context) -> None:
+    """Check records, encoders and reports; print each fault, which status repeats, and exit with 1."""
+    from reproduce.commands import verify
+
+    with one_line(ConnectionError, OSError):
+        found = verify.verify(*store())
+    print("\n".join(found.lines()))
+    finish(found.code)
+
+
 @command(given.GcOptions)
 def gc(c: Context, options: given.GcOptions) -> None:
-    """List files and records that no table and no finished run refers to; --delete removes them."""
+    """List old files and records that no table and no finished run refers to; --delete removes them."""
     from reproduce.commands import gc
 
     site, opened = store()
-    delete = options.delete and not c.config.run.dry
+    delete, older_than = options.delete and not c.config.run.dry, options.seconds()
     with one_line(ConnectionError, OSError):
-        found = gc.find(site, opened)
+        found = gc.find(site, opened, older_than)
         lines, num_left = gc.remove(found) if delete else (list(found.lines()), 0)
     print("\n".join(lines))
     finish(1 if num_left else 0)
@@ -220,7 +250,7 @@ def module(name: str, *arguments: str) -> None:
 
 TABLES = [table_task(path.stem, part) for path in FILES for part in parts(path)]
 MAKE = [tables, reports, evaluate, status, why, diff, settings]
-KEEP = [gc, export, receive, doctor, ui, download, docs, test, bench]
+KEEP = [redo, verify, gc, export, receive, doctor, ui, download, docs, test, bench]
 namespace = Collection(*TABLES, *MAKE, *KEEP)
 invoke.main.program.__class__ = CommandLine  # `invoke` creates its program before it reads this file
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from reproduce.data import inventory
 from reproduce.data.dataset import Dataset
 from reproduce.nn import distributed
 from reproduce.nn.encoder import Encoder
@@ -18,16 +21,19 @@ def evaluate(
     """Run the protocol of `spec` and return what it measures. Accuracies are fractions.
 
     Args:
-        watch: receives progress, and facts about the run: the digests of the data and of the encoder.
+        watch: receives progress, and facts about the run: the digests of the data and of the encoder, and the
+            number of images of each split.
 
     Raises:
         ValueError: The data do not fit the protocol.
     """
     dataset = spec.dataset
     if distributed.main_process():
-        # Annotations of objects take long to read, so detection tags their digests when it reads them.
+        facts = {"encoder_digest": encoder.digest}
+        # Annotations of objects take long to read, so detection records its data when it reads them.
         if isinstance(dataset, Dataset):
             for split in (dataset.train_split, dataset.test_split):
-                watch.tag_data(split, dataset.load(split, site).digest)
-        watch.record.tag("encoder_digest", encoder.digest)
+                facts |= inventory.load(dataset, split, site)[1].tags(split)
+        watch.record.facts(facts)
+        watch = replace(watch, about=inventory.contents(facts))
     return spec.protocol.run(encoder, dataset, site, device, spec.seed, watch)

@@ -1,14 +1,31 @@
-"""Texts for users: one line for each mistake; counts, durations and sizes in words."""
+"""Texts for users: one line for each mistake, without secrets; counts, durations and sizes in words."""
 
 from __future__ import annotations
 
+import base64
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 LONGEST = 500
 """Maximum number of characters of a reason."""
+HIDDEN = "***"
+"""Sign in place of a secret."""
+ADDRESS = re.compile(r"\w[\w+.-]*://[^\s'\"<>`]+")
+"""An address in a text."""
+SECRET_OPTION = re.compile(
+    r"(?<=[?&;])([^=&;#\s]*(?:pass|pwd|token|secret|key|auth|sig|cred)[^=&;#\s]*=)([^&;#\s'\"<>`]*)",
+    re.IGNORECASE,
+)
+"""An option of an address, such as `?password=...`, and its secret value."""
+SHORTEST_SECRET = 4
+"""Minimum characters of a secret that is hidden without its address: a shorter one is in every text."""
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line breaks, signs that reverse the direction of text, and halves of characters."""
 
 
 class UserError(Exception):
@@ -32,7 +49,8 @@ def reason_of(error: BaseException) -> str:
     text = first_line(error)
     if not text:
         return type(error).__name__
-    return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:LONGEST]
+    text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return without_secrets(text)[:LONGEST]
 
 
 def first_line(error: BaseException) -> str:
@@ -49,6 +67,64 @@ def from_here(text: str) -> str:
     return re.sub(rf"(?<![\w./-]){re.escape(here)}/(?=.)", "", text) if here != "/" else text
 
 
+def unprintable(text: str) -> str:
+    """Return the first character of a text that would garble a terminal or a report, or "" if none would."""
+    found = UNPRINTABLE.search(text)
+    return found[0] if found else ""
+
+
+def public(address: str) -> str:
+    """Return an address as texts show it: without user and password, and with `***` for secret options."""
+    login = _login(address)
+    start = address.find("://") + 3 if "://" in address else 0
+    return SECRET_OPTION.sub(rf"\1{HIDDEN}", address[:start] + address[start + len(login) :])
+
+
+def without_secrets(text: str, address: str = "", *secrets: str) -> str:
+    """Return a text in which every address is public, and every secret is `***`.
+
+    Args:
+        address: address whose password is hidden wherever it stands, as written, decoded or encoded.
+        secrets: further secrets.
+    """
+    login = _login(address).removesuffix("@")
+    user, _, password = login.partition(":")
+    known = {password or (login if address.startswith("http") else ""), *secrets}
+    known |= {found[2] for found in SECRET_OPTION.finditer(address)}
+    forms = {form for secret in known for form in _forms(secret)}
+    if password:
+        forms.add(base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode())
+    if public(address) != address:
+        text = text.replace(address, public(address))
+    text = ADDRESS.sub(lambda found: public(found[0]), text)
+    for form in sorted(forms, key=len, reverse=True):
+        if len(form) >= SHORTEST_SECRET:
+            text = text.replace(form, HIDDEN)
+    return text
+
+
+def _login(address: str) -> str:
+    """Return the user and the password of an address, with the @ that follows; empty if it has none.
+
+    A password may contain characters that an address must encode.
+    """
+    rest = address.partition("://")[2] if "://" in address else address
+    authority = re.match(r"[^/?#]*", rest)
+    end = authority.end() if authority else 0
+    if "@" in rest[:end]:
+        return rest[: rest.rindex("@", 0, end) + 1]
+    unencoded = ":" in rest[:end] and not rest.startswith("[")
+    return rest[: rest.rindex("@") + 1] if unencoded and "@" in rest else ""
+
+
+def _forms(secret: str) -> set[str]:
+    """Return a secret as written, decoded and encoded, and each of these in quotes."""
+    decoded = {secret, unquote(secret), unquote_plus(secret)}
+    encode: tuple[Callable[[str], str], ...] = (quote, partial(quote, safe=""), quote_plus)
+    forms = decoded | {encoded(form) for form in decoded for encoded in encode}
+    return forms | {repr(form)[1:-1] for form in forms}
+
+
 def unknown(kind: str, asked: str, known: Iterable[str]) -> str:
     """Return one line for a name that does not exist: the name, the nearest one, and all that exist."""
     known = list(known)
@@ -60,6 +136,11 @@ def unknown(kind: str, asked: str, known: Iterable[str]) -> str:
 def counted(number: int, word: str) -> str:
     """Return a number of things: `1 run`, `2 runs`."""
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def grouped(number: int) -> str:
+    """Return a number with its digits in groups of three: `9 469`."""
+    return f"{number:,}".replace(",", " ")
 
 
 def clock(seconds: float) -> str:

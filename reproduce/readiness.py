@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from reproduce.data.dataset import Dataset
-from reproduce.data.detection import DetectionDataset
-from reproduce.messages import NotFoundError, UserError, unknown
+from reproduce.data import inventory
+from reproduce.data.inventory import AnyDataset
+from reproduce.data.sources import shown
+from reproduce.messages import NotFoundError, UserError, grouped, unknown
 from reproduce.nn import distributed
 from reproduce.plan import Job
 from reproduce.protocols.protocol import Protocol
+from reproduce.report.counts import splits
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
@@ -21,15 +23,21 @@ class RefusedError(UserError):
     """The request cannot be started on this machine; the message names what would work."""
 
 
-def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str, Blocked]:
+def blocked(
+    todo: Sequence[Job], site: Site, *, fetch: bool = True, counts: Counts | None = None
+) -> dict[str, Blocked]:
     """Return the runs of `todo` that cannot start, each with the reason.
 
-    A run is blocked if it lacks something, if it needs a blocked run, or if only blocked runs need it.
+    A run is blocked if it lacks something, if it needs a blocked run, or if only blocked runs need it. What a
+    worker would refuse before its first step is found here, as far as settings, site and numbers of images
+    decide it.
 
     Args:
         todo: the runs, upstream first.
         fetch: see `missing`.
+        counts: numbers of images that the caller needs too.
     """
+    counts = counts or Counts(site)
     wanted = {
         job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None)
         for job in todo
@@ -38,8 +46,10 @@ def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str,
         each: next(missing(*each, site, fetch=fetch), None) for each in dict.fromkeys(wanted.values())
     }
     found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
-    for problem_of in (_uneven, _no_gpu):
-        found = {job.spec.id: Blocked(problem) for job in todo if (problem := problem_of(job, site))} | found
+    others = (
+        (job, _problem_of_devices(job, site) or counts.problem(job.spec, job.request.scale)) for job in todo
+    )
+    found = {job.spec.id: Blocked(other) for job, other in others if other} | found
     for job in todo:
         for needed in job.spec.needs():
             if needed.id in found:
@@ -51,6 +61,10 @@ def blocked(todo: Sequence[Job], site: Site, *, fetch: bool = True) -> dict[str,
         spec_id: Blocked(found[first].problem, f"every run that needs it is blocked: run {first}")
         for spec_id, first in vain.items()
     }
+
+
+def _problem_of_devices(job: Job, site: Site) -> Missing | None:
+    return _uneven(job, site) or _no_gpu(job, site) or _imprecise(job, site)
 
 
 def _uneven(job: Job, site: Site) -> Missing | None:
@@ -75,6 +89,86 @@ def _no_gpu(job: Job, site: Site) -> Missing | None:
     except UserError as error:
         return Missing("GPU", str(error))
     return None
+
+
+def _imprecise(job: Job, site: Site) -> Missing | None:
+    """Return the problem of a precision that the site's devices do not support, or None."""
+    if not isinstance(job.spec, Pretrain) or job.spec.precision == "float32":
+        return None
+    if launcher(site).device(site)[0] == "GPU":
+        return None
+    return Missing(
+        f"a GPU for {job.spec.precision}",
+        f"Pretraining in {job.spec.precision} needs a GPU, which runs do not have here: use one, or "
+        "--set precision=float32.",
+    )
+
+
+class Counts:
+    """Numbers of images of the splits that are here, each counted once."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._known: dict[str, int | str | None] = {}
+
+    def of(self, dataset: AnyDataset, split: str) -> int | str | None:
+        """Return the number of images of a split, why it cannot be read, or None if images are generated."""
+        key = inventory.key(dataset, split, self._site)
+        if key not in self._known:
+            try:
+                self._known[key] = inventory.count(dataset, split, self._site)
+            except (UserError, OSError) as error:
+                self._known[key] = in_words(error)
+        return self._known[key]
+
+    def problem(self, spec: Spec, scale: str) -> Missing | None:
+        """Return the problem of a run whose splits cannot be read or are too small, or None.
+
+        At paper scale, splits must have exactly the published images.
+        """
+        dataset = spec.dataset
+        for split in splits(spec):
+            found = self.of(dataset, split)
+            if isinstance(found, str):
+                return Missing(dataset.name, found)
+            if scale == "paper" and (phrase := self.shortfall(dataset, split)):
+                return Missing(
+                    dataset.name,
+                    f"At paper scale the data must be as published, but the root has {phrase}: "
+                    "complete it, or use another scale.",
+                )
+            least, setting = _least_images(spec, split)
+            if found is not None and found < least:
+                return Missing(
+                    "enough images",
+                    f"{setting} needs at least {grouped(least)} images, but {dataset.name}'s {split} split "
+                    f"has {grouped(found)}: set a smaller one with --set {setting}.",
+                )
+        return None
+
+    def shortfall(self, dataset: AnyDataset, split: str) -> str:
+        """Return a phrase about a split that has not exactly the published images; otherwise empty."""
+        found = self.of(dataset, split)
+        return inventory.shortfall(dataset, split, found if isinstance(found, int) else None)
+
+    def shortfalls(self, specs: Iterable[Spec]) -> list[str]:
+        """Return these phrases for all splits that the runs read."""
+        found = dict.fromkeys(self.shortfall(spec.dataset, split) for spec in specs for split in splits(spec))
+        return [phrase for phrase in found if phrase]
+
+
+def _least_images(spec: Spec, split: str) -> tuple[int, str]:
+    """Return the least number of images of a split that a run needs, and the setting that decides it."""
+    if isinstance(spec, Pretrain):
+        return spec.batch_size, "batch_size"
+    return spec.protocol.least_images if split == spec.dataset.train_split else (1, "")
+
+
+def in_words(error: Exception) -> str:
+    """Return why something cannot be read, as one sentence; an OSError names a file and a cause."""
+    if isinstance(error, UserError) or not isinstance(error, OSError):
+        return str(error)
+    return f"{shown(error.filename or 'A folder of the data')} cannot be read ({error.strerror or error})."
 
 
 def in_vain(specs: Sequence[Spec], blocked: Container[str]) -> dict[str, str]:
@@ -117,7 +211,7 @@ class Blocked(NamedTuple):
 
 
 def missing(
-    dataset: Dataset | DetectionDataset, protocol: Protocol | None, site: Site, *, fetch: bool = True
+    dataset: AnyDataset, protocol: Protocol | None, site: Site, *, fetch: bool = True
 ) -> Iterator[Missing]:
     """Yield what a run on `dataset` by `protocol` lacks on this machine, checked one by one.
 
@@ -127,12 +221,12 @@ def missing(
     try:
         dataset.check_root(site)
     except (UserError, OSError) as error:
-        yield Missing(dataset.name, str(error))
+        yield Missing(dataset.name, in_words(error))
     if protocol is not None:
         try:
             protocol.check_data(dataset, site, fetch=fetch)
         except (UserError, OSError) as error:
-            yield Missing(protocol.requirement or protocol.name, str(error))
+            yield Missing(protocol.requirement or protocol.name, in_words(error))
 
 
 def launcher(site: Site) -> Any:

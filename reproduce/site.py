@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from reproduce.messages import InvalidError, NotFoundError, unknown
+from reproduce.messages import InvalidError, NotFoundError, public, unknown, without_secrets
 
 PROJECT = Path(__file__).resolve().parent.parent
 ASKED_BY = ("gpus-per-node", "gres", "none")
@@ -28,6 +28,8 @@ KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "Path": ((str,), "a path in quotes"),
 }
 """Types of a value in the site file, and their description, by the type of its field."""
+SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""Environment variables that contain a secret of the tracking server."""
 EARLIEST = 60
 """Maximum number of seconds by which Slurm may send the signal too early (sbatch(1), --signal)."""
 
@@ -186,21 +188,31 @@ class Site:
 
     @property
     def store(self) -> str:
-        """Tracking URI in force.
+        """Tracking URI in force, which may contain a password: texts show `public_store`.
 
         The relative path of a sqlite file is resolved against the project's folder, or against the current
         folder if the environment names the file.
         """
-        from_environment = os.environ.get("MLFLOW_TRACKING_URI", "")
-        given = from_environment or self.tracking_uri or f"sqlite:///{self.runs / 'mlflow.db'}"
+        from_environment = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+        given = from_environment or self.tracking_uri.strip() or f"sqlite:///{self.runs / 'mlflow.db'}"
         file = given.removeprefix("sqlite:///")
         if file == given:
             return given
         relative = from_environment and not Path(file).is_absolute()
         return f"sqlite:///{(_current_folder() if relative else PROJECT) / file}"
 
+    @property
+    def public_store(self) -> str:
+        """Tracking URI in force as texts show it."""
+        return public(self.store)
+
+    def without_secrets(self, text: str) -> str:
+        """Return `text` without the password of the tracking store, in any form."""
+        secrets = [os.environ.get(name, "") for name in SECRETS]
+        return without_secrets(text, self.store, *secrets)
+
     def without_places(self, text: str) -> str:
-        """Return `text` with this machine's folders replaced by their names.
+        """Return `text` without secrets, and with this machine's folders replaced by their names.
 
         A report names no machine, so it is the same on the next one.
         """
@@ -208,13 +220,16 @@ class Site:
             str(self.runs): "runs",
             str(self.reports): "reports",
         }
-        names |= {self.store: "the tracking store", str(site_file()): site_file().name, str(PROJECT): "."}
+        store = dict.fromkeys((self.public_store, self.public_store.rstrip("/")), "the tracking store")
+        names |= store | {str(site_file()): site_file().name, str(PROJECT): "."}
         if self.detectron2:
             names[str(self.detectron2)] = "<detectron2>"
         # The innermost folder first.
         places = sorted((place for place in names if len(place) > 1), key=len, reverse=True)
         return re.sub(
-            rf"(?<![\w.-])({'|'.join(map(re.escape, places))})(?![\w-])", lambda found: names[found[1]], text
+            rf"(?<![\w.-])({'|'.join(map(re.escape, places))})(?![\w-])",
+            lambda found: names[found[1]],
+            self.without_secrets(text),
         )
 
     def root(self, key: str, layout: str, source: str, holds: Iterable[str] = ()) -> Path:
@@ -442,5 +457,5 @@ def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
     """
     wanted, words = KINDS[kind]
     if not isinstance(value, wanted) or isinstance(value, bool):
-        raise InvalidError(f"{path}: {key} is {value!r}: {words} is expected.")
+        raise InvalidError(f"{path}: {key} is {without_secrets(repr(value))}: {words} is expected.")
     return value

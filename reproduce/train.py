@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from reproduce.data import views
+from reproduce.data import inventory, views
 from reproduce.data.images import Batch, Images, batches
+from reproduce.data.inventory import Inventory
 from reproduce.messages import InvalidError
 from reproduce.methods.method import Part
 from reproduce.nn import backbones, collapse, distributed, schedules, seeds
@@ -69,7 +70,7 @@ def pretrain(
     """
     # Set up: check the settings against the images and this machine, build the network and the optimiser.
     method, dataset = spec.method, spec.dataset
-    images = dataset.load(dataset.pretrain_split, site)
+    images, found = inventory.load(dataset, dataset.pretrain_split, site, main=distributed.main_process())
     if spec.precision == "bfloat16" and device.type == "cpu":
         raise InvalidError("precision is bfloat16, which needs a GPU: on a CPU, --set precision=float32.")
     steps_per_epoch = len(images) // spec.batch_size
@@ -86,8 +87,7 @@ def pretrain(
     num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
     peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)
 
-    digest = images.digest if distributed.main_process() else ""
-    record.tag("data_digest", digest)
+    record.facts(found.tags())
     network, optimizer = start(spec, device)
     meter = Meter()
 
@@ -95,7 +95,7 @@ def pretrain(
     first_epoch, first_index, measured = 0, 0, dict[str, float]()
     saved = checkpoint.latest(folder)
     if saved is not None:
-        if distributed.main_process() and saved["data"] != digest:
+        if distributed.main_process() and _other_images(saved, found):
             raise InvalidError(
                 f"The checkpoint in {folder} was trained on other images than those of {dataset.name}: "
                 "remove it to start from scratch."
@@ -140,7 +140,7 @@ def pretrain(
                 due = last and ((epoch + 1) % site.checkpoint_every == 0 or epoch + 1 == spec.epochs)
                 if due or stopping:
                     done = (epoch + 1, 0) if last else (epoch, index + 1)
-                    state = _state(network, optimizer, meter, *done, measured, digest)
+                    state = _state(network, optimizer, meter, *done, measured, found)
                     if distributed.main_process():
                         hold()
                         record.flush()  # a resumed run does not repeat the measurements before its checkpoint
@@ -156,6 +156,12 @@ def pretrain(
         hold()
         encoder_of(spec, online).save(folder)
     return measured
+
+
+def _other_images(saved: Mapping[str, Any], found: Inventory) -> bool:
+    """Return whether a checkpoint was trained on other images, or on other content where both are known."""
+    before, now = saved.get("content", ""), found.content  # older checkpoints have only the digest
+    return bool(saved["data"] != found.digest or (before and now and before != now))
 
 
 def build_network(spec: Pretrain) -> Any:
@@ -376,7 +382,7 @@ def _state(
     epoch: int,
     step: int,
     measured: dict[str, float],
-    digest: str,
+    found: Inventory,
 ) -> dict[str, Any]:
     """Return what a run needs to resume after `epoch` epochs and `step` steps of the next.
 
@@ -390,6 +396,7 @@ def _state(
         "epoch": epoch,
         "step": step,
         "measured": measured,
-        "data": digest,
+        "data": found.digest,
+        "content": found.content,
         "commit": environment.code()[0],
     }

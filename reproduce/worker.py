@@ -91,6 +91,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
     """
     from reproduce.nn import distributed
     from reproduce.runs import checkpoint
+    from reproduce.tracking.reuse import Reuse, choose
     from reproduce.tracking.store import Store
 
     folder = site.runs / spec.id
@@ -98,17 +99,17 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
     main = distributed.rank() == 0
     with _owned(folder, spec.id, site, main, job) as held:
         store = Store(site, retry_seconds=RETRY_SECONDS)
-        if distributed.agreed(main and bool(store.finished([spec.id]))):
+        found = choose(store, [spec], site) if main else Reuse()
+        if distributed.agreed(spec.id in found.finished):
             if held:
                 held.finished()
             return
-        needed = store.finished([other.id for other in spec.needs()])
+        needed = found.finished
         for other in spec.needs():
-            if other.id not in needed:
-                raise NotFoundError(
-                    f"Run {spec.id} needs run {other.id}, which is not finished in {site.store}."
-                )
-        parent = needed[spec.needs()[0].id].run_id if spec.needs() else None
+            if not distributed.agreed(other.id in needed):
+                why = found.changed.get(other.id, f"it is not finished in {site.public_store}")
+                raise NotFoundError(f"Run {spec.id} needs run {other.id}, which it cannot use: {why}.")
+        parent = needed[spec.needs()[0].id].run_id if spec.needs() and main else None
         with store.start(spec, scale=scale, parent_run_id=parent, hold=held) if main else _nothing() as run:
             reporter = _Reporter(spec.id, events, held)
 
@@ -116,7 +117,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
                 return _encoder(of, needed, store, site, device, watch)
 
             try:
-                metrics = _measured(spec, site, device, run, reporter, held, encoder)
+                metrics = _measured(spec, site, device, run, reporter, held, encoder, needed)
             except (Interrupted, RuntimeError) as error:  # RuntimeError: another process is gone
                 if main and (reason := _failed_elsewhere(folder)):
                     raise RuntimeError(reason) from error
@@ -136,6 +137,7 @@ def _measured(
     reporter: Callable[[Progress], None],
     held: Held | None,
     encoder: Callable[[Pretrain | Weights, Watch], Encoder],
+    needed: Mapping[str, Finished],
 ) -> dict[str, float]:
     """Train or evaluate, and return the final values.
 
@@ -144,13 +146,22 @@ def _measured(
     Args:
         run: record of the measurements; None in all processes but the first.
         encoder: function that returns the encoder of an evaluation.
+        needed: the finished runs that the spec needs.
     """
     from reproduce.nn import distributed
     from reproduce.nn.encoder import FILE
+    from reproduce.tracking.reuse import attempted
+    from reproduce.tracking.tags import TRAINED
 
     folder, record, hold = site.runs / spec.id, run or Silent(), held.check if held else lambda: None
     kept = journal.kept_result(folder, spec.id) if distributed.main_process() else None
     if isinstance(spec, Pretrain) and not (folder / FILE).exists():
+        kept = None
+    # The data may have changed since the earlier attempt, and another run may have replaced the encoder.
+    if kept and (
+        attempted(spec, kept.facts, needed, site)
+        or kept.facts.get(TRAINED, "") not in ("", _digest_of_encoder(folder))
+    ):
         kept = None
     commit = environment.code()[0]
     if kept and kept.commit != commit:
@@ -168,10 +179,38 @@ def _measured(
         metrics = evaluate(spec, encoder(spec.encoder, watch), site, device, watch)
     if run and held:
         held.check()
-        journal.keep_result(folder, spec.id, kept or Result(metrics, commit))
+        trained = {TRAINED: _digest_of_encoder(folder)} if isinstance(spec, Pretrain) else {}
+        journal.keep_result(folder, spec.id, kept or Result(metrics, commit, run.recorded | trained))
         if isinstance(spec, Pretrain):
             run.artifact(folder / FILE)
+            run.facts(trained)
     return metrics
+
+
+def _digest_of_encoder(folder: Path) -> str:
+    """Return the digest of the encoder in a run's folder, as its file names it; empty without one."""
+    from reproduce.nn.encoder import FILE
+    from reproduce.runs import checkpoint
+
+    try:
+        with (folder / FILE).open("rb") as file:
+            return checkpoint.metadata(file).get(checkpoint.DIGEST, "")
+    except (OSError, ValueError):
+        return ""
+
+
+def _is_of_another(folder: Path, wanted: Finished, store: Store) -> bool:
+    """Return whether the encoder in a run's folder is that of another run with the same settings.
+
+    The settings were executed more than once if their data changed in between.
+    """
+    from reproduce.tracking.tags import TRAINED
+
+    found = _digest_of_encoder(folder)
+    if TRAINED in wanted.facts:
+        return found not in ("", wanted.facts[TRAINED])
+    others = store.every_finished([wanted.spec_id])[wanted.spec_id]
+    return any(found and each.facts.get(TRAINED) == found for each in others)
 
 
 def _failed_elsewhere(folder: Path) -> str:
@@ -202,13 +241,14 @@ def _encoder(
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:
         with filelock.FileLock(folder / "fetch.lock"):
-            if not (folder / FILE).exists():
+            if not (folder / FILE).exists() or _is_of_another(folder, needed[spec.id], store):
                 try:
                     fetched = store.download(needed[spec.id].run_id, FILE, folder / "fetched")
                 except LookupError:
                     raise NotFoundError(
                         f"The encoder of run {spec.id} is neither on this machine nor in the tracking store. "
-                        "If the run was imported, import an archive that was exported with --encoders."
+                        f"`invoke redo {spec.id}` has it trained again by the next command. If the run was "
+                        "imported, import an archive that was exported with --encoders instead."
                     ) from None
                 fetched.replace(folder / FILE)
     distributed.agreed(True)  # the other processes wait for the file
@@ -305,7 +345,7 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
     send(events, "started", spec_id)
     try:
         order = loads(request)
-        with _logged(folder):
+        with _logged(folder, site):
             perform(find(order, spec_id), order.scale, site, events, job)
     except (BusyError, LostError):
         send(events, "busy", spec_id)
@@ -316,7 +356,7 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
         send(events, "failed", spec_id, reason=reason or f"interrupted: {error}")
         return FAILED if reason else INTERRUPTED
     except Exception as error:
-        reason = reason_of(error)
+        reason = site.without_secrets(reason_of(error))
         if events is None:
             (folder / FAILURE).write_text(reason, encoding="utf-8")
         send(events, "failed", spec_id, reason=reason)
@@ -354,7 +394,7 @@ def _leash(leash: TextIO) -> None:
 
 
 @contextmanager
-def _logged(folder: Path) -> Iterator[None]:
+def _logged(folder: Path, site: Site) -> Iterator[None]:
     """Send standard error to the run's log inside the block, and the traceback of a failure too."""
     folder.mkdir(parents=True, exist_ok=True)
     console = os.dup(2)
@@ -365,7 +405,7 @@ def _logged(folder: Path) -> Iterator[None]:
         except (BusyError, SystemExit):
             raise  # the log belongs to the run's owner
         except BaseException:
-            traceback.print_exc()
+            sys.stderr.write(site.without_secrets(traceback.format_exc()))
             raise
         finally:
             sys.stderr.flush()

@@ -13,6 +13,7 @@ import shutil
 import signal
 import stat
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 import torch
 from conftest import Home
 from invoke import Context, Exit
-from toys import ended
+from toys import backbone, ended
 
 import tasks
 from reproduce.commands import archive
@@ -59,7 +60,7 @@ def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
         run.tag("data_digest", "d" * 64)
         if isinstance(spec, Pretrain):
             path = store._site.runs / spec.id / FILE
-            tensors = {"backbone.w": torch.full((3, 2), float(spec.method.num_views))}
+            tensors = backbone(spec)
             run.artifact(checkpoint.save_encoder(path, tensors, spec_id=spec.id))
         run.finish(final)
     return run.run_id
@@ -142,7 +143,7 @@ def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, orig
         "1 table added to the reports at smoke."
     )
     assert received.code == 0
-    assert {path.name for path in site.reports.glob("smoke/*")} == {
+    assert {path.name for path in site.reports.glob("smoke/[!.]*")} == {
         "index.html",
         *(f"table4.{kind}" for kind in archive.render.FORMATS),
     }
@@ -194,7 +195,8 @@ def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
     assert child.data.tags["mlflow.parentRunId"] == found[EVALUATIONS[0].encoder.id].run_id
     assert {row.state for row in store.status()} == {"finished"}
     for spec in (FIRST, SECOND):
-        assert list(checkpoint.load_encoder(site.runs / spec.id / FILE, spec_id=spec.id)) == ["backbone.w"]
+        found = checkpoint.load_encoder(site.runs / spec.id / FILE, spec_id=spec.id)
+        assert checkpoint.digest(found) == checkpoint.digest(backbone(spec))
 
 
 def test_the_same_runs_give_the_same_bytes_here_and_after_an_import(
@@ -405,7 +407,9 @@ def zipped(
     return file
 
 
-RECORD = f"runs/{EVALUATIONS[0].id}/record.json"
+RECORD = EVALUATION = f"runs/{EVALUATIONS[0].id}/record.json"
+ENCODER = f"runs/{FIRST.id}/{FILE}"
+NOW = 1_700_000_000_000
 UPSTREAM = f"runs/{EVALUATIONS[0].encoder.id}/record.json"
 
 
@@ -418,6 +422,34 @@ def edited(content: Members, name: str, change: Callable[[Any], Any]) -> Members
 def settings(record: Any) -> Any:
     record["settings"]["seed"] = 7
     return record
+
+
+def changed(**fields: Any) -> Callable[[Members], Members]:
+    """Return a change of fields of a record."""
+    return lambda content: listed(edited(content, RECORD, lambda record: record | fields))
+
+
+def tagged(**tags: str) -> Callable[[Any], Any]:
+    return lambda record: record | {"tags": record["tags"] | tags}
+
+
+def tag(**tags: str) -> Callable[[Members], Members]:
+    """Return a change of tags of an evaluation's record."""
+    return lambda content: listed(edited(content, EVALUATION, tagged(**tags)))
+
+
+def cores(record: Any) -> Any:
+    return record | {"environments": {"environment.json": {"cores": "many"}}}
+
+
+def nested(levels: int) -> Any:
+    return {"inside": nested(levels - 1)} if levels else {}
+
+
+def encoder(tensors: dict[str, torch.Tensor]) -> bytes:
+    """Return an encoder of the first run with any tensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        return checkpoint.save_encoder(Path(folder) / FILE, tensors, spec_id=FIRST.id).read_bytes()
 
 
 def version(manifest: Any) -> Any:
@@ -487,7 +519,7 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
     ),
     "an encoder of another run": (
         lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": c[f"runs/{SECOND.id}/{FILE}"]}),
-        f"is the encoder of run {SECOND.id}",
+        f"it is the encoder of run {SECOND.id}",
     ),
     "no encoder": (
         lambda c: listed(c | {f"runs/{FIRST.id}/{FILE}": b"x" * 99}),
@@ -497,9 +529,74 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
         lambda c: listed(c | {RECORD.replace("record.json", FILE): b""}),
         f"no record of a pretraining run {EVALUATIONS[0].id}",
     ),
-    "a report of another version": (
-        lambda c: listed(c | {"reports/smoke/table4.json": b"{}"}),
-        "is not a report that this version wrote",
+    "other values in an encoder": (
+        lambda c: listed(c | {ENCODER: c[ENCODER][:-1] + bytes([c[ENCODER][-1] ^ 1])}),
+        "its values do not match its digest",
+    ),
+    "an encoder of another shape": (
+        lambda c: listed(c | {ENCODER: encoder({"backbone.w": torch.ones(2)})}),
+        f"it is not a {FIRST.backbone}",
+    ),
+    "an encoder that is not the evaluated one": (
+        lambda c: listed(edited(c, EVALUATION, tagged(encoder_digest="e" * 64))),
+        "evaluated another encoder than that of run",
+    ),
+    "a report without its numbers": (
+        lambda c: listed(without(c, "reports/smoke/table4.json")),
+        r"it contains a report of table4, but not reports/smoke/table4\.json",
+    ),
+    "two tables of one name": (
+        lambda c: listed(c | {"reports/smoke/TABLE4.json": c["reports/smoke/table4.json"]}),
+        "differ from table4 only in capital letters",
+    ),
+    "an index that is a table": (
+        lambda c: listed(c | {"reports/smoke/index.json": c["reports/smoke/table4.json"]}),
+        "is not a name of a report",
+    ),
+    "a name that no disk takes": (
+        lambda c: listed(c | {f"reports/smoke/{'x' * 300}.md": b"x"}),
+        "is not a name of a report",
+    ),
+    "no digest": (
+        lambda c: c | {"manifest.json": c["manifest.json"].replace(b'"sha256": "', b'"sha256": "x', 1)},
+        "has no digest of",
+    ),
+    "a name twice": (
+        lambda c: listed(c | {RECORD: c[RECORD].replace(b"{", b'{"name": "x",', 1)}),
+        "is not JSON \\(a name is there twice",
+    ),
+    "a time that is no time": (changed(started=99_999_999_999_999_999), "in place of a time"),
+    "a time before 1970": (changed(started=-1), "in place of a time"),
+    "a time in the future": (changed(ended=4_102_444_800_000), "in place of a time"),
+    "an end before the start": (
+        lambda c: listed(edited(c, RECORD, lambda r: r | {"started": r["ended"], "ended": r["ended"] - 7})),
+        "it ended 7 ms before it started",
+    ),
+    "an escape code": (changed(name="\x1b[31mrun"), "the control character"),
+    "a text from right to left": (changed(name="run \u202e"), "the control character"),
+    "a long name": (changed(name="x" * 300), "a text of 300 characters, but at most 250"),
+    "a long tag": (tag(device="x" * 9000), "a text of 9000 characters, but at most 8000"),
+    "a long setting": (
+        changed(params={"epochs": "1" * 7000}),
+        "a text of 7000 characters, but at most 6000",
+    ),
+    "attempts that are no number": (tag(attempts="two"), "its tag 'attempts' is 'two'"),
+    "another kind": (tag(kind="pretrain"), "its tag 'kind' is 'pretrain', unlike its settings"),
+    "another setting": (changed(params={"seed": "7"}), "its setting 'seed' is '7', but '0' in its spec"),
+    "a final value as a measurement": (
+        changed(histories={"final/top1": [[0, 0.99, NOW]]}),
+        "the name of a final value",
+    ),
+    "a step twice": (changed(histories={"loss": [[1, 1.0, NOW], [1, 2.0, NOW]]}), "steps are not in order"),
+    "an evaluation without a result": (changed(final={}), "an evaluation without a final value"),
+    "a name that a disk would change": (changed(final={"a//b": 1.0}), "is not a name of a tag"),
+    "an environment without end": (
+        changed(environments={"environment.json": nested(40)}),
+        "more than 32 levels",
+    ),
+    "an environment that is no number": (
+        lambda c: listed(c | {RECORD: edited(c, RECORD, cores)[RECORD].replace(b'"many"', b"1e999")}),
+        "it contains inf in place of a number",
     ),
     "a field more": (
         lambda c: listed(edited(c, RECORD, lambda record: record | {"more": 1})),
@@ -527,7 +624,7 @@ REFUSED: dict[str, tuple[Callable[[Members], Members], str]] = {
         lambda c: listed(
             edited(c, RECORD, lambda record: record | {"histories": {"loss": [[2**70, 1.0, 1]]}})
         ),
-        "in place of a step or a time",
+        "in place of a step",
     ),
 }
 
@@ -545,6 +642,64 @@ def test_an_archive_is_refused_in_one_line_before_anything_is_written(
     assert "\n" not in message
     assert len(message) < 1000
     assert tree(site.runs.parent) == before
+
+
+def test_a_report_that_cannot_be_shown_is_skipped_and_all_else_arrives(
+    sent: Path, origin: Site, site: Site, tmp_path: Path
+) -> None:
+    """Its runs are there, so a command renders it again; nothing of the report itself is written."""
+    other = json.loads(members(sent)["reports/smoke/table4.json"]) | {"table": "table44"}
+    other["rows"][0]["note"] = "$x"
+    content = listed(members(sent) | {"reports/smoke/table44.json": json.dumps(other).encode()})
+    received = receive(zipped(tmp_path / "other.zip", content), site, Store(site))
+    assert (received.added, received.tables, received.code) == (4, {"smoke": 1}, 1)
+    assert [
+        line.startswith("skipped: reports/smoke/table44.json cannot be shown") for line in received.skipped
+    ] == [True]
+    assert tree(site.reports) == tree(origin.reports)
+    content = listed(members(sent) | {"reports/smoke/table4.json": b"{}"})
+    received = receive(zipped(tmp_path / "bad.zip", content), site, Store(site))
+    assert (received.present, received.tables, received.code) == (4, {}, 1)
+    assert "table4.json is not a report that this version wrote" in str(received)
+    assert "\n\n" not in str(received)
+
+
+def test_pages_arrive_as_their_numbers_are_rendered_here(
+    sent: Path, origin: Site, site: Site, tmp_path: Path
+) -> None:
+    page = b"<script>alert(1)</script>"
+    content = listed(members(sent) | {"reports/smoke/table4.html": page, "reports/smoke/index.html": page})
+    receive(zipped(tmp_path / "other.zip", content), site, Store(site))
+    assert tree(site.reports) == tree(origin.reports)
+
+
+def test_a_place_that_cannot_be_written_is_known_before_anything_is(sent: Path, site: Site) -> None:
+    before = tree(site.runs.parent)
+    site.reports.write_text("mine")
+    with pytest.raises(ValueError, match=r"because .* is not a folder; nothing was written"):
+        receive(sent, site, Store(site))
+    site.reports.unlink()
+    (site.runs / FIRST.id / FILE).mkdir(parents=True)
+    with pytest.raises(ValueError, match="is not a file; nothing was written"):
+        receive(sent, site, Store(site))
+    assert tree(site.runs.parent) == before
+
+
+def test_an_encoder_with_the_same_tensors_is_the_same(sent: Path, site: Site) -> None:
+    receive(sent, site, Store(site))
+    path = site.runs / FIRST.id / FILE
+    tensors = checkpoint.load_encoder(path, spec_id=FIRST.id)
+    before = path.read_bytes()
+    from safetensors.torch import save
+
+    metadata = {"spec_id": FIRST.id, "sha256": checkpoint.digest(tensors), "more": "x"}
+    path.write_bytes(save(tensors, metadata=metadata))
+    assert path.read_bytes() != before
+    assert receive(sent, site, Store(site)).kept == []
+    path.write_bytes(before[:-1])
+    (line,) = receive(sent, site, Store(site)).kept
+    assert line.startswith(f"kept: {path}: it is broken (")
+    assert "delete it and import again" in line
 
 
 def link(info: zipfile.ZipInfo) -> None:
@@ -604,6 +759,11 @@ def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(
         receive(Path("nowhere.zip"), site, Store(site))
 
 
+def origin_of(reports: Site, runs: Site) -> Site:
+    """Return a site with the reports of one and the runs of another."""
+    return Site(runs=runs.runs, reports=reports.reports)
+
+
 def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_path: Path) -> None:
     store = Store(site)
     with pytest.raises(LookupError, match=r"No report exists in .*`invoke reports --scale small` renders"):
@@ -619,7 +779,15 @@ def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_p
     ):
         export(tmp_path / "new.zip", "", site, store)
     report = site.reports / "smoke" / "table4.json"
-    report.write_text(report.read_text().replace(EVALUATIONS[0].id, "f" * 32))
+    whole = report.read_text()
+    report.with_name("table7.json").write_text("{}")
+    (site.reports / "smoke" / "table7.md").write_text("of no use without its numbers")
+    told = export(tmp_path / "most.zip", "smoke", origin_of(site, origin), Store(origin))
+    assert told.splitlines()[0].startswith(f"{tmp_path / 'most.zip'}: 1 table (smoke), 4 runs, ")
+    assert told.splitlines()[1].startswith("left out: reports/smoke/table7.json is not a report")
+    assert not [name for name in members(tmp_path / "most.zip") if "table7" in name]
+    report.with_name("table7.json").unlink()
+    report.write_text(whole.replace(EVALUATIONS[0].id, "f" * 32))
     with pytest.raises(
         ValueError, match=r"not a run's id: render it again with `invoke table4 --scale smoke --render-only`"
     ):

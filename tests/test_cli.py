@@ -34,6 +34,8 @@ TASKS = (
     "why",
     "diff",
     "settings",
+    "redo",
+    "verify",
     "gc",
     "export",
     "import",
@@ -156,7 +158,8 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
         ("evaluate", {"checkpoint": "none.", "protocol": "none.", "set": "May be repeated."}),
         ("why", {"table": "Required.", "row": "*.", "scale": "smoke."}),
         ("ui", {"port": "5000."}),
-        ("gc", {"delete": "off."}),
+        ("gc", {"delete": "off.", "older-than": "30d, and no run that could be resumed."}),
+        ("redo", {"run": "Required.", "rows": "none.", "only": "off."}),
     ],
 )
 def test_the_help_of_each_option_ends_with_its_default(
@@ -424,17 +427,6 @@ def test_a_gpu_that_is_missing_blocks_every_run_and_the_command_says_so(device: 
     assert f"\n{said}2 runs: 2 blocked.\n" in plan.stdout
     done = home.invoke("table8", "--rows", "BYOL", CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
-
-
-@pytest.mark.slow
-def test_a_download_without_a_network_is_one_line(home: Home) -> None:
-    home.site_file.write_text(home.site_file.read_text() + f'[data]\nimagenette = "{home.folder}/data"\n')
-    done = home.invoke("download", "--dataset", "imagenette", https_proxy="http://127.0.0.1:9")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "imagenette cannot be fetched ([Errno 111] Connection refused). The same command tries again; "
-        "or get it by hand: https://github.com/fastai/imagenette.\n"
-    )
 
 
 def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -> None:

@@ -142,7 +142,9 @@ def test_images_of_other_modes_are_converted_to_rgb(tmp_path, mode):
 
 def test_sixteen_bits_are_refused_since_a_conversion_would_cut_them(tmp_path):
     save(tmp_path / "a" / "x.png", np.full((8, 8), 40000, np.uint16))
-    with pytest.raises(ValueError, match=r"a/x\.png cannot be decoded: its mode is I;16"):
+    with pytest.raises(
+        ValueError, match=r"a/x\.png cannot be decoded: its pixels are I;16B?, more than 8 bits"
+    ):
         canvases(imagefolder.read(tmp_path), [0], 8)
 
 
@@ -519,13 +521,78 @@ def test_settings_are_made_without_numpy_and_torch():
     assert done.stdout == "set()\n"
 
 
-def test_stl10_loads_by_its_root(stl):
-    site, dataset = Site(data={"stl10": stl}), STL10()
+@pytest.fixture
+def whole_stl(tmp_path):
+    """Write black images and labels of the release's sizes; the files of images take no space on the disk."""
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    for part, count in STL10.published.items():
+        with (folder / f"{part}_X.bin").open("wb") as file:
+            file.truncate(count * 3 * 96 * 96)
+        if part != "unlabeled":
+            (folder / f"{part}_y.bin").write_bytes(bytes(range(1, 11)) * (count // 10))
+    return tmp_path
+
+
+def test_stl10_loads_by_its_root(whole_stl):
+    site, dataset = Site(data={"stl10": whole_stl}), STL10()
+    dataset.check_root(site)
     sizes = [
         len(dataset.load(split, site))
         for split in (dataset.pretrain_split, dataset.train_split, dataset.test_split)
     ]
-    assert sizes == [23, 20, 10]
+    assert sizes == [105_000, 5_000, 8_000]
+
+
+def cut(path, num_images):
+    """Cut a file at the boundary of an image."""
+    with path.open("r+b") as file:
+        file.truncate(num_images * 3 * 96 * 96)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "unlabeled_X.bin",
+            lambda path: cut(path, 99_999),
+            r"unlabeled_X\.bin has 99999 images, but STL-10's has 100000: it is truncated",
+        ),
+        (
+            "train_X.bin",
+            lambda path: cut(path, 4_000),
+            r"train_X\.bin has 4000 images, but STL-10's has 5000",
+        ),
+        (
+            "test_X.bin",
+            lambda path: cut(path, 13_000),
+            r"test_X\.bin has 13000 images, but STL-10's has 8000: it belongs to something else",
+        ),
+        (
+            "test_y.bin",
+            lambda path: path.write_bytes(path.read_bytes()[:-10]),
+            r"test_y\.bin has 7990 labels for the 8000 images",
+        ),
+        (
+            "train_y.bin",
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\1"),
+            r"train_y\.bin has 501 images of the class 'airplane', but STL-10's has 500 of each",
+        ),
+        (
+            "class_names.txt",
+            lambda path: path.write_text("bird\ncat\nbird\n"),
+            r"class_names\.txt has 2 different names in 3, not one for each of the 10 classes",
+        ),
+    ],
+)
+def test_an_stl10_file_of_another_size_is_refused_before_anything_starts(whole_stl, file, change, message):
+    change(whole_stl / "stl10_binary" / file)
+    site = Site(data={"stl10": whole_stl})
+    with pytest.raises(ValueError, match=rf"{message}.*invoke download --dataset stl10"):
+        STL10().check_root(site)
+    split = "test" if file.startswith("test") else "train+unlabeled"
+    with pytest.raises(ValueError, match=message):
+        STL10().load(split, site)
 
 
 def fake_imagenet(root, classes):

@@ -42,6 +42,7 @@ from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.runs import checkpoint
 from reproduce.site import Site
 from reproduce.spec import Evaluate
+from reproduce.tracking.reuse import Reuse
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet18_3x3": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
@@ -507,13 +508,15 @@ def test_masks_that_the_evaluator_of_coco_cannot_read_are_known_before_anything_
     polygons: Any, tmp_path: Path
 ) -> None:
     rows = [
-        {"id": 3, "segmentation": [[0, 0, 4, 0, 4, 4]]},
-        {"id": 4, "segmentation": {"size": [5, 5], "counts": [25]}},
+        {"id": 3, "iscrowd": 0, "segmentation": [[0, 0, 4, 0, 4, 4]]},
+        {"id": 4, "iscrowd": 1, "segmentation": {"size": [5, 5], "counts": [25]}},
     ]
     images = Annotated((), coco2017.CLASSES, coco2017.CATEGORY_IDS, tmp_path / "instances.json", "")
     images.origin.write_text(json.dumps({"annotations": rows}))
     check_coco(images)
-    images.origin.write_text(json.dumps({"annotations": [*rows, {"id": 7, "segmentation": polygons}]}))
+    images.origin.write_text(
+        json.dumps({"annotations": [*rows, {"id": 7, "iscrowd": 0, "segmentation": polygons}]})
+    )
     with pytest.raises(
         ValueError,
         match=r"instances\.json: the annotation 7 has no polygon, or one of fewer than three points",
@@ -612,10 +615,10 @@ print(sorted({"torch", "numpy", "detectron2"} & set(sys.modules)))
 )
 def test_a_plan_says_how_far_detectron2_is(last: str, told: str, left: float, tmp_path: Path) -> None:
     spec = Evaluate(encoder=Weights(sha256="0"), protocol=VOCDetection(), dataset=VOC0712())
-    assert action(spec, None, None, None, tmp_path).action == "run"
+    assert action(spec, None, None, None, tmp_path, Reuse()).action == "run"
     (tmp_path / checkpoint.DETECTRON2).mkdir()
     (tmp_path / checkpoint.DETECTRON2 / checkpoint.LAST).write_text(last)
-    found = action(spec, None, None, None, tmp_path)
+    found = action(spec, None, None, None, tmp_path, Reuse())
     assert (found.action, found.why) == ("resume", f"from {told}")
     assert found.left == pytest.approx(left)
 

@@ -521,6 +521,8 @@ def test_an_evaluation_reads_each_split_once_and_tells_what_it_is(tmp_path: Path
     assert notes.tags == {
         "data_digest_one_two": "8 images of seed 7",
         "data_digest_three": "8 images of seed 5",
+        "num_images_one_two": "8",
+        "num_images_three": "8",
         "encoder_digest": given.digest,
     }
 

@@ -6,12 +6,14 @@ import hashlib
 import re
 import shutil
 import socket
+import threading
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from toys import image_folder
 
 from configs.pretrain import byol, imagenet100, msbreg
 from reproduce import messages
@@ -104,8 +106,14 @@ def lay_out(root: Path, places: tuple[str, ...]) -> Path:
     for place in places:
         path = root / place
         (path if place.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
-        if not place.endswith("/"):
-            path.write_text(LIST)
+        if path.name.endswith("_X.bin"):
+            with path.open("wb") as file:  # black images, which take no space on the disk
+                file.truncate(STL10.published[path.name.removesuffix("_X.bin")] * 3 * 96 * 96)
+        elif path.name.endswith("_y.bin"):
+            num_images = STL10.published[path.name.removesuffix("_y.bin")]
+            path.write_bytes(bytes(range(1, 11)) * (num_images // 10))
+        elif not place.endswith("/"):
+            path.write_text("000001\n" if path.name == "test.txt" else LIST)
     return root
 
 
@@ -181,7 +189,7 @@ def test_a_table_at_a_scale_with_one_root_here_one_wrong_and_a_folder_that_is_no
     done = home.invoke("doctor", "--table", "table5", "--scale", "paper")
     assert (done.returncode, done.stderr) == (0, "")
     found = entries(done.stdout)
-    assert found["imagenet"] == "available"
+    assert found["imagenet"].startswith(f"{imagenet}/train contains no class folders with images.")
     assert found["places205"].startswith(
         f"The data root 'places205' is {places}, which lacks trainvalsplit_places205/val_places205.csv."
     )
@@ -191,7 +199,7 @@ def test_a_table_at_a_scale_with_one_root_here_one_wrong_and_a_folder_that_is_no
     assert "is not Detectron2's source" in found["Detectron2"]
     assert [label for label in found if label.startswith("table")] == ["table5 paper"]
     assert found["table5 paper"].endswith(
-        "missing: GPU, voc2007, places205, inaturalist2018, voc0712, Detectron2; available: imagenet"
+        "missing: imagenet, GPU, voc2007, places205, inaturalist2018, voc0712, Detectron2"
     )
     assert len([line for line in done.stdout.splitlines() if "inaturalist2018, voc0712" in line]) == 1
     assert "Ready tables: 0 of 1 at paper" in done.stdout
@@ -272,6 +280,15 @@ def test_the_example_of_the_site_file_has_every_key() -> None:
     assert set(uncommented) == {field.name for field in fields(Site)}
 
 
+def test_the_images_of_a_root_are_compared_with_the_published_ones(tmp_path: Path) -> None:
+    site = Site(runs=tmp_path / "runs", data={"imagenette": image_folder(tmp_path / "root", train=25, val=5)})
+    assert told(site)["imagenette"] == (
+        "available, but not as published: 250 of 9 469 images of Imagenette's train split; "
+        "50 of 3 925 images of Imagenette's val split"
+    )
+    assert not site.runs.exists()
+
+
 def test_a_list_that_would_be_fetched_counts_as_here_and_is_not_fetched(tmp_path: Path) -> None:
     site = Site(
         runs=tmp_path / "runs", data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])}
@@ -307,7 +324,7 @@ def test_runs_whose_data_are_here_can_start_and_the_others_are_named_by_what_the
     site = Site(
         runs=tmp_path / "runs",
         device="cpu",
-        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+        data={"imagenette": image_folder(tmp_path / "root")},
     )
     found = doctor.need([evaluation(Imagenette()), evaluation(STL10())], machine(site))
     assert found == Need(num_runs=2, startable=1, missing=("stl10",), available=("imagenette",), disk=0)
@@ -318,7 +335,7 @@ def test_an_evaluation_lacks_what_its_pretraining_lacks(tmp_path: Path) -> None:
     site = Site(
         runs=tmp_path / "runs",
         device="cpu",
-        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+        data={"imagenette": image_folder(tmp_path / "root")},
     )
     run = replace(msbreg(imagenet100), dataset=Imagenette())
     assert run.precision == "bfloat16"
@@ -333,7 +350,7 @@ def test_a_pretraining_is_not_started_for_evaluations_that_lack_something(tmp_pa
     site = Site(
         runs=tmp_path / "runs",
         device="cpu",
-        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+        data={"imagenette": image_folder(tmp_path / "root")},
     )
     run = replace(msbreg(imagenet100), dataset=Imagenette(), precision="float32")
     in_vain = doctor.need([run, evaluation(STL10(), run)], machine(site))
@@ -346,7 +363,7 @@ def test_no_run_can_start_on_a_device_that_is_not_here(tmp_path: Path) -> None:
     site = Site(
         runs=tmp_path / "runs",
         device="graphics",
-        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+        data={"imagenette": image_folder(tmp_path / "root")},
     )
     assert doctor.need([evaluation(Imagenette())], machine(site)).missing == (doctor.GPU,)
     assert "the site's device is 'graphics', so no run can start" in told(site)["GPU"]
@@ -356,7 +373,7 @@ def test_a_disk_that_is_too_small_is_missing_though_every_run_can_start(tmp_path
     site = Site(
         runs=tmp_path / "runs",
         device="cpu",
-        data={"imagenette": lay_out(tmp_path / "root", LAYOUTS["imagenette"][1])},
+        data={"imagenette": image_folder(tmp_path / "root")},
     )
     here = machine(site)
     vars(here)["free_disk"] = 10**8
@@ -425,21 +442,34 @@ def test_disk_is_encoders_for_good_and_checkpoints_of_what_goes_on_at_once(tmp_p
 # The machine
 
 
-def test_the_tracking_store_is_told_without_opening_it_and_without_its_password(tmp_path: Path) -> None:
+def test_the_tracking_store_is_told_without_opening_it_and_without_its_password(
+    tmp_path: Path, template: Path
+) -> None:
     site = Site(runs=tmp_path / "runs")
     assert Store(site).described() == f"sqlite:///{tmp_path}/runs/mlflow.db, created by the first run"
-    lay_out(tmp_path, ("runs/mlflow.db",))
+    site.runs.mkdir()
+    shutil.copy(template, site.runs)
     assert Store(site).described().endswith("mlflow.db, which exists")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         address = f"http://me:secret@127.0.0.1:{port}"
+
+        def answer() -> None:
+            server.accept()[0].close()  # it is asked first whether it listens at all
+            with server.accept()[0] as client:
+                assert b"GET /health " in client.recv(65536)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+
+        threading.Thread(target=answer, daemon=True).start()
         assert (
             Store(Site(tracking_uri=address)).described() == f"http://127.0.0.1:{port}, a server that answers"
         )
     silent = Store(Site(tracking_uri=address)).described()
-    assert silent.startswith(f"http://127.0.0.1:{port}, a server that does not answer")
+    assert silent.startswith(f"No tracking server answers at http://127.0.0.1:{port} (")
     database = Store(Site(tracking_uri="postgresql://me:secret@db/mlflow")).described()
-    assert database == "postgresql://db/mlflow, a database, which is not checked"
+    assert (
+        database == "postgresql://db/mlflow, a database, for which `pip install 'psycopg2-binary'` is missing"
+    )
 
 
 def test_the_machine_is_told_where_there_is_no_run_yet(tmp_path: Path) -> None:

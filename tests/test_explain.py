@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_a_finished_cell_names_its_runs_and_what_they_used(store: Store) -> None:
-    lines = list(why(BYOL, store))
+    lines = list(why(BYOL, store, store._site))
     pretrained, evaluated = BYOL.specs()
     assert lines[0].startswith("table8 at smoke scale, row 'BYOL', column acc; the paper: 71.92 (")
     assert lines[1] == "  seed 0: top1 50.00 %"
@@ -54,14 +54,14 @@ def test_a_finished_cell_names_its_runs_and_what_they_used(store: Store) -> None
 
 def test_an_empty_cell_says_what_would_fill_it(store: Store) -> None:
     request = Request(table="table8", rows="BYOL", columns="acc", seeds=2)
-    text = "\n".join(why(request, store))
+    text = "\n".join(why(request, store, store._site))
     assert "  seed 1: top1 – (not run yet)" in text
     assert "failed: FloatingPointError: the loss is not finite" in text
     assert text.endswith("2 runs missing; to fill it: invoke table8 --rows BYOL --columns acc --seeds 2")
 
 
 def test_a_quoted_cell_says_that_nothing_is_run_for_it(store: Store) -> None:
-    (_, told) = why(Request(table="table4", rows="NPID", columns="top1_200"), store)
+    (_, told) = why(Request(table="table4", rows="NPID", columns="top1_200"), store, store._site)
     assert told == "  ours: none. This method's numbers are quoted; nothing is run for it here."
 
 
@@ -108,7 +108,7 @@ def test_a_name_that_is_no_runs_is_refused(name: str, says: str, store: Store) -
 def test_the_command_line_says_the_same(store: Store, home: Home, tmp_path: Path) -> None:
     home.site_file.write_text(f'runs = "{store._site.runs}"\nreports = "{tmp_path}"\n')
     told = home.invoke("why", "table8", "--row", "BYOL", "--column", "acc")
-    assert (told.returncode, told.stdout.splitlines()) == (0, list(why(BYOL, store)))
+    assert (told.returncode, told.stdout.splitlines()) == (0, list(why(BYOL, store, store._site)))
     wrong = home.invoke("why", "table8", "--row", "nobody")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     wrong = home.invoke("diff", "ffffffffffff", "ffffffffffff")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from toys import image_folder
 
 from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
@@ -443,10 +444,10 @@ def test_what_lacks_data_is_blocked_and_so_is_all_that_hangs_on_it(tmp_path: Pat
     site = Site(runs=tmp_path / "runs", device="cpu")
     found = steps_of(jobs([Request(table="table8", scale="small", rows="BYOL")]), site)
     assert [(each.action, each.why) for each in found] == [("blocked", "lacks imagenette")] * 2
-    (tmp_path / "train").mkdir()
-    (tmp_path / "val").mkdir()
-    site = replace(site, data={"imagenette": tmp_path})
-    detection = steps_of(jobs([Request(table="table10", scale="small")]), site)
+    site = replace(site, data={"imagenette": image_folder(tmp_path / "imagenette", train=103)})
+    detection = steps_of(
+        jobs([Request(table="table10", scale="small", changes=("precision=float32",))]), site
+    )
     waiting = {each.spec.id: each.why for each in detection if isinstance(each.spec, Evaluate)}
     for each in detection:
         if isinstance(each.spec, Pretrain):

@@ -6,10 +6,12 @@ with runs of every kind, whose records are real and whose files are small.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,7 +22,8 @@ import pytest
 import torch
 from conftest import ROOT, Home
 
-from reproduce.commands import gc
+from reproduce.commands import gc, redo
+from reproduce.commands.options import GcOptions
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
@@ -178,6 +181,23 @@ def snapshot(folder: Path) -> set[str]:
     }
 
 
+def written(folder: Path, age: float) -> None:
+    """Set the times of all files in a run's folder."""
+    for path in folder.iterdir():
+        os.utime(path, (time.time() - age,) * 2)
+
+
+def ended_before(store: Store, spec: Spec, age: float) -> None:
+    """Set the times of the records of a run."""
+    at = int((time.time() - age) * 1000)
+    with contextlib.closing(sqlite3.connect(str(store.connection.file))) as database, database:
+        database.execute(
+            "UPDATE runs SET start_time = ?, end_time = ? WHERE run_uuid IN "
+            "(SELECT run_uuid FROM tags WHERE key = 'spec_id' AND value = ?)",
+            (at, at, spec.id),
+        )
+
+
 def names(found: gc.Found, kind: str) -> set[str]:
     return {item.name for item in found.items if item.kind == kind}
 
@@ -185,7 +205,7 @@ def names(found: gc.Found, kind: str) -> set[str]:
 def test_what_nothing_refers_to_is_listed_and_nothing_else(place: tuple[Site, Store]) -> None:
     site, store = place
     before = snapshot(site.runs)
-    found = gc.find(site, store)
+    found = gc.find(site, store, 0.0)
     assert snapshot(site.runs) == before
     assert names(found, "run") == {f"runs/{spec_id}" for spec_id in GONE - {BEFORE.id}}
     records = {state.run_id: state.spec_id for state in store.status() if state.spec_id in GONE}
@@ -206,10 +226,8 @@ def test_what_nothing_refers_to_is_listed_and_nothing_else(place: tuple[Site, St
 
 def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[Site, Store]) -> None:
     site, store = place
-    os.utime(site.runs / UNKNOWN.id, (0, 0))
-    for path in (site.runs / UNKNOWN.id).iterdir():
-        os.utime(path, (time.time() - 3 * DAY,) * 2)
-    lines = list(gc.find(site, store).lines())
+    written(site.runs / UNKNOWN.id, age=3 * DAY)
+    lines = list(gc.find(site, store, 0.0).lines())
     (unknown,) = [line for line in lines if UNKNOWN.id in line]
     assert unknown.split("  ")[-1] == f"runs/{UNKNOWN.id}: no record; no table uses it"
     assert unknown.split()[:5] == ["run", "1", "kB", "3", "days"]
@@ -217,13 +235,13 @@ def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[
     assert "interrupted (KeyboardInterrupt: SIGINT); no table uses it" in strange
     counts = "3 runs, 1 checkpoint set, 3 drafts, 2 feature files, 3 records: "
     assert lines[-1].startswith(counts)
-    assert lines[-1].endswith("kB. `invoke gc --delete` removes all of this.")
+    assert lines[-1].endswith("kB. `invoke gc --delete --older-than 0` removes all of this.")
 
 
 def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, Store]) -> None:
     site, store = place
     before, states = snapshot(site.runs), {state.run_id: state for state in store.status()}
-    found = gc.find(site, store)
+    found = gc.find(site, store, 0.0)
     lines, num_left = gc.remove(found)
     assert num_left == 0
     assert [line for line in lines if line.startswith("kept")] == list(found.notes)
@@ -238,14 +256,67 @@ def test_what_is_listed_is_removed_and_all_else_is_as_before(place: tuple[Site, 
     assert {state.run_id: state for state in store.status()} == {
         run_id: state for run_id, state in states.items() if state.spec_id not in GONE
     }
-    again = gc.find(site, store)
+    again = gc.find(site, store, 0.0)
     assert again.items == ()
     assert list(again.lines())[-1] == "Nothing to remove."
 
 
-def test_deleted_records_can_be_restored(place: tuple[Site, Store]) -> None:
+def test_what_is_young_or_resumable_is_listed_only_if_asked_for(place: tuple[Site, Store]) -> None:
     site, store = place
     found = gc.find(site, store)
+    assert found.items == ()
+    counts = "3 runs, 1 checkpoint set, 3 drafts, 2 feature files, 3 records: "
+    assert found.notes[-1].startswith(
+        f"Not listed, because it is younger than 30 days or can be resumed: {counts}"
+    )
+    assert list(found.lines())[-1] == "Nothing to remove."
+    for spec in (STRANGE, ELEVENTH, UNKNOWN):
+        written(site.runs / spec.id, age=40 * DAY)
+    (site.runs / UNKNOWN.id / "epoch-00001.pt").unlink()  # its folder has no checkpoint, and a new time
+    ended_before(store, STRANGE, age=40 * DAY)
+    ended_before(store, BEFORE, age=40 * DAY)
+    records = {state.run_id: state.spec_id for state in store.status()}
+
+    def listed(older_than: float | None) -> set[str]:
+        found = gc.find(site, store, older_than)
+        return {name.removeprefix("runs/") for name in names(found, "run")} | {
+            records[name] for name in names(found, "record")
+        }
+
+    assert listed(None) == {UNKNOWN.id, BEFORE.id}
+    assert listed(20.0 * DAY) == {UNKNOWN.id, BEFORE.id, STRANGE.id}, "the record of the other is young"
+    assert listed(50.0 * DAY) == set()
+    assert listed(0.0) == GONE
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("", None), ("0", 0), ("0d", 0), ("7d", 7 * DAY), ("12h", DAY / 2), ("1.5 h", 5400), ("2w", 14 * DAY)],
+)
+def test_ages_have_units(given: str, seconds: float | None) -> None:
+    assert GcOptions(older_than=given).seconds() == seconds
+
+
+@pytest.mark.parametrize("given", ["7", "d", "-1d", "7 months", "1e9d", "nan", "\u0667d"])
+def test_an_age_without_a_unit_is_refused_in_one_line(given: str) -> None:
+    with pytest.raises(ValueError, match="a number with a unit, such as 7d") as caught:
+        GcOptions(older_than=given).seconds()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_files_of_a_run_that_was_executed_again_are_listed(place: tuple[Site, Store]) -> None:
+    site, store = place
+    old = put(site.runs / redo.FOLDER / f"{FINISHED.id}-01234567" / FILE).parent
+    put(site.runs / redo.FOLDER / f"{STRANGE.id}-01234567" / FILE)
+    found = gc.find(site, store, 0.0)
+    assert names(found, "replaced") == {f"runs/{redo.FOLDER}/{old.name}"}, "the other is not finished yet"
+    gc.remove(found)
+    assert not old.exists()
+
+
+def test_deleted_records_can_be_restored(place: tuple[Site, Store]) -> None:
+    site, store = place
+    found = gc.find(site, store, 0.0)
     gc.remove(found)
     (deleted,) = [item.name for item in found.items if item.kind == "record" and STRANGE.id in item.why]
     store.connection.client.restore_run(deleted)
@@ -256,14 +327,14 @@ def test_a_run_goes_when_its_owner_elsewhere_has_missed_three_heartbeats(place: 
     site, store = place
     name = f"runs/{ELSEWHERE.id}"
     of_another_machine(site, beat=25.0)
-    assert name not in names(gc.find(site, store), "run")
+    assert name not in names(gc.find(site, store, 0.0), "run")
     of_another_machine(site, beat=35.0)
-    assert name in names(gc.find(site, store), "run")
+    assert name in names(gc.find(site, store, 0.0), "run")
 
 
 def test_what_is_begun_or_finished_between_the_look_and_the_removal_stays(place: tuple[Site, Store]) -> None:
     site, store = place
-    found = gc.find(site, store)
+    found = gc.find(site, store, 0.0)
     with store.start(ELEVENTH, scale="smoke") as run:
         run.finish({"top1": 0.5})
     with lease.take(site.runs / STRANGE.id, STRANGE.id, heartbeat=10.0):
@@ -282,7 +353,7 @@ def test_a_folder_that_is_gone_meanwhile_is_no_error_and_one_that_may_not_go_is_
     place: tuple[Site, Store],
 ) -> None:
     site, store = place
-    found = gc.find(site, store)
+    found = gc.find(site, store, 0.0)
     shutil.rmtree(site.runs / UNKNOWN.id)
     about = {"kind": "draft", "size": 1, "age": 1.0, "why": "a test"}
     fixed = gc.Item(name="fixed", remove=lambda: str(site.runs.rmdir()), **about)
@@ -296,8 +367,8 @@ def test_a_folder_of_runs_behind_a_link_and_one_that_is_not_there(
 ) -> None:
     site, store = place
     (tmp_path / "link").symlink_to(site.runs)
-    linked = Site(runs=tmp_path / "link", reports=site.reports, tracking_uri=store.uri)
-    by_link, directly = (gc.find(each, Store(each)).items for each in (linked, site))
+    linked = Site(runs=tmp_path / "link", reports=site.reports, tracking_uri=store.address)
+    by_link, directly = (gc.find(each, Store(each), 0.0).items for each in (linked, site))
     assert [(item.kind, item.name, item.why) for item in by_link] == [
         (item.kind, item.name, item.why) for item in directly
     ]
@@ -316,7 +387,7 @@ def test_another_store_s_runs_stay(place: tuple[Site, Store], tmp_path: Path) ->
     with lease.take(site.runs / EVALUATION.id, EVALUATION.id, heartbeat=10.0) as held:
         held.finished()
     other = Site(runs=site.runs, reports=site.reports, tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
-    found = gc.find(other, Store(other))
+    found = gc.find(other, Store(other), 0.0)
     assert not {f"runs/{spec.id}" for spec in (FINISHED, EVALUATION, STRANGE)} & names(found, "run")
 
 
@@ -330,7 +401,7 @@ def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tu
         (folder / f"{number}").touch()
     home = Home(site.runs.parent)
     command = subprocess.Popen(
-        [sys.executable, "-m", "invoke", "gc", "--delete"],
+        [sys.executable, "-m", "invoke", "gc", "--delete", "--older-than", "0"],
         cwd=ROOT,
         env=home.environment,
         stdout=subprocess.PIPE,
@@ -345,7 +416,7 @@ def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tu
     command.communicate()
     assert not folder.exists()
     assert 0 < len(list(aside[0].iterdir())) <= MANY + 5, "it was too fast to be killed"
-    found = gc.find(site, store)
+    found = gc.find(site, store, 0.0)
     assert f"runs/{aside[0].name}" in names(found, "draft")
     gc.remove(found)
     assert not aside[0].exists()
@@ -353,12 +424,14 @@ def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tu
 
 def test_tables_are_as_before(place: tuple[Site, Store]) -> None:
     """A finished table is reused, and rendered to the same bytes, after everything else is gone."""
-    site, _ = place
+    site, store = place
+    store.connection.client  # noqa: B018 (the first to open a copied store says that it corrects paths)
     home, table = Home(site.runs.parent), ("table8", "--rows", "BYOL", "--set", "epochs=3")
     assert home.invoke(*table).returncode == 0
     reports = {path: path.read_bytes() for path in (home.reports / "smoke").glob("[!.]*")}
 
-    for arguments in (("--dry", "gc", "--delete"), ("gc", "--delete")):
+    now = ("--older-than", "0")
+    for arguments in (("--dry", "gc", "--delete", *now), ("gc", "--delete", *now)):
         listed = home.invoke(*arguments)
         assert (listed.returncode, listed.stderr) == (0, "")
         assert (home.runs / STRANGE.id).exists() == ("--dry" in arguments)

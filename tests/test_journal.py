@@ -18,7 +18,8 @@ import pytest
 from reproduce.runs import interrupt
 from reproduce.runs.journal import FILE, RESULT, Journal, Point, Result, drop_result, keep_result, kept_result
 from reproduce.tracking import retry
-from reproduce.tracking.retry import UnreachableError, disk_full, giving_up_after, retrying, unreachable
+from reproduce.tracking.errors import StoreError, UnreachableError, temporary
+from reproduce.tracking.retry import giving_up_after, retrying
 
 fork = multiprocessing.get_context("fork")
 
@@ -170,35 +171,11 @@ def test_a_result_that_is_broken_or_another_run_s_is_passed_over(
     assert said in caplog.text
 
 
-class Answer(Exception):  # noqa: N818, as MLflow's own
-    """An exception like MLflow's, without its slow import; tests with a real server are in test_status.py."""
-
-    def __init__(self, status: int, message: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-
-    def get_http_status_code(self) -> int:
-        return self.status
-
-
 def test_what_may_be_better_a_while_later() -> None:
-    assert unreachable(ConnectionRefusedError(), file=False)
-    assert unreachable(Answer(503), file=False)
-    assert unreachable(Answer(500), file=False)
-    assert not unreachable(Answer(404), file=False)
-    assert not unreachable(Answer(400), file=False)
-    assert not unreachable(ValueError("no luck"), file=False)
-    assert unreachable(Answer(503, "(sqlite3.OperationalError) database is locked"), file=True)
-    assert not unreachable(Answer(503, "(sqlite3.OperationalError) no such table: runs"), file=True)
-
-
-def test_a_full_disk_is_told_from_what_else_sqlite_says() -> None:
-    assert (
-        disk_full(Answer(503, "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT ...]"))
-        == "database or disk is full"
-    )
-    assert disk_full(Answer(503, "(sqlite3.OperationalError) disk I/O error")) == "disk I/O error"
-    assert disk_full(Answer(503, "(sqlite3.OperationalError) database is locked")) == ""
+    assert temporary(ConnectionRefusedError())
+    assert temporary(StoreError("busy", temporary=True))
+    assert not temporary(StoreError("damaged"))
+    assert not temporary(ValueError("no luck"))
 
 
 def failing(times: int, error: Exception) -> Callable[[], int]:
@@ -214,18 +191,11 @@ def failing(times: int, error: Exception) -> Callable[[], int]:
     return action
 
 
-def is_unreachable(error: Exception) -> bool:
-    return unreachable(error, file=False)
-
-
 def test_a_store_that_comes_back_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(retry, "PAUSE", 0.01)
-    assert (
-        retrying(failing(3, ConnectionRefusedError("nobody\nhere")), unreachable=is_unreachable, seconds=60)
-        == 4
-    )
+    assert retrying(failing(3, ConnectionRefusedError("nobody\nhere")), seconds=60) == 4
     assert caplog.messages == ["The tracking store does not answer (nobody); retrying for up to 60 s."]
 
 
@@ -236,18 +206,18 @@ def test_a_store_that_does_not_come_back_ends_the_waiting_in_one_line(
     with pytest.raises(
         UnreachableError,
         match=r"^The tracking store did not answer for 0 s \(nobody\)\. "
-        r"Nothing is lost: start the store, and .*\.$",
+        r"Nothing is lost: once it answers, .*\.$",
     ):
-        retrying(failing(10**6, ConnectionRefusedError("nobody")), unreachable=is_unreachable, seconds=0.05)
+        retrying(failing(10**6, ConnectionRefusedError("nobody")), seconds=0.05)
 
 
 @pytest.mark.parametrize(
     ("seconds", "error"),
-    [(0, ConnectionRefusedError("nobody")), (60, Answer(404)), (60, UnreachableError("given up"))],
+    [(0, ConnectionRefusedError("nobody")), (60, StoreError("damaged")), (60, UnreachableError("given up"))],
 )
 def test_what_waiting_does_not_help_is_raised_at_once(seconds: float, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
-        retrying(failing(1, error), unreachable=is_unreachable, seconds=seconds)
+        retrying(failing(1, error), seconds=seconds)
     assert caught.value is error
 
 
@@ -260,7 +230,7 @@ def wait_for_ever(inside: bool, sender: multiprocessing.connection.Connection) -
         raise ConnectionRefusedError
 
     def wait() -> None:
-        retrying(nobody, unreachable=is_unreachable, seconds=600)
+        retrying(nobody, seconds=600)
 
     try:
         if inside:

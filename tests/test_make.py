@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from test_cli import HEAVY, imported
+from toys import image_folder
 
 from reproduce.commands.make import _cannot_start, _printed
 from reproduce.plan import Request, jobs
@@ -17,12 +18,14 @@ from reproduce.site import Site
 if TYPE_CHECKING:
     from conftest import Home
 
+FLOAT32 = ("precision=float32",)
+"""The precision of pretraining on a CPU."""
+
 
 def test_runs_whose_data_are_missing_wait_and_the_others_start(tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        (tmp_path / split).mkdir()
-    todo = jobs([Request(table="table1", scale="small", rows="BYOL")])
-    blocked = _cannot_start(todo, Site(runs=tmp_path, data={"imagenette": tmp_path}))
+    root = image_folder(tmp_path / "imagenette")
+    todo = jobs([Request(table="table1", scale="small", rows="BYOL", changes=FLOAT32)])
+    blocked = _cannot_start(todo, Site(runs=tmp_path, data={"imagenette": root}))
     assert {job.spec.id for job in todo if job.spec.dataset.name == "stl10"} == set(blocked)
     assert 0 < len(blocked) < len(todo)
     assert all(
@@ -73,18 +76,15 @@ def test_fractions_are_printed_in_per_cent_and_nothing_else_is(
 
 
 def test_an_encoder_is_not_pretrained_for_evaluations_that_cannot_run(tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        (tmp_path / split).mkdir()
-    site = Site(runs=tmp_path, data={"imagenette": tmp_path})
-    detection = jobs([Request(table="table10", scale="small")])
+    site = Site(runs=tmp_path, data={"imagenette": image_folder(tmp_path / "imagenette", train=103)})
+    detection = jobs([Request(table="table10", scale="small", changes=FLOAT32)])
     with pytest.raises(RefusedError, match="data root 'coco' is not set"):
         _cannot_start(detection, site)
-    both = jobs(
-        [Request(table="table10", scale="small"), Request(table="table4", scale="small", rows="Ours*")]
-    )
+    ours = Request(table="table4", scale="small", rows="Ours*", changes=FLOAT32)
+    both = jobs([Request(table="table10", scale="small", changes=FLOAT32), ours])
     blocked = _cannot_start(both, site)
     free = {job.spec.id for job in both} - set(blocked)
-    assert free == {job.spec.id for job in jobs([Request(table="table4", scale="small", rows="Ours*")])}
+    assert free == {job.spec.id for job in jobs([ours])}
 
 
 def test_a_report_that_is_up_to_date_is_neither_rendered_nor_written(home: Home) -> None:

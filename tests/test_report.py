@@ -10,15 +10,19 @@ import csv
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -525,10 +529,62 @@ def test_a_report_that_was_edited_or_deleted_is_written_again(name: str, tmp_pat
 
 def test_a_record_of_what_was_rendered_that_is_broken_costs_one_rendering(tmp_path: Path) -> None:
     published(tmp_path)
-    for content in ("", "[]", '{"table99": 1}'):
+    for content in ("", "[]", "\0", '{"table99": 1}', "[" * 100_000, '{"index.html": "\\ud800"}'):
         (tmp_path / ".rendered").write_text(content)
         assert published(tmp_path)[1] == FILES
     assert published(tmp_path)[1] == []
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".rendered.lock"}
+
+
+def published_again_and_again(folder: Path, seeds: int, barrier: Any, seen: Any) -> None:
+    """Render the table from so many seeds, each time with another process that uses other seeds."""
+    for _ in range(12):
+        barrier.wait(60)
+        publish(TABLE, seeds, finished(), REASONS, folder, "as it is")
+        barrier.wait(60)
+        if seeds == 1:
+            seen.put(files_of(folder))
+
+
+def test_two_commands_that_render_one_table_at_once_leave_the_files_of_one(tmp_path: Path) -> None:
+    alone = {}
+    for seeds in (1, SEEDS):
+        publish(TABLE, seeds, finished(), REASONS, tmp_path / str(seeds), "as it is")
+        alone[seeds] = files_of(tmp_path / str(seeds))
+    assert alone[1] != alone[SEEDS]
+    fork = multiprocessing.get_context("fork")
+    barrier, seen = fork.Barrier(2), fork.Queue()
+    both = [
+        fork.Process(
+            target=published_again_and_again, args=(tmp_path / "both", seeds, barrier, seen), daemon=True
+        )
+        for seeds in alone
+    ]
+    for process in both:
+        process.start()
+    for _ in range(12):
+        assert seen.get(timeout=60) in alone.values()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+
+
+def test_a_table_that_cannot_be_written_whole_leaves_the_one_before(tmp_path: Path) -> None:
+    publish(TABLE, SEEDS, finished(), REASONS, tmp_path, "as it is")
+    before = files_of(tmp_path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["table99.md"]) + 100, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):  # the Markdown fits, the other formats do not
+            publish(TABLE, 1, finished(), REASONS, tmp_path, "as it is")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert files_of(tmp_path) == before
 
 
 def test_another_table_renews_what_all_tables_share(tmp_path: Path) -> None:
@@ -904,6 +960,69 @@ def test_the_index_reads_the_tables_of_its_folder(tmp_path: Path, caplog: pytest
     again = Page(render.write_index(tmp_path).read_text(encoding="utf-8"))
     assert again.links == page.links
     assert "table7.json is not a report that this version wrote" in caplog.text
+
+
+def damaged(change: Callable[[Any], Any]) -> str:
+    """Return a report with a change in its first row that no renderer expects."""
+    data = to_json(filled())
+    change(data)
+    return json.dumps(data)
+
+
+def in_first_row(**fields: Any) -> Callable[[Any], None]:
+    return lambda data: data["rows"][0].update(fields)
+
+
+def in_first_cell(**fields: Any) -> Callable[[Any], None]:
+    return lambda data: data["rows"][0]["cells"]["acc"].update(fields)
+
+
+DAMAGED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a text for a number": (in_first_cell(value="81"), "value is '81'"),
+    "not a number": (in_first_cell(value=math.nan), "value is nan"),
+    "a number for a text": (in_first_row(label=7), "label is 7"),
+    "a flag for a number": (in_first_cell(seeds=[True, False]), "seeds is True"),
+    "another seed": (in_first_cell(seeds=[0]), "has 1 seeds and 2 runs"),
+    "a seed twice": (in_first_cell(seeds=[0, 0]), "is there twice"),
+    "no digits": (in_first_cell(paper_printed="many"), "could not convert"),
+    "a cell fewer": (lambda data: data["rows"][0]["cells"].pop("acc"), "lacks a column"),
+    "a row twice": (lambda data: data.update(rows=data["rows"][:1] * 2), "the row 'BYOL' is there twice"),
+    "other facts": (lambda data: data["rows"][1].update(facts={}), "has other facts"),
+    "decimals without end": (lambda data: data["columns"][0].update(digits=10**9), "1000000000 decimals"),
+    "a verdict of its own": (lambda data: data["claims"][0].update(ours="maybe"), "ours is 'maybe'"),
+    "an escape code": (in_first_row(note="\x1b[2J"), r"note is '\\x1b\[2J'"),
+    "a dollar sign alone": (in_first_row(note="$x"), "dollar signs do not pair"),
+    "a command of its own": (in_first_row(note="$\\input{/etc/passwd}$"), "There is no command"),
+    "braces without end": (in_first_row(note="$" + "{" * 5000 + "}" * 5000 + "$"), "cannot be shown"),
+    "the name of another table": (lambda data: data.update(table="table98"), "contains 'table98'"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_report_is_left_out_of_the_index_with_one_line(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change, says = DAMAGED[what]
+    path = tmp_path / "table99.json"
+    path.write_text(damaged(change))
+    with pytest.raises(ValueError, match=says) as caught:
+        render.read(path)
+    assert "\n" not in str(caught.value)
+    published(tmp_path, SMALL)
+    assert "Left out of the index: " in caplog.text
+    links = Page((tmp_path / "index.html").read_text(encoding="utf-8")).links
+    assert {link.partition(".")[0] for link in links} == {SMALL.name}
+
+
+def test_what_is_not_a_file_is_no_report(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "nowhere.json").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "table99.md")
+    publish(TABLE, SEEDS, finished(), REASONS, tmp_path, "as it is")
+    assert {path.name for path in render.tables_in(tmp_path)} == {"table99.json"}
+    assert (tmp_path / "index.html").exists()
+    assert (tmp_path / "table99.md").is_file()
 
 
 # Bytes

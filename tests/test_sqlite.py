@@ -22,6 +22,7 @@ from conftest import INVOKE, ROOT, Home
 from reproduce.plan import Request, jobs
 from reproduce.runs import lease
 from reproduce.site import Site
+from reproduce.tracking.errors import StoreError
 from reproduce.tracking.sqlite import SCHEMAS, SqliteReader, Wanted
 from reproduce.tracking.store import Store
 from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, OWNER, REASON, SCALE, SPEC
@@ -170,12 +171,15 @@ QUESTIONS = (
 def test_every_question_is_answered_as_by_mlflow(site: Site) -> None:
     names = populated(site)
     ours, theirs = Store(site), by_mlflow(site)
-    experiments = ours.connection.experiments()
     assert ours.connection.reader is not None
+    listed = ours.connection.reader.experiments("msbreg/")
+    assert listed == theirs.connection._listed()
+    assert [name for name, (_, active) in listed.items() if not active] == ["msbreg/gone"]
+    experiments = ours.connection.experiments()  # restores it
+    assert ours.connection.reader.experiments("msbreg/") == theirs.connection._listed()
     assert sorted(experiments) == sorted(theirs.connection.experiments())
-    assert len(experiments) == 2
+    assert len(experiments) == 3
     assert ours.connection.experiments("smoke") == theirs.connection.experiments("smoke") != []
-    assert ours.connection.experiments("gone") == theirs.connection.experiments("gone") == []
     for wanted in (*QUESTIONS, *(Wanted(run_id=each) for each in names.values())):
         for limit in (None, 1, 2, 100):
             found = [
@@ -185,7 +189,7 @@ def test_every_question_is_answered_as_by_mlflow(site: Site) -> None:
             assert found[0] == found[1], (wanted, limit)
     several = Wanted(tags={SPEC: ["0123456789ab", "0123ffffffff", "none"]})
     found = [list(map(shown, store.connection.search(several, experiments))) for store in (ours, theirs)]
-    assert len(found[0]) == 6
+    assert len(found[0]) == 7
     assert sorted(found[0]) == sorted(found[1])
 
 
@@ -207,7 +211,7 @@ def test_the_store_says_the_same_by_either_way(site: Site) -> None:
 
     assert answers(ours) == answers(theirs)
     assert ours.finished(ids)["0123456789ab"].run_id == names["finished"], "the one that ended last counts"
-    assert [each.state for each in ours.status()].count("finished") == 2
+    assert [each.state for each in ours.status()].count("finished") == 3
     for store in (ours, theirs):
         with pytest.raises(LookupError, match="could be 0123456789ab, 0123ffffffff"):
             store.named("0123")
@@ -288,7 +292,7 @@ def test_reading_changes_nothing_and_makes_no_file(site: Site, tmp_path: Path) -
     assert store.finished(["0123456789ab"]) == store.records(["0123456789ab"]) == {}
     assert store.status() == []
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
-    with pytest.raises(ConnectionError, match=r"nowhere\.db cannot be read"):
+    with pytest.raises(StoreError, match=r"nowhere\.db cannot be opened"):
         SqliteReader.open(tmp_path / "nowhere.db")
     assert not (tmp_path / "nowhere.db").exists()
 
@@ -304,10 +308,9 @@ def test_only_a_known_schema_is_read_without_mlflow(site: Site, tmp_path: Path) 
     empty, text = tmp_path / "empty.db", tmp_path / "text.db"
     empty.touch()
     text.write_text("no database, but long enough for the header of one: " * 10)
-    assert SqliteReader.open(empty) is None
-    with pytest.raises(
-        ConnectionError, match=r"text\.db cannot be read \(file is not a database\)"
-    ) as caught:
+    with pytest.raises(StoreError, match=r"empty\.db is a database, but not MLflow's"):
+        SqliteReader.open(empty)
+    with pytest.raises(StoreError, match=r"text\.db is damaged \(file is not a database\)") as caught:
         SqliteReader.open(text)
     assert "\n" not in str(caught.value)
 

@@ -33,6 +33,7 @@ from reproduce.runs.journal import FILE, REFUSED, RESULT, Journal, Result, keep_
 from reproduce.runs.lease import Held, LostError
 from reproduce.site import Site
 from reproduce.tracking import tags
+from reproduce.tracking.errors import StoreError
 from reproduce.tracking.recording import Run
 from reproduce.tracking.retry import PAUSE, RETRY_SECONDS
 from reproduce.tracking.store import AlreadyRunningError, Store
@@ -159,7 +160,7 @@ def test_a_store_that_takes_nothing_is_told_to_a_command_in_one_line(site: Site)
     """The store is read-only, locked or broken; MLflow's error has many lines."""
     assert ended(attempt, site, be_killed_for_memory, True) == -9
     ask(site.runs, "CREATE TRIGGER no BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'not today'); END")
-    with pytest.raises(ConnectionError, match=r"mlflow\.db refuses a request: .*not today$"):
+    with pytest.raises(StoreError, match=r"mlflow\.db refuses a request: .*not today$"):
         Store(site).mark_dead_runs()
 
 
@@ -178,7 +179,7 @@ def test_a_server_that_is_stopped_while_it_is_asked_is_told_to_a_command_in_one_
         threading.Thread(target=hang_up, daemon=True).start()
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(
-            ConnectionError, match=f"^The tracking store {address} refuses a request: "
+            StoreError, match=f"^The tracking server {address} closed the connection: "
         ) as told:
             Store(Site(runs=tmp_path, tracking_uri=address)).finished([PRETRAIN.id])
         server.shutdown(socket.SHUT_RDWR)

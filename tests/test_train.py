@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ class Notes:
 
     def tag(self, name: str, value: str) -> None:
         self.tags[name] = value
+
+    def facts(self, values: Mapping[str, str]) -> None:
+        self.tags |= values
 
 
 def train(site: Site, epochs: int = 1) -> Notes:

@@ -21,13 +21,16 @@ from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Batch, Canvas, CentreCrop, Images, Shape
 from reproduce.methods.msbreg import MSBReg
-from reproduce.nn.encoder import Encoder
+from reproduce.nn import backbones
+from reproduce.nn.encoder import FILE, Encoder
 from reproduce.protocols.protocol import Protocol
 from reproduce.report.filled import Filled, fill
 from reproduce.report.observe import Finished, frame
 from reproduce.report.table import Table
+from reproduce.runs import checkpoint
 from reproduce.site import Site
-from reproduce.spec import LARS, Pretrain
+from reproduce.spec import LARS, Pretrain, Spec
+from reproduce.tracking.store import Store
 from reproduce.train import build_network, encoder_of
 
 R = TypeVar("R")
@@ -147,6 +150,29 @@ PRETRAIN = Pretrain(
 """A run that is recorded and never done."""
 
 
+def backbone(spec: Pretrain) -> dict[str, torch.Tensor]:
+    """Return an encoder's tensors, which fit the backbone of a run and differ from those of another run."""
+    state = backbones.build(spec.backbone, seed=spec.method.num_views).state_dict()
+    return {f"backbone.{name}": tensor for name, tensor in state.items()}
+
+
+def recorded(store: Store, site: Site, spec: Spec, final: Mapping[str, float]) -> str:
+    """Record a finished run that was never executed, with an encoder if it is a pretraining.
+
+    Returns:
+        MLflow's id of the run.
+    """
+    with store.start(spec, scale="smoke") as run:
+        run.log(1, {"loss": 4.0})
+        if isinstance(spec, Pretrain):
+            path = checkpoint.save_encoder(site.runs / spec.id / FILE, backbone(spec), spec_id=spec.id)
+            run.artifact(path)
+        else:
+            run.tag("encoder_digest", checkpoint.digest(backbone(spec.encoder)))
+        run.finish(final)
+    return run.run_id
+
+
 class Notes:
     """A record in memory."""
 
@@ -162,6 +188,9 @@ class Notes:
 
     def tag(self, name: str, value: str) -> None:
         self.tags[name] = value
+
+    def facts(self, values: Mapping[str, str]) -> None:
+        self.tags |= values
 
     def artifact(self, path: Path) -> None:
         self.artifacts.append(path)
@@ -219,6 +248,21 @@ def fill_from(
 ) -> Filled:
     """Return the table with the numbers of these runs; `reasons` says why a run is not finished."""
     return fill(table, seeds, frame(table, seeds, finished, reasons))
+
+
+def image_folder(root: Path, *, train: int = 60, val: int = 2, classes: int = 10) -> Path:
+    """Write a data set with one folder per class: `train` and `val` images of each, and return its root.
+
+    An image is one pixel.
+    """
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"n{label:08}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                colour = bytes((label % 256, index % 256, index // 256 + 100 * (split == "val")))
+                (folder / f"{index}.ppm").write_bytes(b"P6 1 1 255\n" + colour)
+    return root
 
 
 def canvases(images: Images, indices: ArrayLike, side: int) -> tuple[torch.Tensor, torch.Tensor]:

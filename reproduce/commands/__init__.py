@@ -9,7 +9,10 @@ Imports point down this page.
     forecast.py   what a command would run, and the hours and disk it takes
     doctor.py     what this machine has and what each table needs
     why.py        where a number comes from; what two runs differ in
+    verify.py     faults of records, encoders and reports
+    data.py       every byte of the data sets, compared with what was recorded
     gc.py         files and records that nothing refers to
+    redo.py       finished runs that are to be executed again
     archive.py    export and import
     deviations.py the page of deviations from the paper
     disk.py       the disk that runs need

@@ -3,9 +3,9 @@
     for line in report(requests("table5", ""), site, Store(site)):
         print(line)
 
-Nothing is started, written, fetched or opened. Data are checked as before a run (`readiness.missing`): the
-folders and lists of a data set, not every image. Takes several seconds, most of them to import torch and
-torchvision.
+Nothing is started, written or fetched. Data are checked as before a run (`readiness.py`): the folders and
+lists of a data set, and its number of images, but not every image. Takes several seconds, most of them to
+import torch and torchvision, and longer if ImageNet must be listed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from reproduce.commands.data import used_splits
 from reproduce.commands.disk import CHECKPOINTS, disk_needed, num_parameters, sizes, weightless
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
+from reproduce.data.inventory import AnyDataset
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError, UserError, counted, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
 from reproduce.protocols.protocol import Protocol
-from reproduce.readiness import in_vain, missing
+from reproduce.readiness import Counts, in_vain, missing
 from reproduce.runs import environment
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -71,6 +73,11 @@ class Machine:
     store: Store
     sizes: dict[object, Sizes] = field(default_factory=dict)
     """Sizes of files by network, filled by `disk.sizes`."""
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Numbers of images of the data sets."""
+        return Counts(self.site)
 
     @cached_property
     def device(self) -> str:
@@ -140,7 +147,7 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
     for label, text in _machine(machine):
         yield from _entry(label, text)
     yield from ("", "Data")
-    for label, text in _data(site):
+    for label, text in _data(machine):
         yield from _entry(label, text)
     yield from (
         "",
@@ -149,7 +156,7 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
         ),
     )
     specs = {request: request.specs() for request in requests}
-    needs = {request: need(specs[request], machine) for request in requests}
+    needs = {request: need(specs[request], machine, request.scale) for request in requests}
     for request, found in needs.items():
         # One line, however long.
         yield f"  {f'{request.table:<9}{request.scale}':<{LABEL - 1}} {_state(found)}"
@@ -158,13 +165,19 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
     yield from _wrapped(_next(needs))
 
 
-def need(specs: Iterable[Spec], machine: Machine) -> Need:
-    """Return what the runs of `specs`, upstream first, need and lack on this machine."""
+def need(specs: Iterable[Spec], machine: Machine, scale: str = "") -> Need:
+    """Return what the runs of `specs`, upstream first, need and lack on this machine.
+
+    Args:
+        scale: scale of the runs; at paper scale the data must be as published.
+    """
     lacking: dict[str, list[str]] = {}
     required: dict[str, None] = {}
     specs = list(specs)
     for spec in specs:
         names = list(machine.lacks(spec.dataset, spec.protocol if isinstance(spec, Evaluate) else None))
+        if problem := machine.counts.problem(spec, scale):
+            names.append(problem.name)
         has_gpu = machine.has_gpu(spec)
         if has_gpu is False:
             names.append(GPU)
@@ -254,8 +267,9 @@ def _detectron2(site: Site) -> str:
     return f"{AVAILABLE}, the source folder {site.detectron2}, commit {commit}"
 
 
-def _data(site: Site) -> Iterator[tuple[str, str]]:
-    """Yield each data set of real images, and separate lists."""
+def _data(machine: Machine) -> Iterator[tuple[str, str]]:
+    """Yield each data set of real images and separate lists."""
+    site = machine.site
     known_data: dict[str, Callable[[], Dataset | DetectionDataset]] = {
         **components("reproduce.data", Dataset),
         **components("reproduce.data", DetectionDataset),
@@ -263,8 +277,19 @@ def _data(site: Site) -> Iterator[tuple[str, str]]:
     for name, cls in sorted(known_data.items()):
         if not name.startswith(SYNTHETIC):
             problems = [each.why for each in missing(cls(), None, site, fetch=False)]
-            yield name, " ".join(problems) or AVAILABLE
+            yield name, " ".join(problems) or _counted(cls(), machine.counts)
     yield lists.KEY, _subsets(site)
+
+
+def _counted(dataset: AnyDataset, counts: Counts) -> str:
+    """Return that a data set is available, with its images compared with the published ones."""
+    used = used_splits(dataset)
+    found = [counts.of(dataset, split) for split in used]
+    if problems := [each for each in found if isinstance(each, str)]:
+        return " ".join(dict.fromkeys(problems))
+    if other := [phrase for split in used if (phrase := counts.shortfall(dataset, split))]:
+        return f"{AVAILABLE}, but not as published: {'; '.join(other)}"
+    return AVAILABLE
 
 
 def _subsets(site: Site) -> str:

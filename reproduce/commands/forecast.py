@@ -33,7 +33,8 @@ from reproduce.nn.heads import Heads
 from reproduce.overrides import full_name
 from reproduce.plan import Job
 from reproduce.protocols.detection import Detection
-from reproduce.readiness import Blocked, RefusedError, launcher
+from reproduce.readiness import Blocked, Counts, RefusedError, launcher
+from reproduce.report.counts import incomplete
 from reproduce.runs import checkpoint
 from reproduce.runs.claims import Claims
 from reproduce.runs.lease import Lease
@@ -42,6 +43,7 @@ from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking import tags
 
 if TYPE_CHECKING:
+    from reproduce.tracking.reuse import Reuse
     from reproduce.tracking.store import Store
     from reproduce.tracking.tags import Record
 
@@ -117,6 +119,8 @@ class Forecast:
     """Settings that the command changed, by their full names, such as `optimizer.base_lr=0.1`."""
     problems: tuple[str, ...] = ()
     """Descriptions of what the blocked runs lack, and of what would provide it."""
+    other_data: tuple[str, ...] = ()
+    """A phrase for each split that does not have exactly the published images."""
 
     @property
     def digest(self) -> str:
@@ -143,6 +147,8 @@ class Forecast:
         counts = Counter(step.action for step in self.steps)
         parts = [f"{counts[action]} {word}" for action, word in ACTIONS.items() if counts[action]]
         yield f"{counted(len(self.steps), 'run')}: {', '.join(parts) or 'none'}."
+        if self.other_data:
+            yield f"Not the published data: {'; '.join(self.other_data)}."
         if self.changes:
             yield f"Changed settings: {', '.join(self.changes)}."
         if self.todo:
@@ -191,22 +197,28 @@ ACTIONS: dict[Action, str] = {
 
 
 def forecast(
-    wanted: Sequence[Job], blocked: Callable[[list[Job]], Mapping[str, Blocked]], store: Store, site: Site
+    wanted: Sequence[Job],
+    blocked: Callable[[list[Job]], Mapping[str, Blocked]],
+    store: Store,
+    site: Site,
+    counts: Counts | None = None,
 ) -> Forecast:
     """Return what the real command would do with the runs `wanted`, upstream first, and what that costs.
 
     Args:
         blocked: function that returns the unfinished runs that cannot start.
+        counts: numbers of images that `blocked` looked up.
 
     Raises:
         ConnectionError: the tracking server does not answer.
     """
-    where = launcher(site)
-    records = store.records(job.spec.id for job in wanted)
+    from reproduce.tracking.reuse import choose
+
+    where, counts = launcher(site), counts or Counts(site)
+    found = choose(store, [job.spec for job in wanted], site)
+    records = store.records((job.spec.id for job in wanted), found.finished)
     claimed = Claims(site).leases(job.spec.id for job in wanted)
-    unfinished = [
-        job for job in wanted if job.spec.id not in records or records[job.spec.id].state.state != "finished"
-    ]
+    unfinished = [job for job in wanted if job.spec.id not in found.finished]
     lacking = blocked([job for job in unfinished if job.spec.id not in claimed])
     past: dict[tuple[str, str], Past] = {}
     device, model = where.device(site)
@@ -214,7 +226,12 @@ def forecast(
     for job in wanted:
         spec_id = job.spec.id
         step = action(
-            job.spec, records.get(spec_id), claimed.get(spec_id), lacking.get(spec_id), site.runs / spec_id
+            job.spec,
+            records.get(spec_id),
+            claimed.get(spec_id),
+            lacking.get(spec_id),
+            site.runs / spec_id,
+            found,
         )
         step = replace(step, devices=job.devices(site))
         if step.starts:
@@ -236,6 +253,14 @@ def forecast(
         disk=disk,
         changes=tuple(changes),
         problems=tuple(problems),
+        other_data=tuple(
+            dict.fromkeys(
+                (
+                    *incomplete([job.spec for job in wanted], found.finished),
+                    *counts.shortfalls(job.spec for job in unfinished),
+                )
+            )
+        ),
     )
 
 
@@ -275,7 +300,12 @@ def check(made: Forecast, digest: str, most_hours: float | None) -> None:
 
 
 def action(
-    spec: Spec, record: Record | None, lease: Lease | None, blocked: Blocked | None, folder: Path
+    spec: Spec,
+    record: Record | None,
+    lease: Lease | None,
+    blocked: Blocked | None,
+    folder: Path,
+    reuse: Reuse,
 ) -> Step:
     """Return the action of a run, and the reason if its record and its folder reveal it.
 
@@ -283,15 +313,16 @@ def action(
         record: the store's record of it; None if there is none.
         lease: lease of its owner; None if it has none.
         folder: folder of its checkpoints.
+        reuse: the finished runs that are reused.
     """
-    state = record.state.state if record else None
-    if record and state == "finished":
-        return Step(spec=spec, action="reuse", why=f"finished {_finished(record)}")
+    if record and spec.id in reuse.finished:
+        unchecked = f"; {reuse.unchecked[spec.id]}" if spec.id in reuse.unchecked else ""
+        return Step(spec=spec, action="reuse", why=f"finished {_finished(record)}{unchecked}")
     if lease:
         return Step(spec=spec, action="attach", why=_attached(lease))
     if blocked:
         return Step(spec=spec, action="blocked", why=str(blocked))
-    before = _earlier(record) if record else ""
+    before = f"not reused: {reuse.changed[spec.id]}" if spec.id in reuse.changed else _earlier(record)
     found = _checkpoint(spec, folder)
     if found is None:
         return Step(spec=spec, action="run", why=f"{before}; starts from scratch" if before else "")
@@ -299,8 +330,10 @@ def action(
     return Step(spec=spec, action="resume", why=f"from {name}{f'; {before}' if before else ''}", left=left)
 
 
-def _earlier(record: Record) -> str:
+def _earlier(record: Record | None) -> str:
     """Return how an unfinished run ended, or which process executes it with another folder of runs."""
+    if record is None:
+        return ""
     state = record.state
     if state.state == "running":
         return f"started by {state.reason}, with another folder of runs"

@@ -1,13 +1,16 @@
 """Leftovers: files and records of runs that no table and no finished run refers to (`invoke gc`).
 
-    found = find(site, Store(site))
+    found = find(site, Store(site), older_than=7 * 86400)
     print("\\n".join(found.lines()))
     print("\\n".join(remove(found)))
 
 The folder of a run is listed if the run is unfinished, no table uses it at any scale (with default options,
 `SEEDS` seeds, quoted and released baselines), no process owns it, and no finished evaluation used its
-encoder. Also listed are checkpoints of finished runs, abandoned drafts, and features of encoders that no
-local run evaluated.
+encoder. Also listed are checkpoints of finished runs, abandoned drafts, features of encoders that no local
+run evaluated, and files of runs that `invoke redo` replaced.
+
+Nothing is listed that changed in the last `MONTH`, and no run that could resume from a checkpoint. If the
+user names an age, everything older is listed.
 
 A folder is first renamed, in one step, and then deleted. A kill in between leaves no incomplete folder under
 a run's name, and the next call deletes the rest. MLflow can restore deleted records.
@@ -24,7 +27,7 @@ import shutil
 import stat
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -32,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from reproduce import messages
+from reproduce.commands import redo
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES, NotHereError, Request, table_names
@@ -48,6 +52,8 @@ SEEDS = 10
 """Number of seeds, from 0, whose runs of a table are kept."""
 OLD = 24 * 3600.0
 """Seconds after which a draft counts as abandoned; a file is written within minutes."""
+MONTH = 30 * 24 * 3600.0
+"""Seconds for which everything is kept unless the user names another age."""
 HEARTBEAT = 10.0
 """Heartbeat of the lease under which a folder is deleted; the lease is deleted with the folder."""
 ASIDE = ".removed-"
@@ -60,7 +66,7 @@ EVERY = 1_000_000
 DRAFTS = ("*/.*.tmp", "weights/*/.*.tmp")
 """Patterns of drafts in the folder of runs."""
 
-Kind = Literal["run", "checkpoints", "draft", "features", "record"]
+Kind = Literal["run", "checkpoints", "draft", "replaced", "features", "record"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +79,12 @@ class Item:
     size: int
     """Size in bytes."""
     age: float
-    """Seconds since the last change."""
+    """Seconds since the newest of its files was written, or since the run ended."""
     why: str
+    resumable: bool = False
+    """True if work is lost that a later command would continue."""
+    begun: bool = False
+    """True if a call that was interrupted has begun to delete it."""
     remove: Callable[[], str]
     """Function that deletes the item and returns why it could not, or "" if it is gone; it may raise
     OSError."""
@@ -89,15 +99,18 @@ class Found:
     """Everything that can be deleted, and notes on what is kept although it looks similar."""
 
     items: tuple[Item, ...]
+    command: str = "invoke gc --delete"
+    """Command that removes what was found."""
     notes: tuple[str, ...] = ()
-    """One line for each thing that is kept and could be missed in the list."""
+    """One line for each thing that is kept and could be missed in the list, and one that counts what is too
+    young."""
 
     def lines(self) -> Iterator[str]:
         """Yield the lines that `invoke gc` prints."""
         yield from map(str, self.items)
         yield from self.notes
         if self.items:
-            yield f"{_counted(self.items)} `invoke gc --delete` removes all of this."
+            yield f"{_counted(self.items)} `{self.command}` removes all of this."
         else:
             yield "Nothing to remove."
 
@@ -107,6 +120,7 @@ class _Runs:
     """The runs with a local folder or an unfinished record."""
 
     site: Site
+    store: Store
     folders: dict[str, Path]
     unfinished: dict[str, list[Record]]
     """Unfinished records, by the ids of their specs."""
@@ -119,8 +133,11 @@ class _Runs:
         return running or spec_id in Claims(self.site).leases([spec_id])
 
 
-def find(site: Site, store: Store) -> Found:
+def find(site: Site, store: Store, older_than: float | None = None) -> Found:
     """Return everything that can be deleted, without any change.
+
+    Args:
+        older_than: minimum age in seconds. None for a month, and for nothing that could be resumed.
 
     Raises:
         OSError: the folder of runs cannot be read.
@@ -140,8 +157,31 @@ def find(site: Site, store: Store) -> Found:
         *_checkpoints(runs),
         *_features(runs, unwanted, store),
         *_drafts(site, unwanted),
+        *_replaced(runs),
     ]
-    return Found(items=tuple(items), notes=tuple(runs.notes))
+    option = "" if older_than is None else f" --older-than {older_than:g}{'s' if older_than else ''}"
+    listed = tuple(item for item in items if _asked(item, older_than))
+    rest = [item for item in items if not _asked(item, older_than)]
+    return Found(
+        items=listed,
+        command=f"invoke gc --delete{option}",
+        notes=(*runs.notes, *([_not_listed(rest, older_than)] if rest else [])),
+    )
+
+
+def _asked(item: Item, older_than: float | None) -> bool:
+    """Return whether an item is listed: it is old enough, and no work is lost without being asked for."""
+    if item.begun or older_than is not None:
+        return item.begun or item.age >= (older_than or 0.0)
+    return item.age >= MONTH and not item.resumable
+
+
+def _not_listed(rest: Sequence[Item], older_than: float | None) -> str:
+    """Return a line that counts what is listed only if the user asks for it."""
+    age = messages.age(MONTH if older_than is None else older_than)
+    resumable = " or can be resumed" if older_than is None else ""
+    why = f"because it is younger than {age}{resumable}"
+    return f"Not listed, {why}: {_counted(rest)} `--older-than 0` lists all."
 
 
 def remove(found: Found) -> tuple[list[str], int]:
@@ -179,7 +219,7 @@ def _known(site: Site, store: Store) -> _Runs:
     unfinished = defaultdict(list)
     for record in store.unfinished():
         unfinished[record.state.spec_id].append(record)
-    return _Runs(site, folders, dict(unfinished), set(store.finished({*folders, *unfinished})), [])
+    return _Runs(site, store, folders, dict(unfinished), set(store.finished({*folders, *unfinished})), [])
 
 
 def _unwanted(runs: _Runs, store: Store) -> list[str]:
@@ -235,18 +275,13 @@ def _of_evaluations(runs: _Runs, ids: Iterable[str], store: Store) -> set[str]:
     Their own finished record was deleted by hand.
     """
     pretrainings = [
-        record
-        for spec_id in ids
-        for record in runs.unfinished.get(spec_id, ())
-        if "protocol" not in record.settings
+        record for spec_id in ids for record in runs.unfinished.get(spec_id, ()) if record.is_pretraining
     ]
-    evaluated: list[dict[str, str]] = []
-    for scale in {record.state.scale for record in pretrainings}:
-        for evaluation in store.newest_finished("evaluate", scale, limit=EVERY):
-            settings = evaluation.settings.items()
-            evaluated.append(
-                {key.removeprefix("encoder."): value for key, value in settings if key.startswith("encoder.")}
-            )
+    evaluated = [
+        evaluation.encoder
+        for scale in {record.state.scale for record in pretrainings}
+        for evaluation in store.newest_finished("evaluate", scale, limit=EVERY)
+    ]
     return {record.state.spec_id for record in pretrainings if record.settings in evaluated}
 
 
@@ -255,14 +290,26 @@ def _run(runs: _Runs, spec_id: str, store: Store) -> Item:
     folder, records = runs.folders[spec_id], runs.unfinished.get(spec_id, ())
     state = next((f"{record.state.state} ({record.state.reason})" for record in records), "no record")
     size, age = _measured([folder])
+    age = min([age, *map(_since, records)])
     return Item(
         kind="run",
         name=_name(folder, runs.site),
         size=size,
         age=age,
         why=f"{state}; no table uses it",
+        resumable=_resumable(folder),
         remove=partial(_remove_run, folder, spec_id, runs.site, store),
     )
+
+
+def _resumable(folder: Path) -> bool:
+    """Return whether a run's folder contains work that a later command would continue."""
+    return bool(checkpoint.leftovers(folder))
+
+
+def _since(record: Record) -> float:
+    """Return the seconds since a run ended; since its start if the end was not recorded."""
+    return max(0.0, time.time() - (record.ended or record.state.started).timestamp())
 
 
 def _remove_run(folder: Path, spec_id: str, site: Site, store: Store) -> str:
@@ -292,13 +339,24 @@ def _record(runs: _Runs, record: Record, store: Store) -> Item:
         return "" if store.delete(state.run_id) else "it is running or finished now"
 
     why = f"{state.state} ({state.reason}), run {state.spec_id}; no table uses it"
-    started = time.time() - state.started.timestamp()
-    return Item(kind="record", name=state.run_id, size=0, age=started, why=why, remove=delete)
+    age = _since(record)
+    if state.spec_id in runs.folders:  # they are deleted together
+        age = _run(runs, state.spec_id, store).age
+    return Item(
+        kind="record",
+        name=state.run_id,
+        size=0,
+        age=age,
+        why=why,
+        resumable=_resumable(folder),
+        remove=delete,
+    )
 
 
 def _checkpoints(runs: _Runs) -> Iterator[Item]:
     """Yield the files of finished runs that were killed between their last two steps."""
-    for spec_id in runs.finished & set(runs.folders):
+    # A finished run that is executed again, for other data, has an unfinished record.
+    for spec_id in (runs.finished & set(runs.folders)) - set(runs.unfinished):
         result = runs.folders[spec_id] / journal.RESULT
         left = [*checkpoint.leftovers(runs.folders[spec_id]), *([result] if result.exists() else [])]
         if left and not runs.owned(spec_id):
@@ -344,6 +402,25 @@ def _remove_features(path: Path) -> str:
     return "" if feature_cache.discard(path) else "a run reads them now"
 
 
+def _replaced(runs: _Runs) -> Iterator[Item]:
+    """Yield the files of runs that `invoke redo` marked and that are finished again."""
+    folders = {
+        path: path.name[:12] for path in sorted((runs.site.runs / redo.FOLDER).glob("*")) if _is_folder(path)
+    }
+    again = set(runs.store.finished(folders.values())) if folders else set()
+    for path, spec_id in folders.items():
+        if spec_id in again:
+            size, age = _measured([path])
+            yield Item(
+                kind="replaced",
+                name=_name(path, runs.site),
+                size=size,
+                age=age,
+                why="the run was executed again",
+                remove=partial(_remove_all, [path], runs.site.runs),
+            )
+
+
 def _drafts(site: Site, unwanted: Iterable[str]) -> Iterator[Item]:
     """Yield drafts of killed processes outside `unwanted` folders, and folders of interrupted calls."""
     places = [path for pattern in DRAFTS for path in site.runs.glob(pattern)] + list(
@@ -368,6 +445,7 @@ def _drafts(site: Site, unwanted: Iterable[str]) -> Iterator[Item]:
             size=size,
             age=age,
             why="its removal was interrupted",
+            begun=True,
             remove=partial(_remove_all, [path], site.runs),
         )
 
@@ -417,17 +495,20 @@ def _encoder_digest(folder: Path) -> str:
 def _measured(paths: Iterable[Path]) -> tuple[int, float]:
     """Return the total size of files and folders in bytes, and the seconds since the newest was written.
 
-    Files that disappear meanwhile are ignored.
+    Files that disappear meanwhile are ignored. The time of a folder counts only if it contains no file: a
+    command that looks at a lease creates a temporary file next to it.
     """
-    size, newest = 0, 0.0
+    size, newest, of_folders = 0, 0.0, 0.0
     for path in paths:
         inside = (Path(root) / name for root, _, names in os.walk(path) for name in names)
         for each in (path, *inside):
             with suppress(OSError):
                 found = each.lstat()
-                size += 0 if stat.S_ISDIR(found.st_mode) else found.st_size
-                newest = max(newest, found.st_mtime)
-    return size, max(0.0, time.time() - newest)
+                if stat.S_ISDIR(found.st_mode):
+                    of_folders = max(of_folders, found.st_mtime)
+                else:
+                    size, newest = size + found.st_size, max(newest, found.st_mtime)
+    return size, max(0.0, time.time() - (newest or of_folders))
 
 
 def _name(path: Path, site: Site) -> str:
@@ -441,6 +522,7 @@ NAMES: Mapping[Kind, str] = {
     "run": "run",
     "checkpoints": "checkpoint set",
     "draft": "draft",
+    "replaced": "replaced run",
     "features": "feature file",
     "record": "record",
 }

@@ -14,10 +14,12 @@ from reproduce.messages import clock, counted, from_here
 from reproduce.nn import weight_files
 from reproduce.nn.weights import Weights
 from reproduce.plan import Evaluation, Job, Order, Request, jobs
-from reproduce.readiness import RefusedError, blocked, launcher
+from reproduce.readiness import Counts, RefusedError, blocked, launcher
+from reproduce.report.counts import incomplete
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
 from reproduce.spec import Evaluate
+from reproduce.tracking.errors import StoreError
 from reproduce.tracking.retry import RETRY_SECONDS
 from reproduce.tracking.tags import title
 
@@ -68,7 +70,8 @@ def produce(
     print(done.summary(), flush=True)
     rendered = [_render(request, site, done) for request in requests]
     for table, filled, paths in rendered:
-        if done.finished and not table.left_out:  # a part of a table would empty the cells that it lacks
+        # A part of a table would empty the cells that it lacks.
+        if done.finished and not done.unasked and not table.left_out:
             done.store.log_table(filled, paths)
     return done.code
 
@@ -151,20 +154,26 @@ class _Outcome:
     """Number of these that other processes executed."""
     started: float
     store: Store
+    unasked: str = ""
+    """Why the store could not be asked after the runs; empty if it could."""
 
     @property
     def code(self) -> int:
         """The exit code."""
-        if self.failed:
+        if self.failed or self.unasked:
             return FAILED
         return INCOMPLETE if self.missing else COMPLETE
 
     def summary(self) -> str:
-        """Return one line on what happened, and one for each run that failed."""
+        """Return one line on what happened, one on incomplete data, and one for each run that failed."""
         reused, took = len(self.finished) - self.ran, clock(time.monotonic() - self.started)
         others = f" ({self.attached} of them by other processes)" if self.attached else ""
         ran = f"{counted(self.ran, 'run')} done{others}"
         lines = [f"{ran}, {reused} reused, {len(self.missing)} missing, in {took}."]
+        if self.unasked:
+            lines.append(f"What these runs recorded is unknown: {self.unasked}")
+        if other_data := incomplete([job.spec for job in self.wanted], self.finished):
+            lines.append(f"Not the published data: {'; '.join(other_data)}.")
         for job in self.wanted:
             if job.spec.id in self.failed:
                 lines.append(f"failed: {job.spec.id} {title(job.spec)}: {self.failed[job.spec.id]}")
@@ -177,15 +186,20 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     Raises:
         RefusedError: no run can start on this machine, and no evaluation is finished.
     """
+    from reproduce.tracking.reuse import choose
     from reproduce.tracking.store import Store
 
     started = time.monotonic()
     launch = launcher(site).launch
     store = Store(site)
-    finished = store.finished([job.spec.id for job in wanted])
+    found = choose(store, [job.spec for job in wanted], site)
+    finished = found.finished
+    for line in found.remarks():
+        print(line)
     todo = [job for job in wanted if job.spec.id not in finished]
     reasons: dict[str, str] = {}
     attached: set[str] = set()
+    unasked = ""
     measured = any(isinstance(job.spec, Evaluate) and job.spec.id in finished for job in wanted)
     blocked = {} if render_only else _cannot_start(todo, site, measured=measured)
     todo = [job for job in todo if job.spec.id not in blocked]
@@ -196,19 +210,25 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
         with Console(todo, len(finished)) as console:
             reasons = launch(todo, site, console.watch)
             attached = console.attached
-        # After hours of runs, wait for a server that is restarting.
-        store = Store(site, retry_seconds=RETRY_SECONDS)
-        finished = store.finished([job.spec.id for job in wanted])
-    known = blocked | reasons
+        # After hours of runs, wait for a server that is restarting, unless all runs failed: they have waited.
+        succeeded = any(job.spec.id not in reasons for job in todo)
+        store = Store(site, retry_seconds=RETRY_SECONDS if succeeded else 0.0)
+        try:
+            found = choose(store, [job.spec for job in wanted], site)
+        except StoreError as error:
+            unasked = str(error)
+        finished = found.finished
+    known = found.changed | blocked | reasons
     missing = {
-        job.spec.id: known.get(job.spec.id, "no finished run with these settings")
+        job.spec.id: known.get(job.spec.id, unasked or "no finished run with these settings")
         for job in wanted
         if job.spec.id not in finished
     }
     ran = sum(job.spec.id in finished for job in todo)
     # A run that was killed after its record was complete is finished.
     failed = {spec_id: reason for spec_id, reason in reasons.items() if spec_id not in finished}
-    return _Outcome(wanted, finished, missing, failed, ran, len(attached & finished.keys()), started, store)
+    attached &= finished.keys()
+    return _Outcome(wanted, finished, missing, failed, ran, len(attached), started, store, unasked)
 
 
 def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS) -> int:
@@ -245,8 +265,10 @@ def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
     from reproduce.commands import forecast
     from reproduce.tracking.store import Store
 
-    wanted = jobs(requests)
-    return forecast.forecast(wanted, lambda todo: blocked(todo, site, fetch=False), Store(site), site)
+    wanted, counts = jobs(requests), Counts(site)
+    return forecast.forecast(
+        wanted, lambda todo: blocked(todo, site, fetch=False, counts=counts), Store(site), site, counts
+    )
 
 
 def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dict[str, str]:

@@ -32,6 +32,10 @@ WHOLE = re.compile(r"\d{1,9}", re.ASCII)
 """A whole number; longer ones are mistakes, and Python refuses to read thousands of digits."""
 HOURS = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 """A number of hours."""
+AGE = re.compile(r"(\d{1,6}(?:\.\d{1,6})?) ?([smhdw]?)", re.ASCII)
+"""A span of time with its unit."""
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+"""Seconds in each unit of a span of time."""
 PLANNED = ("dry_run", "apply", "max_gpu_hours", "jobs", "launcher")
 """Fields that ask for a plan, bind what starts to it, or choose where it starts."""
 ENCODER = ("checkpoint", "protocol", "dataset", "backbone", "prefix")
@@ -280,11 +284,75 @@ class DiffOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RedoOptions(Options):
+    """Options of `invoke redo`."""
+
+    run: str
+    """Id of a finished run, or its beginning; or a table, such as table8, with --rows."""
+    rows: str = ""
+    """Glob of row labels, for a table: all runs of the matching rows. Commas separate several globs."""
+    only: bool = False
+    """Leave finished evaluations of the encoder as they are."""
+    dry_run: bool = False
+    """Mark nothing; list what would be marked."""
+
+    def request(self) -> Request | None:
+        """Return the request for the rows of a table, or None if a run is named.
+
+        Raises:
+            InvalidError: a table is named without --rows, or a run with an option of tables.
+        """
+        from reproduce.plan import Request, table_names
+
+        of_table = (self.rows, self.columns != "*", self.scale != "smoke", self.seeds != "1", *self.set)
+        if self.run not in table_names():
+            if any(of_table):
+                raise InvalidError(
+                    f"'{self.run}' is not a table: --rows, --columns, --scale, --seeds and --set belong to a "
+                    "table, such as `invoke redo table8 --rows BYOL`."
+                )
+            return None
+        if not self.rows:
+            raise InvalidError(
+                f"All of {self.run}? Name its rows, such as `invoke redo {self.run} --rows BYOL`; "
+                "--rows '*' means all of them."
+            )
+        return Request(
+            table=self.run,
+            rows=self.rows,
+            columns=self.columns,
+            scale=self.scale,
+            seeds=self.num_seeds(),
+            changes=self.set,
+            baselines=self.baselines,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GcOptions:
     """Options of `invoke gc`."""
 
     delete: bool = False
     """Remove what is listed."""
+    older_than: str = ""
+    """Age, such as 7d or 12h, or 0: list everything that is older, also runs that could be resumed. Default:
+    30d, and no run that could be resumed."""
+
+    def seconds(self) -> float | None:
+        """Return the value of --older-than in seconds, or None if it was not given.
+
+        Raises:
+            InvalidError: `older_than` is not a number with a unit.
+        """
+        if not self.older_than:
+            return None
+        found = AGE.fullmatch(self.older_than)
+        if not found or not (found[2] or float(found[1]) == 0):
+            raise InvalidError(
+                "--older-than must be a number with a unit, such as 7d (days), 12h (hours) or 30m (minutes), "
+                f"or 0, not '{self.older_than}'."
+            )
+        return float(found[1]) * UNITS[found[2] or "s"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The origin of a number, and the differences of two runs: `invoke why` and `invoke diff`.
 
-    for line in why(Request(table="table8", rows="BYOL", columns="acc"), store):
+    for line in why(Request(table="table8", rows="BYOL", columns="acc"), store, site):
         print(line)
     for line in difference("5f0c2a9d1e77", "0a1b2c3d4e5f", store):
         print(line)
@@ -22,8 +22,9 @@ from reproduce.spec import Spec
 from reproduce.tracking.tags import title
 
 if TYPE_CHECKING:
-    from reproduce.report.observe import Finished
     from reproduce.report.table import Cell, Column, Measured, Row
+    from reproduce.site import Site
+    from reproduce.tracking.reuse import Reuse
     from reproduce.tracking.store import Store
 
 ABSENT = "–"
@@ -32,15 +33,17 @@ WIDTH = 116
 """Columns of the terminal after which a list of settings is wrapped."""
 
 
-def why(request: Request, store: Store) -> Iterator[str]:
+def why(request: Request, store: Store, site: Site) -> Iterator[str]:
     """Yield, for each cell of the request, its number, its runs, and the command that would fill it.
 
     Raises:
         LookupError, ValueError, TypeError: see `Request.build`.
         ConnectionError: the tracking server does not answer.
     """
+    from reproduce.tracking.reuse import choose
+
     table = request.build()
-    finished = store.finished([spec.id for spec in table.specs(request.seeds)])
+    found = choose(store, table.specs(request.seeds), site)
     for number, (row, column) in enumerate((row, column) for row in table.rows for column in table.columns):
         if number:
             yield ""
@@ -50,7 +53,7 @@ def why(request: Request, store: Store) -> Iterator[str]:
             reason = cell.why_not_ours if cell else ""
             yield f"  ours: none. {reason or 'No run fills this cell.'}"
             continue
-        yield from _cell(request, row, column, cell.ours, finished, store)
+        yield from _cell(request, row, column, cell.ours, found, store)
 
 
 def _paper(cell: Cell | None) -> str:
@@ -60,18 +63,19 @@ def _paper(cell: Cell | None) -> str:
 
 
 def _cell(
-    request: Request, row: Row, column: Column, ours: Measured, finished: dict[str, Finished], store: Store
+    request: Request, row: Row, column: Column, ours: Measured, found: Reuse, store: Store
 ) -> Iterator[str]:
     """Yield the seeds of a cell, each with its runs, upstream last; then the runs that are missing."""
     factor, unit = (100, " %") if column.unit == "%" else (1, "")
     todo: dict[str, Spec] = {}
-    for seen, spec in zip(observe(ours, request.seeds, finished, {}), ours.runs(request.seeds), strict=True):
+    observed = observe(ours, request.seeds, found.finished, found.changed)
+    for seen, spec in zip(observed, ours.runs(request.seeds), strict=True):
         value = ABSENT if seen.value is None else f"{factor * seen.value:.{column.digits}f}{unit}"
         yield f"  seed {seen.seed}: {ours.metric} {value}{f' ({seen.reason})' if seen.reason else ''}"
         runs: tuple[Spec, ...] = (spec, *spec.needs())
         for run in runs:
-            yield from (f"    {line}" for line in _run(run, store))
-            if run.id not in finished:
+            yield from (f"    {line}" for line in _run(run, store, found))
+            if run.id not in found.finished:
                 todo[run.id] = run
     if todo:
         yield f"  {counted(len(todo), 'run')} missing; to fill it: {_command(request, row.label, column.key)}"
@@ -87,16 +91,20 @@ def _command(request: Request, row: str, column: str) -> str:
     return shlex.join(words)
 
 
-def _run(spec: Spec, store: Store) -> Iterator[str]:
-    """Yield one run's title, state, settings and artifacts."""
+def _run(spec: Spec, store: Store, found: Reuse) -> Iterator[str]:
+    """Yield one run's title, state, settings and artifacts, and whether it is reused."""
     yield f"{spec.name} {spec.id}  {title(spec)}"
-    record = store.record_of(spec.id)
+    record = store.record_of(spec.id, found.finished.get(spec.id))
     if record is None:
         yield "  no run with these settings"
     else:
         state = record.state
         reason = f": {state.reason}" if state.reason else ""
         yield f"  {state.state}{reason}, started {state.started.astimezone():%Y-%m-%d %H:%M}"
+        if spec.id in found.changed:
+            yield f"  not reused: {found.changed[spec.id]}"
+        if spec.id in found.unchecked:
+            yield f"  reused unchecked: {found.unchecked[spec.id]}"
         yield f"  code: commit {record.commit}{' with uncommitted changes' if record.dirty else ''}"
         yield from (f"  {name.replace('_', ' ')}: {value}" for name, value in record.digests.items())
         yield f"  MLflow: run {state.run_id}, {record.address}"

@@ -18,11 +18,15 @@ line.
     generated.py             files that synthetic data sets write on first use
     scenes.py                drawings of the synthetic data sets
     polygons.py              geometry of outlines
+    inventory.py             number and digests of the images that are here, recorded with the runs
     voc.py                   layout of PASCAL VOC
+    json_tables.py           JSON files of images, annotations and categories
     lists.py                 published lists of images and classes
     imagefolder.py           layout with one folder per class
     folders.py               check that listed files exist
     detection.py             base class of data sets with boxes
     dataset.py               base class of data sets with labels
     images.py                decoding of the images of one split
+    decoding.py              faults of image files
+    sources.py               state of a data set's files on disk
 """

@@ -5,8 +5,9 @@ Each module of this folder defines one data set: its settings, and a reader of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.messages import NotFoundError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reproduce.data.images import Images
+
+MOST_FILES = 50_000
+"""Maximum number of files of a split whose states are checked each time; 13 394 take 0.05 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,10 @@ class Dataset(Settings):
     title: ClassVar[str]
     """Name that captions print."""
     published: ClassVar[Mapping[str, int]] = {}
-    """Number of images in each split, where it is known in advance; estimates of time use it. A field
-    `num_<split>` serves the same purpose."""
+    """Number of images in each split, where it is known in advance: what is here is compared with it, and
+    estimates of time use it. A field `num_<split>` serves the latter purpose."""
+    roots: ClassVar[tuple[str, ...]] = ()
+    """Keys of its folders under [data] in the site file; empty for the name of the data set."""
     multi_label: ClassVar[bool] = False
     """True if an image can have several labels."""
 
@@ -80,6 +86,22 @@ class Dataset(Settings):
             ValueError: a file is broken. The message names it.
         """
         raise NotImplementedError
+
+    def count(self, split: str, site: Site) -> int:
+        """Return the number of images of `split` that are listed here, as cheaply as possible.
+
+        Raises:
+            LookupError, ValueError: see `load`; or a file of a split that is not large is empty or not a
+                file.
+        """
+        images = self.load(split, site)
+        if len(images) <= MOST_FILES:
+            _ = images.states  # raises for such a file
+        return len(images)
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        """Return the files besides the images that `split` is read from: lists, labels, annotations."""
+        return ()
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
         """Check before anything starts that `labelled_subset` will find its list, and fetch it if necessary.

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from reproduce.data.sources import State, state
 from reproduce.messages import InvalidError
 from reproduce.settings import Channels, Deviations, Settings
 from reproduce.site import Site
@@ -73,6 +76,24 @@ class Annotated:
     """Input of the benchmark's own evaluation: instances_*.json of COCO, the folder of the year of VOC."""
     digest: str
     """SHA-256 of names, sizes, boxes and masks, but not of the pixels."""
+    oddities: tuple[str, ...] = ()
+    """Sentences about images and objects that do not count or look wrong. A run logs them."""
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def paths(self) -> Iterator[bytes]:
+        """Yield the files of the images in order."""
+        return (os.fsencode(picture.file) for picture in self.pictures)
+
+    @cached_property
+    def states(self) -> list[State]:
+        """State of each of these files.
+
+        Raises:
+            ValueError: a file is missing or empty, or is not a regular file. The message names it.
+        """
+        return [state(path) for path in self.paths()]
 
     @property
     def trainable(self) -> tuple[Picture, ...]:
@@ -107,6 +128,10 @@ class DetectionDataset(Settings):
     """Names of the classes in the benchmark's order."""
     benchmark: ClassVar[Literal["voc", "coco"]]
     """Benchmark whose rules govern annotation and scoring."""
+    published: ClassVar[Mapping[str, int]] = {}
+    """Number of images in each split, where it is known in advance: what is here is compared with it."""
+    roots: ClassVar[tuple[str, ...]] = ()
+    """Keys of its folders under [data] in the site file; empty for the name of the data set."""
 
     def check(self) -> None:
         for key in ("train_split", "test_split"):
@@ -129,6 +154,18 @@ class DetectionDataset(Settings):
         """
         raise NotImplementedError
 
+    def count(self, split: str, site: Site) -> int:
+        """Return the number of images of `split` that are here, as cheaply as possible.
+
+        Raises:
+            LookupError, ValueError: see `load`.
+        """
+        return len(self.load(split, site).pictures)
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        """Return the files besides the images that `split` is read from: lists and annotations."""
+        return ()
+
 
 def is_polygon(numbers: Sequence[float]) -> bool:
     """Return whether `numbers` are x and y of at least three points.
@@ -136,6 +173,35 @@ def is_polygon(numbers: Sequence[float]) -> bool:
     Anything else has no area (detectron2/data/datasets/coco.py).
     """
     return len(numbers) >= 6 and len(numbers) % 2 == 0
+
+
+def oddities(split: str, pictures: Sequence[Picture]) -> tuple[str, ...]:
+    """Return sentences about images without objects and about boxes that are not inside of their image."""
+    num_boxes = sum(len(picture.instances) for picture in pictures)
+    without = [picture.id for picture in pictures if not picture.instances]
+    empty, beyond = [], []
+    for picture in pictures:
+        for left, top, right, bottom in (each.box for each in picture.instances):
+            if left >= right or top >= bottom:
+                empty.append(picture.id)
+            # Rounding moves the sides of real boxes by up to a pixel.
+            if min(left, top) < -1 or right > picture.width + 1 or bottom > picture.height + 1:
+                beyond.append(picture.id)
+    found = (
+        (without, len(pictures), "images show no object", "They are tested, but not trained on."),
+        (empty, num_boxes, "boxes have no area", "They are not trained on, and the benchmark counts them."),
+        (
+            beyond,
+            num_boxes,
+            "boxes reach beyond their image",
+            "Training clips them, and the benchmark counts them as annotated.",
+        ),
+    )
+    return tuple(
+        f"{split}: {len(ids)} of {number} {what}, such as image {ids[0]}. {effect}"
+        for ids, number, what, effect in found
+        if ids
+    )
 
 
 def digest(pictures: Iterable[Picture]) -> str:
@@ -181,17 +247,19 @@ def pixels(picture: Picture) -> NDArray[np.uint8]:
     This is Detectron2's `read_image` (detectron2/data/detection_utils.py).
 
     Raises:
-        ValueError: the file is missing, truncated or not an image, or its size differs from the annotated
-            one. The message names it.
+        ValueError: the file is missing, truncated, not an image or not of 8 bits, or its size differs from
+            the annotated one. The message names it.
     """
     import numpy as np
     from PIL import Image
 
+    from reproduce.data import decoding
+
     try:
         with Image.open(picture.file) as image:
-            decoded = np.asarray(_upright(image).convert("RGB"))
+            decoded = np.asarray(_upright(decoding.eight_bits(image)).convert("RGB"))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
-        raise InvalidError(f"{picture.file} cannot be decoded: {error}. Get it again.") from error
+        raise decoding.fault(str(picture.file), error) from error
     height, width, _ = decoded.shape
     if (width, height) != (picture.width, picture.height):
         sizes = f"has {width} x {height} pixels, but {picture.width} x {picture.height} in its annotation"

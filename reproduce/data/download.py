@@ -1,21 +1,29 @@
 """Download public data sets.
 
-torchvision fetches the files. A data set can be downloaded if its module has a function `download(site)`.
+torchvision fetches the files. A data set can be downloaded if its module has a function `download(site)`. It
+fetches nothing that is complete, and what it leaves behind is complete or was never here.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import socket
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from urllib.error import URLError
 
 import reproduce.data
-from reproduce.data.dataset import Dataset
-from reproduce.messages import NotFoundError, UserError, first_line, unknown
-from reproduce.settings import Settings
+from reproduce.messages import InvalidError, NotFoundError, first_line, unknown
 from reproduce.site import Site
+
+TIMEOUT = 60
+"""Seconds without an answer after which a server counts as unreachable."""
+CORRUPTED = "File not found or corrupted"
+"""Beginning of torchvision's RuntimeError for an archive with another MD5 (torchvision/datasets/utils.py)."""
 
 
 def download(dataset: str, site: Site) -> str:
@@ -23,11 +31,9 @@ def download(dataset: str, site: Site) -> str:
 
     An empty name returns a line that lists the data sets that can be fetched.
 
-    A complete data set is not fetched again.
-
     Raises:
         LookupError: the data set cannot be fetched, or its root is not set.
-        ConnectionError: the download failed.
+        ValueError: a server, the archive or the disk failed. The next call continues.
     """
     found = available()
     if not dataset:
@@ -38,32 +44,9 @@ def download(dataset: str, site: Site) -> str:
     if dataset not in found:
         raise NotFoundError(unknown("data set to fetch", dataset, found))
     module = importlib.import_module(f"reproduce.data.{dataset}")
-    if _complete(module, site):
-        return f"{dataset} is complete in {site.data[module.KEY]}: nothing was fetched."
-    try:
+    with faults(dataset):
         path: Path = module.download(site)
-    except (OSError, RuntimeError) as error:  # torchvision raises the latter for a broken file
-        reason = getattr(error, "reason", None) or first_line(error)
-        raise ConnectionError(
-            f"{dataset} cannot be fetched ({reason}). The same command tries again; or get it by hand: "
-            f"{module.SOURCE.rpartition(' or ')[2]}."
-        ) from None
     return f"{dataset} is in {path}."
-
-
-def _complete(module: ModuleType, site: Site) -> bool:
-    """Return whether all images of a data set that can be downloaded are in its root."""
-    name = module.__name__.rpartition(".")[2]
-    own = (each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Settings))
-    dataset: Any = next(each for each in own if vars(each).get("name") == name)()
-    try:
-        for split in {value for key, value in dataset.leaves() if key.endswith("_split")}:
-            loaded = dataset.load(split, site)
-            if isinstance(dataset, Dataset) and len(loaded) != (dataset.num_images(split) or len(loaded)):
-                return False
-    except (UserError, OSError):
-        return False
-    return True
 
 
 def available() -> list[str]:
@@ -72,3 +55,36 @@ def available() -> list[str]:
         module.name for module in pkgutil.iter_modules(reproduce.data.__path__) if module.name != "download"
     ]
     return [name for name in names if hasattr(importlib.import_module(f"reproduce.data.{name}"), "download")]
+
+
+@contextmanager
+def faults(dataset: str) -> Iterator[None]:
+    """Turn a failure of a server, an archive or the disk into one line. A server that hangs counts as failed.
+
+    Raises:
+        ValueError: the block failed.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    except (OSError, EOFError, tarfile.TarError, zlib.error, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not first_line(error).startswith(CORRUPTED):
+            raise
+        raise InvalidError(
+            f"{dataset} is not complete: {_reason(error)}. Once that is solved, the same command fetches and "
+            "unpacks what is missing."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a download or its unpacking failed, without a period."""
+    if isinstance(error, RuntimeError):
+        return "the archive from the server is cut or another one, as its MD5 shows"
+    if isinstance(error, (EOFError, tarfile.TarError, zlib.error)):
+        return f"its archive cannot be unpacked ({first_line(error)})"
+    if isinstance(error, URLError) and isinstance(error.reason, Exception):
+        return f"its server cannot be reached ({first_line(error.reason)})"
+    return first_line(error).rstrip(".") or type(error).__name__

@@ -7,19 +7,23 @@ there or in a separate folder (`imagenet100_classes`). No image is copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
+from reproduce.messages import InvalidError
 from reproduce.site import Site
 
 if TYPE_CHECKING:
     from reproduce.data.images import Images
 
 LIST = "imagenet100.txt"
+WNID = re.compile(r"\w+", re.ASCII)
+"""Names of classes; ImageNet's are n and eight digits."""
 SOURCE = "https://raw.githubusercontent.com/HobbitLong/CMC/master/imagenet100.txt"
 
 
@@ -43,6 +47,7 @@ class ImageNet100(Dataset, name="imagenet100"):
 
     title: ClassVar[str] = "ImageNet-100"
     published: ClassVar[Mapping[str, int]] = {"train": 126_689, "val": 5_000}
+    roots: ClassVar[tuple[str, ...]] = ("imagenet", "imagenet100_classes")
 
     def check_root(self, site: Site) -> None:
         self._root(site, holds=("train", "val"))
@@ -53,6 +58,9 @@ class ImageNet100(Dataset, name="imagenet100"):
 
         return imagefolder.load(self._root(site), split, classes=self._classes(site), cache_gb=site.cache_gb)
 
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return (self._list(site),)
+
     def _root(self, site: Site, holds: tuple[str, ...] = ()) -> Path:
         layout, source = (
             "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG",
@@ -61,11 +69,12 @@ class ImageNet100(Dataset, name="imagenet100"):
         return site.root("imagenet", layout, source, holds)
 
     def _classes(self, site: Site) -> tuple[str, ...]:
-        root = self._root(site)
-        folder = (
-            site.root("imagenet100_classes", LIST, SOURCE) if "imagenet100_classes" in site.data else root
-        )
-        return read_classes(folder / LIST, self.class_list_sha256)
+        return read_classes(self._list(site), self.class_list_sha256)
+
+    def _list(self, site: Site) -> Path:
+        if "imagenet100_classes" in site.data:
+            return site.root("imagenet100_classes", LIST, SOURCE) / LIST
+        return self._root(site) / LIST
 
 
 def read_classes(path: Path, sha256: str) -> tuple[str, ...]:
@@ -73,6 +82,17 @@ def read_classes(path: Path, sha256: str) -> tuple[str, ...]:
 
     Raises:
         LookupError: the file does not exist.
-        ValueError: its bytes do not match `sha256`.
+        ValueError: its bytes do not match `sha256`, a line is not the name of a folder, or a class is listed
+            twice.
     """
-    return tuple(sorted(lists.verified(path, sha256, SOURCE).decode().split()))
+    classes: dict[str, int] = {}
+    for number, line in lists.numbered(lists.verified(path, sha256, SOURCE).splitlines()):
+        name = line.decode(errors="replace")
+        if not WNID.fullmatch(name):
+            raise InvalidError(
+                f"{path}, line {number}: '{name}' is not the name of a class, such as n02869837."
+            )
+        if name in classes:
+            raise InvalidError(f"{path}, line {number}: {name} is already on line {classes[name]}.")
+        classes[name] = number
+    return tuple(sorted(classes))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
+from reproduce.messages import InvalidError, UserError
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ KEY = "imagenette"
 LAYOUT = "train/<wnid>/* and val/<wnid>/*"
 SOURCE = "`invoke download --dataset imagenette` (99 MB), or https://github.com/fastai/imagenette"
 RELEASE = "imagenette2-160"
-"""Folder that torchvision unpacks. Its images have shorter sides of 160 px, enough for the canvas."""
+"""Folder in the archive. Its images have shorter sides of 160 px, enough for the canvas."""
+URL = f"https://s3.amazonaws.com/fast-ai-imageclas/{RELEASE}.tgz"
+MD5 = "e793b78cc4c9e9a4ccc0c1155377a412"
+"""MD5 of the archive (torchvision/datasets/imagenette.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +54,14 @@ class Imagenette(Dataset, name="imagenette"):
     published: ClassVar[Mapping[str, int]] = {"train": 9_469, "val": 3_925}
 
     def check_root(self, site: Site) -> None:
-        unpacked = f"{RELEASE}/" if (site.root(KEY, LAYOUT, SOURCE) / RELEASE / "train").is_dir() else ""
-        site.root(KEY, LAYOUT, SOURCE, holds=(f"{unpacked}train", f"{unpacked}val"))
+        root = site.root(KEY, LAYOUT, SOURCE)
+        within = _release(root).relative_to(root)
+        site.root(KEY, LAYOUT, SOURCE, holds=(str(within / "train"), str(within / "val")))
 
     def load(self, split: str, site: Site) -> Files:
         from reproduce.data import imagefolder
 
-        root = site.root(KEY, LAYOUT, SOURCE)
-        if (root / RELEASE).is_dir() and not (root / "train").is_dir():
-            root = root / RELEASE
+        root = _release(site.root(KEY, LAYOUT, SOURCE))
         return imagefolder.load(root, split, num_classes=10, cache_gb=site.cache_gb)
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None:
@@ -74,15 +77,49 @@ class Imagenette(Dataset, name="imagenette"):
         return lists.indices_there(self.load(self.train_split, site), path)
 
 
+def _release(root: Path) -> Path:
+    """Return the folder with `train` and `val`: the root, or the folder that the archive has in it."""
+    within = root / RELEASE
+    return within if (within / "train").is_dir() and not (root / "train").is_dir() else root
+
+
 def download(site: Site) -> Path:
     """Fetch the 160 px release into the root, with its checksum verified, unless it is there already.
 
     Raises:
         LookupError: the root is not set.
+        ValueError: the root has another, incomplete copy.
     """
-    from torchvision import datasets
-
     root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
-    root.mkdir(parents=True, exist_ok=True)
-    datasets.Imagenette(root, size="160px", download=True)
+    return fetch(root, URL, MD5, Imagenette.published)
+
+
+def fetch(root: Path, url: str, md5: str, counts: Mapping[str, int]) -> Path:
+    """Fetch and unpack a release into `root`, unless `root` has `counts` images of each split.
+
+    The archive is fetched once. It is unpacked again over what an interrupted unpacking left, which
+    torchvision's own class would take for complete.
+
+    Raises:
+        ValueError: the root has another, incomplete copy.
+    """
+    from torchvision.datasets import utils
+
+    if not _is_complete(root, counts):
+        root.mkdir(parents=True, exist_ok=True)
+        utils.download_and_extract_archive(url, root, md5=md5)
+        if not _is_complete(root, counts):
+            raise InvalidError(
+                f"{_release(root)} is not complete, though {RELEASE} was unpacked into {root}: move `train` "
+                "and `val` elsewhere, or remove other files from them."
+            )
     return root
+
+
+def _is_complete(root: Path, counts: Mapping[str, int]) -> bool:
+    from reproduce.data import imagefolder
+
+    try:
+        return all(len(imagefolder.load(_release(root), split)) == number for split, number in counts.items())
+    except UserError:
+        return False

@@ -10,11 +10,11 @@ class is the part before the underscore.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reproduce.messages import InvalidError, NotFoundError, unknown
+from reproduce.messages import InvalidError, NotFoundError, counted, unknown
 from reproduce.runs.files import atomic
 from reproduce.site import Site
 
@@ -32,6 +32,8 @@ SHA256 = {
     "10percent": "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091",
 }
 """SHA-256 of the two lists."""
+BOM = b"\xef\xbb\xbf"
+"""Byte order mark that some editors write at the beginning of a text."""
 TIMEOUT = 60
 """Seconds without an answer after which a server counts as unreachable."""
 
@@ -108,13 +110,27 @@ def verified(path: Path, sha256: str, source: str) -> bytes:
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        lines = b"".join(line + b"\n" for line in content.split())
-        same = hashlib.sha256(lines).hexdigest() == sha256
-        hint = "Only its line endings differ" if same else "It is another list"
+        lines = [line for _, line in numbered(content.splitlines())]
+        same = hashlib.sha256(b"".join(line + b"\n" for line in lines)).hexdigest() == sha256
+        other = f"It is another list or a part of it, of {counted(len(lines), 'line')}"
+        hint = "Only its line endings differ" if same else other
         raise InvalidError(
             f"{path} has SHA-256 {found}, but {sha256} is expected. {hint}: get an exact copy from {source}."
         )
     return content
+
+
+def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not blank with their numbers from 1, without the space around them.
+
+    A byte order mark at the beginning is not part of the first line.
+    """
+    for number, line in enumerate(lines, start=1):
+        stripped = line.strip()
+        if number == 1:
+            stripped = stripped.removeprefix(BOM).strip()
+        if stripped:
+            yield number, stripped
 
 
 def read(path: Path) -> dict[bytes, bytes]:
@@ -124,23 +140,24 @@ def read(path: Path) -> dict[bytes, bytes]:
     the name does not begin with its class.
 
     Raises:
-        ValueError: the list is empty, or a line has another format. The message names both.
+        ValueError: the list is empty, a line has another format, or names an image that a line before it
+            names. The message names the list and the line.
     """
     images: dict[bytes, bytes] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        name = line.strip()
-        if not name:
-            continue
+    for number, name in numbered(path.read_bytes().splitlines()):
+        shown = name.decode(errors="replace")
         folder, slash, file = name.rpartition(b"/")
         stem, _, ending = file.rpartition(b".")
         if not slash:
             folder = stem.rpartition(b"_")[0]
-        if not (folder and stem and ending):
+        if not (folder and stem and ending) or b"\\" in name or {b"", b"..", b"."} & set(folder.split(b"/")):
             raise InvalidError(
-                f"{path}, line {number}: '{line.decode(errors='replace')}' is not the name of an image, "
-                "such as n04235860_14959.JPEG."
+                f"{path}, line {number}: '{shown}' is not the name of an image, such as n04235860_14959.JPEG."
             )
-        images[folder + b"/" + stem] = name
+        image = folder + b"/" + stem
+        if image in images:
+            raise InvalidError(f"{path}, line {number}: {shown} is already on a line before it.")
+        images[image] = name
     if not images:
         raise InvalidError(f"{path} does not name any images.")
     return images
@@ -153,7 +170,7 @@ def indices(images: Files, path: Path) -> NDArray[np.int64]:
         ValueError: images of the list are missing in the split. The message names one and counts them.
     """
     wanted = read(path)
-    found = _places(images, wanted)
+    found = _places(images, wanted, path)
     missing = [line for image, line in wanted.items() if image not in found]
     if missing:
         lost = f"{len(missing)} of its {len(wanted)} images are missing"
@@ -172,13 +189,24 @@ def indices_there(images: Files, path: Path) -> NDArray[np.int64]:
     Raises:
         ValueError: the list has no image of one of the split's classes.
     """
-    return _covering(images, _places(images, read(path)), path)
+    return _covering(images, _places(images, read(path), path), path)
 
 
-def _places(images: Files, wanted: Mapping[bytes, bytes]) -> dict[bytes, int]:
-    """Return the available images of `wanted` and their indices, in ascending order."""
-    stems = (images.names[index].rpartition(b".")[0] for index in range(len(images)))
-    return {stem: index for index, stem in enumerate(stems) if stem in wanted}
+def _places(images: Files, wanted: Mapping[bytes, bytes], path: Path) -> dict[bytes, int]:
+    """Return the available images of `wanted` and their indices, in ascending order.
+
+    Raises:
+        ValueError: two images of the split have a name of the list, with different extensions.
+    """
+    found: dict[bytes, int] = {}
+    for index in range(len(images)):
+        stem = images.names[index].rpartition(b".")[0]
+        if stem in wanted and found.setdefault(stem, index) != index:
+            raise InvalidError(
+                f"{path} names {wanted[stem].decode(errors='replace')}, but the train split has two such "
+                f"images, {images.name(found[stem])} and {images.name(index)}: remove one of them."
+            )
+    return found
 
 
 def _covering(images: Files, found: Mapping[bytes, int], path: Path) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ read as a whole, so loading takes milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -34,6 +34,7 @@ SPLITS = {
     "train+unlabeled": ("train", "unlabeled"),
 }
 """Files of each split, in order."""
+NAMES = "class_names.txt"
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIDE = 96
 """Side of an image, in pixels."""
@@ -71,21 +72,46 @@ class STL10(Dataset, name="stl10"):
             (f"{folder}{part}_X.bin" for part in PARTS),
             (f"{folder}{part}_y.bin" for part in ("train", "test")),
         )
-        site.root(KEY, LAYOUT, SOURCE, holds=(*images, *labels))
+        check_files(site.root(KEY, LAYOUT, SOURCE, holds=(*images, *labels)), self.published)
 
     def load(self, split: str, site: Site) -> Images:
-        return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
+        root = site.root(KEY, LAYOUT, SOURCE)
+        return read(root, split, counts=self.published, cache_gb=site.cache_gb)
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        folder = _folder(site.root(KEY, LAYOUT, SOURCE))
+        labels = (folder / f"{part}_y.bin" for part in SPLITS[split])
+        return [path for path in (*labels, folder / NAMES) if path.is_file()]
 
 
-def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
+def check_files(root: Path, counts: Mapping[str, int]) -> None:
+    """Check the sizes of all files and the labels, which takes milliseconds.
+
+    Args:
+        counts: see `read`.
+
+    Raises:
+        LookupError, ValueError: see `read`.
+    """
+    folder = _folder(root)
+    classes = _classes(folder)
+    for part in PARTS:
+        _labels(folder, part, _num_images(folder, part, counts), classes, counts)
+
+
+def read(root: Path, split: str, *, counts: Mapping[str, int] | None = None, cache_gb: float = 0.0) -> Planes:
     """Read a split of `root`, which contains the folder `stl10_binary` or is that folder.
 
     Unlabelled images have the label -1.
 
+    Args:
+        counts: number of images of each part, equally many of each class. None for any.
+        cache_gb: see `Images`.
+
     Raises:
         LookupError: the split or a file does not exist.
-        ValueError: a file is truncated, a label does not belong to a class, or a class has no images. The
-            message names the file.
+        ValueError: a file is truncated or has another number of images, a label does not belong to a class,
+            or a class has no images. The message names the file.
     """
     import numpy as np
 
@@ -93,34 +119,55 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Planes:
 
     if split not in SPLITS:
         raise NotFoundError(unknown("split", split, SPLITS))
-    folder = root / FOLDER if (root / FOLDER).is_dir() else root
+    folder, counts = _folder(root), counts or {}
     classes = _classes(folder)
-    paths = [folder / f"{part}_X.bin" for part in SPLITS[split]]
     labels = [
-        _labels(folder, part, _num_images(path), classes)
-        for part, path in zip(SPLITS[split], paths, strict=True)
+        _labels(folder, part, _num_images(folder, part, counts), classes, counts) for part in SPLITS[split]
     ]
+    paths = [folder / f"{part}_X.bin" for part in SPLITS[split]]
     return Planes(paths, SIDE, np.concatenate(labels), classes, cache_gb)
+
+
+def _folder(root: Path) -> Path:
+    return root / FOLDER if (root / FOLDER).is_dir() else root
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
     """Return the names of the classes, from the release's own list if it exists."""
-    path = folder / "class_names.txt"
-    return tuple(path.read_text().split()) if path.is_file() else CLASSES
+    path = folder / NAMES
+    if not path.is_file():
+        return CLASSES
+    names = tuple(path.read_text(encoding="utf-8-sig", errors="replace").split())
+    if len(set(names)) != len(CLASSES) or len(names) != len(CLASSES):
+        raise InvalidError(
+            f"{path} has {len(set(names))} different names in {len(names)}, not one for each of the "
+            f"{len(CLASSES)} classes. Get it: {SOURCE}."
+        )
+    return names
 
 
-def _num_images(path: Path) -> int:
-    """Return the number of images in the file."""
+def _num_images(folder: Path, part: str, counts: Mapping[str, int]) -> int:
+    """Return the number of images in the file of a part."""
+    path = folder / f"{part}_X.bin"
     num_bytes = _existing(path).stat().st_size
     if num_bytes == 0 or num_bytes % NUM_BYTES:
         raise InvalidError(
             f"{path} has {num_bytes} bytes, not a multiple of {NUM_BYTES} (one image): it is truncated. "
             f"Get it: {SOURCE}."
         )
-    return num_bytes // NUM_BYTES
+    found = num_bytes // NUM_BYTES
+    expected = counts.get(part, found)
+    if found != expected:
+        problem = "is truncated" if found < expected else "belongs to something else"
+        raise InvalidError(
+            f"{path} has {found} images, but STL-10's has {expected}: it {problem}. Get it: {SOURCE}."
+        )
+    return found
 
 
-def _labels(folder: Path, part: str, num_images: int, classes: tuple[str, ...]) -> NDArray[np.int64]:
+def _labels(
+    folder: Path, part: str, num_images: int, classes: tuple[str, ...], counts: Mapping[str, int]
+) -> NDArray[np.int64]:
     """Return the labels, (num_images,), counted from 0; -1 for `unlabeled`."""
     import numpy as np
 
@@ -129,8 +176,8 @@ def _labels(folder: Path, part: str, num_images: int, classes: tuple[str, ...]) 
     path = _existing(folder / f"{part}_y.bin")
     labels = np.fromfile(path, np.uint8).astype(np.int64)
     if len(labels) != num_images:
-        counts = f"{len(labels)} labels for the {num_images} images of {part}_X.bin"
-        raise InvalidError(f"{path} has {counts}: one of the two is truncated. Get it: {SOURCE}.")
+        both = f"{len(labels)} labels for the {num_images} images of {part}_X.bin"
+        raise InvalidError(f"{path} has {both}: one of the two is truncated. Get it: {SOURCE}.")
     wrong = np.flatnonzero((labels < 1) | (labels > len(classes)))
     if len(wrong):
         raise InvalidError(
@@ -140,6 +187,14 @@ def _labels(folder: Path, part: str, num_images: int, classes: tuple[str, ...]) 
     for number, name in enumerate(classes, start=1):
         if number not in labels:
             raise InvalidError(f"{path} has no label {number}: the class '{name}' has no images.")
+    each = counts.get(part, 0) // len(classes)
+    uneven = np.flatnonzero(np.bincount(labels - 1, minlength=len(classes)) != each)
+    if each and len(uneven):
+        raise InvalidError(
+            f"{path} has {np.count_nonzero(labels == uneven[0] + 1)} images of the class "
+            f"'{classes[uneven[0]]}', but STL-10's has {each} of each: the labels are those of something "
+            f"else. Get it: {SOURCE}."
+        )
     return labels - 1
 
 
@@ -154,10 +209,16 @@ def download(site: Site) -> Path:
 
     Raises:
         LookupError: the root is not set.
+        ValueError: a file differs from the release's after all.
     """
     from torchvision import datasets
+    from torchvision.datasets import utils
 
+    release = datasets.STL10
     root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
     root.mkdir(parents=True, exist_ok=True)
-    datasets.STL10(root, split="test", download=True)
+    files = (*release.train_list, *release.test_list)
+    if not all(utils.check_integrity(_folder(root) / name, md5) for name, md5 in files):
+        utils.download_and_extract_archive(release.url, root, filename=release.filename, md5=release.tgz_md5)
+    check_files(root, STL10.published)
     return root

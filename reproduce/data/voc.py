@@ -12,10 +12,12 @@ files or fill the memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from reproduce.messages import InvalidError, NotFoundError
+from reproduce.data import lists
+from reproduce.messages import InvalidError, NotFoundError, UserError, counted
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -43,6 +45,17 @@ CLASSES = (
     "tvmonitor",
 )
 """Classes of all years, in the development kit's order, which is alphabetical."""
+COUNTS = {
+    "2007_train": 2_501,
+    "2007_val": 2_510,
+    "2007_trainval": 5_011,
+    "2007_test": 4_952,
+    "2012_train": 5_717,
+    "2012_val": 5_823,
+    "2012_trainval": 11_540,
+}
+"""Number of images in each list of the releases (host.robots.ox.ac.uk/pascal/VOC). The annotations of 2012's
+test images were never released."""
 
 
 class Object(NamedTuple):
@@ -81,6 +94,17 @@ def find(root: Path, year: str, source: str, *, itself: bool = True) -> Path:
     raise NotFoundError(f"{root} {problem}: ImageSets/Main is missing. Get it: {source}.")
 
 
+def list_of(folder: Path, split: str) -> Path:
+    """Return the list of the images of a split, in the folder of one year's release."""
+    return folder / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def beside(folder: Path, split: str) -> list[Path]:
+    """Return the list of a split and the annotations of its images."""
+    path = list_of(folder, split)
+    return [path, *(folder / "Annotations" / f"{name}.xml" for name in read_ids(path))]
+
+
 def read_ids(path: Path) -> tuple[str, ...]:
     """Read the names in a list such as `ImageSets/Main/trainval.txt`, in its order.
 
@@ -92,13 +116,11 @@ def read_ids(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist; it lists the images of a split.")
     ids: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), start=1):
-        name = line.strip()
-        if not name:
-            continue
+    for number, line in lists.numbered(path.read_bytes().splitlines()):
+        name = line.decode("ascii", errors="replace")
         if not (name.isascii() and name.replace("_", "").isalnum()):
             raise InvalidError(
-                f"{path}, line {number}: '{line}' is not the name of an image, such as 000005."
+                f"{path}, line {number}: '{name}' is not the name of an image, such as 000005."
             )
         if name in ids:
             raise InvalidError(f"{path}, line {number}: {name} is already on line {ids[name]}.")
@@ -106,6 +128,32 @@ def read_ids(path: Path) -> tuple[str, ...]:
     if not ids:
         raise InvalidError(f"{path} is empty: it does not name any images.")
     return tuple(ids)
+
+
+def check_lists(folders: Mapping[str, Path], train: Iterable[str], test: Iterable[str]) -> None:
+    """Check the lists of the splits `train` and `test`, such as `2007_test`, before anything starts.
+
+    Args:
+        folders: folder of each year.
+
+    Raises:
+        LookupError: a list does not exist.
+        ValueError: a list is invalid, or an image is in both `train` and `test`.
+    """
+
+    def named(split: str) -> tuple[Path, tuple[str, ...]]:
+        year, _, name = split.partition("_")
+        path = folders[year] / "ImageSets" / "Main" / f"{name}.txt"
+        return path, read_ids(path)
+
+    trained = {id_: path for path, ids in map(named, train) for id_ in ids}
+    for path, ids in map(named, test):
+        both = [id_ for id_ in ids if id_ in trained]
+        if both:
+            raise InvalidError(
+                f"{path} names {both[0]}, and so does {trained[both[0]]}: {counted(len(both), 'image')} "
+                "would be trained on and tested."
+            )
 
 
 def read_annotation(path: Path) -> Annotation:
@@ -133,12 +181,25 @@ def read_annotation(path: Path) -> Annotation:
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise InvalidError(f"{path} is not well-formed XML: {error}.") from None
     try:
+        objects = _objects(root)
         size = [_number(root, f"size/{side}") for side in ("width", "height")]
-        return Annotation(
-            int(size[0]), int(size[1]), tuple(_object(element) for element in root.findall("object"))
-        )
+        return Annotation(int(size[0]), int(size[1]), tuple(map(_object, objects)))
     except ValueError as error:
         raise InvalidError(f"{path}: {error}. Get it again.") from None
+
+
+def _objects(root: Element) -> list[Element]:
+    """Return the elements of the objects, after checking that no others are in another place."""
+    found = root.findall("object") if root.tag == "annotation" else []
+    tags = [
+        element.tag.rpartition("}")[2].casefold() for element in root.iter() if isinstance(element.tag, str)
+    ]
+    if root.tag != "annotation" or tags.count("object") != len(found):
+        raise InvalidError(
+            f"it holds {counted(tags.count('object'), 'object')}, but {len(found)} where VOC has them, as "
+            f"<object> below <annotation>; its root is <{root.tag}>"
+        )
+    return found
 
 
 def _object(element: Element) -> Object:
@@ -166,3 +227,32 @@ def _number(element: Element, place: str) -> float:
     if not math.isfinite(number):
         raise InvalidError(f"the <{place}> of <{element.tag}> is '{text}', not a number")
     return number
+
+
+def fetch(root: Path, splits: Iterable[str], count: Callable[[str], int]) -> Path:
+    """Fetch the archives of the splits that are not complete into `root`, with their checksums verified.
+
+    Args:
+        splits: names from COUNTS.
+        count: returns the number of images of a split in `root`; raises a UserError if the split is broken.
+
+    Raises:
+        LookupError, ValueError: a split is not complete after its archive was unpacked.
+    """
+    from torchvision import datasets
+
+    root.mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        try:
+            complete = count(split) == COUNTS[split]
+        except UserError:
+            complete = False
+        if not complete:
+            year, _, name = split.partition("_")
+            datasets.VOCDetection(root, year=year, image_set=name, download=True)
+            if (found := count(split)) != COUNTS[split]:
+                raise InvalidError(
+                    f"{root} has {found} images of {split}, not {COUNTS[split]}, though its archive was "
+                    f"unpacked into VOCdevkit: move the other VOC{year} elsewhere."
+                )
+    return root

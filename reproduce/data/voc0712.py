@@ -13,7 +13,7 @@ Reading the 16 551 annotations takes 5 to 6 s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -21,15 +21,14 @@ from typing import ClassVar, Literal
 from reproduce.data import detection, voc
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
 from reproduce.data.folders import check_files
-from reproduce.messages import InvalidError, NotFoundError, UserError, unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.site import Site
 
 KEY = "voc"
 LAYOUT = "VOC2007/ and VOC2012/, each with JPEGImages/*.jpg, Annotations/*.xml and ImageSets/Main/*.txt"
 SOURCE = "`invoke download --dataset voc0712` (2.8 GB), or http://host.robots.ox.ac.uk/pascal/VOC"
-SPLITS = ("2007_train", "2007_val", "2007_trainval", "2007_test", "2012_train", "2012_val", "2012_trainval")
-"""Names of the splits; several can be joined with `+`. The annotations of 2012's test images were never
-released."""
+SPLITS = tuple(voc.COUNTS)
+"""Names of the splits; several can be joined with `+`."""
 LABELS = {name: label for label, name in enumerate(voc.CLASSES)}
 
 
@@ -47,6 +46,8 @@ class VOC0712(DetectionDataset, name="voc0712"):
     title: ClassVar[str] = "VOC07+12"
     classes: ClassVar[tuple[str, ...]] = voc.CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "voc"
+    published: ClassVar[Mapping[str, int]] = voc.COUNTS
+    roots: ClassVar[tuple[str, ...]] = (KEY,)
 
     def check_root(self, site: Site) -> None:
         root = site.root(KEY, LAYOUT, SOURCE)
@@ -57,9 +58,22 @@ class VOC0712(DetectionDataset, name="voc0712"):
                     raise NotFoundError(
                         f"{folder / place} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}."
                     )
+        folders = {year: _folder(root, year) for year, _ in _parts(f"{self.train_split}+{self.test_split}")}
+        voc.check_lists(folders, self.train_split.split("+"), self.test_split.split("+"))
 
     def load(self, split: str, site: Site) -> Annotated:
         return read(site.root(KEY, LAYOUT, SOURCE), split)
+
+    def count(self, split: str, site: Site) -> int:
+        return sum(len(voc.read_ids(voc.list_of(*part))) for part in self._parts(split, site))
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return [path for part in self._parts(split, site) for path in voc.beside(*part)]
+
+    def _parts(self, split: str, site: Site) -> list[tuple[Path, str]]:
+        """Return the folder of the year and the list of each part of a split."""
+        root = site.root(KEY, LAYOUT, SOURCE)
+        return [(_folder(root, year), name) for year, name in _parts(split)]
 
 
 def read(root: Path, split: str) -> Annotated:
@@ -81,7 +95,14 @@ def read(root: Path, split: str) -> Annotated:
                 )
             pictures[picture.id] = picture
     found = tuple(pictures.values())
-    return Annotated(found, voc.CLASSES, tuple(range(len(voc.CLASSES))), folder, detection.digest(found))
+    return Annotated(
+        found,
+        voc.CLASSES,
+        tuple(range(len(voc.CLASSES))),
+        folder,
+        detection.digest(found),
+        detection.oddities(split, found),
+    )
 
 
 def _parts(split: str) -> list[tuple[str, str]]:
@@ -99,9 +120,16 @@ def _folder(root: Path, year: str) -> Path:
 
 def _pictures(folder: Path, split: str) -> Iterator[Picture]:
     """Yield the images of a year's split with their objects."""
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    path = voc.list_of(folder, split)
     ids = voc.read_ids(path)
-    check_files(folder / "JPEGImages", [f"{name}.jpg" for name in ids], path, layout=LAYOUT, source=SOURCE)
+    check_files(
+        folder / "JPEGImages",
+        [f"{name}.jpg" for name in ids],
+        path,
+        layout=LAYOUT,
+        source=SOURCE,
+        published=voc.COUNTS[f"{folder.name.removeprefix('VOC')}_{split}"],
+    )
     for name in ids:
         annotated = folder / "Annotations" / f"{name}.xml"
         width, height, objects = voc.read_annotation(annotated)
@@ -124,14 +152,8 @@ def download(site: Site) -> Path:
 
     Raises:
         LookupError: the root is not set.
+        ValueError: the root has another, incomplete copy.
     """
-    from torchvision import datasets
-
     root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
-    root.mkdir(parents=True, exist_ok=True)
-    for year, name in _parts("2007_trainval+2007_test+2012_trainval"):
-        try:
-            read(root, f"{year}_{name}")
-        except UserError:
-            datasets.VOCDetection(root, year=year, image_set=name, download=True)
-    return root
+    splits = ("2007_trainval", "2007_test", "2012_trainval")
+    return voc.fetch(root, splits, lambda split: len(read(root, split).pictures))

@@ -7,7 +7,7 @@ there are none. Reading the annotations of a split takes 1 to 2 s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from reproduce.data import voc
 from reproduce.data.dataset import Dataset
 from reproduce.data.folders import check_files
-from reproduce.messages import InvalidError, NotFoundError, UserError, unknown
+from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -57,11 +57,12 @@ class VOC2007(Dataset, name="voc2007"):
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "VOC2007"
-    published: ClassVar[Mapping[str, int]] = {"trainval": 5_011, "test": 4_952}
+    published: ClassVar[Mapping[str, int]] = {split: voc.COUNTS[f"2007_{split}"] for split in SPLITS}
+    roots: ClassVar[tuple[str, ...]] = (KEY,)
     multi_label = True
 
     def check_root(self, site: Site) -> None:
-        folder = voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)
+        folder = self._folder(site)
         for place in (
             "JPEGImages",
             "Annotations",
@@ -69,9 +70,19 @@ class VOC2007(Dataset, name="voc2007"):
         ):
             if not (folder / place).exists():
                 raise NotFoundError(f"{folder / place} does not exist. Layout: {LAYOUT}. Get it: {SOURCE}.")
+        voc.check_lists({"2007": folder}, [f"2007_{self.train_split}"], [f"2007_{self.test_split}"])
 
     def load(self, split: str, site: Site) -> Files:
         return read(site.root(KEY, LAYOUT, SOURCE), split, cache_gb=site.cache_gb)
+
+    def count(self, split: str, site: Site) -> int:
+        return len(voc.read_ids(voc.list_of(self._folder(site), split)))
+
+    def beside(self, split: str, site: Site) -> Iterable[Path]:
+        return voc.beside(self._folder(site), split)
+
+    def _folder(self, site: Site) -> Path:
+        return voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)
 
 
 def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
@@ -89,10 +100,17 @@ def read(root: Path, split: str, *, cache_gb: float = 0.0) -> Files:
     if split not in SPLITS:
         raise NotFoundError(unknown("split", split, SPLITS))
     folder = voc.find(root, YEAR, SOURCE)
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    path = voc.list_of(folder, split)
     ids = voc.read_ids(path)
     names = [f"{name}.jpg" for name in ids]
-    check_files(folder / "JPEGImages", names, path, layout=LAYOUT, source=SOURCE)
+    check_files(
+        folder / "JPEGImages",
+        names,
+        path,
+        layout=LAYOUT,
+        source=SOURCE,
+        published=voc.COUNTS[f"2007_{split}"],
+    )
     targets = _targets(folder / "Annotations", ids)
     if split in TRAIN_SPLITS:
         _check_positives(targets, path)
@@ -112,7 +130,14 @@ def _targets(folder: Path, ids: tuple[str, ...]) -> NDArray[np.int8]:
 
     targets = np.full((len(ids), len(voc.CLASSES)), -1, np.int8)
     for row, name in enumerate(ids):
-        for each in voc.read_annotation(folder / f"{name}.xml").objects:
+        path = folder / f"{name}.xml"
+        objects = voc.read_annotation(path).objects
+        if not objects:
+            raise InvalidError(
+                f"{path} has no <object> below <annotation>, but every image of VOC2007 shows one. Get it "
+                "again."
+            )
+        for each in objects:
             column = voc.CLASSES.index(each.name)
             targets[row, column] = max(targets[row, column], 0 if each.difficult else 1)
     return targets
@@ -132,14 +157,8 @@ def download(site: Site) -> Path:
 
     Raises:
         LookupError: the root is not set.
+        ValueError: the root has another, incomplete copy.
     """
-    from torchvision import datasets
-
     root = site.data[KEY] if KEY in site.data else site.root(KEY, LAYOUT, SOURCE)
-    root.mkdir(parents=True, exist_ok=True)
-    for split in ("trainval", "test"):
-        try:
-            read(root, split)
-        except UserError:
-            datasets.VOCDetection(root, year="2007", image_set=split, download=True)
-    return root
+    splits = ("2007_trainval", "2007_test")
+    return voc.fetch(root, splits, lambda split: len(read(root, split.removeprefix("2007_"))))

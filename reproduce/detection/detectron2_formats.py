@@ -80,12 +80,18 @@ def check_coco(images: Annotated) -> None:
     """Check, before any training, that Detectron2's evaluator can read the masks that it scores by.
 
     Raises:
-        ValueError: An object has no polygon, or one of fewer than three points, on which pycocotools stops.
+        ValueError: An object has no polygon, or one of fewer than three points, or does not say whether it is
+            a crowd. pycocotools stops on these.
     """
     with images.origin.open(encoding="utf-8") as file:
         rows = json.load(file)["annotations"]
     for row in rows:
-        polygons = row["segmentation"]
+        if "iscrowd" not in row:
+            raise InvalidError(
+                f"{images.origin}: the annotation {row['id']} has no iscrowd, on which Detectron2's "
+                "evaluation stops. Set it to 0, COCO's default, or use engine=torchvision."
+            )
+        polygons = row.get("segmentation") or []
         if isinstance(polygons, list) and not (polygons and all(map(is_polygon, polygons))):
             raise InvalidError(
                 f"{images.origin}: the annotation {row['id']} has no polygon, or one of fewer than three "

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reproduce.data import decoding
 from reproduce.data.detection import Annotated
 from reproduce.data.images import ignore_signals
 from reproduce.detection import detectron2_formats as formats
@@ -127,7 +128,7 @@ class Readable:
     def _batches(self) -> Generator[list[Any]]:
         for batch in self._loader:
             for each in batch:
-                if isinstance(each, ValueError):
+                if isinstance(each, InvalidError):
                     raise each
             yield batch
 
@@ -142,13 +143,18 @@ def _init_worker(theirs: Callable[[int], None] | None, worker: int) -> None:
 def mapped(map_one: Callable[[Any], Any], each: dict[str, Any]) -> Any:
     """Return the mapper's result for a dictionary.
 
-    If the image is broken or does not have its annotated size, a ValueError is returned, not raised.
+    If the image is broken or does not have its annotated size, an InvalidError is returned, not raised.
     """
+    from PIL import Image
+
     try:
+        # Detectron2 would cut the values of deeper images without a word.
+        with Image.open(each["file_name"]) as image:
+            decoding.eight_bits(image)
         return map_one(each)
     except (OSError, SyntaxError, ValueError, struct.error) as error:  # Pillow's decoders raise all of these
         reason = " ".join(str(error).split()) or type(error).__name__
-        return ValueError(f"{each['file_name']} cannot be used: {reason}")
+        return InvalidError(f"{each['file_name']} cannot be used: {reason}")
 
 
 def _loaders(

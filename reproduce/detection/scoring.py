@@ -390,9 +390,11 @@ def _truth(images: Annotated, kind: Kind) -> Any:
     if 0 in truth.anns or len(truth.anns) != len(truth.dataset["annotations"]):
         # pycocotools uses id 0 for an object that was not found, and keeps one object per id.
         raise InvalidError(f"{images.origin}: the ids of annotations must be different numbers from 1 on.")
+    for each in truth.dataset["annotations"]:
+        each.setdefault("iscrowd", 0)  # as in the data set; pycocotools stops without
     if kind == "segm":
         annotations = truth.dataset["annotations"]
-        masked = [{**each, "segmentation": _drawable(each["segmentation"])} for each in annotations]
+        masked = [{**each, "segmentation": _drawable(each.get("segmentation"))} for each in annotations]
         truth.dataset["annotations"] = [each for each in masked if each["segmentation"]]
         truth.createIndex()
     return truth
@@ -405,7 +407,7 @@ def _drawable(segmentation: Any) -> Any:
     """
     if isinstance(segmentation, dict):
         return segmentation
-    return [polygon for polygon in segmentation if len(polygon) >= MIN_COORDINATES]
+    return [polygon for polygon in segmentation or () if len(polygon) >= MIN_COORDINATES]
 
 
 def _nothing(truth: Any) -> Any:

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from reproduce.lazy import torch
+from reproduce.messages import InvalidError
+from reproduce.nn import backbones
 from reproduce.runs import checkpoint
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from reproduce.data.augmentation import Augmentation
 
 FILE = "encoder.safetensors"
+
+
+def check_backbone(architecture: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if an encoder's file does not contain the backbone that its run trained.
+
+    Args:
+        architecture: name of the backbone; one that this version does not have is not checked.
+        tensors: content of the file.
+    """
+    if architecture not in backbones.names():
+        return
+    with torch.device("meta"):
+        expected = {
+            f"backbone.{key}": value.shape
+            for key, value in backbones.build(architecture).state_dict().items()
+        }
+    found = {key: value.shape for key, value in tensors.items() if key.startswith("backbone.")}
+    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if wrong:
+        raise InvalidError(f"it is not a {architecture}, whose {wrong[0]} it lacks or has in another shape")
 
 
 @dataclass

@@ -137,6 +137,7 @@ def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.devi
         # The digest covers names and sizes, which are the same for synthetic scenes of every seed.
         "dataset": dataset.id,
         "images": split.images.digest,
+        "files": split.images.signature,
         "indices": hashlib.sha256(split.indices.numpy().data).hexdigest(),
         "crop": [dataset.resize, dataset.size],
         "normalisation": [dataset.mean, dataset.std],

@@ -41,16 +41,13 @@ class Keeper:
         Raises:
             ValueError: the checkpoint comes from a training on something else.
         """
-        self._watch, self._about = watch, dict(about)
+        self._watch, self._about = watch, {**watch.about, **about}
         self._last, self._stop = time.monotonic(), ""
         self.saved = checkpoint.latest(watch.folder) if watch.folder is not None else None
         """State of the newest checkpoint. None if there is none."""
         if self.saved is not None and distributed.main_process():
-            wrong = [
-                name
-                for name, digest in self._about.items()
-                if self.saved.get("about", {}).get(name) != digest
-            ]
+            before = {**watch.about, **self.saved.get("about", {})}  # older ones lack what `watch` knows
+            wrong = [name for name, digest in self._about.items() if before.get(name) != digest]
             if wrong:
                 raise InvalidError(
                     f"The checkpoint in {watch.folder} is from a training with another "

@@ -16,11 +16,14 @@ scales in proportion and the schedule in inverse proportion (`Schedule`).
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
+from reproduce.data import inventory
 from reproduce.data.detection import DetectionDataset
 from reproduce.messages import InvalidError
+from reproduce.nn import distributed
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Watch
 from reproduce.settings import (
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     import torch
 
     from reproduce.nn.encoder import Encoder
+
+logger = logging.getLogger(__name__)
 
 REFERENCE_BATCH = 16
 """Images per step for which rates and iterations are given (both sources)."""
@@ -239,9 +244,13 @@ class Detection(Protocol):
             ValueError: The images cannot be used for training or testing.
             FloatingPointError: The loss is not finite.
         """
-        train, test = dataset.load(dataset.train_split, site), dataset.load(dataset.test_split, site)
-        watch.tag_data(dataset.train_split, train.digest)
-        watch.tag_data(dataset.test_split, test.digest)
+        main = distributed.main_process()
+        train, found = inventory.load(dataset, dataset.train_split, site, main=main)
+        test, also = inventory.load(dataset, dataset.test_split, site, main=main)
+        watch.record.facts(found.tags(dataset.train_split) | also.tags(dataset.test_split))
+        if oddities := (*train.oddities, *test.oddities):
+            logger.warning("%s", " ".join(oddities))
+            watch.record.tag("data_oddities", " ".join(oddities))
         if all(each.crowd or each.difficult for picture in test.pictures for each in picture.instances):
             raise InvalidError(
                 f"{test.origin}: no image of {dataset.test_split} shows an object that counts, "

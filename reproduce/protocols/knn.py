@@ -70,8 +70,9 @@ class NearestNeighbours(Protocol, name="knn"):
 
     metrics = ("top1",)
 
-    def check_for(self, dataset: Dataset, backbone: str) -> None:
-        self.check_count(self.k, f"k is {self.k}", dataset)
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return self.k, "k"
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test
@@ -116,8 +117,9 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
         if not self.ks or len(set(self.ks)) < len(self.ks):
             raise ValueError(f"weighted_knn needs one or more different ks, not {self.ks}.")
 
-    def check_for(self, dataset: Dataset, backbone: str) -> None:
-        self.check_count(max(self.ks), f"ks is {self.ks}", dataset)
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return max(self.ks), "ks"
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test

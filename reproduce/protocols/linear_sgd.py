@@ -97,8 +97,9 @@ class LinearSGD(Protocol, name="linear_sgd"):
             schedules.learning_rate(step, peak=peak, warmup_steps=0, num_steps=num_steps) for peak in peaks
         ]
 
-    def check_for(self, dataset: Dataset, backbone: str) -> None:
-        self.check_count(self.num_held_out + 1, f"num_held_out is {self.num_held_out}", dataset)
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return self.num_held_out + 1, "num_held_out"
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return self.epochs * (num_train - self.num_held_out) + self.num_held_out + num_test

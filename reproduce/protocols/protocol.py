@@ -66,6 +66,11 @@ class Protocol(Settings):
         """Name of what `check_data` looks for, or "" if the protocol needs nothing else."""
         return ""
 
+    @property
+    def least_images(self) -> tuple[int, str]:
+        """Least number of training images, and the setting that decides it."""
+        return 1, ""
+
     def passes(self, num_train: int, num_test: int) -> float | None:
         """Return how many images go forward through the encoder, for time estimates, or None if unknown.
 
@@ -81,24 +86,17 @@ class Protocol(Settings):
         """Check that the protocol can evaluate encoders with this backbone on `dataset`.
 
         The check gives the same result on every machine. Most protocols can evaluate every data set of a
-        class that they accept.
+        class that they accept, if its train split has enough images.
 
         Raises:
             ValueError: The protocol cannot. The message names what would work.
         """
-
-    @staticmethod
-    def check_count(needed: int, what: str, dataset: Dataset) -> None:
-        """Raise ValueError if the train split is known to have fewer than `needed` images.
-
-        Args:
-            what: the setting and its value, as the subject of a sentence.
-        """
-        known = dataset.num_images(dataset.train_split)
-        if known is not None and known < needed:
+        least, setting = self.least_images
+        known = dataset.num_images(dataset.train_split) if setting else None
+        if known is not None and known < least:
             raise ValueError(
-                f"{what}, but the {dataset.train_split} split of {dataset.name} has {known} images: choose a "
-                "lower number with --set."
+                f"{setting} is {getattr(self, setting)}, but the {dataset.train_split} split of "
+                f"{dataset.name} has {known} images: choose a lower number with --set."
             )
 
     def check_data(self, dataset: Any, site: Site, *, fetch: bool = True) -> None:

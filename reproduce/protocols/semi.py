@@ -103,11 +103,12 @@ class SemiSupervised(Protocol, name="semi"):
     def requirement(self) -> str:
         return lists.KEY
 
-    def check_for(self, dataset: Dataset, backbone: str) -> None:
-        self.check_count(self.num_held_out + 1, f"num_held_out is {self.num_held_out}", dataset)
-
     def check_data(self, dataset: Dataset, site: Site, *, fetch: bool = True) -> None:
         dataset.check_subset(self.labels, site, fetch=fetch)
+
+    @property
+    def least_images(self) -> tuple[int, str]:
+        return self.num_held_out + 1, "num_held_out"
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         labelled = num_train * int(self.labels.removesuffix("percent")) / 100

@@ -6,6 +6,7 @@ Imports point down this page.
     render.py    files in five formats, and the index
     display.py   layout that all formats share
     filled.py    a table with its numbers
+    counts.py    finished runs on other data than the published
     observe.py   finished runs as one tidy frame, and runs.csv
     table.py     a table as data: cells, claims, runs
     stats.py     means, deviations and ranks

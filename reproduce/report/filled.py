@@ -10,11 +10,14 @@ number.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from reproduce.messages import InvalidError
+from reproduce.messages import InvalidError, unprintable
 from reproduce.report.markup import literal
 from reproduce.report.observe import Statistics, statistics
 from reproduce.report.table import Cell, Column, Row, Table, Verdict
@@ -107,11 +110,12 @@ class Filled:
         return self.caption.removeprefix(self.head).lstrip()
 
 
-def fill(table: Table, seeds: int, runs: Frame | None) -> Filled:
+def fill(table: Table, seeds: int, runs: Frame | None, incomplete: Sequence[str] = ()) -> Filled:
     """Return the table with the statistics of every cell, the claims judged on them, and the caption.
 
     Args:
         runs: the table's frame (`observe.frame`) of that many seeds; None if no run fills the table.
+        incomplete: a phrase for each split that was not as published (`counts.incomplete`).
     """
     factors = {column.key: 100 if column.unit == "%" else 1 for column in table.columns}
     found = {} if runs is None else statistics(runs, factors)
@@ -122,7 +126,7 @@ def fill(table: Table, seeds: int, runs: Frame | None) -> Filled:
         number=table.number,
         title=table.title,
         scale=table.scale,
-        caption=_caption(table, seeds),
+        caption=_caption(table, seeds, incomplete),
         notes=table.notes,
         changes=table.changes,
         row_title=table.row_title,
@@ -182,13 +186,79 @@ def loads(text: str | bytes, where: str) -> Filled:
         where: the file's name in error messages.
 
     Raises:
-        ValueError: another version wrote the file.
+        ValueError: another version wrote the file, or it contains what no table can contain.
     """
     try:
-        return from_json(json.loads(text))
+        filled = from_json(json.loads(text))
+        _check(filled)
+        return filled
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = f"{where} is not a report that this version wrote ({error})"
         raise InvalidError(f"{message}: render the table again or delete the file.") from None
+
+
+def _check(filled: Filled) -> None:
+    """Raise ValueError for a table whose types or parts do not fit together, so that it cannot be shown."""
+    _check_type(filled, Filled, "the table")
+    columns = [column.key for column in filled.columns]
+    _check_distinct(columns, "column")
+    _check_distinct((row.label for row in filled.rows), "row")
+    for column in filled.columns:
+        if not 0 <= column.digits <= DECIMALS:
+            raise ValueError(f"column '{column.key}' has {column.digits} decimals")
+    for row in filled.rows:
+        if set(row.cells) != set(columns):
+            raise ValueError(f"row '{row.label}' lacks a column or has another one")
+        if list(row.facts) != list(filled.rows[0].facts):
+            raise ValueError(f"row '{row.label}' has other facts than the first row")
+        for cell in row.cells.values():
+            if cell.paper is not None and not math.isfinite(float(cell.paper)):
+                raise ValueError(f"row '{row.label}' quotes {cell.paper}")
+            if len(cell.seeds) != len(cell.runs):
+                raise ValueError(f"row '{row.label}' has {len(cell.seeds)} seeds and {len(cell.runs)} runs")
+            _check_distinct(cell.seeds, f"seed of row '{row.label}'")
+
+
+def _check_distinct(names: Iterable[object], what: str) -> None:
+    names = list(names)
+    if again := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the {what} {again[0]!r} is there twice")
+
+
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    """Raise ValueError unless a value has the type of its field, down to each number and text."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) and isinstance(hint, type):
+        for name, each in _hints(hint).items():
+            _check_type(getattr(value, name), each, name)
+        return  # `from_json` made it, so it has the right class
+    if origin is UnionType:
+        fits = value is None
+        if not fits:
+            return _check_type(value, inside[0], where)
+    elif origin is Literal:
+        fits = value in inside
+    elif origin is tuple:
+        fits = isinstance(value, tuple)
+        for item in value if fits else ():
+            _check_type(item, inside[0], where)
+    elif origin is Mapping:
+        fits = isinstance(value, dict)
+        for key, item in value.items() if fits else ():
+            _check_type(key, str, where)
+            _check_type(item, inside[1], where)
+    elif hint is float:
+        fits = type(value) in (int, float) and math.isfinite(value)
+    else:
+        # Reasons may have several lines; renderers print them on one.
+        fits = type(value) is hint and not (hint is str and unprintable(" ".join(value.split())))
+    if not fits:
+        raise ValueError(f"{where} is {value!r:.60}")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _cell_from_json(cell: Mapping[str, Any]) -> FilledCell:
@@ -287,7 +357,7 @@ def _judge_ours(table: Table, rows: tuple[FilledRow, ...]) -> tuple[Verdict, ...
     return tuple(claim.judge(table.values(number)) for claim in table.claims)
 
 
-def _caption(table: Table, seeds: int) -> str:
+def _caption(table: Table, seeds: int, incomplete: Sequence[str]) -> str:
     """Return what the table shows and under which conditions, in full sentences."""
     measured = any(table.measured())
     smoke = SMOKE if table.number else SMOKE_WITHOUT_PAPER
@@ -296,6 +366,7 @@ def _caption(table: Table, seeds: int) -> str:
         f"{table.title.rstrip('.')}.",
         f"Scale: {literal(table.scale)}.",
         _data(table),
+        f"Not the published data: {literal('; '.join(incomplete))}." if incomplete else "",
         f"Seeds: {seeds}." if measured else "",
         f"Changed settings: {literal(', '.join(table.changes))}." if table.changes else "",
         f"Left out: {table.left_out}." if table.left_out else "",

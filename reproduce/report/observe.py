@@ -30,7 +30,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -61,6 +61,8 @@ class Finished:
     """Id of the run in the tracking store."""
     metrics: Mapping[str, float]
     """Final values by name; accuracies are fractions."""
+    facts: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What the run recorded about its data and its encoder, by the names of the tags."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,7 @@ def write_runs(runs: Frame | None, table: str, folder: Path) -> None:
         blocks[table] = runs
     merged = pd.concat([kept[:0], *(blocks[name] for name in sorted(blocks, key=natural))])
     used = {key for key in merged if merged[key].notna().any()}
-    write_atomic(path, merged[_in_order(used)].to_csv(index=False, lineterminator="\n"))
+    write_atomic(path, merged[_in_order(used)].to_csv(index=False, lineterminator="\n"), durable=True)
 
 
 def rows_of(path: Path, table: str) -> list[dict[str, str]]:

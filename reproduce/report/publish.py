@@ -6,27 +6,29 @@
 of its runs and of the code, and the SHA-256 of each file. If all of these still hold, the numbers are read
 back from `tableN.json`; then nothing is written, and neither pandas nor jinja2 is imported. A file that was
 edited or deleted is written again.
+
+One process at a time writes the reports of a scale (`.rendered.lock`), and the files of a table are renamed
+together. Two commands that render one table with other options leave the files of one of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reproduce.report import render
+from reproduce.report.counts import incomplete
 from reproduce.report.filled import Filled, fill, loads
 from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, write_runs
 from reproduce.report.table import Table
 from reproduce.runs.files import write_atomic
 from reproduce.site import PROJECT
-
-if TYPE_CHECKING:
-    import filelock
 
 STATE, LOCK = ".rendered", ".rendered.lock"
 """Names of the file that records what was rendered, and of its lock; the index and the export ignore hidden
@@ -57,30 +59,83 @@ def publish(
     Raises:
         OSError: a file cannot be written.
     """
-    inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons))
+    other_data = incomplete(table.specs(seeds), finished)
+    inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons), other_data)
     paths = render.paths(table.name, folder)
-    if _state(folder).get(table.name) == {"inputs": inputs, "files": _files_of(table.name, paths, folder)}:
-        report = folder / f"{table.name}.json"
-        filled = loads(report.read_bytes(), str(report))
-    else:
-        runs = frame(table, seeds, finished, reasons) if any(table.measured()) else None
-        filled = fill(table, seeds, runs)
-        render.write(filled, folder)
-        with _lock(folder):
+    filled = _current(table.name, inputs, folder)
+    if filled is not None and _index_is_current(folder):
+        return filled, paths
+    with locked(folder):
+        filled = _current(table.name, inputs, folder)
+        if filled is None:
+            runs = frame(table, seeds, finished, reasons) if any(table.measured()) else None
+            filled = fill(table, seeds, runs, other_data)
+            render.write(filled, folder)
             write_runs(runs, table.name, folder)
             _record(folder, table.name, inputs, _files_of(table.name, paths, folder))
-    _publish_index(folder)
+        publish_index(folder)
     return filled, paths
 
 
-def _publish_index(folder: Path) -> None:
-    """Write the index unless it is up to date."""
-    path = folder / render.INDEX
-    inputs = _digest(_code(), *(f"{each.name} {_sha256(each)}" for each in render.tables_in(folder)))
-    if _state(folder).get(path.name) != {"inputs": inputs, "files": {path.name: _sha256(path)}}:
-        render.write_index(folder)
-        with _lock(folder):
-            _record(folder, path.name, inputs, {path.name: _sha256(path)})
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing reports of a scale, so that the files of two renderings never mix.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK):
+        yield
+
+
+def publish_index(folder: Path) -> None:
+    """Write the index unless it is up to date; the caller holds the lock."""
+    if not _index_is_current(folder):
+        inputs, path = _index_inputs(folder), render.write_index(folder)
+        _record(folder, path.name, inputs, {path.name: _sha256(path)})
+
+
+def damaged(folder: Path) -> list[Path]:
+    """Return the files that were changed or deleted since they were rendered.
+
+    An imported table was not rendered here, and is not among them.
+    """
+    found = []
+    for name, entry in _state(folder).items():
+        files = entry.get("files") if isinstance(entry, dict) else None
+        for file, digest in (files if isinstance(files, dict) else {}).items():
+            path = folder / file
+            now = _digest(rows_of(path, name)) if file == RUNS else _sha256(path)
+            found += [path] if now != digest else []
+    return found
+
+
+def _current(table: str, inputs: str, folder: Path) -> Filled | None:
+    """Return the table as it was rendered from `inputs`; None if a file of it is another one now."""
+    recorded = _state(folder).get(table)
+    if recorded != {"inputs": inputs, "files": _files_of(table, render.paths(table, folder), folder)}:
+        return None
+    report = folder / f"{table}.json"
+    try:
+        content = report.read_bytes()
+        # Another process may have replaced the file just now.
+        same = hashlib.sha256(content).hexdigest() == recorded["files"][report.name]
+        return loads(content, str(report)) if same else None
+    except (OSError, ValueError):
+        return None
+
+
+def _index_is_current(folder: Path) -> bool:
+    index = {"inputs": _index_inputs(folder), "files": {render.INDEX: _sha256(folder / render.INDEX)}}
+    return bool(_state(folder).get(render.INDEX) == index)
+
+
+def _index_inputs(folder: Path) -> str:
+    """Return a digest of everything that the index shows."""
+    return _digest(_code(), *(f"{each.name} {_sha256(each)}" for each in render.tables_in(folder)))
 
 
 def _numbers(
@@ -111,14 +166,7 @@ def _state(folder: Path) -> dict[str, Any]:
 def _record(folder: Path, name: str, inputs: str, files: Mapping[str, str]) -> None:
     """Write one entry of `.rendered`; the caller holds the lock."""
     state = _state(folder) | {name: {"inputs": inputs, "files": files}}
-    write_atomic(folder / STATE, json.dumps(state, indent=1, sort_keys=True) + "\n")
-
-
-def _lock(folder: Path) -> filelock.BaseFileLock:
-    """Return the lock that keeps two commands from losing each other's rows of `runs.csv`."""
-    from filelock import FileLock
-
-    return FileLock(folder / LOCK)
+    write_atomic(folder / STATE, json.dumps(state, indent=1, sort_keys=True) + "\n", durable=True)
 
 
 @cache
@@ -130,9 +178,9 @@ def _code() -> str:
 
 
 def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; empty if it cannot be read."""
+    """Return the SHA-256 of a file; empty if it cannot be read, or is a pipe that would be waited for."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     except OSError:
         return ""
 

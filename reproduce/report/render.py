@@ -15,16 +15,18 @@ import json as json_files
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reproduce.messages import InvalidError, first_line
 from reproduce.report import markup
 from reproduce.report.display import DASH, Display, Line, Shown, display
 from reproduce.report.filled import Filled, JudgedClaim, loads, to_json
 from reproduce.report.observe import natural
 from reproduce.report.table import Verdict
-from reproduce.runs.files import write_atomic
+from reproduce.runs.files import atomic, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,12 @@ def paths(table: str, folder: Path) -> list[Path]:
     return [folder / f"{table}.{ending}" for ending in FORMATS]
 
 
-def write(filled: Filled, folder: Path) -> list[Path]:
-    """Write the table in every format into `folder` (the reports of one scale), and return the files."""
+def rendered(filled: Filled) -> dict[str, str]:
+    """Return the table's text in every format, by the ending of its file.
+
+    Raises:
+        ValueError: the table comes from a file, and a text in it is not markup.
+    """
     writers: dict[str, Callable[[Filled], str]] = {
         "md": markdown,
         "tex": tex,
@@ -49,29 +55,72 @@ def write(filled: Filled, folder: Path) -> list[Path]:
         "csv": csv,
         "json": json,
     }
-    return [
-        write_atomic(path, writers[ending](filled))
-        for path, ending in zip(paths(filled.table, folder), FORMATS, strict=True)
-    ]
+    return {ending: writers[ending](filled) for ending in FORMATS}
+
+
+def write(filled: Filled, folder: Path) -> list[Path]:
+    """Write the table in every format into `folder` (the reports of one scale), and return the files.
+
+    No file is replaced before all of them are written.
+    """
+    files = paths(filled.table, folder)
+    with ExitStack() as drafts:
+        for path, text in zip(files, rendered(filled).values(), strict=True):
+            drafts.enter_context(atomic(path, durable=True)).write_bytes(text.encode())
+    return files
 
 
 def tables_in(folder: Path) -> list[Path]:
     """Return the `.json` of every table in `folder`, in natural order."""
-    return sorted(folder.glob("[!.]*.json"), key=lambda path: natural(path.stem))
+    found = (path for path in folder.glob("[!.]*.json") if path.is_file())
+    return sorted(found, key=lambda path: natural(path.stem))
+
+
+def read(path: Path) -> Filled:
+    """Return the table in a `.json` that every format can show.
+
+    Raises:
+        ValueError: the file cannot be read, is damaged, or has another table's name; the message is one line.
+    """
+    try:
+        return checked(path.read_bytes(), path.stem, str(path))
+    except OSError as error:
+        raise InvalidError(f"{path} cannot be read ({error.strerror}): render the table again.") from None
+
+
+def checked(text: bytes, table: str, where: str) -> Filled:
+    """Return the table in a report's text, after rendering it in memory.
+
+    Args:
+        table: name of the table that it must contain.
+        where: the file's name in error messages.
+
+    Raises:
+        ValueError: see `read`.
+    """
+    filled = loads(text, where)
+    if filled.table != table:
+        raise InvalidError(f"{where} contains {filled.table!r:.60}, another table: render the table again.")
+    try:
+        rendered(filled)
+    except (ValueError, RecursionError) as error:
+        problem = first_line(error)
+        raise InvalidError(f"{where} cannot be shown ({problem}): render the table again.") from None
+    return filled
 
 
 def write_index(folder: Path) -> Path:
     """Write `index.html` over every table whose `.json` is in `folder`, and return its path.
 
-    A `.json` that cannot be read is left out with a warning.
+    A `.json` that is damaged is left out with a warning.
     """
     tables = []
     for path in tables_in(folder):
         try:
-            tables.append(loads(path.read_bytes(), str(path)))
+            tables.append(read(path))
         except ValueError as error:
             logger.warning("Left out of the index: %s", error)
-    return write_atomic(folder / INDEX, index(tables))
+    return write_atomic(folder / INDEX, index(tables), durable=True)
 
 
 def summary(filled: Filled) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from reproduce.lazy import torch
-from reproduce.messages import InvalidError, NotFoundError
+from reproduce.messages import InvalidError, NotFoundError, first_line
 from reproduce.runs.files import write_atomic
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise NotFoundError(
-            f"Encoder {path} does not exist: its pretraining run {spec_id} has not finished on this machine. "
-            "Run it first."
+            f"Encoder {path} does not exist: its pretraining run {spec_id} has not finished on this machine, "
+            f"or the file was lost. `invoke redo {spec_id}` trains a finished one again."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -150,7 +150,8 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a safetensors file is not a dict
     except SafetensorError as error:
         raise InvalidError(
-            f"Encoder {path} is broken ({error}). Delete it and run {spec_id} again."
+            f"Encoder {path} is broken ({error}). Delete it if the tracking store has a copy; otherwise "
+            f"`invoke redo {spec_id}` trains it again."
         ) from None
     if metadata.get(SPEC) != spec_id:
         raise InvalidError(
@@ -158,9 +159,31 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
         )
     if metadata.get(DIGEST) != digest(tensors):
         raise InvalidError(
-            f"Encoder {path} is broken (its values do not match its digest). "
-            f"Delete it and run {spec_id} again."
+            f"Encoder {path} is broken (its values do not match its digest). Delete it if the tracking store "
+            f"has a copy; otherwise `invoke redo {spec_id}` trains it again."
         )
+    return tensors
+
+
+def read_encoder(content: bytes, *, spec_id: str) -> dict[str, Tensor]:
+    """Return the tensors of an encoder's file that is in memory, compared with their digest.
+
+    Raises:
+        ValueError: the content is not an encoder, is broken, or belongs to another run. The message is the
+            end of a sentence about the file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if (owner := encoder_of(io.BytesIO(content))) != spec_id:
+        raise InvalidError(f"it is the encoder of run {owner:.60}")
+    try:
+        tensors = load(content)
+        same = metadata(io.BytesIO(content)).get(DIGEST) == digest(tensors)
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise InvalidError(f"it is broken ({first_line(error)})") from None
+    if not same:
+        raise InvalidError("its values do not match its digest")
     return tensors
 
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from reproduce.runs.files import synchronise, write_atomic
@@ -146,6 +147,8 @@ class Result(NamedTuple):
     metrics: dict[str, float]
     commit: str
     """Commit of the code that computed them."""
+    facts: Mapping[str, str] = MappingProxyType({})
+    """Digests of what they were computed from; a result of other data is not used."""
 
 
 def keep_result(folder: Path, spec_id: str, result: Result) -> None:
@@ -154,7 +157,7 @@ def keep_result(folder: Path, spec_id: str, result: Result) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    content = json.dumps({"spec_id": spec_id, **result._asdict()}, indent=2)
+    content = json.dumps({"spec_id": spec_id, **result._asdict(), "facts": dict(result.facts)}, indent=2)
     write_atomic(folder / RESULT, content, durable=True)
 
 
@@ -168,6 +171,7 @@ def kept_result(folder: Path, spec_id: str) -> Result | None:
         content = json.loads(path.read_bytes())
         metrics = {str(name): float(value) for name, value in content["metrics"].items()}
         found, commit = content["spec_id"], str(content["commit"])
+        facts = {str(name): str(value) for name, value in content.get("facts", {}).items()}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -176,7 +180,7 @@ def kept_result(folder: Path, spec_id: str) -> Result | None:
     if found != spec_id:
         logger.warning("%s belongs to run %s, not to %s, and is skipped.", path, found, spec_id)
         return None
-    return Result(metrics, commit)
+    return Result(metrics, commit, facts)
 
 
 def drop_result(folder: Path) -> None:

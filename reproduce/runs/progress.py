@@ -36,6 +36,9 @@ class Record(Protocol):
     def tag(self, name: str, value: str, /) -> None:
         """Record a fact about the run."""
 
+    def facts(self, values: Mapping[str, str], /) -> None:
+        """Record several facts about the run."""
+
     def artifact(self, path: Path, /) -> None:
         """Record a file that the run leaves behind, such as a picture."""
 
@@ -52,6 +55,8 @@ class Silent:
 
     def tag(self, name: str, value: str) -> None: ...
 
+    def facts(self, values: Mapping[str, str]) -> None: ...
+
     def artifact(self, path: Path) -> None: ...
 
 
@@ -66,10 +71,8 @@ class Watch:
     hold: Callable[[], None] = lambda: None
     """Function that is called before a checkpoint is written; it raises if another process has taken over the
     run."""
-
-    def tag_data(self, split: str, digest: str) -> None:
-        """Record the digest of a split's images."""
-        self.record.tag(f"data_digest_{split.replace('+', '_')}", digest)  # MLflow refuses + in a name
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the data by name, as far as known; a checkpoint of other data is not continued."""
 
     def part(self, before: int, total: int) -> Watch:
         """Return a copy for a part of the work, whose counts start at `before` out of `total`."""

@@ -2,11 +2,16 @@
 
 Imports point down this page.
 
+    reuse.py        finished runs whose data are those that are here
     store.py        finished runs, and the record of each run
     recording.py    the record of one run while it is written
     connection.py   the connection to MLflow, opened when first needed
+    places.py       artifacts of a store that was moved or copied
     sqlite.py       reads MLflow's sqlite file without MLflow
-    retry.py        waits for a store that does not answer
+    retry.py        waits for a store that does not answer, or is locked
+    errors.py       one line for each error of MLflow and the libraries below it
+    locks.py        processes that hold a lock
+    address.py      the store's address, checked and without its password
     tags.py         tags and titles of runs, and their true state
     portable.py     a record as plain data, for export and import
 """

@@ -5,20 +5,23 @@
         run.info.status, run.data.metrics
     connection.retrying(lambda: connection.client.set_tag(run_id, "note", "..."))   # while it is unreachable
 
-The connection is opened when it is first needed, and a missing sqlite file is created. This is the only
-module that imports mlflow, and only to write, or to read what `sqlite.py` cannot read, such as a server: the
-import and the opening of the store take 3 CPU-seconds.
+Every question and every write passes here, and each error of MLflow becomes a StoreError of one line. The
+connection is opened when it is first needed, and a missing sqlite file is created. This is the only module
+that imports mlflow, and only to write, or to read what `sqlite.py` cannot read, such as a server: the import
+and the opening of the store take 3 CPU-seconds.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,10 +30,15 @@ from urllib.parse import urlsplit
 from reproduce.messages import InvalidError
 from reproduce.runs.journal import Point
 from reproduce.site import Site
-from reproduce.tracking.retry import disk_full, in_short, retrying, unreachable
+from reproduce.tracking import places
+from reproduce.tracking.address import parse, spellings
+from reproduce.tracking.errors import StoreError, check_answer, translated
+from reproduce.tracking.retry import ANSWER, ANSWER_IN_A_RUN, held, retrying, variables
 from reproduce.tracking.sqlite import SqliteReader, Wanted
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 EXPERIMENTS = "msbreg/"
 """Prefix of the names of this project's experiments."""
@@ -38,6 +46,10 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag that makes the UI show an experiment as training, not as traces of language models."""
 MAX_METRICS, MAX_PARAMS = 1000, 100
 """Maximum number of metrics, and of params, in one batch (MLflow's limits)."""
+LOCK_SECONDS = 60.0
+"""Minimum number of seconds to wait for another process that claims a run or creates the store."""
+EXISTS = "RESOURCE_ALREADY_EXISTS"
+"""MLflow's error code for an experiment that another process has created."""
 
 
 class Connection:
@@ -49,58 +61,119 @@ class Connection:
     """
 
     def __init__(self, site: Site, retry_seconds: float) -> None:
-        self.uri = site.store
-        scheme = self.uri.partition(":")[0] if ":" in self.uri else "file"
-        if scheme == "file":
-            raise InvalidError(
-                f"The tracking store is '{self.uri}', a folder; MLflow no longer writes to folders. Set "
-                "MLFLOW_TRACKING_URI, or tracking_uri in the site file, to a database "
-                "(sqlite:////path/mlflow.db) or a server (http://host:port), or leave both empty."
-            )
-        self.server = scheme in ("http", "https")
-        self.file = Path(self.uri.removeprefix("sqlite:///")).absolute() if scheme == "sqlite" else None
+        self.address = parse(site.store)
+        self.server = self.address.server
+        self.file = self.address.file
         """Path of the sqlite file; None if the store is something else."""
         self.artifacts = site.runs.absolute() / "artifacts"
         """Folder of the artifacts, unless the store is a server."""
+        self.without_secrets = site.without_secrets
         self._runs = site.runs
         self._retry_seconds = retry_seconds
+        self._lock_seconds = max(LOCK_SECONDS, retry_seconds)
 
     @property
     def absent(self) -> bool:
-        """True if the store is a file that does not exist yet."""
-        return self.file is not None and not self.file.exists()
+        """True if the store is a file that does not exist yet.
+
+        Raises:
+            StoreError: its path leads to something that is not a database.
+        """
+        if self.file is None:
+            return False
+        try:
+            found = self.file.stat()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise StoreError(f"The tracking store {self.file} cannot be opened ({error.strerror}).") from None
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not an ordinary file"
+            raise StoreError(
+                f"The tracking store {self.file} is {kind}: set the path of a file, such as "
+                "sqlite:////path/mlflow.db."
+            )
+        if not found.st_size:
+            raise StoreError(
+                f"The tracking store {self.file} is an empty file: restore a copy, or delete it, and the "
+                "next run creates the store."
+            )
+        return False
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Give MLflow login and timeouts inside the block; raise StoreError in place of its errors."""
+        # `retrying` retries instead of MLflow, which would try seven times, wait two minutes for each answer,
+        # or as long as the server wants, and ignore stop requests.
+        patience = {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_IN_A_RUN if self._retry_seconds else ANSWER),
+            "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+        }
+        unset = {name: value for name, value in patience.items() if name not in os.environ}
+        with variables({**unset, **self.address.login}), translated(self.address, self.without_secrets):
+            yield
 
     @cached_property
     def client(self) -> Any:
-        """MLflow's client; creates the store if necessary."""
+        """MLflow's client, whose methods raise StoreError; creates the store if necessary."""
         if self.server:
             self.check_server()
+        if package := self.address.missing_driver:
+            raise InvalidError(
+                f"The tracking store {self.address.shown} needs a package that is not installed: "
+                f"`pip install '{package}'`, or set another store."
+            )
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        # `retrying` retries instead of MLflow, which would try seven times, wait two minutes for each answer
-        # and ignore stop requests.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         self.create()
         from mlflow.tracking import MlflowClient
 
+        if not self.server:
+            from mlflow.store.db import utils
+
+            utils.MAX_RETRY_COUNT = 1  # MLflow would try to open a database ten times, for two minutes
         # It logs, with a traceback, what it raises anyway.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        return MlflowClient(self.uri)
+        with self.asking():
+            client = MlflowClient(self.uri())
+        if self.file is not None and self.reader is not None:
+            former = places.settle(self.file, self.artifacts, EXPERIMENTS)
+            if former:
+                logger.warning(
+                    "The tracking store was moved or copied: its artifacts were in %s and are now in %s.",
+                    former,
+                    self.artifacts,
+                )
+        return _Client(client, self)
+
+    def uri(self, file: Path | None = None) -> str:
+        """Return the address for MLflow, of another file if one is given.
+
+        Raises:
+            StoreError: this version of SQLAlchemy cannot open a file with this path.
+        """
+        file = file or self.file
+        if file is None:
+            return self.address.uri
+        from sqlalchemy.engine import make_url
+
+        for spelling in spellings(file):
+            if make_url(spelling).database == str(file):
+                return spelling
+        raise StoreError(f"The tracking store {file} cannot be opened: its path must not contain '?' or '%'.")
 
     def create(self) -> None:
         """Create the sqlite store, only once even if several processes ask for it.
 
         The file appears when its tables are complete.
         """
-        if self.file is None or self.file.exists():
+        if self.file is None or not self.absent:
             return
-        import filelock
-
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{self.file}.lock"):
-            if self.file.exists():
+        with held(self.file.with_name(f"{self.file.name}.lock"), self._lock_seconds):
+            if not self.absent:
                 return
             os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -109,7 +182,9 @@ class Connection:
                 logging.getLogger(talkative).setLevel(logging.WARNING)
             draft = self.file.with_name(f".{self.file.name}.draft")
             draft.unlink(missing_ok=True)
-            SqlAlchemyStore(f"sqlite:///{draft}", self.artifacts.as_uri()).engine.dispose()  # type: ignore[no-untyped-call]
+            with self.asking():
+                store = SqlAlchemyStore(self.uri(draft), self.artifacts.as_uri())  # type: ignore[no-untyped-call]
+                store.engine.dispose()
             draft.replace(self.file)
 
     @cached_property
@@ -120,33 +195,55 @@ class Connection:
     def experiments(self, name: str = "") -> list[str]:
         """Return the ids of this project's experiments, or of the one named `name`.
 
-        There are none before the store exists.
+        There are none before the store exists. One that was deleted in MLflow is restored, because all of its
+        runs would otherwise be executed again.
         """
         if self.absent:
             return []
-        if self.reader is not None:
-            found = self.reader.experiments(EXPERIMENTS)
-        else:
-            listed = self.client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
-            found = {each.name: each.experiment_id for each in listed}
-        return [
-            experiment for each, experiment in found.items() if name in ("", each.removeprefix(EXPERIMENTS))
-        ]
+        found = self._listed() if self.reader is None else self.reader.experiments(EXPERIMENTS)
+        wanted = {
+            each: experiment
+            for each, experiment in found.items()
+            if name in ("", each.removeprefix(EXPERIMENTS))
+        }
+        for each, (experiment, active) in wanted.items():
+            if not active:
+                self._restore(each, experiment)
+        return [experiment for experiment, _ in wanted.values()]
+
+    def _listed(self) -> dict[str, tuple[str, bool]]:
+        """Return the experiments as MLflow's client lists them; see `SqliteReader.experiments`."""
+        client = self.client
+        from mlflow.entities import ViewType
+
+        listed = client.search_experiments(
+            view_type=ViewType.ALL, filter_string=f"name LIKE '{EXPERIMENTS}%'"
+        )
+        return {each.name: (each.experiment_id, each.lifecycle_stage == "active") for each in listed}
+
+    def _restore(self, name: str, experiment: str) -> None:
+        """Restore an experiment that was deleted in MLflow, with its runs."""
+        self.client.restore_experiment(experiment)
+        logger.warning(
+            "The experiment %s was deleted in MLflow and is restored with its runs. To set its runs aside, "
+            "rename it.",
+            name,
+        )
 
     def experiment(self, name: str) -> str:
         """Return the id of this project's experiment with that name, which is created if necessary."""
-        from mlflow.exceptions import MlflowException
-
         name = EXPERIMENTS + name
         found = self.client.get_experiment_by_name(name)
         if found is None:
             location = None if self.server else (self.artifacts / name).as_uri()
             try:
                 return str(self.client.create_experiment(name, artifact_location=location, tags=KIND))
-            except MlflowException:  # another process was faster
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
+            except StoreError as error:
+                if error.code != EXISTS:
                     raise
+                found = self.client.get_experiment_by_name(name)  # another process was faster
+        if found.lifecycle_stage != "active":
+            self._restore(name, found.experiment_id)
         return str(found.experiment_id)
 
     def search(
@@ -206,74 +303,64 @@ class Connection:
 
         Raises:
             UnreachableError: the store was unreachable for `retry_seconds`.
-            ConnectionError: the store refused or was unreachable, and `retry_seconds` is 0.
-            OSError: the store's disk is full.
+            StoreError: the store refuses, is damaged, or cannot grow; or `retry_seconds` is 0 and it is
+                unreachable.
         """
 
         def attempt() -> T:
             if self.server:
                 self.check_server()
-            with self.disk_errors():
-                return action()
+            return action()
 
-        with nullcontext() if self._retry_seconds else self.one_line_errors():
-            return retrying(attempt, unreachable=self.unreachable, seconds=self._retry_seconds)
-
-    def unreachable(self, error: Exception) -> bool:
-        """Return whether the error is temporary, so that a later attempt may succeed."""
-        return unreachable(error, file=self.file is not None)
-
-    @contextmanager
-    def disk_errors(self) -> Iterator[None]:
-        """Raise an error of one line if the store's file cannot grow; MLflow's has many."""
-        try:
-            yield
-        except Exception as error:
-            if self.file is None or not (problem := disk_full(error)) or isinstance(error, OSError):
-                raise
-            raise OSError(
-                f"The tracking store {self.file} cannot be written ({problem}): free some disk space, and "
-                "the same command resumes from the last checkpoint."
-            ) from error
-
-    @contextmanager
-    def one_line_errors(self) -> Iterator[None]:
-        """Raise a one-line error, for commands, if the store is full, locked or read-only, or disconnects."""
-        try:
-            with self.disk_errors():
-                yield
-        except Exception as error:
-            if not of_mlflow(error):
-                raise
-            raise ConnectionError(
-                f"The tracking store {self.uri} refuses a request: {in_short(error)}"
-            ) from error
+        return retrying(attempt, seconds=self._retry_seconds)
 
     def check_server(self, seconds: float = 10) -> None:
-        """Raise ConnectionError at once if no server answers; MLflow itself would retry."""
-        address = urlsplit(self.uri)
-        port = address.port or (443 if address.scheme == "https" else 80)
+        """Raise StoreError at once if no server answers; MLflow itself would retry."""
         try:
-            socket.create_connection((address.hostname or "", port), timeout=seconds).close()
-        except OSError as error:
-            raise ConnectionError(
-                f"No tracking server answers at {self.uri} ({error}). Start it, or set another "
-                "MLFLOW_TRACKING_URI."
+            socket.create_connection((self.address.host, self.address.port), timeout=seconds).close()
+        except (OSError, UnicodeError) as error:  # UnicodeError: the host's name is too long
+            raise StoreError(
+                f"No tracking server answers at {self.address.shown} ({error}). Start it, or set another "
+                "MLFLOW_TRACKING_URI.",
+                temporary=True,
             ) from None
+
+    def check_health(self, seconds: float = 5) -> None:
+        """Raise StoreError unless an MLflow server answers; mlflow is not imported."""
+        from http import client
+
+        address = urlsplit(self.address.uri)
+        kind = client.HTTPSConnection if address.scheme == "https" else client.HTTPConnection
+        self.check_server(seconds)
+        with translated(self.address, self.without_secrets):
+            server = kind(self.address.host, self.address.port, timeout=seconds)
+            server.request("GET", f"{address.path}/health", headers=self.address.authorization)
+            answer = server.getresponse()
+            check_answer(answer.status, answer.read(100), self.address)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes of this machine from claiming a run, from the search for it to the claim."""
-        import filelock
-
         self._runs.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self._runs / "tracking.lock"):
+        with held(self._runs / "tracking.lock", self._lock_seconds):
             yield
 
 
-def of_mlflow(error: BaseException) -> bool:
-    """Return whether an exception is MLflow's, without importing mlflow."""
-    return hasattr(error, "get_http_status_code")
+class _Client:
+    """MLflow's client with the login of its server, and with errors of one line."""
+
+    def __init__(self, client: Any, connection: Connection) -> None:
+        self._client, self._connection = client, connection
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        @functools.wraps(method)
+        def ask(*arguments: Any, **options: Any) -> Any:
+            with self._connection.asking():
+                return method(*arguments, **options)
+
+        return ask
 
 
 def _filters(wanted: Wanted) -> Iterator[str]:

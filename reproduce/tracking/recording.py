@@ -32,7 +32,8 @@ from reproduce.runs.lease import Held, LostError
 from reproduce.spec import Spec
 from reproduce.tracking import tags
 from reproduce.tracking.connection import Connection
-from reproduce.tracking.retry import EVERY, SHORT_TIMEOUT, UPLOAD, giving_up_after, in_short
+from reproduce.tracking.errors import StoreError, in_short, temporary
+from reproduce.tracking.retry import EVERY, SHORT_TIMEOUT, UPLOAD, giving_up_after
 from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, REASON, SETTINGS
 
 FLUSH_EVERY = 10.0
@@ -62,6 +63,8 @@ class Run:
         self._next = -math.inf
         """Time of the next attempt to send, after a failure."""
         self._complete = False
+        self.recorded: dict[str, str] = {}
+        """Facts that this attempt recorded."""
         environment.load()  # the next call returns the processor's mean load since this one
 
     def describe(self, attempt: int) -> None:
@@ -108,7 +111,8 @@ class Run:
 
         Raises:
             LostError: another process owns the run now.
-            OSError: the local disk or the store is full.
+            OSError: the local disk is full.
+            StoreError: the disk of the store is full.
         """
         self._keep()
         self._flushed = time.monotonic()
@@ -135,8 +139,13 @@ class Run:
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run; if the store does not answer, it is sent later."""
+        self.facts({name: value})
+
+    def facts(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run; if the store does not answer, they are sent later."""
         self._check()
-        self._journal.add(tags={name: value})
+        self.recorded |= values
+        self._journal.add(tags=values)
         self._send()
 
     def text(self, content: str, name: str) -> None:
@@ -155,7 +164,8 @@ class Run:
         Raises:
             LostError: another process owns the run now.
             UnreachableError: the store did not answer within the waiting time; the measurements wait on disk.
-            OSError: the local disk or the store is full.
+            OSError: the local disk is full.
+            StoreError: the disk of the store is full.
         """
         # Taken once, so that a retry repeats the same measurements instead of adding others.
         now = journal.now()
@@ -195,6 +205,7 @@ class Run:
             traceback.clear_frames(error.__traceback__)  # frees the memory that the failed frames still hold
         killed = isinstance(error, KeyboardInterrupt)
         reason = "ended without finish()" if error is None else reason_of(error)
+        reason = self._connection.without_secrets(reason)
         try:
             with interrupt.deferred(), giving_up_after(SHORT_TIMEOUT):
                 self._save_what_is_left()
@@ -203,9 +214,8 @@ class Run:
                 with self._guard():
                     self._connection.client.set_tag(self.run_id, REASON, reason)
                     if error is not None and not killed:
-                        self._connection.client.log_text(
-                            self.run_id, "".join(traceback.format_exception(error)), "error.txt"
-                        )
+                        trace = self._connection.without_secrets("".join(traceback.format_exception(error)))
+                        self._connection.client.log_text(self.run_id, trace, "error.txt")
                     self._connection.client.set_terminated(
                         self.run_id, status="KILLED" if killed else "FAILED"
                     )
@@ -263,10 +273,9 @@ class Run:
             with giving_up_after(SHORT_TIMEOUT):
                 if self._connection.server:
                     self._connection.check_server(SHORT_TIMEOUT)
-                with self._connection.disk_errors():
-                    self._deliver()
+                self._deliver()
         except Exception as error:
-            if not self._connection.unreachable(error):
+            if not temporary(error):
                 raise
             if self._next == -math.inf:
                 logger.warning(
@@ -292,11 +301,11 @@ class Run:
         with interrupt.deferred():
             try:
                 self._connection.log_batches(self.run_id, waiting.points, tags=waiting.tags)
-            except Exception as error:
-                if getattr(error, "error_code", "") == REFUSED:
+            except StoreError as error:
+                if error.code == REFUSED:
                     kept = self._journal.set_aside()
                     raise ValueError(
-                        f"The tracking store refuses these measurements, now in {kept}: {reason_of(error)}"
+                        f"The tracking store refuses these measurements, now in {kept}: {error.original}"
                     ) from error
                 raise
             self._journal.sent(waiting)

@@ -1,10 +1,11 @@
 """Retries for a tracking store that does not answer for a while.
 
-    retrying(lambda: client.set_tag(...), unreachable=unreachable, seconds=RETRY_SECONDS)
+    retrying(lambda: client.set_tag(...), seconds=RETRY_SECONDS)
     with giving_up_after(SHORT_TIMEOUT):            # MLflow itself would retry for minutes
         client.log_batch(...)
+    with held(path, seconds=60): ...                # waits for a lock, and names its holder
 
-The module also decides which errors are temporary and worth a retry.
+`errors.py` decides which errors are temporary and worth a retry.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
-from reproduce.messages import age, first_line
+from reproduce.messages import age
 from reproduce.runs import interrupt
+from reproduce.tracking.errors import StoreError, UnreachableError, in_short, temporary
+from reproduce.tracking.locks import holders
 
 T = TypeVar("T")
 
@@ -32,38 +36,19 @@ EVERY = 30.0
 SHORT_TIMEOUT = 2
 """Seconds that such an attempt waits for an answer. A slower server receives the measurements at the end of
 the run."""
+ANSWER = 10
+"""Seconds that a command waits for an answer, twice, before it names the problem."""
+ANSWER_IN_A_RUN = 30
+"""Seconds that a run waits for an answer, twice, before `retrying` repeats the request."""
+QUIET = 3.0
+"""Seconds of waiting for a lock before a line names its holder; most locks are held for tenths of a
+second."""
 UPLOAD = 600
 """Maximum number of seconds for a server to store a file."""
-TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
-"""HTTP status codes of errors that may be temporary; MLflow reports 500 even if no server answers."""
-FULL = ("database or disk is full", "disk I/O error")
-"""SQLite's messages for a file that cannot grow because the disk is full or a quota is reached."""
-
 logger = logging.getLogger(__name__)
 
 
-class UnreachableError(ConnectionError):
-    """The store did not answer within the waiting time."""
-
-
-def unreachable(error: Exception, *, file: bool) -> bool:
-    """Return whether an error may be temporary: the store does not answer, or its database is locked.
-
-    Args:
-        file: True if the store is a local file, for which MLflow reports 503 whatever the problem is.
-    """
-    if isinstance(error, ConnectionError):
-        return True
-    status = getattr(error, "get_http_status_code", None)  # recognises MLflow's exceptions without an import
-    return status is not None and ("database is locked" in str(error) if file else status() in TRANSIENT)
-
-
-def disk_full(error: Exception) -> str:
-    """Return SQLite's message if its file cannot grow, or "" if the problem is a different one."""
-    return next((words for words in FULL if words in str(error)), "")
-
-
-def retrying(action: Callable[[], T], *, unreachable: Callable[[Exception], bool], seconds: float) -> T:
+def retrying(action: Callable[[], T], *, seconds: float) -> T:
     """Run `action`, and repeat it while the store is unreachable; a stop request ends the wait at once.
 
     Raises:
@@ -75,17 +60,17 @@ def retrying(action: Callable[[], T], *, unreachable: Callable[[Exception], bool
         try:
             return action()
         except Exception as error:
-            if seconds == 0 or isinstance(error, UnreachableError) or not unreachable(error):
+            if seconds == 0 or isinstance(error, UnreachableError) or not temporary(error):
                 raise
             if time.monotonic() >= deadline:
                 raise UnreachableError(
-                    f"The tracking store did not answer for {age(seconds)} ({in_short(error)}). Nothing is "
-                    "lost: start the store, and the same command resumes."
+                    f"The tracking store did not answer for {age(seconds)} ({_sentence(error)}). Nothing is "
+                    "lost: once it answers, the same command resumes."
                 ) from error
             if not warned:
                 logger.warning(
                     "The tracking store does not answer (%s); retrying for up to %s.",
-                    in_short(error),
+                    _sentence(error),
                     age(seconds),
                 )
                 warned = True
@@ -96,9 +81,15 @@ def retrying(action: Callable[[], T], *, unreachable: Callable[[Exception], bool
 def giving_up_after(seconds: int) -> Iterator[None]:
     """Make MLflow ask a server once and wait at most `seconds` for its answer, inside the block."""
     # MLflow reads these at each request.
-    hasty = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    before = {name: os.environ.get(name) for name in hasty}
-    os.environ.update(hasty)
+    with variables({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}):
+        yield
+
+
+@contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables inside the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
@@ -106,9 +97,37 @@ def giving_up_after(seconds: int) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-def in_short(error: BaseException) -> str:
-    """Return the first line of an exception, without the exception's name."""
-    return (first_line(error) or type(error).__name__)[:200]
+@contextmanager
+def held(path: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock file at `path` inside the block; a longer wait for it is logged with its holder.
+
+    Raises:
+        StoreError: another process held the lock for `seconds`.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=min(QUIET, seconds))
+    except filelock.Timeout:
+        logger.warning("Waiting for the lock %s, which %s holds.", path, holders(path))
+        try:
+            lock.acquire(timeout=max(0.0, seconds - QUIET))
+        except filelock.Timeout:
+            raise StoreError(
+                f"The lock {path} is held by {holders(path)}, for {age(seconds)} already: wait until it "
+                "ends, or stop it.",
+                temporary=True,
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sentence(error: Exception) -> str:
+    """Return an error for use inside a sentence."""
+    return in_short(error).rstrip(".")
 
 
 def _wait(seconds: float) -> None:

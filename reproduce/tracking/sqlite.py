@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import sqlite3
 from collections import defaultdict
@@ -24,16 +25,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from reproduce.tracking.errors import StoreError, of_file
+from reproduce.tracking.locks import holders
+from reproduce.tracking.retry import QUIET
+
 SCHEMAS = ("dc11669786a5",)
 """Versions of MLflow's tables (alembic's) for which the answers were compared with those of its client:
 mlflow 3.17's."""
 LOCK_TIMEOUT = 30.0
-"""Seconds to wait while another process writes; MLflow's own transactions take tenths of a second."""
+"""Seconds to wait while another process writes; MLflow's own transactions take tenths of a second. After
+QUIET, a line names that process."""
 AT_ONCE = 500
 """Number of runs that are read in one transaction. Meanwhile no writer can commit: 0.1 s, at 140 tags and
 params per run."""
 TAG = "SELECT 1 FROM tags WHERE tags.run_uuid = candidate.run_uuid AND key = ?"
 """Query for a tag of a candidate run."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,36 +102,34 @@ class SqliteReader:
         """Return the reader of an existing file, or None if the version of its tables is unknown.
 
         Raises:
-            ConnectionError: see `search`.
+            StoreError: the database is not MLflow's, which would add its tables to it; or see `search`.
         """
         reader = cls(file)
         with reader._reading() as database:
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
-                return None
+                raise StoreError(f"{file} is a database, but not MLflow's: set another path for the store.")
             versions = [version for (version,) in database.execute("SELECT version_num FROM alembic_version")]
         return reader if len(versions) == 1 and versions[0] in SCHEMAS else None
 
-    def experiments(self, prefix: str) -> dict[str, str]:
-        """Return the ids of the active experiments, by name.
+    def experiments(self, prefix: str) -> dict[str, tuple[str, bool]]:
+        """Return the experiments by name: the id of each, and True if it is active or False if deleted.
 
         Args:
             prefix: beginning of their names: letters and slashes.
 
         Raises:
-            ConnectionError: see `search`.
+            StoreError: see `search`.
         """
-        query = (
-            "SELECT name, experiment_id FROM experiments "
-            "WHERE name GLOB ? AND lifecycle_stage = 'active' ORDER BY name"
-        )
+        query = "SELECT name, experiment_id, lifecycle_stage FROM experiments WHERE name GLOB ? ORDER BY name"
         with self._reading() as database:
-            return {name: str(experiment) for name, experiment in database.execute(query, (f"{prefix}*",))}
+            found = database.execute(query, (f"{prefix}*",)).fetchall()
+        return {name: (str(experiment), stage == "active") for name, experiment, stage in found}
 
     def search(self, experiments: Iterable[str], wanted: Wanted, limit: int | None = None) -> Iterator[Entry]:
         """Yield active runs of the experiments, the newest first.
 
         Raises:
-            ConnectionError: the file cannot be read: it is damaged, or locked for half a minute.
+            StoreError: the file cannot be read: it is damaged, or locked for half a minute.
         """
         query, values = _query([int(each) for each in experiments], wanted, limit)
         with self._reading() as database:
@@ -145,17 +151,27 @@ class SqliteReader:
         # file, and query_only prevents changes.
         address = f"{self._file.as_uri()}?mode=rw"
         try:
-            with closing(
-                sqlite3.connect(address, uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
-            ) as database:
+            with closing(sqlite3.connect(address, uri=True, timeout=QUIET, isolation_level=None)) as database:
                 database.execute("PRAGMA query_only = ON")
                 database.execute("BEGIN")
+                self._wait(database)
                 yield database
         except sqlite3.Error as error:
-            raise ConnectionError(
-                f"The tracking store {self._file} cannot be read ({error}). If it is locked, another process "
-                "writes to it: try again. If it is damaged, restore a copy."
-            ) from None
+            raise of_file(error, self._file) from None
+
+    def _wait(self, database: sqlite3.Connection) -> None:
+        """Wait until no other process writes; the transaction then keeps writers out."""
+        first = "SELECT 1 FROM sqlite_master LIMIT 1"
+        try:
+            database.execute(first).fetchall()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            logger.warning(
+                "Waiting for the tracking store %s, which %s holds.", self._file, holders(self._file)
+            )
+            database.execute(f"PRAGMA busy_timeout = {1000 * (LOCK_TIMEOUT - QUIET):.0f}")
+            database.execute(first).fetchall()
 
 
 def _query(experiments: Sequence[int], wanted: Wanted, limit: int | None) -> tuple[str, list[str | int]]:

@@ -14,6 +14,7 @@ run can end, and `mark_dead_runs` for runs whose process is gone. `tags.py` desc
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -22,7 +23,6 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from reproduce.messages import InvalidError, NotFoundError, reason_of
 from reproduce.report.observe import Finished
@@ -32,7 +32,8 @@ from reproduce.runs.lease import Held
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Spec
 from reproduce.tracking import tags
-from reproduce.tracking.connection import EXPERIMENTS, Connection, of_mlflow
+from reproduce.tracking.connection import EXPERIMENTS, Connection
+from reproduce.tracking.errors import NOT_FOUND, StoreError
 from reproduce.tracking.portable import ENVIRONMENT, PortableRun, travels
 from reproduce.tracking.recording import Run
 from reproduce.tracking.sqlite import Wanted
@@ -48,6 +49,7 @@ from reproduce.tracking.tags import (
     SCALE,
     SETTINGS,
     SPEC,
+    SUPERSEDED,
     TABLE,
     Record,
     RunState,
@@ -55,6 +57,10 @@ from reproduce.tracking.tags import (
 
 if TYPE_CHECKING:
     from reproduce.report.filled import Filled
+
+
+ABSENT = (None, errno.ENOENT, errno.ENOTDIR)
+"""Error numbers of an artifact that does not exist; MLflow's own error has none."""
 
 
 class AlreadyRunningError(RuntimeError):
@@ -78,17 +84,17 @@ class Store:
     def __init__(self, site: Site, *, retry_seconds: float = 0.0) -> None:
         self._site = site
         self.connection = Connection(site, retry_seconds)
-        self.uri = self.connection.uri
+        self.address = self.connection.address.shown
+        """Address of the store for texts, without a password."""
 
     def finished(self, ids: Iterable[str]) -> dict[str, Finished]:
         """Return the finished runs of the specs with these ids; of several, the one that ended last."""
-        found = self.connection.retrying(lambda: self._newest_finished(ids))
-        return {
-            spec_id: Finished(
-                spec_id=spec_id, run_id=found[spec_id].info.run_id, metrics=tags.final(found[spec_id])
-            )
-            for spec_id in sorted(found)
-        }
+        return {spec_id: runs[0] for spec_id, runs in self.every_finished(ids).items()}
+
+    def every_finished(self, ids: Iterable[str]) -> dict[str, list[Finished]]:
+        """Return all finished runs of the specs with these ids, those that ended last first."""
+        found = self.connection.retrying(lambda: self._every_finished(ids))
+        return {spec_id: [tags.finished(run) for run in found[spec_id]] for spec_id in sorted(found)}
 
     def start(
         self,
@@ -159,14 +165,12 @@ class Store:
         one, its runs are left unchanged.
 
         Raises:
-            ConnectionError: the store does not answer, or cannot be written.
-            OSError: the store is full.
+            StoreError: the store does not answer, or cannot be written.
         """
         dead: list[str] = []
-        with self.connection.one_line_errors():
-            if not self.connection.experiments():
-                return dead
-        with self.connection.one_line_errors(), self.connection.lock():
+        if not self.connection.experiments():
+            return dead
+        with self.connection.lock():
             # FINISHED without the completion tag means that the process was killed between the two.
             for status in ("RUNNING", "FINISHED"):
                 for run in self.connection.search(Wanted(status=status, present=(SPEC,), absent=(COMPLETE,))):
@@ -192,23 +196,39 @@ class Store:
             tags.state_of(run, self._site.runs) for run in self.connection.search(Wanted(present=(SPEC,)))
         ]
 
-    def record_of(self, spec_id: str) -> Record | None:
-        """Return the newest finished run of the spec, or else its newest run, or None if there is none."""
+    def record_of(self, spec_id: str, chosen: Finished | None = None) -> Record | None:
+        """Return the newest finished run of the spec, or else its newest run, or None if there is none.
+
+        Args:
+            chosen: a finished run that is preferred.
+        """
         runs = list(self.connection.search(Wanted(tags={SPEC: [spec_id]})))
-        finished = [run for run in runs if COMPLETE in run.data.tags]
+        finished = [run for run in runs if tags.is_finished(run)]
+        if chosen:
+            finished.sort(key=lambda run: run.info.run_id != chosen.run_id)
         return next((self._record(run) for run in (*finished, *runs)), None)
 
-    def records(self, ids: Iterable[str]) -> dict[str, Record]:
+    def records(self, ids: Iterable[str], chosen: Mapping[str, Finished] | None = None) -> dict[str, Record]:
         """Return one record for each known spec among `ids`.
 
-        It is the newest finished run, or else one that is running, or else the newest.
+        It is the newest finished run, or else one that is running, or else the newest of the others.
+
+        Args:
+            chosen: finished runs by spec id that are preferred to others.
         """
+        preferred = {run.run_id for run in (chosen or {}).values()}
         known: dict[str, list[Record]] = {}
         for run in self.connection.search(Wanted(tags={SPEC: sorted(set(ids))})):
             known.setdefault(run.data.tags[SPEC], []).append(self._record(run))
-        order = {"finished": 0, "running": 1}
+        order = {"finished": 0, "running": 1, "superseded": 3}
         return {
-            spec_id: min(known[spec_id], key=lambda record: order.get(record.state.state, 2))
+            spec_id: min(
+                known[spec_id],
+                key=lambda record: (
+                    record.state.run_id not in preferred,
+                    order.get(record.state.state, 2),
+                ),
+            )
             for spec_id in sorted(known)
         }
 
@@ -219,8 +239,41 @@ class Store:
             kind: `pretrain` or `evaluate`.
             limit: maximum number of runs.
         """
-        wanted = Wanted(tags={"kind": [kind], SCALE: [scale]}, present=(COMPLETE,))
+        wanted = Wanted(tags={"kind": [kind], SCALE: [scale]}, present=(COMPLETE,), absent=(SUPERSEDED,))
         return [self._record(run) for run in self.connection.search(wanted, limit=limit)]
+
+    def complete(self) -> list[Record]:
+        """Return the finished run of each spec that has one, as `finished` does."""
+        wanted = Wanted(present=(SPEC, COMPLETE), absent=(SUPERSEDED,))
+        known = {run.info.run_id: self._record(run) for run in self.connection.search(wanted)}
+        finished = self.finished(record.state.spec_id for record in known.values())
+        return [known[run.run_id] for run in finished.values() if run.run_id in known]
+
+    def evaluations(self, pretraining: Record) -> list[Record]:
+        """Return the finished evaluations of a pretraining run's encoder; an evaluation has none."""
+        if not pretraining.is_pretraining:
+            return []
+        wanted = Wanted(tags={"kind": [Evaluate.name]}, present=(COMPLETE,), absent=(SUPERSEDED,))
+        found: dict[str, Record] = {}
+        for run in self.connection.search(wanted):
+            record = self._record(run)
+            # A record from before a setting existed lacks it, but names the record that it evaluated.
+            if (
+                pretraining.state.run_id == run.data.tags.get(PARENT)
+                or record.encoder == pretraining.settings
+            ):
+                found.setdefault(record.state.spec_id, record)
+        return list(found.values())
+
+    def supersede(self, spec_id: str, note: str) -> None:
+        """Mark every finished run of the spec, so that the spec counts as not finished.
+
+        Args:
+            note: reason and time, in words.
+        """
+        with self.connection.lock():
+            for run in list(self.connection.search(Wanted(tags={COMPLETE: [spec_id]}, absent=(SUPERSEDED,)))):
+                self.connection.client.set_tag(run.info.run_id, SUPERSEDED, note)
 
     def unfinished(self) -> list[Record]:
         """Return every record of an unfinished run, the newest first."""
@@ -242,7 +295,7 @@ class Store:
         """
         with self.connection.lock():
             run = self.connection.client.get_run(run_id)
-            if tags.state_of(run, self._site.runs).state in ("finished", "running"):
+            if tags.state_of(run, self._site.runs).state not in ("interrupted", "failed"):
                 return False
             if run.info.lifecycle_stage == "active":
                 self.connection.client.delete_run(run_id)
@@ -263,7 +316,9 @@ class Store:
         runs = list(self.connection.search(wanted))
         ids = sorted({run.data.tags[SPEC] for run in runs})
         if not ids:
-            raise NotFoundError(f"{self.uri} has no run '{name}': `invoke status` lists the runs that exist.")
+            raise NotFoundError(
+                f"{self.address} has no run '{name}': `invoke status` lists the runs that exist."
+            )
         if len(ids) > 1:
             more = ", ..." if len(ids) > 5 else ""
             raise NotFoundError(f"'{name}' could be {', '.join(ids[:5])}{more}: give more digits.")
@@ -274,7 +329,7 @@ class Store:
         return found
 
     def _record(self, run: Any) -> Record:
-        return tags.record_of(run, self._site.runs, self.uri if self.connection.server else "")
+        return tags.record_of(run, self._site.runs, self.address if self.connection.server else "")
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """Return (step, value) of a metric in order of steps.
@@ -288,17 +343,17 @@ class Store:
 
         Raises:
             LookupError: the run has no such artifact; for example, it was imported without its encoder.
-            ConnectionError: the server does not answer.
+            StoreError: the store does not answer.
+            OSError: the file cannot be read or written.
         """
 
         def fetch() -> Path:
             try:
                 return Path(self.connection.client.download_artifacts(run_id, name, str(folder)))
-            except Exception as error:
-                if not (of_mlflow(error) or isinstance(error, OSError)):
+            except OSError as error:  # a StoreError too
+                absent = error.code in NOT_FOUND if isinstance(error, StoreError) else error.errno in ABSENT
+                if not absent:
                     raise
-                if self.connection.server:
-                    self.connection.check_server()  # a server that does not answer may have it
                 raise NotFoundError(
                     f"The tracking store has no {name} of its run {run_id} ({reason_of(error)})."
                 ) from None
@@ -314,7 +369,7 @@ class Store:
         """
         run = self._newest_finished([spec_id]).get(spec_id)
         if run is None:
-            raise NotFoundError(f"{self.uri} has no finished run {spec_id}.")
+            raise NotFoundError(f"{self.address} has no finished run {spec_id}.")
         run_id, found = run.info.run_id, run.data.tags
         with tempfile.TemporaryDirectory() as folder:
 
@@ -356,14 +411,14 @@ class Store:
         with self.connection.lock(), interrupt.deferred():
             here = self._newest_finished([run.spec_id]).get(run.spec_id)
             if here is not None:
-                return Finished(spec_id=run.spec_id, run_id=here.info.run_id, metrics=tags.final(here))
+                return tags.finished(here)
             try:
                 self._adopt(run, source, self.connection.experiment(run.scale))
-            except Exception as error:
-                if not of_mlflow(error):
+            except StoreError as error:
+                if error.temporary or not error.original:
                     raise
                 raise InvalidError(
-                    f"{self.uri} refuses the record of run {run.spec_id}: {reason_of(error)}"
+                    f"{self.address} refuses the record of run {run.spec_id}: {error.original}"
                 ) from None
         return None
 
@@ -380,11 +435,9 @@ class Store:
             The MLflow id of the run.
 
         Raises:
-            ConnectionError: the store does not answer, or cannot be written.
-            OSError: the store is full.
+            StoreError: the store does not answer, or cannot be written.
         """
-        with self.connection.one_line_errors():
-            return self.connection.retrying(lambda: self._log_table(filled, paths))
+        return self.connection.retrying(lambda: self._log_table(filled, paths))
 
     def _log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
         name = " ".join((filled.table, filled.scale, *filled.changes)).replace("'", "")  # used in a filter
@@ -418,21 +471,29 @@ class Store:
 
     def described(self) -> str:
         """Return the address of the store, without a password, and its state; open and create nothing."""
-        parts = urlsplit(self.uri)
-        address = (
-            parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-            if "@" in parts.netloc
-            else self.uri
-        )
-        if self.connection.file is not None:
-            return f"{address}, {'created by the first run' if self.connection.absent else 'which exists'}"
-        if not self.connection.server:
-            return f"{address}, a database, which is not checked"
         try:
-            self.connection.check_server()
-        except ConnectionError:
-            return f"{address}, a server that does not answer: start it, or change MLFLOW_TRACKING_URI"
-        return f"{address}, a server that answers"
+            state = self._state()
+        except StoreError as error:
+            return str(error)
+        return f"{self.address}, {state}"
+
+    def _state(self) -> str:
+        """Return the state of the store in words.
+
+        Raises:
+            StoreError: the sqlite file cannot be read, or the server does not answer as one of MLflow.
+        """
+        if self.connection.file is not None:
+            if self.connection.absent:
+                return "created by the first run"
+            known = self.connection.reader is not None
+            return "which exists" if known else "which exists and has the tables of another MLflow version"
+        if package := self.connection.address.missing_driver:
+            return f"a database, for which `pip install '{package}'` is missing"
+        if not self.connection.server:
+            return "a database, which is not checked"
+        self.connection.check_health()
+        return "a server that answers"
 
     @property
     def keeps_artifacts_here(self) -> bool:
@@ -446,13 +507,18 @@ class Store:
             LookupError: the store is a server already; the message names its address.
         """
         if self.connection.server:
-            raise NotFoundError(f"The tracking store is a server: open {self.uri} in a browser.")
+            raise NotFoundError(f"The tracking store is a server: open {self.address} in a browser.")
         self.connection.create()
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.uri]
+        command = [sys.executable, "-m", "mlflow", "server"]
         command += ["--default-artifact-root", self.connection.artifacts.as_uri()]
         command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        # With job execution the server would be ten processes and 1.85 GB instead of two and 0.5 GB.
-        return command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        return command, {
+            # Every user of the machine can read a command line, and the address may contain a password.
+            "MLFLOW_BACKEND_STORE_URI": self.connection.uri(),
+            # With job execution the server would be ten processes and 1.85 GB instead of two and 0.5 GB.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
 
     def pages(self, port: int) -> dict[str, str]:
         """Return the address of each experiment's runs in the UI, by the experiment's name.
@@ -487,11 +553,16 @@ class Store:
 
     def _newest_finished(self, ids: Iterable[str]) -> dict[str, Any]:
         """Return the finished run of each spec that has one; of several, the one that ended last."""
-        found: dict[str, Any] = {}
-        for run in self.connection.search(Wanted(tags={COMPLETE: sorted(set(ids))})):
-            before = found.setdefault(run.data.tags[COMPLETE], run)
-            if (run.info.end_time or 0) > (before.info.end_time or 0):
-                found[run.data.tags[COMPLETE]] = run
+        return {spec_id: runs[0] for spec_id, runs in self._every_finished(ids).items()}
+
+    def _every_finished(self, ids: Iterable[str]) -> dict[str, list[Any]]:
+        """Return the finished runs of each spec that has any, those that ended last first."""
+        found: dict[str, list[Any]] = {}
+        for run in self.connection.search(Wanted(tags={COMPLETE: sorted(set(ids))}, absent=(SUPERSEDED,))):
+            if tags.is_finished(run):
+                found.setdefault(run.data.tags[COMPLETE], []).append(run)
+        for runs in found.values():
+            runs.sort(key=lambda run: run.info.end_time or 0, reverse=True)
         return found
 
     def _points(self, run_id: str, key: str) -> list[Any]:

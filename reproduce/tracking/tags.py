@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce import identity
+from reproduce.data import inventory
 from reproduce.messages import counted
 from reproduce.nn.weights import Weights
+from reproduce.report.observe import Finished
 from reproduce.runs import environment, lease
 from reproduce.runs.lease import Held, Lease
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -41,13 +43,21 @@ SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = (
     "digest",
 )
 """Names of tags. `complete` contains the spec's id again, so that one condition finds a finished run."""
+SUPERSEDED = "superseded"
+"""Tag of a finished run that no table uses any more because `invoke redo` asked for another: the time, in
+words."""
 IMPORTED = "imported"
 """Tag of a run that was executed elsewhere: the origin of its record."""
-OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED)
+OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED, SUPERSEDED)
 """Tags that each store gives a run itself; an archive does not contain them."""
 DEVICE, ATTEMPTS = "device", "attempts"
 """Tags that make the times of finished runs comparable: the device, and the number of attempts."""
 PARENT = "mlflow.parentRunId"
+ENCODER, TRAINED = "encoder_digest", "trained_encoder_digest"
+"""Tags with the digest of an encoder's tensors: of the one that an evaluation measured, and of the one that a
+pretraining made."""
+FACTS = (ENCODER, TRAINED, PARENT)
+"""Tags of a finished run that, with those of its data, decide whether it is reused (`reuse.py`)."""
 SETTINGS = "spec.json"
 """Artifact that contains the spec."""
 FINAL = "final/"
@@ -76,6 +86,9 @@ GREEK = {
 """Signs for the first word of a setting's name, in titles: `lambda_s` is shown as `λs`."""
 
 
+State = Literal["finished", "superseded", "running", "interrupted", "failed"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """One line of `invoke status`."""
@@ -84,7 +97,7 @@ class RunState:
     run_id: str
     name: str
     scale: str
-    state: Literal["finished", "running", "interrupted", "failed"]
+    state: State
     """True state, which may differ from MLflow's status: a run without a process is interrupted."""
     reason: str
     """Reason for the failure or the interruption, or the process that executes the run."""
@@ -117,7 +130,7 @@ class Record:
     dirty: bool
     """True if the code had uncommitted changes."""
     digests: dict[str, str]
-    """Digests of the data, and of the encoder of an evaluation, by the names of their tags."""
+    """Digests of the data and of the encoder, and numbers of images, by the names of their tags."""
     address: str
     """Address of the run's page: on the server, or below the address that `invoke ui` serves."""
     ended: datetime | None
@@ -128,6 +141,21 @@ class Record:
     """Number of attempts; more than one if the run was resumed, None if not recorded."""
     host: str
     """Machine of the process that owns or owned the run."""
+    imported: bool = False
+    """True if the run was executed elsewhere; its encoder may not be here."""
+
+    @property
+    def is_pretraining(self) -> bool:
+        """True if the run trained an encoder."""
+        return "protocol" not in self.settings
+
+    @property
+    def encoder(self) -> dict[str, str]:
+        """Settings of the encoder that an evaluation used, as in the record of its own run."""
+        prefix = "encoder."
+        return {
+            key.removeprefix(prefix): value for key, value in self.settings.items() if key.startswith(prefix)
+        }
 
 
 def record_of(run: Any, runs: Path, server: str) -> Record:
@@ -149,12 +177,17 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
         settings=settings,
         commit=tags.get("commit", "unknown"),
         dirty=tags.get("dirty") == "True",
-        digests={key: value for key, value in sorted(tags.items()) if "_digest" in key},
+        digests={
+            key: value
+            for key, value in sorted(tags.items())
+            if "_digest" in key or key.startswith(inventory.PREFIXES)
+        },
         address=f"{server}/{page}" if server else f"/{page} of `invoke ui`",
         ended=datetime.fromtimestamp(run.info.end_time / 1000, UTC) if run.info.end_time else None,
         device=tags.get(DEVICE, ""),
-        attempts=int(tags[ATTEMPTS]) if ATTEMPTS in tags else None,
+        attempts=int(tags[ATTEMPTS]) if tags.get(ATTEMPTS, "").isdecimal() else None,
         host=str(owner(run).get("host", "")),
+        imported=IMPORTED in tags,
     )
 
 
@@ -243,8 +276,11 @@ def me(runs: Path, hold: Held | None) -> dict[str, Any]:
 
 def owner(run: Any) -> dict[str, Any]:
     """Return the marks of the process that owns an MLflow run, as `me` made them; empty if it has none."""
-    owner: dict[str, Any] = json.loads(run.data.tags.get(OWNER, "{}"))
-    return owner
+    try:
+        owner = json.loads(run.data.tags.get(OWNER, "{}"))
+    except ValueError:  # the tag was edited
+        return {}
+    return owner if isinstance(owner, dict) and {"host", "pid", "started"} <= owner.keys() else {}
 
 
 def is_mine(run: Any) -> bool:
@@ -254,7 +290,8 @@ def is_mine(run: Any) -> bool:
 
 def who(run: Any) -> str:
     """Return the process that owns an MLflow run, in words."""
-    return f"process {owner(run).get('pid')} on {owner(run).get('host')}"
+    named = owner(run)
+    return f"process {named['pid']} on {named['host']}" if named else "unknown process"
 
 
 def lease_of(run: Any, runs: Path) -> Lease | None:
@@ -272,7 +309,7 @@ def alive(run: Any, runs: Path) -> bool | None:
     """
     named, leased = owner(run), lease_of(run, runs)
     if leased is not None:
-        return leased.token == named["token"] and leased.alive
+        return leased.token == named.get("token") and leased.alive
     if named.get("host") != lease.this_host():
         return None
     return lease.process_alive(named["host"], named["pid"], named["started"])
@@ -284,7 +321,7 @@ def ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]
     The lease may contain the reason even if the store could not record it.
     """
     leased = lease_of(run, runs)
-    if leased is not None and leased.token == owner(run)["token"]:
+    if leased is not None and leased.token == owner(run).get("token"):
         if leased.state == "failed":
             return "failed", leased.reason
         if leased.state == "interrupted":
@@ -292,12 +329,24 @@ def ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]
     return "interrupted", f"its {who(run)} is gone"
 
 
+def is_finished(run: Any) -> bool:
+    """Return True if an MLflow run counts as finished.
+
+    It is complete, its two tags name the same spec, since tags can be edited in the UI, and no `invoke redo`
+    has replaced it.
+    """
+    tags = run.data.tags
+    return COMPLETE in tags and tags[COMPLETE] == tags.get(SPEC) and SUPERSEDED not in tags
+
+
 def state_of(run: Any, runs: Path) -> RunState:
     """Return the true state of an MLflow run, from its tags, its lease and its process."""
     tags, status = run.data.tags, run.info.status
-    state: Literal["finished", "running", "interrupted", "failed"]
+    state: State
     reason = tags.get(REASON, "")
-    if COMPLETE in tags:
+    if COMPLETE in tags and SUPERSEDED in tags:
+        state, reason = "superseded", tags[SUPERSEDED]
+    elif is_finished(run):
         state = "finished"
     elif status in ("FAILED", "KILLED"):
         state, reason = "failed" if status == "FAILED" else "interrupted", reason or ending(run, runs)[1]
@@ -314,6 +363,19 @@ def state_of(run: Any, runs: Path) -> RunState:
         reason=reason,
         started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         metrics=final(run) if state == "finished" else {},
+    )
+
+
+def finished(run: Any) -> Finished:
+    """Return the result of a finished MLflow run."""
+    found = run.data.tags
+    return Finished(
+        spec_id=found[COMPLETE],
+        run_id=run.info.run_id,
+        metrics=final(run),
+        facts={
+            key: value for key, value in found.items() if key in FACTS or key.startswith(inventory.PREFIXES)
+        },
     )
 
 

@@ -1,0 +1,78 @@
+"""Every byte of the data sets that are here, compared with what was recorded: `invoke verify --data`.
+
+    for checked in verify_data(site):
+        print(checked)
+
+Reads each split of each data set whose root is set: Imagenette takes a second, ImageNet many minutes. The
+result is recorded, so later runs record the content of large data sets too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from reproduce.data import inventory
+from reproduce.data.dataset import Dataset
+from reproduce.data.detection import DetectionDataset
+from reproduce.data.inventory import AnyDataset, Inventory
+from reproduce.messages import UserError, grouped
+from reproduce.plan import SYNTHETIC, components
+from reproduce.readiness import in_words
+from reproduce.site import Site
+
+
+class Checked(NamedTuple):
+    """One split."""
+
+    good: bool
+    """False if it is broken, or differs from its record."""
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def verify_data(site: Site) -> Iterator[Checked]:
+    """Yield the result for each split of the data sets whose roots are set, as soon as it is known."""
+    known: dict[str, Callable[[], AnyDataset]] = {
+        **components("reproduce.data", Dataset),
+        **components("reproduce.data", DetectionDataset),
+    }
+    for name, cls in sorted(known.items()):
+        dataset = cls()
+        if name.startswith(SYNTHETIC) or not inventory.has_root(dataset, site):
+            continue
+        for split in used_splits(dataset):
+            yield _checked(dataset, split, site)
+
+
+def used_splits(dataset: AnyDataset) -> tuple[str, ...]:
+    """Return the splits of a data set that runs read with its default settings."""
+    keys = ("pretrain_split", "train_split", "test_split")
+    return tuple(dict.fromkeys(getattr(dataset, key) for key in keys if hasattr(dataset, key)))
+
+
+def _checked(dataset: AnyDataset, split: str, site: Site) -> Checked:
+    title = f"{dataset.name}, {split}"
+    try:
+        found, before = inventory.verify(dataset, split, site)
+    except (UserError, OSError) as error:
+        return Checked(False, f"{title}: {in_words(error)}")
+    shortfall = inventory.shortfall(dataset, split, found.num_images)
+    text = (
+        f"{title}: {grouped(found.num_images)} images, content {found.content[:12]}, {_change(found, before)}"
+    )
+    same = before is None or (found.digest == before.digest and before.content in ("", found.content))
+    return Checked(same, f"{text}{f'; not as published: {shortfall}' if shortfall else ''}")
+
+
+def _change(found: Inventory, before: Inventory | None) -> str:
+    """Return how a split differs from its record, in words."""
+    if before is None:
+        return "recorded for the first time"
+    if found.digest != before.digest:
+        return f"other images than recorded ({grouped(before.num_images)}): runs on those are not reused"
+    if before.content and found.content != before.content:
+        return "other content than recorded, with the same names and sizes: runs on that are not reused"
+    return "as recorded" if before.content else "its content recorded for the first time"

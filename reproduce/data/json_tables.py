@@ -1,0 +1,178 @@
+"""JSON files with tables of images, annotations and categories, the format of COCO and iNaturalist.
+
+    with json_tables.faults(path, source):
+        content = json_tables.parse(path)
+        images = json_tables.by_id(json_tables.table(content, "images"), "image")
+
+A fault in the file becomes one line that names the file and the row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reproduce.messages import InvalidError
+
+Row = Mapping[str, Any]
+LONGEST = 60
+"""Maximum number of characters of a value in a message."""
+FORMATS = {
+    b"\x1f\x8b": "is compressed by gzip: unpack it",
+    b"PK\x03\x04": "is a zip archive: unpack it",
+    b"\xef\xbb\xbf": "begins with a byte order mark: save it as UTF-8 without one",
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
+}
+"""Formats that such a file is mistaken for, by their first bytes."""
+
+
+@contextmanager
+def faults(path: Path, source: str) -> Iterator[None]:
+    """Name the file in each error about it.
+
+    Args:
+        source: where to get the file, for the message.
+
+    Raises:
+        ValueError: the block found a fault.
+    """
+    try:
+        yield
+    except InvalidError as error:
+        raise InvalidError(f"{path}: {error}. Get it: {source}.") from None
+
+
+def _other_format(path: Path) -> str:
+    """Return what the file is in place of JSON; empty if it is none of FORMATS."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    return next((name for start, name in FORMATS.items() if head.startswith(start)), "")
+
+
+def parse(path: Path, compact: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: row) -> Row:
+    """Return the content of the file.
+
+    Args:
+        compact: applied to each object of the file while it is parsed, to save memory.
+
+    Raises:
+        ValueError: the file is not JSON, is not an object, or an object has a key twice.
+    """
+
+    def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in row if keys.count(key) > 1)
+            raise InvalidError(f"an object with the id {row.get('id')!r} has the key '{twice}' twice")
+        return compact(row)
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = json.load(file, object_pairs_hook=hook)
+    except InvalidError:
+        raise
+    except (ValueError, RecursionError) as error:
+        kind = "text" if isinstance(error, UnicodeDecodeError) else "JSON"
+        raise InvalidError(f"it {_other_format(path) or f'is not {kind}: {error}'}") from None
+    if not isinstance(content, Mapping):
+        raise InvalidError(f"it is {shown(content)}, not an object with images, annotations and categories")
+    return content
+
+
+def table(content: Row, name: str) -> Sequence[Row]:
+    """Return a table, each of whose rows is an object.
+
+    Raises:
+        ValueError: the table is missing, or it or one of its rows is something else.
+    """
+    if name not in content:
+        raise InvalidError(f"it has no table of {name}")
+    rows = content[name]
+    if not isinstance(rows, list):
+        raise InvalidError(f"its table of {name} is {shown(rows)}, not a list")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise InvalidError(f"row {number} of its {name} is {shown(row)}, not an object")
+    return rows
+
+
+def by_id(rows: Sequence[Row], kind: str, *, least: int = 0) -> dict[int, Row]:
+    """Return the rows of a table by id.
+
+    Args:
+        kind: name of a row, for the message.
+
+    Raises:
+        ValueError: two rows have the same id, or an id is not a whole number of at least `least`.
+    """
+    found: dict[int, Row] = {}
+    for number, row in enumerate(rows, start=1):
+        id_ = value(row, "id", f"{kind} number {number}")
+        if type(id_) is not int or id_ < least:
+            raise InvalidError(f"the {kind} id {shown(id_)} is not a whole number of at least {least}")
+        if id_ in found:
+            raise InvalidError(f"more than one {kind} has the id {id_}")
+        found[id_] = row
+    return found
+
+
+def value(row: Row, key: str, owner: str) -> Any:
+    """Return a value of a row.
+
+    Args:
+        owner: name of the row, for the message.
+
+    Raises:
+        ValueError: the row has no such key.
+    """
+    if key not in row:
+        raise InvalidError(f"{owner} has no {key}")
+    return row[key]
+
+
+def reference(row: Row, key: str, known: Mapping[int, Any], owner: str, kind: str) -> int:
+    """Return the id of another row that a row refers to.
+
+    Args:
+        known: rows of the other table by id.
+        owner, kind: names of both rows, for the message.
+
+    Raises:
+        ValueError: the other row does not exist.
+    """
+    id_ = value(row, key, owner)
+    if type(id_) not in (int, float) or id_ not in known:  # a bool would count as 0 or 1
+        raise InvalidError(f"{owner} refers to {kind} {shown(id_)}, not one of the {len(known)} in the file")
+    return int(id_)
+
+
+def file_names(images: Mapping[int, Row]) -> dict[int, str]:
+    """Return the file of each image, as a path relative to the folder of the images.
+
+    Raises:
+        ValueError: a name is not a path in that folder, or two images have the same file.
+    """
+    owners: dict[str, int] = {}
+    for id_, row in images.items():
+        name = value(row, "file_name", f"image {id_}")
+        if not isinstance(name, str) or not _is_inside(name):
+            raise InvalidError(f"image {id_} has the file name {shown(name)}, which is not valid")
+        if name in owners:
+            raise InvalidError(f"the images {owners[name]} and {id_} have the same file, {name}")
+        owners[name] = id_
+    return {id_: name for name, id_ in owners.items()}
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether a path stays in its folder and is written as on every system."""
+    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def shown(found: Any) -> str:
+    """Return a value of the file for a message: short, on one line."""
+    text = repr(found)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
