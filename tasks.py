@@ -25,7 +25,7 @@ from reproduce import __version__  # noqa: E402
 from reproduce.commands import options as given  # noqa: E402
 from reproduce.commands.options import ENCODER, PLANNED, Options  # noqa: E402
 from reproduce.commands.program import (  # noqa: E402
-    InOrder,
+    CommandLine,
     Part,
     command,
     finish,
@@ -265,9 +265,9 @@ TABLES = [table_task(path.stem, part) for path in FILES for part in parts(path)]
 MAKE = [tables, reports, evaluate, status, why, diff, settings]
 KEEP = [redo, verify, gc, unlock, export, receive, doctor, ui, download, docs, test, bench]
 namespace = Collection(*TABLES, *MAKE, *KEEP)
-invoke.main.program.__class__ = InOrder  # `invoke` creates its program before it reads this file
+invoke.main.program.__class__ = CommandLine  # `invoke` creates its program before it reads this file
 
 
 def main() -> None:
     """Run the tasks as a program of their own."""
-    InOrder(__version__, namespace, name="msbreg", binary="msbreg").run()
+    CommandLine(__version__, namespace, name="msbreg", binary="msbreg").run()

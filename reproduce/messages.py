@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 LONGEST = 500
@@ -55,6 +56,15 @@ def reason_of(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message; empty if it has none."""
     return next(iter(str(error).strip().splitlines()), "")
+
+
+def from_here(text: str) -> str:
+    """Return a text in which paths below the current folder are relative to it."""
+    try:
+        here = str(Path.cwd())
+    except OSError:  # the folder was deleted
+        return text
+    return re.sub(rf"(?<![\w./-]){re.escape(here)}/(?=.)", "", text) if here != "/" else text
 
 
 def unprintable(text: str) -> str:
@@ -120,7 +130,7 @@ def unknown(kind: str, asked: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"There is no {kind} '{asked}'.{hint} Known: {', '.join(known) or 'none'}."
+    return f"There is no {kind} '{asked:.80}'.{hint} Known: {', '.join(known) or 'none'}."
 
 
 def counted(number: int, word: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
 
 from reproduce.messages import InvalidError, NotFoundError, unknown
@@ -68,14 +68,25 @@ def parsed(change: str) -> tuple[str, str]:
     """Return the key and the text of `key=value`.
 
     Raises:
-        InvalidError: `change` has another form, or its key is the seed.
+        InvalidError: `change` has another form or cannot be printed, or its key is the seed.
     """
+    if not change.isprintable():
+        raise InvalidError(f"--set needs key=value in printable characters, not {change!r:.80}.")
     key, equals, text = (part.strip() for part in change.partition("="))
     if not equals or not key:
-        raise InvalidError(f"--set needs key=value, such as epochs=5, not '{change}'.")
+        raise InvalidError(f"--set needs key=value, such as epochs=5, not '{change:.80}'.")
     if key.split(".")[-1] == "seed":
         raise InvalidError("--set cannot change the seed: --seeds N runs seeds 0 to N - 1.")
     return key, text
+
+
+def check_once(changes: Sequence[str]) -> None:
+    """Raise InvalidError if the last of some changes, given by full names, sets what an earlier one set."""
+    *before, last = changes
+    key = last.partition("=")[0]
+    for earlier in before:
+        if earlier.partition("=")[0] == key:
+            raise InvalidError(f"--set gives {key} twice, in {earlier} and {last}: give it once.")
 
 
 def paths_of(run: Evaluate) -> list[str]:
@@ -167,8 +178,9 @@ def parse(text: str, hint: Any, key: str) -> Any:
     """
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if text in kinds:
-            return text
+        for kind in kinds:
+            if text == str(kind):
+                return kind
         raise InvalidError(f"{key} is '{text}': choose one of {', '.join(map(str, kinds))}.")
     if origin in (typing.Union, types.UnionType):
         if type(None) in kinds and text.lower() == "none":
@@ -197,9 +209,10 @@ def parse(text: str, hint: Any, key: str) -> Any:
 def _number(text: str, kind: type[int] | type[float], key: str) -> int | float:
     """Return a finite number; see `parse`."""
     try:
-        number = kind(text)
+        number = kind(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InvalidError(f"{key} must be {'a whole number' if kind is int else 'a number'}, not '{text}'.")
+        wanted = "a whole number" if kind is int else "a number"
+        raise InvalidError(f"{key} must be {wanted}, not '{text:.80}'.")
     return number

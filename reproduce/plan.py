@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
-from reproduce.overrides import override, parsed
+from reproduce.overrides import check_once, override, parsed
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
@@ -35,6 +36,8 @@ CUSTOM = "custom"
 """Scale under which evaluations outside the tables are recorded: the user chooses the settings."""
 SYNTHETIC = "synthetic_"
 """Prefix of data sets whose images are drawn at one size."""
+LONGEST_LABEL = 100
+"""Maximum number of characters in the label of an added row."""
 UNKNOWN_FACT = "–"
 """Content of an added row in the columns of facts."""
 NORMALISATION = ("mean", "std")
@@ -73,7 +76,7 @@ class Request:
         Raises:
             NotFoundError: the table, scale, row, column or setting does not exist; the message names the
                 nearest.
-            InvalidError: a setting does not accept its value, or the backbone does not exist.
+            InvalidError: a setting does not accept its value or has two, or the backbone does not exist.
             NotHereError: the table has no released baselines, or accepts no added row.
         """
         if self.table not in table_names():
@@ -94,8 +97,11 @@ class Request:
         before, after = (_datasets(each) for each in (paper, table))
         table = replace(table, stand_in=scales.STAND_INS[self.scale] if after - before else "")
         table = table.select(self.rows, self.columns)
+        named: list[str] = []
         for change in self.changes:
             table = _changed(table, change)
+            named.append(table.changes[-1])
+            check_once(named)
         for _, _, ours in table.measured():
             _check_backbone(ours.spec)
         return table
@@ -181,11 +187,12 @@ class Evaluation:
             expected = {key: expected[key] for key in NORMALISATION}
         dataset = replace(dataset, **expected)
         run = Evaluate(encoder=self.weights, protocol=protocol, dataset=dataset)
-        names = []
+        names: list[str] = []
         for change in self.changes:
             apply, name = override([run], change)
             run = apply(run)
             names.append(name)
+            check_once(names)
         _check_backbone(run)
         _check(run, by_user=True)
         return run, tuple(names)
@@ -338,15 +345,28 @@ def added_row(text: str) -> tuple[str, str]:
     the name of an existing file, or else at the first sign.
 
     Raises:
-        InvalidError: `text` does not have the form `LABEL=FILE`.
+        InvalidError: `text` does not have the form `LABEL=FILE`, or the label cannot be one.
     """
     signs = [place for place, sign in enumerate(text) if sign == "="]
     parts = [(" ".join(text[:place].split()), text[place + 1 :].strip()) for place in signs]
-    complete = [(label, given) for label, given in parts if label and given]
+    complete = [(_printable(label), given) for label, given in parts if label and given]
     if not complete or not all(parts[0]):
         raise InvalidError(f"--add-row needs LABEL=FILE, such as 'Mine=encoder.pth', not '{text}'.")
     existing = (part for part in complete if user_file(part[1]) or part[1].lower() in released())
-    return next(existing, complete[0])
+    label, given = next(existing, complete[0])
+    if not label or not label.isprintable() or len(label) > LONGEST_LABEL:
+        raise InvalidError(
+            f"--add-row needs a label of 1 to {LONGEST_LABEL} printable characters, not {label!r:.80}."
+        )
+    if set(label) & {"*", "?"}:
+        raise InvalidError(f"--add-row needs a label without * and ?, which --rows expands, not '{label}'.")
+    return label, given
+
+
+def _printable(label: str) -> str:
+    """Return a label with composed letters, which LaTeX needs, and without invisible characters."""
+    visible = (each for each in label if unicodedata.category(each) not in ("Cc", "Cf"))
+    return unicodedata.normalize("NFC", "".join(visible))
 
 
 def _with_released(table: Table) -> Table:

@@ -11,6 +11,7 @@ from reproduce.data import inventory
 from reproduce.data.inventory import AnyDataset
 from reproduce.data.sources import shown
 from reproduce.messages import NotFoundError, UserError, grouped, unknown
+from reproduce.nn import distributed
 from reproduce.plan import Job
 from reproduce.protocols.protocol import Protocol
 from reproduce.report.counts import splits
@@ -46,8 +47,7 @@ def blocked(
     }
     found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
     others = (
-        (job, _uneven(job, site) or _imprecise(job, site) or counts.problem(job.spec, job.request.scale))
-        for job in todo
+        (job, _problem_of_devices(job, site) or counts.problem(job.spec, job.request.scale)) for job in todo
     )
     found = {job.spec.id: Blocked(other) for job, other in others if other} | found
     for job in todo:
@@ -63,6 +63,10 @@ def blocked(
     }
 
 
+def _problem_of_devices(job: Job, site: Site) -> Missing | None:
+    return _uneven(job, site) or _no_gpu(job, site) or _imprecise(job, site)
+
+
 def _uneven(job: Job, site: Site) -> Missing | None:
     """Return the problem of a batch that the site's devices cannot share equally, or None."""
     devices, batch = job.devices(site), job.shared_batch
@@ -74,6 +78,17 @@ def _uneven(job: Job, site: Site) -> Missing | None:
         f"A batch of {batch} images does not divide into {devices} equal shares: set another `devices` "
         f"in the site file{other_batch}.",
     )
+
+
+def _no_gpu(job: Job, site: Site) -> Missing | None:
+    """Return the problem of a site whose GPU does not exist, or None."""
+    if not site.device.startswith("cuda") or launcher(site).device(site)[0] == "GPU":
+        return None
+    try:  # torch, which takes seconds to import, may find a GPU that nvidia-smi does not list
+        distributed.device(site.device)
+    except UserError as error:
+        return Missing("GPU", str(error))
+    return None
 
 
 def _imprecise(job: Job, site: Site) -> Missing | None:

@@ -8,16 +8,71 @@ the standard library.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from reproduce import identity
 from reproduce.messages import unknown
 
 S = TypeVar("S", bound="Settings")
+
+LARGEST = 10**9
+"""Maximum of whole numbers without a maximum of their own: beyond it, a value is a typing error."""
+FLOAT32 = 3e38
+"""Maximum of numbers without a maximum of their own: beyond it, float32 overflows."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Smallest and largest value of a number. They are part of its type: `Annotated[int, Limits(1)]`."""
+
+    low: float
+    high: float = LARGEST
+    excluded: tuple[float, ...] = ()
+    """Limits that are not values themselves."""
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number <= self.high and number not in self.excluded
+
+    def expected(self, number: float) -> str:
+        """Return what is expected instead of a number that lies outside."""
+        if number >= self.high:
+            return f"{'a value below' if self.high in self.excluded else 'at most'} {self.high:.15g}"
+        return f"{'a value above' if self.low in self.excluded else 'at least'} {self.low}"
+
+
+Count = Annotated[int, Limits(1)]
+"""Number of things of which there must be one."""
+CountOrZero = Annotated[int, Limits(0)]
+"""Number of things that may be absent."""
+Width = Annotated[int, Limits(1, 2**16)]
+"""Width of a layer."""
+Pixels = Annotated[int, Limits(1, 2**14)]
+"""Side of an image or of a part of it."""
+Seed = Annotated[int, Limits(0, 2**63 - 1)]
+"""Seed of random numbers."""
+Positive = Annotated[float, Limits(0, FLOAT32, excluded=(0,))]
+"""Learning rate or temperature."""
+Inverse = Annotated[float, Limits(0, 100, excluded=(0,))]
+"""Factor t of a squared distance in exp(-t || x - y ||^2), for unit vectors; with a larger one, the mean of
+exp(-t ||.||^2) can be 0 in double precision."""
+NotNegative = Annotated[float, Limits(0, FLOAT32)]
+"""Weight of a term of a loss, decay or strength, which 0 switches off."""
+Fraction = Annotated[float, Limits(0, 1)]
+"""Probability, decay rate of an average or share."""
+Momentum = Annotated[float, Limits(0, 1, excluded=(1,))]
+"""Momentum of an optimiser."""
+PositiveFraction = Annotated[float, Limits(0, 1, excluded=(0,))]
+"""Share that is not empty."""
+Channels = tuple[Fraction, Fraction, Fraction]
+"""Mean of each RGB channel, for values from 0 to 1."""
+Deviations = tuple[PositiveFraction, PositiveFraction, PositiveFraction]
+"""Standard deviation of each RGB channel, for values from 0 to 1."""
 
 
 class Settings:
@@ -25,7 +80,8 @@ class Settings:
 
     `name` identifies the component in every id, so a run keeps its id when the class is moved or renamed.
     Values are checked against the annotations at construction. A whole number given for a float becomes a
-    float; any other value of a wrong type raises a TypeError that names the setting.
+    float; any other value of a wrong type raises a TypeError that names the setting. A number must lie within
+    the limits of its type, such as `Count` or `Positive`.
     """
 
     name: ClassVar[str]
@@ -36,12 +92,12 @@ class Settings:
             cls.name = name
 
     def __post_init__(self) -> None:
-        for key, hint in field_types(type(self)).items():
+        for key, hint in limited_types(type(self)).items():
             object.__setattr__(self, key, _checked(getattr(self, key), hint, f"{self.name}.{key}"))
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError for values of the right type that make no sense; called once, at construction."""
+        """Raise ValueError for values that do not fit each other; called once, at construction."""
 
     @property
     def id(self) -> str:
@@ -90,7 +146,7 @@ class Settings:
 
 
 def field_types(cls: Any) -> dict[str, Any]:
-    """Return the fields of a settings class with their resolved annotations, in order of declaration."""
+    """Return the fields of a settings class with their types, in order of declaration."""
     return _field_types(cls)  # typed: a type checker refuses a class as the argument of a cached function
 
 
@@ -98,6 +154,27 @@ def field_types(cls: Any) -> dict[str, Any]:
 def _field_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def limited_types(cls: Any) -> dict[str, Any]:
+    """Return `field_types` in which numbers have their limits.
+
+    A field that is declared again, for another default, keeps the limits of the base class.
+    """
+    return _limited_types(cls)
+
+
+@cache
+def _limited_types(cls: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for each in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        types_alone, limited = typing.get_type_hints(each), typing.get_type_hints(each, include_extras=True)
+        for key in vars(each).get("__annotations__", ()):
+            if not limited[key] == types_alone[key] == plain.get(key):
+                found[key] = limited[key]
+            plain[key] = types_alone[key]
+    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
 
 
 @cache
@@ -117,9 +194,15 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
 
     Raises:
         TypeError: The value has a wrong type.
-        ValueError: The value is not one of the choices of a Literal.
+        ValueError: The value is not one of the choices of a Literal, or not within the limits of a number.
     """
     origin = typing.get_origin(hint)
+    if origin is Annotated:
+        kind, limits = typing.get_args(hint)
+        value = _checked(value, kind, where)
+        if value not in limits:
+            raise ValueError(f"{where} is {value}: {limits.expected(value)} is expected.")
+        return value
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)
         for option in options:
@@ -142,6 +225,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
             return value
         raise ValueError(f"{where} is {value!r}: choose one of {', '.join(map(str, typing.get_args(hint)))}.")
     elif hint is float and type(value) in (int, float):
+        if not abs(value) <= sys.float_info.max:  # nan is not
+            raise ValueError(f"{where} is {value}: a finite number is expected.")
         return float(value)
     elif hint is type(None):
         if value is None:

@@ -6,6 +6,7 @@ site file is needed only for real data. See `configs/site.example.toml`.
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import re
@@ -173,6 +174,8 @@ class Site:
     """Root folder of each data set, by its key under [data]."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device, re.ASCII):
+            raise InvalidError(f"device is {self.device!r}: auto, cpu, cuda or cuda:0, ... is expected.")
         if self.checkpoint_every < 1:
             raise InvalidError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
         if self.devices < 1:
@@ -193,7 +196,10 @@ class Site:
         from_environment = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
         given = from_environment or self.tracking_uri.strip() or f"sqlite:///{self.runs / 'mlflow.db'}"
         file = given.removeprefix("sqlite:///")
-        return given if file == given else f"sqlite:///{(Path.cwd() if from_environment else PROJECT) / file}"
+        if file == given:
+            return given
+        relative = from_environment and not Path(file).is_absolute()
+        return f"sqlite:///{(_current_folder() if relative else PROJECT) / file}"
 
     @property
     def public_store(self) -> str:
@@ -249,9 +255,20 @@ class Site:
         raise NotFoundError(f"The data root '{key}' {problem}. Layout: {layout}. Get it: {source}.")
 
 
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:
+        raise InvalidError("The current folder was deleted: change to another one.") from None
+
+
 def site_file() -> Path:
-    """Return the path of the site file in force, which need not exist."""
-    return Path(os.environ.get("MSBREG_SITE") or PROJECT / "configs" / "site.toml")
+    """Return the path of the site file in force, which need not exist.
+
+    Raises:
+        ValueError: MSBREG_SITE is not a path.
+    """
+    return user_path(os.environ.get("MSBREG_SITE") or str(PROJECT / "configs" / "site.toml"))
 
 
 def _shown(path: Path) -> str:
@@ -269,8 +286,10 @@ def user_path(text: str) -> Path:
         raise InvalidError(f"'{text!r:.80}' is not a path: it contains a null byte.")
     try:
         return Path(text).expanduser()
-    except RuntimeError as error:
-        raise InvalidError(f"'{text:.80}' is not a path: {error}") from None
+    except RuntimeError:
+        user = text[1:].partition("/")[0]
+        problem = f"the user '{user}' does not exist" if user else "HOME is not set"
+        raise InvalidError(f"'{text:.80}' is not a path: {problem}.") from None
 
 
 def user_file(text: str) -> Path | None:
@@ -290,47 +309,139 @@ def load() -> Site:
     """Return the site of this machine.
 
     Raises:
-        ValueError: the file is not TOML or cannot be read, a key is unknown, or a value has the wrong type.
+        ValueError: the file is not TOML or cannot be read, a key is unknown or in the wrong table, or a value
+            has the wrong type or is not a folder.
     """
     path = site_file()
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        text = _decoded(path, path.read_bytes())
     except FileNotFoundError:
         if os.environ.get("MSBREG_SITE"):
             raise InvalidError(f"MSBREG_SITE points to {path}, which does not exist.") from None
         return Site()
     except OSError as error:
         raise InvalidError(f"{path!s:.80} cannot be read ({error.strerror}).") from None
-    except ValueError as error:  # also text that is not UTF-8, or a number of thousands of digits
+    try:
+        content = tomllib.loads(text)
+    except ValueError as error:  # also a number of thousands of digits
         raise InvalidError(f"{path} is not valid TOML: {error}.") from None
+    for table, keys in {"": content, "data": content.get("data"), "slurm": content.get("slurm")}.items():
+        if isinstance(keys, dict):
+            _check_keys(path, text, table, keys)
     return Site(**{key: _value(path, key, value) for key, value in content.items()})
+
+
+def data_roots() -> list[str]:
+    """Return the keys that [data] may have: those of the example file."""
+    example = (PROJECT / "configs" / "site.example.toml").read_text(encoding="utf-8")
+    return re.findall(r'^# (\w+) = "', example.partition("\n[data]\n")[2], re.MULTILINE)
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    """Return the text of a file in UTF-8, with or without a byte order mark; editors write both.
+
+    Raises:
+        ValueError: the file has another encoding.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "not UTF-8"
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InvalidError(f"{path}, line {line}: the file is {kind}. Save it as UTF-8.") from None
+
+
+def _check_keys(path: Path, text: str, table: str, keys: Iterable[str]) -> None:
+    """Raise InvalidError if a table of the site file has a key of another table, or an unknown one.
+
+    Args:
+        text: content of the file.
+        table: name of the table; "" for the keys above all tables.
+    """
+    known = {
+        "": [entry.name for entry in fields(Site)],
+        "slurm": [entry.name for entry in fields(Slurm)],
+        "data": data_roots(),
+    }
+    for key in keys:
+        if key in known[table]:
+            continue
+        place = f"{path}{_line_of(text, table, key)}"
+        for other, names in known.items():
+            if key in names:
+                where = f"below [{other}]" if other else "at the beginning of the file"
+                here = f"is below [{table}]" if table else "is outside the tables"
+                raise InvalidError(f"{place}: '{key}' {here}, where it means nothing. Put it {where}.")
+        kind = {"": "key", "slurm": "key of [slurm]", "data": "data root"}[table]
+        raise InvalidError(f"{place}: {unknown(kind, key, known[table])}")
+
+
+def _line_of(text: str, table: str, key: str) -> str:
+    """Return `, line 7` for a key of a table, or "" if it is not at the beginning of a line."""
+    current = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
+            current = header[1].strip("\"'")
+        if current == table and re.match(rf"""\s*(["']?){re.escape(key)}\1\s*[.=]""", line):
+            return f", line {number}"
+        if current == key and header:  # a table that does not exist
+            return f", line {number}"
+    return ""
 
 
 def _value(path: Path, key: str, value: Any) -> Any:
     """Return the value of a key in the form of its field; relative paths start at the project's folder."""
     kinds = {entry.name: str(entry.type) for entry in fields(Site)}
-    if key not in kinds:
-        raise InvalidError(f"{path}: {unknown('key', key, kinds)}")
     if key == "data":
         if not isinstance(value, dict) or not all(isinstance(root, str) for root in value.values()):
             raise InvalidError(f"{path}: [data] maps names to folders, each a string.")
-        return {name: PROJECT / user_path(root) for name, root in value.items()}
+        return {name: _folder(path, f"data.{name}", root) for name, root in value.items()}
     if key == "slurm":
         if not isinstance(value, dict):
             raise InvalidError(f"{path}: slurm must be a table of its own, [slurm].")
         return Slurm(**{name: _slurm_value(path, name, each) for name, each in value.items()})
     kind = kinds[key].removesuffix(" | None")
     if kind == "Path" and isinstance(value, str):
-        return PROJECT / user_path(value)
+        folder = _folder(path, key, value)
+        if key in ("runs", "reports"):
+            _check_place(path, key, folder)
+        return folder
     return _typed(path, key, value, kind)
+
+
+def _folder(path: Path, key: str, value: str) -> Path:
+    """Return the folder that a key of the site file names.
+
+    Raises:
+        ValueError: the value is empty, names a user who does not exist, or contains a variable.
+    """
+    if not value.strip():
+        raise InvalidError(f"{path}: {key} is empty: leave out the key for its default.")
+    try:
+        folder = PROJECT / user_path(value)
+    except InvalidError as error:
+        raise InvalidError(f"{path}: {key}: {error}") from None
+    if re.search(r"\$\{?\w", value) and not folder.exists():
+        raise InvalidError(
+            f"{path}: {key} is {value!r}: variables are not replaced. Write the path itself, or ~ "
+            "for your home folder."
+        )
+    return folder
+
+
+def _check_place(path: Path, key: str, folder: Path) -> None:
+    """Raise InvalidError if a folder cannot be created, because a file is in its place or above it."""
+    try:
+        existing = next(each for each in (folder, *folder.parents) if each.exists())
+    except OSError as error:
+        raise InvalidError(f"{path}: {key} is {folder!s:.80}: {error.strerror}.") from None
+    if not existing.is_dir():
+        raise InvalidError(f"{path}: {key} is {folder}, but {existing} is a file: a folder is expected.")
 
 
 def _slurm_value(path: Path, key: str, value: Any) -> Any:
     """Return the value of a key of the table [slurm] in the form of its field."""
     kinds = {entry.name: str(entry.type) for entry in fields(Slurm)}
-    if key not in kinds:
-        raise InvalidError(f"{path}: {unknown('key of [slurm]', key, kinds)}")
     if not kinds[key].startswith("tuple"):
         return _typed(path, f"slurm.{key}", value, kinds[key])
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):

@@ -13,7 +13,7 @@ Imports only the standard library: building every table of the paper imports nei
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
@@ -21,24 +21,24 @@ from reproduce.data.detection import DetectionDataset
 from reproduce.methods.method import Method
 from reproduce.nn.weights import Weights
 from reproduce.protocols.protocol import Protocol
-from reproduce.settings import Settings
+from reproduce.settings import CountOrZero, Limits, Momentum, NotNegative, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class LARS(Settings, name="lars"):
     """Layer-wise adaptive rate scaling with a warm-up and a cosine decay (paper, section 7.1)."""
 
-    base_lr: float
+    base_lr: Positive
     """Peak rate = base_lr x batch_size / 256 x K (section 7.1)."""
     scale_with_views: bool = True
     """Factor K in the peak rate (section 7.1); BYOL's own schedule does not have it."""
-    weight_decay: float = 1e-5
+    weight_decay: NotNegative = 1e-5
     """Section 7.1. Biases and normalisation parameters are exempt."""
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     """google-deepmind/deepmind-research byol/configs/byol.py."""
-    trust_coefficient: float = 1e-3
+    trust_coefficient: Positive = 1e-3
     """google-deepmind/deepmind-research byol/utils/optimizers.py."""
-    warmup_epochs: int = 10
+    warmup_epochs: CountOrZero = 10
     """Epochs of a linear warm-up from 0 (section 7.1)."""
 
     def peak_lr(self, batch_size: int, num_views: int) -> float:
@@ -60,23 +60,17 @@ class Pretrain(Settings, name="pretrain"):
     """Distribution of views (`reproduce/data/views.py`)."""
     optimizer: LARS
     """Optimiser with its rate, decay and warm-up."""
-    epochs: int
+    epochs: CountOrZero
     """Passes over the images; 0 leaves the random initialisation."""
-    batch_size: int = 512
+    batch_size: Annotated[int, Limits(2)] = 512
     """Images per step over all devices (section 7.1); each image yields K views."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the backbone's arithmetic (autocast).
 
     Parameters, losses of the heads and the optimiser stay in float32.
     """
-    seed: int = 0
+    seed: Seed = 0
     """Source of the initialisation, the order of images, the views and the noise."""
-
-    def check(self) -> None:
-        if self.epochs < 0 or self.batch_size < 2:
-            raise ValueError(
-                f"pretrain needs epochs >= 0 and batch_size >= 2, not {self.epochs} and {self.batch_size}."
-            )
 
     def needs(self) -> tuple[Pretrain, ...]:
         """Return the runs that must be finished before this one can start."""
@@ -96,7 +90,7 @@ class Evaluate(Settings, name="evaluate"):
     """An evaluation of `reproduce/protocols`."""
     dataset: Dataset | DetectionDataset
     """A data set of `reproduce/data`: its labelled train and test splits."""
-    seed: int = 0
+    seed: Seed = 0
     """Source of the initialisation and the order of images when the protocol trains."""
 
     def needs(self) -> tuple[Pretrain, ...]:

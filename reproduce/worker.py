@@ -36,7 +36,7 @@ from reproduce import site as sites
 from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
-from reproduce.runs import environment, interrupt, journal
+from reproduce.runs import environment, interrupt, journal, output
 from reproduce.runs import lease as leases
 from reproduce.runs.files import atomic, read_regular, write_atomic
 from reproduce.runs.interrupt import Interrupted
@@ -505,6 +505,7 @@ def _listed(path: Path, index: int) -> tuple[str, str]:
 def main() -> int:
     """Run the command line of this module and return the exit code."""
     interrupt.listen()
+    output.prepare()
     site = sites.load()
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # other output must not look like an event

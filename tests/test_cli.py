@@ -191,7 +191,7 @@ def test_the_help_of_each_option_ends_with_its_default(
         ),
         (
             ("table4", "--add-row", "Mine=~nosuchuser/x.pth"),
-            "'~nosuchuser/x.pth' is not a path: Could not determine home directory.",
+            "'~nosuchuser/x.pth' is not a path: the user 'nosuchuser' does not exist.",
         ),
         pytest.param(
             ("table4", "--add-row", f"Mine={5000 * 'a'}"),
@@ -208,10 +208,10 @@ def test_the_help_of_each_option_ends_with_its_default(
         (("table8", "--set", "epoch=5"), "There is no setting 'epoch'. Did you mean 'epochs'? Known: "),
         (("table8", "--set", "seed=5"), "--set cannot change the seed: --seeds N runs seeds 0 to N - 1."),
         (("table8", "--set", "base_lr=nan"), "base_lr must be a number, not 'nan'."),
-        (("table8", "--set", "batch_size=1"), "pretrain needs epochs >= 0 and batch_size >= 2, not 4 and 1."),
-        (("table8", "--set", "protocol.epochs=0"), "linear needs epochs >= 1"),
+        (("table8", "--set", "batch_size=1"), "pretrain.batch_size is 1: at least 2 is expected."),
+        (("table8", "--set", "protocol.epochs=0"), "linear.epochs is 0: at least 1 is expected."),
         (("table8", "--set", "crop_scale=1"), "crop_scale needs 2 values separated by commas, not '1'."),
-        (("table8", "--set", "num_views=1"), "byol needs at least 2 views of each image, not num_views=1."),
+        (("table8", "--set", "num_views=1"), "byol.num_views is 1: at least 2 is expected."),
         (
             ("table8", "--set", "backbone=resnet19"),
             "There is no backbone 'resnet19'. Did you mean 'resnet18'? Known: ",
@@ -228,7 +228,20 @@ def test_the_help_of_each_option_ends_with_its_default(
         ),
         (("settings", "tabel8"), "There is no table 'tabel8'. Did you mean 'table8'? Known: "),
         (("settings", "table8", "--scale", "smol"), "There is no scale 'smol'. Did you mean 'smoke'?"),
-        (("table8", "--render-only", "--max-gpu-hours", "1"), "--render-only starts nothing: leave it out, "),
+        (
+            ("table8", "--render-only", "--jobs", "2", "--dry-run"),
+            "--render-only starts nothing: leave it out, or --dry-run and --jobs.\n",
+        ),
+        (("table8", "--dry-run", "--set"), "--set needs a value.\n"),
+        (("table4", "--add-row", "--dry-run"), "--add-row needs a value.\n"),
+        (("table8", "--rows", "--dry-run"), "--rows needs a value.\n"),
+        (("table8", "--rows", ""), "There is no row ''. Known: BYOL, "),
+        (("table8", "--scale", "smoke", "--scale=small"), "--scale is given twice: give it once.\n"),
+        (("why", "table8", "--table", "table9"), "--table is given twice: give it once.\n"),
+        (("why",), "why needs --table: `invoke --help why` describes it.\n"),
+        (("tabel8",), "There is no task 'tabel8'. Did you mean 'table8'? Known: "),
+        (("why", "table8", "--rows", "x"), "There is no option of why '--rows'. Did you mean '--row'?"),
+        (("--dri",), "There is no option of invoke '--dri'. Did you mean '--dry'? Known: "),
         (("table8", "--apply", "0"), "--apply needs the 12 hexadecimal digits that --dry-run prints last, "),
         (("table8", "--max-gpu-hours", "two"), "--max-gpu-hours must be a number, such as 0.5, not 'two'."),
         (("table8", "--jobs", "0"), "--jobs must be a whole number of at least 1, not '0'."),
@@ -283,7 +296,7 @@ def test_a_site_file_that_is_not_utf8_ends_in_one_line_and_code_2(home: Home) ->
     home.site_file.write_bytes('runs = "/data/Müller"'.encode("latin-1"))
     done = home.invoke("status")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert "is not valid TOML: 'utf-8' codec can't decode byte 0xfc" in done.stderr
+    assert done.stderr == f"{home.site_file}, line 1: the file is not UTF-8. Save it as UTF-8.\n"
     assert not home.runs.exists()
 
 
@@ -405,8 +418,22 @@ def test_more_devices_than_there_are_end_in_one_line_and_code_2(options: tuple[s
     assert done.stderr.startswith("devices is 4, but only 2 GPUs can be used on this machine: ")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_missing_blocks_every_run_and_the_command_says_so(device: str, home: Home) -> None:
+    home.site_file.write_text(f'runs = "{home.runs}"\nreports = "{home.reports}"\ndevice = "{device}"\n')
+    said = f"The device is '{device}', but torch finds no GPU on this machine. 'auto' or 'cpu' would work.\n"
+    plan = home.invoke("table8", "--rows", "BYOL", "--dry-run", CUDA_VISIBLE_DEVICES="")
+    assert (plan.returncode, plan.stderr) == (0, "")
+    assert plan.stdout.startswith("blocked  ")
+    assert f"\n{said}2 runs: 2 blocked.\n" in plan.stdout
+    done = home.invoke("table8", "--rows", "BYOL", CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
 def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -> None:
-    home.reports.write_text("a file where a folder is to be")
+    home.reports.mkdir()
+    (home.reports / "smoke").write_text("a file where a folder is to be")
     done = home.invoke("table9")
     assert done.returncode == 1
     assert done.stdout.startswith("0 runs done, 0 reused, 0 missing, in "), (
@@ -414,7 +441,7 @@ def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -
     )
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(
-        f"The reports of table9 cannot be written in {home.reports / 'smoke'} (Not a directory). "
+        f"The reports of table9 cannot be written in {home.reports / 'smoke'} (File exists). "
     )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ from reproduce.plan import SCALES, Request, table_names
 from reproduce.protocols.detection import ENGINES, Detection
 from reproduce.protocols.protocol import Protocol
 from reproduce.protocols.svm import LinearSVM
-from reproduce.settings import Settings
+from reproduce.settings import Limits, Settings, field_types, limited_types
 from reproduce.site import Site
 from reproduce.spec import LARS, Evaluate, Pretrain
 from reproduce.train import build_network, encoder_of
@@ -231,10 +231,47 @@ def test_a_method_is_the_same_at_a_smaller_scale_but_for_its_sizes(
     ]
 
 
-@pytest.mark.parametrize("cls", METHODS)
-def test_a_method_of_one_view_is_refused(cls: type[Method]) -> None:
-    with pytest.raises(ValueError, match=r"needs at least 2 views of each image, not num_views=1"):
-        cls(num_views=1)
+def limits_in(hint: Any) -> list[Limits | None]:
+    """The limits of each number in a type, None for a number without."""
+    if get_origin(hint) is Annotated:
+        return [get_args(hint)[1]]
+    if hint in (int, float):
+        return [None]
+    return [each for part in get_args(hint) for each in limits_in(part)] if hint is not bool else []
+
+
+@pytest.fixture(scope="module")
+def examples() -> dict[type[Settings], Settings]:
+    """One value of each component: its defaults, or what a table has."""
+    specs = [spec for table in table_names() for spec in Request(table=table).specs()]
+    inside = [*specs, *(getattr(spec, key) for spec in specs for key in field_types(type(spec)))]
+    found = {type(each): each for each in inside if isinstance(each, Settings)}
+    found[Weights] = Weights(sha256="a")
+    for cls in EVERY_COMPONENT:
+        if "name" in vars(cls) and cls not in found:
+            found[cls] = cls()
+    return found
+
+
+@pytest.mark.parametrize("cls", EVERY_COMPONENT)
+def test_every_number_of_a_component_has_limits(cls: type[Settings]) -> None:
+    found = {key: limits_in(hint) for key, hint in limited_types(cls).items()}
+    assert not [key for key, limits in found.items() if None in limits], "see the types in settings.py"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in EVERY_COMPONENT if "name" in vars(cls)])
+def test_a_number_that_makes_no_sense_is_refused_at_construction(
+    cls: type[Settings], examples: dict[type[Settings], Settings]
+) -> None:
+    for key, hint in limited_types(cls).items():
+        value, limits = getattr(examples[cls], key), limits_in(hint)
+        for wrong in (-1, 0, math.nan, math.inf, -math.inf, 1e39, 10**20):
+            if not limits or (wrong in (0, 10**20) and wrong in (limits[0] or ())):
+                continue
+            place = len(value) - 1 if isinstance(value, tuple) else 0
+            changed = (*value[:place], wrong) if isinstance(value, tuple) else wrong
+            with pytest.raises((ValueError, TypeError), match=rf"^{cls.name}\.{key} is "):
+                examples[cls].replace(key, changed)
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ def test_unmarked_commands_run_and_start_nothing(command: str, home: Home) -> No
 def test_every_piece_of_a_site_file_is_one(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reproduce.commands.doctor import data_roots
+    from reproduce.site import data_roots
 
     file = tmp_path / "site.toml"
     file.write_text(block.text, encoding="utf-8")
@@ -317,7 +317,7 @@ def count(specs: dict[str, Any]) -> str:
 
 
 def test_the_page_of_data_has_every_root() -> None:
-    from reproduce.commands.doctor import data_roots
+    from reproduce.site import data_roots
 
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == data_roots()

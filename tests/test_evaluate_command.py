@@ -97,7 +97,7 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
     both = knn(changes=("encoder.mean=0.4,0.4,0.4", "std=0.1,0.2,0.3")).build()
     assert both.encoder.mean == dict(both.dataset.leaves())["mean"] == (0.4, 0.4, 0.4)
     assert both.encoder.std == dict(both.dataset.leaves())["std"] == (0.1, 0.2, 0.3)
-    shown = knn(changes=("dataset.resize=96", "dataset.size=64")).build()
+    shown = knn(changes=("dataset.resize=96", "dataset.canvas=96", "dataset.size=64")).build()
     assert (shown.encoder.size, dict(shown.dataset.leaves())["size"]) == (32, 64)
 
 
@@ -349,6 +349,29 @@ def test_the_label_and_the_file_of_an_added_row_may_hold_equals_signs(tmp_path: 
     assert plan.added_row("Two\n lines=a.pth") == ("Two lines", "a.pth")
 
 
+def test_the_label_of_an_added_row_is_made_of_composed_letters_and_visible_characters() -> None:
+    assert plan.added_row("Zoe\u0301=a.pth") == ("Zo\u00e9", "a.pth")
+    assert plan.added_row("zero\u200bwidth \u202eright\x07=a.pth") == ("zerowidth right", "a.pth")
+    assert plan.added_row(f"{100 * 'a'}=a.pth") == (100 * "a", "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("*", "--add-row needs a label without * and ?, which --rows expands, not '*'."),
+        ("Ours (K=?)", "--add-row needs a label without * and ?, which --rows expands, not 'Ours (K=?)'."),
+        ("\u200b", "--add-row needs a label of 1 to 100 printable characters, not ''."),
+        ("caf\udce9", r"--add-row needs a label of 1 to 100 printable characters, not 'caf\udce9'."),
+        (101 * "a", f"--add-row needs a label of 1 to 100 printable characters, not '{79 * 'a'}."),
+    ],
+)
+def test_a_label_that_no_table_can_print_or_select_is_refused(label: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, the whole message is compared
+        plan.added_row(f"{label}={tmp_path / 'a.pth'}")
+    assert str(caught.value) == said
+
+
 @pytest.mark.parametrize("key", ["url", "encoder.sha256"])
 def test_a_run_is_never_recorded_as_one_of_another_file(key: str) -> None:
     with pytest.raises(
@@ -361,9 +384,7 @@ def test_a_run_is_never_recorded_as_one_of_another_file(key: str) -> None:
 
 
 def test_a_standard_deviation_of_zero_is_refused_before_anything_runs() -> None:
-    with pytest.raises(
-        ValueError, match=r"^imagenette needs std > 0 for each channel, but it is \(0\.0, 1\.0, 1\.0\)\.$"
-    ):
+    with pytest.raises(ValueError, match=r"^weights\.std is 0\.0: a value above 0 is expected\.$"):
         plan.Evaluation(
             weights=MINE, protocol="weighted_knn", dataset="imagenette", changes=("encoder.std=0,1,1",)
         ).build()

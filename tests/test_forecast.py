@@ -533,7 +533,7 @@ def test_a_plan_is_applied_only_as_it_was_looked_at(home: Home) -> None:
         ),
         (
             ("--max-gpu-hours", "1", "--render-only"),
-            "--render-only starts nothing: leave it out, or --apply and --max-gpu-hours.",
+            "--render-only starts nothing: leave it out, or --max-gpu-hours.",
         ),
     ],
     ids=["apply", "hours", "render only"],

@@ -30,6 +30,7 @@ def test_each_gpu_takes_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local._places(Site(), 24)] == ["2", "5"]
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local._places(Site(), 1)] == ["2"]
     assert len(local._places(Site(device="cuda:1"), 24)) == 1
+    assert (local._gpus_of(Site(device="cuda:1")), local._gpus_of(Site(device="cuda:2"))) == (["5"], [])
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local._places(Site(jobs=3), 24)] == ["2", "5", "2"]
 
 

@@ -116,8 +116,7 @@ def test_a_transfers_own_data_set_stays_when_that_of_pretraining_changes() -> No
 @pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
 def test_images_of_a_transfer_change_with_those_that_the_encoder_was_trained_on(scale: str) -> None:
     changes = (
-        "dataset.mean=0.4,0.4,0.4",
-        "canvas=128",
+        "canvas=512",
         "dataset.test_split=train",
         "dataset.mean=0.3,0.4,0.5",
     )
@@ -125,7 +124,7 @@ def test_images_of_a_transfer_change_with_those_that_the_encoder_was_trained_on(
         trained, shown = dict(ours.spec.encoder.leaves()), dict(ours.spec.dataset.leaves())
         assert trained["dataset.mean"] == shown["mean"] == (0.3, 0.4, 0.5)
         # A detector's images have sizes of their own.
-        assert trained["dataset.canvas"] == shown.get("canvas", 128) == 128
+        assert trained["dataset.canvas"] == shown.get("canvas", 512) == 512
         assert trained["dataset.test_split"] == "train" != shown["test_split"], (
             "what is not of the images stays"
         )
@@ -238,10 +237,10 @@ def test_changes_reach_the_runs() -> None:
     }
 
 
-def test_the_table_remembers_what_was_changed_and_the_last_of_two_changes_counts() -> None:
-    table = Request(table="table8", rows="BYOL", changes=("epochs=7", " epochs = 9 ")).build()
-    assert table.changes == ("epochs=7", "epochs=9")
-    assert byol("epochs=7", "epochs=9").encoder.epochs == 9
+def test_the_table_remembers_what_was_changed_by_full_names() -> None:
+    table = Request(table="table8", rows="BYOL", changes=("epochs=7", " tau = .9 ")).build()
+    assert table.changes == ("epochs=7", "method.tau=.9")
+    assert (byol("epochs=9").encoder.epochs, byol("tau=.9").encoder.method.tau) == (9, 0.9)
 
 
 def test_a_change_to_what_a_setting_is_already_changes_no_id() -> None:
@@ -337,8 +336,25 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
         ({"changes": ("=5",)}, "--set needs key=value, such as epochs=5, not '=5'."),
         ({"changes": ("seed=3",)}, "--set cannot change the seed: --seeds N runs seeds 0 to N - 1."),
         ({"changes": ("encoder.seed=3",)}, "--set cannot change the seed"),
-        ({"changes": ("epochs=-1",)}, "pretrain needs epochs >= 0 and batch_size >= 2, not -1 and 32."),
+        ({"changes": ("epochs=-1",)}, "pretrain.epochs is -1: at least 0 is expected."),
         ({"changes": ("backbone=resnet19",)}, "There is no backbone 'resnet19'. Did you mean 'resnet18'?"),
+        (
+            {"changes": ("epochs=1", "pretrain.epochs=2")},
+            "There is no setting 'pretrain.epochs'. Did you mean 'protocol.epochs'?",
+        ),
+        (
+            {"changes": ("tau=.9", "epochs=1", "method.tau=.8")},
+            "--set gives method.tau twice, in method.tau=.9 and method.tau=.8: give it once.",
+        ),
+        (
+            {"changes": ("epochs=1", "encoder.epochs=1")},
+            "--set gives epochs twice, in epochs=1 and epochs=1: give it once.",
+        ),
+        (
+            {"changes": ("epochs=1\x1b",)},
+            "--set needs key=value in printable characters, not 'epochs=1\\x1b'.",
+        ),
+        ({"changes": ("backbone=\udce9",)}, "--set needs key=value in printable characters, not "),
         ({"changes": ("norm=groupnorm",)}, "norm is 'groupnorm': choose one of batchnorm, layernorm."),
     ],
     ids=str,

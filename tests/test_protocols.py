@@ -420,15 +420,15 @@ def test_more_neighbours_than_images_are_an_error_before_any_work(protocol: Prot
 
 
 def test_settings_that_make_no_sense_are_errors() -> None:
-    with pytest.raises(ValueError, match="k >= 1, not 0"):
+    with pytest.raises(ValueError, match=r"^knn\.k is 0: at least 1 is expected"):
         knn.NearestNeighbours(k=0)
     with pytest.raises(ValueError, match="different ks"):
         knn.WeightedNeighbours(ks=(20, 20))
-    with pytest.raises(ValueError, match="temperature > 0"):
+    with pytest.raises(ValueError, match=r"temperature is 0\.0: a value above 0 is expected"):
         knn.WeightedNeighbours(temperature=0)
-    with pytest.raises(ValueError, match="epochs >= 1"):
+    with pytest.raises(ValueError, match="epochs is 0: at least 1 is expected"):
         linear.LinearEvaluation(epochs=0)
-    with pytest.raises(ValueError, match="t > 0"):
+    with pytest.raises(ValueError, match=r"alignment\.t is 0\.0: a value above 0 is expected"):
         alignment.AlignmentUniformity(t=0)
 
 

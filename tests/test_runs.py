@@ -236,7 +236,7 @@ def test_a_run_that_is_killed_and_interrupted_ends_with_the_weights_of_one_that_
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert states(place) == {pretraining: "finished", evaluation: "finished"}
 
-    died = f"its process ended with signal 9 (log: runs/{pretraining}/log.txt)"
+    died = f"its process ended with signal 9 (log: {place.runs}/{pretraining}/log.txt)"
     failed = [line for line in printed[kill_worker].splitlines() if line.startswith("failed: ")]
     ends = (died, f": needs run {pretraining}, which failed: {died}")
     assert [(line.split()[1], line.endswith(end)) for line, end in zip(failed, ends, strict=True)] == [

@@ -515,7 +515,7 @@ def test_a_table_is_made_by_two_arrays_and_completed_after_a_cancelled_and_a_kil
     assert printed.count("submitted to Slurm as array") == printed.count(": 12 runs\n") == 2
     assert f"failed: {pretrainings[11].id}" in printed
     assert f"Slurm job {array}_11 ended without a result" in printed
-    assert f"Slurm job {array}_0 ended without a result (log: runs/slurm/" in printed
+    assert f"Slurm job {array}_0 ended without a result (log: {login.runs}/slurm/" in printed
     assert f"needs run {pretrainings[0].id}, which failed: Slurm job {array}_0" in printed
     assert "20 runs done, 0 reused, 4 missing" in printed
 

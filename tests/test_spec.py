@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -12,13 +14,13 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from reproduce import identity
 from reproduce.plan import SCALES, Request, table_names
-from reproduce.settings import Settings
+from reproduce.settings import Fraction, Limits, Momentum, Positive, Settings
 from reproduce.site import Site
 from reproduce.spec import LARS, Evaluate, Pretrain
 
@@ -192,7 +194,7 @@ def test_an_evaluation_follows_from_everything_upstream() -> None:
 MOVED = """
 from dataclasses import dataclass
 from typing import Literal
-from reproduce.settings import Settings
+from reproduce.settings import Fraction, Limits, Momentum, Positive, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Rim(Settings, name="wheel"):
@@ -375,6 +377,54 @@ def test_what_makes_no_sense_is_refused_at_construction_and_on_a_changed_copy() 
         Bicycle(gears=3).replace("gears", -2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bell(Settings, name="bell"):
+    volume: Fraction = 0.5
+    rings: Annotated[int, Limits(2)] = 2
+    loss: Momentum | None = None
+    tones: tuple[Positive, ...] = (440.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Horn(Bell, name="horn"):
+    volume: float = 1.0
+    rings: Annotated[int, Limits(0)] = 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"volume": 1.5}, "volume is 1.5: at most 1 is expected."),
+        ({"volume": math.nan}, "volume is nan: a finite number is expected."),
+        ({"volume": 10**400}, f"volume is {10**400}: a finite number is expected."),
+        ({"rings": 1}, "rings is 1: at least 2 is expected."),
+        ({"rings": 10**20}, f"rings is {10**20}: at most 1000000000 is expected."),
+        ({"loss": 1}, "loss is 1.0: a value below 1 is expected."),
+        ({"tones": (440, 0)}, "tones is 0.0: a value above 0 is expected."),
+    ],
+)
+def test_a_number_outside_its_limits_is_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^bell\.{re.escape(said)}$"):
+        Bell(**wrong)
+
+
+def test_a_setting_that_is_declared_again_keeps_its_limits_unless_it_has_others() -> None:
+    assert (Horn().volume, Horn(volume=0).volume, Horn().rings) == (1.0, 0.0, 0)
+    with pytest.raises(ValueError, match=r"^horn\.volume is 2\.0: at most 1 is expected"):
+        Horn(volume=2)
+
+
+def test_the_limits_are_no_part_of_an_id() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Unlimited(Settings, name="bell"):
+        volume: float = 0.5
+        rings: int = 2
+        loss: float | None = None
+        tones: tuple[float, ...] = (440.0,)
+
+    assert Unlimited().id == Bell().id
+
+
 # Changed copies
 
 
@@ -434,8 +484,14 @@ def test_the_peak_learning_rate_by_hand() -> None:
     assert LARS(base_lr=0.5, scale_with_views=False).peak_lr(512, 4) == 0.5 * 2
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 1}])
-def test_a_pretraining_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"epochs": -1}, "epochs is -1: at least 0 is expected."),
+        ({"batch_size": 1}, "batch_size is 1: at least 2 is expected."),
+    ],
+)
+def test_a_pretraining_that_cannot_be_is_refused(wrong: dict[str, int], said: str) -> None:
     run = Request(table="table8", rows="BYOL").specs()[0]
-    with pytest.raises(ValueError, match="needs epochs >= 0 and batch_size >= 2"):
+    with pytest.raises(ValueError, match=rf"^pretrain\.{said}$"):
         dataclasses.replace(run, **wrong)

@@ -309,10 +309,9 @@ def test_an_unknown_split_is_named_with_those_that_there_are(site: Site) -> None
 
 def test_each_set_of_settings_has_a_folder_of_its_own(site: Site) -> None:
     folders = {
-        FOLDER.replace(path, value).folder(site)
-        for path, value in (("num_train", 41), ("data_seed", 1), ("version", 99))
+        FOLDER.replace(path, value).folder(site) for path, value in (("num_train", 41), ("data_seed", 1))
     }
-    assert len({*folders, FOLDER.folder(site)}) == 4
+    assert len({*folders, FOLDER.folder(site)}) == 3
     assert all(folder.name.startswith("synthetic_folder-") for folder in folders)
 
 

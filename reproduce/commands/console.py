@@ -110,6 +110,7 @@ class Console:
         return title(self._specs[spec_id])
 
     def _line(self, text: str) -> None:
+        text = messages.from_here(text)
         if self._lively:
             self._bar.write(text, file=sys.stdout)
         else:

@@ -10,15 +10,12 @@ import torch and torchvision, and longer if ImageNet must be listed.
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.commands.data import used_splits
@@ -28,14 +25,14 @@ from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.inventory import AnyDataset
 from reproduce.lazy import torch
-from reproduce.messages import InvalidError, UserError, counted, size, unknown
+from reproduce.messages import InvalidError, UserError, counted, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
 from reproduce.protocols.protocol import Protocol
 from reproduce.readiness import Counts, in_vain, missing
 from reproduce.runs import environment
-from reproduce.site import PROJECT, Site
+from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 if TYPE_CHECKING:
@@ -266,21 +263,12 @@ def _detectron2(site: Site) -> str:
         return str(error)
     if site.detectron2 is None:
         return f"{AVAILABLE}, the installed package"
-    return f"{AVAILABLE}, the source folder {site.detectron2}, commit {_commit(site.detectron2)}"
-
-
-def _commit(folder: Path) -> str:
-    """Return the commit of a repository with `folder` at its top."""
-    try:
-        command = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
-        top, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit[:12] if Path(top) == folder.resolve() else "unknown"
+    commit = environment.commit_of(site.detectron2)[:12]
+    return f"{AVAILABLE}, the source folder {site.detectron2}, commit {commit}"
 
 
 def _data(machine: Machine) -> Iterator[tuple[str, str]]:
-    """Yield each data set of real images, separate lists, and data roots that no data set uses."""
+    """Yield each data set of real images and separate lists."""
     site = machine.site
     known_data: dict[str, Callable[[], Dataset | DetectionDataset]] = {
         **components("reproduce.data", Dataset),
@@ -291,10 +279,6 @@ def _data(machine: Machine) -> Iterator[tuple[str, str]]:
             problems = [each.why for each in missing(cls(), None, site, fetch=False)]
             yield name, " ".join(problems) or _counted(cls(), machine.counts)
     yield lists.KEY, _subsets(site)
-    known = data_roots()
-    for key in site.data:
-        if key not in known:
-            yield key, unknown("data root", key, known)
 
 
 def _counted(dataset: AnyDataset, counts: Counts) -> str:
@@ -306,14 +290,6 @@ def _counted(dataset: AnyDataset, counts: Counts) -> str:
     if other := [phrase for split in used if (phrase := counts.shortfall(dataset, split))]:
         return f"{AVAILABLE}, but not as published: {'; '.join(other)}"
     return AVAILABLE
-
-
-def data_roots() -> list[str]:
-    """Return the keys of the site file's [data], from the example file."""
-    section = (
-        (PROJECT / "configs" / "site.example.toml").read_text(encoding="utf-8").partition("\n[data]\n")[2]
-    )
-    return re.findall(r'^# (\w+) = "', section, re.MULTILINE)
 
 
 def _subsets(site: Site) -> str:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.commands.console import Console
-from reproduce.messages import clock, counted
+from reproduce.messages import clock, counted, from_here
 from reproduce.nn import weight_files
 from reproduce.nn.weights import Weights
 from reproduce.plan import Evaluation, Job, Order, Request, jobs
 from reproduce.readiness import Counts, RefusedError, blocked, launcher
 from reproduce.report.counts import incomplete
 from reproduce.runs.claims import Claims
-from reproduce.site import PROJECT, Site
+from reproduce.site import Site
 from reproduce.spec import Evaluate
 from reproduce.tracking.errors import StoreError
 from reproduce.tracking.retry import RETRY_SECONDS
@@ -177,7 +177,7 @@ class _Outcome:
         for job in self.wanted:
             if job.spec.id in self.failed:
                 lines.append(f"failed: {job.spec.id} {title(job.spec)}: {self.failed[job.spec.id]}")
-        return "\n".join(lines)
+        return from_here("\n".join(lines))
 
 
 def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _Outcome:
@@ -312,6 +312,5 @@ def _render(request: Request, site: Site, done: _Outcome) -> tuple[Table, Filled
             "the folder is writable."
         ) from error
     shown = next(path for path in paths if path.suffix == ".md")
-    place = shown.relative_to(PROJECT) if shown.is_relative_to(PROJECT) else shown
-    print(f"{render.summary(filled)}: {place}", flush=True)
+    print(from_here(f"{render.summary(filled)}: {shown}"), flush=True)
     return table, filled, paths

@@ -128,7 +128,8 @@ class Options:
         """Return what --apply and --max-gpu-hours allow.
 
         Raises:
-            InvalidError: `apply` is not a digest, `max_gpu_hours` is not a number, or `render_only` is set.
+            InvalidError: `apply` is not a digest, `max_gpu_hours` is not a number, or `render_only`
+                forbids them.
         """
         from reproduce.commands.make import Limits
 
@@ -138,8 +139,9 @@ class Options:
             )
         if self.max_gpu_hours and not HOURS.fullmatch(self.max_gpu_hours):
             raise InvalidError(f"--max-gpu-hours must be a number, such as 0.5, not '{self.max_gpu_hours}'.")
-        if self.render_only and (self.apply or self.max_gpu_hours):
-            raise InvalidError("--render-only starts nothing: leave it out, or --apply and --max-gpu-hours.")
+        vain = [f"--{name.replace('_', '-')}" for name in PLANNED if getattr(self, name)]
+        if self.render_only and vain:
+            raise InvalidError(f"--render-only starts nothing: leave it out, or {' and '.join(vain)}.")
         return Limits(self.apply, float(self.max_gpu_hours) if self.max_gpu_hours else None)
 
     def applied_to(self, site: Site) -> Site:

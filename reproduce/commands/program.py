@@ -7,20 +7,25 @@ def reports(c: Context, options: Options) -> None: ...
 from __future__ import annotations
 
 import ast
+import functools
+import re
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invoke.collection import Collection
 from invoke.context import Context
-from invoke.exceptions import Exit
+from invoke.exceptions import Exit, ParseError
+from invoke.parser.argument import Argument
+from invoke.parser.context import ParserContext
 from invoke.program import Program
 from invoke.tasks import Task
 
 from reproduce.commands.options import Options, helped, names, repeatable, with_options
-from reproduce.messages import UserError
+from reproduce.messages import UserError, unknown
+from reproduce.runs import output
 
 if TYPE_CHECKING:
     from reproduce.site import Site
@@ -39,8 +44,34 @@ class Verbatim(str):
         return False
 
 
-class InOrder(Program):
-    """A program whose `--list` keeps the order of the collection; invoke's own sorts by name."""
+class CommandLine(Program):
+    """A program whose `--list` keeps the order of the collection, and whose mistakes are one line.
+
+    invoke's own list is sorted by name. A second value of an option would be taken for the name of a task.
+    """
+
+    def parse_tasks(self) -> None:
+        """Read the tasks and their options.
+
+        Raises:
+            Exit: an option or a task does not exist, lacks a value, or an option is given twice.
+        """
+        output.prepare()
+        problem = ""
+        try:
+            super().parse_tasks()
+        except ParseError as error:
+            problem = _problem(error, self.parser.contexts)
+        problem = _given_twice(self.core.unparsed, self.parser.contexts) or problem
+        if problem:
+            raise Exit(problem, WRONG_USE)
+
+    def parse_cleanup(self) -> None:
+        """Print lists and help, and end if nothing else was requested."""
+        try:
+            super().parse_cleanup()
+        except Exit as end:
+            raise Exit(end.message, end.code or output.code()) from None
 
     def _make_pairs(
         self, coll: Collection, ancestors: list[str] | None = None
@@ -48,6 +79,55 @@ class InOrder(Program):
         places = {name: place for place, name in enumerate(coll.tasks)}
         pairs = super()._make_pairs(coll, ancestors)
         return sorted(pairs, key=lambda pair: places.get(pair[0].split()[0], len(places)))
+
+
+class CommandTask(Task[Any]):
+    """A task whose repeatable options need a value like all others; invoke ignores one without a value."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the arguments of the task's body."""
+        arguments = super().get_arguments(ignore_unknown_help)
+        for each in arguments:
+            if each.kind is list:
+                each.raw_value = None  # otherwise the empty list counts as a value
+        return arguments
+
+
+def _problem(error: ParseError, tasks: Mapping[str, ParserContext]) -> str:
+    """Return one line for what invoke's parser did not understand."""
+    text, task = str(error), error.context
+    if found := re.match(r"Flag <Argument: (\w+)", text):
+        return f"--{found[1].replace('_', '-')} needs a value."
+    if found := re.match("No idea what '(.*)' is!", text, re.DOTALL):
+        if found[1].startswith("-") and task is not None:
+            return unknown(f"option of {task.name or 'invoke'}", found[1], task.flags)
+        return unknown("option or task" if found[1].startswith("-") else "task", found[1], tasks)
+    if task is not None and task.missing_positional_args:
+        needed = " and ".join(f"--{each.name}" for each in task.missing_positional_args)
+        return f"{task.name} needs {needed}: `invoke --help {task.name}` describes it."
+    return text
+
+
+def _given_twice(tokens: Iterable[str], tasks: Mapping[str, ParserContext]) -> str:
+    """Return one line if a task has two values for an option that accepts one, else ""."""
+    task: ParserContext | None = None
+    given: set[str | None] = set()
+    rest = iter(tokens)
+    for token in rest:
+        flag, inline, _ = token.partition("=")
+        if task is not None and flag in task.flags:
+            option = task.flags[flag]
+            if option.takes_value and option.kind is not list:
+                if option.name in given:
+                    return f"{flag} is given twice: give it once."
+                given.add(option.name)
+            if option.takes_value and not inline:
+                next(rest, None)
+        elif task is not None and not given.issuperset(each.name for each in task.positional_args):
+            given.add(next(each.name for each in task.positional_args if each.name not in given))
+        elif token in tasks:
+            task, given = tasks[token], set()
+    return ""
 
 
 class Part(NamedTuple):
@@ -78,11 +158,11 @@ def command(
     """
 
     def made(function: Body) -> Task[Any]:
-        body, help = one_line()(function), {}
+        body, help = one_line()(_heard(function)), {}
         if options is not None:
             body = with_options(body, options, chosen or names(options), **defaults)
             help = helped(body, options)
-        return Task(
+        return CommandTask(
             body,
             name=name,
             aliases=tuple(map(Verbatim, aliases)),
@@ -92,6 +172,17 @@ def command(
         )
 
     return made
+
+
+def _heard(function: Body) -> Body:
+    """Return a function that ends with exit code FAILED if its output was lost."""
+
+    @functools.wraps(function)
+    def body(*given: Any) -> None:
+        function(*given)
+        finish(output.code())
+
+    return body
 
 
 @contextmanager

@@ -5,31 +5,36 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from reproduce import identity
-from reproduce.settings import Settings
+from reproduce.settings import (
+    Count,
+    Fraction,
+    Limits,
+    NotNegative,
+    Pixels,
+    Positive,
+    PositiveFraction,
+    Settings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmallCrops(Settings, name="small_crops"):
     """The small crops of multi-crop (section 4.4; facebookresearch/swav scripts/swav_400ep_pretrain.sh)."""
 
-    size: int = 96
+    size: Pixels = 96
     """Side of a small view in pixels (section 4.4), next to large views of 224."""
-    crop_scale: tuple[float, float] = (0.05, 0.14)
+    crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.05, 0.14)
     """Area of a small crop relative to the image (SwAV; the paper gives none). The range of the large crops
     begins where this one ends."""
-    num_large: int = 2
+    num_large: Count = 2
     """Number of views of the ordinary size, which come first (section 4.4)."""
 
     def check(self) -> None:
-        if self.size < 1 or self.num_large < 1:
-            raise ValueError(
-                f"small_crops needs size >= 1 and num_large >= 1, not {self.size} and {self.num_large}."
-            )
-        _check_range("small_crops.crop_scale", self.crop_scale, most=1)
+        _check_range("small_crops.crop_scale", self.crop_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,31 +44,31 @@ class Augmentation(Settings, name="augmentation"):
     Probabilities and ranges are Table 9's unless a field names another source.
     """
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.08, 1.0)
     """Area of a crop relative to the image (google-deepmind/deepmind-research byol/utils/augmentations.py).
     STL-10 uses .2-1."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Width over height of a crop, drawn log-uniformly (byol/utils/augmentations.py)."""
-    flip: float = 0.5
+    flip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    jitter: float = 0.8
+    jitter: Fraction = 0.8
     """Probability of colour jitter. Its four parts are applied in random order."""
-    brightness: float = 0.4
+    brightness: NotNegative = 0.4
     """Strength of the brightness jitter: factors from 1 - .4 to 1 + .4."""
-    contrast: float = 0.4
+    contrast: NotNegative = 0.4
     """Strength of the contrast jitter: factors from 1 - .4 to 1 + .4."""
-    saturation: float = 0.2
+    saturation: NotNegative = 0.2
     """Strength of the saturation jitter: factors from 1 - .2 to 1 + .2."""
-    hue: float = 0.1
+    hue: Annotated[float, Limits(0, 0.5)] = 0.1
     """Largest hue shift, as a fraction of the colour circle."""
-    grey: float = 0.2
+    grey: Fraction = 0.2
     """Probability of a greyscale view."""
-    blur: float = 1.0
+    blur: Fraction = 1.0
     """Probability of a Gaussian blur (Table 9). BYOL's T' uses .1."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
     """Range of the blur's sigma in pixels of the view, uniform, at every view size. The kernel shrinks with
     the view (byol/utils/augmentations.py; see `blur_radius`)."""
-    solarize: float = 0.2
+    solarize: Fraction = 0.2
     """Probability of inverting values above one half (Table 9). BYOL's T uses 0."""
     every_second: Augmentation | None = None
     """Distribution of views 1, 3, ... where it differs, as with BYOL's T and T'. None if all K views share
@@ -73,20 +78,8 @@ class Augmentation(Settings, name="augmentation"):
     views have one size."""
 
     def check(self) -> None:
-        for key in ("flip", "jitter", "grey", "blur", "solarize"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(
-                    f"augmentation.{key} is {getattr(self, key)}: a probability from 0 to 1 is expected."
-                )
-        for key, most in {"crop_scale": 1.0, "crop_ratio": math.inf, "blur_sigma": math.inf}.items():
-            _check_range(f"augmentation.{key}", getattr(self, key), most)
-        for key in ("brightness", "contrast", "saturation"):
-            if getattr(self, key) < 0:
-                raise ValueError(
-                    f"augmentation.{key} is {getattr(self, key)}: a strength of at least 0 is expected."
-                )
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"augmentation.hue is {self.hue}: 0 to 0.5 is expected, half the colour circle.")
+        for key in ("crop_scale", "crop_ratio", "blur_sigma"):
+            _check_range(f"augmentation.{key}", getattr(self, key))
         if self.every_second is not None and self.every_second.every_second is not None:
             raise ValueError(
                 "augmentation.every_second has its own every_second, but at most two can alternate."
@@ -108,12 +101,10 @@ class Augmentation(Settings, name="augmentation"):
         return size if self.small is None or view < self.small.num_large else self.small.size
 
 
-def _check_range(where: str, limits: tuple[float, float], most: float) -> None:
+def _check_range(where: str, limits: tuple[float, float]) -> None:
     low, high = limits
-    if not 0 < low <= high:
-        raise ValueError(f"{where} is {limits}: a range (low, high) with 0 < low <= high is expected.")
-    if high > most:
-        raise ValueError(f"{where} is {limits}, but a crop is at most the whole image, 1.")
+    if low > high:
+        raise ValueError(f"{where} is {limits}: a range (low, high) with low <= high is expected.")
 
 
 CROP_AND_FLIP = Augmentation(jitter=0.0, grey=0.0, blur=0.0, solarize=0.0)

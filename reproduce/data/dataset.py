@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.messages import NotFoundError
-from reproduce.settings import Settings
+from reproduce.settings import Channels, Deviations, Pixels, Settings
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ MOST_FILES = 50_000
 class Dataset(Settings):
     """Base class: the geometry and normalisation that training views and test images share."""
 
-    size: int
+    size: Pixels
     """Side of a training view and of a test crop, in pixels."""
-    resize: int
+    resize: Pixels
     """Shorter side of a test image before the centre crop, in pixels (bicubic resize)."""
-    canvas: int
+    canvas: Pixels
     """Side of the square canvas in pixels. An image is decoded to it, and its views are cropped from it."""
-    mean: tuple[float, float, float]
+    mean: Channels
     """Mean of the RGB channels, for values from 0 to 1."""
-    std: tuple[float, float, float]
+    std: Deviations
     """Standard deviation of the RGB channels, for values from 0 to 1."""
 
     pretrain_split: str = "train"
@@ -59,13 +59,7 @@ class Dataset(Settings):
     """True if an image can have several labels."""
 
     def check(self) -> None:
-        if not 0 < self.size <= self.resize or self.canvas < 1:
-            raise ValueError(
-                f"{self.name} needs 0 < size <= resize and canvas >= 1, but size={self.size}, "
-                f"resize={self.resize}, canvas={self.canvas}."
-            )
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"{self.name} needs std > 0 for each channel, but it is {self.std}.")
+        check_sizes(self.name, self.size, self.resize, self.canvas)
         for key in ("pretrain_split", "train_split", "test_split"):
             if getattr(self, key) not in self.splits:
                 raise ValueError(
@@ -138,3 +132,17 @@ class Dataset(Settings):
         """
         self.check_subset(name, site)
         raise NotImplementedError
+
+
+def check_sizes(name: str, size: int, resize: int, canvas: int) -> None:
+    """Raise ValueError if images would be smaller than what is cropped from them.
+
+    Args:
+        name: name of the settings.
+    """
+    if size > min(resize, canvas):
+        raise ValueError(
+            f"{name} needs size <= resize and size <= canvas, but size={size}, resize={resize}, "
+            f"canvas={canvas}. If --set changes several, put resize and canvas before a larger size and "
+            "after a smaller one."
+        )

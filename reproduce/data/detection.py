@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from reproduce.data.sources import State, state
 from reproduce.messages import InvalidError
-from reproduce.settings import Settings
+from reproduce.settings import Channels, Deviations, Settings
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ class Annotated:
 class DetectionDataset(Settings):
     """Base class. The protocol sets the sizes of the images; the encoder sets their normalisation."""
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: Channels = (0.485, 0.456, 0.406)
     """Mean of the RGB channels, for values from 0 to 1 (ImageNet's): the normalisation that the encoder was
     trained with."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: Deviations = (0.229, 0.224, 0.225)
     """Standard deviation of the RGB channels, for values from 0 to 1 (ImageNet's)."""
     train_split: str
     """Split that detectors are fine-tuned on."""
@@ -134,8 +134,6 @@ class DetectionDataset(Settings):
     """Keys of its folders under [data] in the site file; empty for the name of the data set."""
 
     def check(self) -> None:
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"{self.name} needs std > 0 for each channel, but it is {self.std}.")
         for key in ("train_split", "test_split"):
             split = getattr(self, key)
             if not set(split.split("+") if self.benchmark == "voc" else [split]) <= set(self.splits):

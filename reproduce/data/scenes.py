@@ -11,9 +11,10 @@ Only +, -, x, / and square roots of IEEE doubles are used, so the bytes are the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from reproduce.data.polygons import Point, Polygon, clipped
+from reproduce.settings import Limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,8 @@ TEXTURES = ("stripes", "checks", "dots", "grid", "rings")
 SIDE = 32
 """Side of a scene, in pixels."""
 CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES)
+Scenes = Annotated[int, Limits(len(CLASSES), 10**6)]
+"""Number of images in a split. Each class has one, and a million of them fit on a disk."""
 SQUARE = 0.82
 """Half the side of a square, in units of an object's size."""
 CROSS = (0.30, 0.98)

@@ -11,13 +11,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from reproduce.data import generated, lists, voc
 from reproduce.data.dataset import Dataset
-from reproduce.data.scenes import CLASSES, SIDE, draw, montage
+from reproduce.data.scenes import CLASSES, SIDE, Scenes, draw, montage
 from reproduce.messages import NotFoundError, unknown
 from reproduce.runs.files import write_atomic
+from reproduce.settings import Seed
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ class _Synthetic(Dataset):
     """Mean of the RGB channels, close to the scenes' own."""
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     """Standard deviation of the RGB channels, close to the scenes' own."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Seed of the generator. Training, test and unlabelled scenes are independent draws."""
-    version: int = 1
+    version: Literal[1] = 1
     """Version of the generator. It changes when the scenes do, and every id changes with it."""
 
     def folder(self, site: Site) -> Path:
@@ -83,9 +84,9 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
     The folders are `train/<class>/` and `val/<class>/`.
     """
 
-    num_train: int = 1200
+    num_train: Scenes = 1200
     """Number of scenes in `train/`."""
-    num_val: int = 1000
+    num_val: Scenes = 1000
     """Number of scenes in `val/`."""
 
     title: ClassVar[str] = "synthetic scenes (ImageFolder)"
@@ -134,11 +135,11 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
     There are a labelled train and test split, and an unlabelled split with label -1.
     """
 
-    num_unlabeled: int = 700
+    num_unlabeled: Scenes = 700
     """Number of unlabelled scenes. With the labelled ones, pretraining has as many as in the ImageFolder."""
-    num_train: int = 500
+    num_train: Scenes = 500
     """Number of labelled scenes for training: a tenth of STL-10's."""
-    num_test: int = 1000
+    num_test: Scenes = 1000
     """Number of test scenes: an eighth of STL-10's."""
 
     pretrain_split: str = "train+unlabeled"
@@ -173,9 +174,9 @@ class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
     families of colours. An image with one scene shows it at twice its size.
     """
 
-    num_trainval: int = 400
+    num_trainval: Scenes = 400
     """Number of images in `trainval`. The first half of them is `train`, the other half `val`."""
-    num_test: int = 400
+    num_test: Scenes = 400
     """Number of images in `test`."""
 
     pretrain_split: str = "trainval"
@@ -221,9 +222,9 @@ class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
 class SyntheticPlaces205(_Synthetic, name="synthetic_places205"):
     """The scenes in Places205's layout, with ten classes."""
 
-    num_train: int = 800
+    num_train: Scenes = 800
     """Number of scenes in `train`."""
-    num_val: int = 400
+    num_val: Scenes = 400
     """Number of scenes in `val`."""
 
     title: ClassVar[str] = "synthetic scenes (Places205 layout)"
@@ -251,9 +252,9 @@ class SyntheticPlaces205(_Synthetic, name="synthetic_places205"):
 class SyntheticINaturalist2018(_Synthetic, name="synthetic_inaturalist2018"):
     """The scenes in iNaturalist 2018's layout, with ten species."""
 
-    num_train: int = 800
+    num_train: Scenes = 800
     """Number of scenes in `train`."""
-    num_val: int = 400
+    num_val: Scenes = 400
     """Number of scenes in `val`."""
 
     title: ClassVar[str] = "synthetic scenes (iNaturalist 2018 layout)"

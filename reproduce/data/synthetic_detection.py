@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from reproduce.data import coco2017, generated, polygons, voc, voc0712
 from reproduce.data.detection import Annotated, DetectionDataset
-from reproduce.data.scenes import Outlined, montage, outlined
+from reproduce.data.scenes import Outlined, Scenes, montage, outlined
 from reproduce.messages import InvalidError
+from reproduce.settings import Seed
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ class _Synthetic(DetectionDataset):
     """Mean of the RGB channels, close to the scenes' own."""
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     """Standard deviation of the RGB channels, close to the scenes' own."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Seed of the generator. The splits are independent draws."""
-    version: int = 1
+    version: Literal[1] = 1
     """Version of the generator. It changes when the montages do, and every id changes with it."""
 
     def folder(self, site: Site) -> Path:
@@ -65,9 +66,9 @@ class SyntheticVOC0712(_Synthetic, name="synthetic_voc0712"):
     The 20 classes are those of the scenes in two families of colours.
     """
 
-    num_trainval: int = 300
+    num_trainval: Scenes = 300
     """Number of images in `trainval` of each year. In both together, each class has 60 objects."""
-    num_test: int = 200
+    num_test: Scenes = 200
     """Number of images in `test` of 2007. Each class has 19 or 20 objects, about 3 of them difficult."""
 
     train_split: str = "2007_trainval+2012_trainval"
@@ -111,9 +112,9 @@ class SyntheticCOCO2017(_Synthetic, name="synthetic_coco2017"):
     families of colours.
     """
 
-    num_train: int = 640
+    num_train: Scenes = 640
     """Number of images in `train2017`. Each class has 15 or 16 objects."""
-    num_val: int = 240
+    num_val: Scenes = 240
     """Number of images in `val2017`. Each class has 5 or 6 objects."""
 
     train_split: str = "train2017"

@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import pickle
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from reproduce.detection.predictions import Predicted
 from reproduce.lazy import torch
 from reproduce.messages import NotFoundError
 from reproduce.nn import distributed, seeds
-from reproduce.runs import checkpoint
+from reproduce.runs import checkpoint, environment
 from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
@@ -196,13 +195,9 @@ def version(site: Site) -> str:
     """Return Detectron2's version, and the commit of its source folder if that is a checkout."""
     import detectron2
 
-    folder, name = site.detectron2, str(detectron2.__version__)
-    if folder is None or not (folder / ".git").exists():
-        return name
-    asked = subprocess.run(
-        ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return f"{name} {asked.stdout.strip()}".strip()
+    name = str(detectron2.__version__)
+    commit = environment.commit_of(site.detectron2) if site.detectron2 else environment.UNKNOWN
+    return name if commit == environment.UNKNOWN else f"{name} {commit}"
 
 
 def _import(site: Site) -> None:

@@ -210,7 +210,7 @@ class _Launch:
         elif kind in ("finished", "failed"):
             self._unfinished.discard(spec_id)
         if kind == "failed":
-            self._failed[spec_id] = f"{event['reason']} (log: runs/{spec_id}/log.txt)"
+            self._failed[spec_id] = f"{event['reason']} (log: {self._runs / spec_id}/log.txt)"
         self._watch(event)
 
 
@@ -254,7 +254,8 @@ def _cores() -> int:
 def _gpus_of(site: Site) -> list[str]:
     """Return the GPUs that runs of a site may use, or none if runs use cores."""
     if site.device.startswith("cuda:"):
-        return [site.device.removeprefix("cuda:")]
+        index = int(site.device.removeprefix("cuda:"))
+        return _gpus()[index : index + 1]
     return _gpus() if site.device in ("auto", "cuda") else []
 
 

@@ -218,7 +218,7 @@ class _Launch:
             self._fail(spec_id, f"Slurm job {job} ended without a result{why}{self._log(job)}")
         elif kind == "failed":
             broken = {spec.id for spec in self._unfinished[spec_id].spec.needs()} & self._failed.keys()
-            log = f"{event['reason']} (log: runs/{spec_id}/log.txt)"
+            log = f"{event['reason']} (log: {self._site.runs / spec_id}/log.txt)"
             self._fail(spec_id, _needed(min(broken), self._failed) if broken else log)
         else:
             if kind == "finished":
@@ -233,7 +233,7 @@ class _Launch:
     def _log(self, name: str) -> str:
         """Return where a job's own output is, in words, or "" if the job never started."""
         found = next(self._site.runs.glob(f"{FOLDER}/*/{name}.txt"), None)
-        return f" (log: runs/{found.relative_to(self._site.runs)})" if found else ""
+        return f" (log: {found})" if found else ""
 
 
 def _needed(first: str, failed: dict[str, str]) -> str:

@@ -26,6 +26,7 @@ from reproduce.lazy import F
 from reproduce.methods.method import Method, Part
 from reproduce.nn import dispersion
 from reproduce.nn.heads import Heads
+from reproduce.settings import Fraction, Inverse, NotNegative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,26 +40,21 @@ class BYOL(Method, name="byol"):
 
     num_views: int = 2
     """K: 2 in BYOL, V + 2 with V small crops (section 4.4: V = 6)."""
-    lambda_s: float = 0.0
+    lambda_s: NotNegative = 0.0
     """Weight of the singular value loss; 0 in BYOL."""
-    lambda_b: float = 0.0
+    lambda_b: NotNegative = 0.0
     """Weight of the Brownian diffusive loss; 0 in BYOL."""
-    lambda_uniform: float = 0.0
+    lambda_uniform: NotNegative = 0.0
     """Weight of Wang and Isola's uniformity loss; 0 in BYOL (Table 12's second row adds it)."""
-    uniform_t: float = 3.0
+    uniform_t: Inverse = 3.0
     """t of the uniformity loss exp(-t ||.||^2) (ssnl/moco_align_uniform: uniform(3))."""
-    tau: float = 0.99
+    tau: Fraction = 0.99
     """Decay rate of the target at the first step; it rises to 1 at the last.
 
     byol/configs/byol.py: .99 up to 300 epochs, .996 beyond.
     """
     heads: Heads = Heads()
     """Projector and predictor."""
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau is {self.tau}: a decay rate from 0 to 1 is expected.")
 
     @property
     def num_parts(self) -> int:

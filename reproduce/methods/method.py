@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from reproduce.settings import Settings
+from reproduce.settings import Limits, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,14 +30,8 @@ class Part(NamedTuple):
 class Method(Settings):
     """Base class of the methods. The training loop does not know any loss function."""
 
-    num_views: int
+    num_views: Annotated[int, Limits(2, 1000)]
     """K, the views of each image that one step uses."""
-
-    def check(self) -> None:
-        if self.num_views < 2:
-            raise ValueError(
-                f"{self.name} needs at least 2 views of each image, not num_views={self.num_views}."
-            )
 
     @property
     def num_parts(self) -> int:

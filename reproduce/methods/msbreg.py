@@ -16,6 +16,7 @@ from reproduce.lazy import F, torch
 from reproduce.methods.method import Method, Part
 from reproduce.nn import dispersion
 from reproduce.nn.heads import Heads
+from reproduce.settings import Fraction, NotNegative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,22 +30,17 @@ class MSBReg(Method, name="msbreg"):
 
     num_views: int = 4
     """K (Tables 1 and 8 use 4 and 8)."""
-    lambda_s: float = 4e-3
+    lambda_s: NotNegative = 4e-3
     """Weight of the singular value loss (section 4.5); 0 leaves the term out."""
-    lambda_b: float = 0.5
+    lambda_b: NotNegative = 0.5
     """Weight of the Brownian diffusive loss (section 4.5); 0 leaves the term out."""
-    tau: float = 0.99
+    tau: Fraction = 0.99
     """Decay rate of the target at the first step; it rises to 1 at the last.
 
     Not stated in the paper; BYOL's for up to 300 epochs.
     """
     heads: Heads = Heads()
     """Projector and predictor."""
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau is {self.tau}: a decay rate from 0 to 1 is expected.")
 
     @property
     def num_parts(self) -> int:

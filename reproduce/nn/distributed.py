@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from reproduce.lazy import torch
-from reproduce.messages import InvalidError
+from reproduce.messages import InvalidError, counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +39,8 @@ def device(name: str) -> torch.device:
         raise InvalidError(
             f"The device is '{name}', but torch finds no GPU on this machine. 'auto' or 'cpu' would work."
         )
+    if (found.index or 0) >= (number := torch.cuda.device_count()):
+        raise InvalidError(f"The device is '{name}', but torch finds only {counted(number, 'GPU')}.")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if _started_by_torchrun() else found
 
 

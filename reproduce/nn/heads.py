@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from reproduce.settings import Settings
+from reproduce.settings import Settings, Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Heads(Settings, name="heads"):
     """The projector g and the predictor h, which differ only in their input size."""
 
-    hidden: int = 512
+    hidden: Width = 512
     """Width of the hidden layer: 512 with a ResNet-18, 2048 with a ResNet-50 (section 7.2)."""
-    output: int = 128
+    output: Width = 128
     """Dimensions d of z and p: 128 with a ResNet-18, 256 with a ResNet-50 (section 7.2)."""
     norm: Literal["batchnorm", "layernorm"] = "batchnorm"
     """Normalisation between the two layers (section 7.2; Table 6 compares both). The backbone always keeps

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from reproduce.settings import Settings, field_types
+from reproduce.data.dataset import check_sizes
+from reproduce.settings import Channels, Deviations, Pixels, Settings, field_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,21 +22,22 @@ class Weights(Settings, name="weights"):
     prefix: str = ""
     """Prefix of the names of the backbone's tensors, or some of its parts. If empty, the prefix under which
     the backbone fits; if `.`, none."""
-    size: int = 224
+    size: Pixels = 224
     """Side in pixels of the images that it was trained on. Evaluations use images of this size."""
-    resize: int = 256
+    resize: Pixels = 256
     """Shorter side of a test image before its centre crop, in pixels."""
-    canvas: int = 448
+    canvas: Pixels = 448
     """Side of the square canvas in pixels. An image is decoded to it, and an augmented view is cropped from
     it."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: Channels = (0.485, 0.456, 0.406)
     """Mean of the RGB channels in its normalisation, for values from 0 to 1 (ImageNet's)."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: Deviations = (0.229, 0.224, 0.225)
     """Standard deviation of the RGB channels in its normalisation, for values from 0 to 1 (ImageNet's)."""
 
     def check(self) -> None:
         if not self.url and not self.sha256:
             raise ValueError("weights need the url of a release or the sha256 of a file, but both are empty.")
+        check_sizes(self.name, self.size, self.resize, self.canvas)
 
     @property
     def title(self) -> str:

@@ -20,6 +20,7 @@ from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Watch
+from reproduce.settings import Inverse
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -32,15 +33,11 @@ if TYPE_CHECKING:
 class AlignmentUniformity(Protocol, name="alignment"):
     """Settings of the alignment and uniformity measurement."""
 
-    t: float = 2.0
+    t: Inverse = 2.0
     """Factor t of the squared distance in the uniformity's Gaussian (ssnl/align_uniform)."""
 
     metrics = ("alignment", "uniformity", "alignment_features", "uniformity_features")
     needs_projector = True
-
-    def check(self) -> None:
-        if not self.t > 0:
-            raise ValueError(f"alignment needs t > 0, not {self.t}.")
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return 2 * num_test

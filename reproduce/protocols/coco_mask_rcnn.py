@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from reproduce.protocols.detection import Detection
+from reproduce.settings import Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class COCOMaskRCNN(Detection, name="coco_mask_rcnn"):
     """Proposals per test image, counted in the same way (detectron2 configs/Base-RCNN-FPN.yaml)."""
     box_resolution: int = 7
     """Side of the feature grid pooled for a box (detectron2 configs/Base-RCNN-FPN.yaml)."""
-    mask_resolution: int = 14
+    mask_resolution: Pixels = 14
     """Side of the feature grid pooled for a mask, which the mask head doubles (detectron2
     configs/Base-RCNN-FPN.yaml)."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
@@ -49,11 +50,6 @@ class COCOMaskRCNN(Detection, name="coco_mask_rcnn"):
     masks: ClassVar[bool] = True
     fpn: ClassVar[bool] = True
     benchmark: ClassVar[Literal["voc", "coco"]] = "coco"
-
-    def check(self) -> None:
-        super().check()
-        if self.mask_resolution < 1:
-            raise ValueError(f"{self.name} needs mask_resolution >= 1, not {self.mask_resolution}.")
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from reproduce.data import inventory
 from reproduce.data.detection import DetectionDataset
@@ -26,7 +26,17 @@ from reproduce.messages import InvalidError
 from reproduce.nn import distributed
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Watch
-from reproduce.settings import Settings
+from reproduce.settings import (
+    Count,
+    CountOrZero,
+    Fraction,
+    Limits,
+    Momentum,
+    NotNegative,
+    Pixels,
+    Positive,
+    Settings,
+)
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -40,13 +50,6 @@ REFERENCE_BATCH = 16
 """Images per step for which rates and iterations are given (both sources)."""
 ENGINES = {"detectron2": "Detectron2", "torchvision": ""}
 """Name of what each engine needs beyond the suite's own requirements, as printed."""
-AT_LEAST_1 = (
-    *("batch_size", "iterations", "group", "train_sizes", "test_size", "max_size", "anchor_sizes"),
-    *("rpn_train_top", "rpn_test_top", "rois", "box_resolution", "max_detections"),
-)
-"""Settings that are counts or sizes, or non-empty tuples of them."""
-FRACTIONS = ("gamma", "warmup_factor", "flip", "score_threshold")
-"""Settings from 0 to 1."""
 ORDER_HINT = (
     "If --set changes both, put {} before iterations for a shorter training and after it for a longer one."
 )
@@ -71,40 +74,40 @@ class Detection(Protocol):
     """Engine that trains the detector: the paper's, or torchvision's. torchvision's needs no extra
     installation but differs in many details, so its numbers cannot replace the paper's."""
 
-    batch_size: int = REFERENCE_BATCH
+    batch_size: Count = REFERENCE_BATCH
     """Images per step over all devices."""
-    base_lr: float
+    base_lr: Positive
     """Peak learning rate at a batch of 16."""
-    iterations: int
+    iterations: Count
     """Training steps at a batch of 16."""
-    drops: tuple[int, ...]
+    drops: tuple[Count, ...]
     """Steps at which the rate falls, at a batch of 16."""
-    gamma: float = 0.1
+    gamma: Fraction = 0.1
     """Factor by which the rate falls at each drop."""
-    warmup_iterations: int
+    warmup_iterations: CountOrZero
     """Steps of linear warm-up at a batch of 16."""
-    warmup_factor: float = 1e-3
+    warmup_factor: Fraction = 1e-3
     """Fraction of the peak rate at which warm-up starts (detectron2/config/defaults.py)."""
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     """Momentum of SGD (detectron2/config/defaults.py)."""
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     """Weight decay of all parameters but those of normalisation (detectron2/config/defaults.py)."""
-    norm_weight_decay: float = 0.0
+    norm_weight_decay: NotNegative = 0.0
     """Weight decay of the normalisation parameters (detectron2/config/defaults.py)."""
 
-    train_sizes: tuple[int, ...]
+    train_sizes: tuple[Pixels, ...]
     """Shorter side of a training image in pixels, drawn per image from these."""
-    test_size: int = 800
+    test_size: Pixels = 800
     """Shorter side of a test image in pixels (detectron2/config/defaults.py)."""
-    max_size: int = 1333
+    max_size: Pixels = 1333
     """Maximum of the longer side in pixels (detectron2/config/defaults.py)."""
-    flip: float = 0.5
+    flip: Fraction = 0.5
     """Probability of flipping a training image horizontally (detectron2/config/defaults.py)."""
-    group: int = 2
+    group: Count = 2
     """Images of the same orientation that are shown together: the share of one of 8 GPUs
     (detectron2/data/common.py)."""
 
-    freeze_at: int = 0
+    freeze_at: Annotated[int, Limits(0, 5)] = 0
     """Number of backbone stages that are not trained; 0 trains all (facebookresearch/moco
     detection/configs/Base-RCNN-C4-BN.yaml)."""
     norm: str = "SyncBN"
@@ -112,26 +115,26 @@ class Detection(Protocol):
     weight. This was the default of detectron2/config/defaults.py until 2020-11, when MoCo's numbers were
     published. Since then it is `naiveSyncBN`, the mean of the devices' statistics, which is the same on
     one device."""
-    precise_bn_iterations: int = 200
+    precise_bn_iterations: CountOrZero = 200
     """Batches used after training to compute BatchNorm's test statistics; 0 skips this step
     (detectron2/config/defaults.py, enabled)."""
     stride_in_1x1: bool = False
     """Position of a bottleneck's stride: True for its first convolution, False for the 3x3 one, as in
     torchvision (moco's ...24k_moco.yaml)."""
 
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_sizes: tuple[Pixels, ...] = (32, 64, 128, 256, 512)
     """Sides of square anchors in pixels (detectron2/config/defaults.py)."""
-    rpn_train_top: tuple[int, int]
+    rpn_train_top: tuple[Count, Count]
     """Proposals per training image before and after non-maximum suppression."""
-    rpn_test_top: tuple[int, int]
+    rpn_test_top: tuple[Count, Count]
     """Proposals per test image before and after non-maximum suppression."""
-    rois: int = 512
+    rois: Count = 512
     """Proposals per image on which the heads are trained (detectron2/config/defaults.py)."""
-    box_resolution: int
+    box_resolution: Pixels
     """Side of the feature grid pooled for a box."""
-    score_threshold: float = 0.05
+    score_threshold: Fraction = 0.05
     """Minimum score of a detection that is kept (detectron2/config/defaults.py)."""
-    max_detections: int = 100
+    max_detections: Count = 100
     """Maximum number of detections per test image (detectron2/config/defaults.py)."""
 
     takes: ClassVar[type[Settings]] = DetectionDataset
@@ -151,26 +154,9 @@ class Detection(Protocol):
         return self.batch_size if self.engine == "detectron2" else 0
 
     def check(self) -> None:
-        for key in AT_LEAST_1:
-            value = getattr(self, key)
-            if min(value if isinstance(value, tuple) else [value], default=0) < 1:
-                raise ValueError(f"{self.name} needs {key} >= 1, not {value}.")
-        for key in FRACTIONS:
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{self.name} needs {key} from 0 to 1, not {getattr(self, key):g}.")
-        for key in ("freeze_at", "precise_bn_iterations"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{self.name} needs {key} >= 0, not {getattr(self, key)}.")
-        if (
-            not self.base_lr > 0
-            or not 0 <= self.momentum < 1
-            or min(self.weight_decay, self.norm_weight_decay) < 0
-        ):
-            raise ValueError(
-                f"{self.name} needs base_lr > 0, 0 <= momentum < 1 and weight decays >= 0, "
-                f"not {self.base_lr:g}, {self.momentum:g}, {self.weight_decay:g} and "
-                f"{self.norm_weight_decay:g}."
-            )
+        for key in ("train_sizes", "anchor_sizes"):
+            if not getattr(self, key):
+                raise ValueError(f"{self.name}.{key} is empty: one or more sizes are expected.")
         if list(self.drops) != sorted(set(self.drops)) or any(
             not 0 < drop < self.iterations for drop in self.drops
         ):
@@ -178,9 +164,9 @@ class Detection(Protocol):
                 f"{self.name} needs ascending drops between 0 and iterations, "
                 f"not {self.drops} with {self.iterations} iterations. " + ORDER_HINT.format("drops")
             )
-        if not 0 <= self.warmup_iterations <= self.iterations:
+        if self.warmup_iterations > self.iterations:
             raise ValueError(
-                f"{self.name} needs 0 <= warmup_iterations <= iterations, "
+                f"{self.name} needs warmup_iterations <= iterations, "
                 f"not {self.warmup_iterations} of {self.iterations}. "
                 + ORDER_HINT.format("warmup_iterations")
             )

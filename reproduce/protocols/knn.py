@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
 from reproduce.messages import InvalidError
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Watch
+from reproduce.settings import Count, Limits, Positive
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -62,16 +63,12 @@ class NearestNeighbours(Protocol, name="knn"):
     It uses the Euclidean distance of unnormalised pooled features and an unweighted majority vote.
     """
 
-    k: int = 5
+    k: Count = 5
     """Number of neighbours (section 4.1 and eval/knn.py)."""
     distance: Literal["euclidean"] = "euclidean"
     """Distance between unnormalised features."""
 
     metrics = ("top1",)
-
-    def check(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"knn needs k >= 1, not {self.k}.")
 
     @property
     def least_images(self) -> tuple[int, str]:
@@ -107,9 +104,9 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
     choice (protocol sheet, 4).
     """
 
-    ks: tuple[int, ...] = (20, 200)
+    ks: tuple[Annotated[int, Limits(1, MAX_K)], ...] = (20, 200)
     """Numbers of neighbours (Table 4)."""
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """Temperature T of the votes (lemniscate.pytorch test.py, dino eval_knn.py)."""
 
     @property
@@ -117,10 +114,8 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
         return tuple(f"{vote}_{k}" for vote in ("top1", "majority") for k in self.ks)
 
     def check(self) -> None:
-        if not self.ks or min(self.ks) < 1 or max(self.ks) > MAX_K or len(set(self.ks)) < len(self.ks):
-            raise ValueError(f"weighted_knn needs one or more different ks from 1 to {MAX_K}, not {self.ks}.")
-        if not self.temperature > 0:
-            raise ValueError(f"weighted_knn needs a temperature > 0, not {self.temperature}.")
+        if not self.ks or len(set(self.ks)) < len(self.ks):
+            raise ValueError(f"weighted_knn needs one or more different ks, not {self.ks}.")
 
     @property
     def least_images(self) -> tuple[int, str]:

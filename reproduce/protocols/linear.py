@@ -16,6 +16,7 @@ from reproduce.nn import seeds
 from reproduce.nn.classifiers import accuracies
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Watch
+from reproduce.settings import Count, NotNegative, Positive
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -28,26 +29,23 @@ if TYPE_CHECKING:
 class LinearEvaluation(Protocol, name="linear"):
     """Settings of the linear evaluation. The defaults are those of eval/sgd.py."""
 
-    lr: float = 1e-2
+    lr: Positive = 1e-2
     """Learning rate of Adam in the first epoch."""
-    last_lr: float = 1e-6
+    last_lr: Positive = 1e-6
     """Learning rate that the decay would reach after the last epoch. It falls by a constant factor after each
     epoch."""
-    weight_decay: float = 5e-6
+    weight_decay: NotNegative = 5e-6
     """Weight decay of weights and biases, added to the gradient."""
-    epochs: int = 500
+    epochs: Count = 500
     """Passes over the train split (eval/sgd.py, newest version; an earlier one has 300)."""
-    batch_size: int = 1000
+    batch_size: Count = 1000
     """Images per step. The last batch of an epoch may be smaller."""
 
     metrics = ("top1", "top5")
 
     def check(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.last_lr <= self.lr:
-            raise ValueError(
-                f"linear needs epochs >= 1, batch_size >= 1 and 0 < last_lr <= lr, "
-                f"not {self.epochs}, {self.batch_size}, {self.last_lr} and {self.lr}."
-            )
+        if self.last_lr > self.lr:
+            raise ValueError(f"linear needs last_lr <= lr, but last_lr={self.last_lr} and lr={self.lr}.")
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test

@@ -20,6 +20,7 @@ from reproduce.nn import classifiers, schedules
 from reproduce.nn.classifiers import Classifiers, Stream
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Watch
+from reproduce.settings import Count, CountOrZero, Momentum, NotNegative, Positive
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -36,24 +37,24 @@ class LinearSGD(Protocol, name="linear_sgd"):
     byol/configs/eval.py).
     """
 
-    base_lrs: tuple[float, ...] = (0.4, 0.3, 0.2, 0.1, 0.05)
+    base_lrs: tuple[Positive, ...] = (0.4, 0.3, 0.2, 0.1, 0.05)
     """Learning rates to try, one classifier each; the best on the held-out images is measured. The peak rate
     is base_lr x batch_size / 256 (byol/utils/schedules.py)."""
-    epochs: int = 80
+    epochs: Count = 80
     """Passes over the train split (byol/configs/eval.py)."""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """Maximum number of images per step over all devices (BYOL's App. C.1). The batches of an epoch are
     nearly equal in size."""
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     """Momentum of SGD (byol/configs/eval.py)."""
     nesterov: bool = True
     """Nesterov momentum in place of the classical one (byol/configs/eval.py)."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Weight decay of weights and biases, added to the gradient (byol/configs/eval.py uses none)."""
-    num_drops: int = 0
+    num_drops: CountOrZero = 0
     """Number of times that the rate is divided by 10, at equally spaced epochs (section 8.4). If 0, the rate
     follows a cosine down to 0 (byol/utils/schedules.py)."""
-    num_held_out: int = 10_009
+    num_held_out: CountOrZero = 10_009
     """Train images that select the rate and are not trained on (BYOL's App. C.1). May be 0 with a single
     rate."""
     augmentation: Augmentation = CROP_AND_FLIP
@@ -68,23 +69,16 @@ class LinearSGD(Protocol, name="linear_sgd"):
         return self.epochs
 
     def check(self) -> None:
-        if not self.base_lrs or min(self.base_lrs) <= 0 or len(set(self.base_lrs)) < len(self.base_lrs):
-            raise ValueError(f"linear_sgd needs one or more different base_lrs > 0, not {self.base_lrs}.")
-        if self.num_held_out < 0 or (len(self.base_lrs) > 1 and not self.num_held_out):
+        if not self.base_lrs or len(set(self.base_lrs)) < len(self.base_lrs):
+            raise ValueError(f"linear_sgd needs one or more different base_lrs, not {self.base_lrs}.")
+        if len(self.base_lrs) > 1 and not self.num_held_out:
             raise ValueError(
                 f"linear_sgd selects one of {len(self.base_lrs)} base_lrs by held-out train images: "
-                f"num_held_out must be at least 1, not {self.num_held_out}; with one rate it may be 0."
+                "num_held_out must be at least 1, not 0; with one rate it may be 0."
             )
-        if self.epochs < 1 or self.batch_size < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"linear_sgd needs epochs >= 1, batch_size >= 1 and weight_decay >= 0, "
-                f"not {self.epochs}, {self.batch_size} and {self.weight_decay}."
-            )
-        if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
-            raise ValueError(
-                f"linear_sgd needs 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}."
-            )
-        if not 0 <= self.num_drops < self.epochs:
+        if self.nesterov and not self.momentum:
+            raise ValueError("linear_sgd needs a momentum above 0 with nesterov, not 0.")
+        if self.num_drops >= self.epochs:
             raise ValueError(
                 f"linear_sgd needs num_drops from 0 to epochs - 1, not {self.num_drops} with {self.epochs} "
                 "epochs."

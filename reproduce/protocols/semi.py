@@ -26,6 +26,7 @@ from reproduce.nn.classifiers import Classifiers, Labelled, Stream
 from reproduce.nn.keeper import Keeper
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Progress, Watch
+from reproduce.settings import Count, CountOrZero, Momentum, NotNegative, Positive
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -54,26 +55,26 @@ class SemiSupervised(Protocol, name="semi"):
 
     labels: Literal["1percent", "10percent"] = "1percent"
     """List of labelled images (google-research/simclr imagenet_subsets/)."""
-    classifier_lr: float = 2.0
+    classifier_lr: Positive = 2.0
     """Peak learning rate of the classifier (section 8.2: 2.0 with 1 %, .25 with 10 %)."""
-    encoder_lr: float = 0.0
+    encoder_lr: NotNegative = 0.0
     """Peak learning rate of the encoder; 0 freezes it (section 8.2: frozen with 1 %, 2.5e-4 with 10 %)."""
-    epochs: tuple[int, ...] = (30, 50)
+    epochs: tuple[Count, ...] = (30, 50)
     """Passes over the labelled images, one training each; the best on the held-out images is measured (BYOL's
     App. C.2)."""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """Maximum number of images per step over all devices (section 8.2). The batches of an epoch are nearly
     equal in size."""
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     """Momentum of SGD (section 8.2)."""
     nesterov: bool = True
     """Nesterov momentum in place of the classical one (section 8.2)."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Weight decay (BYOL's App. C.2)."""
     batchnorm: Literal["train", "eval"] = "train"
     """BatchNorm statistics of an encoder that is trained: `train` uses those of the batch
     (byol/eval_experiment.py), `eval` those of pretraining."""
-    num_held_out: int = 10_009
+    num_held_out: CountOrZero = 10_009
     """Unlisted train images that select the number of epochs (BYOL's App. C.1). May be 0 with a single
     number."""
     augmentation: Augmentation = CROP_AND_FLIP
@@ -88,20 +89,15 @@ class SemiSupervised(Protocol, name="semi"):
         return sum(self.epochs) if self.encoder_lr else max(self.epochs)
 
     def check(self) -> None:
-        if not self.epochs or min(self.epochs) < 1 or len(set(self.epochs)) < len(self.epochs):
-            raise ValueError(f"semi needs one or more different numbers of epochs >= 1, not {self.epochs}.")
-        if self.num_held_out < 0 or (len(self.epochs) > 1 and not self.num_held_out):
+        if not self.epochs or len(set(self.epochs)) < len(self.epochs):
+            raise ValueError(f"semi needs one or more different numbers of epochs, not {self.epochs}.")
+        if len(self.epochs) > 1 and not self.num_held_out:
             raise ValueError(
                 f"semi selects one of {len(self.epochs)} numbers of epochs by held-out train images: "
-                f"num_held_out must be at least 1, not {self.num_held_out}; with one number it may be 0."
+                "num_held_out must be at least 1, not 0; with one number it may be 0."
             )
-        if self.classifier_lr <= 0 or self.encoder_lr < 0 or self.batch_size < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"semi needs classifier_lr > 0, encoder_lr >= 0, batch_size >= 1 and weight_decay >= 0, "
-                f"not {self.classifier_lr}, {self.encoder_lr}, {self.batch_size} and {self.weight_decay}."
-            )
-        if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
-            raise ValueError(f"semi needs 0 <= momentum < 1, above 0 with nesterov, not {self.momentum}.")
+        if self.nesterov and not self.momentum:
+            raise ValueError("semi needs a momentum above 0 with nesterov, not 0.")
 
     @property
     def requirement(self) -> str:

@@ -32,7 +32,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import torch
@@ -40,7 +40,7 @@ from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.protocols.protocol import Protocol
 from reproduce.runs.progress import Progress, Watch
-from reproduce.settings import Settings
+from reproduce.settings import Count, Limits, Positive, Settings
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -75,16 +75,16 @@ class Fitted(NamedTuple):
 class LinearSVM(Protocol, name="svm"):
     """Settings of the SVMs. The defaults are those of the sources above."""
 
-    costs: tuple[float, ...] = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
+    costs: tuple[Positive, ...] = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
     """Values of C to try. Each class uses the one with the best cross-validated average precision on the
     train split (protocol sheet, 5)."""
-    folds: int = 3
+    folds: Annotated[int, Limits(2)] = 3
     """Folds of the cross-validation (train_svm_kfold.py)."""
-    positive_weight: float = 2.0
+    positive_weight: Positive = 2.0
     """Weight of the images that show the class; all others have weight 1 (svm_trainer.py)."""
-    tolerance: float = 1e-4
+    tolerance: Positive = 1e-4
     """Tolerance of the solver (svm_trainer.py)."""
-    max_iterations: int = 2000
+    max_iterations: Count = 2000
     """Maximum number of the solver's passes over the images (train_svm_kfold.py)."""
 
     metrics = ("map",)
@@ -95,13 +95,8 @@ class LinearSVM(Protocol, name="svm"):
         return issubclass(dataset, Dataset) and dataset.multi_label
 
     def check(self) -> None:
-        if not self.costs or min(self.costs) <= 0 or len(set(self.costs)) < len(self.costs):
-            raise ValueError(f"svm needs one or more different costs > 0, not {self.costs}.")
-        if self.folds < 2 or self.max_iterations < 1 or self.positive_weight <= 0 or self.tolerance <= 0:
-            raise ValueError(
-                f"svm needs folds >= 2, max_iterations >= 1, positive_weight > 0 and tolerance > 0, "
-                f"not {self.folds}, {self.max_iterations}, {self.positive_weight} and {self.tolerance}."
-            )
+        if not self.costs or len(set(self.costs)) < len(self.costs):
+            raise ValueError(f"svm needs one or more different costs, not {self.costs}.")
 
     def passes(self, num_train: int, num_test: int) -> float | None:
         return num_train + num_test

@@ -8,6 +8,7 @@ Imports point down this page.
     checkpoint.py    training states and encoders that survive a crash
     files.py         files that are written whole or not at all
     environment.py   versions, code and machine; the load of the machine
+    output.py        standard output that never stops a command
     squeue.py        the jobs that Slurm still lists
     progress.py      what a run reports while it is executed
     interrupt.py     stop requests, and where they take effect

@@ -20,6 +20,8 @@ from reproduce.site import PROJECT
 
 PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "scikit-learn", "pandas", "pillow", "safetensors")
 """Packages whose version can explain a number."""
+UNKNOWN = "unknown"
+"""Commit of code that is not the top of a repository which git can read."""
 
 
 def record() -> dict[str, Any]:
@@ -45,18 +47,45 @@ def record() -> dict[str, Any]:
 def code() -> tuple[str, bool | None]:
     """Return the project's commit and whether the working tree differs from it.
 
-    Reports are ignored, because runs write them. Outside a repository the commit is `unknown`.
+    Reports are ignored, because runs write them. The commit is `unknown` if it cannot be read, or if it does
+    not contain this file: what a copy without .git consists of cannot be told.
     """
+    commit = commit_of(PROJECT)
+    contained = _git(PROJECT, "cat-file", "-e", f"HEAD:{Path(__file__).relative_to(PROJECT).as_posix()}")
+    changes = _git(PROJECT, "status", "--porcelain", "--untracked-files=normal", "--", ".", ":!reports")
+    if commit == UNKNOWN or contained is None or changes is None:
+        return UNKNOWN, None
+    return commit, bool(changes)
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True
-        ).stdout.strip()
 
+def commit_of(folder: Path) -> str:
+    """Return the commit of the repository or worktree whose top is `folder`, or `unknown`.
+
+    The commit of a repository around the folder says nothing about its content.
+    """
+    top, commit = _git(folder, "rev-parse", "--show-toplevel"), _git(folder, "rev-parse", "HEAD")
+    if top and commit and Path(top).resolve() == folder.resolve():
+        return commit
+    return UNKNOWN
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints in a folder, or None if it fails or is not installed.
+
+    Variables such as GIT_DIR, which a hook sets, name another repository and are left out.
+    """
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key.startswith("GIT_CONFIG") or not key.startswith("GIT_")
+    }
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!reports"))
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], env=kept, capture_output=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown", None
+        return None
+    return os.fsdecode(done.stdout).strip()
 
 
 def load() -> dict[str, float]:

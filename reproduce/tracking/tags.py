@@ -175,7 +175,7 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
     return Record(
         state=state_of(run, runs),
         settings=settings,
-        commit=tags.get("commit", "not known"),
+        commit=tags.get("commit", "unknown"),
         dirty=tags.get("dirty") == "True",
         digests={
             key: value

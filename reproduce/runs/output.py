@@ -1,0 +1,70 @@
+"""Standard output and standard error that never stop a command.
+
+    output.prepare()     # once, before anything is printed
+
+A terminal that cannot show a character shows its number instead: `\\u03bb` for λ. A reader that goes away, as
+`head` does, ends the printing but not the command. Any other error, such as a full disk, is one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+FAILED = 1
+"""Exit code of a command whose output was lost, although there was a reader."""
+
+
+class Output(io.TextIOWrapper):
+    """Standard output or error."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        kept = {key: getattr(stream, key) for key in ("encoding", "line_buffering", "write_through")}
+        super().__init__(stream.detach(), errors="backslashreplace", **kept)
+        self.lost = ""
+        """Error that ended the printing, unless the reader went away; else empty."""
+
+    def write(self, text: str) -> int:
+        return self._guarded(lambda: super(Output, self).write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._guarded(super().flush)
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        """Call a function that writes. After an error, what is left goes nowhere."""
+        try:
+            return action()
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if not isinstance(error, BrokenPipeError):
+                self.lost = error.strerror or type(error).__name__
+                print(f"The output cannot be written ({self.lost}).", file=sys.stderr)
+        return None
+
+
+def prepare() -> None:
+    """Replace `sys.stdout` and `sys.stderr`; closed ones, and a closed input, lead nowhere from now on.
+
+    A closed one would be given to the next file that is opened, and what is printed written into it.
+    """
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:  # Python found it closed
+            with contextlib.suppress(OSError):
+                os.close(number)
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            setattr(sys, name, os.fdopen(number, mode))
+        stream = getattr(sys, name)
+        if mode == "w" and isinstance(stream, io.TextIOWrapper) and not isinstance(stream, Output):
+            setattr(sys, name, Output(stream))
+
+
+def code() -> int:
+    """Return the exit code of a command that succeeded: FAILED if its output was lost."""
+    sys.stdout.flush()
+    return FAILED if getattr(sys.stdout, "lost", "") else 0
