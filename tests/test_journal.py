@@ -239,7 +239,7 @@ def test_a_result_is_kept_until_it_is_dropped(tmp_path: Path) -> None:
     assert math.isnan(found.metrics["gone"])
     assert found.commit == "c0ffee"
     keep_result(folder, "0123456789ab", Result({}, "c0ffee"))
-    assert kept_result(folder, "0123456789ab") == ({}, "c0ffee")
+    assert kept_result(folder, "0123456789ab") == Result({}, "c0ffee")
     drop_result(folder)
     drop_result(folder)
     assert kept_result(folder, "0123456789ab") is None

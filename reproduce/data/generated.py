@@ -6,6 +6,7 @@ neither pixels nor sizes depend on the version of an encoder.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,6 +31,7 @@ def once(folder: Path, write: Callable[[Path], None]) -> Path:
                 unfinished = folder.with_suffix(".unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)
                 write(unfinished)
+                os.sync()  # after a crash of the machine, no file of a complete folder is empty
                 unfinished.rename(folder)
     return folder
 
