@@ -73,15 +73,17 @@ def evaluate(c: Context, options: given.EvaluateOptions) -> None:
 
 @command()
 def status(c: Context) -> None:
-    """List the store's runs and their states: running, finished, failed, interrupted or queued."""
+    """List the runs and their states: running, finished, failed, interrupted, queued, or locked in doubt."""
     from reproduce.commands import verify
     from reproduce.runs.claims import Claims
 
     site, opened = store()
     with one_line(ConnectionError):
-        queued = Claims(site).queued()
-        for spec_id, lease in queued.items():
-            print(f"{'queued':<11}  {spec_id}  {lease.who}")
+        claims = Claims(site)
+        queued = claims.queued()
+        for state, found in (("queued", queued), ("locked", claims.doubtful())):
+            for spec_id, lease in found.items():
+                print(f"{state:<11}  {spec_id}  {lease.who}")
         for row in opened.status():
             if row.state == "finished" or row.spec_id not in queued:
                 print(row)
@@ -160,6 +162,17 @@ def gc(c: Context, options: given.GcOptions) -> None:
         lines, num_left = gc.remove(found) if delete else (list(found.lines()), 0)
     print("\n".join(lines))
     finish(1 if num_left else 0)
+
+
+@command(given.UnlockOptions)
+def unlock(c: Context, options: given.UnlockOptions) -> None:
+    """Free a run that no process executes although its lease says so, such as after a clock was set."""
+    from reproduce import site as sites
+    from reproduce.commands import unlock
+
+    with one_line(OSError):
+        for line in unlock.unlock(sites.load(), options.run, force=options.force):
+            print(line, flush=True)
 
 
 @command(given.ExportOptions)
@@ -250,7 +263,7 @@ def module(name: str, *arguments: str) -> None:
 
 TABLES = [table_task(path.stem, part) for path in FILES for part in parts(path)]
 MAKE = [tables, reports, evaluate, status, why, diff, settings]
-KEEP = [redo, verify, gc, export, receive, doctor, ui, download, docs, test, bench]
+KEEP = [redo, verify, gc, unlock, export, receive, doctor, ui, download, docs, test, bench]
 namespace = Collection(*TABLES, *MAKE, *KEEP)
 invoke.main.program.__class__ = CommandLine  # `invoke` creates its program before it reads this file
 

@@ -54,7 +54,7 @@ def pretrain(
 
     Args:
         site: settings that do not change any number, such as the number of epochs between checkpoints.
-        folder: folder of the checkpoints. Training resumes from the newest intact one.
+        folder: folder of the checkpoints. Training resumes from the newest intact one of this run.
         record: receives the measurements.
         report: called after every step.
         hold: called before a checkpoint or the encoder is written. It raises if another process has taken
@@ -91,9 +91,9 @@ def pretrain(
     network, optimizer = start(spec, device)
     meter = Meter()
 
-    # Resume from the newest intact checkpoint, if there is one.
+    # Resume from the run's newest intact checkpoint, if there is one.
     first_epoch, first_index, measured = 0, 0, dict[str, float]()
-    saved = checkpoint.latest(folder)
+    saved = checkpoint.latest(folder, spec.id)
     if saved is not None:
         if distributed.main_process() and _other_images(saved, found):
             raise InvalidError(
@@ -104,10 +104,8 @@ def pretrain(
             record.tag("resumed_from_commit", saved["commit"])
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
-        first_epoch, measured = saved["epoch"], saved["measured"]
-        if "step" in saved:  # older checkpoints contain whole epochs only
-            first_index = saved["step"]
-            meter.load_state_dict(saved["meter"], device)
+        first_epoch, first_index, measured = saved["epoch"], saved["step"], saved["measured"]
+        meter.load_state_dict(saved["meter"], device)
     if distributed.world_size() > 1:  # only now, as checkpoints contain the network without this wrapper
         network.online = DistributedDataParallel(network.online)
 
@@ -144,7 +142,7 @@ def pretrain(
                     if distributed.main_process():
                         hold()
                         record.flush()  # a resumed run does not repeat the measurements before its checkpoint
-                        checkpoint.save(folder, state, done[0], step=done[1], steps=steps_per_epoch)
+                        checkpoint.save(folder, spec.id, state, done[0], step=done[1], steps=steps_per_epoch)
                 if stopping:
                     # All processes wait for the file: torchrun ends them all as soon as one has ended.
                     distributed.agreed(True)

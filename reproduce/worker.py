@@ -14,7 +14,9 @@ it is finished or another process executes it, 1 if it failed, and 143 if it was
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -25,18 +27,18 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import filelock
 
 from reproduce import site as sites
-from reproduce.messages import NotFoundError, reason_of
+from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
 from reproduce.runs import environment, interrupt, journal, output
 from reproduce.runs import lease as leases
+from reproduce.runs.files import atomic, read_regular, write_atomic
 from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.journal import Result
 from reproduce.runs.lease import BusyError, Held, LostError
@@ -59,6 +61,10 @@ FAILED, INTERRUPTED = 1, 128 + signal.SIGTERM
 """Exit codes of a single run."""
 FAILURE = "failure.txt"
 """File in which a process other than the first records why it fails, before torchrun stops the others."""
+LONGEST_FAILURE = 10_000
+"""Maximum number of bytes in that file."""
+
+logger = logging.getLogger(__name__)
 
 
 def find(request: Order, spec_id: str) -> Spec:
@@ -119,12 +125,12 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
             try:
                 metrics = _measured(spec, site, device, run, reporter, held, encoder, needed)
             except (Interrupted, RuntimeError) as error:  # RuntimeError: another process is gone
-                if main and (reason := _failed_elsewhere(folder)):
+                if main and (reason := _failed_elsewhere(folder, spec.id)):
                     raise RuntimeError(reason) from error
                 raise
             if main:
                 run.finish(metrics)
-                checkpoint.discard(folder)
+                checkpoint.discard(folder, spec.id)
         if held:
             held.finished()
 
@@ -155,7 +161,9 @@ def _measured(
 
     folder, record, hold = site.runs / spec.id, run or Silent(), held.check if held else lambda: None
     kept = journal.kept_result(folder, spec.id) if distributed.main_process() else None
-    if isinstance(spec, Pretrain) and not (folder / FILE).exists():
+    if kept and isinstance(spec, Pretrain) and not _has_encoder(folder, spec.id):
+        hold()
+        journal.drop_result(folder)  # the next encoder may have other values
         kept = None
     # The data may have changed since the earlier attempt, and another run may have replaced the encoder.
     if kept and (
@@ -175,7 +183,7 @@ def _measured(
     else:
         from reproduce.evaluate import evaluate
 
-        watch = Watch(record, reporter, folder, hold=hold)
+        watch = Watch(record, reporter, folder, hold=hold, spec_id=spec.id)
         metrics = evaluate(spec, encoder(spec.encoder, watch), site, device, watch)
     if run and held:
         held.check()
@@ -185,6 +193,21 @@ def _measured(
             run.artifact(folder / FILE)
             run.facts(trained)
     return metrics
+
+
+def _has_encoder(folder: Path, spec_id: str) -> bool:
+    """Return True if a run's folder contains its encoder, intact; log a warning if it contains another."""
+    from reproduce.nn.encoder import FILE
+    from reproduce.runs import checkpoint
+
+    try:
+        checkpoint.load_encoder(folder / FILE, spec_id=spec_id)
+    except LookupError:
+        return False
+    except ValueError as error:
+        logger.warning("The result in %s is not used: %s", folder, error)
+        return False
+    return True
 
 
 def _digest_of_encoder(folder: Path) -> str:
@@ -213,10 +236,22 @@ def _is_of_another(folder: Path, wanted: Finished, store: Store) -> bool:
     return any(found and each.facts.get(TRAINED) == found for each in others)
 
 
-def _failed_elsewhere(folder: Path) -> str:
-    """Return the reason why another process of the run failed, or "" if none did."""
-    path = folder / FAILURE
-    return f"another process of the run failed, {path.read_text(encoding='utf-8')}" if path.exists() else ""
+def _write_failure(folder: Path, spec_id: str, reason: str) -> None:
+    """Write why a process other than the first fails, for the first one."""
+    write_atomic(folder / FAILURE, json.dumps({"spec_id": spec_id, "reason": reason}))
+
+
+def _failed_elsewhere(folder: Path, spec_id: str) -> str:
+    """Return the reason why another process of the run failed, or "" if none did.
+
+    A file that is broken or belongs to another run is ignored.
+    """
+    try:
+        content = json.loads(read_regular(folder / FAILURE, LONGEST_FAILURE)[0])
+        named, reason = content["spec_id"], content["reason"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return f"another process of the run failed, {reason}" if named == spec_id else ""
 
 
 def _encoder(
@@ -233,6 +268,7 @@ def _encoder(
     """
     from reproduce.nn import distributed, weight_files
     from reproduce.nn.encoder import FILE
+    from reproduce.runs import checkpoint
     from reproduce.train import load_encoder
 
     if isinstance(spec, Weights):
@@ -250,7 +286,14 @@ def _encoder(
                         f"`invoke redo {spec.id}` has it trained again by the next command. If the run was "
                         "imported, import an archive that was exported with --encoders instead."
                     ) from None
-                fetched.replace(folder / FILE)
+                try:
+                    checkpoint.load_encoder(fetched, spec_id=spec.id)
+                except ValueError as error:
+                    raise InvalidError(
+                        f"The tracking store has a wrong file for {spec.id}: {error}"
+                    ) from None
+                with atomic(folder / FILE, durable=True) as draft:
+                    fetched.replace(draft)
     distributed.agreed(True)  # the other processes wait for the file
     return load_encoder(spec, folder, device)
 
@@ -352,13 +395,13 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
         return 0
     except Interrupted as error:
         # If another process failed, the signal followed that failure, which is then the reason.
-        reason = _failed_elsewhere(folder) if events else ""
+        reason = _failed_elsewhere(folder, spec_id) if events else ""
         send(events, "failed", spec_id, reason=reason or f"interrupted: {error}")
         return FAILED if reason else INTERRUPTED
     except Exception as error:
         reason = site.without_secrets(reason_of(error))
         if events is None:
-            (folder / FAILURE).write_text(reason, encoding="utf-8")
+            _write_failure(folder, spec_id, reason)
         send(events, "failed", spec_id, reason=reason)
         return FAILED
     send(events, "finished", spec_id)
@@ -424,12 +467,39 @@ def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
         arguments = arguments[1:]
         threading.Thread(target=_leash, args=(_input(),), daemon=True).start()
     if arguments[0] == "--list":
-        with Path(arguments[1]).open(encoding="utf-8") as file:
-            order = json.loads(next(islice(file, int(arguments[2]), None)))
-        arguments, job = (order["request"], order["id"]), leases.job_of_environment()
+        arguments, job = _listed(Path(arguments[1]), int(arguments[2])), leases.job_of_environment()
     request, spec_id = arguments
     with distributed.processes(site.device):
         return attempt(request, spec_id, site, events if distributed.main_process() else None, job)
+
+
+def digest_of_list(text: str) -> str:
+    """Return the name of the folder of a scheduler's list of runs, which is a digest of the list."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _listed(path: Path, index: int) -> tuple[str, str]:
+    """Return the request and the id of the run on line `index` of a scheduler's list.
+
+    Raises:
+        LookupError: the list does not exist, or has no such line.
+        ValueError: the list is not the one that was submitted.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"The list of runs {path} does not exist: submit the runs again.") from None
+    except ValueError:
+        text = ""
+    if digest_of_list(text) != path.parent.name:
+        raise InvalidError(
+            f"The list of runs {path} has changed since it was submitted: submit the runs again."
+        )
+    lines = text.splitlines()
+    if not 0 <= index < len(lines):
+        raise NotFoundError(f"The list of runs {path} has {len(lines)} lines, but line {index} is requested.")
+    order = json.loads(lines[index])
+    return order["request"], order["id"]
 
 
 def main() -> int:
@@ -443,6 +513,9 @@ def main() -> int:
         if len(sys.argv) > 1:
             return _once(sys.argv[1:], site, events)
         serve(site, events)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return FAILED
     except Interrupted:
         return INTERRUPTED if len(sys.argv) > 1 else 0
     return 0

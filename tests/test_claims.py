@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reproduce import worker
+from reproduce.messages import UserError
 from reproduce.plan import Request
 from reproduce.runs import lease
 from reproduce.runs.claims import Claims
@@ -115,8 +117,8 @@ def test_a_queued_run_is_its_jobs_until_that_leaves_the_queue(site: Site, squeue
     assert list(later.leases([RUN, OTHER])) == [OTHER]
     later.release(RUN)
     later.release(OTHER)
-    assert lease.read(site.runs / RUN) is None
-    assert lease.read(site.runs / OTHER) is not None
+    assert lease.read(site.runs / RUN, RUN) is None
+    assert lease.read(site.runs / OTHER, OTHER) is not None
     lease.take(site.runs / RUN, RUN, heartbeat=10)
 
 
@@ -124,7 +126,7 @@ def test_a_run_that_is_put_back_into_the_queue_stays_its_jobs(site: Site, squeue
     squeue.list("7_0")
     with pytest.raises(KeyboardInterrupt), lease.take(site.runs / RUN, RUN, heartbeat=10, job="7_0"):
         raise KeyboardInterrupt("SIGTERM")
-    found = lease.read(site.runs / RUN)
+    found = lease.read(site.runs / RUN, RUN)
     assert found is not None
     assert (found.state, found.alive) == ("interrupted", False)
     assert list(Claims(site).leases([RUN])) == [RUN]
@@ -152,9 +154,64 @@ def test_a_job_in_which_somebody_calls_the_local_launcher_is_not_waited_for_to_d
     rewrite(site, evaluation, state="interrupted")
     assert Claims(site).leases([evaluation]) == {}
 
-    (tmp_path / "jobs").write_text(json.dumps({"request": request.dumps(), "id": evaluation}) + "\n")
-    assert worker._once(["--list", str(tmp_path / "jobs"), "0"], site, io.StringIO()) == worker.FAILED
+    listed = json.dumps({"request": request.dumps(), "id": evaluation}) + "\n"
+    jobs = tmp_path / worker.digest_of_list(listed) / "jobs.jsonl"
+    jobs.parent.mkdir()
+    jobs.write_text(listed)
+    assert worker._once(["--list", str(jobs), "0"], site, io.StringIO()) == worker.FAILED
     rewrite(site, evaluation, state="interrupted")
     assert Claims(site).leases([evaluation])[evaluation].job == "15", (
         "a job that was submitted for the run resumes it"
     )
+
+
+def test_a_lease_that_stays_unreadable_is_not_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = site.runs / RUN
+    folder.mkdir(parents=True)
+    (folder / lease.FILE).write_text("{")
+    claims = Claims(site)
+    found = claims.leases([RUN])[RUN]
+    assert claims.follow(RUN, found)["who"].startswith("an unknown process (lease.json cannot be read: ")
+    assert list(claims.poll()) == []
+    assert (list(claims.queued()), list(claims.doubtful())) == ([], [RUN])
+    monkeypatch.setattr("reproduce.runs.claims.UNREADABLE", 0.0)
+    (event,) = claims.poll()
+    assert (event["event"], event["id"]) == ("failed", RUN)
+    assert event["reason"].endswith(f"if no process executes the run, `invoke unlock {RUN}` frees it)")
+    assert len(claims) == 0
+
+
+def test_a_lease_that_is_readable_again_is_followed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reproduce.runs.claims.UNREADABLE", 0.0)
+    with lease.take(site.runs / RUN, RUN, heartbeat=10):
+        sound = (site.runs / RUN / lease.FILE).read_text()
+        claims = Claims(site)
+        claims.follow(RUN, claims.leases([RUN])[RUN])
+        for text in ("{", sound, "{", sound):
+            (site.runs / RUN / lease.FILE).write_text(text)
+            assert list(claims.poll()) == []
+            assert RUN in claims
+
+
+@pytest.mark.parametrize(
+    ("change", "index", "says"),
+    [
+        (lambda text: text.replace("table8", "table1"), "0", "has changed since it was submitted: submit"),
+        (lambda text: text[:-1], "0", "has changed since it was submitted: submit the runs again."),
+        (lambda text: text, "1", "has 1 lines, but line 1 is requested."),
+        (lambda text: text, "-1", "has 1 lines, but line -1 is requested."),
+    ],
+)
+def test_a_list_of_jobs_that_is_not_the_submitted_one_starts_nothing(
+    change: Callable[[str], str], index: str, says: str, site: Site, tmp_path: Path
+) -> None:
+    request = Request(table="table8", rows="BYOL")
+    listed = json.dumps({"request": request.dumps(), "id": request.specs()[0].id}) + "\n"
+    jobs = tmp_path / worker.digest_of_list(listed) / "jobs.jsonl"
+    jobs.parent.mkdir()
+    with pytest.raises(UserError, match=r"jobs\.jsonl does not exist"):
+        worker._once(["--list", str(jobs), index], site, io.StringIO())
+    jobs.write_text(change(listed))
+    with pytest.raises(UserError) as caught:
+        worker._once(["--list", str(jobs), index], site, io.StringIO())
+    assert says in str(caught.value)

@@ -37,6 +37,7 @@ TASKS = (
     "redo",
     "verify",
     "gc",
+    "unlock",
     "export",
     "import",
     "doctor",
@@ -160,6 +161,7 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
         ("ui", {"port": "5000."}),
         ("gc", {"delete": "off.", "older-than": "30d, and no run that could be resumed."}),
         ("redo", {"run": "Required.", "rows": "none.", "only": "off."}),
+        ("unlock", {"force": "off."}),
     ],
 )
 def test_the_help_of_each_option_ends_with_its_default(

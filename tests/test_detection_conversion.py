@@ -616,8 +616,10 @@ print(sorted({"torch", "numpy", "detectron2"} & set(sys.modules)))
 def test_a_plan_says_how_far_detectron2_is(last: str, told: str, left: float, tmp_path: Path) -> None:
     spec = Evaluate(encoder=Weights(sha256="0"), protocol=VOCDetection(), dataset=VOC0712())
     assert action(spec, None, None, None, tmp_path, Reuse()).action == "run"
-    (tmp_path / checkpoint.DETECTRON2).mkdir()
-    (tmp_path / checkpoint.DETECTRON2 / checkpoint.LAST).write_text(last)
+    (folder := tmp_path / checkpoint.DETECTRON2).mkdir()
+    (folder / last).write_bytes(b"x")
+    checkpoint.seal(folder / last, spec.id)
+    (folder / checkpoint.LAST).write_text(last)
     found = action(spec, None, None, None, tmp_path, Reuse())
     assert (found.action, found.why) == ("resume", f"from {told}")
     assert found.left == pytest.approx(left)
@@ -627,5 +629,5 @@ def test_a_finished_runs_checkpoints_of_detectron2_do_not_stay(tmp_path: Path) -
     (folder := tmp_path / checkpoint.DETECTRON2).mkdir()
     (folder / "model_final.pth").write_bytes(b"x")
     (tmp_path / "log.txt").write_text("kept")
-    checkpoint.discard(tmp_path)
+    checkpoint.discard(tmp_path, "0123456789ab")
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]

@@ -45,6 +45,7 @@ from reproduce.spec import Evaluate
 pytestmark = pytest.mark.slow  # torchvision or pycocotools and pictures: seconds in all
 
 SIDE = 32
+RUN, OTHER = "0123456789ab", "ba9876543210"
 SITE = Site()
 SMALL: Any = {
     "engine": "torchvision",
@@ -605,6 +606,24 @@ def measure(
     return measured, notes.logged[24]
 
 
+def test_a_training_does_not_continue_from_the_checkpoint_of_another_run(
+    splits: tuple[Annotated, Annotated], tmp_path: Path
+) -> None:
+    """Another seed: the same images and tensors, so nothing but the name of the run differs."""
+    protocol = replace(VOC, iterations=1, drops=(), warmup_iterations=1)
+
+    def strike(progress: Progress) -> None:
+        interrupt.ask("a test")
+
+    with pytest.raises(Interrupted, match="a test"):
+        fitted(protocol, splits[0], Watch(Notes(), strike, tmp_path, spec_id=RUN), seed=1)
+    assert checkpoint.newest(tmp_path, RUN) == 1
+    found = fitted(protocol, splits[0], Watch(Notes(), folder=tmp_path, spec_id=OTHER))
+    wanted = fitted(protocol, splits[0])
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in wanted.state_dict().items())
+    assert checkpoint.newest(tmp_path, RUN) == 1, "the other's file stays"
+
+
 def test_a_training_that_is_told_to_stop_goes_on_to_the_same_bits(
     splits: tuple[Annotated, Annotated], tmp_path: Path
 ) -> None:
@@ -622,9 +641,9 @@ def test_a_training_that_is_told_to_stop_goes_on_to_the_same_bits(
     for done in (3, 5):
         with pytest.raises(Interrupted, match="a test"):
             fitted(protocol, splits[0], watch)
-        assert checkpoint.newest(tmp_path) == done
+        assert checkpoint.newest(tmp_path, "") == done
     parts, whole = fitted(protocol, splits[0], watch), fitted(protocol, splits[0])
-    assert checkpoint.newest(tmp_path) == 8
+    assert checkpoint.newest(tmp_path, "") == 8
     assert list(notes.logged) == [8], "what was measured before is not measured again"
     assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
 

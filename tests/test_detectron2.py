@@ -308,6 +308,23 @@ def test_a_run_that_another_process_has_taken_over_writes_no_checkpoint(site: Si
     assert not list((tmp_path / "run" / "detectron2").glob("*.pth"))
 
 
+def test_a_run_does_not_continue_from_the_checkpoint_of_another(site: Site, tmp_path: Path) -> None:
+    """In the folder of a run that is complete, and in one whose newest file a crash has damaged."""
+    wanted, _ = run(VOC, TINY_VOC, site, tmp_path / "whole", spec_id="0123456789ab")
+    folder = tmp_path / "other" / "detectron2"
+    run(VOC, TINY_VOC, site, tmp_path / "other", spec_id="ba9876543210", hold=lambda: None)
+    seen: list[Progress] = []
+    found, _ = run(VOC, TINY_VOC, site, tmp_path / "other", spec_id="0123456789ab", report=seen.append)
+    assert (found, seen[0].done) == (wanted, 4)
+    assert {path.name for path in folder.glob("*.pth*")} >= {
+        "model_final.pth",
+        "model_final.pth.of-ba9876543210",
+    }
+    content = (folder / "model_final.pth").read_bytes()
+    (folder / "model_final.pth").write_bytes(content[:-100])
+    assert run(VOC, TINY_VOC, site, tmp_path / "other", spec_id="0123456789ab")[0] == wanted
+
+
 def test_what_was_trained_to_its_end_is_only_tested_again(site: Site, tmp_path: Path) -> None:
     measured, _ = run(VOC, TINY_VOC, site, tmp_path / "run")
     seen: list[Progress] = []

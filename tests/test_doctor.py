@@ -408,7 +408,7 @@ def test_the_sizes_are_those_of_the_files_that_a_run_writes(tmp_path: Path) -> N
     momentum = {
         str(index): parameter.detach().clone() for index, parameter in enumerate(network.online.parameters())
     }
-    state = checkpoint.save(tmp_path, {"network": dict(network.state_dict()), "optimizer": momentum}, 1)
+    state = checkpoint.save(tmp_path, "", {"network": dict(network.state_dict()), "optimizer": momentum}, 1)
     found = doctor.sizes("small", cast(Method, run.method), {})
     assert encoder.stat().st_size == pytest.approx(found.encoder, rel=0.05)
     assert state.stat().st_size == pytest.approx(found.checkpoint, rel=0.1)

@@ -405,7 +405,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
             at.get(timeout=60)
         processes[0].kill()
         processes[0].join()
-        checkpoint.save(site.runs / killed.id, {"epoch": 3}, 3)
+        checkpoint.save(site.runs / killed.id, killed.id, {"epoch": 3}, 3)
         found = dict(
             zip(("reused", "killed", "running", "failed", "new"), steps_of(wanted, site), strict=True)
         )

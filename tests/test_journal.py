@@ -15,12 +15,24 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.runs import interrupt
-from reproduce.runs.journal import FILE, RESULT, Journal, Point, Result, drop_result, keep_result, kept_result
+from reproduce.runs import interrupt, lease
+from reproduce.runs.journal import (
+    FILE,
+    RESULT,
+    SKIPPED,
+    Journal,
+    Point,
+    Result,
+    drop_result,
+    keep_result,
+    kept_result,
+)
+from reproduce.runs.lease import LostError
 from reproduce.tracking import retry
 from reproduce.tracking.errors import StoreError, UnreachableError, temporary
 from reproduce.tracking.retry import giving_up_after, retrying
 
+RUN, OTHER = "0123456789ab", "ba9876543210"
 fork = multiprocessing.get_context("fork")
 
 
@@ -79,6 +91,91 @@ def test_a_broken_line_is_passed_over_with_a_warning(
     journal.add(points(2))
     assert journal.read().points == points(1, 2)
     assert caplog.text.count("broken line") == 2
+
+
+def test_lines_of_another_run_and_of_an_older_version_are_kept_and_never_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Journal(tmp_path, OTHER).add(points(1), {"data_digest": "theirs"})
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b'{"points": [["loss", 0.5, 1, 1]], "tags": {}}\n')
+    theirs = (tmp_path / FILE).read_bytes()
+    journal = Journal(tmp_path, RUN)
+    journal.add(points(2), {"a": "ours"})
+    waiting = journal.read()
+    assert (waiting.points, waiting.tags) == (points(2), {"a": "ours"})
+    assert f"has lines of run '{OTHER}', not of {RUN}" in caplog.text
+    assert f"has lines of no run, not of {RUN}" in caplog.text
+    journal.sent(waiting)
+    assert not journal.read()
+    assert (tmp_path / SKIPPED).read_bytes().startswith(theirs)
+    for step in (3, 4):
+        Journal(tmp_path, OTHER).add(points(step))
+        journal.sent(journal.read())
+    assert len(list(tmp_path.glob("journal.skipped*.jsonl"))) == 3, "no such file replaces another"
+    journal.add(points(5))
+    assert journal.read().points == points(5)
+
+
+ENTRY = {"spec_id": RUN, "points": [["loss", 0.5, 1, 1]], "tags": {"a": "b"}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 50_000,
+        '{"points": ' + "9" * 5000 + "}",
+        json.dumps(ENTRY | {"points": [["loss", "0.5", 1, 1]]}),
+        json.dumps(ENTRY | {"points": [["loss", True, 1, 1]]}),
+        json.dumps(ENTRY | {"points": [["loss", 0.5, 1.5, 1]]}),
+        json.dumps(ENTRY | {"points": [["loss", 0.5, 1]]}),
+        json.dumps(ENTRY | {"points": {"loss": 1}}),
+        json.dumps(ENTRY | {"tags": {"a": 1}}),
+        json.dumps(ENTRY | {"tags": ["a"]}),
+        "\x00\x00",
+    ],
+)
+def test_a_line_with_other_types_is_skipped_and_nothing_else(line: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(f"{line}\n")
+    journal = Journal(tmp_path, RUN)
+    journal.add(points(1))
+    waiting = journal.read()
+    assert (waiting.points, waiting.tags, waiting.skipped) == (points(1), {}, True)
+
+
+def test_what_is_not_a_file_is_no_journal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(tmp_path)
+    os.mkfifo(tmp_path / FILE)
+    assert not journal.read()
+    assert not journal.read()
+    assert caplog.text.count("journal.jsonl cannot be read (Not a regular file) and is skipped.") == 1
+    with pytest.raises(OSError, match=r"Not a regular file"):
+        journal.add(points(1))
+    (tmp_path / FILE).unlink()
+    (tmp_path / FILE).touch()
+    os.truncate(tmp_path / FILE, 2**40)
+    assert not journal.read()
+
+
+def test_only_the_owner_of_the_run_writes_its_journal(tmp_path: Path) -> None:
+    with lease.take(tmp_path, RUN, heartbeat=1000.0) as held:
+        old = Journal(tmp_path, RUN, held.guard)
+        old.add(points(1))
+        waiting = old.read()
+        assert lease.free(tmp_path, RUN, lease.mark(tmp_path))
+        with lease.take(tmp_path, RUN, heartbeat=1000.0) as later:
+            new = Journal(tmp_path, RUN, later.guard)
+            for write in (
+                lambda: old.add(points(9)),
+                lambda: old.sent(waiting),
+                old.set_aside,
+                old.remove,
+            ):
+                with pytest.raises(LostError):
+                    write()
+            assert new.read().points == points(1)
+            new.add(points(2))
+            assert new.read().points == points(1, 2)
 
 
 def fill(folder: Path, sender: multiprocessing.connection.Connection) -> None:
@@ -270,6 +367,10 @@ def test_mlflow_is_told_to_be_hasty_only_inside(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_file_is_plain_json_lines(tmp_path: Path) -> None:
-    Journal(tmp_path).add(points(1), {"a": "b"})
+    Journal(tmp_path, RUN).add(points(1), {"a": "b"})
     (line,) = (tmp_path / FILE).read_text().splitlines()
-    assert json.loads(line) == {"points": [["loss", 0.25, 1_700_000_000_001, 1]], "tags": {"a": "b"}}
+    assert json.loads(line) == {
+        "spec_id": RUN,
+        "points": [["loss", 0.25, 1_700_000_000_001, 1]],
+        "tags": {"a": "b"},
+    }

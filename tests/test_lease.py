@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +37,7 @@ def wait(condition: Callable[[], Any]) -> Any:
 
 
 def present(folder: Path) -> Lease:
-    found = lease.read(folder)
+    found = lease.read(folder, RUN)
     assert found is not None
     return found
 
@@ -63,7 +67,7 @@ def owner(folder: Path) -> Any:
 
 
 def test_an_owner_tells_how_far_it_is_and_how_it_ended(tmp_path: Path) -> None:
-    assert lease.read(tmp_path) is None
+    assert lease.read(tmp_path, RUN) is None
     with lease.take(tmp_path, RUN, heartbeat=BEAT) as held:
         assert present(tmp_path).alive
         assert present(tmp_path).progress is None
@@ -225,20 +229,225 @@ def test_a_queued_run_belongs_to_its_job(tmp_path: Path) -> None:
     ):
         with pytest.raises(BusyError, match="Slurm job 12_3"):
             take()
-    lease.drop(tmp_path, "13_0")
+    lease.drop(tmp_path, RUN, "13_0")
     assert present(tmp_path).job == "12_3", "of another job"
     held = lease.take(tmp_path, RUN, heartbeat=1000.0, job="12_3")
     lease.queue(tmp_path, RUN, job="12_3", heartbeat=BEAT)  # the submitter was slower than its job
-    lease.drop(tmp_path, "12_3")
+    lease.drop(tmp_path, RUN, "12_3")
     held.check()
     assert present(tmp_path).state == "running"
 
 
-def test_a_lease_that_cannot_be_read_is_nobodys(tmp_path: Path) -> None:
-    for content in ("", "{", "[]", '{"spec_id": "x"}'):
-        (tmp_path / lease.FILE).write_text(content)
-        assert lease.read(tmp_path) is None
+LEASE = {
+    "spec_id": RUN,
+    "token": "0" * 32,
+    "host": "elsewhere",
+    "pid": 7,
+    "started": 1.0,
+    "job": "",
+    "heartbeat": 10.0,
+    "state": "running",
+    "reason": "",
+    "progress": None,
+}
+"""A sound lease of a process on another machine."""
+BROKEN: dict[str, Any] = {
+    "empty": "",
+    "cut": "{",
+    "a list": "[]",
+    "a number": "7",
+    "not UTF-8": b"\xff\xfe\x00",
+    "deep": "[" * 50_000 + "]" * 50_000,
+    "long digits": '{"pid": ' + "9" * 5000 + "}",
+    "too large": " " * 200_000,
+    "a field is missing": {"token": None},
+    "one field more": {"also": 1},
+    "a token that is a number": {"token": 7},
+    "a host with a line": {"host": "a\nb"},
+    "half a character": {"host": "\ud800"},
+    "a process number that is a text": {"pid": "7"},
+    "a process number that is true": {"pid": True},
+    "a process number below 1": {"pid": 0},
+    "a process number that no system has": {"pid": 10**400},
+    "a start that is not a number": {"started": float("nan")},
+    "an endless heartbeat": {"heartbeat": float("inf")},
+    "a heartbeat below 0": {"heartbeat": -1.0},
+    "an unknown state": {"state": "asleep"},
+    "a state that no file has": {"state": "unreadable"},
+    "an age": {"age": 0.0},
+    "progress of one": {"progress": [1]},
+    "progress in words": {"progress": ["half", 2, "images", ""]},
+}
+
+
+def broken(path: Path, how: str) -> None:
+    """Make the file at `path` a lease that is broken in some way."""
+    what = BROKEN[how]
+    if isinstance(what, dict):
+        fields = LEASE | what
+        if how == "a field is missing":
+            del fields["token"]
+        what = json.dumps(fields)
+    path.write_bytes(what if isinstance(what, bytes) else what.encode())
+
+
+def odd(path: Path, how: str) -> None:
+    """Make something at `path` that is not a readable file."""
+    if how == "a folder":
+        path.mkdir()
+    elif how == "a pipe":
+        os.mkfifo(path)
+    elif how == "a link to itself":
+        path.symlink_to(path)
+    elif how == "the file of a huge disk":
+        path.touch()
+        os.truncate(path, 10**12)
+
+
+ODD = ("a folder", "a pipe", "a link to itself", "the file of a huge disk")
+
+
+@pytest.mark.parametrize("how", [*BROKEN, *ODD])
+def test_a_lease_that_cannot_be_read_may_be_a_live_owners_until_it_is_freed_by_hand(
+    how: str, tmp_path: Path
+) -> None:
+    path = tmp_path / lease.FILE
+    (broken if how in BROKEN else odd)(path, how)
+    assert present(tmp_path).state == "unreadable"
+    assert present(tmp_path).alive
+    for take in (
+        lambda: lease.take(tmp_path, RUN, heartbeat=BEAT),
+        lambda: lease.queue(tmp_path, RUN, job="7_0", heartbeat=BEAT),
+    ):
+        with pytest.raises(
+            BusyError, match=r"^Run .* by an unknown process \(lease\.json cannot be read: .+\)\.$"
+        ):
+            take()
+    assert lease.free(tmp_path, RUN, lease.mark(tmp_path))
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(f"{lease.FILE}.unreadable-")]
     lease.take(tmp_path, RUN, heartbeat=BEAT)
+
+
+def test_a_sound_lease_is_read(tmp_path: Path) -> None:
+    (tmp_path / lease.FILE).write_text(json.dumps(LEASE))
+    assert present(tmp_path).who == "process 7 on elsewhere"
+    (tmp_path / lease.FILE).write_text(
+        json.dumps(LEASE | {"reason": "a\x1b[2Jb", "progress": [1, 2, "images", "\x07"]})
+    )
+    assert (present(tmp_path).reason, present(tmp_path).progress) == ("a [2Jb", Progress(1, 2, "images", " "))
+
+
+def test_a_lease_that_must_not_be_read_is_somebodys() -> None:
+    """As an ordinary user, for whom the file is forbidden; root becomes one in another process."""
+    results = FORK.Queue()
+
+    def other(folder: Path) -> None:
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            lease.take(folder, RUN, heartbeat=BEAT)
+        except BusyError as error:
+            results.put(str(error))
+
+    with tempfile.TemporaryDirectory() as folder:  # an ordinary user cannot enter `tmp_path`
+        Path(folder).chmod(0o777)
+        with lease.take(Path(folder), RUN, heartbeat=1000.0):
+            (Path(folder) / lease.LOCK).chmod(0o666)
+            (Path(folder) / lease.FILE).chmod(0)
+            process = FORK.Process(target=other, args=(Path(folder),))
+            process.start()
+            assert "lease.json cannot be read: Permission denied" in results.get(timeout=60)
+            process.join()
+
+
+def test_the_lease_of_another_run_is_none_of_this_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a copy of a run's folder: its owner lives, but executes another run."""
+    with lease.take(tmp_path / "a", "a" * 12, heartbeat=1000.0):
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        assert lease.read(tmp_path / "b", RUN) is None
+        assert lease.read(tmp_path / "b", RUN) is None
+        assert caplog.text.count("is the lease of run aaaaaaaaaaaa, not of 0123456789ab") == 1
+        lease.take(tmp_path / "b", RUN, heartbeat=BEAT)
+
+
+def exhausted() -> list[int]:
+    """Open files until the system refuses more; the caller lowers the limit before."""
+    found = []
+    with contextlib.suppress(OSError):
+        while True:
+            found.append(os.open(os.devnull, os.O_RDONLY))
+    return found
+
+
+def own_without_descriptors(folder: Path, results: Any) -> None:
+    """Own a run while this process cannot open any file, for some and for too many heartbeats."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+    lost: list[str] = []
+    with lease.take(folder, RUN, heartbeat=BEAT, lost=lambda: lost.append("lost")) as held:
+        files = exhausted()
+        held.check()
+        for _ in range(600):  # until the owner does not know any more
+            try:
+                held.check()
+            except OSError as error:
+                problem = str(error)
+                break
+            threading.Event().wait(0.01)
+        with contextlib.suppress(OSError), held.guard():
+            problem = "guarded without a lock"
+        for each in files:
+            os.close(each)
+        held.check()
+        with held.guard():
+            results.put((problem, lost))
+        held.finished()
+
+
+def test_an_owner_without_free_descriptors_keeps_its_run_and_says_when_it_does_not_know(
+    tmp_path: Path,
+) -> None:
+    results = FORK.Queue()
+    process = FORK.Process(target=own_without_descriptors, args=(tmp_path, results))
+    process.start()
+    problem, lost = results.get(timeout=60)
+    process.join()
+    assert f"the lease of run {RUN} cannot be read (OSError: [Errno 24] Too many open files" in problem
+    assert lost == []
+    assert present(tmp_path).state == "finished"
+
+
+def test_a_run_that_was_freed_by_hand_is_lost_to_its_owner(tmp_path: Path) -> None:
+    lost = threading.Event()
+    with contextlib.suppress(LostError), lease.take(tmp_path, RUN, heartbeat=BEAT, lost=lost.set) as held:
+        seen = lease.mark(tmp_path)
+        wait(lambda: lease.mark(tmp_path) != seen)
+        assert not lease.free(tmp_path, RUN, seen), "the owner has sent a heartbeat since"
+        wait(lambda: lease.free(tmp_path, RUN, lease.mark(tmp_path)))
+        assert lost.wait(60)
+        for write in (held.check, held.guard().__enter__):
+            with pytest.raises(
+                LostError, match=f"{RUN} was taken from this process: freed by hand, from process"
+            ):
+                write()
+        raise LostError
+    assert (present(tmp_path).state, present(tmp_path).alive) == ("interrupted", False)
+    lease.take(tmp_path, RUN, heartbeat=BEAT)
+
+
+def test_a_heartbeat_in_the_future_keeps_a_run_and_is_doubtful(tmp_path: Path) -> None:
+    (tmp_path / lease.FILE).write_text(json.dumps(LEASE))
+    change(tmp_path, age=-3 * 3600.0)
+    assert present(tmp_path).alive
+    with pytest.raises(
+        BusyError,
+        match=r"process 7 on elsewhere \(its last heartbeat lies 3 h in the future; .*`invoke unlock 012",
+    ):
+        lease.take(tmp_path, RUN, heartbeat=BEAT)
+    change(tmp_path, age=-5.0)
+    assert present(tmp_path).doubt == "", "clocks differ by seconds"
 
 
 def test_the_place_of_runs_has_one_name_whoever_asks_first(tmp_path: Path) -> None:
@@ -252,6 +461,21 @@ def test_the_place_of_runs_has_one_name_whoever_asks_first(tmp_path: Path) -> No
     assert found == {lease.place(tmp_path / "runs")}
     assert found != {lease.place(tmp_path / "others")}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [lease.PLACE]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 32, b"0" * 31])
+def test_a_folder_whose_name_is_damaged_says_so(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / lease.PLACE).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"\.place does not contain the 32 hexadecimal digits .*: delete it\.$"
+    ):
+        lease.place(tmp_path)
+    (tmp_path / lease.PLACE).unlink()
+    os.mkfifo(tmp_path / lease.PLACE)
+    with pytest.raises(
+        ValueError, match=r"\.place, the name of this folder, cannot be read \(Not a regular file"
+    ):
+        lease.place(tmp_path)
 
 
 def test_the_job_of_a_process_is_named_as_squeue_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

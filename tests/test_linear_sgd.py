@@ -457,7 +457,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_numbers(
     assert struck(protocol, tmp_path, 0, lambda: None, parts) == found
     assert str(parts.logged) == str(whole.logged)  # compared as text, because NaN does not equal itself
     assert parts.tags == whole.tags
-    checkpoint.discard(tmp_path)
+    checkpoint.discard(tmp_path, "")
     assert not list(tmp_path.iterdir())
 
 
@@ -471,7 +471,7 @@ def test_what_is_killed_goes_on_from_its_newest_checkpoint(
     monkeypatch.setattr(keeper, "EVERY", 0.0)
     with pytest.raises(ZeroDivisionError):
         struck(SWEEP, tmp_path, 6, lambda: 1 / 0, Notes())
-    assert checkpoint.newest(tmp_path) == 5 / 4
+    assert checkpoint.newest(tmp_path, "") == 5 / 4
     assert struck(SWEEP, tmp_path, 0, lambda: None, Notes()) == found
 
 

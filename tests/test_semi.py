@@ -352,7 +352,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(
     for stop_at in (2, 1, 2):
         with pytest.raises(Interrupted, match="a test"):
             struck(protocol, tmp_path, stop_at, lambda: interrupt.ask("a test"), parts)
-    assert checkpoint.newest(tmp_path) == pytest.approx(5 / 3)
+    assert checkpoint.newest(tmp_path, "") == pytest.approx(5 / 3)
     assert struck(protocol, tmp_path, 0, lambda: None, parts) == found
     assert parts.logged == whole.logged
     assert parts.tags == whole.tags
@@ -372,9 +372,9 @@ def test_the_best_training_and_the_lost_ones_are_kept_too(
         struck(protocol, tmp_path, 15, lambda: 1 / 0, parts)
     assert struck(protocol, tmp_path, 0, lambda: None, parts) == found
     assert parts.logged == whole.logged
-    state = checkpoint.latest(tmp_path)
+    state = checkpoint.latest(tmp_path, "")
     assert state is not None
-    checkpoint.save(tmp_path, state | {"lost": ["epochs 1"]}, 7)
+    checkpoint.save(tmp_path, "", state | {"lost": ["epochs 1"]}, 7)
     struck(protocol, tmp_path, 0, lambda: None, parts)
     assert parts.tags["diverged"] == "epochs 1"
 

@@ -203,7 +203,7 @@ class LoginNode(Home):
         return len((self.folder / "asked").read_text().splitlines())
 
     def lease(self, spec_id: str) -> leases.Lease | None:
-        return leases.read(self.runs / spec_id)
+        return leases.read(self.runs / spec_id, spec_id)
 
     def running(self, spec_id: str) -> bool:
         """Return whether a run trains or evaluates right now."""

@@ -253,7 +253,7 @@ def test_who_has_lost_the_lease_writes_nothing_more(how: str, site: Site) -> Non
             lose(site, found, how, before)
         rewrite_lease(site, token=found.token)
     assert snapshot(site) == before
-    assert not Journal(site.runs / PRETRAIN.id).read()
+    assert not Journal(site.runs / PRETRAIN.id, PRETRAIN.id).read()
 
 
 def test_a_run_with_a_lease_is_finished_under_it(site: Site) -> None:
@@ -344,10 +344,10 @@ def send_and_be_killed(site: Site) -> None:
 
 def test_what_is_sent_again_after_a_kill_is_there_once(site: Site) -> None:
     assert ended(send_and_be_killed, site) == -signal.SIGKILL
-    assert len(Journal(site.runs / PRETRAIN.id).read().points) > 0
+    assert len(Journal(site.runs / PRETRAIN.id, PRETRAIN.id).read().points) > 0
     before = len(measured(site.runs, "rank"))
     with Store(site).start(PRETRAIN, scale="smoke") as run:
-        assert not Journal(site.runs / PRETRAIN.id).read()
+        assert not Journal(site.runs / PRETRAIN.id, PRETRAIN.id).read()
         assert len(measured(site.runs, "rank")) == before
         run.log(600, {"loss": 0.5})
         run.finish({})
@@ -381,7 +381,7 @@ def test_a_full_disk_of_the_store_stops_the_run_and_loses_nothing(site: Site) ->
     assert len(message.splitlines()) == 1
     found, row = status(site)
     assert (found, row.state) in (("RUNNING", "interrupted"), ("FAILED", "failed"))
-    waiting = {point.step for point in Journal(site.runs / PRETRAIN.id).read().points}
+    waiting = {point.step for point in Journal(site.runs / PRETRAIN.id, PRETRAIN.id).read().points}
     assert waiting >= set(range(step - 49, step + 1))
     assert ask(site.runs, "PRAGMA integrity_check") == [("ok",)]
     with Store(site).start(PRETRAIN, scale="smoke") as run:

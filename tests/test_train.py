@@ -39,11 +39,15 @@ class Notes:
         self.tags |= values
 
 
-def train(site: Site, epochs: int = 1) -> Notes:
+def settings(epochs: int = 1) -> Pretrain:
     spec = Request(table="table8", rows="BYOL", changes=(f"epochs={epochs}", *CHANGES)).specs()[0]
     assert isinstance(spec, Pretrain)
+    return spec
+
+
+def train(site: Site, epochs: int = 1) -> Notes:
     notes = Notes()
-    pretrain(spec, site, site.runs / "run", torch.device("cpu"), notes, lambda progress: None)
+    pretrain(settings(epochs), site, site.runs / "run", torch.device("cpu"), notes, lambda progress: None)
     return notes
 
 
@@ -51,9 +55,9 @@ def test_a_run_that_goes_on_at_another_commit_says_so(tmp_path: Path) -> None:
     site = Site(runs=tmp_path)
     first = train(site)
     assert (first.steps, "resumed_from_commit" in first.tags) == ([2], False)
-    state = checkpoint.latest(site.runs / "run")
+    state = checkpoint.latest(site.runs / "run", settings().id)
     assert state is not None
-    checkpoint.save(site.runs / "run", state | {"commit": "0123abcd"}, state["epoch"])
+    checkpoint.save(site.runs / "run", settings().id, state | {"commit": "0123abcd"}, state["epoch"])
     again = train(site)
     assert again.steps == []
     assert again.tags["resumed_from_commit"] == "0123abcd"
@@ -79,7 +83,9 @@ def test_checkpoints_are_as_far_apart_as_the_site_says_and_the_last_epoch_has_on
     monkeypatch.setattr(
         checkpoint,
         "save",
-        lambda folder, state, epoch, **place: written.append(epoch) or save(folder, state, epoch),
+        lambda folder, spec_id, state, epoch, **place: (
+            written.append(epoch) or save(folder, spec_id, state, epoch)
+        ),
     )
     train(Site(runs=tmp_path, checkpoint_every=2), epochs=5)
     assert written == [2, 4, 5]

@@ -13,6 +13,7 @@ Imports point down this page.
     data.py       every byte of the data sets, compared with what was recorded
     gc.py         files and records that nothing refers to
     redo.py       finished runs that are to be executed again
+    unlock.py     frees a run whose owner is gone
     archive.py    export and import
     deviations.py the page of deviations from the paper
     disk.py       the disk that runs need

@@ -353,7 +353,7 @@ def _attached(lease: Lease) -> str:
 def _checkpoint(spec: Spec, folder: Path) -> tuple[str, float] | None:
     """Return the newest checkpoint in words and the fraction of work that remains; None if there is none."""
     total = _length(spec)
-    done = min(checkpoint.newest(folder), total)
+    done = min(checkpoint.newest(folder, spec.id), total)
     if not done:
         return None
     unit = "iteration" if isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection) else "epoch"

@@ -146,6 +146,7 @@ def find(site: Site, store: Store, older_than: float | None = None) -> Found:
     if not site.runs.is_dir():
         return Found(items=(), notes=(f"The folder {site.runs} does not exist.",))
     runs = _known(site, store)
+    runs.notes += [f"kept  runs/{spec_id}: {each.who}" for spec_id, each in Claims(site).doubtful().items()]
     unwanted = _unwanted(runs, store)
     items = [
         *(_run(runs, spec_id, store) for spec_id in unwanted if spec_id in runs.folders),
@@ -236,7 +237,7 @@ def _may_be_leftover(runs: _Runs, spec_id: str) -> bool:
     if folder is None:
         # The record of another machine's run is kept: its checkpoints cannot be seen from here.
         return all(record.host == lease.this_host() for record in runs.unfinished[spec_id])
-    held = lease.read(folder)
+    held = lease.read(folder, spec_id)
     if (held and held.state == "finished") or (spec_id not in runs.unfinished and (folder / FILE).exists()):
         runs.notes.append(
             f"kept  {_name(folder, runs.site)}: this tracking store has no record of it, but another may "
@@ -485,6 +486,8 @@ def _ours(folder: Path) -> bool:
 
 def _encoder_digest(folder: Path) -> str:
     """Return the digest of the encoder in a run's folder, or "" if there is none."""
+    if not (folder / FILE).is_file():
+        return ""
     try:
         with (folder / FILE).open("rb") as file:
             return checkpoint.metadata(file).get(checkpoint.DIGEST, "")

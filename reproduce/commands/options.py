@@ -356,6 +356,16 @@ class GcOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnlockOptions:
+    """Options of `invoke unlock`."""
+
+    run: str
+    """Id of a run, or its beginning."""
+    force: bool = False
+    """Free the run even if its owner seems to be alive; that process stops before it writes again."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """Options of `invoke export`."""
 

@@ -23,9 +23,9 @@ from reproduce.detection import record, stream
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
-from reproduce.runs import interrupt
+from reproduce.runs import checkpoint, interrupt
 from reproduce.runs.checkpoint import FINISHED, LAST
-from reproduce.runs.files import synchronise, write_atomic
+from reproduce.runs.files import write_atomic
 from reproduce.runs.progress import Progress, Watch
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def train(
     workers: int,
     watch: Watch,
 ) -> None:
-    """Train the model in place, resuming from the newest checkpoint in `folder` if there is one.
+    """Train the model in place, resuming from the run's newest checkpoint in `folder` if there is one.
 
     The training ends with precise BatchNorm statistics.
 
@@ -75,12 +75,13 @@ def train(
     loader = _loaders(protocol, cfg, images, seed=seed, workers=workers)
     trainer.register_hooks(_hooks(trainer, build_lr_scheduler(cfg, optimizer), protocol, seed, watch))
     first = 0
-    if checkpointer.has_checkpoint():
-        checkpointer.resume_or_load("")
+    newest = _newest(folder, watch.spec_id)
+    if newest is not None:
+        checkpointer.load(str(newest))
         first = trainer.iter + 1
     else:
         prepare(checkpointer)
-    if checkpointer.get_checkpoint_file().endswith(FINISHED):  # the run was killed during its test
+    if newest is not None and newest.name == FINISHED:  # the run was killed during its test
         return
     if first < iterations:
         with contextlib.closing(loader(first)) as shown:
@@ -318,10 +319,23 @@ class _SameImages:
             )
 
 
-def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
-    """Return Detectron2's checkpointer with two changes.
+def _newest(folder: Path, spec_id: str) -> Path | None:
+    """Return the run's newest intact checkpoint in `folder`, or None if there is none.
 
-    It keeps the two newest files only, and the file that names the newest one is written atomically.
+    The file that LAST names comes first, then the others, because a crash may have damaged the newest. Every
+    process reads the same files and returns the same path.
+    """
+    last = folder / LAST
+    named = [folder / last.read_text(errors="replace").strip()] if last.is_file() else []
+    others = sorted(folder.glob("model_*.pth"), reverse=True)
+    return next((path for path in [*named, *others] if checkpoint.usable(path, spec_id)), None)
+
+
+def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
+    """Return Detectron2's checkpointer with three changes.
+
+    Each file is sealed with the id of the run, only the two newest of the run are kept, and the file that
+    names the newest one is written atomically.
     """
     from detectron2.checkpoint import DetectionCheckpointer
 
@@ -329,22 +343,23 @@ def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
         incompatible: Any = None
         """Names of tensors that did not fit, after `load`."""
 
-        def _load_model(self, checkpoint: Any) -> Any:
-            self.incompatible = super()._load_model(checkpoint)
+        def _load_model(self, content: Any) -> Any:
+            self.incompatible = super()._load_model(content)
             return self.incompatible
 
         def save(self, name: str, **extra: Any) -> None:
             watch.hold()
             watch.record.flush()  # a resumed run does not repeat the measurements before its checkpoint
+            checkpoint.move_foreign(folder / f"{name}.pth", watch.spec_id)
             super().save(name, **extra)
 
         def tag_last_checkpoint(self, name: str) -> None:
             last = folder / LAST
-            before = last.read_text().strip() if last.exists() else ""
-            synchronise(folder / name)
+            before = last.read_text(errors="replace").strip() if last.is_file() else ""
+            checkpoint.seal(folder / name, watch.spec_id)
             write_atomic(last, name, durable=True)
             for old in folder.glob("model_*.pth"):
-                if old.name not in (before, name):
+                if old.name not in (before, name) and checkpoint.owner(old) in (watch.spec_id, None):
                     old.unlink(missing_ok=True)
 
     return Checkpointer(model, str(folder), **parts)

@@ -17,7 +17,6 @@ same runs before that, its jobs end at once if their run has an owner or is fini
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -41,6 +40,7 @@ from reproduce.runs.files import write_atomic
 from reproduce.runs.lease import Lease
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Pretrain
+from reproduce.worker import digest_of_list
 
 FOLDER = "slurm"
 """Subfolder of the folder of runs with the lists, scripts and logs of jobs."""
@@ -202,7 +202,7 @@ class _Launch:
         # If a process outside Slurm was faster, the job will notice and end.
         with contextlib.suppress(leases.BusyError):
             leases.queue(folder, job.spec.id, job=name, heartbeat=self._site.heartbeat)
-        lease = leases.read(folder)
+        lease = leases.read(folder, job.spec.id)
         assert lease is not None
         # As queued, so that the start of a job that runs already is an event too.
         self._follow(job, replace(lease, state="queued", progress=None))
@@ -310,7 +310,7 @@ def _folder(jobs: Sequence[Job], site: Site) -> Path:
 
     Its name is a digest of the list, so a list never changes while a job may read it.
     """
-    return site.runs.absolute() / FOLDER / hashlib.sha256(_list(jobs).encode()).hexdigest()[:12]
+    return site.runs.absolute() / FOLDER / digest_of_list(_list(jobs))
 
 
 def _script(jobs: Sequence[Job], after: Sequence[str], site: Site) -> str:
@@ -428,7 +428,7 @@ def _sbatch(jobs: Sequence[Job], after: Sequence[str], site: Site, *, taken: Seq
     """
     folder = _folder(jobs, site)
     for name, text in (("jobs.jsonl", _list(jobs)), ("script.sh", _script(jobs, after, site))):
-        write_atomic(folder / name, text)
+        write_atomic(folder / name, text, durable=True)  # jobs outlive a crash of this machine
     command = ["sbatch", "--parsable", "--export=ALL", str(folder / "script.sh")]
     # Inside an allocation, sbatch would read Slurm's own variables as options of each job. SLURM_CONF locates
     # Slurm.

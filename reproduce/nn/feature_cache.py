@@ -207,10 +207,12 @@ def encoder_of(path: Path) -> str:
 
     Empty if the file does not contain it or no longer exists.
     """
+    if not path.is_file():
+        return ""
     try:
         with path.open("rb") as file:
             return str(json.loads(checkpoint.metadata(file)[CONTENT])["encoder"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

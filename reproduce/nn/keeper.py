@@ -33,7 +33,9 @@ class Keeper:
     """
 
     def __init__(self, watch: Watch, about: Mapping[str, str]) -> None:
-        """Find the newest checkpoint in the folder of `watch`; without a folder, none is kept.
+        """Find the run's newest checkpoint in the folder of `watch`; without a folder, none is kept.
+
+        Checkpoints of other runs are skipped.
 
         Args:
             about: digests of everything that the training depends on, by name. Only rank 0's count.
@@ -43,7 +45,7 @@ class Keeper:
         """
         self._watch, self._about = watch, {**watch.about, **about}
         self._last, self._stop = time.monotonic(), ""
-        self.saved = checkpoint.latest(watch.folder) if watch.folder is not None else None
+        self.saved = checkpoint.latest(watch.folder, watch.spec_id) if watch.folder is not None else None
         """State of the newest checkpoint. None if there is none."""
         if self.saved is not None and distributed.main_process():
             before = {**watch.about, **self.saved.get("about", {})}  # older ones lack what `watch` knows
@@ -90,7 +92,8 @@ class Keeper:
             self._watch.hold()
             self._watch.record.flush()  # a run that resumes from here does not repeat earlier measurements
             done = (epoch, step) if step < steps else (epoch + 1, 0)
-            checkpoint.save(folder, {**state, "about": self._about}, done[0], step=done[1], steps=steps)
+            kept = {**state, "about": self._about}
+            checkpoint.save(folder, self._watch.spec_id, kept, done[0], step=done[1], steps=steps)
         self._last = time.monotonic()
         if self._stop:
             # The other ranks wait for the file: torchrun ends all processes as soon as one has ended.

@@ -1,14 +1,15 @@
 """Training checkpoints and encoders: files that survive a crash and are checked when they are read.
 
-    save(folder, state, epoch)                # epoch-00003.pt; keeps the two newest
-    save(folder, state, 3, step=7, steps=20)  # epoch-00003-step-000007-of-000020.pt: 7 of 20 steps done
-    latest(folder)                            # the newest intact state, or None
-    save_encoder(path, tensors, spec_id=...)  # safetensors that name the run that trained them
+    save(folder, spec_id, state, epoch)                # epoch-00003.pt; keeps the two newest of the run
+    save(folder, spec_id, state, 3, step=7, steps=20)  # epoch-00003-step-000007-of-000020.pt: 7 of 20 steps
+    latest(folder, spec_id)                            # the run's newest intact state, or None
+    save_encoder(path, tensors, spec_id=...)           # safetensors that name the run that trained them
     load_encoder(path, spec_id=...)
 
 Each file is written under a temporary name, synchronised and then renamed, so a kill or a full disk leaves
-the previous file intact. A checkpoint is the output of `torch.save` followed by the 32 bytes of its SHA-256;
-`torch.load` can read it too.
+the previous file intact. A checkpoint is the output of `torch.save` followed by a seal: the id of its run and
+a SHA-256 of both. `torch.load` can read it too. A file that names another run is never continued, replaced or
+deleted; one without a seal, as older versions wrote it, is not continued either.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError, NotFoundError, first_line
-from reproduce.runs.files import write_atomic
+from reproduce.runs.files import read_regular, synchronise, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DIGEST_BYTES = 32
+MARK, ID_BYTES, DIGEST_BYTES = b"msbreg\x001", 24, 32
+"""First bytes of a seal; the number of bytes of the id after them, and of the digest after that."""
+SEAL = len(MARK) + ID_BYTES + DIGEST_BYTES
+"""Number of bytes of a seal."""
 SPEC, DIGEST = "spec_id", "sha256"
 """Keys of an encoder file's metadata."""
 LARGEST_HEADER = 100_000_000
@@ -39,21 +44,31 @@ LARGEST_HEADER = 100_000_000
 DETECTRON2, LAST, FINISHED = "detectron2", "last_checkpoint", "model_final.pth"
 """Subfolder with Detectron2's own checkpoints; the file in it that names the newest; the name of the newest
 when training is complete (fvcore/common/checkpoint.py)."""
+LONGEST_NAME = 1000
+"""Maximum number of bytes in the file that names Detectron2's newest checkpoint."""
 
-NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+)-of-(\d+))?")
+NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+)-of-(\d*[1-9]\d*))?")
 """Stem of a checkpoint's file name: finished epochs, then finished steps of the current epoch."""
 
 logger = logging.getLogger(__name__)
 
 
 def save(
-    folder: Path, state: Mapping[str, Any], epoch: int, *, step: int = 0, steps: int = 0, keep: int = 2
+    folder: Path,
+    spec_id: str,
+    state: Mapping[str, Any],
+    epoch: int,
+    *,
+    step: int = 0,
+    steps: int = 0,
+    keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of `epoch` and delete all but the `keep` newest.
+    """Write the checkpoint of `epoch` and delete all but the `keep` newest of the run.
 
-    Half-written files of killed processes are deleted too.
+    Half-written files of killed processes are deleted too. Files of other runs stay.
 
     Args:
+        spec_id: id of the run.
         state: dicts, lists, tuples, tensors, numbers, strings and None, nested in any way.
         epoch: number of finished epochs.
         step: number of finished steps of the next epoch, out of `steps`; 0 between two epochs.
@@ -70,64 +85,110 @@ def save(
     path = _path(folder, epoch, step, steps)
     for leftover in folder.glob(".epoch-*.tmp"):
         leftover.unlink(missing_ok=True)
-    write_atomic(path, content, hashlib.sha256(content).digest(), durable=True)
-    for old in _newest_first(folder)[keep:]:
-        old.unlink(missing_ok=True)
+    move_foreign(path, spec_id)
+    write_atomic(path, content, _seal(hashlib.sha256(content), spec_id), durable=True)
+    newest = _newest_first(folder, spec_id)[:keep]
+    for old in _newest_first(folder):
+        if old not in newest and owner(old) in (spec_id, None):
+            old.unlink(missing_ok=True)
     return path
 
 
-def latest(folder: Path, device: str = "cpu") -> dict[str, Any] | None:
-    """Return the newest intact state in `folder`, or None if there is none.
+def latest(folder: Path, spec_id: str, device: str = "cpu") -> dict[str, Any] | None:
+    """Return the run's newest intact state in `folder`, or None if there is none.
 
-    A broken file is skipped with a warning.
+    A broken file, a file of another run and one that names no run are skipped with a warning.
 
     Args:
         device: device for the tensors.
     """
     for path in _newest_first(folder):
         content = memoryview(path.read_bytes())
-        payload, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-        if hashlib.sha256(payload).digest() == digest:
-            return dict(torch.load(io.BytesIO(payload), map_location=device, weights_only=True))
-        logger.warning(
-            "Checkpoint %s is broken (%d bytes, wrong digest); using the previous one.", path, len(content)
-        )
+        if (problem := _problem(content, spec_id)) is None:
+            payload = io.BytesIO(content[:-SEAL])
+            return dict(torch.load(payload, map_location=device, weights_only=True))
+        logger.warning("Checkpoint %s %s: it is not used.", path, problem)
     return None
 
 
-def newest(folder: Path) -> float:
-    """Return the number of epochs in the newest checkpoint of `folder`, or 0 if there is none.
+def newest(folder: Path, spec_id: str) -> float:
+    """Return the number of epochs in the run's newest checkpoint in `folder`, or 0 if there is none.
 
-    The number is taken from the file's name; the file is not read. For a detector it counts iterations, and
+    The number is taken from the file's name; only the seal is read. For a detector it counts iterations, and
     infinity means that training is complete.
     """
-    return max(_by_epochs(folder), default=_of_detectron2(folder / DETECTRON2 / LAST))
+    own = (epochs for epochs, path in _by_epochs(folder) if owner(path) == spec_id)
+    return max(own, default=_of_detectron2(folder / DETECTRON2, spec_id))
 
 
-def discard(folder: Path) -> None:
-    """Delete the checkpoints in `folder`, whose run is finished and recorded."""
+def seal(path: Path, spec_id: str) -> None:
+    """Append the seal of a run to a checkpoint that another library wrote, and synchronise the file.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    total = hashlib.sha256()
+    with path.open("r+b") as file:
+        while part := file.read(2**24):
+            total.update(part)
+        file.write(_seal(total, spec_id))
+    synchronise(path)
+
+
+def usable(path: Path, spec_id: str) -> bool:
+    """Return whether `path` is an intact checkpoint of the run; log a warning if it exists and is not."""
+    if not path.is_file():
+        return False
+    if problem := _problem(memoryview(path.read_bytes()), spec_id):
+        logger.warning("Checkpoint %s %s: it is not used.", path, problem)
+    return not problem
+
+
+def owner(path: Path) -> str | None:
+    """Return the id of the run that a checkpoint names; None if it has no seal or does not exist."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - SEAL))
+        return _named(file.read(SEAL))
+
+
+def move_foreign(path: Path, spec_id: str) -> None:
+    """Rename the checkpoint at `path` if it is another run's, so that it is not overwritten."""
+    if (other := owner(path)) not in (None, spec_id):
+        path.replace(path.with_name(f"{path.name}.of-{other}"))
+
+
+def discard(folder: Path, spec_id: str) -> None:
+    """Delete the checkpoints of a run that is finished and recorded; files of other runs stay."""
     for path in leftovers(folder):
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+            if all(owner(each) in (spec_id, None) for each in path.glob("*.pth*")):
+                shutil.rmtree(path, ignore_errors=True)
+        elif owner(path) in (spec_id, None):
             path.unlink(missing_ok=True)
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the files and folders that `discard` deletes."""
-    return [*_newest_first(folder), *([folder / DETECTRON2] if (folder / DETECTRON2).is_dir() else [])]
+    """Return the checkpoints in `folder`, of any run: files, and the subfolder of Detectron2."""
+    moved = sorted(folder.glob("epoch-*.pt.of-*"))
+    return [
+        *_newest_first(folder),
+        *moved,
+        *([folder / DETECTRON2] if (folder / DETECTRON2).is_dir() else []),
+    ]
 
 
 def save_encoder(path: Path, tensors: Mapping[str, Tensor], *, spec_id: str) -> Path:
     """Write an encoder's tensors as safetensors, with a digest and the id of the run that trained it.
 
+    The same tensors give the same bytes, in any order and in any process.
+
     Raises:
         OSError: the file cannot be written; a previous encoder is intact.
     """
-    from safetensors.torch import save as serialise
-
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write_atomic(path, serialise(owned, metadata={SPEC: spec_id, DIGEST: digest(owned)}), durable=True)
+    return write_atomic(path, *_serialised(owned, {SPEC: spec_id, DIGEST: digest(owned)}), durable=True)
 
 
 def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
@@ -155,7 +216,8 @@ def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
         ) from None
     if metadata.get(SPEC) != spec_id:
         raise InvalidError(
-            f"Encoder {path} is from run {metadata.get(SPEC, 'unknown')}, but run {spec_id}'s is expected."
+            f"Encoder {path} is from run {metadata.get(SPEC, 'unknown')}, but run {spec_id}'s is expected: "
+            "move it away."
         )
     if metadata.get(DIGEST) != digest(tensors):
         raise InvalidError(
@@ -232,34 +294,77 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _of_detectron2(last: Path) -> float:
-    """Return the number of iterations in the checkpoint that `last` names, or 0 if there is none."""
+def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Yield a safetensors file in parts, with a header in sorted order.
+
+    The library itself sorts the tensors, but writes the metadata in an order that differs in each process.
+    """
+    from safetensors.torch import save as serialise
+
+    content = serialise(dict(tensors), metadata=dict(about))
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the numbers begin at a multiple of 8 bytes
+    yield len(header).to_bytes(8, "little") + header
+    yield memoryview(content)[8 + size :]
+
+
+def _seal(payload: Any, spec_id: str) -> bytes:
+    """Return the seal of a checkpoint.
+
+    Args:
+        payload: SHA-256 object of everything before the seal; it is changed.
+    """
+    name = spec_id.encode().ljust(ID_BYTES, b"\0")
+    assert len(name) == ID_BYTES, f"The id {spec_id} is too long."
+    payload.update(MARK + name)
+    return MARK + name + bytes(payload.digest())
+
+
+def _named(seal: bytes | memoryview) -> str | None:
+    """Return the id in a seal; None if these bytes are not a seal."""
+    if len(seal) != SEAL or bytes(seal[: len(MARK)]) != MARK:
+        return None
+    return bytes(seal[len(MARK) : -DIGEST_BYTES]).rstrip(b"\0").decode(errors="replace")
+
+
+def _problem(content: memoryview, spec_id: str) -> str | None:
+    """Return in words why a checkpoint with this content cannot be continued by a run, or None if it can."""
+    payload, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != digest:
+        return f"is broken ({len(content)} bytes, wrong digest)"
+    other = _named(content[-SEAL:])
+    if other is None:
+        return "names no run, as an older version wrote it"
+    return None if other == spec_id else f"is run {other}'s, not run {spec_id}'s"
+
+
+def _of_detectron2(folder: Path, spec_id: str) -> float:
+    """Return the number of iterations in the checkpoint that LAST names, or 0 if it is not the run's."""
     try:
-        name = last.read_text(encoding="utf-8", errors="replace").strip()
-    except FileNotFoundError:  # not started yet, or finished and recorded just now
+        name = read_regular(folder / LAST, LONGEST_NAME)[0].decode(errors="replace").strip()
+    except OSError:  # not started yet, or finished and recorded just now
         return 0.0
-    if name == FINISHED:
-        return math.inf
     numbered = re.fullmatch(r"model_(\d{7,})\.pth", name)
-    return int(numbered[1]) + 1.0 if numbered else 0.0
+    if not (numbered or name == FINISHED) or owner(folder / name) != spec_id:
+        return 0.0
+    return int(numbered[1]) + 1.0 if numbered else math.inf
 
 
 def _path(folder: Path, epoch: int, step: int, steps: int) -> Path:
     return folder / f"epoch-{epoch:05d}{f'-step-{step:06d}-of-{steps:06d}' if step else ''}.pt"
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, the most advanced first."""
-    found = _by_epochs(folder)
-    return [found[epochs] for epochs in sorted(found, reverse=True)]
+def _newest_first(folder: Path, spec_id: str | None = None) -> list[Path]:
+    """Return the checkpoints in `folder`, the most advanced first; with `spec_id`, only those of the run."""
+    return [path for _, path in sorted(_by_epochs(folder), reverse=True) if spec_id in (None, owner(path))]
 
 
-def _by_epochs(folder: Path) -> dict[float, Path]:
-    """Map numbers of finished epochs to the checkpoints in `folder`; of two equal ones, either is used."""
-    found = ((NAME.fullmatch(path.stem), path) for path in folder.glob("epoch-*.pt"))
-    return {
-        int(name[1]) + (int(name[2]) / int(name[3]) if name[2] else 0.0): path for name, path in found if name
-    }
+def _by_epochs(folder: Path) -> Iterator[tuple[float, Path]]:
+    """Yield the number of finished epochs and the path of each checkpoint in `folder`, of any run."""
+    for path in folder.glob("epoch-*.pt"):
+        if (name := NAME.fullmatch(path.stem)) and path.is_file():
+            yield int(name[1]) + (int(name[2]) / int(name[3]) if name[2] else 0.0), path
 
 
 def _check(value: object, where: str) -> None:

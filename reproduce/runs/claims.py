@@ -5,11 +5,13 @@
         claims.follow(spec_id, lease)
     for event in claims.poll(): ...                      # progress, finished, failed or freed
 
-A run is freed when its owner is gone; the caller may then execute it.
+A run is freed when its owner is gone; the caller may then execute it. A run fails if its lease stays
+unreadable, because nothing shows when it ends.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -21,6 +23,8 @@ from reproduce.site import Site
 
 POLL = 1.0
 """Seconds between two reads of the leases."""
+UNREADABLE = 30.0
+"""Seconds after which a run whose lease cannot be read is no longer followed."""
 
 
 class Claims:
@@ -30,6 +34,7 @@ class Claims:
         self._site = site
         self._followed: dict[str, Lease] = {}
         self._queue = _Queue(site)
+        self._unreadable_since: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._followed)
@@ -39,26 +44,27 @@ class Claims:
 
     def leases(self, ids: Iterable[str]) -> dict[str, Lease]:
         """Return the leases of the runs that a process or a scheduler's job executes or will execute."""
-        found = {spec_id: lease for spec_id in ids if (lease := leases.read(self._site.runs / spec_id))}
+        found = {spec_id: lease for spec_id in ids if (lease := self._read(spec_id))}
         self._queue.look((lease.job for lease in found.values()), at_once=True)
         return {spec_id: lease for spec_id, lease in found.items() if self._owned(lease)}
 
     def queued(self) -> dict[str, Lease]:
         """Return the leases of the runs that wait in a scheduler's queue to start or resume, by run id."""
-        folders = sorted(self._site.runs.glob(f"*/{leases.FILE}"))
-        claimed = self.leases(file.parent.name for file in folders)
         return {
             spec_id: lease
-            for spec_id, lease in claimed.items()
-            if lease.state != "running" or not lease.alive
+            for spec_id, lease in self._all().items()
+            if lease.state == "queued" or (lease.job and not lease.alive)
         }
+
+    def doubtful(self) -> dict[str, Lease]:
+        """Return the leases that keep a run although its owner may be gone, by run id; see `Lease.doubt`."""
+        return {spec_id: lease for spec_id, lease in self._all().items() if lease.doubt}
 
     def release(self, spec_id: str) -> None:
         """Free a run whose queued job has left the queue; the lease would keep other processes away."""
-        folder = self._site.runs / spec_id
-        found = leases.read(folder)
+        found = self._read(spec_id)
         if found and found.state == "queued" and not self._owned(found):
-            leases.drop(folder, found.job)
+            leases.drop(self._site.runs / spec_id, spec_id, found.job)
 
     def follow(self, spec_id: str, lease: Lease) -> dict[str, Any]:
         """Start to follow a run, and return the event that announces it."""
@@ -72,7 +78,13 @@ class Claims:
         """
         self._queue.look((lease.job for lease in self._followed.values()), at_once=True)
         for spec_id, before in list(self._followed.items()):
-            now = leases.read(self._site.runs / spec_id)
+            now = self._read(spec_id)
+            if now and self._unreadable_for_long(now):
+                del self._followed[spec_id]
+                yield {"event": "failed", "id": spec_id, "reason": f"it may be executed by {now.who}"}
+                continue
+            if now and now.state == "unreadable":
+                continue
             if now and self._owned(now):
                 self._followed[spec_id] = now
                 if now.state == "running" and before.state != "running":
@@ -87,13 +99,29 @@ class Claims:
                 yield {"event": "failed", "id": spec_id, "reason": f"{now.reason}, in {now.who}"}
             else:
                 if now:
-                    leases.drop(self._site.runs / spec_id, now.job)
+                    leases.drop(self._site.runs / spec_id, spec_id, now.job)
                 yield {
                     "event": "freed",
                     "id": spec_id,
                     "who": before.who,
                     "reason": now.reason if now else "",
                 }
+
+    def _read(self, spec_id: str) -> Lease | None:
+        return leases.read(self._site.runs / spec_id, spec_id)
+
+    def _all(self) -> dict[str, Lease]:
+        """Return the leases of all runs of the site that have an owner."""
+        folders = sorted(self._site.runs.iterdir()) if self._site.runs.is_dir() else []
+        return self.leases(path.name for path in folders if os.path.lexists(path / leases.FILE))
+
+    def _unreadable_for_long(self, lease: Lease) -> bool:
+        """Return whether the lease could not be read for UNREADABLE seconds."""
+        if lease.state != "unreadable":
+            self._unreadable_since.pop(lease.spec_id, None)
+            return False
+        now = time.monotonic()
+        return now - self._unreadable_since.setdefault(lease.spec_id, now) > UNREADABLE
 
     def _owned(self, lease: Lease) -> bool:
         """Return whether the run still has an owner; a requeued job has no process now, but will have one."""

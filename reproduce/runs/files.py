@@ -1,16 +1,20 @@
-"""Files that appear whole or not at all, even if the process that writes them is killed.
+"""Files that appear whole or not at all, even if their process is killed or the machine crashes.
 
     write_atomic(path, text)                  # the content is in memory
     with atomic(path) as draft: ...           # another library writes the file `draft`
+    content, status = read_regular(path, 10_000)
 
-A draft is next to its file as `.<name>.<process>.<thread>.tmp`. `invoke gc` lists the drafts of killed
+A draft is next to its file as `.<name>.<process>.<thread>.tmp`. It is on disk before it is renamed, so a
+crash of the machine leaves the previous file or the new one. `invoke gc` lists the drafts of killed
 processes.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +29,7 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield the path of a draft, and rename it to `path` unless the block raises.
 
     Args:
-        durable: synchronise the file and its folder too, so that the file survives a crash of the machine.
+        durable: synchronise the folder too, so that a crash of the machine leaves the new file.
 
     Raises:
         OSError: the file cannot be written; the previous file at `path` is unchanged.
@@ -34,8 +38,7 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
-        if durable:
-            synchronise(draft)
+        synchronise(draft)
         draft.replace(path)
     except BaseException:  # also a second Ctrl-C
         draft.unlink(missing_ok=True)
@@ -61,6 +64,29 @@ def write_atomic(path: Path, *parts: str | bytes | memoryview, durable: bool = F
         message = f"{path} cannot be written ({error.strerror}); what was saved before is intact"
         raise OSError(error.errno, message) from error
     return path
+
+
+def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
+    """Return the content of a file and its status; nothing else than a file is read, and nothing blocks.
+
+    Args:
+        limit: maximum number of bytes that the file may have.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        OSError: the path cannot be read, is not a file (a folder or a pipe), or is too large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"Larger than {limit} bytes", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(status.st_size), status
+    finally:
+        os.close(descriptor)
 
 
 def remove_drafts(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Measurements that the tracking store lacks, and final values: files in a run's folder.
 
-    journal = Journal(folder)
+    journal = Journal(folder, spec_id, guard=held.guard)
     journal.add([Point("loss", 0.3, 1700000000000, 1)], {"data_digest": "..."})  # on disk when it returns
     waiting = journal.read()                                # includes what a killed process left
     journal.sent(waiting)                                   # the store has it
@@ -10,26 +10,37 @@
 
 If a process dies between sending and `sent`, its measurements are sent twice. That changes nothing, because
 MLflow identifies a measurement by its key, step, value and time.
+
+The journal is written, shortened and renamed only under the lease, so an old owner that wakes up cannot
+damage what the new one has written. Each line names its run. Lines of another run, lines that name none, as
+older versions wrote them, and broken lines are kept in a file next to it, but never sent.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+import secrets
+import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from reproduce.runs.files import synchronise, write_atomic
+from reproduce.runs.files import read_regular, synchronise, write_atomic
 
 FILE, RESULT = "journal.jsonl", "result.json"
-REFUSED = "journal.refused.jsonl"
-"""Lines that the store refused: kept for inspection, never sent again."""
+REFUSED, SKIPPED = "journal.refused.jsonl", "journal.skipped.jsonl"
+"""A journal that the store refused, and one with lines that could not be sent: kept for inspection, never
+sent again."""
+LARGEST = 2**30
+"""Maximum number of bytes of a file; a run of a year writes less."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +84,8 @@ class Waiting:
     """Newest value of each tag."""
     size: int
     """Bytes that were read from the file."""
+    skipped: bool = False
+    """True if the file has lines that cannot be sent."""
 
     def __bool__(self) -> bool:
         return self.size > 0
@@ -81,9 +94,21 @@ class Waiting:
 class Journal:
     """The journal of one run; only the run's owner writes it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
-        self._tidy = False
+    def __init__(
+        self,
+        folder: Path,
+        spec_id: str = "",
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Write nothing yet.
+
+        Args:
+            spec_id: id of the run.
+            guard: returns a context in which no other process can take over the run. It raises if this
+                process does not own the run.
+        """
+        self._path, self._spec_id, self._guard = folder / FILE, spec_id, guard
+        self._warned: set[str] = set()
 
     def add(self, points: Iterable[Point] = (), tags: Mapping[str, str] | None = None) -> None:
         """Append measurements and tags; they are on disk when this returns.
@@ -91,17 +116,18 @@ class Journal:
         Raises:
             OSError: the disk is full or permission is missing; earlier entries are intact.
         """
-        line = json.dumps({"points": list(points), "tags": dict(tags or {})}) + "\n"
+        entry = {"spec_id": self._spec_id, "points": list(points), "tags": dict(tags or {})}
+        line = (json.dumps(entry) + "\n").encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab", buffering=0) as file:
-            size = self._path.stat().st_size if self._tidy else _whole(self._path)
+        with self._guard(), _opened(self._path) as descriptor:
+            size = self._path.stat().st_size
+            if (whole := _whole(descriptor, size)) < size:  # a process was killed while it wrote a line
+                os.truncate(descriptor, size := whole)
             try:
-                file.truncate(size)  # drops the incomplete line that a process killed while writing leaves
-                self._tidy = True
-                _write_all(file.fileno(), line.encode())
-                os.fsync(file.fileno())
+                _write_all(descriptor, line)
+                os.fsync(descriptor)
             except OSError as error:
-                file.truncate(size)
+                os.truncate(descriptor, size)
                 raise OSError(
                     error.errno,
                     f"{self._path} cannot be written ({error.strerror}); what was saved before is intact",
@@ -111,34 +137,134 @@ class Journal:
             synchronise(self._path.parent)
 
     def read(self) -> Waiting:
-        """Return everything that waits; a broken line is skipped with a warning."""
+        """Return everything that waits.
+
+        Broken lines and those of another run are skipped with a warning, and so is a path that is not a file.
+        """
         try:
-            content = self._path.read_bytes()
+            content, _ = read_regular(self._path, LARGEST)
         except FileNotFoundError:
-            content = b""
+            return Waiting([], {}, 0)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EFBIG, errno.ELOOP):
+                raise
+            self._warn(f"{self._path} cannot be read ({error.strerror}) and is skipped.")
+            return Waiting([], {}, 0)
         points: list[Point] = []
         tags: dict[str, str] = {}
-        for line in content.splitlines():
-            try:
-                entry = json.loads(line)
-                points += [Point(*point) for point in entry["points"]]
-                tags |= entry["tags"]
-            except (ValueError, TypeError, KeyError):
-                logger.warning("%s has a broken line of %d bytes, which is skipped.", self._path, len(line))
-        return Waiting(points, tags, len(content))
+        entries = [self._entry(line) for line in content.splitlines(keepends=True)]
+        for entry in filter(None, entries):
+            points += entry.points
+            tags |= entry.tags
+        return Waiting(points, tags, len(content), None in entries)
 
     def sent(self, waiting: Waiting) -> None:
-        """Delete what was read, because the store has it now."""
-        if self._path.stat().st_size == waiting.size:  # otherwise all is sent again, with the new entries
-            os.truncate(self._path, 0)
+        """Delete what was read, because the store has it now; lines that were skipped are kept elsewhere."""
+        with self._guard():
+            if self._path.stat().st_size != waiting.size:
+                return  # all is sent again, with the new entries
+            if waiting.skipped:
+                self._move(SKIPPED)
+            else:
+                os.truncate(self._path, 0)
 
     def set_aside(self) -> Path:
         """Rename the journal, because the store refuses its content, and return the new path."""
-        return self._path.replace(self._path.with_name(REFUSED))
+        with self._guard():
+            return self._move(REFUSED)
 
     def remove(self) -> None:
         """Delete the journal: the run is finished and nothing waits any more."""
-        self._path.unlink(missing_ok=True)
+        with self._guard():
+            self._path.unlink(missing_ok=True)
+
+    def _move(self, name: str) -> Path:
+        """Rename the journal to `name`, or to a similar name if that exists, and return the new path."""
+        path = self._path.with_name(name)
+        if path.exists():
+            path = path.with_stem(f"{path.stem}-{secrets.token_hex(4)}")
+        self._path.replace(path)
+        synchronise(path.parent)
+        return path
+
+    def _entry(self, line: bytes) -> _Entry | None:
+        """Return what a line contains; None, with a warning, if it is broken or another run's."""
+        try:
+            fields = json.loads(line)
+            named = fields.get("spec_id")
+            entry = _Entry([_point(each) for each in fields["points"]], _tags(fields["tags"]))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            if not line.endswith(b"\n"):
+                return _Entry([], {})  # incomplete, because a process was killed while it wrote
+            self._warn(
+                f"{self._path} has a broken line of {len(line)} bytes, which is skipped: {line[:40]!r}."
+            )
+            return None
+        if named != self._spec_id:
+            other = "no run" if named is None else f"run {named!r}"
+            self._warn(f"{self._path} has lines of {other}, not of {self._spec_id}, which are skipped.")
+            return None
+        return entry
+
+    def _warn(self, text: str) -> None:
+        """Log a warning, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s", text)
+
+
+class _Entry(NamedTuple):
+    """The content of a line of a journal."""
+
+    points: list[Point]
+    tags: dict[str, str]
+
+
+def _point(fields: Any) -> Point:
+    """Return a measurement from the fields of a line.
+
+    Raises:
+        TypeError, ValueError: the fields are not those of a measurement.
+    """
+    key, value, timestamp, step = fields
+    if (type(key), type(timestamp), type(step)) != (str, int, int) or type(value) not in (int, float):
+        raise TypeError("not a measurement")
+    return Point(key, value, timestamp, step)
+
+
+def _tags(fields: Any) -> dict[str, str]:
+    """Return the tags of a line.
+
+    Raises:
+        TypeError: these are not tags.
+    """
+    if type(fields) is not dict or any(type(value) is not str for value in fields.values()):
+        raise TypeError("not tags")
+    return fields
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Yield a descriptor of a file, which is created if necessary, to read it and to append to it.
+
+    Raises:
+        OSError: the file cannot be opened, or the path is not a file. A pipe does not block.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _whole(descriptor: int, size: int) -> int:
+    """Return the number of bytes up to the end of the last complete line of a file of `size` bytes."""
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return size
+    return os.pread(descriptor, size, 0).rfind(b"\n") + 1
 
 
 class Result(NamedTuple):
@@ -168,13 +294,13 @@ def kept_result(folder: Path, spec_id: str) -> Result | None:
     """
     path = folder / RESULT
     try:
-        content = json.loads(path.read_bytes())
-        metrics = {str(name): float(value) for name, value in content["metrics"].items()}
+        content = json.loads(read_regular(path, LARGEST)[0])
+        metrics = {str(name): _number(value) for name, value in content["metrics"].items()}
         found, commit = content["spec_id"], str(content["commit"])
         facts = {str(name): str(value) for name, value in content.get("facts", {}).items()}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         logger.warning("%s is broken and is skipped: the run is executed again.", path)
         return None
     if found != spec_id:
@@ -183,14 +309,20 @@ def kept_result(folder: Path, spec_id: str) -> Result | None:
     return Result(metrics, commit, facts)
 
 
+def _number(value: Any) -> float:
+    """Return a value of a result.
+
+    Raises:
+        TypeError: it is not a number.
+    """
+    if type(value) not in (int, float):
+        raise TypeError("not a number")
+    return float(value)
+
+
 def drop_result(folder: Path) -> None:
     """Delete the final values, because the store has them now."""
     (folder / RESULT).unlink(missing_ok=True)
-
-
-def _whole(path: Path) -> int:
-    """Return the number of bytes up to the end of the last complete line of a file."""
-    return path.read_bytes().rfind(b"\n") + 1
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -4,7 +4,8 @@
         held.report(progress)                                # for processes that wait for the run
         held.check()                                         # before each write; LostError if taken over
         held.finished()
-    lease.read(folder)                                       # in other processes: owner, state, progress
+    lease.read(folder, spec.id)                              # in other processes: owner, state, progress
+    lease.free(folder, spec.id, lease.mark(folder))          # by hand: `invoke unlock`
 
 The lease is the file `lease.json`, which the owner keeps alive by a heartbeat. It is replaced as a whole, and
 only under the lock next to it, which is held for milliseconds. An owner on this machine is dead when its
@@ -12,13 +13,22 @@ process is gone; its run is free at once. An owner on another machine is dead wh
 missing. Ages are measured by the clock of the shared file system, so machines need not agree on the time.
 Locks and renames must work between machines on that file system, as they do on NFS, and on Lustre mounted
 with `flock`.
+
+A run has no lease only if the file does not exist, or names another run. A lease that cannot be read may be
+a live owner's: no other process takes the run. Its owner continues, because for three heartbeats after its
+last one no other process may have taken the run, and then fails.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
+import logging
+import math
 import os
+import re
 import secrets
 import socket
 import tempfile
@@ -29,28 +39,41 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from reproduce.messages import LONGEST, reason_of
-from reproduce.runs.files import write_atomic
+from reproduce.messages import LONGEST, InvalidError, age, reason_of
+from reproduce.runs.files import read_regular, synchronise, write_atomic
 from reproduce.runs.progress import Progress
 
+if TYPE_CHECKING:
+    import filelock
+
 FILE, LOCK, PLACE = "lease.json", "lease.lock", ".place"
+LARGEST = 100_000
+"""Maximum number of bytes of a lease."""
+AHEAD = 60.0
+"""Seconds by which a heartbeat may lie in the future before the lease is doubtful."""
+RETRY = 0.1
+"""Seconds after which an owner tries again to lock its lease."""
+FREED = "freed by hand"
+"""Beginning of the reason in a lease that `free` took from its owner."""
 MISSED = 3
 """Missing heartbeats after which an owner that cannot be observed counts as dead."""
 NUMBERS, MACHINES = Path("/proc/self/ns/pid"), "pid:[4026531836]"
 """Link that names the PID namespace of this process on Linux, and its target outside all containers."""
 
-State = Literal["queued", "running", "finished", "failed", "interrupted"]
+State = Literal["queued", "running", "finished", "failed", "interrupted", "unreadable"]
+"""State of a run. The last one is never in a file: the lease exists, but cannot be read."""
+
+logger = logging.getLogger(__name__)
 
 
 class BusyError(RuntimeError):
     """Another live process, or a scheduler's job, owns the run."""
 
     def __init__(self, lease: Lease) -> None:
-        super().__init__(
-            f"Run {lease.spec_id} is being executed by {lease.who}: wait for it, or stop it first."
-        )
+        advice = "" if lease.doubt else ": wait for it, or stop it first"
+        super().__init__(f"Run {lease.spec_id} is being executed by {lease.who}{advice}.")
         self.lease = lease
 
 
@@ -75,39 +98,70 @@ class Lease:
     """Seconds between two heartbeats."""
     state: State
     reason: str = ""
-    """Reason of a failure or an interruption."""
+    """Reason of a failure or an interruption, or why the lease cannot be read."""
     progress: Progress | None = None
     age: float = 0.0
     """Seconds since the last heartbeat; not in the file."""
+    ahead: float = 0.0
+    """Seconds by which the last heartbeat lies in the future; not in the file."""
 
     @property
     def alive(self) -> bool:
-        """True if its owner seems to be alive; a queued job counts as alive until the queue is asked."""
+        """True if its owner seems to be alive; a queued job counts as alive until the queue is asked.
+
+        The owner of a lease that cannot be read counts as alive.
+        """
         if self.state != "running":
-            return self.state == "queued"
+            return self.state in ("queued", "unreadable")
         recent = self.age <= MISSED * self.heartbeat
         if self.host != this_host():
             return recent
         return process_alive(self.host, self.pid, self.started, heard=recent)
 
     @property
-    def who(self) -> str:
+    def owner(self) -> str:
         """Owner of the run, in words."""
+        if self.state == "unreadable":
+            return "an unknown process"
         return f"Slurm job {self.job}" if self.job else f"process {self.pid} on {self.host}"
 
+    @property
+    def who(self) -> str:
+        """Owner of the run and the doubt about it, in words."""
+        return f"{self.owner} ({self.doubt})" if self.doubt else self.owner
 
-def read(folder: Path) -> Lease | None:
-    """Return the lease in a run's folder, or None if there is none."""
-    path = folder / FILE
+    @property
+    def doubt(self) -> str:
+        """Reason why the owner may be gone although the lease keeps the run, and the way out; else ""."""
+        if self.state == "unreadable":
+            problem = f"{FILE} cannot be read: {self.reason}"
+        elif self.state == "running" and self.ahead > AHEAD:
+            problem = f"its last heartbeat lies {age(self.ahead)} in the future"
+        else:
+            return ""
+        return f"{problem}; if no process executes the run, `invoke unlock {self.spec_id}` frees it"
+
+
+def read(folder: Path, spec_id: str) -> Lease | None:
+    """Return the lease in a run's folder, or None if there is none.
+
+    A file that names another run, such as one in a copied folder, is not a lease of this run. If the file
+    exists but cannot be read, the result has the state `unreadable`.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        beat = path.stat().st_mtime
-        progress = content.pop("progress")
+        return _read(folder, spec_id)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
         return Lease(
-            **content, progress=Progress(*progress) if progress else None, age=max(0.0, _now(folder) - beat)
+            spec_id=spec_id,
+            token="",
+            host="",
+            pid=0,
+            started=0.0,
+            heartbeat=1.0,
+            state="unreadable",
+            reason=reason,
         )
-    except (OSError, ValueError, TypeError, KeyError):
-        return None  # leases are replaced as a whole, so this project did not write an unreadable one
 
 
 def take(
@@ -128,7 +182,7 @@ def take(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
-        found = read(folder)
+        found = read(folder, spec_id)
         if found and found.alive and not (found.state == "queued" and found.job == job):
             raise BusyError(found)
         mine = Lease(
@@ -139,8 +193,9 @@ def take(
             heartbeat=heartbeat,
             state="running",
         )
+        now = _clock()
         _write(folder, mine)
-    return Held(folder, mine, lost)
+    return Held(folder, mine, lost, now)
 
 
 def queue(folder: Path, spec_id: str, *, job: str, heartbeat: float) -> None:
@@ -151,7 +206,7 @@ def queue(folder: Path, spec_id: str, *, job: str, heartbeat: float) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
-        found = read(folder)
+        found = read(folder, spec_id)
         if found and found.alive and found.job != job:
             raise BusyError(found)
         if found and found.job == job:  # the job is faster than its submitter; it may even have ended
@@ -163,22 +218,60 @@ def queue(folder: Path, spec_id: str, *, job: str, heartbeat: float) -> None:
         _write(folder, waiting)
 
 
-def drop(folder: Path, job: str) -> None:
+def drop(folder: Path, spec_id: str, job: str) -> None:
     """Delete the record that a run is queued as `job`, unless the lease has changed since."""
     if not folder.is_dir():
         return
     with _lock(folder):
-        found = read(folder)
+        found = read(folder, spec_id)
         if found and found.state == "queued" and found.job == job:
             (folder / FILE).unlink(missing_ok=True)
+
+
+def mark(folder: Path) -> tuple[int, int, int] | None:
+    """Return a mark of the lease's file, which each heartbeat changes; None if it does not exist."""
+    try:
+        status = (folder / FILE).lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def free(folder: Path, spec_id: str, seen: tuple[int, int, int] | None) -> bool:
+    """Take a run from its owner, which notices that before its next write; return whether it is free now.
+
+    A lease that cannot be read is renamed, so that its content is kept.
+
+    Args:
+        seen: mark of the lease that the caller has judged. If the lease has changed since, it stays.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with _lock(folder):
+        if mark(folder) != seen:
+            return False
+        found = read(folder, spec_id)
+        if found is None:
+            return True
+        if found.state == "unreadable":
+            (folder / FILE).replace(folder / f"{FILE}.unreadable-{secrets.token_hex(4)}")
+        else:
+            reason = f"{FREED}, from {found.owner}"
+            _write(folder, replace(found, token=secrets.token_hex(16), state="interrupted", reason=reason))
+    return True
 
 
 class Held:
     """The lease of this process; a `with` block sends the heartbeats and records how the run ended."""
 
-    def __init__(self, folder: Path, lease: Lease, lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, folder: Path, lease: Lease, lost: Callable[[], None] = lambda: None, since: float = 0.0
+    ) -> None:
         self.lease = lease
         self._folder, self._lost = folder, lost
+        self._last_heartbeat = since
+        """Time of the last heartbeat that was written, by `_clock`."""
         self._progress: Progress | None = None
         self._finished = False
         self._ended = threading.Event()
@@ -189,15 +282,34 @@ class Held:
         """Token of this lease."""
         return self.lease.token
 
+    @property
+    def _may_be_taken(self) -> bool:
+        """True if so many heartbeats are missing that another process may have taken the run."""
+        return _clock() - self._last_heartbeat > MISSED * self.lease.heartbeat
+
     def check(self) -> None:
         """Raise LostError unless this process still owns the run; call it before each write.
 
+        A lease that cannot be read for a moment is not lost: no other process takes it.
+
         Raises:
             LostError: another process has the lease.
+            OSError: the lease cannot be read, and the owner is unknown by now.
         """
-        found = read(self._folder)
+        try:
+            found = _read(self._folder, self.lease.spec_id)
+        except (OSError, ValueError) as error:
+            if self._may_be_taken:
+                raise OSError(
+                    getattr(error, "errno", None) or errno.EIO,
+                    f"the lease of run {self.lease.spec_id} cannot be read ({reason_of(error)}), so another "
+                    "process may own the run",
+                ) from error
+            return
         if found is None or found.token != self.token:
             owner = f"{found.who} has its lease now" if found else "its lease is gone"
+            if found and found.reason.startswith(FREED):
+                owner = found.reason
             raise LostError(f"run {self.lease.spec_id} was taken from this process: {owner}")
 
     @contextmanager
@@ -206,10 +318,22 @@ class Held:
 
         Raises:
             LostError: another process has the lease.
+            OSError: the lease cannot be locked, and the owner is unknown by now.
         """
-        with _lock(self._folder):
+        lock = _lock(self._folder)
+        while True:
+            try:
+                lock.acquire()
+                break
+            except OSError:  # such as too many open files
+                if self._may_be_taken:
+                    raise
+                time.sleep(RETRY)
+        try:
             self.check()
             yield
+        finally:
+            lock.release()
 
     def report(self, progress: Progress) -> None:
         """Set the progress that the next heartbeat records."""
@@ -247,11 +371,13 @@ class Held:
                 continue  # the file system may recover; otherwise other processes miss the heartbeats
 
     def _record(self, state: State, reason: str = "") -> None:
-        now = replace(
-            self.lease, **process(), state=state, reason=reason[:LONGEST], progress=self._progress, age=0.0
+        lease = replace(
+            self.lease, **process(), state=state, reason=reason[:LONGEST], progress=self._progress
         )
         with self.guard():
-            _write(self._folder, now)
+            now = _clock()
+            _write(self._folder, lease)
+            self._last_heartbeat = now
 
 
 def this_host() -> str:
@@ -307,21 +433,114 @@ def place(runs: Path) -> str:
     """Return a name of the folder `runs` that is the same on all machines that mount it.
 
     The name is random digits, kept in the folder.
+
+    Raises:
+        ValueError: the file with the name cannot be read.
     """
     path = runs / PLACE
     try:
-        return path.read_text(encoding="utf-8")
+        return _place(path)
     except FileNotFoundError:
         runs.mkdir(parents=True, exist_ok=True)
         draft = runs / f"{PLACE}.{os.getpid()}.{secrets.token_hex(4)}"
         draft.write_text(secrets.token_hex(16), encoding="utf-8")
+        synchronise(draft)
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)  # of several processes at once, the first one wins
         draft.unlink()
-        return path.read_text(encoding="utf-8")
+        return _place(path)
 
 
-def _lock(folder: Path) -> Any:
+def _place(path: Path) -> str:
+    """Return the name that a file contains."""
+    try:
+        name = read_regular(path, LARGEST)[0].decode(errors="replace")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InvalidError(f"{path}, the name of this folder, cannot be read ({error.strerror}).") from None
+    if not re.fullmatch("[0-9a-f]{32}", name):
+        raise InvalidError(
+            f"{path} does not contain the 32 hexadecimal digits that name this folder: delete it."
+        )
+    return name
+
+
+def _read(folder: Path, spec_id: str) -> Lease | None:
+    """Return the lease in a folder, or None if there is none or if it is another run's.
+
+    Raises:
+        OSError: the file exists, but cannot be read.
+        ValueError: the file is not a lease.
+    """
+    try:
+        content, status = read_regular(folder / FILE, LARGEST)
+    except FileNotFoundError:
+        return None
+    found = _parsed(content)
+    if found.spec_id != spec_id:
+        _warn_of_foreign(folder / FILE, found.spec_id, spec_id)
+        return None
+    late = _now(folder) - status.st_mtime
+    return replace(found, age=max(0.0, late), ahead=max(0.0, -late))
+
+
+@functools.cache
+def _warn_of_foreign(path: Path, other: str, spec_id: str) -> None:
+    """Log once that a lease is another run's."""
+    logger.warning("%s is the lease of run %s, not of %s, and is not used.", path, other, spec_id)
+
+
+TEXTS, NUMBERS_IN_FILE = ("spec_id", "token", "host", "job", "reason"), ("pid", "started", "heartbeat")
+"""Fields of a lease that are texts, and those that are numbers."""
+LARGEST_PID = 2**31 - 1
+
+
+def _parsed(content: bytes) -> Lease:
+    """Return the lease in a file, without its age.
+
+    Raises:
+        ValueError: the content is not a lease.
+    """
+    try:
+        fields = json.loads(content)
+        progress = fields.pop("progress")
+        found = Lease(**fields, progress=Progress(*progress) if progress is not None else None)
+        texts = [*(getattr(found, name) for name in TEXTS), *(found.progress[2:] if found.progress else ())]
+        numbers = [getattr(found, name) for name in NUMBERS_IN_FILE]
+        numbers += found.progress[:2] if found.progress else ()
+        sound = (
+            all(type(text) is str for text in texts)
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and all("".join(text.split(" ")).isprintable() for text in (found.token, found.host, found.job))
+            and type(found.pid) is int
+            and 0 < found.pid <= LARGEST_PID
+            and found.heartbeat > 0
+            and found.state in get_args(State)
+            and found.state != "unreadable"
+            and "age" not in fields
+            and "ahead" not in fields
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(f"its {len(content)} bytes are not a lease")
+    if found.progress:
+        progress = found.progress._replace(note=_printable(found.progress.note))
+    return replace(found, reason=_printable(found.reason), progress=progress)
+
+
+def _printable(text: str) -> str:
+    """Return a text without characters that could change a terminal or cannot be encoded."""
+    return "".join(each if each.isprintable() else " " for each in text[:LONGEST])
+
+
+def _clock() -> float:
+    """Return a time in seconds that also counts while the machine sleeps, and that is never set."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _lock(folder: Path) -> filelock.BaseFileLock:
     """Return the lock under which the lease is read and changed.
 
     The kernel releases it when its process ends, however it ends.
@@ -332,11 +551,8 @@ def _lock(folder: Path) -> Any:
 
 
 def _write(folder: Path, lease: Lease) -> None:
-    """Replace the lease as a whole.
-
-    The file is not synchronised: after a crash of the machine no owner is left anyway.
-    """
-    content = {key: value for key, value in vars(lease).items() if key != "age"}
+    """Replace the lease as a whole."""
+    content = {key: value for key, value in vars(lease).items() if key not in ("age", "ahead")}
     write_atomic(folder / FILE, json.dumps(content))
 
 

@@ -73,6 +73,8 @@ class Watch:
     run."""
     about: Mapping[str, str] = field(default_factory=dict)
     """Digests of the data by name, as far as known; a checkpoint of other data is not continued."""
+    spec_id: str = ""
+    """Id of the run, which its checkpoints name; empty outside a run."""
 
     def part(self, before: int, total: int) -> Watch:
         """Return a copy for a part of the work, whose counts start at `before` out of `total`."""

@@ -57,7 +57,7 @@ class Run:
         self._connection = connection
         self._hold = hold
         self._folder = folder
-        self._journal = Journal(self._folder)
+        self._journal = Journal(self._folder, spec.id, self._guard)
         self._measured: list[Point] = []
         self._flushed = time.monotonic()
         self._next = -math.inf

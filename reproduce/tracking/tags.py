@@ -295,11 +295,15 @@ def who(run: Any) -> str:
 
 
 def lease_of(run: Any, runs: Path) -> Lease | None:
-    """Return the lease of an MLflow run, or None if the run was started in another folder than `runs`."""
+    """Return the lease of an MLflow run.
+
+    None if it cannot be read, or if the run was started in another folder than `runs`.
+    """
     named = owner(run).get("place")
     if not named or not (runs / lease.PLACE).exists() or lease.place(runs) != named:
         return None
-    return lease.read(runs / run.data.tags[SPEC])
+    found = lease.read(runs / run.data.tags[SPEC], run.data.tags[SPEC])
+    return None if found is None or found.state == "unreadable" else found
 
 
 def alive(run: Any, runs: Path) -> bool | None:
