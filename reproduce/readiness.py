@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from reproduce.data import inventory
+from reproduce.data.dataset import Dataset
 from reproduce.data.inventory import AnyDataset
 from reproduce.data.sources import shown
 from reproduce.messages import NotFoundError, UserError, grouped, unknown
@@ -137,6 +138,8 @@ class Counts:
                     f"At paper scale the data must be as published, but the root has {phrase}: "
                     "complete it, or use another scale.",
                 )
+            if found is None and isinstance(dataset, Dataset):
+                found = dataset.num_images(split)  # of generated images
             least, setting = _least_images(spec, split)
             if found is not None and found < least:
                 return Missing(

@@ -38,7 +38,7 @@ from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.readiness import missing
 from reproduce.runs import checkpoint
-from reproduce.site import Site, data_roots
+from reproduce.site import PROJECT, Site, data_roots
 from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking.store import Store
 from reproduce.train import build_network, encoder_of
@@ -275,7 +275,7 @@ def test_the_example_of_the_site_file_knows_the_root_of_every_data_set(tmp_path:
 
 
 def test_the_example_of_the_site_file_has_every_key() -> None:
-    example = (doctor.PROJECT / "configs" / "site.example.toml").read_text(encoding="utf-8")
+    example = (PROJECT / "configs" / "site.example.toml").read_text(encoding="utf-8")
     uncommented = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", example, flags=re.MULTILINE))
     assert set(uncommented) == {field.name for field in fields(Site)}
 
@@ -362,11 +362,11 @@ def test_a_pretraining_is_not_started_for_evaluations_that_lack_something(tmp_pa
 def test_no_run_can_start_on_a_device_that_is_not_here(tmp_path: Path) -> None:
     site = Site(
         runs=tmp_path / "runs",
-        device="graphics",
+        device="cuda:999",
         data={"imagenette": image_folder(tmp_path / "root")},
     )
     assert doctor.need([evaluation(Imagenette())], machine(site)).missing == (doctor.GPU,)
-    assert "the site's device is 'graphics', so no run can start" in told(site)["GPU"]
+    assert "the site's device is 'cuda:999', so no run can start" in told(site)["GPU"]
 
 
 def test_a_disk_that_is_too_small_is_missing_though_every_run_can_start(tmp_path: Path) -> None:
