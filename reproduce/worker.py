@@ -96,7 +96,6 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
         Exception: training or evaluation failed; the run is already marked as failed.
     """
     from reproduce.nn import distributed
-    from reproduce.runs import checkpoint
     from reproduce.tracking.reuse import Reuse, choose
     from reproduce.tracking.store import Store
 
@@ -168,7 +167,7 @@ def _measured(
     # The data may have changed since the earlier attempt, and another run may have replaced the encoder.
     if kept and (
         attempted(spec, kept.facts, needed, site)
-        or kept.facts.get(TRAINED, "") not in ("", _digest_of_encoder(folder))
+        or kept.facts.get(TRAINED, "") not in ("", checkpoint.digest_of(folder / FILE))
     ):
         kept = None
     commit = environment.code()[0]
@@ -187,7 +186,7 @@ def _measured(
         metrics = evaluate(spec, encoder(spec.encoder, watch), site, device, watch)
     if run and held:
         held.check()
-        trained = {TRAINED: _digest_of_encoder(folder)} if isinstance(spec, Pretrain) else {}
+        trained = {TRAINED: checkpoint.digest_of(folder / FILE)} if isinstance(spec, Pretrain) else {}
         journal.keep_result(folder, spec.id, kept or Result(metrics, commit, run.recorded | trained))
         if isinstance(spec, Pretrain):
             run.artifact(folder / FILE)
@@ -198,7 +197,6 @@ def _measured(
 def _has_encoder(folder: Path, spec_id: str) -> bool:
     """Return True if a run's folder contains its encoder, intact; log a warning if it contains another."""
     from reproduce.nn.encoder import FILE
-    from reproduce.runs import checkpoint
 
     try:
         checkpoint.load_encoder(folder / FILE, spec_id=spec_id)
@@ -210,26 +208,15 @@ def _has_encoder(folder: Path, spec_id: str) -> bool:
     return True
 
 
-def _digest_of_encoder(folder: Path) -> str:
-    """Return the digest of the encoder in a run's folder, as its file names it; empty without one."""
-    from reproduce.nn.encoder import FILE
-    from reproduce.runs import checkpoint
-
-    try:
-        with (folder / FILE).open("rb") as file:
-            return checkpoint.metadata(file).get(checkpoint.DIGEST, "")
-    except (OSError, ValueError):
-        return ""
-
-
 def _is_of_another(folder: Path, wanted: Finished, store: Store) -> bool:
-    """Return whether the encoder in a run's folder is that of another run with the same settings.
+    """Return True if the encoder in a run's folder is that of another run with the same settings.
 
     The settings were executed more than once if their data changed in between.
     """
+    from reproduce.nn.encoder import FILE
     from reproduce.tracking.tags import TRAINED
 
-    found = _digest_of_encoder(folder)
+    found = checkpoint.digest_of(folder / FILE)
     if TRAINED in wanted.facts:
         return found not in ("", wanted.facts[TRAINED])
     others = store.every_finished([wanted.spec_id])[wanted.spec_id]
@@ -268,7 +255,6 @@ def _encoder(
     """
     from reproduce.nn import distributed, weight_files
     from reproduce.nn.encoder import FILE
-    from reproduce.runs import checkpoint
     from reproduce.train import load_encoder
 
     if isinstance(spec, Weights):

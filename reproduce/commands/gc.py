@@ -381,7 +381,11 @@ def _features(runs: _Runs, unwanted: Iterable[str], store: Store) -> Iterator[It
     }
     if not found:
         return
-    local = {_encoder_digest(folder) for spec_id, folder in runs.folders.items() if spec_id not in unwanted}
+    local = {
+        checkpoint.digest_of(folder / FILE)
+        for spec_id, folder in runs.folders.items()
+        if spec_id not in unwanted
+    }
     unknown = {digest for digest in found.values() if digest and digest not in local}
     if not unknown:
         return
@@ -482,17 +486,6 @@ def _is_folder(path: Path) -> bool:
 def _ours(folder: Path) -> bool:
     """Return whether a folder with a run's name belongs to a run."""
     return any((folder / name).exists() for name in RUN_FILES) or any(folder.glob("epoch-*.pt"))
-
-
-def _encoder_digest(folder: Path) -> str:
-    """Return the digest of the encoder in a run's folder, or "" if there is none."""
-    if not (folder / FILE).is_file():
-        return ""
-    try:
-        with (folder / FILE).open("rb") as file:
-            return checkpoint.metadata(file).get(checkpoint.DIGEST, "")
-    except (OSError, ValueError):
-        return ""
 
 
 def _measured(paths: Iterable[Path]) -> tuple[int, float]:

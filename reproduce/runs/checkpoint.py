@@ -281,6 +281,17 @@ def metadata(file: IO[bytes]) -> dict[str, str]:
         raise InvalidError("it is not a safetensors file") from None
 
 
+def digest_of(path: Path) -> str:
+    """Return the digest that an encoder's file names, without reading the tensors; "" if there is none."""
+    if not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            return metadata(file).get(DIGEST, "")
+    except (OSError, ValueError):
+        return ""
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names, types, shapes and values of CPU tensors, in hexadecimal.
 
