@@ -36,7 +36,7 @@ from reproduce import site as sites
 from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
-from reproduce.runs import environment, interrupt, journal, output
+from reproduce.runs import checkpoint, environment, interrupt, journal, output
 from reproduce.runs import lease as leases
 from reproduce.runs.files import atomic, read_regular, write_atomic
 from reproduce.runs.interrupt import Interrupted
