@@ -139,13 +139,13 @@ def redo(c: Context, options: given.RedoOptions) -> None:
             print("\n".join(redo.mark(chosen, site, opened)))
 
 
-@command()
-def verify(c: Context) -> None:
+@command(given.VerifyOptions)
+def verify(c: Context, options: given.VerifyOptions) -> None:
     """Check records, encoders and reports; print each fault, which status repeats, and exit with 1."""
     from reproduce.commands import verify
 
     with one_line(ConnectionError, OSError):
-        found = verify.verify(*store())
+        found = verify.verify(*store(), data=options.data)
     print("\n".join(found.lines()))
     finish(found.code)
 

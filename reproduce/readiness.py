@@ -106,7 +106,7 @@ def _imprecise(job: Job, site: Site) -> Missing | None:
 
 
 class Counts:
-    """Numbers of images of the splits that are here, each counted once."""
+    """Numbers of images of the splits on this machine, each counted once."""
 
     def __init__(self, site: Site) -> None:
         self._site = site

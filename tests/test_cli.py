@@ -159,6 +159,7 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
         ("evaluate", {"checkpoint": "none.", "protocol": "none.", "set": "May be repeated."}),
         ("why", {"table": "Required.", "row": "*.", "scale": "smoke."}),
         ("ui", {"port": "5000."}),
+        ("verify", {"data": "off."}),
         ("gc", {"delete": "off.", "older-than": "30d, and no run that could be resumed."}),
         ("redo", {"run": "Required.", "rows": "none.", "only": "off."}),
         ("unlock", {"force": "off."}),

@@ -194,7 +194,8 @@ def test_generated_images_are_counted_but_not_recorded(tmp_path: Path) -> None:
 
 def test_labels_and_annotations_belong_to_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inventory, "JUST_NOW", 0)
-    scenes = SyntheticSTL10(num_train=20, num_test=10, num_unlabeled=5)
+    monkeypatch.setattr(STL10, "published", {"train": 20, "test": 10, "unlabeled": 10})
+    scenes = SyntheticSTL10(num_train=20, num_test=10, num_unlabeled=10)
     voc = SyntheticVOC2007(num_trainval=60, num_test=60)
     generated = Site(runs=tmp_path / "generated")
     scenes.load("train", generated)
@@ -205,7 +206,7 @@ def test_labels_and_annotations_belong_to_a_split(tmp_path: Path, monkeypatch: p
     listed = next(site.data["voc"].rglob("test.txt"))
     cases = [
         (STL10(), "train", 20, site.data["stl10"] / "train_y.bin"),
-        (STL10(), "train+unlabeled", 25, site.data["stl10"] / "unlabeled_X.bin"),
+        (STL10(), "train+unlabeled", 30, site.data["stl10"] / "unlabeled_X.bin"),
         (VOC2007(), "test", 60, listed),
         (VOC2007(), "test", 60, next(site.data["voc"].rglob(f"{listed.read_text().split()[0]}.xml"))),
     ]

@@ -39,7 +39,7 @@ PHRASES = re.compile(
     r"|\b(is|are|was|were|be|being|been) told to\b"
     r"|\b(is|are) told\b"
     r"|\bgoes on\b|\bgo on\b|\bgoing on\b"
-    r"|\b(is|are) (not )?here\b"
+    r"|\b(is|are) (not )?here\b(?! to compare)"
     r"|\bpassed over\b"
     r"|\bat the most\b"
     r"|\bdoes (a|the|this|that) run\b"

@@ -1,4 +1,4 @@
-"""Every byte of the data sets that are here, compared with what was recorded: `invoke verify --data`.
+"""Comparison of every byte of the data sets with what was recorded: `invoke verify --data`.
 
     for checked in verify_data(site):
         print(checked)
@@ -27,10 +27,13 @@ class Checked(NamedTuple):
 
     good: bool
     """False if it is broken, or differs from its record."""
+    title: str
+    """Data set and split."""
     text: str
+    """The result, in words."""
 
     def __str__(self) -> str:
-        return self.text
+        return f"{self.title}: {self.text}"
 
 
 def verify_data(site: Site) -> Iterator[Checked]:
@@ -58,13 +61,11 @@ def _checked(dataset: AnyDataset, split: str, site: Site) -> Checked:
     try:
         found, before = inventory.verify(dataset, split, site)
     except (UserError, OSError) as error:
-        return Checked(False, f"{title}: {in_words(error)}")
+        return Checked(False, title, in_words(error))
     shortfall = inventory.shortfall(dataset, split, found.num_images)
-    text = (
-        f"{title}: {grouped(found.num_images)} images, content {found.content[:12]}, {_change(found, before)}"
-    )
+    text = f"{grouped(found.num_images)} images, content {found.content[:12]}, {_change(found, before)}"
     same = before is None or (found.digest == before.digest and before.content in ("", found.content))
-    return Checked(same, f"{text}{f'; not as published: {shortfall}' if shortfall else ''}")
+    return Checked(same, title, f"{text}{f'; not as published: {shortfall}' if shortfall else ''}")
 
 
 def _change(found: Inventory, before: Inventory | None) -> str:

@@ -329,6 +329,14 @@ class RedoOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Options of `invoke verify`."""
+
+    data: bool = False
+    """Read every byte of the data sets, too; ImageNet takes many minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GcOptions:
     """Options of `invoke gc`."""
 

@@ -1,4 +1,4 @@
-"""Faults of finished runs and of reports: `invoke verify`.
+"""Faults of finished runs, reports and data: `invoke verify`.
 
     found = verify(site, store)
     print("\n".join(found.lines()))         # one line for each fault, then a summary
@@ -6,7 +6,8 @@
 
 Every file is read. A record must be readable on another machine (`tracking/portable.py`). An encoder must
 have the tensors, the network and the run that its file and its evaluations name. A report must be as it was
-rendered, with the numbers of the runs that it cites.
+rendered, with the numbers of the runs that it cites. With --data, each split of a data set must have the
+content that was recorded.
 
 The faults are kept in `runs/verified.json`. A fault is forgotten as soon as its file changes, or another
 finished run takes the place of its record.
@@ -19,13 +20,14 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce import messages
+from reproduce.commands.data import verify_data
 from reproduce.messages import counted, first_line
 from reproduce.nn.encoder import FILE, check_backbone
 from reproduce.plan import SCALES, NotHereError, Request, table_names
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 KEPT = "verified.json"
 """File in the folder of runs that contains the faults."""
 
-Kind = Literal["record", "encoder", "report", "data"]
+Kind = Literal["record", "encoder", "report", "split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,11 @@ Check = Callable[[Site, "Store", Sequence["Record"]], Iterator[tuple[Kind, Fault
 """A function that looks at one thing after the other, given all finished runs; None is for no fault."""
 
 
-def verify(site: Site, store: Store, checks: Iterable[Check] = ()) -> Found:
+def verify(site: Site, store: Store, *, data: bool = False) -> Found:
     """Look at everything, and keep the faults for `recalled`.
 
     Args:
-        checks: further checks after those of CHECKS.
+        data: read every byte of the data sets, too. This takes long, so each good split is printed at once.
 
     Raises:
         ConnectionError: the tracking store does not answer.
@@ -105,7 +107,7 @@ def verify(site: Site, store: Store, checks: Iterable[Check] = ()) -> Found:
     records = store.complete()
     checked: Counter[Kind] = Counter()
     faults = []
-    for check in (*CHECKS, *checks):
+    for check in (*CHECKS, _data) if data else CHECKS:
         for kind, fault in check(site, store, records):
             checked[kind] += 1
             faults += [fault] if fault else []
@@ -320,6 +322,13 @@ def _gives(runs: Sequence[Finished], metric: str, column: Column, cell: FilledCe
     std = stats.sample_std(values)
     mean = round(stats.mean(values), DECIMALS)
     return cell.value == mean and cell.std == (None if std is None else round(std, DECIMALS))
+
+
+def _data(site: Site, store: Store, records: Sequence[Record]) -> Iterator[tuple[Kind, Fault | None]]:
+    for split in verify_data(site):
+        if split.good:
+            print(split, flush=True)
+        yield "split", None if split.good else Fault(kind="split", about=split.title, problem=split.text)
 
 
 CHECKS: tuple[Check, ...] = (_records, _encoders, _reports)

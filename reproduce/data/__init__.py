@@ -18,7 +18,7 @@ line.
     generated.py             files that synthetic data sets write on first use
     scenes.py                drawings of the synthetic data sets
     polygons.py              geometry of outlines
-    inventory.py             number and digests of the images that are here, recorded with the runs
+    inventory.py             number and digests of the images on disk, recorded with the runs
     voc.py                   layout of PASCAL VOC
     json_tables.py           JSON files of images, annotations and categories
     lists.py                 published lists of images and classes

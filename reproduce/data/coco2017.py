@@ -160,7 +160,7 @@ class COCO2017(DetectionDataset, name="coco2017"):
         folder = site.root(KEY, LAYOUT, SOURCE, holds=(split,)) / split
         return sum(name.endswith(".jpg") for name in os.listdir(folder))  # noqa: PTH208 (names only)
 
-    def beside(self, split: str, site: Site) -> Iterable[Path]:
+    def sidecars(self, split: str, site: Site) -> Iterable[Path]:
         return (_list(site.root(KEY, LAYOUT, SOURCE), split),)
 
 

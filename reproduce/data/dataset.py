@@ -51,7 +51,7 @@ class Dataset(Settings):
     title: ClassVar[str]
     """Name that captions print."""
     published: ClassVar[Mapping[str, int]] = {}
-    """Number of images in each split, where it is known in advance: what is here is compared with it, and
+    """Number of images in each split, if known in advance. The images on disk are compared with it, and
     estimates of time use it. A field `num_<split>` serves the latter purpose."""
     roots: ClassVar[tuple[str, ...]] = ()
     """Keys of its folders under [data] in the site file; empty for the name of the data set."""
@@ -99,7 +99,7 @@ class Dataset(Settings):
             _ = images.states  # raises for such a file
         return len(images)
 
-    def beside(self, split: str, site: Site) -> Iterable[Path]:
+    def sidecars(self, split: str, site: Site) -> Iterable[Path]:
         """Return the files besides the images that `split` is read from: lists, labels, annotations."""
         return ()
 

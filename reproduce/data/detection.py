@@ -129,7 +129,7 @@ class DetectionDataset(Settings):
     benchmark: ClassVar[Literal["voc", "coco"]]
     """Benchmark whose rules govern annotation and scoring."""
     published: ClassVar[Mapping[str, int]] = {}
-    """Number of images in each split, where it is known in advance: what is here is compared with it."""
+    """Number of images in each split, if known in advance. The images on disk are compared with it."""
     roots: ClassVar[tuple[str, ...]] = ()
     """Keys of its folders under [data] in the site file; empty for the name of the data set."""
 
@@ -155,14 +155,14 @@ class DetectionDataset(Settings):
         raise NotImplementedError
 
     def count(self, split: str, site: Site) -> int:
-        """Return the number of images of `split` that are here, as cheaply as possible.
+        """Return the number of images of `split` on disk, as cheaply as possible.
 
         Raises:
             LookupError, ValueError: see `load`.
         """
         return len(self.load(split, site).pictures)
 
-    def beside(self, split: str, site: Site) -> Iterable[Path]:
+    def sidecars(self, split: str, site: Site) -> Iterable[Path]:
         """Return the files besides the images that `split` is read from: lists and annotations."""
         return ()
 

@@ -58,7 +58,7 @@ class ImageNet100(Dataset, name="imagenet100"):
 
         return imagefolder.load(self._root(site), split, classes=self._classes(site), cache_gb=site.cache_gb)
 
-    def beside(self, split: str, site: Site) -> Iterable[Path]:
+    def sidecars(self, split: str, site: Site) -> Iterable[Path]:
         return (self._list(site),)
 
     def _root(self, site: Site, holds: tuple[str, ...] = ()) -> Path:

@@ -56,7 +56,7 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
         root = site.root(KEY, LAYOUT, SOURCE)
         return read(root, split, num_images=self.published.get(split), cache_gb=site.cache_gb)
 
-    def beside(self, split: str, site: Site) -> Iterable[Path]:
+    def sidecars(self, split: str, site: Site) -> Iterable[Path]:
         return (site.root(KEY, LAYOUT, SOURCE) / f"{split}2018.json",)
 
 

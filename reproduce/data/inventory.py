@@ -1,4 +1,4 @@
-"""The images of each split that are here: how many, and digests of them, kept with the site's runs.
+"""The number of images of each split on disk, and their digests, kept with the site's runs.
 
     images, found = inventory.load(dataset, "train", site)   # in a run: reads the split, updates the record
     found.num_images, found.digest, found.content
@@ -134,7 +134,7 @@ def verify(dataset: AnyDataset, split: str, site: Site) -> tuple[Inventory, Inve
     The new one is recorded.
 
     Raises:
-        LookupError, ValueError: the split is not here, or cannot be read.
+        LookupError, ValueError: the split is missing, or cannot be read.
         OSError: a folder cannot be read.
     """
     before = _read(_path(dataset, split, site))
@@ -161,7 +161,7 @@ def here(dataset: AnyDataset, split: str, site: Site) -> Inventory | None:
     """Return the inventory of a split, from its record or by reading it; None if its images are generated.
 
     Raises:
-        LookupError, ValueError: the split is not here, or cannot be read.
+        LookupError, ValueError: the split is missing, or cannot be read.
         OSError: a folder cannot be read.
     """
     dataset.check_root(site)
@@ -171,7 +171,7 @@ def here(dataset: AnyDataset, split: str, site: Site) -> Inventory | None:
 
 
 def count(dataset: AnyDataset, split: str, site: Site) -> int | None:
-    """Return the number of images of a split that are here; None if its images are generated.
+    """Return the number of images of a split on disk; None if its images are generated.
 
     Raises:
         LookupError, ValueError, OSError: see `here`.
@@ -234,13 +234,13 @@ def _load(
     if not roots:
         return images, Inventory(num_images=len(images), digest=images.digest)
     path = _path(dataset, split, site)
-    beside = [str(each) for each in dataset.beside(split, site)]
-    record, changed = _taken(images, beside, roots.values())
+    sidecars = [str(each) for each in dataset.sidecars(split, site)]
+    record, changed = _taken(images, sidecars, roots.values())
     before = _read(path) if trusting else None
     if before and (before.signature, before.inventory.digest) == (record.signature, images.digest):
         record = replace(record, inventory=replace(record.inventory, content=before.inventory.content))
     if not record.inventory.content and record.num_bytes <= most_bytes:
-        content = _content(images, beside)
+        content = _content(images, sidecars)
         record = replace(record, inventory=replace(record.inventory, content=content))
     # A later change could have the same time as one of the last seconds, so nothing is recorded then.
     if changed < started - JUST_NOW:
@@ -249,22 +249,22 @@ def _load(
     return images, record.inventory
 
 
-def _taken(images: Any, beside: list[str], roots: Iterable[str]) -> tuple[_Record, int]:
+def _taken(images: Any, sidecars: list[str], roots: Iterable[str]) -> tuple[_Record, int]:
     """Return the record of a split that was just read, without its content, and the time of its last change.
 
     The time is in nanoseconds.
     """
-    of_images, of_others = [tuple(map(int, each)) for each in images.states], list(map(state, beside))
+    of_images, of_others = [tuple(map(int, each)) for each in images.states], list(map(state, sidecars))
     states = [*of_images, *of_others]
     few = len(states) <= MOST_FILES
-    folders = {os.path.dirname(path) for path in (*map(os.fsdecode, images.paths()), *beside)}  # noqa: PTH120
+    folders = {os.path.dirname(path) for path in (*map(os.fsdecode, images.paths()), *sidecars)}  # noqa: PTH120
     times = {path: _times(path) for path in sorted(_with_parents(folders, roots))}
     record = _Record(
         inventory=Inventory(num_images=len(images), digest=images.digest),
         num_bytes=sum(each[0] for each in states),
         signature=_signature(states),
         folders=times,
-        checked=[*(map(os.fsdecode, images.paths()) if few else ()), *beside],
+        checked=[*(map(os.fsdecode, images.paths()) if few else ()), *sidecars],
         checked_signature=_signature(states if few else of_others),
     )
     return record, max(each[-1] for each in (*states, *times.values()))
@@ -292,14 +292,14 @@ def _signature(states: Iterable[tuple[int, ...]]) -> str:
     return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
-def _content(images: Any, beside: list[str]) -> str:
+def _content(images: Any, sidecars: list[str]) -> str:
     """Return the SHA-256 of the content of all files in order, each after its size.
 
     Raises:
         ValueError: a file cannot be read. The message names it.
     """
     total = hashlib.sha256()
-    for path in (*images.paths(), *beside):
+    for path in (*images.paths(), *sidecars):
         try:
             with open(path, "rb") as file:  # noqa: PTH123 (bytes)
                 total.update(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))

@@ -67,7 +67,7 @@ class Places205(Dataset, name="places205"):
         root = site.root(KEY, LAYOUT, SOURCE)
         return read(root, split, num_images=self.published.get(split), cache_gb=site.cache_gb)
 
-    def beside(self, split: str, site: Site) -> Iterable[Path]:
+    def sidecars(self, split: str, site: Site) -> Iterable[Path]:
         return (site.root(KEY, LAYOUT, SOURCE) / LISTS / f"{split}_places205.csv",)
 
 

@@ -78,7 +78,7 @@ class STL10(Dataset, name="stl10"):
         root = site.root(KEY, LAYOUT, SOURCE)
         return read(root, split, counts=self.published, cache_gb=site.cache_gb)
 
-    def beside(self, split: str, site: Site) -> Iterable[Path]:
+    def sidecars(self, split: str, site: Site) -> Iterable[Path]:
         folder = _folder(site.root(KEY, LAYOUT, SOURCE))
         labels = (folder / f"{part}_y.bin" for part in SPLITS[split])
         return [path for path in (*labels, folder / NAMES) if path.is_file()]

@@ -99,7 +99,7 @@ def list_of(folder: Path, split: str) -> Path:
     return folder / "ImageSets" / "Main" / f"{split}.txt"
 
 
-def beside(folder: Path, split: str) -> list[Path]:
+def sidecars(folder: Path, split: str) -> list[Path]:
     """Return the list of a split and the annotations of its images."""
     path = list_of(folder, split)
     return [path, *(folder / "Annotations" / f"{name}.xml" for name in read_ids(path))]

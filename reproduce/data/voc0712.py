@@ -67,8 +67,8 @@ class VOC0712(DetectionDataset, name="voc0712"):
     def count(self, split: str, site: Site) -> int:
         return sum(len(voc.read_ids(voc.list_of(*part))) for part in self._parts(split, site))
 
-    def beside(self, split: str, site: Site) -> Iterable[Path]:
-        return [path for part in self._parts(split, site) for path in voc.beside(*part)]
+    def sidecars(self, split: str, site: Site) -> Iterable[Path]:
+        return [path for part in self._parts(split, site) for path in voc.sidecars(*part)]
 
     def _parts(self, split: str, site: Site) -> list[tuple[Path, str]]:
         """Return the folder of the year and the list of each part of a split."""

@@ -78,8 +78,8 @@ class VOC2007(Dataset, name="voc2007"):
     def count(self, split: str, site: Site) -> int:
         return len(voc.read_ids(voc.list_of(self._folder(site), split)))
 
-    def beside(self, split: str, site: Site) -> Iterable[Path]:
-        return voc.beside(self._folder(site), split)
+    def sidecars(self, split: str, site: Site) -> Iterable[Path]:
+        return voc.sidecars(self._folder(site), split)
 
     def _folder(self, site: Site) -> Path:
         return voc.find(site.root(KEY, LAYOUT, SOURCE), YEAR, SOURCE)

@@ -62,7 +62,7 @@ class Finished:
     metrics: Mapping[str, float]
     """Final values by name; accuracies are fractions."""
     facts: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """What the run recorded about its data and its encoder, by the names of the tags."""
+    """Facts that the run recorded about its data and its encoder, by the names of the tags."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Imports point down this page.
 
-    reuse.py        finished runs whose data are those that are here
+    reuse.py        finished runs whose data have not changed
     store.py        finished runs, and the record of each run
     recording.py    the record of one run while it is written
     connection.py   the connection to MLflow, opened when first needed

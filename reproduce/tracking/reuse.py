@@ -1,13 +1,13 @@
-"""Which finished runs are reused: those whose data are the data that are here.
+"""Choice of the finished runs that are reused: their data are those of this machine.
 
     found = choose(store, specs, site)
     found.finished["5f0c2a9d1e77"]        # the newest finished run with these data
     found.changed["0a1b2c3d4e5f"]         # "imagenette's train split had 250 images, now it has 9 469"
     found.unchecked["0a1b2c3d4e5f"]       # "its data are not here to compare": reused
 
-A run recorded digests of its splits (`inventory.Inventory`). What it recorded is compared with the splits
-that are here; a run from before a digest existed is compared without it. A run whose data are missing, or
-must not be read, is reused. An evaluation counts only if its pretraining counts, and if it measured the
+A run recorded digests of its splits (`inventory.Inventory`). They are compared with the splits on disk; a
+run from before a digest existed is compared without it. A run whose data are missing, or must not be read,
+is reused. An evaluation counts only if its pretraining counts, and if it measured the
 encoder of the pretraining that is reused: a pretraining that was executed again, for other data, has other
 evaluations. Nothing is deleted. If earlier data return, the runs on them count again.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from reproduce.tracking.store import Store
 
 NOT_HERE = "its data are not here to compare"
+"""Reason why a reused run was not compared with data."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def choose(store: Store, specs: Iterable[Spec], site: Site) -> Reuse:
 
 
 def attempted(spec: Spec, facts: Mapping[str, str], needed: Mapping[str, Finished], site: Site) -> str:
-    """Return what differs between the data of an unfinished attempt and those here; empty if nothing.
+    """Return what differs between the data of an unfinished attempt and those on disk; empty if nothing.
 
     Args:
         facts: what the attempt recorded about its data and its encoder.
@@ -97,10 +98,10 @@ def attempted(spec: Spec, facts: Mapping[str, str], needed: Mapping[str, Finishe
 
 @dataclass(frozen=True)
 class _Verdict:
-    """Whether a finished run counts."""
+    """The verdict on a finished run, which counts unless its data differ."""
 
     differs: str = ""
-    """What differs from the data that are here; empty if nothing is known to differ."""
+    """The difference from the data on disk, in words; empty if none is known."""
     unknown: str = ""
     """Why nothing could be compared; empty if it could."""
 
@@ -148,25 +149,25 @@ def _of_encoder(
 
 
 class _Found(NamedTuple):
-    """A split as it is here."""
+    """A split as it is on disk."""
 
     inventory: Inventory | None = None
     """None if it is generated, missing or broken."""
     unknown: str = ""
-    """Why it cannot be compared; empty otherwise."""
+    """The reason why it cannot be compared; empty if it can."""
     broken: str = ""
-    """What is wrong with it; empty otherwise."""
+    """The fault that makes it unreadable; empty if there is none."""
 
 
 class _Data:
-    """The splits that are here, each looked up once."""
+    """The splits on disk, each looked up once."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self._known: dict[str, _Found] = {}
 
     def judged(self, spec: Spec, facts: Mapping[str, str]) -> _Verdict:
-        """Return whether a run's own data, by the facts that it recorded, are those that are here."""
+        """Return the verdict on a run's own data, by the facts that it recorded."""
         unknown = ""
         for split in splits(spec):
             if tag(DIGEST, spec, split) not in facts:
@@ -200,7 +201,7 @@ class _Data:
 
 
 def _difference(spec: Spec, split: str, facts: Mapping[str, str], here: Inventory) -> str:
-    """Return what differs between a run's record of a split and the split that is here; empty if nothing."""
+    """Return what differs between a run's record of a split and the split on disk; empty if nothing."""
     digest, content, before = (facts.get(tag(prefix, spec, split)) for prefix in inventory.PREFIXES)
     whose = f"{spec.dataset.name}'s {split} split"
     if digest not in (None, here.digest):
