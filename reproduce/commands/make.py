@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -72,7 +74,7 @@ def produce(
     for table, filled, paths in rendered:
         # A part of a table would empty the cells that it lacks.
         if done.finished and not done.unasked and not table.left_out:
-            done.store.log_table(filled, paths)
+            _log(filled, paths, done.store)
     return done.code
 
 
@@ -290,6 +292,19 @@ def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dic
     if todo and len(found) == len(todo) and not measured:
         raise RefusedError(" ".join(dict.fromkeys(found.values())))
     return found
+
+
+def _log(filled: Filled, paths: list[Path], store: Store) -> None:
+    """Record a table's numbers and files, unless another command has rendered it since: it records its own."""
+    from reproduce.report import publish, render
+
+    report, folder = next(path for path in paths if path.suffix == ".json"), paths[0].parent
+    with tempfile.TemporaryDirectory() as copies:
+        with publish.locked(folder):
+            if report.read_text(encoding="utf-8") != render.json(filled):
+                return
+            copied = [Path(shutil.copy(path, copies)) for path in paths]
+        store.log_table(filled, copied)
 
 
 def _render(request: Request, site: Site, done: _Outcome) -> tuple[Table, Filled, list[Path]]:

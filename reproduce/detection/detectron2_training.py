@@ -71,7 +71,7 @@ def train(
         create_ddp_model(model, broadcast_buffers=False, device_ids=devices), (), optimizer
     )
     trainer.max_iter = iterations
-    checkpointer = _checkpointer(model, folder, watch, trainer=trainer, images=_SameImages(images))
+    checkpointer = _checkpointer(model, folder, watch, trainer=trainer, images=_SameImages(images, watch))
     loader = _loaders(protocol, cfg, images, seed=seed, workers=workers)
     trainer.register_hooks(_hooks(trainer, build_lr_scheduler(cfg, optimizer), protocol, seed, watch))
     first = 0
@@ -303,16 +303,17 @@ def _report(trainer: Any, protocol: Detection, watch: Watch) -> None:
 
 
 class _SameImages:
-    """A checkpointed digest of the images, so that a training does not resume with other images."""
+    """Checkpointed digests of the images, so that a training does not resume with other images."""
 
-    def __init__(self, images: Annotated) -> None:
-        self._digest = images.digest
+    def __init__(self, images: Annotated, watch: Watch) -> None:
+        self._digests = {**watch.about, "digest": images.digest}
 
     def state_dict(self) -> dict[str, str]:
-        return {"digest": self._digest}
+        return self._digests
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        if state["digest"] != self._digest:
+        before = {**self._digests, **state}  # older checkpoints lack what `watch` knows
+        if before != self._digests:
             raise InvalidError(
                 "The checkpoint was trained on other images than this run's: "
                 "remove the run's folder `detectron2` to start from scratch."

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from reproduce.data import inventory
@@ -247,7 +247,9 @@ class Detection(Protocol):
         main = distributed.main_process()
         train, found = inventory.load(dataset, dataset.train_split, site, main=main)
         test, also = inventory.load(dataset, dataset.test_split, site, main=main)
-        watch.record.facts(found.tags(dataset.train_split) | also.tags(dataset.test_split))
+        facts = found.tags(dataset.train_split) | also.tags(dataset.test_split)
+        watch.record.facts(facts)
+        watch = replace(watch, about=inventory.contents(facts))
         if oddities := (*train.oddities, *test.oddities):
             logger.warning("%s", " ".join(oddities))
             watch.record.tag("data_oddities", " ".join(oddities))
