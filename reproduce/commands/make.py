@@ -295,7 +295,7 @@ def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dic
 
 
 def _log(filled: Filled, paths: list[Path], store: Store) -> None:
-    """Record a table's numbers and files, unless another command has rendered it since: it records its own."""
+    """Record a table's numbers and files, unless another command has rendered and recorded it since."""
     from reproduce.report import publish, render
 
     report, folder = next(path for path in paths if path.suffix == ".json"), paths[0].parent
