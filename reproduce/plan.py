@@ -36,6 +36,8 @@ CUSTOM = "custom"
 """Scale under which evaluations outside the tables are recorded: the user chooses the settings."""
 SYNTHETIC = "synthetic_"
 """Prefix of data sets whose images are drawn at one size."""
+MOST_SEEDS = 1000
+"""Maximum of --seeds: with more, a plan takes many minutes, and the number is a typing error."""
 LONGEST_LABEL = 100
 """Maximum number of characters in the label of an added row."""
 UNKNOWN_FACT = "–"
@@ -232,6 +234,8 @@ def _weights(plain: dict[str, Any]) -> Weights:
 def _check_seeds(seeds: int) -> None:
     if seeds < 1:
         raise InvalidError(f"--seeds is {seeds}: at least one seed is needed.")
+    if seeds > MOST_SEEDS:
+        raise InvalidError(f"--seeds is {seeds}: at most {MOST_SEEDS} are expected.")
 
 
 def _check_backbone(run: Evaluate) -> None:

@@ -61,6 +61,8 @@ Positive = Annotated[float, Limits(0, FLOAT32, excluded=(0,))]
 Inverse = Annotated[float, Limits(0, 100, excluded=(0,))]
 """Factor t of a squared distance in exp(-t || x - y ||^2), for unit vectors; with a larger one, the mean of
 exp(-t ||.||^2) can be 0 in double precision."""
+Ratio = Annotated[float, Limits(0.001, 1000)]
+"""Width over height; beyond these limits, arithmetic with the sides of a crop overflows."""
 NotNegative = Annotated[float, Limits(0, FLOAT32)]
 """Weight of a term of a loss, decay or strength, which 0 switches off."""
 Fraction = Annotated[float, Limits(0, 1)]

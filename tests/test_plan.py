@@ -327,6 +327,7 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
         ),
         ({"scale": "smal"}, "There is no scale 'smal'. Did you mean 'small'? Known: smoke, small, paper."),
         ({"seeds": 0}, "--seeds is 0: at least one seed is needed."),
+        ({"seeds": 10**6}, "--seeds is 1000000: at most 1000 are expected."),
         ({"rows": "BYOL + L_x"}, "There is no row 'BYOL + L_x'. Did you mean 'BYOL + L_s'?"),
         ({"columns": "accuracy"}, "There is no column 'accuracy'."),
         ({"rows": "BYOL,Ouch*"}, "There is no row 'Ouch*'."),

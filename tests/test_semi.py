@@ -264,13 +264,16 @@ def test_images_to_hold_out_must_be_outside_of_the_list() -> None:
 
 
 def test_batchnorm_over_one_image_is_an_error_up_front_and_frozen_statistics_take_it() -> None:
-    one = replace(TUNED, batch_size=1, epochs=(1,))
+    one = replace(TUNED, batchnorm="eval", batch_size=1, epochs=(1,))
+    with pytest.raises(ValueError, match=r"batch_size is 1, .* batchnorm=train needs at least 2\.$"):
+        replace(one, batchnorm="train")
+    assert math.isfinite(measure(one)["top1"])
+    replace(one, encoder_lr=0.0, batchnorm="train")  # a frozen encoder has no batch statistics
     with pytest.raises(
         ValueError,
-        match=r"makes batches of 1 images with batch_size=1: .* batchnorm=train needs at least 2\.$",
+        match=r"makes batches of 1 images with batch_size=2: .* batchnorm=train needs at least 2\.$",
     ):
-        measure(one)
-    assert math.isfinite(measure(replace(one, batchnorm="eval"))["top1"])
+        measure(replace(TUNED, batch_size=2, epochs=(1,)), Toy(subset=LIST[:17]))
     short = Toy(subset=LIST[:17])
     # 17 images in batches of at most 16 are split into 9 and 8, not 16 and 1.
     assert math.isfinite(measure(replace(TUNED, epochs=(1,)), short)["top1"])

@@ -439,6 +439,7 @@ def test_wrong_inputs_are_named(changed: dict[str, torch.Tensor], message: str) 
         {"crop_scale": (0.5, 0.2)},
         {"crop_scale": (0.5, 1.2)},
         {"crop_ratio": (0.0, 1.0)},
+        {"crop_ratio": (1e10, 1e10)},
         {"blur_sigma": (0.0, 1.0)},
         {"brightness": -1.0},
         {"hue": 0.6},

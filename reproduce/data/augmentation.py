@@ -17,6 +17,7 @@ from reproduce.settings import (
     Pixels,
     Positive,
     PositiveFraction,
+    Ratio,
     Settings,
 )
 
@@ -47,7 +48,7 @@ class Augmentation(Settings, name="augmentation"):
     crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.08, 1.0)
     """Area of a crop relative to the image (google-deepmind/deepmind-research byol/utils/augmentations.py).
     STL-10 uses .2-1."""
-    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
     """Width over height of a crop, drawn log-uniformly (byol/utils/augmentations.py)."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""

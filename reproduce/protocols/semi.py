@@ -98,6 +98,10 @@ class SemiSupervised(Protocol, name="semi"):
             )
         if self.nesterov and not self.momentum:
             raise ValueError("semi needs a momentum above 0 with nesterov, not 0.")
+        if self.encoder_lr and self.batchnorm == "train" and self.batch_size < 2:
+            raise ValueError(
+                "semi.batch_size is 1, but an encoder that is trained with batchnorm=train needs at least 2."
+            )
 
     @property
     def requirement(self) -> str:
