@@ -384,7 +384,8 @@ def exhausted() -> list[int]:
 
 def own_without_descriptors(folder: Path, results: Any) -> None:
     """Own a run while this process cannot open any file, for some and for too many heartbeats."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     lost: list[str] = []
     with lease.take(folder, RUN, heartbeat=BEAT, lost=lambda: lost.append("lost")) as held:
         files = exhausted()

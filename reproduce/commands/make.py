@@ -208,6 +208,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     if blocked:
         print("\n".join(dict.fromkeys(blocked.values())))
     if todo and not render_only:
+        _make_folder(site)
         store.mark_dead_runs()
         with Console(todo, len(finished)) as console:
             reasons = launch(todo, site, console.watch)
@@ -231,6 +232,21 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     failed = {spec_id: reason for spec_id, reason in reasons.items() if spec_id not in finished}
     attached &= finished.keys()
     return _Outcome(wanted, finished, missing, failed, ran, len(attached), started, store, unasked)
+
+
+def _make_folder(site: Site) -> None:
+    """Create the folder of runs.
+
+    Raises:
+        RefusedError: it cannot be created.
+    """
+    try:
+        site.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RefusedError(
+            f"The folder of runs {site.runs} cannot be created ({error.strerror}): set another `runs` in the "
+            "site file."
+        ) from None
 
 
 def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS) -> int:

@@ -105,7 +105,7 @@ def verify(site: Site, store: Store, *, data: bool = False) -> Found:
         OSError: the faults cannot be kept.
     """
     records = store.complete()
-    checked: Counter[Kind] = Counter()
+    checked: Counter[Kind] = Counter({"split": 0} if data else {})
     faults = []
     for check in (*CHECKS, _data) if data else CHECKS:
         for kind, fault in check(site, store, records):
