@@ -17,10 +17,12 @@ HIDDEN = "***"
 ADDRESS = re.compile(r"\w[\w+.-]*://[^\s'\"<>`]+")
 """An address in a text."""
 SECRET_OPTION = re.compile(
-    r"(?<=[?&;])([^=&;#\s]*(?:pass|pwd|token|secret|key|auth|sig|cred)[^=&;#\s]*=)([^&;#\s'\"<>`]*)",
+    r"(?<=[?&;#])([^=&;#\s]*(?:pass|pwd|token|secret|key|auth|sig|cred)[^=&;#\s]*=)([^&;#\s'\"<>`]*)",
     re.IGNORECASE,
 )
 """An option of an address, such as `?password=...`, and its secret value."""
+NO_PORT = re.compile(r"^((?:\w[\w+.-]*://)?(?:\[[^]/?#]*\]|[^][:/?#]*):)(?!//|\d*(?:[/?#]|$))([^/?#]+)")
+"""An address with text in place of its port, such as the password if the host was forgotten."""
 SHORTEST_SECRET = 4
 """Minimum characters of a secret that is hidden without its address: a shorter one is in every text."""
 
@@ -74,10 +76,11 @@ def unprintable(text: str) -> str:
 
 
 def public(address: str) -> str:
-    """Return an address as texts show it: without user and password, and with `***` for secret options."""
-    login = _login(address)
-    start = address.find("://") + 3 if "://" in address else 0
-    return SECRET_OPTION.sub(rf"\1{HIDDEN}", address[:start] + address[start + len(login) :])
+    """Return an address as texts show it: without user and password, and with `***` for secret options.
+
+    A port that is not a number is also `***`: it is the password if the host was forgotten.
+    """
+    return NO_PORT.sub(rf"\1{HIDDEN}", _without_login(address))
 
 
 def without_secrets(text: str, address: str = "", *secrets: str) -> str:
@@ -91,16 +94,24 @@ def without_secrets(text: str, address: str = "", *secrets: str) -> str:
     user, _, password = login.partition(":")
     known = {password or (login if address.startswith("http") else ""), *secrets}
     known |= {found[2] for found in SECRET_OPTION.finditer(address)}
+    known |= {found[2] for found in NO_PORT.finditer(_without_login(address))}
     forms = {form for secret in known for form in _forms(secret)}
     if password:
         forms.add(base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode())
     if public(address) != address:
         text = text.replace(address, public(address))
-    text = ADDRESS.sub(lambda found: public(found[0]), text)
+    text = ADDRESS.sub(lambda found: _without_login(found[0]), text)
     for form in sorted(forms, key=len, reverse=True):
         if len(form) >= SHORTEST_SECRET:
             text = text.replace(form, HIDDEN)
     return text
+
+
+def _without_login(address: str) -> str:
+    """Return an address without user and password, and with `***` for secret options."""
+    login = _login(address)
+    start = address.find("://") + 3 if "://" in address else 0
+    return SECRET_OPTION.sub(rf"\1{HIDDEN}", address[:start] + address[start + len(login) :])
 
 
 def _login(address: str) -> str:

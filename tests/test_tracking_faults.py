@@ -65,6 +65,12 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://me:se/cr@et?#@host", "http://host"),
         ("http://me:12/34@host", "http://host"),
         ("http://token@host", "http://host"),
+        ("http://me:secret", "http://me:***"),
+        ("https://me:secret/api?x=1", "https://me:***/api?x=1"),
+        ("me:secret", "me:***"),
+        ("http://[::1]:secret/", "http://[::1]:***/"),
+        ("sqlite:////a:b/c.db", "sqlite:////a:b/c.db"),
+        ("https://host:1/#token=secret&x=1", "https://host:1/#token=***&x=1"),
         ("me:secret@host:5000", "host:5000"),
         (
             "postgresql://me:secret@db/x?password=secret&sslmode=on",

@@ -155,7 +155,8 @@ def _split(given: str, shown: str) -> SplitResult:
         parts = urlsplit(given)
         _ = parts.port  # raises an error if it is not a port
     except ValueError:
-        hint = " A password must be encoded: / as %2F, @ as %40." if given != shown else ""
+        encoded = " A password must be encoded: / as %2F, @ as %40. The host follows it after @."
+        hint = encoded if given != shown else ""
         raise InvalidError(
             f"The tracking store is '{shown}', whose host or port is not valid.{hint} {WORKS}"
         ) from None
