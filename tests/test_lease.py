@@ -384,7 +384,7 @@ def exhausted() -> list[int]:
 
 def own_without_descriptors(folder: Path, results: Any) -> None:
     """Own a run while this process cannot open any file, for some and for too many heartbeats."""
-    most = max(map(int, os.listdir("/proc/self/fd"))) + 20
+    most = max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     lost: list[str] = []
     with lease.take(folder, RUN, heartbeat=BEAT, lost=lambda: lost.append("lost")) as held:
