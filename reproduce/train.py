@@ -157,7 +157,7 @@ def pretrain(
 
 
 def _other_images(saved: Mapping[str, Any], found: Inventory) -> bool:
-    """Return whether a checkpoint was trained on other images, or on other content where both are known."""
+    """Return True if a checkpoint was trained on other images, or on other content where both are known."""
     before, now = saved.get("content", ""), found.content  # older checkpoints have only the digest
     return bool(saved["data"] != found.digest or (before and now and before != now))
 

@@ -110,7 +110,7 @@ class Machine:
         return at_once(self.site)
 
     def has_gpu(self, spec: Spec) -> bool | None:
-        """Return whether the GPU that a run needs is available, or None if it needs none."""
+        """Return True if the GPU that a run needs is available, or None if it needs none."""
         if isinstance(spec, Pretrain) and spec.precision == "bfloat16":
             return self.device not in ("", "cpu")
         return None if self.device else False

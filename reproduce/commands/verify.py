@@ -314,7 +314,7 @@ def _metrics(table: Filled) -> dict[tuple[str, str], str]:
 
 
 def _gives(runs: Sequence[Finished], metric: str, column: Column, cell: FilledCell) -> bool:
-    """Return whether a metric of runs has the mean and the deviation of a cell."""
+    """Return True if a metric of runs has the mean and the deviation of a cell."""
     factor = 100 if column.unit == "%" else 1
     values = [factor * run.metrics[metric] for run in runs]
     if not all(map(math.isfinite, values)):

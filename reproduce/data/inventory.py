@@ -144,7 +144,7 @@ def verify(dataset: AnyDataset, split: str, site: Site) -> tuple[Inventory, Inve
 
 
 def has_root(dataset: AnyDataset, site: Site) -> bool:
-    """Return whether the site names a folder of a data set; generated images have none."""
+    """Return True if the site names a folder of a data set; generated images have none."""
     return bool(_roots(dataset, site))
 
 

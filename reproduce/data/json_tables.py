@@ -168,7 +168,7 @@ def file_names(images: Mapping[int, Row]) -> dict[int, str]:
 
 
 def _is_inside(name: str) -> bool:
-    """Return whether a path stays in its folder and is written as on every system."""
+    """Return True if a path stays in its folder and is written as on every system."""
     return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 

@@ -231,12 +231,12 @@ def _other_kind(head: bytes, suffix: str) -> str:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """Return whether a file begins as safetensors: a length of 8 bytes, then JSON."""
+    """Return True if a file begins as safetensors: a length of 8 bytes, then JSON."""
     return head[8:9] == b"{" and head[5:8] == bytes(3)
 
 
 def _is_text(head: bytes) -> bool:
-    """Return whether the beginning of a file is printable text."""
+    """Return True if the beginning of a file is printable text."""
     try:
         text = head.decode()
     except UnicodeDecodeError as error:

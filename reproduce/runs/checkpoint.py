@@ -136,7 +136,7 @@ def seal(path: Path, spec_id: str) -> None:
 
 
 def usable(path: Path, spec_id: str) -> bool:
-    """Return whether `path` is an intact checkpoint of the run; log a warning if it exists and is not."""
+    """Return True if `path` is an intact checkpoint of the run; log a warning if it exists and is not."""
     if not path.is_file():
         return False
     if problem := _problem(memoryview(path.read_bytes()), spec_id):

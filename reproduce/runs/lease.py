@@ -400,7 +400,7 @@ def process() -> dict[str, Any]:
 
 
 def process_alive(host: str, pid: int, started: float, *, heard: bool | None = None) -> bool:
-    """Return whether a process of this machine is still alive.
+    """Return True if a process of this machine is still alive.
 
     Args:
         heard: True if its last heartbeat is recent. Then a start time that differs is accepted, because the

@@ -184,7 +184,7 @@ class Store:
         return dead
 
     def _finished_since(self, run: Any) -> bool:
-        """Return whether a run whose owner is gone has finished since it was read.
+        """Return True if a run whose owner is gone has finished since it was read.
 
         The lease records the end after the record does.
         """
