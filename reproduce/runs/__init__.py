@@ -7,6 +7,7 @@ Imports point down this page.
     journal.py       measurements that wait on disk until the tracking store has them
     checkpoint.py    training states and encoders that survive a crash
     files.py         files that are written whole or not at all
+    kinds.py         what a file is in place of the one that its name promises
     environment.py   versions, code and machine; the load of the machine
     output.py        standard output that never stops a command
     squeue.py        the jobs that Slurm still lists
