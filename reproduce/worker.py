@@ -36,7 +36,7 @@ from reproduce import site as sites
 from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
-from reproduce.runs import checkpoint, environment, interrupt, journal, output
+from reproduce.runs import checkpoint, encoder_file, environment, interrupt, journal, output
 from reproduce.runs import lease as leases
 from reproduce.runs.files import atomic, read_regular, write_atomic
 from reproduce.runs.interrupt import Interrupted
@@ -167,7 +167,7 @@ def _measured(
     # The data may have changed since the earlier attempt, and another run may have replaced the encoder.
     if kept and (
         attempted(spec, kept.facts, needed, site)
-        or kept.facts.get(TRAINED, "") not in ("", checkpoint.digest_of(folder / FILE))
+        or kept.facts.get(TRAINED, "") not in ("", encoder_file.digest_of(folder / FILE))
     ):
         kept = None
     commit = environment.code()[0]
@@ -186,7 +186,7 @@ def _measured(
         metrics = evaluate(spec, encoder(spec.encoder, watch), site, device, watch)
     if run and held:
         held.check()
-        trained = {TRAINED: checkpoint.digest_of(folder / FILE)} if isinstance(spec, Pretrain) else {}
+        trained = {TRAINED: encoder_file.digest_of(folder / FILE)} if isinstance(spec, Pretrain) else {}
         journal.keep_result(folder, spec.id, kept or Result(metrics, commit, run.recorded | trained))
         if isinstance(spec, Pretrain):
             run.artifact(folder / FILE)
@@ -199,7 +199,7 @@ def _has_encoder(folder: Path, spec_id: str) -> bool:
     from reproduce.nn.encoder import FILE
 
     try:
-        checkpoint.load_encoder(folder / FILE, spec_id=spec_id)
+        encoder_file.load(folder / FILE, spec_id=spec_id)
     except LookupError:
         return False
     except ValueError as error:
@@ -216,7 +216,7 @@ def _is_of_another(folder: Path, wanted: Finished, store: Store) -> bool:
     from reproduce.nn.encoder import FILE
     from reproduce.tracking.tags import TRAINED
 
-    found = checkpoint.digest_of(folder / FILE)
+    found = encoder_file.digest_of(folder / FILE)
     if TRAINED in wanted.facts:
         return found not in ("", wanted.facts[TRAINED])
     others = store.every_finished([wanted.spec_id])[wanted.spec_id]
@@ -273,7 +273,7 @@ def _encoder(
                         "imported, import an archive that was exported with --encoders instead."
                     ) from None
                 try:
-                    checkpoint.load_encoder(fetched, spec_id=spec.id)
+                    encoder_file.load(fetched, spec_id=spec.id)
                 except ValueError as error:
                     raise InvalidError(
                         f"The tracking store has a wrong file for {spec.id}: {error}"

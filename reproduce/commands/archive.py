@@ -39,10 +39,11 @@ from reproduce.nn.encoder import FILE, check_backbone
 from reproduce.plan import CUSTOM, SCALES
 from reproduce.report import publish, render
 from reproduce.report.filled import Filled
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.runs.files import atomic, remove_drafts, write_atomic
 from reproduce.site import Site
 from reproduce.tracking.portable import OF_THE_MACHINE, PortableRun, check, from_json, to_json
+from reproduce.tracking.tags import ENCODER
 
 if TYPE_CHECKING:
     from reproduce.report.observe import Finished
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 
 KIND, VERSION = "msbreg archive", 1
 MANIFEST, RECORD, INDEX = "manifest.json", "record.json", render.INDEX
-EVALUATED = "encoder_digest"
-"""Tag of an evaluation: digest of the encoder that it used."""
 DATE = (1980, 1, 1, 0, 0, 0)
 """Date of every member: the earliest that a zip can contain."""
 REPORT = re.compile(
@@ -415,7 +414,7 @@ def _receive_run(
 def _other_encoder(path: Path, spec_id: str, digest: str) -> str:
     """Return in what the encoder at `path` differs from one with that digest, or "" if it does not."""
     try:
-        here = checkpoint.digest(checkpoint.read_encoder(path.read_bytes(), spec_id=spec_id))
+        here = encoder_file.digest(encoder_file.read(path.read_bytes(), spec_id=spec_id))
     except ValueError as error:
         return f"{error}; delete it and import again"
     return "" if here == digest else "its tensors differ from those in the archive"
@@ -628,16 +627,16 @@ class _Archive:
         if spec_id not in runs or not runs[spec_id].is_pretraining:
             self.refuse(f"it contains {name}, but no record of a pretraining run {spec_id}")
         try:
-            tensors = checkpoint.read_encoder(self.read(name), spec_id=spec_id)
+            tensors = encoder_file.read(self.read(name), spec_id=spec_id)
             check_backbone(str(runs[spec_id].settings.get("backbone")), tensors)
         except ValueError as error:
             self.refuse(f"{name} is not the encoder of run {spec_id}: {error}")
-        return checkpoint.digest(tensors)
+        return encoder_file.digest(tensors)
 
     def _check_evaluated(self, runs: Mapping[str, PortableRun], encoders: Mapping[str, str]) -> None:
         """Raise ValueError if an evaluation used another encoder than the archive's."""
         for run in runs.values():
-            used = run.tags.get(EVALUATED)
+            used = run.tags.get(ENCODER)
             if used and run.needs and encoders.get(run.needs, used) != used:
                 self.refuse(f"run {run.spec_id} evaluated another encoder than that of run {run.needs}")
 

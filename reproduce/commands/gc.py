@@ -39,7 +39,7 @@ from reproduce.commands import redo
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES, NotHereError, Request, table_names
-from reproduce.runs import checkpoint, journal, lease
+from reproduce.runs import checkpoint, encoder_file, journal, lease
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
 
@@ -382,7 +382,7 @@ def _features(runs: _Runs, unwanted: Iterable[str], store: Store) -> Iterator[It
     if not found:
         return
     local = {
-        checkpoint.digest_of(folder / FILE)
+        encoder_file.digest_of(folder / FILE)
         for spec_id, folder in runs.folders.items()
         if spec_id not in unwanted
     }

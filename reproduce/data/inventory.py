@@ -182,6 +182,12 @@ def count(dataset: AnyDataset, split: str, site: Site) -> int | None:
     return found.num_images if found else dataset.count(split, site)
 
 
+def used_splits(dataset: AnyDataset) -> tuple[str, ...]:
+    """Return the splits of a data set that runs read with its default settings."""
+    keys = ("pretrain_split", "train_split", "test_split")
+    return tuple(dict.fromkeys(getattr(dataset, key) for key in keys if hasattr(dataset, key)))
+
+
 def key(dataset: AnyDataset, split: str, site: Site) -> str:
     """Return a text that splits with the same images share."""
     return _path(dataset, split, site).name

@@ -1,4 +1,4 @@
-"""What a file is in place of the one that its name promises, and what would work.
+"""Kinds of files in place of the one that a name promises, each with what would work.
 
 found = kinds.by_content(head)      # ("compressed by gzip", "unpack it with `gunzip`"), or None
 kinds.by_mode(status.st_mode)       # "a folder"
