@@ -27,8 +27,9 @@ from toys import backbone, ended
 
 import tasks
 from reproduce.commands import archive
-from reproduce.commands.archive import export, receive
+from reproduce.commands.archive import export
 from reproduce.commands.make import produce
+from reproduce.commands.receive import Archive, receive
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
 from reproduce.runs import encoder_file
@@ -731,7 +732,7 @@ def test_a_file_that_is_there_twice_is_refused(sent: Path, site: Site, tmp_path:
 def opened(file: Path) -> tuple[str, str] | str:
     """Return the archive's digest and records, or the reason why it is refused."""
     try:
-        with archive._Archive.opened(file) as found:
+        with Archive.opened(file) as found:
             return repr(found.check()), found.digest
     except ValueError as error:
         return str(error)

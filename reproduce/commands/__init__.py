@@ -14,7 +14,8 @@ Imports point down this page.
     gc.py           files and records that nothing refers to
     redo.py         finished runs that are to be executed again
     unlock.py       frees a run whose owner is gone
-    archive.py      export and import
+    receive.py      import: checks an archive and adds what it contains
+    archive.py      export: reports and the records of their runs as one file
     deviations.py   the page of deviations from the paper
     disk.py         the disk that runs need
     console.py      progress on a terminal or in a log
