@@ -36,7 +36,7 @@ from reproduce import site as sites
 from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
-from reproduce.runs import checkpoint, encoder_file, environment, interrupt, journal, output
+from reproduce.runs import checkpoint, encoder_file, environment, interrupt, journal, output, processes
 from reproduce.runs import lease as leases
 from reproduce.runs.files import atomic, read_regular, write_atomic
 from reproduce.runs.interrupt import Interrupted
@@ -453,7 +453,7 @@ def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
         arguments = arguments[1:]
         threading.Thread(target=_leash, args=(_input(),), daemon=True).start()
     if arguments[0] == "--list":
-        arguments, job = _listed(Path(arguments[1]), int(arguments[2])), leases.job_of_environment()
+        arguments, job = _listed(Path(arguments[1]), int(arguments[2])), processes.job_of_environment()
     request, spec_id = arguments
     with distributed.processes(site.device):
         return attempt(request, spec_id, site, events if distributed.main_process() else None, job)

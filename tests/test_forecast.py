@@ -416,7 +416,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
     record = Store(site).records([reused.id])[reused.id]
     assert (record.attempts, record.device) == (1, Store(site).records([killed.id])[killed.id].device)
     assert record.ended is not None
-    host = lease.this_host()
+    host = processes.this_host()
     assert {name: each.action for name, each in found.items()} == {
         "reused": "reuse",
         "killed": "resume",

@@ -39,7 +39,7 @@ from reproduce.commands import redo
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES, NotHereError, Request, table_names
-from reproduce.runs import checkpoint, encoder_file, journal, lease
+from reproduce.runs import checkpoint, encoder_file, journal, lease, processes
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
 
@@ -236,7 +236,7 @@ def _may_be_leftover(runs: _Runs, spec_id: str) -> bool:
     folder = runs.folders.get(spec_id)
     if folder is None:
         # The record of another machine's run is kept: its checkpoints cannot be seen from here.
-        return all(record.host == lease.this_host() for record in runs.unfinished[spec_id])
+        return all(record.host == processes.this_host() for record in runs.unfinished[spec_id])
     held = lease.read(folder, spec_id)
     if (held and held.state == "finished") or (spec_id not in runs.unfinished and (folder / FILE).exists()):
         runs.notes.append(

@@ -4,6 +4,8 @@ Imports point down this page.
 
     claims.py        runs that other processes execute, and their progress
     lease.py         the file that names the process that owns a run
+    processes.py     identity of a process, and of the job that it belongs to
+    place.py         a name of the folder of runs that machines share
     journal.py       measurements that wait on disk until the tracking store has them
     checkpoint.py    training states that survive a crash
     encoder_file.py  the encoder that a run trained
