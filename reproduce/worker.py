@@ -155,21 +155,10 @@ def _measured(
     """
     from reproduce.nn import distributed
     from reproduce.nn.encoder import FILE
-    from reproduce.tracking.reuse import attempted
     from reproduce.tracking.tags import TRAINED
 
     folder, record, hold = site.runs / spec.id, run or Silent(), held.check if held else lambda: None
-    kept = journal.kept_result(folder, spec.id) if distributed.main_process() else None
-    if kept and isinstance(spec, Pretrain) and not _has_encoder(folder, spec.id):
-        hold()
-        journal.drop_result(folder)  # the next encoder may have other values
-        kept = None
-    # The data may have changed since the earlier attempt, and another run may have replaced the encoder.
-    if kept and (
-        attempted(spec, kept.facts, needed, site)
-        or kept.facts.get(TRAINED, "") not in ("", encoder_file.digest_of(folder / FILE))
-    ):
-        kept = None
+    kept = _kept(spec, site, needed, hold) if distributed.main_process() else None
     commit = environment.code()[0]
     if kept and kept.commit != commit:
         record.tag("resumed_from_commit", kept.commit)
@@ -192,6 +181,31 @@ def _measured(
             run.artifact(folder / FILE)
             run.facts(trained)
     return metrics
+
+
+def _kept(spec: Spec, site: Site, needed: Mapping[str, Finished], hold: Callable[[], None]) -> Result | None:
+    """Return the result of an earlier attempt with the data and the encoder of today, or None.
+
+    Args:
+        needed: the finished runs that the spec needs.
+        hold: raises if this process has lost the run.
+    """
+    from reproduce.nn.encoder import FILE
+    from reproduce.tracking.reuse import attempted
+    from reproduce.tracking.tags import TRAINED
+
+    folder = site.runs / spec.id
+    kept = journal.kept_result(folder, spec.id)
+    if kept is None:
+        return None
+    if isinstance(spec, Pretrain) and not _has_encoder(folder, spec.id):
+        hold()
+        journal.drop_result(folder)  # the next encoder may have other values
+        return None
+    # The data may have changed since the earlier attempt, and another run may have replaced the encoder.
+    if attempted(spec, kept.facts, needed, site):
+        return None
+    return kept if kept.facts.get(TRAINED, "") in ("", encoder_file.digest_of(folder / FILE)) else None
 
 
 def _has_encoder(folder: Path, spec_id: str) -> bool:

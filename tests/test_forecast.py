@@ -398,19 +398,19 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
         run.finish({})
     with pytest.raises(ValueError, match="no luck"), Store(site).start(failed, scale="smoke"):
         raise ValueError("no luck")
-    processes = [fork.Process(target=attempt, args=(spec, site, at)) for spec in (killed, running)]
+    forked = [fork.Process(target=attempt, args=(spec, site, at)) for spec in (killed, running)]
     try:
-        for process in processes:
+        for process in forked:
             process.start()
             at.get(timeout=60)
-        processes[0].kill()
-        processes[0].join()
+        forked[0].kill()
+        forked[0].join()
         checkpoint.save(site.runs / killed.id, killed.id, {"epoch": 3}, 3)
         found = dict(
             zip(("reused", "killed", "running", "failed", "new"), steps_of(wanted, site), strict=True)
         )
     finally:
-        for process in processes:
+        for process in forked:
             process.kill()
             process.join()
     record = Store(site).records([reused.id])[reused.id]
