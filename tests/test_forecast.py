@@ -46,7 +46,7 @@ from reproduce.protocols.protocol import Protocol
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.readiness import RefusedError, blocked
-from reproduce.runs import checkpoint, lease
+from reproduce.runs import checkpoint, lease, processes
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking import tags
@@ -427,10 +427,10 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
     assert found["reused"].why.startswith(
         f"finished {record.ended.astimezone():%Y-%m-%d}, commit {record.commit[:7]}"
     )
-    gone = f"its process {processes[0].pid} on {host} is gone"
+    gone = f"its process {forked[0].pid} on {host} is gone"
     assert found["killed"].why == f"from the checkpoint of epoch 3 of 4; interrupted: {gone}"
     assert found["killed"].left == 0.25
-    assert found["running"].why == f"process {processes[1].pid} on {host} executes it"
+    assert found["running"].why == f"process {forked[1].pid} on {host} executes it"
     assert found["failed"].why == "failed: ValueError: no luck; starts from scratch"
     assert found["new"].why == "no finished run with these settings; the nearest differs in seed: 0, here 4"
     assert {each.estimate.source for each in found.values() if each.estimate} == {"finished runs"}
