@@ -190,11 +190,11 @@ def export(c: Context, options: given.ExportOptions) -> None:
 @stoppable()
 def receive(c: Context, options: given.ImportOptions) -> None:
     """Add the runs and reports of an exported file to this site; existing ones stay unchanged."""
-    from reproduce.commands import archive
+    from reproduce.commands import receive
     from reproduce.site import user_path
 
     with one_line(OSError):
-        received = archive.receive(user_path(options.file), *store())
+        received = receive.receive(user_path(options.file), *store())
     print(received)
     finish(received.code)
 

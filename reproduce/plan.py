@@ -19,6 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from reproduce.data.dataset import Dataset
+from reproduce.data.detection import DetectionDataset
+from reproduce.data.inventory import AnyDataset
 from reproduce.messages import InvalidError, NotFoundError, unknown
 from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
@@ -257,6 +260,15 @@ def _component(kind: str, name: str, package: str, *bases: type[S]) -> Any:
     if name not in found:
         raise NotFoundError(unknown(kind, name, found))
     return found[name]()
+
+
+def real_data_sets() -> list[AnyDataset]:
+    """Return every data set of real images with its default settings, by name."""
+    known: dict[str, Callable[[], AnyDataset]] = {
+        **components("reproduce.data", Dataset),
+        **components("reproduce.data", DetectionDataset),
+    }
+    return [cls() for name, cls in sorted(known.items()) if not name.startswith(SYNTHETIC)]
 
 
 def components(package: str, *bases: type[S]) -> dict[str, type[S]]:

@@ -15,7 +15,6 @@ from reproduce.messages import NotFoundError, UserError, grouped, unknown
 from reproduce.nn import distributed
 from reproduce.plan import Job
 from reproduce.protocols.protocol import Protocol
-from reproduce.report.counts import splits
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
@@ -128,7 +127,7 @@ class Counts:
         At paper scale, splits must have exactly the published images.
         """
         dataset = spec.dataset
-        for split in splits(spec):
+        for split in spec.splits:
             found = self.of(dataset, split)
             if isinstance(found, str):
                 return Missing(dataset.name, found)
@@ -156,7 +155,7 @@ class Counts:
 
     def shortfalls(self, specs: Iterable[Spec]) -> list[str]:
         """Return these phrases for all splits that the runs read."""
-        found = dict.fromkeys(self.shortfall(spec.dataset, split) for spec in specs for split in splits(spec))
+        found = dict.fromkeys(self.shortfall(spec.dataset, split) for spec in specs for split in spec.splits)
         return [phrase for phrase in found if phrase]
 
 

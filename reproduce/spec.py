@@ -72,6 +72,11 @@ class Pretrain(Settings, name="pretrain"):
     seed: Seed = 0
     """Source of the initialisation, the order of images, the views and the noise."""
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the data set that the run reads."""
+        return (self.dataset.pretrain_split,)
+
     def needs(self) -> tuple[Pretrain, ...]:
         """Return the runs that must be finished before this one can start."""
         return ()
@@ -92,6 +97,11 @@ class Evaluate(Settings, name="evaluate"):
     """A data set of `reproduce/data`: its labelled train and test splits."""
     seed: Seed = 0
     """Source of the initialisation and the order of images when the protocol trains."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the data set that the run reads, each once."""
+        return tuple(dict.fromkeys((self.dataset.train_split, self.dataset.test_split)))
 
     def needs(self) -> tuple[Pretrain, ...]:
         """Return the runs that must be finished before this one can start."""

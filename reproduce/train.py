@@ -29,7 +29,7 @@ from reproduce.nn import backbones, collapse, distributed, schedules, seeds
 from reproduce.nn.encoder import FILE, Encoder
 from reproduce.nn.lars import LARS, parameters_of
 from reproduce.nn.sync_batchnorm import sync_batchnorm
-from reproduce.runs import checkpoint, environment, interrupt
+from reproduce.runs import checkpoint, encoder_file, environment, interrupt
 from reproduce.runs.progress import Progress, Record
 from reproduce.site import Site
 from reproduce.spec import Pretrain
@@ -157,7 +157,7 @@ def pretrain(
 
 
 def _other_images(saved: Mapping[str, Any], found: Inventory) -> bool:
-    """Return whether a checkpoint was trained on other images, or on other content where both are known."""
+    """Return True if a checkpoint was trained on other images, or on other content where both are known."""
     before, now = saved.get("content", ""), found.content  # older checkpoints have only the digest
     return bool(saved["data"] != found.digest or (before and now and before != now))
 
@@ -190,13 +190,13 @@ def load_encoder(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
         ValueError: The file is broken or belongs to another run.
     """
     online = build_network(spec).online
-    tensors = checkpoint.load_encoder(folder / FILE, spec_id=spec.id)
+    tensors = encoder_file.load(folder / FILE, spec_id=spec.id)
     for part in ("backbone", "projector"):
         prefix = f"{part}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         getattr(online, part).load_state_dict(state)
     online.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return encoder_of(spec, online, checkpoint.digest(tensors))
+    return encoder_of(spec, online, encoder_file.digest(tensors))
 
 
 def start(spec: Pretrain, device: torch.device) -> tuple[Any, LARS]:

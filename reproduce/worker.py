@@ -36,7 +36,7 @@ from reproduce import site as sites
 from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
-from reproduce.runs import checkpoint, environment, interrupt, journal, output
+from reproduce.runs import checkpoint, encoder_file, environment, interrupt, journal, output, processes
 from reproduce.runs import lease as leases
 from reproduce.runs.files import atomic, read_regular, write_atomic
 from reproduce.runs.interrupt import Interrupted
@@ -155,21 +155,10 @@ def _measured(
     """
     from reproduce.nn import distributed
     from reproduce.nn.encoder import FILE
-    from reproduce.tracking.reuse import attempted
     from reproduce.tracking.tags import TRAINED
 
     folder, record, hold = site.runs / spec.id, run or Silent(), held.check if held else lambda: None
-    kept = journal.kept_result(folder, spec.id) if distributed.main_process() else None
-    if kept and isinstance(spec, Pretrain) and not _has_encoder(folder, spec.id):
-        hold()
-        journal.drop_result(folder)  # the next encoder may have other values
-        kept = None
-    # The data may have changed since the earlier attempt, and another run may have replaced the encoder.
-    if kept and (
-        attempted(spec, kept.facts, needed, site)
-        or kept.facts.get(TRAINED, "") not in ("", checkpoint.digest_of(folder / FILE))
-    ):
-        kept = None
+    kept = _kept(spec, site, needed, hold) if distributed.main_process() else None
     commit = environment.code()[0]
     if kept and kept.commit != commit:
         record.tag("resumed_from_commit", kept.commit)
@@ -186,7 +175,7 @@ def _measured(
         metrics = evaluate(spec, encoder(spec.encoder, watch), site, device, watch)
     if run and held:
         held.check()
-        trained = {TRAINED: checkpoint.digest_of(folder / FILE)} if isinstance(spec, Pretrain) else {}
+        trained = {TRAINED: encoder_file.digest_of(folder / FILE)} if isinstance(spec, Pretrain) else {}
         journal.keep_result(folder, spec.id, kept or Result(metrics, commit, run.recorded | trained))
         if isinstance(spec, Pretrain):
             run.artifact(folder / FILE)
@@ -194,12 +183,37 @@ def _measured(
     return metrics
 
 
+def _kept(spec: Spec, site: Site, needed: Mapping[str, Finished], hold: Callable[[], None]) -> Result | None:
+    """Return the result of an earlier attempt with the data and the encoder of today, or None.
+
+    Args:
+        needed: the finished runs that the spec needs.
+        hold: raises if this process has lost the run.
+    """
+    from reproduce.nn.encoder import FILE
+    from reproduce.tracking.reuse import attempted
+    from reproduce.tracking.tags import TRAINED
+
+    folder = site.runs / spec.id
+    kept = journal.kept_result(folder, spec.id)
+    if kept is None:
+        return None
+    if isinstance(spec, Pretrain) and not _has_encoder(folder, spec.id):
+        hold()
+        journal.drop_result(folder)  # the next encoder may have other values
+        return None
+    # The data may have changed since the earlier attempt, and another run may have replaced the encoder.
+    if attempted(spec, kept.facts, needed, site):
+        return None
+    return kept if kept.facts.get(TRAINED, "") in ("", encoder_file.digest_of(folder / FILE)) else None
+
+
 def _has_encoder(folder: Path, spec_id: str) -> bool:
     """Return True if a run's folder contains its encoder, intact; log a warning if it contains another."""
     from reproduce.nn.encoder import FILE
 
     try:
-        checkpoint.load_encoder(folder / FILE, spec_id=spec_id)
+        encoder_file.load(folder / FILE, spec_id=spec_id)
     except LookupError:
         return False
     except ValueError as error:
@@ -216,7 +230,7 @@ def _is_of_another(folder: Path, wanted: Finished, store: Store) -> bool:
     from reproduce.nn.encoder import FILE
     from reproduce.tracking.tags import TRAINED
 
-    found = checkpoint.digest_of(folder / FILE)
+    found = encoder_file.digest_of(folder / FILE)
     if TRAINED in wanted.facts:
         return found not in ("", wanted.facts[TRAINED])
     others = store.every_finished([wanted.spec_id])[wanted.spec_id]
@@ -273,7 +287,7 @@ def _encoder(
                         "imported, import an archive that was exported with --encoders instead."
                     ) from None
                 try:
-                    checkpoint.load_encoder(fetched, spec_id=spec.id)
+                    encoder_file.load(fetched, spec_id=spec.id)
                 except ValueError as error:
                     raise InvalidError(
                         f"The tracking store has a wrong file for {spec.id}: {error}"
@@ -453,7 +467,7 @@ def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
         arguments = arguments[1:]
         threading.Thread(target=_leash, args=(_input(),), daemon=True).start()
     if arguments[0] == "--list":
-        arguments, job = _listed(Path(arguments[1]), int(arguments[2])), leases.job_of_environment()
+        arguments, job = _listed(Path(arguments[1]), int(arguments[2])), processes.job_of_environment()
     request, spec_id = arguments
     with distributed.processes(site.device):
         return attempt(request, spec_id, site, events if distributed.main_process() else None, job)

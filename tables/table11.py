@@ -109,7 +109,7 @@ def _acc(v: Values, key: str, lambda_s: str, lambda_b: str) -> float:
 
 
 def _defaults_are_best(v: Values, key: str) -> bool:
-    """Return whether lambda_s = .004 and lambda_b = .5 beat all other pairs.
+    """Return True if lambda_s = .004 and lambda_b = .5 beat all other pairs.
 
     The cell that is illegible in the scan counts only if it has a number.
     """
@@ -134,7 +134,7 @@ def _peaks_in_lambda_s(v: Values, key: str) -> bool:
 
 
 def _peaks(accuracies: Sequence[float], at: int) -> bool:
-    """Return whether each accuracy up to number `at` is above the one before it, and none after is higher."""
+    """Return True if each accuracy up to number `at` is above the one before it, and none after is higher."""
     rises = all(before < after for before, after in pairwise(accuracies[: at + 1]))
     return rises and max(accuracies) == accuracies[at]
 

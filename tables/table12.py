@@ -89,7 +89,7 @@ def _measured(run: Pretrain) -> dict[str, Measured]:
 
 
 def _uniformity_orders_accuracy(v: Values) -> bool:
-    """Return whether the rows have one order by uniformity, from the least to the most, and by accuracy."""
+    """Return True if the rows have one order by uniformity, from the least to the most, and by accuracy."""
     by_uniformity = sorted((*BASELINES, OURS), key=lambda label: -v(label, "uniformity"))
     accuracies = [v(label, "acc") for label in by_uniformity]
     return accuracies == sorted(accuracies)

@@ -156,12 +156,12 @@ def _beats_all_but_multi_crop(v: Values) -> bool:
 
 
 def _is_not_below(v: Values, labels: Iterable[str]) -> bool:
-    """Return whether ours is at least as good as each of the methods `labels` in the last column."""
+    """Return True if ours is at least as good as each of the methods `labels` in the last column."""
     return all(lead(v, "e400", OURS, label) >= 0 for label in labels)
 
 
 def _smallest_batch_but_one(v: Values) -> bool:
-    """Return whether ours is not below any other, while only MoCo-v2 has a smaller batch."""
+    """Return True if ours is not below any other, while only MoCo-v2 has a smaller batch."""
     smaller = [label for label, batch_size in BATCH_SIZES.items() if batch_size < BATCH_SIZES[OURS]]
     return _is_not_below(v, OTHERS["e400"]) and smaller == ["MoCo-v2"]
 

@@ -119,7 +119,7 @@ def _acc(v: Values, label: str) -> float:
 
 
 def _slightly_below(v: Values, label: str, best: str) -> bool:
-    """Return whether `label` is below `best`, by at most SLIGHT points."""
+    """Return True if `label` is below `best`, by at most SLIGHT points."""
     return 0 < _acc(v, best) - _acc(v, label) <= SLIGHT
 
 

@@ -109,7 +109,7 @@ def _each_improves(v: Values, method: str) -> bool:
 
 
 def _gains_grow(v: Values, method: str) -> bool:
-    """Return whether each of the two losses adds more to `method` than to BYOL."""
+    """Return True if each of the two losses adds more to `method` than to BYOL."""
     return all(_gain(v, method, losses) > _gain(v, "BYOL", losses) for losses in (" + L_s", " + L_b"))
 
 

@@ -27,11 +27,12 @@ from toys import backbone, ended
 
 import tasks
 from reproduce.commands import archive
-from reproduce.commands.archive import export, receive
+from reproduce.commands.archive import export
 from reproduce.commands.make import produce
+from reproduce.commands.receive import Archive, receive
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking.portable import from_json, to_json
@@ -61,7 +62,7 @@ def trained(store: Store, spec: Spec, final: dict[str, float]) -> str:
         if isinstance(spec, Pretrain):
             path = store._site.runs / spec.id / FILE
             tensors = backbone(spec)
-            run.artifact(checkpoint.save_encoder(path, tensors, spec_id=spec.id))
+            run.artifact(encoder_file.save(path, tensors, spec_id=spec.id))
         run.finish(final)
     return run.run_id
 
@@ -195,8 +196,8 @@ def test_a_record_arrives_whole(sent: Path, origin: Site, site: Site) -> None:
     assert child.data.tags["mlflow.parentRunId"] == found[EVALUATIONS[0].encoder.id].run_id
     assert {row.state for row in store.status()} == {"finished"}
     for spec in (FIRST, SECOND):
-        found = checkpoint.load_encoder(site.runs / spec.id / FILE, spec_id=spec.id)
-        assert checkpoint.digest(found) == checkpoint.digest(backbone(spec))
+        found = encoder_file.load(site.runs / spec.id / FILE, spec_id=spec.id)
+        assert encoder_file.digest(found) == encoder_file.digest(backbone(spec))
 
 
 def test_the_same_runs_give_the_same_bytes_here_and_after_an_import(
@@ -449,7 +450,7 @@ def nested(levels: int) -> Any:
 def encoder(tensors: dict[str, torch.Tensor]) -> bytes:
     """Return an encoder of the first run with any tensors."""
     with tempfile.TemporaryDirectory() as folder:
-        return checkpoint.save_encoder(Path(folder) / FILE, tensors, spec_id=FIRST.id).read_bytes()
+        return encoder_file.save(Path(folder) / FILE, tensors, spec_id=FIRST.id).read_bytes()
 
 
 def version(manifest: Any) -> Any:
@@ -688,11 +689,11 @@ def test_a_place_that_cannot_be_written_is_known_before_anything_is(sent: Path, 
 def test_an_encoder_with_the_same_tensors_is_the_same(sent: Path, site: Site) -> None:
     receive(sent, site, Store(site))
     path = site.runs / FIRST.id / FILE
-    tensors = checkpoint.load_encoder(path, spec_id=FIRST.id)
+    tensors = encoder_file.load(path, spec_id=FIRST.id)
     before = path.read_bytes()
     from safetensors.torch import save
 
-    metadata = {"spec_id": FIRST.id, "sha256": checkpoint.digest(tensors), "more": "x"}
+    metadata = {"spec_id": FIRST.id, "sha256": encoder_file.digest(tensors), "more": "x"}
     path.write_bytes(save(tensors, metadata=metadata))
     assert path.read_bytes() != before
     assert receive(sent, site, Store(site)).kept == []
@@ -731,7 +732,7 @@ def test_a_file_that_is_there_twice_is_refused(sent: Path, site: Site, tmp_path:
 def opened(file: Path) -> tuple[str, str] | str:
     """Return the archive's digest and records, or the reason why it is refused."""
     try:
-        with archive._Archive.opened(file) as found:
+        with Archive.opened(file) as found:
             return repr(found.check()), found.digest
     except ValueError as error:
         return str(error)

@@ -22,7 +22,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from reproduce.runs import checkpoint
+from reproduce.runs import checkpoint, encoder_file
 
 RUN, OTHER = "0123456789ab", "ba9876543210"
 fork = multiprocessing.get_context("fork")
@@ -258,9 +258,9 @@ ENCODER = {
 def test_an_encoder_comes_back_with_its_values(tmp_path: Path) -> None:
     shared = torch.arange(12.0).reshape(4, 3)
     tensors = ENCODER | {"a": shared, "b": shared, "c": shared.T}
-    path = checkpoint.save_encoder(tmp_path / "new" / "encoder.safetensors", tensors, spec_id="0123456789ab")
+    path = encoder_file.save(tmp_path / "new" / "encoder.safetensors", tensors, spec_id="0123456789ab")
     assert_same(
-        dict(sorted(checkpoint.load_encoder(path, spec_id="0123456789ab").items())),
+        dict(sorted(encoder_file.load(path, spec_id="0123456789ab").items())),
         dict(sorted(tensors.items())),
     )
     assert [file.name for file in path.parent.iterdir()] == ["encoder.safetensors"]
@@ -270,7 +270,7 @@ def write_encoder(path: Path, order: int) -> None:
     """Write the same tensors in another order and in another layout in memory."""
     image = torch.arange(24.0).reshape(1, 2, 3, 4)
     tensors = ENCODER | {"image": image.contiguous(memory_format=torch.channels_last) if order < 0 else image}
-    checkpoint.save_encoder(path, dict(list(tensors.items())[::order]), spec_id=RUN)
+    encoder_file.save(path, dict(list(tensors.items())[::order]), spec_id=RUN)
 
 
 def test_the_same_tensors_are_the_same_bytes_in_any_order_and_in_any_process(tmp_path: Path) -> None:
@@ -287,22 +287,22 @@ def test_the_same_tensors_are_the_same_bytes_in_any_order_and_in_any_process(tmp
 
 
 def test_an_encoder_of_another_run_is_refused(tmp_path: Path) -> None:
-    path = checkpoint.save_encoder(tmp_path / "encoder.safetensors", ENCODER, spec_id="0123456789ab")
-    with pytest.raises(ValueError, match="from run 0123456789ab, but run ba9876543210's is expected"):
-        checkpoint.load_encoder(path, spec_id="ba9876543210")
+    path = encoder_file.save(tmp_path / "encoder.safetensors", ENCODER, spec_id="0123456789ab")
+    with pytest.raises(ValueError, match="it is the encoder of run 0123456789ab"):
+        encoder_file.load(path, spec_id="ba9876543210")
 
 
 @pytest.mark.parametrize("how", ["flipped bit of a weight", "cut short", "empty"])
 def test_a_damaged_encoder_is_refused(how: str, tmp_path: Path) -> None:
-    path = checkpoint.save_encoder(tmp_path / "encoder.safetensors", ENCODER, spec_id="0123456789ab")
+    path = encoder_file.save(tmp_path / "encoder.safetensors", ENCODER, spec_id="0123456789ab")
     damage(path, how)
-    with pytest.raises(ValueError, match=r"encoder\.safetensors is broken"):
-        checkpoint.load_encoder(path, spec_id="0123456789ab")
+    with pytest.raises(ValueError, match=r"encoder\.safetensors cannot be used, because it"):
+        encoder_file.load(path, spec_id="0123456789ab")
 
 
 def test_an_absent_encoder_says_which_run_is_missing(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="0123456789ab has not finished on this machine"):
-        checkpoint.load_encoder(tmp_path / "encoder.safetensors", spec_id="0123456789ab")
+        encoder_file.load(tmp_path / "encoder.safetensors", spec_id="0123456789ab")
 
 
 def test_an_encoder_s_digest_depends_on_values_names_types_and_shapes() -> None:
@@ -315,7 +315,7 @@ def test_an_encoder_s_digest_depends_on_values_names_types_and_shapes() -> None:
         {"a": one + 1},
         {"a": one.view(torch.int32)},
     ]
-    assert len({checkpoint.digest(tensors) for tensors in variants}) == len(variants)
-    assert checkpoint.digest({"a": one, "b": one.T}) == checkpoint.digest(
+    assert len({encoder_file.digest(tensors) for tensors in variants}) == len(variants)
+    assert encoder_file.digest({"a": one, "b": one.T}) == encoder_file.digest(
         {"b": one.T.contiguous(), "a": one.clone()}
     )

@@ -453,7 +453,7 @@ def test_a_wrong_row_of_coco_is_named(tmp_path, changed, message):
         (b"17", "it is 17, not an object with images, annotations and categories"),
         (gzip.compress(b"{}"), "it is compressed by gzip: unpack it"),
         (b"\xef\xbb\xbf{}", "it begins with a byte order mark"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
         (
             b'{"images": [{"id": 7, "width": 8, "width": 9}]}',
             "an object with the id 7 has the key 'width' twice",

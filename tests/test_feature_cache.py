@@ -28,7 +28,7 @@ from reproduce.data.synthetic import SyntheticFolder
 from reproduce.nn import feature_cache, features
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.features import Split
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.site import Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,7 +66,7 @@ def known(change: float = 0.0) -> Encoder:
     made = encoder()
     with torch.no_grad():
         next(made.backbone.parameters()).view(-1)[0] += change
-    made.digest = checkpoint.digest(made.backbone.state_dict())
+    made.digest = encoder_file.digest(made.backbone.state_dict())
     return made
 
 

@@ -46,7 +46,7 @@ from reproduce.protocols.protocol import Protocol
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.readiness import RefusedError, blocked
-from reproduce.runs import checkpoint, lease
+from reproduce.runs import checkpoint, lease, processes
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking import tags
@@ -398,25 +398,25 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
         run.finish({})
     with pytest.raises(ValueError, match="no luck"), Store(site).start(failed, scale="smoke"):
         raise ValueError("no luck")
-    processes = [fork.Process(target=attempt, args=(spec, site, at)) for spec in (killed, running)]
+    forked = [fork.Process(target=attempt, args=(spec, site, at)) for spec in (killed, running)]
     try:
-        for process in processes:
+        for process in forked:
             process.start()
             at.get(timeout=60)
-        processes[0].kill()
-        processes[0].join()
+        forked[0].kill()
+        forked[0].join()
         checkpoint.save(site.runs / killed.id, killed.id, {"epoch": 3}, 3)
         found = dict(
             zip(("reused", "killed", "running", "failed", "new"), steps_of(wanted, site), strict=True)
         )
     finally:
-        for process in processes:
+        for process in forked:
             process.kill()
             process.join()
     record = Store(site).records([reused.id])[reused.id]
     assert (record.attempts, record.device) == (1, Store(site).records([killed.id])[killed.id].device)
     assert record.ended is not None
-    host = lease.this_host()
+    host = processes.this_host()
     assert {name: each.action for name, each in found.items()} == {
         "reused": "reuse",
         "killed": "resume",
@@ -427,10 +427,10 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
     assert found["reused"].why.startswith(
         f"finished {record.ended.astimezone():%Y-%m-%d}, commit {record.commit[:7]}"
     )
-    gone = f"its process {processes[0].pid} on {host} is gone"
+    gone = f"its process {forked[0].pid} on {host} is gone"
     assert found["killed"].why == f"from the checkpoint of epoch 3 of 4; interrupted: {gone}"
     assert found["killed"].left == 0.25
-    assert found["running"].why == f"process {processes[1].pid} on {host} executes it"
+    assert found["running"].why == f"process {forked[1].pid} on {host} executes it"
     assert found["failed"].why == "failed: ValueError: no luck; starts from scratch"
     assert found["new"].why == "no finished run with these settings; the nearest differs in seed: 0, here 4"
     assert {each.estimate.source for each in found.values() if each.estimate} == {"finished runs"}

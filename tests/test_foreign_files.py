@@ -23,7 +23,7 @@ from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
 from reproduce.protocols.linear_sgd import LinearSGD
 from reproduce.protocols.semi import SemiSupervised
-from reproduce.runs import checkpoint, interrupt, journal, lease
+from reproduce.runs import checkpoint, encoder_file, interrupt, journal, lease
 from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.journal import Journal, Result, points
 from reproduce.runs.progress import Progress, Watch
@@ -164,11 +164,11 @@ def test_a_result_whose_encoder_is_anothers_is_not_recorded(
     folder = site.runs / spec.id
     journal.keep_result(folder, spec.id, Result({"loss": 7.0}, "c0ffee"))
     tensors = encoder().backbone.state_dict()
-    checkpoint.save_encoder(folder / FILE, tensors, spec_id="0123456789ab")
+    encoder_file.save(folder / FILE, tensors, spec_id="0123456789ab")
     assert worker.attempt(request(0.3).dumps(), spec.id, site, None) == 0
     assert Store(site).finished([spec.id])[spec.id].metrics["loss"] != 7.0
-    assert checkpoint.load_encoder(folder / FILE, spec_id=spec.id)
-    assert "is from run 0123456789ab, but run" in caplog.text
+    assert encoder_file.load(folder / FILE, spec_id=spec.id)
+    assert "it is the encoder of run 0123456789ab" in caplog.text
 
 
 def test_an_encoder_of_another_run_is_not_taken_from_the_store(place: Home) -> None:
@@ -177,7 +177,7 @@ def test_an_encoder_of_another_run_is_not_taken_from_the_store(place: Home) -> N
     attempt(site, 0.3)
     spec, evaluation = request(0.3).specs()
     shutil.rmtree(site.runs / evaluation.id)
-    wrong = checkpoint.save_encoder(site.runs / spec.id / FILE, {}, spec_id="0123456789ab")
+    wrong = encoder_file.save(site.runs / spec.id / FILE, {}, spec_id="0123456789ab")
     (stored,) = (site.runs).glob(f"**/artifacts/{FILE}")
     shutil.copy(wrong, stored)
     wrong.unlink()

@@ -27,7 +27,7 @@ from reproduce.commands.options import GcOptions
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
-from reproduce.runs import checkpoint, journal, lease
+from reproduce.runs import encoder_file, journal, lease
 from reproduce.site import Site
 from reproduce.spec import Spec
 from reproduce.tracking.store import Store
@@ -89,8 +89,8 @@ def put(path: Path, content: bytes = b"x" * 1000, age: float = 0.0) -> Path:
 def trained(site: Site, spec: Spec, value: float) -> str:
     """Write an encoder to a run's folder and return its digest."""
     tensors = {"backbone.weight": torch.full((2, 2), value)}
-    checkpoint.save_encoder(site.runs / spec.id / FILE, tensors, spec_id=spec.id)
-    return checkpoint.digest(tensors)
+    encoder_file.save(site.runs / spec.id / FILE, tensors, spec_id=spec.id)
+    return encoder_file.digest(tensors)
 
 
 def features(site: Site, encoder: str) -> Path:
@@ -218,7 +218,7 @@ def test_what_nothing_refers_to_is_listed_and_nothing_else(place: tuple[Site, St
         "reports/smoke/.table8.md.99.tmp",
     }
     encoders = {feature_cache.encoder_of(site.runs.parent / name) for name in names(found, "features")}
-    assert encoders == {"f" * 64, checkpoint.digest({"backbone.weight": torch.full((2, 2), 2.0)})}
+    assert encoders == {"f" * 64, encoder_file.digest({"backbone.weight": torch.full((2, 2), 2.0)})}
     assert sorted(note.split()[1] for note in found.notes) == sorted(
         f"runs/{spec.id}:" for spec in (MEASURED, ONLY_ITS_ENCODER)
     )

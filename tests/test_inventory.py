@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toys import image_folder
 
-from reproduce.commands.data import verify_data
+from reproduce.commands.verify_data import verify_data
 from reproduce.data import dataset as datasets
 from reproduce.data import imagefolder, inventory
 from reproduce.data.coco2017 import COCO2017

@@ -30,7 +30,7 @@ from conftest import Home
 from reproduce.commands import gc
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.site import Site
 from reproduce.tracking.store import Store
 
@@ -199,8 +199,8 @@ def left_by(home: Home) -> Finished:
         spec_id: {name: value for name, value in run.metrics.items() if "per_second" not in name}
         for spec_id, run in found.items()
     }
-    encoder = checkpoint.digest(
-        checkpoint.load_encoder(home.runs / PRETRAINING.id / FILE, spec_id=PRETRAINING.id)
+    encoder = encoder_file.digest(
+        encoder_file.load(home.runs / PRETRAINING.id / FILE, spec_id=PRETRAINING.id)
     )
     paths = [
         path
@@ -262,7 +262,7 @@ def check_files(home: Home) -> None:
     ]:
         json.loads(path.read_text())
     for path in home.runs.glob(f"*/{FILE}"):
-        checkpoint.load_encoder(path, spec_id=path.parent.name)
+        encoder_file.load(path, spec_id=path.parent.name)
     for path in home.reports.glob("smoke/table8.html"):
         assert path.read_text().rstrip().endswith("</html>")
 

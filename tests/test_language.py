@@ -28,7 +28,7 @@ DOCUMENTS = [
     ROOT / "configs" / "site.example.toml",
     ROOT / "reports" / "README.md",
 ]
-OPENINGS = re.compile(r"(Of|What|Whether|Whoever|How|Those|That|Its|Whose|Where|If it)\b")
+OPENINGS = re.compile(r"(Of|What|Whether|Whoever|How|Those|That|Its|Whose|Where|If it|Return whether)\b")
 """First words of a docstring that does not say what the function does or the attribute is."""
 PHRASES = re.compile(
     r"\b(is|are|was|were) no (?!longer\b|more\b)[a-z]"

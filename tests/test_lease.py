@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from reproduce.runs import lease
+from reproduce.runs import lease, place, processes
 from reproduce.runs.lease import BusyError, Lease, LostError
 from reproduce.runs.progress import Progress
 
@@ -76,7 +76,7 @@ def test_an_owner_tells_how_far_it_is_and_how_it_ended(tmp_path: Path) -> None:
         held.finished()
     found = present(tmp_path)
     assert (found.state, found.reason, found.alive) == ("finished", "", False)
-    assert found.who == f"process {os.getpid()} on {lease.this_host()}"
+    assert found.who == f"process {os.getpid()} on {processes.this_host()}"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_suspended_owner_loses_its_run_and_stops_before_it_writes(tmp_path: Pa
     os.kill(process.pid, signal.SIGCONT)
     assert [ready.get(timeout=60) for _ in range(2)] == [
         f"run {RUN} was taken from this process: "
-        f"process {os.getpid()} on {lease.this_host()} has its lease now"
+        f"process {os.getpid()} on {processes.this_host()} has its lease now"
     ] * 2
     process.join()
     assert not log.exists()
@@ -453,38 +453,38 @@ def test_a_heartbeat_in_the_future_keeps_a_run_and_is_doubtful(tmp_path: Path) -
 
 def test_the_place_of_runs_has_one_name_whoever_asks_first(tmp_path: Path) -> None:
     names = FORK.Queue()
-    processes = [FORK.Process(target=lambda: names.put(lease.place(tmp_path / "runs"))) for _ in range(4)]
+    processes = [FORK.Process(target=lambda: names.put(place.place(tmp_path / "runs"))) for _ in range(4)]
     for process in processes:
         process.start()
     found = {names.get(timeout=60) for _ in processes}
     for process in processes:
         process.join()
-    assert found == {lease.place(tmp_path / "runs")}
-    assert found != {lease.place(tmp_path / "others")}
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == [lease.PLACE]
+    assert found == {place.place(tmp_path / "runs")}
+    assert found != {place.place(tmp_path / "others")}
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [place.FILE]
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 32, b"0" * 31])
 def test_a_folder_whose_name_is_damaged_says_so(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / lease.PLACE).write_bytes(content)
+    (tmp_path / place.FILE).write_bytes(content)
     with pytest.raises(
         ValueError, match=r"\.place does not contain the 32 hexadecimal digits .*: delete it\.$"
     ):
-        lease.place(tmp_path)
-    (tmp_path / lease.PLACE).unlink()
-    os.mkfifo(tmp_path / lease.PLACE)
+        place.place(tmp_path)
+    (tmp_path / place.FILE).unlink()
+    os.mkfifo(tmp_path / place.FILE)
     with pytest.raises(
         ValueError, match=r"\.place, the name of this folder, cannot be read \(Not a regular file"
     ):
-        lease.place(tmp_path)
+        place.place(tmp_path)
 
 
 def test_the_job_of_a_process_is_named_as_squeue_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
-    assert lease.job_of_environment() == ""
+    assert processes.job_of_environment() == ""
     monkeypatch.setenv("SLURM_JOB_ID", "15")
-    assert lease.job_of_environment() == "15"
+    assert processes.job_of_environment() == "15"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    assert lease.job_of_environment() == "12_0"
+    assert processes.job_of_environment() == "12_0"

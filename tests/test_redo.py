@@ -16,7 +16,7 @@ from reproduce.commands.make import produce
 from reproduce.commands.options import RedoOptions
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
-from reproduce.runs import checkpoint, journal, lease
+from reproduce.runs import encoder_file, journal, lease
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking.store import Store
@@ -202,8 +202,8 @@ def test_a_lost_encoder_is_trained_again_and_its_table_is_made_from_it(place: Ho
     trained, evaluated = (Store(site).finished(IDS)[spec_id] for spec_id in IDS[:2])
     assert not {trained.run_id, evaluated.run_id} & old
     assert set(evaluated.metrics.values()) != {0.75}
-    tensors = checkpoint.load_encoder(path, spec_id=TRAINED.id)
+    tensors = encoder_file.load(path, spec_id=TRAINED.id)
     assert isinstance(TRAINED, Pretrain)
-    assert checkpoint.digest(tensors) != checkpoint.digest(backbone(TRAINED))
+    assert encoder_file.digest(tensors) != encoder_file.digest(backbone(TRAINED))
     assert b"75.0" not in (place.reports / "smoke" / "table4.csv").read_bytes()
     assert {row.run_id for row in Store(site).status() if row.state == "superseded"} == old

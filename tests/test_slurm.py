@@ -206,7 +206,7 @@ class LoginNode(Home):
         return leases.read(self.runs / spec_id, spec_id)
 
     def running(self, spec_id: str) -> bool:
-        """Return whether a run trains or evaluates right now."""
+        """Return True if a run trains or evaluates right now."""
         found = self.lease(spec_id)
         return bool(found and found.state == "running" and found.alive)
 

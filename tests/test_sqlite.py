@@ -20,7 +20,7 @@ import pytest
 from conftest import INVOKE, ROOT, Home
 
 from reproduce.plan import Request, jobs
-from reproduce.runs import lease
+from reproduce.runs import processes
 from reproduce.site import Site
 from reproduce.tracking.errors import StoreError
 from reproduce.tracking.sqlite import SCHEMAS, SqliteReader, Wanted
@@ -96,7 +96,7 @@ def populated(site: Site) -> dict[str, str]:
     writer = Writer(site)
     client, store = writer.client, writer.store
     smoke, gone = store.connection.experiment("smoke"), store.connection.experiment("gone")
-    dead = json.dumps({"host": lease.this_host(), "pid": 999_999_999, "started": 1.0})
+    dead = json.dumps({"host": processes.this_host(), "pid": 999_999_999, "started": 1.0})
     one = {SPEC: "0123456789ab", SCALE: "smoke", "kind": "evaluate", OWNER: dead, "commit": "c" * 40}
     two = {
         SPEC: "0123ffffffff",

@@ -393,7 +393,7 @@ def digest(folder: Path) -> str:
 def crossed_an_odd_number_of_times(
     outline: polygons.Polygon, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Return whether a ray from each point to the right leaves the polygon."""
+    """Return True if a ray from each point to the right leaves the polygon."""
     inside = np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
     for (ax, ay), (bx, by) in zip(outline, (*outline[1:], outline[0]), strict=True):
         if ay != by:

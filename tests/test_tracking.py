@@ -28,7 +28,7 @@ from reproduce.nn.heads import Heads
 from reproduce.report.filled import Filled
 from reproduce.report.observe import Finished
 from reproduce.report.table import Cell, Column, Measured, Row, Table
-from reproduce.runs import interrupt, lease
+from reproduce.runs import interrupt, processes
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate
 from reproduce.tracking.recording import Run
@@ -147,7 +147,7 @@ def test_the_record_has_settings_axes_and_environment(site: Site, tmp_path: Path
         ).items()
     )
     owner = json.loads(data.tags["owner"])
-    assert (owner["pid"], owner["host"]) == (os.getpid(), lease.this_host())
+    assert (owner["pid"], owner["host"]) == (os.getpid(), processes.this_host())
     assert json.loads(store.download(run.run_id, "spec.json", tmp_path).read_text()) == identity.canonical(
         PRETRAIN
     )

@@ -22,7 +22,7 @@ from reproduce.commands.verify import KEPT, recalled, verify
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
 from reproduce.report import publish
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking.store import Store
@@ -106,11 +106,11 @@ def break_both_encoders(place: Place) -> None:
 def replace_encoder(place: Place) -> None:
     """Write an intact encoder of the run with other values."""
     tensors = {name: tensor + 1 for name, tensor in backbone(TRAINED).items()}
-    checkpoint.save_encoder(place.encoder, tensors, spec_id=TRAINED.id)
+    encoder_file.save(place.encoder, tensors, spec_id=TRAINED.id)
 
 
 def replace_network(place: Place) -> None:
-    checkpoint.save_encoder(place.encoder, {"backbone.w": torch.ones(2)}, spec_id=TRAINED.id)
+    encoder_file.save(place.encoder, {"backbone.w": torch.ones(2)}, spec_id=TRAINED.id)
 
 
 def replace_settings(place: Place) -> None:

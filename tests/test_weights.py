@@ -29,7 +29,7 @@ from reproduce.nn import backbones, weight_files
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.weight_formats import read
 from reproduce.nn.weights import Weights
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.runs.progress import Progress, Watch
 from reproduce.site import PROJECT, Site
 
@@ -73,7 +73,7 @@ def assert_same(encoder: Encoder, network: torch.nn.Module) -> None:
     assert encoder.projector is None
     with torch.no_grad():
         torch.testing.assert_close(encoder.backbone(images()), network(images()), rtol=1e-6, atol=1e-6)
-    assert encoder.digest == checkpoint.digest(encoder.backbone.state_dict())
+    assert encoder.digest == encoder_file.digest(encoder.backbone.state_dict())
 
 
 # Formats and names

@@ -27,7 +27,7 @@ from reproduce.protocols.protocol import Protocol
 from reproduce.report.filled import Filled, fill
 from reproduce.report.observe import Finished, frame
 from reproduce.report.table import Table
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.site import Site
 from reproduce.spec import LARS, Pretrain, Spec
 from reproduce.tracking.store import Store
@@ -165,10 +165,10 @@ def recorded(store: Store, site: Site, spec: Spec, final: Mapping[str, float]) -
     with store.start(spec, scale="smoke") as run:
         run.log(1, {"loss": 4.0})
         if isinstance(spec, Pretrain):
-            path = checkpoint.save_encoder(site.runs / spec.id / FILE, backbone(spec), spec_id=spec.id)
+            path = encoder_file.save(site.runs / spec.id / FILE, backbone(spec), spec_id=spec.id)
             run.artifact(path)
         else:
-            run.tag("encoder_digest", checkpoint.digest(backbone(spec.encoder)))
+            run.tag("encoder_digest", encoder_file.digest(backbone(spec.encoder)))
         run.finish(final)
     return run.run_id
 

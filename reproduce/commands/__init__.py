@@ -2,20 +2,21 @@
 
 Imports point down this page.
 
-    program.py    tasks for invoke: functions with options, errors on one line
-    reference.py  the settings that `--set` changes, and the page about them
-    options.py    the options of every task, whose docstrings are the help
-    make.py       makes tables and single evaluations
-    forecast.py   what a command would run, and the hours and disk it takes
-    doctor.py     what this machine has and what each table needs
-    why.py        where a number comes from; what two runs differ in
-    verify.py     faults of records, encoders and reports
-    data.py       every byte of the data sets, compared with what was recorded
-    gc.py         files and records that nothing refers to
-    redo.py       finished runs that are to be executed again
-    unlock.py     frees a run whose owner is gone
-    archive.py    export and import
-    deviations.py the page of deviations from the paper
-    disk.py       the disk that runs need
-    console.py    progress on a terminal or in a log
+    program.py      tasks for invoke: functions with options, errors on one line
+    reference.py    the settings that `--set` changes, and the page about them
+    options.py      the options of every task, whose docstrings are the help
+    make.py         makes tables and single evaluations
+    forecast.py     what a command would run, and the hours and disk it takes
+    doctor.py       what this machine has and what each table needs
+    why.py          where a number comes from; what two runs differ in
+    verify.py       faults of records, encoders and reports
+    verify_data.py  every byte of the data sets, compared with what was recorded
+    gc.py           files and records that nothing refers to
+    redo.py         finished runs that are to be executed again
+    unlock.py       frees a run whose owner is gone
+    receive.py      import: checks an archive and adds what it contains
+    archive.py      export: reports and the records of their runs as one file
+    deviations.py   the page of deviations from the paper
+    disk.py         the disk that runs need
+    console.py      progress on a terminal or in a log
 """

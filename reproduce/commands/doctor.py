@@ -13,14 +13,13 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from reproduce.commands.data import used_splits
 from reproduce.commands.disk import CHECKPOINTS, disk_needed, num_parameters, sizes, weightless
-from reproduce.data import lists
+from reproduce.data import inventory, lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.inventory import AnyDataset
@@ -28,7 +27,7 @@ from reproduce.lazy import torch
 from reproduce.messages import InvalidError, UserError, counted, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
-from reproduce.plan import SCALES, SYNTHETIC, Request, components, table_names
+from reproduce.plan import SCALES, SYNTHETIC, Request, real_data_sets, table_names
 from reproduce.protocols.protocol import Protocol
 from reproduce.readiness import Counts, in_vain, missing
 from reproduce.runs import environment
@@ -110,7 +109,7 @@ class Machine:
         return at_once(self.site)
 
     def has_gpu(self, spec: Spec) -> bool | None:
-        """Return whether the GPU that a run needs is available, or None if it needs none."""
+        """Return True if the GPU that a run needs is available, or None if it needs none."""
         if isinstance(spec, Pretrain) and spec.precision == "bfloat16":
             return self.device not in ("", "cpu")
         return None if self.device else False
@@ -270,20 +269,15 @@ def _detectron2(site: Site) -> str:
 def _data(machine: Machine) -> Iterator[tuple[str, str]]:
     """Yield each data set of real images and separate lists."""
     site = machine.site
-    known_data: dict[str, Callable[[], Dataset | DetectionDataset]] = {
-        **components("reproduce.data", Dataset),
-        **components("reproduce.data", DetectionDataset),
-    }
-    for name, cls in sorted(known_data.items()):
-        if not name.startswith(SYNTHETIC):
-            problems = [each.why for each in missing(cls(), None, site, fetch=False)]
-            yield name, " ".join(problems) or _counted(cls(), machine.counts)
+    for dataset in real_data_sets():
+        problems = [each.why for each in missing(dataset, None, site, fetch=False)]
+        yield dataset.name, " ".join(problems) or _counted(dataset, machine.counts)
     yield lists.KEY, _subsets(site)
 
 
 def _counted(dataset: AnyDataset, counts: Counts) -> str:
     """Return that a data set is available, with its images compared with the published ones."""
-    used = used_splits(dataset)
+    used = inventory.used_splits(dataset)
     found = [counts.of(dataset, split) for split in used]
     if problems := [each for each in found if isinstance(each, str)]:
         return " ".join(dict.fromkeys(problems))

@@ -246,6 +246,10 @@ def forecast(
     changes = {
         change: None for request in {job.request: None for job in wanted} for change in request.changed()
     }
+    other_data = (
+        *incomplete([job.spec for job in wanted], found.finished),
+        *counts.shortfalls(job.spec for job in unfinished),
+    )
     return Forecast(
         steps=tuple(steps),
         device=device,
@@ -253,14 +257,7 @@ def forecast(
         disk=disk,
         changes=tuple(changes),
         problems=tuple(problems),
-        other_data=tuple(
-            dict.fromkeys(
-                (
-                    *incomplete([job.spec for job in wanted], found.finished),
-                    *counts.shortfalls(job.spec for job in unfinished),
-                )
-            )
-        ),
+        other_data=tuple(dict.fromkeys(other_data)),
     )
 
 

@@ -39,7 +39,7 @@ from reproduce.commands import redo
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES, NotHereError, Request, table_names
-from reproduce.runs import checkpoint, journal, lease
+from reproduce.runs import checkpoint, encoder_file, journal, lease, processes
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
 
@@ -128,7 +128,7 @@ class _Runs:
     notes: list[str]
 
     def owned(self, spec_id: str) -> bool:
-        """Return whether a process executes the run, or may execute it out of sight of this machine."""
+        """Return True if a process executes the run, or may execute it out of sight of this machine."""
         running = any(record.state.state == "running" for record in self.unfinished.get(spec_id, ()))
         return running or spec_id in Claims(self.site).leases([spec_id])
 
@@ -171,7 +171,7 @@ def find(site: Site, store: Store, older_than: float | None = None) -> Found:
 
 
 def _asked(item: Item, older_than: float | None) -> bool:
-    """Return whether an item is listed: it is old enough, and no work is lost without being asked for."""
+    """Return True if an item is listed: it is old enough, and no work is lost without being asked for."""
     if item.begun or older_than is not None:
         return item.begun or item.age >= (older_than or 0.0)
     return item.age >= MONTH and not item.resumable
@@ -232,11 +232,11 @@ def _unwanted(runs: _Runs, store: Store) -> list[str]:
 
 
 def _may_be_leftover(runs: _Runs, spec_id: str) -> bool:
-    """Return whether an unfinished run may be a leftover, and note why it is not."""
+    """Return True if an unfinished run may be a leftover, and note why it is not."""
     folder = runs.folders.get(spec_id)
     if folder is None:
         # The record of another machine's run is kept: its checkpoints cannot be seen from here.
-        return all(record.host == lease.this_host() for record in runs.unfinished[spec_id])
+        return all(record.host == processes.this_host() for record in runs.unfinished[spec_id])
     held = lease.read(folder, spec_id)
     if (held and held.state == "finished") or (spec_id not in runs.unfinished and (folder / FILE).exists()):
         runs.notes.append(
@@ -304,7 +304,7 @@ def _run(runs: _Runs, spec_id: str, store: Store) -> Item:
 
 
 def _resumable(folder: Path) -> bool:
-    """Return whether a run's folder contains work that a later command would continue."""
+    """Return True if a run's folder contains work that a later command would continue."""
     return bool(checkpoint.leftovers(folder))
 
 
@@ -382,7 +382,7 @@ def _features(runs: _Runs, unwanted: Iterable[str], store: Store) -> Iterator[It
     if not found:
         return
     local = {
-        checkpoint.digest_of(folder / FILE)
+        encoder_file.digest_of(folder / FILE)
         for spec_id, folder in runs.folders.items()
         if spec_id not in unwanted
     }
@@ -476,7 +476,7 @@ def _delete(path: Path, runs: Path) -> None:
 
 
 def _is_folder(path: Path) -> bool:
-    """Return whether a path is a folder, not a link to one; runs make no links, so links are not ours."""
+    """Return True if a path is a folder, not a link to one; runs make no links, so links are not ours."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
     except OSError:
@@ -484,7 +484,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _ours(folder: Path) -> bool:
-    """Return whether a folder with a run's name belongs to a run."""
+    """Return True if a folder with a run's name belongs to a run."""
     return any((folder / name).exists() for name in RUN_FILES) or any(folder.glob("epoch-*.pt"))
 
 

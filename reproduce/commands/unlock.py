@@ -13,7 +13,7 @@ from pathlib import Path
 
 from reproduce.messages import InvalidError, NotFoundError, age
 from reproduce.runs import lease as leases
-from reproduce.runs import squeue
+from reproduce.runs import processes, squeue
 from reproduce.runs.lease import MISSED, Lease
 from reproduce.site import Site
 
@@ -80,9 +80,9 @@ def _named(site: Site, name: str) -> str:
 
 
 def _here(lease: Lease) -> bool:
-    """Return whether the process that took the lease still exists on this machine, even suspended."""
-    here = lease.host == leases.this_host()
-    return here and leases.process_alive(lease.host, lease.pid, lease.started)
+    """Return True if the process that took the lease still exists on this machine, even suspended."""
+    here = lease.host == processes.this_host()
+    return here and processes.process_alive(lease.host, lease.pid, lease.started)
 
 
 def _alive(lease: Lease) -> str:
@@ -106,7 +106,7 @@ def _alive(lease: Lease) -> str:
 
 
 def _changes(folder: Path, seen: tuple[int, int, int] | None, seconds: float) -> bool:
-    """Return whether the lease's file changes within some seconds."""
+    """Return True if the lease's file changes within some seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(LOOK)

@@ -27,17 +27,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce import messages
-from reproduce.commands.data import verify_data
+from reproduce.commands.verify_data import verify_data
 from reproduce.messages import counted, first_line
 from reproduce.nn.encoder import FILE, check_backbone
 from reproduce.plan import SCALES, NotHereError, Request, table_names
 from reproduce.report import publish, render, stats
 from reproduce.report.filled import DECIMALS, Filled, FilledCell
 from reproduce.report.table import Column
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.runs.files import write_atomic
 from reproduce.site import Site
 from reproduce.tracking import portable
+from reproduce.tracking.tags import ENCODER
 
 if TYPE_CHECKING:
     from reproduce.report.observe import Finished
@@ -213,7 +214,7 @@ def _encoders(site: Site, store: Store, records: Sequence[Record]) -> Iterator[t
             yield "encoder", None
     for record in records:
         trained_by, digest = digests.get(frozenset(record.encoder.items()), ("", ""))
-        used = record.digests.get("encoder_digest", "")
+        used = record.digests.get(ENCODER, "")
         if digest and used and used != digest:
             problem = f"it evaluated another encoder than that of run {trained_by}: {_again(record)}"
             yield "encoder", _fault("encoder", record, problem)
@@ -255,9 +256,9 @@ def _digest(path: Path, record: Record) -> str:
     Raises:
         ValueError: the file is broken, belongs to another run, or does not fit the run's network.
     """
-    tensors = checkpoint.read_encoder(path.read_bytes(), spec_id=record.state.spec_id)
+    tensors = encoder_file.read(path.read_bytes(), spec_id=record.state.spec_id)
     check_backbone(record.settings.get("backbone", ""), tensors)
-    return checkpoint.digest(tensors)
+    return encoder_file.digest(tensors)
 
 
 # Reports
@@ -314,7 +315,7 @@ def _metrics(table: Filled) -> dict[tuple[str, str], str]:
 
 
 def _gives(runs: Sequence[Finished], metric: str, column: Column, cell: FilledCell) -> bool:
-    """Return whether a metric of runs has the mean and the deviation of a cell."""
+    """Return True if a metric of runs has the mean and the deviation of a cell."""
     factor = 100 if column.unit == "%" else 1
     values = [factor * run.metrics[metric] for run in runs]
     if not all(map(math.isfinite, values)):

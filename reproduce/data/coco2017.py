@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 from reproduce.data import detection, json_tables
 from reproduce.data.detection import Annotated, Box, DetectionDataset, Instance, Picture
 from reproduce.data.folders import check_files
-from reproduce.data.json_tables import Row, shown
+from reproduce.data.json_tables import Row, quoted
 from reproduce.messages import InvalidError, NotFoundError, counted, unknown
 from reproduce.site import Site
 
@@ -261,9 +261,9 @@ def _check_categories(rows: Sequence[Row]) -> None:
     if id_ not in found:
         problem = f"{id_} ({CATEGORIES[id_]}) is missing in the file"
     elif id_ not in CATEGORIES:
-        problem = f"{id_} ({shown(found[id_])}) is not a category of COCO"
+        problem = f"{id_} ({quoted(found[id_])}) is not a category of COCO"
     else:
-        problem = f"{id_} is {shown(found[id_])}, not '{CATEGORIES[id_]}'"
+        problem = f"{id_} is {quoted(found[id_])}, not '{CATEGORIES[id_]}'"
     raise InvalidError(f"its {len(found)} categories are not COCO's {len(CATEGORIES)}: {problem}")
 
 
@@ -271,7 +271,7 @@ def _size(row: Row, owner: str) -> tuple[int, int]:
     """Return the height and the width of an image."""
     height, width = (json_tables.value(row, side, owner) for side in ("height", "width"))
     if not all(type(side) is int and side > 0 for side in (height, width)):
-        raise InvalidError(f"{owner} has an impossible size: {shown(width)} x {shown(height)} pixels")
+        raise InvalidError(f"{owner} has an impossible size: {quoted(width)} x {quoted(height)} pixels")
     return height, width
 
 
@@ -287,13 +287,13 @@ def _instance(row: Row, size: tuple[int, int], owner: str) -> Instance | None:
     """
     category, crowd = json_tables.value(row, "category_id", owner), row.get("iscrowd", 0)
     if not _is_number(category) or category not in LABELS:
-        raise InvalidError(f"{owner} has the category {shown(category)}, which is not one of COCO's")
+        raise InvalidError(f"{owner} has the category {quoted(category)}, which is not one of COCO's")
     if type(crowd) not in (int, bool) or crowd not in (0, 1):
-        raise InvalidError(f"{owner} has iscrowd {shown(crowd)}, not 0 or 1")
+        raise InvalidError(f"{owner} has iscrowd {quoted(crowd)}, not 0 or 1")
     # The benchmark's scoring reads the area: it decides whether an object is small, medium or large.
     area, bbox = json_tables.value(row, "area", owner), json_tables.value(row, "bbox", owner)
     if not _is_number(area) or area < 0:
-        raise InvalidError(f"{owner} has the area {shown(area)}, not a number of pixels")
+        raise InvalidError(f"{owner} has the area {quoted(area)}, not a number of pixels")
     try:
         segmentation = _segmentation(row.get("segmentation"), size)
         box = _box(bbox)
@@ -307,7 +307,7 @@ def _instance(row: Row, size: tuple[int, int], owner: str) -> Instance | None:
 def _box(bbox: Any) -> Box:
     """Convert (left, top, width, height) to (left, top, right, bottom)."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) < 0:
-        raise InvalidError(f"has the bbox {shown(bbox)}, not left, top, width and height in pixels")
+        raise InvalidError(f"has the bbox {quoted(bbox)}, not left, top, width and height in pixels")
     left, top, width, height = map(float, bbox)
     return left, top, left + width, top + height
 
@@ -348,7 +348,7 @@ def _check_runs(given: Mapping[str, Any], size: tuple[int, int]) -> None:
         counts = _runs(counts)
     if given_size != list(size) or any(type(side) is not int for side in given_size):
         raise InvalidError(
-            f"has a run-length encoding of height and width {shown(given_size)}, but its image has "
+            f"has a run-length encoding of height and width {quoted(given_size)}, but its image has "
             f"{list(size)}"
         )
     if (

@@ -1,4 +1,4 @@
-"""Faults of image files: what a file is in place of an image, and images of more than 8 bits per channel."""
+"""Faults of image files: files that are not images, and images of more than 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reproduce.messages import InvalidError, first_line
+from reproduce.runs import kinds
 
 if TYPE_CHECKING:
     from PIL import Image
 
-KINDS = {
-    b"version https://git-lfs": "it is a pointer of Git LFS, not the image. Fetch it with `git lfs pull`.",
-    b"\x1f\x8b": "it is compressed by gzip. Unpack it.",
-    b"PK\x03\x04": "it is a zip archive. Unpack it.",
-}
-"""Kinds of files that have the name of an image, by their first bytes, each with a remedy."""
 TEXT = frozenset(string.printable.encode())
 """Bytes of a text in English, or of a web page."""
 MAX_VALUE = 255
@@ -79,10 +74,12 @@ def _kind(name: str) -> str:
     """Return what the file is in place of an image, and what helps; empty if that is not known."""
     try:
         with Path(name).open("rb") as file:
-            head = file.read(64)
+            head = file.read(kinds.HEAD)
     except OSError:
         return ""
     if not head:
         return "it is empty. Get it again."
-    text = "it is text, not an image. Get it again." if set(head) <= TEXT else ""
-    return next((kind for start, kind in KINDS.items() if head.startswith(start)), text)
+    if found := kinds.by_content(head):
+        kind, remedy = found
+        return f"it is {kind}: {remedy}."
+    return "it is text, not an image. Get it again." if set(head) <= TEXT else ""

@@ -168,7 +168,7 @@ class DetectionDataset(Settings):
 
 
 def is_polygon(numbers: Sequence[float]) -> bool:
-    """Return whether `numbers` are x and y of at least three points.
+    """Return True if `numbers` are x and y of at least three points.
 
     Anything else has no area (detectron2/data/datasets/coco.py).
     """

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from reproduce.data.images import Files
-from reproduce.data.sources import kind, shown
+from reproduce.data.sources import shown
 from reproduce.messages import InvalidError, NotFoundError, unknown
+from reproduce.runs import kinds
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Extensions of image files, in upper or lower case (torchvision/datasets/folder.py)."""
@@ -195,7 +196,7 @@ def _other(entry: os.DirEntry[str]) -> str:
     if entry.is_file():
         return ""
     exists = os.path.exists(entry.path)  # noqa: PTH110 (False for a link to nothing)
-    return f"{kind(entry.stat().st_mode) if exists else 'a link to nothing'}, "
+    return f"{kinds.by_mode(entry.stat().st_mode) if exists else 'a link to nothing'}, "
 
 
 def _class_folder(folder: Path, name: str) -> Path:

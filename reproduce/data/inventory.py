@@ -144,7 +144,7 @@ def verify(dataset: AnyDataset, split: str, site: Site) -> tuple[Inventory, Inve
 
 
 def has_root(dataset: AnyDataset, site: Site) -> bool:
-    """Return whether the site names a folder of a data set; generated images have none."""
+    """Return True if the site names a folder of a data set; generated images have none."""
     return bool(_roots(dataset, site))
 
 
@@ -180,6 +180,12 @@ def count(dataset: AnyDataset, split: str, site: Site) -> int | None:
         return None
     found = known(dataset, split, site)
     return found.num_images if found else dataset.count(split, site)
+
+
+def used_splits(dataset: AnyDataset) -> tuple[str, ...]:
+    """Return the splits of a data set that runs read with its default settings."""
+    keys = ("pretrain_split", "train_split", "test_split")
+    return tuple(dict.fromkeys(getattr(dataset, key) for key in keys if hasattr(dataset, key)))
 
 
 def key(dataset: AnyDataset, split: str, site: Site) -> str:

@@ -15,18 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from reproduce.data.lists import BOM
 from reproduce.messages import InvalidError
+from reproduce.runs import kinds
 
 Row = Mapping[str, Any]
 LONGEST = 60
 """Maximum number of characters of a value in a message."""
-FORMATS = {
-    b"\x1f\x8b": "is compressed by gzip: unpack it",
-    b"PK\x03\x04": "is a zip archive: unpack it",
-    b"\xef\xbb\xbf": "begins with a byte order mark: save it as UTF-8 without one",
-    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
-}
-"""Formats that such a file is mistaken for, by their first bytes."""
 
 
 @contextmanager
@@ -46,10 +41,13 @@ def faults(path: Path, source: str) -> Iterator[None]:
 
 
 def _other_format(path: Path) -> str:
-    """Return what the file is in place of JSON; empty if it is none of FORMATS."""
+    """Return what the file is in place of JSON, and what would work; empty if that is unknown."""
     with path.open("rb") as file:
-        head = file.read(64)
-    return next((name for start, name in FORMATS.items() if head.startswith(start)), "")
+        head = file.read(kinds.HEAD)
+    if head.startswith(BOM):
+        return "begins with a byte order mark: save it as UTF-8 without one"
+    found = kinds.by_content(head)
+    return f"is {': '.join(found)}" if found else ""
 
 
 def parse(path: Path, compact: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: row) -> Row:
@@ -79,7 +77,7 @@ def parse(path: Path, compact: Callable[[dict[str, Any]], dict[str, Any]] = lamb
         kind = "text" if isinstance(error, UnicodeDecodeError) else "JSON"
         raise InvalidError(f"it {_other_format(path) or f'is not {kind}: {error}'}") from None
     if not isinstance(content, Mapping):
-        raise InvalidError(f"it is {shown(content)}, not an object with images, annotations and categories")
+        raise InvalidError(f"it is {quoted(content)}, not an object with images, annotations and categories")
     return content
 
 
@@ -93,10 +91,10 @@ def table(content: Row, name: str) -> Sequence[Row]:
         raise InvalidError(f"it has no table of {name}")
     rows = content[name]
     if not isinstance(rows, list):
-        raise InvalidError(f"its table of {name} is {shown(rows)}, not a list")
+        raise InvalidError(f"its table of {name} is {quoted(rows)}, not a list")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise InvalidError(f"row {number} of its {name} is {shown(row)}, not an object")
+            raise InvalidError(f"row {number} of its {name} is {quoted(row)}, not an object")
     return rows
 
 
@@ -113,7 +111,7 @@ def by_id(rows: Sequence[Row], kind: str, *, least: int = 0) -> dict[int, Row]:
     for number, row in enumerate(rows, start=1):
         id_ = value(row, "id", f"{kind} number {number}")
         if type(id_) is not int or id_ < least:
-            raise InvalidError(f"the {kind} id {shown(id_)} is not a whole number of at least {least}")
+            raise InvalidError(f"the {kind} id {quoted(id_)} is not a whole number of at least {least}")
         if id_ in found:
             raise InvalidError(f"more than one {kind} has the id {id_}")
         found[id_] = row
@@ -146,7 +144,7 @@ def reference(row: Row, key: str, known: Mapping[int, Any], owner: str, kind: st
     """
     id_ = value(row, key, owner)
     if type(id_) not in (int, float) or id_ not in known:  # a bool would count as 0 or 1
-        raise InvalidError(f"{owner} refers to {kind} {shown(id_)}, not one of the {len(known)} in the file")
+        raise InvalidError(f"{owner} refers to {kind} {quoted(id_)}, not one of the {len(known)} in the file")
     return int(id_)
 
 
@@ -160,7 +158,7 @@ def file_names(images: Mapping[int, Row]) -> dict[int, str]:
     for id_, row in images.items():
         name = value(row, "file_name", f"image {id_}")
         if not isinstance(name, str) or not _is_inside(name):
-            raise InvalidError(f"image {id_} has the file name {shown(name)}, which is not valid")
+            raise InvalidError(f"image {id_} has the file name {quoted(name)}, which is not valid")
         if name in owners:
             raise InvalidError(f"the images {owners[name]} and {id_} have the same file, {name}")
         owners[name] = id_
@@ -168,11 +166,11 @@ def file_names(images: Mapping[int, Row]) -> dict[int, str]:
 
 
 def _is_inside(name: str) -> bool:
-    """Return whether a path stays in its folder and is written as on every system."""
+    """Return True if a path stays in its folder and is written as on every system."""
     return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
-def shown(found: Any) -> str:
+def quoted(found: Any) -> str:
     """Return a value of the file for a message: short, on one line."""
     text = repr(found)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

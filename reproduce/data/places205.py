@@ -154,7 +154,7 @@ def _read_list(path: Path, num_classes: int) -> tuple[Names, NDArray[np.int64]]:
 
 
 def _is_labelled(fields: list[bytes]) -> bool:
-    """Return whether the fields of a line are a path below the folder of images and a number."""
+    """Return True if the fields of a line are a path below the folder of images and a number."""
     if len(fields) != 2:
         return False
     parts = fields[0].split(b"/")

@@ -334,7 +334,7 @@ def _direction(angle: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
 
 
 def _inside(u: NDArray[np.float64], v: NDArray[np.float64], shape: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return whether each point, (n, rows, columns), is inside the object; `shape` (n,) indexes SHAPES."""
+    """Return True if each point, (n, rows, columns), is inside the object; `shape` (n,) indexes SHAPES."""
     import numpy as np
 
     u, v = np.abs(u), np.abs(v)
@@ -345,7 +345,7 @@ def _inside(u: NDArray[np.float64], v: NDArray[np.float64], shape: NDArray[np.in
 def _texture(
     along: NDArray[np.float64], across: NDArray[np.float64], texture: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Return whether the texture is bright, which it is on about half of the area.
+    """Return True if the texture is bright, which it is on about half of the area.
 
     One period is 1. `texture` (n,) indexes TEXTURES.
     """

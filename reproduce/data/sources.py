@@ -7,6 +7,7 @@ import stat
 from typing import NamedTuple
 
 from reproduce.messages import InvalidError
+from reproduce.runs import kinds
 
 
 class State(NamedTuple):
@@ -34,16 +35,10 @@ def state(path: bytes | str) -> State:
             f"{shown(path)} belongs to the data set but cannot be found ({error.strerror}). Get it again."
         ) from None
     if not stat.S_ISREG(found.st_mode):
-        raise InvalidError(f"{shown(path)} is {kind(found.st_mode)}, not a file: move it elsewhere.")
+        raise InvalidError(f"{shown(path)} is {kinds.by_mode(found.st_mode)}, not a file: move it elsewhere.")
     if not found.st_size:
         raise InvalidError(f"{shown(path)} is empty (0 bytes). Get it again.")
     return State(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def kind(mode: int) -> str:
-    """Return what the mode of something that is not a regular file means, in words."""
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def shown(path: bytes | str) -> str:

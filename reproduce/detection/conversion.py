@@ -43,7 +43,7 @@ def file(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def matches(name: str, ours: Container[str]) -> bool:
-    """Return whether a detector's tensor has one of our names, possibly behind the name of the part it is in.
+    """Return True if a detector's tensor has one of our names, possibly behind the name of the part it is in.
 
     Follows detectron2/checkpoint/c2_model_loading.py.
     """

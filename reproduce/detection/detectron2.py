@@ -112,7 +112,7 @@ def _with_instructions(problem: str) -> str:
 
 
 def _installed(module: str) -> bool:
-    """Return whether a module is installed. A folder that merely has its name is found, but has no origin."""
+    """Return True if a module is installed. A folder that merely has its name is found, but has no origin."""
     found = importlib.util.find_spec(module)
     return found is not None and found.origin is not None
 

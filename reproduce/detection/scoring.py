@@ -287,7 +287,7 @@ def _overlaps(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArra
 def _correct(
     hit: NDArray[np.bool_], nearest: NDArray[np.int64], difficult: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return whether each detection that counts is right. Those of difficult objects do not count.
+    """Return True if each detection that counts is right. Those of difficult objects do not count.
 
     Args:
         hit: whether each detection overlaps its object enough, (detections,), by descending score.

@@ -296,7 +296,7 @@ def _nodes(devices: int, site: Site) -> int:
 
 
 def _gpus(site: Site) -> bool:
-    """Return whether jobs request GPUs."""
+    """Return True if jobs request GPUs."""
     return site.device != "cpu" and site.slurm.gpus != "none"
 
 

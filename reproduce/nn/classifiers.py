@@ -23,7 +23,7 @@ from reproduce.lazy import F, torch
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.nn.keeper import Keeper
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
@@ -220,7 +220,7 @@ class Stream:
         The digest of the images is `Images.digest`.
         """
         chosen = {"indices": self.split.indices, "labels": self.split.labels}
-        return f"{self.split.images.digest} {checkpoint.digest(chosen)}"
+        return f"{self.split.images.digest} {encoder_file.digest(chosen)}"
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch number `epoch`, from batch number `first` on; both count from 0."""

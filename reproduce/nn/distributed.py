@@ -69,7 +69,7 @@ def processes(name: str) -> Iterator[None]:
 
 
 def _started_by_torchrun() -> bool:
-    """Return whether there are other processes to join."""
+    """Return True if there are other processes to join."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -84,7 +84,7 @@ def rank() -> int:
 
 
 def main_process() -> bool:
-    """Return whether this process is rank 0, which writes files and logs."""
+    """Return True if this process is rank 0, which writes files and logs."""
     return rank() == 0
 
 

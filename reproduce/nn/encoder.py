@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError
 from reproduce.nn import backbones
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,4 +69,4 @@ class Encoder:
             for part, module in parts.items()
             for key, value in module.state_dict().items()
         }
-        return checkpoint.save_encoder(folder / FILE, tensors, spec_id=self.spec_id)
+        return encoder_file.save(folder / FILE, tensors, spec_id=self.spec_id)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from reproduce.lazy import torch
 from reproduce.messages import size
 from reproduce.nn import distributed
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.runs.files import write_atomic
 from reproduce.site import Site
 
@@ -167,7 +167,7 @@ class _File:
 
 
 def _digest(features: Tensor) -> str:
-    return checkpoint.digest({NAME: features})
+    return encoder_file.digest({NAME: features})
 
 
 def _key(path: Path) -> str:
@@ -211,7 +211,7 @@ def encoder_of(path: Path) -> str:
         return ""
     try:
         with path.open("rb") as file:
-            return str(json.loads(checkpoint.metadata(file)[CONTENT])["encoder"])
+            return str(json.loads(encoder_file.metadata(file)[CONTENT])["encoder"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 

@@ -222,7 +222,7 @@ def precision(encoder: Encoder, device: torch.device) -> torch.autocast:
 
 
 def _mixed(encoder: Encoder, device: torch.device) -> bool:
-    """Return whether the encoder computes in bfloat16."""
+    """Return True if the encoder computes in bfloat16."""
     return encoder.precision == "bfloat16" and device.type == "cuda"
 
 

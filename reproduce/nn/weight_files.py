@@ -31,7 +31,7 @@ from reproduce.nn.encoder import Encoder
 from reproduce.nn.weight_formats import folder_kind, listed, printable, read
 from reproduce.nn.weight_matching import NO_PREFIX, choose, followers
 from reproduce.nn.weights import Weights
-from reproduce.runs import checkpoint
+from reproduce.runs import encoder_file
 from reproduce.runs.files import atomic, remove_drafts, write_atomic
 from reproduce.runs.progress import FETCHED, Progress, Watch
 from reproduce.site import Site
@@ -77,7 +77,7 @@ def load(weights: Weights, site: Site, device: torch.device, watch: Watch = Watc
         watch.record.tag(tag, listed(names, 100))
         if names:
             logger.warning("%s: %s", tag, listed(names, 100))
-    digest = checkpoint.digest(backbone.state_dict())
+    digest = encoder_file.digest(backbone.state_dict())
     backbone.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return Encoder(weights.backbone, backbone, spec_id=weights.id, digest=digest)
 

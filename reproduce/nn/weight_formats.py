@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError
+from reproduce.runs import kinds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,21 +43,7 @@ ZIP = b"PK\x03\x04"
 CUT = "is broken, because its end is missing: copy or download it again"
 STATE_DICT = "save its state dict with torch.save(model.state_dict(), FILE) where its code is installed"
 
-STARTS: Mapping[bytes, tuple[str, str]] = {
-    b"version https://git-lfs.github.com/spec/": (
-        "a Git LFS pointer, not the file that it stands for",
-        "run `git lfs pull` in its repository, or download the file itself",
-    ),
-    b"/annex/objects/": (
-        "a git-annex pointer, not the file that it stands for",
-        "run `git annex get` in its repository",
-    ),
-    b"\x1f\x8b": ("compressed by gzip", "unpack it with `gunzip`, and pass what it contains"),
-    b"BZh": ("compressed by bzip2", "unpack it with `bunzip2`, and pass what it contains"),
-    b"\xfd7zXZ\x00": ("compressed by xz", "unpack it with `unxz`, and pass what it contains"),
-    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it with `unzstd`, and pass what it contains"),
-    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it, and pass the file of weights in it"),
-    b"Rar!": ("a RAR archive", "unpack it, and pass the file of weights in it"),
+OTHER_STARTS: Mapping[bytes, tuple[str, str]] = {
     b"\x89HDF\r\n\x1a\n": ("an HDF5 file, as Keras writes", "convert its arrays to a state dict of torch"),
     b"\x93NUMPY": ("a NumPy array", "convert the arrays of the network to a state dict of torch"),
     b"GGUF": ("a GGUF file of a language model", "a ResNet is needed"),
@@ -64,7 +51,7 @@ STARTS: Mapping[bytes, tuple[str, str]] = {
     b"\xff\xd8\xff": ("a JPEG image", "pass a file of weights"),
     b"%PDF": ("a PDF document", "pass a file of weights"),
 }
-"""Kinds of files by their first bytes, each with what would work."""
+"""Kinds of files by their first bytes, each with what would work, next to those of `runs/kinds.py`."""
 FOLDERS: Mapping[str, tuple[str, str]] = {
     ".metadata": (
         "a checkpoint of torch.distributed",
@@ -206,9 +193,8 @@ def _other_kind(head: bytes, suffix: str) -> str:
         return ""  # the length at the beginning of safetensors may look like any other beginning
     if ZIP.startswith(head) or TORCH_PICKLE.startswith(head):
         return CUT
-    for start, (kind, remedy) in STARTS.items():
-        if head.startswith(start):
-            return f"is {kind}: {remedy}"
+    if found := kinds.by_content(head) or kinds.by_content(head, OTHER_STARTS):
+        return f"is {': '.join(found)}"
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it with `tar xf`, and pass the file of weights in it"
     if _is_text(head):
@@ -231,12 +217,12 @@ def _other_kind(head: bytes, suffix: str) -> str:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """Return whether a file begins as safetensors: a length of 8 bytes, then JSON."""
+    """Return True if a file begins as safetensors: a length of 8 bytes, then JSON."""
     return head[8:9] == b"{" and head[5:8] == bytes(3)
 
 
 def _is_text(head: bytes) -> bool:
-    """Return whether the beginning of a file is printable text."""
+    """Return True if the beginning of a file is printable text."""
     try:
         text = head.decode()
     except UnicodeDecodeError as error:

@@ -35,7 +35,7 @@ class Layout:
     """Backbones that can have these names. None for all."""
 
     def fits(self, backbone: str) -> bool:
-        """Return whether the backbone can have these names."""
+        """Return True if the backbone can have these names."""
         return self.networks is None or backbone in self.networks
 
 

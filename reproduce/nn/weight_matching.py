@@ -223,7 +223,7 @@ def _places(
 
 
 def _same(one: Match, other: Match, tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether two places have the same backbone with the same values."""
+    """Return True if two places have the same backbone with the same values."""
     pairs = (
         (tensors[one.name(name)], tensors[other.name(name)])
         for name, each in one.expected.items()

@@ -32,7 +32,7 @@ class Protocol(Settings):
 
     @classmethod
     def accepts(cls, dataset: type[Settings]) -> bool:
-        """Return whether the protocol runs on data sets of this class."""
+        """Return True if the protocol runs on data sets of this class."""
         return issubclass(dataset, cls.takes)
 
     @property

@@ -10,14 +10,7 @@ from reproduce.report.observe import Finished
 from reproduce.spec import Pretrain, Spec
 
 
-def splits(spec: Spec) -> tuple[str, ...]:
-    """Return the splits that a run reads."""
-    if isinstance(spec, Pretrain):
-        return (spec.dataset.pretrain_split,)
-    return tuple(dict.fromkeys((spec.dataset.train_split, spec.dataset.test_split)))
-
-
-def tag(prefix: str, spec: Spec, split: str) -> str:
+def tag_of(prefix: str, spec: Spec, split: str) -> str:
     """Return the name of the tag of a run about a split; a pretraining has only one."""
     return inventory.tag(prefix, "" if isinstance(spec, Pretrain) else split)
 
@@ -27,7 +20,7 @@ def incomplete(specs: Iterable[Spec], finished: Mapping[str, Finished]) -> list[
     found: dict[str, None] = {}
     for spec in specs:
         facts = finished[spec.id].facts if spec.id in finished else {}
-        for split in splits(spec):
-            number = facts.get(tag(NUM_IMAGES, spec, split))
+        for split in spec.splits:
+            number = facts.get(tag_of(NUM_IMAGES, spec, split))
             found[inventory.shortfall(spec.dataset, split, None if number is None else int(number))] = None
     return [phrase for phrase in found if phrase]

@@ -4,9 +4,13 @@ Imports point down this page.
 
     claims.py        runs that other processes execute, and their progress
     lease.py         the file that names the process that owns a run
+    processes.py     identity of a process, and of the job that it belongs to
+    place.py         a name of the folder of runs that machines share
     journal.py       measurements that wait on disk until the tracking store has them
-    checkpoint.py    training states and encoders that survive a crash
+    checkpoint.py    training states that survive a crash
+    encoder_file.py  the encoder that a run trained
     files.py         files that are written whole or not at all
+    kinds.py         kinds of files in place of the one that a name promises
     environment.py   versions, code and machine; the load of the machine
     output.py        standard output that never stops a command
     squeue.py        the jobs that Slurm still lists

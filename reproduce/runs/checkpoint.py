@@ -1,10 +1,8 @@
-"""Training checkpoints and encoders: files that survive a crash and are checked when they are read.
+"""Training checkpoints: files that survive a crash and are checked when they are read.
 
     save(folder, spec_id, state, epoch)                # epoch-00003.pt; keeps the two newest of the run
     save(folder, spec_id, state, 3, step=7, steps=20)  # epoch-00003-step-000007-of-000020.pt: 7 of 20 steps
     latest(folder, spec_id)                            # the run's newest intact state, or None
-    save_encoder(path, tensors, spec_id=...)           # safetensors that name the run that trained them
-    load_encoder(path, spec_id=...)
 
 Each file is written under a temporary name, synchronised and then renamed, so a kill or a full disk leaves
 the previous file intact. A checkpoint is the output of `torch.save` followed by a seal: the id of its run and
@@ -16,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import math
 import os
@@ -24,23 +21,15 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 from reproduce.lazy import torch
-from reproduce.messages import InvalidError, NotFoundError, first_line
 from reproduce.runs.files import read_regular, synchronise, write_atomic
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MARK, ID_BYTES, DIGEST_BYTES = b"msbreg\x001", 24, 32
 """First bytes of a seal; the number of bytes of the id after them, and of the digest after that."""
 SEAL = len(MARK) + ID_BYTES + DIGEST_BYTES
 """Number of bytes of a seal."""
-SPEC, DIGEST = "spec_id", "sha256"
-"""Keys of an encoder file's metadata."""
-LARGEST_HEADER = 100_000_000
-"""Maximum number of bytes in a header, the limit of safetensors itself."""
 DETECTRON2, LAST, FINISHED = "detectron2", "last_checkpoint", "model_final.pth"
 """Subfolder with Detectron2's own checkpoints; the file in it that names the newest; the name of the newest
 when training is complete (fvcore/common/checkpoint.py)."""
@@ -136,7 +125,7 @@ def seal(path: Path, spec_id: str) -> None:
 
 
 def usable(path: Path, spec_id: str) -> bool:
-    """Return whether `path` is an intact checkpoint of the run; log a warning if it exists and is not."""
+    """Return True if `path` is an intact checkpoint of the run; log a warning if it exists and is not."""
     if not path.is_file():
         return False
     if problem := _problem(memoryview(path.read_bytes()), spec_id):
@@ -177,147 +166,6 @@ def leftovers(folder: Path) -> list[Path]:
         *moved,
         *([folder / DETECTRON2] if (folder / DETECTRON2).is_dir() else []),
     ]
-
-
-def save_encoder(path: Path, tensors: Mapping[str, Tensor], *, spec_id: str) -> Path:
-    """Write an encoder's tensors as safetensors, with a digest and the id of the run that trained it.
-
-    The same tensors give the same bytes, in any order and in any process.
-
-    Raises:
-        OSError: the file cannot be written; a previous encoder is intact.
-    """
-    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write_atomic(path, *_serialised(owned, {SPEC: spec_id, DIGEST: digest(owned)}), durable=True)
-
-
-def load_encoder(path: Path, *, spec_id: str) -> dict[str, Tensor]:
-    """Return the tensors that `save_encoder` wrote, on the CPU.
-
-    Raises:
-        LookupError: the file does not exist.
-        ValueError: the file is broken, or belongs to another run.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise NotFoundError(
-            f"Encoder {path} does not exist: its pretraining run {spec_id} has not finished on this machine, "
-            f"or the file was lost. `invoke redo {spec_id}` trains a finished one again."
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a safetensors file is not a dict
-    except SafetensorError as error:
-        raise InvalidError(
-            f"Encoder {path} is broken ({error}). Delete it if the tracking store has a copy; otherwise "
-            f"`invoke redo {spec_id}` trains it again."
-        ) from None
-    if metadata.get(SPEC) != spec_id:
-        raise InvalidError(
-            f"Encoder {path} is from run {metadata.get(SPEC, 'unknown')}, but run {spec_id}'s is expected: "
-            "move it away."
-        )
-    if metadata.get(DIGEST) != digest(tensors):
-        raise InvalidError(
-            f"Encoder {path} is broken (its values do not match its digest). Delete it if the tracking store "
-            f"has a copy; otherwise `invoke redo {spec_id}` trains it again."
-        )
-    return tensors
-
-
-def read_encoder(content: bytes, *, spec_id: str) -> dict[str, Tensor]:
-    """Return the tensors of an encoder's file that is in memory, compared with their digest.
-
-    Raises:
-        ValueError: the content is not an encoder, is broken, or belongs to another run. The message is the
-            end of a sentence about the file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    if (owner := encoder_of(io.BytesIO(content))) != spec_id:
-        raise InvalidError(f"it is the encoder of run {owner:.60}")
-    try:
-        tensors = load(content)
-        same = metadata(io.BytesIO(content)).get(DIGEST) == digest(tensors)
-    except (SafetensorError, TypeError, ValueError) as error:
-        raise InvalidError(f"it is broken ({first_line(error)})") from None
-    if not same:
-        raise InvalidError("its values do not match its digest")
-    return tensors
-
-
-def encoder_of(file: IO[bytes]) -> str:
-    """Return the id of the run that an encoder's file names, without reading the tensors.
-
-    Args:
-        file: the encoder's file, open at its beginning.
-
-    Raises:
-        ValueError: the file is not a safetensors file, or names no run.
-    """
-    try:
-        return metadata(file)[SPEC]
-    except KeyError:
-        raise InvalidError("it is not a safetensors file that names its run") from None
-
-
-def metadata(file: IO[bytes]) -> dict[str, str]:
-    """Return the metadata of a safetensors file that is open at its beginning, without reading the tensors.
-
-    Raises:
-        ValueError: the file is not a safetensors file.
-    """
-    size = int.from_bytes(file.read(8), "little")  # bytes of the header, which is JSON
-    if size > LARGEST_HEADER:
-        raise InvalidError("it is not a safetensors file")
-    try:
-        return {
-            str(key): str(value) for key, value in json.loads(file.read(size)).get("__metadata__", {}).items()
-        }
-    except (ValueError, AttributeError, RecursionError):
-        raise InvalidError("it is not a safetensors file") from None
-
-
-def digest_of(path: Path) -> str:
-    """Return the digest that an encoder's file names, without reading the tensors; "" if there is none."""
-    if not path.is_file():
-        return ""
-    try:
-        with path.open("rb") as file:
-            return metadata(file).get(DIGEST, "")
-    except (OSError, ValueError):
-        return ""
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, types, shapes and values of CPU tensors, in hexadecimal.
-
-    The order of the tensors does not matter.
-    """
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """Yield a safetensors file in parts, with a header in sorted order.
-
-    The library itself sorts the tensors, but writes the metadata in an order that differs in each process.
-    """
-    from safetensors.torch import save as serialise
-
-    content = serialise(dict(tensors), metadata=dict(about))
-    size = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the numbers begin at a multiple of 8 bytes
-    yield len(header).to_bytes(8, "little") + header
-    yield memoryview(content)[8 + size :]
 
 
 def _seal(payload: Any, spec_id: str) -> bytes:

@@ -116,7 +116,7 @@ class Claims:
         return self.leases(path.name for path in folders if os.path.lexists(path / leases.FILE))
 
     def _unreadable_for_long(self, lease: Lease) -> bool:
-        """Return whether the lease could not be read for UNREADABLE seconds."""
+        """Return True if the lease could not be read for UNREADABLE seconds."""
         if lease.state != "unreadable":
             self._unreadable_since.pop(lease.spec_id, None)
             return False
@@ -124,7 +124,7 @@ class Claims:
         return now - self._unreadable_since.setdefault(lease.spec_id, now) > UNREADABLE
 
     def _owned(self, lease: Lease) -> bool:
-        """Return whether the run still has an owner; a requeued job has no process now, but will have one."""
+        """Return True if the run still has an owner; a requeued job has no process now, but will have one."""
         if lease.state in ("finished", "failed"):
             return False
         if lease.job and (lease.state != "running" or not lease.alive):
@@ -148,7 +148,7 @@ class _Queue:
             self._ask(wanted)
 
     def has(self, job: str) -> bool:
-        """Return whether a job was listed when the scheduler was last asked."""
+        """Return True if a job was listed when the scheduler was last asked."""
         if job not in self._known:
             self._ask([job])
         return self._known[job]

@@ -28,9 +28,7 @@ import json
 import logging
 import math
 import os
-import re
 import secrets
-import socket
 import tempfile
 import threading
 import time
@@ -39,16 +37,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
-from reproduce.messages import LONGEST, InvalidError, age, reason_of
-from reproduce.runs.files import read_regular, synchronise, write_atomic
+from reproduce.messages import LONGEST, age, reason_of
+from reproduce.runs.files import read_regular, write_atomic
+from reproduce.runs.processes import process, process_alive, this_host
 from reproduce.runs.progress import Progress
 
 if TYPE_CHECKING:
     import filelock
 
-FILE, LOCK, PLACE = "lease.json", "lease.lock", ".place"
+FILE, LOCK = "lease.json", "lease.lock"
 LARGEST = 100_000
 """Maximum number of bytes of a lease."""
 AHEAD = 60.0
@@ -59,8 +58,6 @@ FREED = "freed by hand"
 """Beginning of the reason in a lease that `free` took from its owner."""
 MISSED = 3
 """Missing heartbeats after which an owner that cannot be observed counts as dead."""
-NUMBERS, MACHINES = Path("/proc/self/ns/pid"), "pid:[4026531836]"
-"""Link that names the PID namespace of this process on Linux, and its target outside all containers."""
 
 State = Literal["queued", "running", "finished", "failed", "interrupted", "unreadable"]
 """State of a run. The last one is never in a file: the lease exists, but cannot be read."""
@@ -378,92 +375,6 @@ class Held:
             now = _clock()
             _write(self._folder, lease)
             self._last_heartbeat = now
-
-
-def this_host() -> str:
-    """Return the name of this machine; in a container, also of its PID namespace.
-
-    Several containers may share a machine and its name.
-    """
-    try:
-        numbers = str(NUMBERS.readlink())
-    except OSError:  # not Linux
-        numbers = MACHINES
-    return socket.gethostname() if numbers == MACHINES else f"{socket.gethostname()} {numbers}"
-
-
-def process() -> dict[str, Any]:
-    """Return `host`, `pid` and start time (`started`), which together identify this process uniquely."""
-    import psutil
-
-    return {"host": this_host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-
-
-def process_alive(host: str, pid: int, started: float, *, heard: bool | None = None) -> bool:
-    """Return whether a process of this machine is still alive.
-
-    Args:
-        heard: True if its last heartbeat is recent. Then a start time that differs is accepted, because the
-            clock may have been set since. False if heartbeats are missing; then a suspended process counts as
-            gone. None if it sends no heartbeats.
-    """
-    import psutil
-
-    assert host == this_host()
-    try:
-        found = psutil.Process(pid)
-        same = abs(found.create_time() - started) < 2  # seconds; the clock is adjusted slightly all the time
-        gone = (
-            psutil.STATUS_ZOMBIE,
-            psutil.STATUS_DEAD,
-            *((psutil.STATUS_STOPPED,) if heard is False else ()),
-        )
-        return bool((same or heard) and found.status() not in gone)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def job_of_environment() -> str:
-    """Return the Slurm job of this process in squeue's notation, or "" if there is none."""
-    array, index = os.environ.get("SLURM_ARRAY_JOB_ID", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID", "")
-
-
-def place(runs: Path) -> str:
-    """Return a name of the folder `runs` that is the same on all machines that mount it.
-
-    The name is random digits, kept in the folder.
-
-    Raises:
-        ValueError: the file with the name cannot be read.
-    """
-    path = runs / PLACE
-    try:
-        return _place(path)
-    except FileNotFoundError:
-        runs.mkdir(parents=True, exist_ok=True)
-        draft = runs / f"{PLACE}.{os.getpid()}.{secrets.token_hex(4)}"
-        draft.write_text(secrets.token_hex(16), encoding="utf-8")
-        synchronise(draft)
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)  # of several processes at once, the first one wins
-        draft.unlink()
-        return _place(path)
-
-
-def _place(path: Path) -> str:
-    """Return the name that a file contains."""
-    try:
-        name = read_regular(path, LARGEST)[0].decode(errors="replace")
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise InvalidError(f"{path}, the name of this folder, cannot be read ({error.strerror}).") from None
-    if not re.fullmatch("[0-9a-f]{32}", name):
-        raise InvalidError(
-            f"{path} does not contain the 32 hexadecimal digits that name this folder: delete it."
-        )
-    return name
 
 
 def _read(folder: Path, spec_id: str) -> Lease | None:

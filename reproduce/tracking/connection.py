@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from reproduce.messages import InvalidError
+from reproduce.runs import kinds
 from reproduce.runs.journal import Point
 from reproduce.site import Site
 from reproduce.tracking import places
@@ -88,7 +89,7 @@ class Connection:
         except OSError as error:
             raise StoreError(f"The tracking store {self.file} cannot be opened ({error.strerror}).") from None
         if not stat.S_ISREG(found.st_mode):
-            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not an ordinary file"
+            kind = kinds.by_mode(found.st_mode)
             raise StoreError(
                 f"The tracking store {self.file} is {kind}: set the path of a file, such as "
                 "sqlite:////path/mlflow.db."

@@ -87,7 +87,7 @@ def translated(address: Address, clean: Callable[[str], str]) -> Iterator[None]:
 
 
 def temporary(error: BaseException) -> bool:
-    """Return whether a later attempt may succeed where this error was raised."""
+    """Return True if a later attempt may succeed where this error was raised."""
     return error.temporary if isinstance(error, StoreError) else isinstance(error, ConnectionError)
 
 

@@ -89,7 +89,7 @@ class PortableRun:
         return identity.digest_of_plain(encoder) if encoder.get("component") == Pretrain.name else None
 
     def agrees(self, final: Mapping[str, float]) -> bool:
-        """Return whether another run has the same final values, speed aside; NaN equals NaN."""
+        """Return True if another run has the same final values, speed aside; NaN equals NaN."""
         mine, theirs = (
             {
                 key: None if math.isnan(value) else value
@@ -102,7 +102,7 @@ class PortableRun:
 
 
 def travels(tag: str, own: tuple[str, ...]) -> bool:
-    """Return whether a tag belongs to a run in every store.
+    """Return True if a tag belongs to a run in every store.
 
     The store's `own` tags do not, nor do MLflow's, except for the commit.
     """

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from reproduce.data import inventory
 from reproduce.data.inventory import DIGEST, AnyDataset, Inventory
 from reproduce.messages import NotFoundError, UserError, counted, grouped, reason_of
-from reproduce.report.counts import splits, tag
+from reproduce.report.counts import tag_of
 from reproduce.report.observe import Finished
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -169,8 +169,8 @@ class _Data:
     def judged(self, spec: Spec, facts: Mapping[str, str]) -> _Verdict:
         """Return the verdict on a run's own data, by the facts that it recorded."""
         unknown = ""
-        for split in splits(spec):
-            if tag(DIGEST, spec, split) not in facts:
+        for split in spec.splits:
+            if tag_of(DIGEST, spec, split) not in facts:
                 continue
             found = self._found(spec.dataset, split)
             unknown = unknown or found.unknown
@@ -202,7 +202,7 @@ class _Data:
 
 def _difference(spec: Spec, split: str, facts: Mapping[str, str], here: Inventory) -> str:
     """Return what differs between a run's record of a split and the split on disk; empty if nothing."""
-    digest, content, before = (facts.get(tag(prefix, spec, split)) for prefix in inventory.PREFIXES)
+    digest, content, before = (facts.get(tag_of(prefix, spec, split)) for prefix in inventory.PREFIXES)
     whose = f"{spec.dataset.name}'s {split} split"
     if digest not in (None, here.digest):
         if before is None or int(before) == here.num_images:

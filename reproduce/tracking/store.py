@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from reproduce.messages import InvalidError, NotFoundError, reason_of
 from reproduce.report.observe import Finished
-from reproduce.runs import interrupt, lease
+from reproduce.runs import interrupt, processes
 from reproduce.runs.journal import Point, points
 from reproduce.runs.lease import Held
 from reproduce.site import Site
@@ -184,7 +184,7 @@ class Store:
         return dead
 
     def _finished_since(self, run: Any) -> bool:
-        """Return whether a run whose owner is gone has finished since it was read.
+        """Return True if a run whose owner is gone has finished since it was read.
 
         The lease records the end after the record does.
         """
@@ -582,7 +582,7 @@ class Store:
                 self.connection.client.delete_run(left.info.run_id)
         parent = self._newest_finished([run.needs]).get(run.needs) if run.needs else None
         labels = {key: value for key, value in run.tags.items() if travels(key, OF_THIS_STORE)}
-        labels |= {SPEC: run.spec_id, OWNER: json.dumps(lease.process()), IMPORTED: source} | (
+        labels |= {SPEC: run.spec_id, OWNER: json.dumps(processes.process()), IMPORTED: source} | (
             {PARENT: parent.info.run_id} if parent else {}
         )
         run_id = self.connection.client.create_run(

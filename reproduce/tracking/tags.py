@@ -25,7 +25,7 @@ from reproduce.data import inventory
 from reproduce.messages import counted
 from reproduce.nn.weights import Weights
 from reproduce.report.observe import Finished
-from reproduce.runs import environment, lease
+from reproduce.runs import environment, lease, place, processes
 from reproduce.runs.lease import Held, Lease
 from reproduce.spec import Evaluate, Pretrain, Spec
 
@@ -271,7 +271,7 @@ def _text(value: object) -> str:
 
 def me(runs: Path, hold: Held | None) -> dict[str, Any]:
     """Return the marks of this process, which no later process can have, and of its lease."""
-    return lease.process() | ({} if hold is None else {"token": hold.token, "place": lease.place(runs)})
+    return processes.process() | ({} if hold is None else {"token": hold.token, "place": place.place(runs)})
 
 
 def owner(run: Any) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def owner(run: Any) -> dict[str, Any]:
 
 def is_mine(run: Any) -> bool:
     """Return True if this process owns an MLflow run."""
-    return lease.process().items() <= owner(run).items()
+    return processes.process().items() <= owner(run).items()
 
 
 def who(run: Any) -> str:
@@ -300,7 +300,7 @@ def lease_of(run: Any, runs: Path) -> Lease | None:
     None if it cannot be read, or if the run was started in another folder than `runs`.
     """
     named = owner(run).get("place")
-    if not named or not (runs / lease.PLACE).exists() or lease.place(runs) != named:
+    if not named or not (runs / place.FILE).exists() or place.place(runs) != named:
         return None
     found = lease.read(runs / run.data.tags[SPEC], run.data.tags[SPEC])
     return None if found is None or found.state == "unreadable" else found
@@ -314,9 +314,9 @@ def alive(run: Any, runs: Path) -> bool | None:
     named, leased = owner(run), lease_of(run, runs)
     if leased is not None:
         return leased.token == named.get("token") and leased.alive
-    if named.get("host") != lease.this_host():
+    if named.get("host") != processes.this_host():
         return None
-    return lease.process_alive(named["host"], named["pid"], named["started"])
+    return processes.process_alive(named["host"], named["pid"], named["started"])
 
 
 def ending(run: Any, runs: Path) -> tuple[Literal["interrupted", "failed"], str]:

@@ -9,15 +9,13 @@ result is recorded, so later runs record the content of large data sets too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from reproduce.data import inventory
-from reproduce.data.dataset import Dataset
-from reproduce.data.detection import DetectionDataset
 from reproduce.data.inventory import AnyDataset, Inventory
 from reproduce.messages import UserError, grouped
-from reproduce.plan import SYNTHETIC, components
+from reproduce.plan import real_data_sets
 from reproduce.readiness import in_words
 from reproduce.site import Site
 
@@ -38,22 +36,9 @@ class Checked(NamedTuple):
 
 def verify_data(site: Site) -> Iterator[Checked]:
     """Yield the result for each split of the data sets whose roots are set, as soon as it is known."""
-    known: dict[str, Callable[[], AnyDataset]] = {
-        **components("reproduce.data", Dataset),
-        **components("reproduce.data", DetectionDataset),
-    }
-    for name, cls in sorted(known.items()):
-        dataset = cls()
-        if name.startswith(SYNTHETIC) or not inventory.has_root(dataset, site):
-            continue
-        for split in used_splits(dataset):
+    for dataset in real_data_sets():
+        for split in inventory.used_splits(dataset) if inventory.has_root(dataset, site) else ():
             yield _checked(dataset, split, site)
-
-
-def used_splits(dataset: AnyDataset) -> tuple[str, ...]:
-    """Return the splits of a data set that runs read with its default settings."""
-    keys = ("pretrain_split", "train_split", "test_split")
-    return tuple(dict.fromkeys(getattr(dataset, key) for key in keys if hasattr(dataset, key)))
 
 
 def _checked(dataset: AnyDataset, split: str, site: Site) -> Checked:
