@@ -31,7 +31,7 @@ from reproduce.plan import Request
 from reproduce.site import Site
 from reproduce.tracking import retry, sqlite
 from reproduce.tracking.address import parse
-from reproduce.tracking.errors import StoreError, of_file
+from reproduce.tracking.errors import StoreError, UnreachableError, check_answer, of_file
 from reproduce.tracking.store import Store
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its server seconds to start
@@ -95,6 +95,17 @@ def test_a_text_of_a_library_is_shown_without_the_password_in_any_form() -> None
     assert not [form for form in FORMS if form in shown]
     assert shown.startswith("no http://host:1/x and ")
     assert reason_of(ValueError(f"bad {address}")) == "ValueError: bad http://host:1"
+
+
+def test_advice_about_a_password_stays_whole_in_the_error_of_a_run() -> None:
+    def refused() -> None:
+        check_answer(401, b"", parse("http://host:5000"))
+
+    with pytest.raises(UnreachableError) as caught:
+        retry.retrying(refused, seconds=-1)
+    reason = reason_of(caught.value)
+    assert "the address (user:password@ before the host), or in MLFLOW_TRACKING_USERNAME and" in reason
+    assert "MLFLOW_TRACKING_PASSWORD). Nothing is lost" in reason
 
 
 WORKS = "sqlite:////path/mlflow.db"

@@ -33,8 +33,8 @@ CLOSED = ("Connection aborted", "Connection reset", "RemoteDisconnected", "Conne
 TRANSIENT = frozenset({401, 403, 408, 429, 500, 502, 503, 504})
 """HTTP status codes of errors that may be temporary; an administrator may renew a password, too."""
 ADVICE = {
-    401: "it asks for a valid user and password. Set them in the address (http://user:password@host), or in "
-    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    401: "it asks for a valid user and password. Set them in the address (user:password@ before the host), "
+    "or in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     403: "this user may not do this, or the server does not accept this name of its host (--allowed-hosts)",
     429: "it receives too many requests. Try again later",
 }
@@ -123,8 +123,9 @@ def of_file(error: Exception, file: Path) -> StoreError:
 
 
 def in_short(error: BaseException, clean: Callable[[str], str] = without_secrets) -> str:
-    """Return the first line of an exception, without the exception's name and without secrets."""
-    return clean(first_line(error) or type(error).__name__)[:LONGEST_TEXT]
+    """Return the first line of an exception without its name and without secrets; a library's is cut."""
+    text = clean(first_line(error) or type(error).__name__)
+    return text if isinstance(error, UserError) else text[:LONGEST_TEXT]
 
 
 def _of_library(error: Exception) -> bool:
