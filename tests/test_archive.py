@@ -232,6 +232,18 @@ def test_a_second_import_changes_nothing(sent: Path, site: Site) -> None:
     assert receive(sent, site, Store(site)).encoders == 1
 
 
+def test_an_import_names_the_runs_that_redo_has_marked(sent: Path, site: Site) -> None:
+    receive(sent, site, Store(site))
+    marked = EVALUATIONS[0].id
+    Store(site).supersede(marked, "its number is odd")
+    again = receive(sent, site, Store(site))
+    assert (again.added, again.present, again.code) == (1, 3, 0)
+    (line,) = again.returned
+    assert line.startswith(f"run {marked} was marked by `invoke redo`; the imported one counts now.")
+    assert line in str(again)
+    assert marked in Store(site).finished([marked])
+
+
 def test_a_run_with_other_values_here_stays_and_the_others_are_added(sent: Path, site: Site) -> None:
     store, (other, _) = Store(site), EVALUATIONS
     trained(store, FIRST, {"loss": math.nan, "images_per_second": 1.0})  # only its speed differs
@@ -776,7 +788,7 @@ def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_p
     shutil.copytree(origin.reports, site.reports)
     with pytest.raises(
         LookupError,
-        match=r"table4\.json needs run [0-9a-f]{12}: .* has no finished run .* --render-only",
+        match=r"table4\.json needs run [0-9a-f]{12}: .* has no finished run .* renders it again",
     ):
         export(tmp_path / "new.zip", "", site, store)
     report = site.reports / "smoke" / "table4.json"
@@ -790,7 +802,8 @@ def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_p
     report.with_name("table7.json").unlink()
     report.write_text(whole.replace(EVALUATIONS[0].id, "f" * 32))
     with pytest.raises(
-        ValueError, match=r"not a run's id: render it again with `invoke table4 --scale smoke --render-only`"
+        ValueError,
+        match="not a run's id: `invoke reports --scale smoke`, or the command that made it, renders",
     ):
         export(tmp_path / "new.zip", "", site, store)
     (tmp_path / "old.zip").write_text("mine")

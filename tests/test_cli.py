@@ -148,6 +148,11 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
     )
 
 
+@pytest.mark.parametrize("task", ["why", "gc"])
+def test_help_may_follow_the_task(task: str, home: Home) -> None:
+    assert home.invoke(task, "--help").stdout == home.invoke("--help", task).stdout != ""
+
+
 @pytest.mark.parametrize(
     ("task", "options"),
     [

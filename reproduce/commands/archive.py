@@ -170,8 +170,8 @@ def cited_by(table: Filled, name: str) -> set[str]:
 
 def _again(report: str) -> str:
     """Return the command that renders a report again, in words."""
-    _, scale, file = report.split("/")
-    return f"render it again with `invoke {file.removesuffix('.json')} --scale {scale} --render-only`"
+    scale = report.split("/")[1]
+    return f"`invoke reports --scale {scale}`, or the command that made it, renders it again"
 
 
 def _records(cited: Mapping[str, str], store: Store) -> dict[str, PortableRun]:

@@ -57,6 +57,8 @@ class CommandLine(Program):
             Exit: an option or a task does not exist, lacks a value, or an option is given twice.
         """
         output.prepare()
+        if self.core.unparsed[1:2] in (["--help"], ["-h"]):  # else a task takes it for its first argument
+            self.core[0].args.help.value, self.core.unparsed = self.core.unparsed[0], []
         problem = ""
         try:
             super().parse_tasks()

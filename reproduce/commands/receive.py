@@ -61,6 +61,8 @@ class Received:
     encoders: int = 0
     kept: list[str] = field(default_factory=list)
     """One line for each local encoder and table that differs from the archive's."""
+    returned: list[str] = field(default_factory=list)
+    """One line for each run that is reused again although `invoke redo` has marked it here."""
     skipped: list[str] = field(default_factory=list)
     """One line for each report of the archive that cannot be shown; its runs are added."""
     tables: dict[str, int] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class Received:
             for scale, number in self.tables.items()
         )
         encoders = f" {counted(self.encoders, 'encoder')} added." if self.encoders else ""
-        return "\n".join([runs + encoders + tables, *self.clashes, *self.kept, *self.skipped])
+        return "\n".join([runs + encoders + tables, *self.clashes, *self.returned, *self.kept, *self.skipped])
 
 
 def receive(file: Path, site: Site, store: Store) -> Received:
@@ -105,6 +107,12 @@ def receive(file: Path, site: Site, store: Store) -> Received:
         runs = content.runs.values()
         upstream_first = sorted(runs, key=lambda run: (run.needs is not None, run.spec_id))
         present = store.finished(content.runs)
+        marked = store.superseded(content.runs.keys() - present.keys())
+        received.returned += [
+            f"run {spec_id} was marked by `invoke redo`; the imported one counts now. To have it executed, "
+            f"repeat `invoke redo {spec_id}`."
+            for spec_id in sorted(marked)
+        ]
         for run in upstream_first:
             here = present.get(run.spec_id) or store.adopt(run, archive.digest)
             _receive_run(run, here, content, archive, site, received)

@@ -275,6 +275,11 @@ class Store:
             for run in list(self.connection.search(Wanted(tags={COMPLETE: [spec_id]}, absent=(SUPERSEDED,)))):
                 self.connection.client.set_tag(run.info.run_id, SUPERSEDED, note)
 
+    def superseded(self, ids: Iterable[str]) -> set[str]:
+        """Return those of the specs that have a finished run which `supersede` marked."""
+        wanted = Wanted(tags={COMPLETE: sorted(set(ids))}, present=(SUPERSEDED,))
+        return {run.data.tags[COMPLETE] for run in self.connection.search(wanted)}
+
     def unfinished(self) -> list[Record]:
         """Return every record of an unfinished run, the newest first."""
         return [
