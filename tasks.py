@@ -74,20 +74,10 @@ def evaluate(c: Context, options: given.EvaluateOptions) -> None:
 @command()
 def status(c: Context) -> None:
     """List the runs and their states: running, finished, failed, interrupted, queued, or locked in doubt."""
-    from reproduce.commands import verify
-    from reproduce.runs.claims import Claims
+    from reproduce.commands import status
 
-    site, opened = store()
     with one_line(ConnectionError):
-        claims = Claims(site)
-        queued = claims.queued()
-        for state, found in (("queued", queued), ("locked", claims.doubtful())):
-            for spec_id, lease in found.items():
-                print(f"{state:<11}  {spec_id}  {lease.who}")
-        for row in opened.status():
-            if row.state == "finished" or row.spec_id not in queued:
-                print(row)
-        for line in verify.recalled(site, opened):
+        for line in status.lines(*store()):
             print(line)
 
 
@@ -130,10 +120,7 @@ def redo(c: Context, options: given.RedoOptions) -> None:
 
     request, (site, opened) = options.request(), store()
     with one_line(ConnectionError, OSError):
-        if request is None:
-            chosen = redo.choose(options.run, site, opened, only=options.only)
-        else:
-            chosen = redo.choose_rows(request, site, opened, only=options.only)
+        chosen = redo.choose(request or options.run, site, opened, only=options.only)
         print("\n".join(chosen.lines()), flush=True)
         if not (options.dry_run or c.config.run.dry):
             print("\n".join(redo.mark(chosen, site, opened)))

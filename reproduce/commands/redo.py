@@ -70,30 +70,28 @@ class Chosen:
         return f"; shown in {', '.join(self.shown[spec_id])}" if spec_id in self.shown else ""
 
 
-def choose(name: str, site: Site, store: Store, *, only: bool = False) -> Chosen:
-    """Return a run that a user names, and the finished evaluations of its encoder.
+def choose(asked: str | Request, site: Site, store: Store, *, only: bool = False) -> Chosen:
+    """Return the finished runs that a user names, and all finished evaluations of their encoders.
 
     Args:
-        name: id of the run, the beginning of one, or MLflow's id.
+        asked: id of a run, the beginning of one, or MLflow's id; or a part of a table.
         only: True to leave the evaluations as they are.
 
     Raises:
         LookupError: no such run exists, or several ids begin like this.
-        ValueError: the run is not finished.
+        ValueError: the run, or every run of this part, is not finished.
+        ConnectionError: the tracking store does not answer.
     """
-    found = store.named(name)
+    if isinstance(asked, Request):
+        return _of_table(asked, site, store, only=only)
+    found = store.named(asked)
     if found.state.state != "finished":
         raise InvalidError(_unfinished(found))
     return _chosen([found], (), site, store, only=only)
 
 
-def choose_rows(request: Request, site: Site, store: Store, *, only: bool = False) -> Chosen:
-    """Return the finished runs of a part of a table, and all finished evaluations of their encoders.
-
-    Raises:
-        LookupError, ValueError: see `Request.build`; or no run of this part is finished.
-        ConnectionError: the tracking store does not answer.
-    """
+def _of_table(request: Request, site: Site, store: Store, *, only: bool) -> Chosen:
+    """Return the finished runs of a part of a table, and all finished evaluations of their encoders."""
     known = store.records(spec.id for spec in request.specs())
     finished = [record for record in known.values() if record.state.state == "finished"]
     if not finished:
