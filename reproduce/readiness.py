@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.data import inventory
 from reproduce.data.dataset import Dataset
@@ -15,8 +15,12 @@ from reproduce.messages import NotFoundError, UserError, grouped, unknown
 from reproduce.nn import distributed
 from reproduce.plan import Job
 from reproduce.protocols.protocol import Protocol
+from reproduce.runs.checkpoint import DETECTRON2
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
+
+if TYPE_CHECKING:
+    from reproduce.tracking.store import Store
 
 
 class RefusedError(UserError):
@@ -24,7 +28,12 @@ class RefusedError(UserError):
 
 
 def blocked(
-    todo: Sequence[Job], site: Site, *, fetch: bool = True, counts: Counts | None = None
+    todo: Sequence[Job],
+    site: Site,
+    *,
+    fetch: bool = True,
+    counts: Counts | None = None,
+    store: Store | None = None,
 ) -> dict[str, Blocked]:
     """Return the runs of `todo` that cannot start, each with the reason.
 
@@ -36,8 +45,11 @@ def blocked(
         todo: the runs, upstream first.
         fetch: see `missing`.
         counts: numbers of images that the caller needs too.
+        store: records of interrupted runs, whose checkpoints must be of the data that are used now. None to
+            leave that to the worker.
     """
     counts = counts or Counts(site)
+    paused = _stranded(todo, site, store) if store else {}
     wanted = {
         job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None)
         for job in todo
@@ -47,7 +59,13 @@ def blocked(
     }
     found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
     others = (
-        (job, _problem_of_devices(job, site) or counts.problem(job.spec, job.request.scale)) for job in todo
+        (
+            job,
+            _problem_of_devices(job, site)
+            or counts.problem(job.spec, job.request.scale)
+            or paused.get(job.spec.id),
+        )
+        for job in todo
     )
     found = {job.spec.id: Blocked(other) for job, other in others if other} | found
     for job in todo:
@@ -61,6 +79,22 @@ def blocked(
         spec_id: Blocked(found[first].problem, f"every run that needs it is blocked: run {first}")
         for spec_id, first in vain.items()
     }
+
+
+def _stranded(todo: Iterable[Job], site: Site, store: Store) -> dict[str, Missing]:
+    """Return the problem of each run whose checkpoint is from other data, by id."""
+    from reproduce.tracking.reuse import stranded
+
+    found = {}
+    for spec_id, differs in stranded(store, (job.spec for job in todo), site).items():
+        folder = site.runs / spec_id
+        files = f"folder {DETECTRON2}" if (folder / DETECTRON2).is_dir() else "files epoch-*.pt"
+        found[spec_id] = Missing(
+            "the data of its checkpoint",
+            f"Run {spec_id} was interrupted and cannot resume: {differs}. Restore those data, or move the "
+            f"{files} out of {folder} to start from scratch.",
+        )
+    return found
 
 
 def _problem_of_devices(job: Job, site: Site) -> Missing | None:

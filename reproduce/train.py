@@ -87,7 +87,6 @@ def pretrain(
     num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
     peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)
 
-    record.facts(found.tags())
     network, optimizer = start(spec, device)
     meter = Meter()
 
@@ -98,7 +97,7 @@ def pretrain(
         if distributed.main_process() and _other_images(saved, found):
             raise InvalidError(
                 f"The checkpoint in {folder} was trained on other images than those of {dataset.name}: "
-                "remove it to start from scratch."
+                "remove its files epoch-*.pt to start from scratch."
             )
         if saved["commit"] != environment.code()[0]:
             record.tag("resumed_from_commit", saved["commit"])
@@ -106,6 +105,7 @@ def pretrain(
         optimizer.load_state_dict(saved["optimizer"])
         first_epoch, first_index, measured = saved["epoch"], saved["step"], saved["measured"]
         meter.load_state_dict(saved["meter"], device)
+    record.facts(found.tags())  # after the check, so the record of a refused checkpoint keeps its data
     if distributed.world_size() > 1:  # only now, as checkpoints contain the network without this wrapper
         network.online = DistributedDataParallel(network.online)
 

@@ -6,6 +6,7 @@ is the training image with the same pixels, if there is one: an evaluation on th
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -38,7 +39,8 @@ from reproduce.report.counts import incomplete
 from reproduce.report.filled import fill
 from reproduce.report.observe import Finished, frame
 from reproduce.report.render import html, markdown, tex
-from reproduce.runs import journal
+from reproduce.runs import interrupt, journal
+from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.journal import Result
 from reproduce.site import Site
 from reproduce.spec import LARS, Evaluate, Pretrain
@@ -255,6 +257,48 @@ def test_a_result_that_was_not_recorded_is_used_only_for_its_data(fact: str, kep
     journal.keep_result(site.runs / evaluation.id, evaluation.id, Result({"top1": 0.125}, "", facts))
     perform(site, evaluation)
     assert Store(site).finished([evaluation.id])[evaluation.id].metrics["top1"] == (0.125 if kept else 1.0)
+
+
+class Stopping(io.StringIO):
+    """Events of a run, which is interrupted after its first step."""
+
+    def write(self, event: str) -> int:
+        if '"progress"' in event:
+            interrupt.ask("a test")
+        return super().write(event)
+
+
+def test_a_plan_says_that_the_data_of_a_checkpoint_have_changed(site: Site) -> None:
+    run, root = replace(UNTRAINED, epochs=2), site.data["imagenette"]
+    evaluation = knn(run)
+    with pytest.raises(Interrupted, match="a test"):
+        worker.perform(run, "small", site, Stopping())
+    store, todo = (
+        Store(site),
+        [Job(each, Request(table="table8", scale="small")) for each in (run, evaluation)],
+    )
+    assert blocked(todo, site, store=store) == {}
+
+    unpack(root, complete=True)
+    found = blocked(todo, site, store=store)
+    assert [str(each) for each in found.values()] == [
+        "lacks the data of its checkpoint",
+        f"run {run.id}, which it needs, lacks the data of its checkpoint",
+    ]
+    assert found[run.id].problem.why == (
+        f"Run {run.id} was interrupted and cannot resume: imagenette's train split had 10 images, now it has "
+        f"20. Restore those data, or move the files epoch-*.pt out of {site.runs / run.id} to start from "
+        "scratch."
+    )
+    with pytest.raises(ValueError, match="was trained on other images than those of imagenette"):
+        perform(site, run)
+    assert set(blocked(todo, site, store=store)) == {run.id, evaluation.id}, "the refusal changes no record"
+
+    for path in (site.runs / run.id).glob("epoch-*.pt"):
+        path.unlink()
+    assert blocked(todo, site, store=store) == {}
+    perform(site, run, evaluation)
+    assert chosen(site, evaluation).finished[evaluation.id].metrics["top1"] == 1.0
 
 
 # What is said before a run, and in the report

@@ -203,7 +203,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     attached: set[str] = set()
     unasked = ""
     measured = any(isinstance(job.spec, Evaluate) and job.spec.id in finished for job in wanted)
-    blocked = {} if render_only else _cannot_start(todo, site, measured=measured)
+    blocked = {} if render_only else _cannot_start(todo, site, measured=measured, store=store)
     todo = [job for job in todo if job.spec.id not in blocked]
     if blocked:
         print("\n".join(dict.fromkeys(blocked.values())))
@@ -283,28 +283,33 @@ def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
     from reproduce.commands import forecast
     from reproduce.tracking.store import Store
 
-    wanted, counts = jobs(requests), Counts(site)
+    wanted, counts, opened = jobs(requests), Counts(site), Store(site)
     return forecast.forecast(
-        wanted, lambda todo: blocked(todo, site, fetch=False, counts=counts), Store(site), site, counts
+        wanted,
+        lambda todo: blocked(todo, site, fetch=False, counts=counts, store=opened),
+        opened,
+        site,
+        counts,
     )
 
 
-def _cannot_start(todo: list[Job], site: Site, *, measured: bool = False) -> dict[str, str]:
+def _cannot_start(
+    todo: list[Job], site: Site, *, measured: bool = False, store: Store | None = None
+) -> dict[str, str]:
     """Return why runs cannot start on this machine, by id; runs that other processes execute are left out.
 
     Each data set and protocol is checked once. The reasons name a remedy.
 
     Args:
         measured: True if an evaluation is finished already, so that there are numbers to show.
+        store: see `blocked`.
 
     Raises:
         RefusedError: no run can start, and there is nothing to show.
     """
     claimed = Claims(site).leases(job.spec.id for job in todo)
-    found = {
-        spec_id: each.problem.why
-        for spec_id, each in blocked([job for job in todo if job.spec.id not in claimed], site).items()
-    }
+    free = [job for job in todo if job.spec.id not in claimed]
+    found = {spec_id: each.problem.why for spec_id, each in blocked(free, site, store=store).items()}
     if todo and len(found) == len(todo) and not measured:
         raise RefusedError(" ".join(dict.fromkeys(found.values())))
     return found

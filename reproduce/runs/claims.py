@@ -24,7 +24,7 @@ from reproduce.site import Site
 POLL = 1.0
 """Seconds between two reads of the leases."""
 UNREADABLE = 30.0
-"""Seconds after which a run whose lease cannot be read is no longer followed."""
+"""Maximum seconds to follow a run with a lease that cannot be read."""
 
 
 class Claims:

@@ -23,6 +23,7 @@ from reproduce.data.inventory import DIGEST, AnyDataset, Inventory
 from reproduce.messages import NotFoundError, UserError, counted, grouped, reason_of
 from reproduce.report.counts import tag_of
 from reproduce.report.observe import Finished
+from reproduce.runs import checkpoint
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking.tags import ENCODER, PARENT, TRAINED
@@ -85,15 +86,33 @@ def attempted(spec: Spec, facts: Mapping[str, str], needed: Mapping[str, Finishe
 
     Args:
         facts: what the attempt recorded about its data and its encoder.
-        needed: the finished runs that the spec needs.
+        needed: the finished runs that the spec needs, as far as they exist.
     """
     if differs := _Data(site).judged(spec, facts).differs:
         return differs
     for pretrain in spec.needs():
-        encoders = facts.get(ENCODER), needed[pretrain.id].facts.get(TRAINED)
+        encoders = facts.get(ENCODER), needed[pretrain.id].facts.get(TRAINED) if pretrain.id in needed else ""
         if all(encoders) and encoders[0] != encoders[1]:
             return f"it measured another encoder than that of run {pretrain.id}"
     return ""
+
+
+def stranded(store: Store, specs: Iterable[Spec], site: Site) -> dict[str, str]:
+    """Return the unfinished runs that cannot resume because their data or encoder changed: what differs.
+
+    Raises:
+        ConnectionError: the tracking store does not answer.
+    """
+    paused = {spec.id: spec for spec in specs if checkpoint.newest(site.runs / spec.id, spec.id)}
+    if not paused:
+        return {}
+    needed = choose(store, paused.values(), site).finished
+    # The checkpoint is that of the newest unfinished record, which each attempt continues.
+    facts = {record.state.spec_id: record.digests for record in reversed(store.unfinished())}
+    differences = {
+        spec_id: attempted(spec, facts.get(spec_id, {}), needed, site) for spec_id, spec in paused.items()
+    }
+    return {spec_id: differs for spec_id, differs in differences.items() if differs}
 
 
 @dataclass(frozen=True)
