@@ -305,6 +305,26 @@ def under(prefix: str, tensors: Tensors) -> Tensors:
     return {prefix + name: value for name, value in tensors.items()}
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64])
+def test_tensors_of_another_type_are_compared_with_the_network_that_has_their_names(
+    kind: torch.dtype,
+) -> None:
+    tensors = {name: value.to(kind) for name, value in state("resnet18").items()}
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(
+        ValueError, match=rf"does not fit resnet18: .* type \(conv1\.weight is {name}, not floating"
+    ):
+        choose(tensors, shown="odd.pth")
+
+
+def test_each_network_of_a_file_is_shown_with_every_backbone_that_fits() -> None:
+    one = dict(backbones.build("resnet18_cifar", seed=0).state_dict())
+    with pytest.raises(ValueError, match="contains several networks") as refused:
+        choose(under("student.", one) | under("teacher.", plus_one(one)), shown="two.pth")
+    fitting = "resnet18_3x3 or resnet18_cifar or resnet18_cifar_pad2"
+    assert f"'student.' ({fitting}) or 'teacher.' ({fitting})" in str(refused.value)
+
+
 def test_two_networks_of_one_kind_are_refused_with_their_prefixes() -> None:
     tensors = under("student.module.backbone.", SMALL) | under("teacher.backbone.", plus_one(SMALL))
     with pytest.raises(

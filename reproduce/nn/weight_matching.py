@@ -9,7 +9,7 @@ network that follows the trained one (FOLLOWERS) is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -59,11 +59,18 @@ class Match:
     extra: tuple[str, ...]
     """Names of tensors within the backbone's parts that it does not have, such as those of a deeper network.
     Heads are other parts."""
+    num_of_other_types: int
+    """Number of tensors among `wrong` whose shape is right."""
 
     @property
     def share_of_faults(self) -> float:
         """Number of faults relative to the number of tensors."""
         return (len(self.missing) + len(self.wrong) + len(self.extra)) / len(self.expected)
+
+    @property
+    def share_of_other_shapes(self) -> float:
+        """The same without tensors whose shape is right: their type tells nothing about the network."""
+        return self.share_of_faults - self.num_of_other_types / len(self.expected)
 
     @property
     def fits(self) -> bool:
@@ -176,7 +183,11 @@ def _match(backbone: str, layout: Layout, prefix: str, tensors: Mapping[str, Ten
     parts = {name.partition(".")[0] for name in theirs}
     under = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
     extra = [prefix + name for name in under if name not in theirs and name.partition(".")[0] in parts]
-    return Match(backbone, layout, prefix, expected, tuple(missing), tuple(wrong), tuple(extra))
+    shaped = sum(name in tensors and tuple(tensors[name].shape) == shape for name, shape in needed.items())
+    num_of_other_types = shaped - (len(needed) - len(missing) - len(wrong))
+    return Match(
+        backbone, layout, prefix, expected, tuple(missing), tuple(wrong), tuple(extra), num_of_other_types
+    )
 
 
 def _fault(tensor: Tensor, shape: tuple[int, ...]) -> str:
@@ -232,10 +243,10 @@ def _same(one: Match, other: Match, tensors: Mapping[str, Tensor]) -> bool:
     return one.backbone == other.backbone and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
-def _several_places(places: Iterable[Iterable[Match]], shown: str) -> str:
+def _several_places(places: Iterable[Sequence[Match]], shown: str) -> str:
     found = [
-        f"'{printable(match.prefix) or NO_PREFIX}' ({match.backbone})"
-        for match in (next(iter(place)) for place in places)
+        f"'{printable(place[0].prefix) or NO_PREFIX}' ({' or '.join(match.backbone for match in place)})"
+        for place in places
     ]
     return (
         f"{shown} contains several networks: choose one with --prefix NAME, where NAME is "
@@ -260,7 +271,7 @@ def _refusal(
         places = dict.fromkeys(f"'{printable(match.prefix) or NO_PREFIX}'" for match in fitting)
         what = backbone or "a backbone"
         return f"{shown} contains {what} under {' and '.join(places)}, but not under the prefix '{prefix}'."
-    best = min(every, key=lambda match: match.share_of_faults)
+    best = min(every, key=lambda match: (match.share_of_other_shapes, match.share_of_faults))
     if best.share_of_faults > NEAR and (family := unknown_network(tensors)):
         return f"{shown} contains {family}, which is not {backbone or 'one of the backbones'}. {known}"
     faults = ", ".join(_faults(best))
