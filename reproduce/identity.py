@@ -11,11 +11,14 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from typing import Any
 
 ADDED_LATER = "added_later"
 LENGTH = 12
 """Hexadecimal digits of an id: 48 bits. The chance of a clash among 10 000 runs is below 1e-6."""
+ID = re.compile(f"[0-9a-f]{{{LENGTH}}}")
+"""A whole id."""
 
 
 def added_later(default: Any, version: str) -> Any:

@@ -9,13 +9,12 @@ import json
 import os
 import tarfile
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from toys import SHARED, canvases
+from toys import SHARED, canvases, web_server
 
 from reproduce.data import imagefolder, inaturalist2018, lists, places205, voc, voc2007
 from reproduce.data.download import available
@@ -639,28 +638,9 @@ def test_a_line_is_a_file_name_that_begins_with_its_class_or_a_path(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A web server on this machine: its address, its answers, and the requests that it received."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    state = {"content": b"n01_1.JPEG\n", "asked": []}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            state["asked"].append(self.path)
-            self.send_response(200 if state["content"] else 404)
-            self.end_headers()
-            self.wfile.write(state["content"])
-
-        def log_message(self, *arguments):
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    state["url"] = f"http://127.0.0.1:{running.server_port}/list.txt"
-    yield state
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with web_server("list.txt", b"n01_1.JPEG\n") as state:
+        yield state
 
 
 def test_a_list_is_fetched_once_by_whoever_comes_first(server, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Home
+from test_lease import LEASE, RUN
 
 from reproduce.commands import unlock as command
 from reproduce.messages import UserError
@@ -20,19 +21,8 @@ from reproduce.runs.claims import Claims
 from reproduce.runs.lease import BusyError, LostError
 from reproduce.site import Site
 
-RUN, OTHER = "0123456789ab", "0123fedcba98"
-FAR = {
-    "spec_id": RUN,
-    "token": "0" * 32,
-    "host": "elsewhere",
-    "pid": 7,
-    "started": 1.0,
-    "job": "",
-    "heartbeat": 0.2,
-    "state": "running",
-    "reason": "",
-    "progress": None,
-}
+OTHER = "0123fedcba98"
+FAR = LEASE | {"heartbeat": 0.2}
 """The lease of a process on another machine."""
 
 

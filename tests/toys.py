@@ -1,5 +1,5 @@
 """What tests share: images in memory, an untrained encoder, a spec, a record that keeps what it is told, a
-second process."""
+second process, a web server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import gc
 import multiprocessing
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -274,3 +277,38 @@ def canvases(images: Images, indices: ArrayLike, side: int) -> tuple[torch.Tenso
 def centre_crops(images: Images, indices: ArrayLike, resize: int, size: int) -> torch.Tensor:
     """Return centre crops of images whose shorter side is first `resize`, (n, 3, size, size) uint8."""
     return images.read(indices, CentreCrop(resize, size)).pixels
+
+
+@contextmanager
+def web_server(name: str, content: bytes = b"") -> Iterator[dict[str, Any]]:
+    """Serve one file on this machine inside the block.
+
+    The state has its `url`, the paths that were `asked` for, and may be changed: `content` (404 without) and
+    `length`, by default that of the content.
+    """
+    state: dict[str, Any] = {"content": content, "length": None, "asked": []}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200 if state["content"] else 404)
+            self.send_header("Content-Length", str(state["length"] or len(state["content"])))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            state["asked"].append(self.path)
+            self.do_HEAD()
+            self.wfile.write(state["content"])
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    state["url"] = f"http://127.0.0.1:{running.server_port}/{name}"
+    try:
+        yield state
+    finally:
+        running.shutdown()
+        thread.join()
+        running.server_close()

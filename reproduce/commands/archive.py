@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from reproduce import identity
 from reproduce.messages import InvalidError, NotFoundError, counted, first_line, size, unknown
 from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES
@@ -44,7 +45,6 @@ REPORT = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 """Names of rendered files. `runs.csv` stays: it contains the ids that one tracking store gave to its runs."""
-RUN_ID = re.compile(r"[0-9a-f]{12}")
 CHUNK = 1 << 20
 """Number of bytes that are read at a time."""
 
@@ -163,7 +163,7 @@ def cited_by(table: Filled, name: str) -> set[str]:
         ValueError: the table cites something that is not an id.
     """
     runs = {run for row in table.rows for cell in row.cells.values() for run in cell.runs}
-    if odd := sorted(run for run in runs if not RUN_ID.fullmatch(run)):
+    if odd := sorted(run for run in runs if not identity.ID.fullmatch(run)):
         raise InvalidError(f"{name} cites '{odd[0]:.60}', which is not a run's id: {_again(name)}.")
     return runs
 

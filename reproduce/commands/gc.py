@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -34,7 +33,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from reproduce import messages
+from reproduce import identity, messages
 from reproduce.commands import redo
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
@@ -58,7 +57,6 @@ HEARTBEAT = 10.0
 """Heartbeat of the lease under which a folder is deleted; the lease is deleted with the folder."""
 ASIDE = ".removed-"
 """Prefix of folders that are being deleted."""
-RUN_ID = re.compile(r"[0-9a-f]{12}")
 RUN_FILES = (lease.FILE, lease.LOCK, "lock", "log.txt", FILE)
 """Files that identify a run's folder, in addition to its name."""
 EVERY = 1_000_000
@@ -215,7 +213,7 @@ def _known(site: Site, store: Store) -> _Runs:
     folders = {
         path.name: path
         for path in sorted(site.runs.iterdir())
-        if RUN_ID.fullmatch(path.name) and _is_folder(path) and _ours(path)
+        if identity.ID.fullmatch(path.name) and _is_folder(path) and _ours(path)
     }
     unfinished = defaultdict(list)
     for record in store.unfinished():

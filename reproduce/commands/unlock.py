@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from reproduce import identity
 from reproduce.messages import InvalidError, NotFoundError, age
 from reproduce.runs import lease as leases
 from reproduce.runs import processes, squeue
 from reproduce.runs.lease import MISSED, Lease
 from reproduce.site import Site
 
-RUN_ID = re.compile("[0-9a-f]{12}")
 BEGINNING = re.compile("[0-9a-f]{1,12}")
 LOOK = 0.2
 """Seconds between two looks at a lease that is watched."""
@@ -70,7 +70,7 @@ def _named(site: Site, name: str) -> str:
         )
     folders = site.runs.iterdir() if site.runs.is_dir() else ()
     found = sorted(
-        path.name for path in folders if RUN_ID.fullmatch(path.name) and path.name.startswith(name)
+        path.name for path in folders if identity.ID.fullmatch(path.name) and path.name.startswith(name)
     )
     if not found:
         raise NotFoundError(f"{site.runs} has no run '{name}': `invoke status` lists the runs that exist.")
