@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.bench_step import LEARNING_RATE, random_views
+from bench.bench_step import LEARNING_RATE, random_batch
 from bench.compare import Comparison, in_turns, machine, prepare, record
 from configs import pretrain
 from reproduce.data.augmentation import Augmentation
@@ -30,7 +30,7 @@ from reproduce.methods.byol import BYOL
 from reproduce.nn import backbones
 from reproduce.nn.heads import Heads
 from reproduce.spec import Pretrain
-from reproduce.train import Meter, draw_views, start, train_step
+from reproduce.train import Meter, draw_batch, start, train_step
 
 STEP, VIEWS = (
     "BYOL step: ours over lightly's, {}, 64 px, batch {}",
@@ -81,15 +81,17 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
 def _steps(spec: Pretrain, rounds: int, device: torch.device) -> Comparison:
     """Compare our step with lightly's, in float32."""
     network, optimizer = start(spec, device)
-    views = random_views(2, spec.batch_size, SIZE, device)
+    batch = random_batch(2, spec.batch_size, SIZE, device)
     meter = Meter()
 
     def ours() -> None:
-        train_step(spec, network, optimizer, meter, views, step=0, num_steps=100, lr=LEARNING_RATE)
+        train_step(spec, network, optimizer, meter, batch, lr=LEARNING_RATE)
 
     assert isinstance(spec.method, BYOL)
     backbone = backbones.build(spec.backbone, seed=0).to(device, memory_format=torch.channels_last)
-    return in_turns(ours, lightly_step(backbone, spec.method.heads, views), rounds=rounds, device=device)
+    return in_turns(
+        ours, lightly_step(backbone, spec.method.heads, batch.views), rounds=rounds, device=device
+    )
 
 
 def lightly_step(backbone: Any, heads: Heads, views: list[Tensor]) -> Callable[[], None]:
@@ -136,7 +138,7 @@ def _pipelines(spec: Pretrain, rounds: int) -> Comparison:
     images = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in canvas]
     transform = BYOLTransform(BYOLView1Transform(input_size=SIZE), BYOLView2Transform(input_size=SIZE))
     return in_turns(
-        lambda: draw_views(spec, canvas, sizes, indices, epoch=0),
+        lambda: draw_batch(spec, canvas, sizes, indices),
         lambda: [transform(image) for image in images],
         rounds=rounds,
         device=torch.device("cpu"),

@@ -26,7 +26,7 @@ from bench.compare import in_fresh_process, machine, prepare, record, resident_p
 from configs import pretrain
 from reproduce.nn import backbones
 from reproduce.spec import Pretrain
-from reproduce.train import Meter, draw_views, start, train_step
+from reproduce.train import Meter, draw_batch, start, train_step
 
 BAR = 1.10
 NUM_VIEWS = (2, 4, 8)
@@ -96,8 +96,8 @@ def peak(case: Case, num_views: int) -> int:
     network, optimizer = start(spec, device)
     meter = Meter()
     for step in range(STEPS):
-        batch = draw_views(spec, canvas, sizes, indices, epoch=step)
-        train_step(spec, network, optimizer, meter, batch, step=step, num_steps=STEPS, lr=1e-3)
+        batch = draw_batch(spec, canvas, sizes, indices, epoch=step, step=step, steps_per_epoch=STEPS)
+        train_step(spec, network, optimizer, meter, batch, lr=1e-3)
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak() - before
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bench.compare import Comparison, in_turns, machine, prepare, record
 from configs import pretrain
+from reproduce.methods.method import Batch
 from reproduce.spec import Pretrain
 from reproduce.train import Meter, start, train_step
 
@@ -75,25 +76,35 @@ def compare(case: Case, device: torch.device) -> Comparison:
     """Time the training step and the backbone alone, in turns."""
     spec = case.spec(device)
     network, optimizer = start(spec, device)
-    views = random_views(case.num_views, case.batch_size, case.size, device)
+    batch = random_batch(case.num_views, case.batch_size, case.size, device)
     direction = torch.randn(case.batch_size, network.online.backbone.num_features, device=device)
     meter = Meter()
 
     def step() -> None:
-        train_step(spec, network, optimizer, meter, views, step=0, num_steps=100, lr=LEARNING_RATE)
+        train_step(spec, network, optimizer, meter, batch, lr=LEARNING_RATE)
 
     return in_turns(
         step,
-        lambda: backbone_alone(network, views, direction, spec.precision),
+        lambda: backbone_alone(network, batch.views, direction, spec.precision),
         rounds=case.rounds,
         device=device,
     )
 
 
-def random_views(num_views: int, batch_size: int, size: int, device: torch.device) -> list[Tensor]:
-    """Return noise in the shape, type and memory format of views."""
+def random_batch(num_views: int, batch_size: int, size: int, device: torch.device) -> Batch:
+    """Return the first step of a run, with noise in the shape, type and memory format of views."""
     noise = (torch.randn(batch_size, 3, size, size, device=device) for _ in range(num_views))
-    return [view.contiguous(memory_format=torch.channels_last) for view in noise]
+    return Batch(
+        views=[view.contiguous(memory_format=torch.channels_last) for view in noise],
+        indices=torch.arange(batch_size),
+        boxes=[torch.zeros(batch_size, 4, dtype=torch.int64)] * num_views,
+        flips=[torch.zeros(batch_size, dtype=torch.bool)] * num_views,
+        seed=0,
+        epoch=0,
+        step=0,
+        steps_per_epoch=100,
+        num_steps=100,
+    )
 
 
 def backbone_alone(network: Any, views: list[Tensor], direction: Tensor, precision: str) -> None:

@@ -6,7 +6,8 @@
     _row("BYOL", ("86.6", "54.0"), ours=_measured(byol_tuned_imagenet(1000)))
 
 `invoke table5` leaves our side of a quoted row empty. `invoke table5 --baselines released` fills it where the
-row has a released encoder, one that the method's authors have published.
+row has a released encoder, one that the method's authors have published. `invoke table5 --baselines trained`
+fills it where this suite has the method.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ EMPTY = "The paper leaves this cell empty."
 """Note on a number that the paper does not have."""
 QUOTED = "This method's numbers are quoted; nothing is run for it here."
 RELEASED = "This method's numbers are quoted; --baselines released evaluates the released encoder."
+UNTRAINED = "This suite does not train this method; its numbers are quoted."
+NOT_PRINTED = "The paper has no number here, and no recipe for one."
 """Reasons for a cell without a run of ours."""
 EPOCHS = (
     "Epochs are those of pretraining, at paper scale. The baselines' epochs are those of their own papers."
@@ -39,6 +42,8 @@ def paper_row(
     *,
     ours: Mapping[str, Measured] = {},
     released: Mapping[str, Measured] = {},
+    trained: Mapping[str, Measured] | str = UNTRAINED,
+    recipe: str = "",
     quoted: str = QUOTED,
     note: str = "",
     doubts: Mapping[str, str] = {},
@@ -54,6 +59,9 @@ def paper_row(
         facts: The descriptive columns by title, such as the backbone.
         ours: The evaluations that fill our side, by column key; empty in a quoted row.
         released: The evaluations of a released encoder, by column key.
+        trained: The evaluations of the method as this suite trains it, by column key, or the reason why it
+            does not.
+        recipe: The note on the row with `--baselines trained`.
         quoted: The reason that a cell with neither evaluation shows.
         doubts: Notes on single numbers, by column key; on a missing number, why it is missing.
         shown: The printed name of the row. If empty, the label with its number of views as a formula.
@@ -69,6 +77,7 @@ def paper_row(
             paper=Reported(value=number, note=doubts.get(column.key, "" if number else EMPTY)),
             ours=ours.get(column.key),
             released=released.get(column.key),
+            trained=trained if isinstance(trained, str) else trained.get(column.key, NOT_PRINTED),
             why_not_ours=reason(column.key),
         )
         for column, number in zip(columns, printed, strict=True)
@@ -79,6 +88,7 @@ def paper_row(
         cells=cells,
         facts=facts,
         note=note,
+        recipe=recipe,
         added=added,
         rule_before=rule_before,
     )

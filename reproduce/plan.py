@@ -27,14 +27,15 @@ from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
 from reproduce.overrides import check_once, override, parsed
 from reproduce.report.markup import literal
-from reproduce.report.table import Cell, Row, Table, UnknownMetricError
+from reproduce.report.table import Cell, Measured, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
 from reproduce.site import Site, user_file, user_path
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 SCALES = ("smoke", "small", "paper")
-BASELINES = ("quoted", "released")
-"""Sources of the rows that quote a baseline: the paper's numbers, or evaluations of the released encoders."""
+BASELINES = ("quoted", "released", "trained")
+"""Sources of the rows that quote a baseline: the paper's numbers, evaluations of the released encoders, or
+runs of this suite."""
 CUSTOM = "custom"
 """Scale under which evaluations outside the tables are recorded: the user chooses the settings."""
 SYNTHETIC = "synthetic_"
@@ -82,7 +83,7 @@ class Request:
             NotFoundError: the table, scale, row, column or setting does not exist; the message names the
                 nearest.
             InvalidError: a setting does not accept its value or has two, or the backbone does not exist.
-            NotHereError: the table has no released baselines, or accepts no added row.
+            NotHereError: the table has no such baselines, or accepts no added row.
         """
         if self.table not in table_names():
             raise NotFoundError(unknown("table", self.table, table_names()))
@@ -93,8 +94,8 @@ class Request:
         _check_seeds(self.seeds)
         table: Table = importlib.import_module(f"tables.{self.table}").table()
         table.check_name(self.table)
-        if self.baselines == "released":
-            table = _with_released(table)
+        if self.baselines != BASELINES[0]:
+            table = _with_baselines(table, self.baselines)
         for label, weights in self.added:
             table = _with_row(table, label, weights)
         scales = importlib.import_module("configs.scales")
@@ -109,6 +110,8 @@ class Request:
             check_once(named)
         for _, _, ours in table.measured():
             _check_backbone(ours.spec)
+        if self.baselines == "trained":
+            table = replace(table, notes=(*table.notes, *_budgets(table)))
         return table
 
     def specs(self) -> tuple[Spec, ...]:
@@ -385,35 +388,80 @@ def _printable(label: str) -> str:
     return unicodedata.normalize("NFC", "".join(visible))
 
 
-def _with_released(table: Table) -> Table:
-    """Return the table with evaluations of released encoders in the cells that no other run of ours fills.
+def _with_baselines(table: Table, kind: str) -> Table:
+    """Return the table with runs in the cells of quoted rows.
+
+    Args:
+        kind: `released` for evaluations of released encoders, `trained` for methods that this suite trains.
 
     Raises:
         NotHereError: the table has no such cell.
     """
-    if not _takes_released(table):
+    takes = _takes_released if kind == "released" else _takes_trained
+    if not takes(table):
+        what = "whose encoder was released" if kind == "released" else "whose method can be trained here"
         raise NotHereError(
-            f"{table.name} has no row whose encoder was released: --baselines released is for "
-            f"{_tables(_takes_released)}."
+            f"{table.name} has no quoted row {what}: --baselines {kind} is for {_tables(takes)}."
         )
+    changed = _released_row if kind == "released" else _trained_row
+    return replace(table, rows=tuple(map(changed, table.rows)), changes=(*table.changes, f"baselines={kind}"))
 
-    def changed(row: Row) -> Row:
-        instead = {key: cell.released for key, cell in row.cells.items() if cell.released and not cell.ours}
-        if not instead:
-            return row
-        encoders = (measured.spec.encoder for measured in instead.values())
-        files = dict.fromkeys(encoder.title for encoder in encoders if isinstance(encoder, Weights))
-        note = f"Ours: the encoder that its authors released ({literal(', '.join(files))}), evaluated here."
-        cells = {key: replace(cell, ours=instead.get(key, cell.ours)) for key, cell in row.cells.items()}
-        return replace(row, cells=cells, note=f"{row.note} {note}".strip())
 
-    return replace(
-        table, rows=tuple(map(changed, table.rows)), changes=(*table.changes, "baselines=released")
-    )
+def _released_row(row: Row) -> Row:
+    """Return the row with evaluations of its released encoder."""
+    instead = {key: cell.released for key, cell in row.cells.items() if cell.released and not cell.ours}
+    if not instead:
+        return row
+    encoders = (measured.spec.encoder for measured in instead.values())
+    files = dict.fromkeys(encoder.title for encoder in encoders if isinstance(encoder, Weights))
+    note = f"Ours: the encoder that its authors released ({literal(', '.join(files))}), evaluated here."
+    cells = {key: replace(cell, ours=instead.get(key, cell.ours)) for key, cell in row.cells.items()}
+    return replace(row, cells=cells, note=f"{row.note} {note}".strip())
+
+
+def _trained_row(row: Row) -> Row:
+    """Return the row with its method trained here, or with the reason why it is not."""
+
+    def changed(cell: Cell) -> Cell:
+        if cell.ours or cell.trained is None:
+            return cell
+        if isinstance(cell.trained, str):
+            return replace(cell, why_not_ours=cell.trained)
+        return replace(cell, ours=cell.trained, why_not_ours="")
+
+    cells = {key: changed(cell) for key, cell in row.cells.items()}
+    return replace(row, cells=cells, note=f"{row.note} {row.recipe}".strip())
 
 
 def _takes_released(table: Table) -> bool:
     return any(cell.released and not cell.ours for row in table.rows for cell in row.cells.values())
+
+
+def _takes_trained(table: Table) -> bool:
+    return any(
+        isinstance(cell.trained, Measured) and not cell.ours
+        for row in table.rows
+        for cell in row.cells.values()
+    )
+
+
+def _budgets(table: Table) -> Iterator[str]:
+    """Yield the notes on a table with trained baselines: who trained them, and each row's budget."""
+    yield (
+        "The rows of ours are trained and evaluated by this suite, each with its own recipe. Our verdicts on "
+        "the claims compare these runs alone."
+    )
+    budgets: dict[str, dict[str, None]] = {}
+    for row, _, ours in table.measured():
+        encoder = ours.spec.encoder
+        if isinstance(encoder, Pretrain):
+            budget = f"{encoder.method.num_views} × {encoder.epochs}"
+            budgets.setdefault(row.label, {})[budget] = None
+    rows = "; ".join(f"{literal(label)} {', '.join(found)}" for label, found in budgets.items())
+    yield (
+        f"Views × epochs at {table.scale} scale: {rows}. An epoch with $K$ views costs $K / 2$ times as much "
+        "as one with two."
+    )
 
 
 def _tables(suited: Callable[[Table], bool]) -> str:
@@ -461,8 +509,8 @@ def requests(
 ) -> list[Request]:
     """Return a request for each table with the options that it accepts.
 
-    These are changes whose setting its runs have, released baselines, and added rows. An option that no table
-    accepts is an error.
+    These are changes whose setting its runs have, trained or released baselines, and added rows. An option
+    that no table accepts is an error.
 
     Args:
         tables: names of tables.
@@ -475,7 +523,7 @@ def requests(
         NotFoundError: a table, scale, row or column does not exist, or no table has the setting; the message
             names the nearest.
         InvalidError: a setting does not accept its value.
-        NotHereError: no table accepts the added rows or has released baselines.
+        NotHereError: no table accepts the added rows or has such baselines.
     """
     made = [Request(table=table, **fields) for table in tables]
     if added:

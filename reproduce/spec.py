@@ -13,7 +13,7 @@ Imports only the standard library: building every table of the paper imports nei
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
@@ -40,6 +40,9 @@ class LARS(Settings, name="lars"):
     """google-deepmind/deepmind-research byol/utils/optimizers.py."""
     warmup_epochs: CountOrZero = 10
     """Epochs of a linear warm-up from 0 (section 7.1)."""
+
+    num_states: ClassVar[int] = 1
+    """Tensors that it keeps for each parameter: the momentum."""
 
     def peak_lr(self, batch_size: int, num_views: int) -> float:
         """Return the learning rate after warm-up, for `batch_size` images per step over all devices."""

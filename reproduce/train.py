@@ -21,10 +21,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.data import inventory, views
-from reproduce.data.images import Batch, Images, batches
+from reproduce.data.images import Batch as Decoded
+from reproduce.data.images import Images, batches
 from reproduce.data.inventory import Inventory
 from reproduce.messages import InvalidError
-from reproduce.methods.method import Part
+from reproduce.methods.method import Batch, Epoch, Part
 from reproduce.nn import backbones, collapse, distributed, schedules, seeds
 from reproduce.nn.encoder import FILE, Encoder
 from reproduce.nn.lars import LARS, parameters_of
@@ -87,7 +88,12 @@ def pretrain(
     num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
     peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)
 
-    network, optimizer = start(spec, device)
+    try:
+        method.check_for(batch_size=spec.batch_size, num_images=len(images))
+    except ValueError as error:
+        raise InvalidError(str(error)) from None
+
+    network, optimizer = start(spec, device, len(images))
     meter = Meter()
 
     # Resume from the run's newest intact checkpoint, if there is one.
@@ -107,12 +113,14 @@ def pretrain(
         meter.load_state_dict(saved["meter"], device)
     record.facts(found.tags())  # after the check, so the record of a refused checkpoint keeps its data
     if distributed.world_size() > 1:  # only now, as checkpoints contain the network without this wrapper
-        network.online = DistributedDataParallel(network.online)
+        network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
 
     # Loop over epochs and steps: train, log, report, save.
     with interrupt.deferred() as stop_reason:
         for epoch in range(first_epoch, spec.epochs):
             first = first_index if epoch == first_epoch else 0
+            if first == 0:
+                method.before_epoch(network, _epoch(spec, site, images, device, epoch))
             for index, (canvas, sizes, which) in enumerate(
                 _batches(spec, site, images, epoch, steps_per_epoch, first), first
             ):
@@ -121,10 +129,9 @@ def pretrain(
                 lr = schedules.learning_rate(
                     step, peak=peak_lr, warmup_steps=warmup_steps, num_steps=num_steps
                 )
-                batch = draw_views(spec, canvas.to(device, non_blocking=True), sizes, which, epoch)
-                followed = train_step(
-                    spec, network, optimizer, meter, batch, step=step, num_steps=num_steps, lr=lr
-                )
+                place = {"epoch": epoch, "step": step, "steps_per_epoch": steps_per_epoch}
+                batch = draw_batch(spec, canvas.to(device, non_blocking=True), sizes, which, **place)
+                followed = train_step(spec, network, optimizer, meter, batch, lr=lr)
 
                 # Log and report.
                 if (step + 1) % LOG_EVERY == 0 or last:
@@ -162,11 +169,17 @@ def _other_images(saved: Mapping[str, Any], found: Inventory) -> bool:
     return bool(saved["data"] != found.digest or (before and now and before != now))
 
 
-def build_network(spec: Pretrain) -> Any:
-    """Return the network of a pretraining run with the initial weights that follow from its seed."""
+def build_network(spec: Pretrain, num_images: int = 1) -> Any:
+    """Return the network of a pretraining run with the initial weights that follow from its seed.
+
+    Args:
+        num_images: images of the data set. They do not change the encoder.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seeds.seed("weights", spec.seed))
-        return spec.method.network(backbones.build(spec.backbone))
+        return spec.method.network(
+            backbones.build(spec.backbone), num_images=num_images, batch_size=spec.batch_size
+        )
 
 
 def encoder_of(spec: Pretrain, online: Any, digest: str = "") -> Encoder:
@@ -199,9 +212,13 @@ def load_encoder(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
     return encoder_of(spec, online, encoder_file.digest(tensors))
 
 
-def start(spec: Pretrain, device: torch.device) -> tuple[Any, LARS]:
-    """Return the network of `spec` with initial weights, ready to train on `device`, and its optimiser."""
-    network: Any = build_network(spec).to(device=device, memory_format=torch.channels_last)
+def start(spec: Pretrain, device: torch.device, num_images: int = 1) -> tuple[Any, LARS]:
+    """Return the network of `spec` with initial weights, ready to train on `device`, and its optimiser.
+
+    Args:
+        num_images: images of the data set.
+    """
+    network: Any = build_network(spec, num_images).to(device=device, memory_format=torch.channels_last)
     network = sync_batchnorm(network).train()
     optimizer = LARS(
         parameters_of(network.online),
@@ -213,36 +230,27 @@ def start(spec: Pretrain, device: torch.device) -> tuple[Any, LARS]:
 
 
 def train_step(
-    spec: Pretrain,
-    network: Any,
-    optimizer: LARS,
-    meter: Meter,
-    batch: list[Tensor],
-    *,
-    step: int,
-    num_steps: int,
-    lr: float,
+    spec: Pretrain, network: Any, optimizer: LARS, meter: Meter, batch: Batch, *, lr: float
 ) -> dict[str, float]:
-    """Execute step `step` (from 0) of `num_steps`: loss, gradients, optimiser step, update of the target.
+    """Execute one step: loss, gradients, optimiser step, and what follows, such as the target network.
 
     The forward and backward passes of the loss run part by part.
-
-    Args:
-        batch: the K views of this process's images, as `draw_views` returns them.
 
     Returns:
         What the method logs besides its loss.
     """
     method = spec.method
-    parts = method.parts(network, batch, seed=spec.seed, step=step)
-    for part in _backward(network, parts, method.num_parts, batch[0].device, spec.precision):
+    method.before_step(network, batch)
+    parts = method.parts(network, batch)
+    for part in _backward(network, parts, method.num_parts, batch.views[0].device, spec.precision):
         meter.add(part)
+    method.before_update(network, batch)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     meter.count(spec.batch_size)
-    return method.after_step(network, step=step, num_steps=num_steps)
+    return method.after_step(network, batch)
 
 
 class Meter:
@@ -317,7 +325,7 @@ class Meter:
 
 def _batches(
     spec: Pretrain, site: Site, images: Images, epoch: int, steps: int, first: int
-) -> Iterator[Batch]:
+) -> Iterator[Decoded]:
     """Yield this process's share of the epoch's batches from number `first` on.
 
     A batch is cut into contiguous shares in the order of the ranks, so gathered rows are in the same order as
@@ -333,11 +341,25 @@ def _batches(
     yield from batches(images, mine, share, canvas=spec.dataset.canvas, workers=site.workers)
 
 
-def draw_views(spec: Pretrain, canvas: Tensor, sizes: Tensor, which: Tensor, epoch: int) -> list[Tensor]:
-    """Return the K normalised views of a batch, each (images, 3, size, size) in the run's precision.
+def draw_batch(
+    spec: Pretrain,
+    canvas: Tensor,
+    sizes: Tensor,
+    which: Tensor,
+    *,
+    epoch: int = 0,
+    step: int = 0,
+    steps_per_epoch: int = 1,
+) -> Batch:
+    """Return the K normalised views of this process's images in the run's precision, and the step's place.
 
     With multi-crop, the sizes of the views differ. Autocast would round a float32 view to bfloat16 in the
     first layer of both networks anyway. Rounding here gives the same numbers with half the memory.
+
+    Args:
+        canvas: images squashed to squares, (n, 3, S, S) uint8, on the device of the run.
+        sizes: heights and widths of the original images, (n, 2).
+        which: numbers of the images, (n,).
     """
     method, dataset, augmentation = spec.method, spec.dataset, spec.augmentation
     sampled = views.sample_all(
@@ -351,10 +373,33 @@ def draw_views(spec: Pretrain, canvas: Tensor, sizes: Tensor, which: Tensor, epo
         num_views=method.num_views,
     )
     dtype = torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
-    return [
-        views.normalise(view, dataset.mean, dataset.std).to(dtype, memory_format=torch.channels_last)
-        for view in sampled
-    ]
+    return Batch(
+        views=[
+            views.normalise(view, dataset.mean, dataset.std).to(dtype, memory_format=torch.channels_last)
+            for view in sampled
+        ],
+        indices=which,
+        boxes=[],
+        flips=[],
+        seed=spec.seed,
+        epoch=epoch,
+        step=step,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=spec.epochs * steps_per_epoch,
+    )
+
+
+def _epoch(spec: Pretrain, site: Site, images: Images, device: torch.device, number: int) -> Epoch:
+    """Return what a method sees before epoch `number`."""
+    dataset = spec.dataset
+
+    def centre_crops() -> Iterator[tuple[Tensor, Tensor]]:
+        mine = range(distributed.rank(), len(images), distributed.world_size())
+        crop = (dataset.resize, dataset.size)
+        for pixels, _, which in batches(images, mine, spec.batch_size, crop=crop, workers=site.workers):
+            yield which, views.normalise(pixels.to(device).float() / 255, dataset.mean, dataset.std)
+
+    return Epoch(number=number, seed=spec.seed, images=centre_crops)
 
 
 def _backward(

@@ -11,7 +11,7 @@ import torch
 
 from bench import bench_step
 from bench.compare import in_turns, record
-from reproduce.train import Meter, draw_views, start, train_step
+from reproduce.train import Meter, draw_batch, start, train_step
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -77,16 +77,16 @@ def test_a_bar_holds_or_not_and_an_absent_value_is_neither(value, bar, text, hol
 def test_a_step_and_the_backbone_alone_send_the_same_views_through_the_same_backbones():
     spec = TINY.spec(CPU)
     network, optimizer = start(spec, CPU)
-    views = bench_step.random_views(TINY.num_views, TINY.batch_size, TINY.size, CPU)
+    step = bench_step.random_batch(TINY.num_views, TINY.batch_size, TINY.size, CPU)
     seen = {"online": [], "target": []}
     for name, calls in seen.items():
         getattr(network, name).backbone.register_forward_pre_hook(
             lambda _, inputs, calls=calls: calls.append(inputs[0])
         )
-    bench_step.backbone_alone(network, views, torch.randn(TINY.batch_size, 64), spec.precision)
-    train_step(spec, network, optimizer, Meter(), views, step=0, num_steps=9, lr=1e-3)
+    bench_step.backbone_alone(network, step.views, torch.randn(TINY.batch_size, 64), spec.precision)
+    train_step(spec, network, optimizer, Meter(), step, lr=1e-3)
     for calls in seen.values():
-        assert [id(view) for view in calls] == [id(view) for view in 2 * views]
+        assert [id(view) for view in calls] == [id(view) for view in 2 * step.views]
 
 
 def test_views_that_are_stored_in_bfloat16_change_no_weight():
@@ -95,9 +95,9 @@ def test_views_that_are_stored_in_bfloat16_change_no_weight():
     sizes, indices = torch.full((4, 2), 96), torch.arange(4)
     trained = []
     for precision in ("bfloat16", "float32"):
-        views = draw_views(replace(spec, precision=precision), canvas, sizes, indices, epoch=0)
-        assert views[0].dtype is getattr(torch, precision)
+        step = draw_batch(replace(spec, precision=precision), canvas, sizes, indices)
+        assert step.views[0].dtype is getattr(torch, precision)
         network, optimizer = start(spec, CPU)
-        train_step(spec, network, optimizer, Meter(), views, step=0, num_steps=9, lr=0.5)
+        train_step(spec, network, optimizer, Meter(), step, lr=0.5)
         trained.append(network.state_dict())
     assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import pytest
 import torch
+from toys import batch
 
 import reproduce
 from reproduce.data.augmentation import Augmentation
@@ -169,11 +170,11 @@ def test_a_method_trains_every_parameter_of_its_network_part_by_part(
     cls: type[Method], norm: Literal["batchnorm", "layernorm"]
 ) -> None:
     method = with_all_terms(cls, norm)
-    network: Any = method.network(backbones.build("small", seed=0)).train()
+    network: Any = method.network(backbones.build("small", seed=0), num_images=64, batch_size=8).train()
     draw = torch.Generator().manual_seed(0)
     views = [torch.randn(8, 3, 32, 32, generator=draw) for _ in range(method.num_views)]
     parts = []
-    for part in method.parts(network, views, seed=1, step=2):
+    for part in method.parts(network, batch(views, seed=1, step=2)):
         part.loss.backward()
         assert part.embeddings.shape[0] == 8
         assert not part.embeddings.requires_grad
@@ -192,14 +193,16 @@ def test_a_method_trains_every_parameter_of_its_network_part_by_part(
         if id(parameter) not in trained and parameter.grad is not None
     ]
 
-    again = [part.loss.item() for part in method.parts(network, views, seed=1, step=2)]
+    again = [part.loss.item() for part in method.parts(network, batch(views, seed=1, step=2))]
     assert again == [part.loss.item() for part in parts]  # the noise follows from seed and step
 
 
 @pytest.mark.parametrize("cls", METHODS)
 def test_what_follows_the_optimiser_says_how_and_moves(cls: type[Method]) -> None:
     method = with_all_terms(cls)
-    network: Any = method.network(backbones.build("small", seed=0))
+    network: Any = method.network(backbones.build("small", seed=0), num_images=64, batch_size=8)
+    step = batch([torch.randn(8, 3, 32, 32) for _ in range(method.num_views)])
+    assert len(list(method.parts(network, step))) == method.num_parts
     with torch.no_grad():
         for parameter in network.online.parameters():
             parameter.add_(1.0)
@@ -208,7 +211,7 @@ def test_what_follows_the_optimiser_says_how_and_moves(cls: type[Method]) -> Non
         if getattr(network, "target", None) is not None
         else []
     )
-    logged = method.after_step(network, step=0, num_steps=10)
+    logged = method.after_step(network, step)
     assert all(isinstance(value, float) and math.isfinite(value) for value in logged.values())
     assert bool(logged) == bool(before)
     for old, new in zip(before, network.target.parameters() if before else (), strict=True):

@@ -42,6 +42,7 @@ COPIED = (
     "pyproject.toml",
     "tests/conftest.py",
     "tests/test_contracts.py",
+    "tests/toys.py",
 )
 ROW = "Cosine (K=2)"
 TINY = ("epochs=1", "dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")

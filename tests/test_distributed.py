@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from toys import batch
 
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones, dispersion, distributed, sync_batchnorm
@@ -40,7 +41,7 @@ def network_and_views():
     with it.
     """
     torch.manual_seed(1)
-    network = METHOD.network(backbones.build("small"))
+    network = METHOD.network(backbones.build("small"), num_images=1, batch_size=BATCH)
     sizes = (32, 32, 14)  # views may have different sizes
     return network.double().train(), [
         torch.randn(BATCH, 3, size, size, dtype=torch.float64) for size in sizes
@@ -65,7 +66,7 @@ def step_gradients(network, views):
 
     As in training, the step goes view by view and synchronises in the last backward pass.
     """
-    parts = METHOD.parts(network, views, seed=4, step=9)
+    parts = METHOD.parts(network, batch(views, seed=4, step=9))
     for index in range(METHOD.num_parts):
         alone = distributed.world_size() > 1 and index + 1 < METHOD.num_parts
         with network.online.no_sync() if alone else nullcontext():

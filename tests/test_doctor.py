@@ -10,7 +10,7 @@ import threading
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 from toys import image_folder
@@ -28,7 +28,6 @@ from reproduce.data.inaturalist2018 import INaturalist2018
 from reproduce.data.places205 import Places205
 from reproduce.data.stl10 import STL10
 from reproduce.data.voc2007 import VOC2007
-from reproduce.methods.method import Method
 from reproduce.nn.cost import Sizes
 from reproduce.nn.heads import Heads
 from reproduce.nn.weights import Weights
@@ -397,7 +396,7 @@ def test_the_sizes_of_a_resnet_18_counted_by_hand() -> None:
     encoder = 4 * (backbone + running + projector + running_head) + 8 * (counters + 1)
     online = encoder + 4 * (predictor + running_head) + 8
     momentum = 4 * (backbone + projector + predictor)
-    found = doctor.sizes("resnet18", cast(Method, run.method), {})
+    found = doctor.sizes(run, {})
     assert found == (encoder, online + encoder + momentum)
 
 
@@ -409,7 +408,7 @@ def test_the_sizes_are_those_of_the_files_that_a_run_writes(tmp_path: Path) -> N
         str(index): parameter.detach().clone() for index, parameter in enumerate(network.online.parameters())
     }
     state = checkpoint.save(tmp_path, "", {"network": dict(network.state_dict()), "optimizer": momentum}, 1)
-    found = doctor.sizes("small", cast(Method, run.method), {})
+    found = doctor.sizes(run, {})
     assert encoder.stat().st_size == pytest.approx(found.encoder, rel=0.05)
     assert state.stat().st_size == pytest.approx(found.checkpoint, rel=0.1)
 
@@ -419,14 +418,15 @@ def test_a_network_is_built_once_for_methods_that_differ_in_weights_and_anew_for
     runs = [byol(imagenet100, lambda_s=value) for value in (0.0, 1e-3)] + [
         byol(imagenet100, heads=Heads(hidden=64))
     ]
-    found = [doctor.sizes("small", cast(Method, run.method), known) for run in runs]
+    runs = [replace(run, backbone="small") for run in runs]
+    found = [doctor.sizes(run, known) for run in runs]
     assert len(known) == 2
     assert found[0] == found[1] != found[2]
 
 
 def test_disk_is_encoders_for_good_and_checkpoints_of_what_goes_on_at_once(tmp_path: Path) -> None:
     runs = [replace(byol(imagenet100), backbone="small", seed=seed) for seed in range(3)]
-    encoder, state = doctor.sizes("small", cast(Method, runs[0].method), {})
+    encoder, state = doctor.sizes(runs[0], {})
     here, server = (
         Site(runs=tmp_path, device="cpu", jobs=2),
         Site(runs=tmp_path, device="cpu", jobs=5, tracking_uri="http://localhost"),

@@ -32,7 +32,6 @@ from reproduce.commands.forecast import (
 )
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.detection.cost import operations
-from reproduce.methods.method import Method
 from reproduce.nn import backbones, cost
 from reproduce.nn.cost import Conv, Network
 from reproduce.nn.heads import Heads
@@ -130,9 +129,10 @@ def test_the_files_of_a_run_are_as_large_as_doctor_finds_by_building_them(heads:
     for backbone in ("small", "resnet18"):
         network = cost.network(backbone)
         assert network is not None
-        assert cost.siamese(network, heads) == doctor.sizes(
-            backbone, cast(Method, byol(imagenet100, heads=heads).method), {}
-        )
+        run = replace(byol(imagenet100, heads=heads), backbone=backbone)
+        layout = run.method.layout(network.num_features)
+        assert layout is not None
+        assert cost.sizes(network, layout) == doctor.sizes(run, {})
 
 
 def test_the_small_network_counted_by_hand() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from toys import batch
 
 from reproduce.methods.byol import BYOL, pairwise_share
 from reproduce.methods.msbreg import MSBReg, centroid, centroid_loss
@@ -180,7 +181,7 @@ def test_eq_3_has_the_gradient_of_the_mean_distance_over_all_pairs_same_view_pai
 
 def network_and_views(method, seed=0):
     torch.manual_seed(seed)
-    network = method.network(backbones.build("small"))
+    network = method.network(backbones.build("small"), num_images=1, batch_size=8)
     for parameter in network.target.parameters():  # a target that has moved away from the online network
         parameter.add_(0.05 * torch.randn_like(parameter))
     return network, [torch.randn(6, 3, 32, 32) for _ in range(method.num_views)]
@@ -192,7 +193,7 @@ def gradients(network):
 
 def by_parts(method, network, views, step):
     loss, terms = 0.0, {}
-    for part in method.parts(network, views, seed=5, step=step):
+    for part in method.parts(network, batch(views, seed=5, step=step)):
         part.loss.backward()
         loss += part.loss.item()
         for name, value in part.terms.items():
@@ -274,7 +275,7 @@ def test_byol_without_extra_terms_is_byol():
 def test_each_part_frees_its_graph_before_the_next_view_goes_forward():
     method = MSBReg(heads=HEADS)
     network, views = network_and_views(method)
-    parts = method.parts(network, views, seed=0, step=0)
+    parts = method.parts(network, batch(views))
     first = next(parts)
     first.loss.backward()
     assert not first.embeddings.requires_grad

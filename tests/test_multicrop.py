@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from toys import batch
 
 from configs import evaluate, pretrain, scales
 from reproduce import train
@@ -27,7 +28,7 @@ MULTI = Augmentation(crop_scale=(0.14, 1.0), small=SMALL)
 HOW = {"seed": 3, "epoch": 2}
 
 
-def batch(n: int, side: int) -> dict[str, torch.Tensor]:
+def pixels(n: int, side: int) -> dict[str, torch.Tensor]:
     canvas = torch.randint(
         0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
@@ -45,22 +46,22 @@ def at(scale: str, run: Pretrain) -> Pretrain:
 
 
 def test_the_first_two_views_are_large_and_the_others_small() -> None:
-    views = sample_all(**batch(5, 40), augmentation=MULTI, size=32, **HOW, num_views=8)
+    views = sample_all(**pixels(5, 40), augmentation=MULTI, size=32, **HOW, num_views=8)
     assert [tuple(view.shape) for view in views] == [(5, 3, 32, 32)] * 2 + [(5, 3, 14, 14)] * 6
 
 
 def test_large_views_are_to_the_bit_those_of_a_run_without_small_crops() -> None:
-    plain = sample_all(**batch(12, 40), augmentation=LARGE, size=32, **HOW, num_views=2)
-    multi = sample_all(**batch(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8)
+    plain = sample_all(**pixels(12, 40), augmentation=LARGE, size=32, **HOW, num_views=2)
+    multi = sample_all(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8)
     assert all(torch.equal(one, other) for one, other in zip(plain, multi[:2], strict=True))
 
 
 def test_a_small_view_is_that_view_of_small_crops_alone_at_their_size() -> None:
-    together = sample_all(**batch(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8)
+    together = sample_all(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8)
     alike = LARGE.replace("crop_scale", (0.05, 0.14))
     for view in range(2, 8):
-        alone = sample(**batch(12, 40), augmentation=MULTI, size=32, **HOW, view=view)
-        assert torch.equal(alone, sample(**batch(12, 40), augmentation=alike, size=14, **HOW, view=view))
+        alone = sample(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, view=view)
+        assert torch.equal(alone, sample(**pixels(12, 40), augmentation=alike, size=14, **HOW, view=view))
         torch.testing.assert_close(together[view], alone, atol=1e-5, rtol=0)
 
 
@@ -200,13 +201,13 @@ def test_eight_views_of_two_sizes_one_after_the_other_have_the_loss_and_the_grad
 ):
     method = BYOL(num_views=8, heads=Heads(hidden=16, output=8))
     torch.manual_seed(0)
-    network: Any = method.network(backbones.build("small")).double().train()
+    network: Any = method.network(backbones.build("small"), num_images=1, batch_size=8).double().train()
     for parameter in network.target.parameters():  # a target that has moved away from the online network
         parameter.add_(0.05 * torch.randn_like(parameter))
     other = copy.deepcopy(network)
     views = [torch.randn(6, 3, size, size, dtype=torch.float64) for size in [32] * 2 + [14] * 6]
     found = 0.0
-    for part in method.parts(network, views, seed=0, step=0):
+    for part in method.parts(network, batch(views)):
         part.loss.backward()
         found += part.loss.item()
     expected = loss_of_section_4_4(other, views)
@@ -229,7 +230,7 @@ def test_training_draws_eight_views_and_logs_the_loss_of_their_pairs(tmp_path: P
     assert isinstance(run.dataset, Dataset)
     images = run.dataset.load("train", site)
     ((canvas, sizes, which),) = train._batches(run, site, images, epoch=0, steps=1, first=0)
-    views = train.draw_views(run, canvas, sizes, which, 0)
+    views = train.draw_batch(run, canvas, sizes, which).views
     assert [view.shape[-1] for view in views] == [32] * 2 + [14] * 6
     network, _ = train.start(run, cpu)
     assert measured["loss"] == pytest.approx(loss_of_section_4_4(network, views).item(), rel=1e-4)

@@ -14,7 +14,7 @@ from reproduce.plan import Request
 from reproduce.runs import checkpoint
 from reproduce.site import Site
 from reproduce.spec import Pretrain
-from reproduce.train import _batches, draw_views, pretrain
+from reproduce.train import _batches, draw_batch, pretrain
 
 CHANGES = ("num_train=64", "num_val=20")
 
@@ -105,7 +105,7 @@ def views_of_an_epoch(folder: Path) -> list[torch.Tensor]:
     return [
         tensor
         for pixels, sizes, which in shown
-        for tensor in (which, *draw_views(spec, pixels, sizes, which, 1))
+        for tensor in (which, *draw_batch(spec, pixels, sizes, which, epoch=1).views)
     ]
 
 

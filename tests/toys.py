@@ -23,6 +23,7 @@ from PIL import Image
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Batch, Canvas, CentreCrop, Images, Shape
+from reproduce.methods.method import Batch as Step
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones
 from reproduce.nn.encoder import FILE, Encoder
@@ -174,6 +175,22 @@ def recorded(store: Store, site: Site, spec: Spec, final: Mapping[str, float]) -
             run.tag("encoder_digest", encoder_file.digest(backbone(spec.encoder)))
         run.finish(final)
     return run.run_id
+
+
+def batch(views: list[torch.Tensor], *, seed: int = 0, step: int = 0, num_steps: int = 10) -> Step:
+    """Return a step of a run with one epoch on these views, whose images are numbered from 0."""
+    n = len(views[0])
+    return Step(
+        views=views,
+        indices=torch.arange(n),
+        boxes=[torch.zeros(n, 4, dtype=torch.int64)] * len(views),
+        flips=[torch.zeros(n, dtype=torch.bool)] * len(views),
+        seed=seed,
+        epoch=0,
+        step=step,
+        steps_per_epoch=num_steps,
+        num_steps=num_steps,
+    )
 
 
 class Notes:

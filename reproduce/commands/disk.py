@@ -8,7 +8,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from reproduce.lazy import torch
-from reproduce.methods.method import Method
 from reproduce.nn import backbones
 from reproduce.nn.cost import FLOAT, Sizes
 from reproduce.protocols.detection import Detection
@@ -54,27 +53,24 @@ def disk_needed(
     return kept + sum(heapq.nlargest(at_once, temporary))
 
 
-def sizes(backbone: str, method: Method, known: dict[object, Sizes]) -> Sizes:
+def sizes(run: Pretrain, known: dict[object, Sizes]) -> Sizes:
     """Return the sizes of a pretraining run's files.
 
     Args:
         known: sizes of other runs, to which these are added. One network is built for all methods that differ
             only in fractions, which are rates and weights: no layer has two and a half units.
     """
-    shape = (backbone, method.name, tuple(leaf for leaf in method.leaves() if not isinstance(leaf[1], float)))
+    method, states = run.method, run.optimizer.num_states
+    leaves = tuple(leaf for leaf in method.leaves() if not isinstance(leaf[1], float))
+    shape = (run.backbone, method.name, leaves, states)
     if shape not in known:
-        known[shape] = _sizes(backbone, method)
+        with torch.device("meta"):
+            network: Any = method.network(weightless(run.backbone), num_images=1, batch_size=run.batch_size)
+        known[shape] = Sizes(
+            _num_bytes(network.online.backbone) + _num_bytes(network.online.projector),
+            _num_bytes(network) + states * FLOAT * num_parameters(network.online),
+        )
     return known[shape]
-
-
-def _sizes(backbone: str, method: Method) -> Sizes:
-    with torch.device("meta"):
-        network: Any = method.network(weightless(backbone))
-    momentum = FLOAT * num_parameters(network.online)
-    return Sizes(
-        _num_bytes(network.online.backbone) + _num_bytes(network.online.projector),
-        _num_bytes(network) + momentum,
-    )
 
 
 def detector_checkpoint(parameters: int, protocol: Detection) -> int:

@@ -300,7 +300,7 @@ def disk(specs: Iterable[Spec], machine: Machine) -> int:
     """Return the estimated bytes that the runs of `specs` leave behind or occupy for a time, by `_rule`."""
 
     def files(run: Pretrain) -> Sizes:
-        return sizes(run.backbone, run.method, machine.sizes)
+        return sizes(run, machine.sizes)
 
     def parameters(backbone: str) -> int:
         return num_parameters(weightless(backbone))

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from reproduce.data.dataset import Dataset
 from reproduce.detection import cost as detectors
 from reproduce.messages import NotFoundError, clock, counted, hours, size
+from reproduce.methods.method import Method
 from reproduce.nn import cost
-from reproduce.nn.heads import Heads
 from reproduce.overrides import full_name
-from reproduce.plan import Job
+from reproduce.plan import Job, components
 from reproduce.protocols.detection import Detection
 from reproduce.readiness import Blocked, Counts, RefusedError, launcher
 from reproduce.report.counts import incomplete
@@ -60,9 +60,6 @@ GPU: NVIDIA's ResNet-50 trains on 5 816 images/s on eight V100 in mixed precisio
 (NVIDIA/DeepLearningExamples, June 2019), each image 3 x 8.2e9 operations. CPU: one core of a small cloud
 machine at the smoke scale, including everything around the network: 19 200 views of MSBReg, 25e6 operations
 each, in 22 s."""
-BOTH_NETWORKS = 4
-"""Number of forward passes that equal the work on a view: online network forward and backward, target network
-forward. Heads are left out."""
 ALIKE_IN = ("backbone", "precision", "dataset.size", "augmentation.small.size")
 """Settings that two pretrainings must share to take the same time per view."""
 
@@ -468,9 +465,10 @@ def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float
     if any(ours.get(key, "none") != theirs.get(key, "none") for key in ALIKE_IN):
         return None
     our_images, their_images = _images_to_compare(ours, theirs)
-    if our_images is None or not their_images or not _work(theirs):
+    our_work, their_work = _work(ours), _work(theirs)
+    if our_images is None or not their_images or our_work is None or not their_work:
         return None
-    return seconds * (_work(ours) * our_images) / (_work(theirs) * their_images)
+    return seconds * (our_work * our_images) / (their_work * their_images)
 
 
 def _images_to_compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[int | None, int | None]:
@@ -484,9 +482,23 @@ def _images_to_compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tu
     )
 
 
-def _work(settings: Mapping[str, str]) -> float:
-    """Return the number of views of each image in a pretraining."""
-    return float(settings["epochs"]) * float(settings["method.num_views"])
+def _work(settings: Mapping[str, str]) -> float | None:
+    """Return the forward passes on each image that cost as much as a pretraining, or None if unknown.
+
+    The passes of a view are the mean of those that the method has with its default settings.
+    """
+    passes = _mean_passes(settings["method"])
+    return passes and float(settings["epochs"]) * float(settings["method.num_views"]) * passes
+
+
+@cache
+def _mean_passes(method: str) -> float | None:
+    """Return the forward passes that a step on one view costs, on average; None for an unknown method."""
+    known = components("reproduce.methods", Method)
+    if method not in known:
+        return None
+    made = known[method]()  # type: ignore[call-arg]  # each method has default settings
+    return statistics.mean(made.passes(view) for view in range(made.num_views))
 
 
 def _num_images(settings: Mapping[str, str], split: str) -> int | None:
@@ -513,19 +525,17 @@ def _published(dataset: str) -> Mapping[str, int]:
 
 
 def _pretraining(spec: Pretrain) -> float | None:
-    """Return the operations of a pretraining with an online and a target network, or None if unknown."""
+    """Return the operations of a pretraining in the backbone, or None if they are unknown."""
     settings, network = tags.settings(spec), cost.network(spec.backbone)
     images = _num_images(settings, settings.get("dataset.pretrain_split", ""))
     if network is None or images is None:
         return None
     augmentation, size = spec.augmentation, spec.dataset.size
-    views = range(spec.method.num_views)
-    return (
-        BOTH_NETWORKS
-        * spec.epochs
-        * images
-        * math.fsum(network.operations(augmentation.size_of_view(view, size)) for view in views)
+    views = (
+        spec.method.passes(view) * network.operations(augmentation.size_of_view(view, size))
+        for view in range(spec.method.num_views)
     )
+    return spec.epochs * images * math.fsum(views)
 
 
 def _evaluation(spec: Evaluate) -> float | None:
@@ -584,10 +594,11 @@ def _disk(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:
 
 
 def _sizes(run: Pretrain) -> cost.Sizes:
-    heads = getattr(run.method, "heads", None)
-    if not isinstance(heads, Heads):
+    network = _network(run.backbone)
+    layout = run.method.layout(network.num_features)
+    if layout is None:
         raise NotFoundError(f"The sizes of {run.method.name}'s heads are unknown until they are built.")
-    return cost.siamese(_network(run.backbone), heads)
+    return cost.sizes(network, layout, num_states=run.optimizer.num_states)
 
 
 def _parameters(backbone: str) -> int:

@@ -5,7 +5,7 @@
     print("\\n".join(remove(found)))
 
 The folder of a run is listed if the run is unfinished, no table uses it at any scale (with default options,
-`SEEDS` seeds, quoted and released baselines), no process owns it, and no finished evaluation used its
+`SEEDS` seeds, all kinds of baselines), no process owns it, and no finished evaluation used its
 encoder. Also listed are checkpoints of finished runs, abandoned drafts, features of encoders that no local
 run evaluated, and files of runs that `invoke redo` replaced.
 
@@ -37,7 +37,7 @@ from reproduce import identity, messages
 from reproduce.commands import redo
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
-from reproduce.plan import SCALES, NotHereError, Request, table_names
+from reproduce.plan import BASELINES, SCALES, NotHereError, Request, table_names
 from reproduce.runs import checkpoint, encoder_file, journal, lease, processes
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
@@ -260,12 +260,10 @@ def _of_tables() -> frozenset[str]:
 
 
 def _tables() -> Iterator[Table]:
-    """Yield every table at every scale, with quoted and, if there are any, with released baselines."""
-    for scale, name in itertools.product(SCALES, table_names()):
-        yield (quoted := Request(table=name, scale=scale).build())
-        if any(cell.released for row in quoted.rows for cell in row.cells.values()):
-            with suppress(NotHereError):  # the table already runs all of them
-                yield Request(table=name, scale=scale, baselines="released").build()
+    """Yield every table at every scale, with every kind of baselines that it has."""
+    for scale, name, baselines in itertools.product(SCALES, table_names(), BASELINES):
+        with suppress(NotHereError):
+            yield Request(table=name, scale=scale, baselines=baselines).build()
 
 
 def _of_evaluations(runs: _Runs, ids: Iterable[str], store: Store) -> set[str]:

@@ -59,8 +59,8 @@ class Options:
     """Setting as key=value, such as epochs=5 or method.tau=0.996; it changes every run that has this setting.
     `invoke settings TABLE` lists the keys."""
     baselines: str = "quoted"
-    """Numbers of other methods: quoted from the paper, or released (evaluate the encoders that their authors
-    released)."""
+    """Numbers of other methods: quoted from the paper, released (evaluate the encoders that their authors
+    released) or trained (train the methods here)."""
     add_row: tuple[str, ...] = ()
     """Row for an encoder of your own as LABEL=FILE, such as Mine=encoder.pth. Some tables do not accept
     one."""

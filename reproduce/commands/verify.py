@@ -30,7 +30,7 @@ from reproduce import messages
 from reproduce.commands.verify_data import verify_data
 from reproduce.messages import counted, first_line
 from reproduce.nn.encoder import FILE, check_backbone
-from reproduce.plan import SCALES, NotHereError, Request, table_names
+from reproduce.plan import BASELINES, SCALES, NotHereError, Request, table_names
 from reproduce.report import publish, render, stats
 from reproduce.report.filled import DECIMALS, Filled, FilledCell
 from reproduce.report.table import Column
@@ -307,7 +307,7 @@ def _report_problem(path: Path, store: Store) -> str:
 def _metrics(table: Filled) -> dict[tuple[str, str], str]:
     """Return the metric of each cell by row and column; a row that a user added has none."""
     found: dict[tuple[str, str], str] = {}
-    for baselines in ("released", "quoted") if table.table in table_names() else ():
+    for baselines in reversed(BASELINES) if table.table in table_names() else ():
         with suppress(NotHereError):
             plain = Request(table=table.table, scale=table.scale, baselines=baselines).build()
             found |= {(row.label, column.key): ours.metric for row, column, ours in plain.measured()}

@@ -23,14 +23,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from reproduce.lazy import F
-from reproduce.methods.method import Method, Part
-from reproduce.nn import dispersion
+from reproduce.methods.method import Batch, Method, Part
+from reproduce.nn import cost, dispersion
 from reproduce.nn.heads import Heads
 from reproduce.settings import Fraction, Inverse, NotNegative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from reproduce.nn.cost import Layout
     from reproduce.nn.siamese import Siamese
 
 
@@ -60,21 +61,31 @@ class BYOL(Method, name="byol"):
     def num_parts(self) -> int:
         return self.num_views
 
+    def passes(self, view: int) -> float:
+        return 4.0  # one of them is the target network's
+
+    def layout(self, num_features: int) -> Layout:
+        return cost.siamese(num_features, self.heads)
+
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
         """Return BYOL for about 150 steps at smoke scale: narrower heads, and a faster target."""
         return replace(self, tau=0.95, heads=self.heads.narrower(4)) if scale == "smoke" else self
 
-    def network(self, backbone: nn.Module) -> Siamese:
+    def network(self, backbone: nn.Module, *, num_images: int, batch_size: int) -> Siamese:
         from reproduce.nn.siamese import Siamese
 
         return Siamese(backbone, self.heads)
 
-    def parts(self, network: Siamese, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
-        targets = [network.project(view) for view in views]
+    def parts(self, network: Siamese, batch: Batch) -> Iterator[Part]:
+        targets = [network.project(view) for view in batch.views]
         noise = dispersion.unit_noise(
-            len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device
+            batch.num_images,
+            self.heads.output,
+            seed=batch.seed,
+            step=batch.step,
+            device=batch.views[0].device,
         )
-        for index, view in enumerate(views):
+        for index, view in enumerate(batch.views):
             p = network.online(view).float()
             terms = {"L_byol": 2 * pairwise_share(p, index, targets)}
             loss = terms["L_byol"]
@@ -89,8 +100,8 @@ class BYOL(Method, name="byol"):
                 loss = loss + self.lambda_uniform * terms["L_uniform"]
             yield Part(loss, terms, p.detach())
 
-    def after_step(self, network: Siamese, *, step: int, num_steps: int) -> dict[str, float]:
-        return network.follow(self.tau, step=step, num_steps=num_steps)
+    def after_step(self, network: Siamese, batch: Batch) -> dict[str, float]:
+        return network.follow(self.tau, step=batch.step, num_steps=batch.num_steps)
 
 
 def pairwise_share(p: Tensor, index: int, targets: list[Tensor]) -> Tensor:

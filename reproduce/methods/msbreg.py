@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from reproduce.lazy import F, torch
-from reproduce.methods.method import Method, Part
-from reproduce.nn import dispersion
+from reproduce.methods.method import Batch, Method, Part
+from reproduce.nn import cost, dispersion
 from reproduce.nn.heads import Heads
 from reproduce.settings import Fraction, NotNegative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from reproduce.nn.cost import Layout
     from reproduce.nn.siamese import Siamese
 
 
@@ -46,21 +47,31 @@ class MSBReg(Method, name="msbreg"):
     def num_parts(self) -> int:
         return self.num_views
 
+    def passes(self, view: int) -> float:
+        return 4.0  # one of them is the target network's
+
+    def layout(self, num_features: int) -> Layout:
+        return cost.siamese(num_features, self.heads)
+
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
         """Return MSBReg for about 150 steps at smoke scale: narrower heads, and a faster target."""
         return replace(self, tau=0.95, heads=self.heads.narrower(4)) if scale == "smoke" else self
 
-    def network(self, backbone: nn.Module) -> Siamese:
+    def network(self, backbone: nn.Module, *, num_images: int, batch_size: int) -> Siamese:
         from reproduce.nn.siamese import Siamese
 
         return Siamese(backbone, self.heads)
 
-    def parts(self, network: Siamese, views: list[Tensor], *, seed: int, step: int) -> Iterator[Part]:
-        centre = centroid([network.project(view) for view in views])
+    def parts(self, network: Siamese, batch: Batch) -> Iterator[Part]:
+        centre = centroid([network.project(view) for view in batch.views])
         noise = dispersion.unit_noise(
-            len(views[0]), self.heads.output, seed=seed, step=step, device=views[0].device
+            batch.num_images,
+            self.heads.output,
+            seed=batch.seed,
+            step=batch.step,
+            device=batch.views[0].device,
         )
-        for view in views:
+        for view in batch.views:
             p = network.online(view).float()
             terms = {"L_c": centroid_loss(p, centre) / self.num_views}
             loss = terms["L_c"]
@@ -72,8 +83,8 @@ class MSBReg(Method, name="msbreg"):
                 loss = loss + self.lambda_s * terms["L_s"]
             yield Part(loss, terms, p.detach())
 
-    def after_step(self, network: Siamese, *, step: int, num_steps: int) -> dict[str, float]:
-        return network.follow(self.tau, step=step, num_steps=num_steps)
+    def after_step(self, network: Siamese, batch: Batch) -> dict[str, float]:
+        return network.follow(self.tau, step=batch.step, num_steps=batch.num_steps)
 
 
 def centroid(projections: list[Tensor]) -> Tensor:

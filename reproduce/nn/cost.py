@@ -1,7 +1,7 @@
 """Cost of a backbone: operations per image and bytes of its files, counted from its layers.
 
     network("resnet50").operations(224)           # 8.2e9, forward, a multiply-add as two
-    siamese(network("small"), Heads())            # bytes of its encoder and of a checkpoint
+    sizes(network("small"), siamese(64, Heads()))   # bytes of its encoder and of a checkpoint
 
 It does not need torch, whose import takes seconds. A test counts the same with torch, so that this file and
 `backbones.py` agree.
@@ -66,12 +66,32 @@ class Network(NamedTuple):
         )
 
 
+class Block(NamedTuple):
+    """Layers around a backbone."""
+
+    parameters: int
+    """Number of trained parameters."""
+    buffers: int = 0
+    """Size of the buffers, such as the running statistics of BatchNorm, in bytes."""
+
+
+class Layout(NamedTuple):
+    """Layers and buffers of a method around a backbone."""
+
+    projector: Block
+    predictor: Block = Block(0)
+    has_target: bool = False
+    """True if a target network follows the backbone and the projector."""
+    kept: int = 0
+    """Size of queues and banks in bytes."""
+
+
 class Sizes(NamedTuple):
     """Sizes in bytes of the files of a pretraining run."""
 
     encoder: int
     checkpoint: int
-    """Size of both networks and the optimiser's momentum."""
+    """Size of both networks and the optimiser's state."""
 
 
 def network(backbone: str) -> Network | None:
@@ -127,21 +147,28 @@ def _bottleneck(inputs: int, width: int, reduction: int, stride: int) -> Iterabl
     )
 
 
-def siamese(backbone: Network, heads: Heads) -> Sizes:
+def sizes(backbone: Network, layout: Layout, *, num_states: int = 1) -> Sizes:
     """Return the sizes of the files of a run.
 
-    The run trains a backbone, a projector and a predictor, with a target network for the first two
-    (`nn/siamese.py`).
+    Args:
+        num_states: tensors that the optimiser keeps for each parameter: 1 is a momentum.
     """
-    projector, predictor = (_head(inputs, heads) for inputs in (backbone.num_features, heads.output))
-    statistics = (2 * FLOAT * heads.hidden + COUNTER) if heads.norm == "batchnorm" else 0
-    encoder = FLOAT * (backbone.parameters + projector) + backbone.buffers + statistics
-    online = encoder + FLOAT * predictor + statistics
-    return Sizes(encoder, online + encoder + FLOAT * (backbone.parameters + projector + predictor))
+    followed = backbone.parameters + layout.projector.parameters
+    trained = followed + layout.predictor.parameters
+    encoder = FLOAT * followed + backbone.buffers + layout.projector.buffers
+    online = encoder + FLOAT * layout.predictor.parameters + layout.predictor.buffers
+    target = encoder if layout.has_target else 0
+    return Sizes(encoder, online + target + layout.kept + FLOAT * num_states * trained)
 
 
-def _head(inputs: int, heads: Heads) -> int:
-    """Return the number of parameters of the two layers and the normalisation between them."""
-    return (
+def siamese(num_features: int, heads: Heads) -> Layout:
+    """Return the layout of a projector and a predictor with a target network (`nn/siamese.py`)."""
+    return Layout(_mlp(num_features, heads), _mlp(heads.output, heads), has_target=True)
+
+
+def _mlp(inputs: int, heads: Heads) -> Block:
+    """Return the two layers and the normalisation between them."""
+    parameters = (
         inputs * heads.hidden + heads.hidden + 2 * heads.hidden + heads.hidden * heads.output + heads.output
     )
+    return Block(parameters, (2 * FLOAT * heads.hidden + COUNTER) if heads.norm == "batchnorm" else 0)

@@ -87,6 +87,9 @@ class Cell:
     ours: Measured | None = None
     released: Measured | None = None
     """Replacement for a missing `ours` with `--baselines released`: the encoder that the authors released."""
+    trained: Measured | str | None = None
+    """Replacement for a missing `ours` with `--baselines trained`: the method, trained in this suite, or the
+    reason why it is not trained."""
     why_not_ours: str = ""
     """Reason why this suite runs nothing for the cell, if that is so."""
     setting: float | None = None
@@ -111,6 +114,9 @@ class Row:
     """Descriptive columns by title, such as the backbone or the batch size; the same titles in every row."""
     note: str = ""
     """Footnote of the row."""
+    recipe: str = ""
+    """Footnote of the row with `--baselines trained`: the recipe, and where it is not that of the printed
+    number."""
     added: bool = False
     """Mark of a row that is ours, in a table of the paper."""
     rule_before: bool = False
