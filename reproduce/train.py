@@ -349,7 +349,7 @@ def draw_views(spec: Pretrain, canvas: Tensor, sizes: Tensor, which: Tensor, epo
         seed=spec.seed,
         epoch=epoch,
         num_views=method.num_views,
-    )
+    ).views
     dtype = torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
     return [
         views.normalise(view, dataset.mean, dataset.std).to(dtype, memory_format=torch.channels_last)
