@@ -630,7 +630,8 @@ RECIPES = {
     ),
     "W-MSE on ImageNet-100": STRONG.replace("colour_first", True),
 }
-"""Distribution of the views in the official code of each baseline."""
+"""Distribution of the views in the official code of each baseline.
+MoCo v1's code greys before the jitter and this suite after it."""
 
 
 @pytest.mark.parametrize("name", RECIPES)
