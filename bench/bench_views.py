@@ -10,6 +10,9 @@ torchvision recommends for speed. The PIL pipeline is also timed, without a bar,
 GaussianBlur, as in MoCo's loader. That blur uses box filters, so the views are not the same; it is faster
 than torchvision's, which converts to a tensor.
 
+Two more records of each case have no bar. They compare our default with views that are bilinear or coloured
+before the crop.
+
 Rounds alternate and each candidate keeps its best, so that a busy moment of the machine does not affect only
 one. The ratios still need an idle machine. The ratios of views per CPU-second, in the details, hardly do, as
 they ignore how well two threads share the cores.
@@ -20,6 +23,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -45,8 +50,11 @@ VIEWS_PER_ROUND = 4
 
 
 def measure() -> list[dict[str, Any]]:
-    """Return for each case one record over each of the other pipelines."""
-    return [each for size, canvas in CASES for each in _records(size, canvas)]
+    """Return for each case one record over each of the other pipelines, then one for each of our variants."""
+    return [
+        *(each for size, canvas in CASES for each in _records(size, canvas)),
+        *(each for size, canvas in CASES for each in _variants(size, canvas)),
+    ]
 
 
 def _records(size: int, side: int) -> list[dict[str, Any]]:
@@ -65,6 +73,30 @@ def _records(size: int, side: int) -> list[dict[str, Any]]:
     return [
         _record(f"{size} px from {side} px: views/s over {name}", rates[one], rates[two], rates[name])
         for name in others
+    ]
+
+
+def _variants(size: int, side: int) -> list[dict[str, Any]]:
+    images, default = _images(BATCH, side), Augmentation()
+    variants = {
+        "bilinear": replace(default, resampling="bilinear"),
+        "colours first": replace(default, colour_first=True),
+    }
+    rates = _best(
+        {
+            "default": lambda: _ours(images, size, 1),
+            **{name: partial(_ours, images, size, 1, each) for name, each in variants.items()},
+        }
+    )
+    return [
+        record(
+            "views",
+            f"{size} px from {side} px: {name} over the default",
+            rates[name].cpu / rates["default"].cpu,
+            unit="x",
+            detail=f"{rates[name].cpu:.0f} over {rates['default'].cpu:.0f} views per CPU-second, one thread",
+        )
+        for name in variants
     ]
 
 
@@ -90,12 +122,13 @@ def _best(candidates: dict[str, Callable[[], Rate]]) -> dict[str, Rate]:
     }
 
 
-def _ours(images: Tensor, size: int, threads: int) -> Rate:
+def _ours(images: Tensor, size: int, threads: int, augmentation: Augmentation | None = None) -> Rate:
+    augmentation = augmentation or Augmentation()
     sizes, indices = torch.full((len(images), 2), images.shape[-1]), torch.arange(len(images))
 
     def run() -> None:
         for view in range(VIEWS_PER_ROUND):
-            sample(images, sizes, indices, augmentation=Augmentation(), size=size, seed=0, epoch=0, view=view)
+            sample(images, sizes, indices, augmentation=augmentation, size=size, seed=0, epoch=0, view=view)
 
     return _rate(run, VIEWS_PER_ROUND * len(images), threads)
 

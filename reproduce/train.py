@@ -376,11 +376,11 @@ def draw_batch(
     return Batch(
         views=[
             views.normalise(view, dataset.mean, dataset.std).to(dtype, memory_format=torch.channels_last)
-            for view in sampled
+            for view in sampled.views
         ],
         indices=which,
-        boxes=[],
-        flips=[],
+        boxes=sampled.boxes,
+        flips=sampled.flips,
         seed=spec.seed,
         epoch=epoch,
         step=step,

@@ -46,18 +46,18 @@ def at(scale: str, run: Pretrain) -> Pretrain:
 
 
 def test_the_first_two_views_are_large_and_the_others_small() -> None:
-    views = sample_all(**pixels(5, 40), augmentation=MULTI, size=32, **HOW, num_views=8)
+    views = sample_all(**pixels(5, 40), augmentation=MULTI, size=32, **HOW, num_views=8).views
     assert [tuple(view.shape) for view in views] == [(5, 3, 32, 32)] * 2 + [(5, 3, 14, 14)] * 6
 
 
 def test_large_views_are_to_the_bit_those_of_a_run_without_small_crops() -> None:
-    plain = sample_all(**pixels(12, 40), augmentation=LARGE, size=32, **HOW, num_views=2)
-    multi = sample_all(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8)
+    plain = sample_all(**pixels(12, 40), augmentation=LARGE, size=32, **HOW, num_views=2).views
+    multi = sample_all(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8).views
     assert all(torch.equal(one, other) for one, other in zip(plain, multi[:2], strict=True))
 
 
 def test_a_small_view_is_that_view_of_small_crops_alone_at_their_size() -> None:
-    together = sample_all(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8)
+    together = sample_all(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8).views
     alike = LARGE.replace("crop_scale", (0.05, 0.14))
     for view in range(2, 8):
         alone = sample(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, view=view)
@@ -92,7 +92,7 @@ def test_views_show_as_much_of_the_image_as_was_asked_for() -> None:
         size=32,
         **HOW,
         num_views=8,
-    )
+    ).views
     for some, (low, high), most_seen in ((views[:2], (0.14, 1.0), 0.7), (views[2:], (0.05, 0.14), 0.13)):
         together = 255 * torch.cat(some)
         pixels = together.shape[-1]

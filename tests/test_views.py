@@ -14,12 +14,16 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from reproduce.data import draws, views
-from reproduce.data.augmentation import Augmentation
+from reproduce.data.augmentation import Augmentation, SmallCrops
 from reproduce.data.views import sample, sample_all
 
 SCRATCH = views.Scratch(torch.device("cpu"))
 PLAIN = Augmentation(flip=0, jitter=0, grey=0, blur=0, solarize=0)
 """Crops only."""
+INTERPOLATIONS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+BOTH_ORDERS = pytest.mark.parametrize(
+    "augmentation", [Augmentation(), Augmentation(colour_first=True)], ids=["crop first", "colour first"]
+)
 
 
 def images(n: int, side: int, seed: int = 0) -> torch.Tensor:
@@ -41,15 +45,16 @@ def draw(
 # Operations
 
 
+@pytest.mark.parametrize("resampling", INTERPOLATIONS)
 @pytest.mark.parametrize(("side", "size"), [(32, 32), (96, 64), (64, 24), (17, 40)])
-def test_crops_of_square_images_agree_with_torchvision(side: int, size: int) -> None:
+def test_crops_of_square_images_agree_with_torchvision(side: int, size: int, resampling: str) -> None:
     args = batch(24, side)
     drawn = draws.draw(
         Augmentation(), args["sizes"].numpy(), args["indices"].numpy(), seed=3, epoch=1, view=0
     )
     got = sample(
         **args,
-        augmentation=Augmentation(**{**dict(PLAIN.leaves()), "flip": 0.5}),
+        augmentation=PLAIN.replace("flip", 0.5).replace("resampling", resampling),
         size=size,
         seed=3,
         epoch=1,
@@ -66,7 +71,7 @@ def test_crops_of_square_images_agree_with_torchvision(side: int, size: int) -> 
             height,
             width,
             [size, size],
-            InterpolationMode.BICUBIC,
+            INTERPOLATIONS[resampling],
             antialias=True,
         )
         torch.testing.assert_close(
@@ -95,15 +100,25 @@ def test_a_crop_of_a_squashed_image_is_the_same_part_as_of_the_original() -> Non
     torch.testing.assert_close(view[1, 8, 3:-3], ((left + at * w) / width).float()[3:-3], atol=0.01, rtol=0)
 
 
-def test_weights_of_halving_by_hand() -> None:
-    # Four pixels to two: Keys's cubic stretched by 2 at distances .25, .25, .75 and 1.25 of a stretched
-    # pixel.
-    crops = views.Crops(*(torch.full((1, 2), value) for value in (0.0, 2.0, 0.0, 4.0)), 8)
-    raw = [1.5 * 0.25**3 - 2.5 * 0.25**2 + 1] * 2 + [
-        1.5 * 0.75**3 - 2.5 * 0.75**2 + 1,
-        -0.5 * 1.25**3 + 2.5 * 1.25**2 - 4 * 1.25 + 2,
-    ]
-    got = views.bicubic_weights_(torch.empty(1, 2, 2, 4), crops)[0, 0]
+@pytest.mark.parametrize(
+    ("resampling", "raw"),
+    [
+        (
+            "bicubic",
+            [1.5 * 0.25**3 - 2.5 * 0.25**2 + 1] * 2
+            + [1.5 * 0.75**3 - 2.5 * 0.75**2 + 1, -0.5 * 1.25**3 + 2.5 * 1.25**2 - 4 * 1.25 + 2],
+        ),
+        ("bilinear", [0.75, 0.75, 0.25, 0.0]),
+    ],
+    ids=["bicubic", "bilinear"],
+)
+def test_weights_of_halving_by_hand(resampling: str, raw: list[float]) -> None:
+    # Four pixels to two: the kernel stretched by 2 at distances .25, .25, .75 and 1.25 of a stretched pixel.
+    kernel = views.KERNELS[resampling]
+    crops = views.Crops(
+        *(torch.full((1, 2), value) for value in (0.0, 2.0, 0.0, 4.0)), reach=4 * kernel.support
+    )
+    got = views.weights_(torch.empty(1, 2, 2, 4), crops, kernel)[0, 0]
     torch.testing.assert_close(got[0], torch.tensor(raw) / sum(raw))
     torch.testing.assert_close(got[1], got[0].flip(0))
 
@@ -163,32 +178,114 @@ def test_blur_kernels_follow_the_size() -> None:
     assert [2 * views.blur_radius(size) + 1 for size in (32, 64, 96, 224)] == [3, 7, 9, 23]
 
 
-def test_a_whole_view_is_the_operations_one_after_the_other() -> None:
+@pytest.mark.parametrize("colour_first", [False, True], ids=["crop first", "colour first"])
+@pytest.mark.parametrize("resampling", INTERPOLATIONS)
+def test_a_whole_view_is_the_operations_one_after_the_other(resampling: str, colour_first: bool) -> None:
     n, size = 48, 32
     args = batch(n, 40)
-    augmentation = Augmentation(grey=0.4, blur=0.6, solarize=0.5, saturation=0.8, hue=0.4)
+    augmentation = Augmentation(
+        grey=0.4,
+        blur=0.6,
+        solarize=0.5,
+        saturation=0.8,
+        hue=0.4,
+        resampling=resampling,
+        colour_first=colour_first,
+    )
     got = sample(**args, augmentation=augmentation, size=size, seed=1, epoch=2, view=3)
     drawn = draws.draw(augmentation, args["sizes"].numpy(), args["indices"].numpy(), seed=1, epoch=2, view=3)
     assert set(drawn.hue_place.tolist()) == {-1, 0, 1, 2, 3}
     for i in range(n):
-        torch.testing.assert_close(got[i], one_by_one(args["canvas"][i], drawn, i, size), atol=2e-4, rtol=0)
+        expected = one_by_one(args["canvas"][i], drawn, i, size, augmentation)
+        torch.testing.assert_close(got[i], expected, atol=2e-4, rtol=0)
 
 
-def one_by_one(image: torch.Tensor, drawn: draws.Draws, i: int, size: int) -> torch.Tensor:
-    """Return the same view by torchvision's functions in BYOL's order."""
+def one_by_one(
+    image: torch.Tensor, drawn: draws.Draws, i: int, size: int, augmentation: Augmentation
+) -> torch.Tensor:
+    """Return the same view by torchvision's functions, in BYOL's order or with the colours first."""
+    x = image.float() / 255
+    x = coloured(x, drawn, i) if augmentation.colour_first else x
     x = tv.resized_crop(
-        image.float() / 255, *drawn.box[i].tolist(), [size, size], InterpolationMode.BICUBIC, antialias=True
+        x, *drawn.box[i].tolist(), [size, size], INTERPOLATIONS[augmentation.resampling], antialias=True
     ).clamp(0, 1)
     x = tv.horizontal_flip(x) if drawn.flip[i] else x
+    x = x if augmentation.colour_first else coloured(x, drawn, i)
+    kernel = 2 * views.blur_radius(size) + 1
+    x = tv.gaussian_blur(x, [kernel, kernel], [float(drawn.sigma[i])]) if drawn.blur[i] else x
+    return tv.solarize(x, 0.5) if drawn.solarize[i] else x
+
+
+def coloured(x: torch.Tensor, drawn: draws.Draws, i: int) -> torch.Tensor:
     if drawn.jitter[i]:
         strengths = [*drawn.factors[i].tolist(), float(drawn.hue[i])]
         parts = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
         for part in drawn.order[i]:
             x = parts[part](x, strengths[part])
-    x = tv.rgb_to_grayscale(x, 3) if drawn.grey[i] else x
-    kernel = 2 * views.blur_radius(size) + 1
-    x = tv.gaussian_blur(x, [kernel, kernel], [float(drawn.sigma[i])]) if drawn.blur[i] else x
-    return tv.solarize(x, 0.5) if drawn.solarize[i] else x
+    return tv.rgb_to_grayscale(x, 3) if drawn.grey[i] else x
+
+
+def test_the_contrast_of_a_view_has_the_mean_of_the_whole_image_only_with_colour_first() -> None:
+    # Images are half black and half white, so their mean is 1/2. Where a crop is white, so is its mean.
+    n, side = 64, 16
+    canvas = torch.zeros(n, 3, side, side, dtype=torch.uint8)
+    canvas[..., side // 2 :] = 255
+    args = {**batch(n, side), "canvas": canvas}
+    contrast = Augmentation(
+        crop_scale=(0.05, 0.1), flip=0, jitter=1, brightness=0, contrast=0.9, saturation=0, hue=0, grey=0
+    )
+    contrast = contrast.replace("blur", 0).replace("solarize", 0)
+    drawn = draws.draw(contrast, args["sizes"].numpy(), args["indices"].numpy(), seed=0, epoch=0, view=0)
+    factors = torch.from_numpy(drawn.factors[:, draws.CONTRAST]).float()
+    white = torch.from_numpy(drawn.box[:, 1] >= side // 2)
+    assert 10 < white.sum() < n
+    for colour_first, expected in (
+        (True, (factors + (1 - factors) / 2).clamp(0, 1)),
+        (False, torch.ones(n)),
+    ):
+        got = sample(
+            **args,
+            augmentation=contrast.replace("colour_first", colour_first),
+            size=8,
+            seed=0,
+            epoch=0,
+            view=0,
+        )
+        values = expected[white].view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+        torch.testing.assert_close(got[white], values, atol=1e-4, rtol=0)  # weights of grey sum to .9999
+
+
+def test_without_colours_their_place_changes_nothing() -> None:
+    for augmentation in (PLAIN, Augmentation(jitter=0, grey=0)):
+        how = {"size": 32, "seed": 0, "epoch": 0, "view": 0}
+        first = sample(**batch(20, 40), augmentation=augmentation.replace("colour_first", True), **how)
+        torch.testing.assert_close(
+            first, sample(**batch(20, 40), augmentation=augmentation, **how), atol=1e-5, rtol=0
+        )
+
+
+@pytest.mark.parametrize("colour_first", [False, True], ids=["crop first", "colour first"])
+def test_large_and_small_views_of_two_distributions_keep_their_own_order_and_filter(
+    colour_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, num_views = 15, 6
+    augmentation = Augmentation(
+        crop_scale=(0.14, 1.0),
+        grey=0.4,
+        colour_first=colour_first,
+        resampling="bilinear",
+        every_second=Augmentation(blur=0.1, grey=0.5, colour_first=not colour_first),
+        small=SmallCrops(size=14),
+    )
+    args = batch(n, 40)
+    monkeypatch.setattr(views, "CPU_CHUNK", 4 * 3 * 40 * 40)  # 4 images
+    sampled = sample_all(**args, augmentation=augmentation, size=32, seed=1, epoch=2, num_views=num_views)
+    for view in range(num_views):
+        own, size = augmentation.of_view(view), 32 if view < 2 else 14
+        drawn = draws.draw(own, args["sizes"].numpy(), args["indices"].numpy(), seed=1, epoch=2, view=view)
+        for i in range(n):
+            expected = one_by_one(args["canvas"][i], drawn, i, size, own)
+            torch.testing.assert_close(sampled.views[view][i], expected, atol=2e-4, rtol=0)
 
 
 def test_normalise() -> None:
@@ -322,8 +419,9 @@ def test_parameters_do_not_depend_on_the_batch() -> None:
         assert np.array_equal(values, getattr(part, name)), name
 
 
-def test_a_batch_split_in_two_gives_the_same_views() -> None:
-    args, how = batch(50, 40), {"augmentation": Augmentation(), "size": 32, "seed": 0, "epoch": 4, "view": 1}
+@BOTH_ORDERS
+def test_a_batch_split_in_two_gives_the_same_views(augmentation: Augmentation) -> None:
+    args, how = batch(50, 40), {"augmentation": augmentation, "size": 32, "seed": 0, "epoch": 4, "view": 1}
     whole = sample(**args, **how)
     halves = [
         sample(**{key: value[rows] for key, value in args.items()}, **how)
@@ -332,15 +430,19 @@ def test_a_batch_split_in_two_gives_the_same_views() -> None:
     torch.testing.assert_close(torch.cat(halves), whole, atol=1e-5, rtol=0)
 
 
-def test_more_than_one_chunk_gives_the_same_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    args, how = batch(20, 40), {"augmentation": Augmentation(), "size": 32, "seed": 0, "epoch": 4, "view": 1}
+@BOTH_ORDERS
+def test_more_than_one_chunk_gives_the_same_views(
+    augmentation: Augmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, how = batch(20, 40), {"augmentation": augmentation, "size": 32, "seed": 0, "epoch": 4, "view": 1}
     whole = sample(**args, **how)
     monkeypatch.setattr(views, "CPU_CHUNK", 3 * 3 * 40 * 40)  # 3 images, so that the last chunk is smaller
     torch.testing.assert_close(sample(**args, **how), whole, atol=1e-5, rtol=0)
 
 
-def test_the_number_of_threads_changes_no_bit_and_is_left_as_it_was() -> None:
-    args, how = batch(30, 40), {"augmentation": Augmentation(), "size": 32, "seed": 0, "epoch": 0, "view": 0}
+@BOTH_ORDERS
+def test_the_number_of_threads_changes_no_bit_and_is_left_as_it_was(augmentation: Augmentation) -> None:
+    args, how = batch(30, 40), {"augmentation": augmentation, "size": 32, "seed": 0, "epoch": 0, "view": 0}
     before = torch.get_num_threads()
     try:
         by_threads = {}
@@ -392,14 +494,15 @@ def test_views_are_float32_from_0_to_1() -> None:
     assert got.max() <= 1
 
 
-def test_extreme_shapes_give_finite_views() -> None:
+@pytest.mark.parametrize("resampling", INTERPOLATIONS)
+def test_extreme_shapes_give_finite_views(resampling: str) -> None:
     sizes = torch.tensor([[1, 500], [500, 1], [2, 3], [1, 1], [4000, 3000]])
     for view in range(20):
         got = sample(
             images(5, 16),
             sizes,
             torch.arange(5),
-            augmentation=Augmentation(),
+            augmentation=Augmentation(resampling=resampling),
             size=24,
             seed=0,
             epoch=0,
@@ -443,6 +546,7 @@ def test_wrong_inputs_are_named(changed: dict[str, torch.Tensor], message: str) 
         {"blur_sigma": (0.0, 1.0)},
         {"brightness": -1.0},
         {"hue": 0.6},
+        {"resampling": "nearest"},
         {"every_second": Augmentation(every_second=Augmentation())},
     ],
 )
@@ -459,6 +563,87 @@ def test_all_views_at_once_are_those_drawn_one_at_a_time() -> None:
         "epoch": 2,
     }
     together = sample_all(**batch(20, 40), **how, num_views=3)
-    assert len(together) == 3
-    for view, got in enumerate(together):
+    assert len(together.views) == len(together.boxes) == len(together.flips) == 3
+    for view, got in enumerate(together.views):
         torch.testing.assert_close(got, sample(**batch(20, 40), **how, view=view), atol=1e-5, rtol=0)
+
+
+def test_boxes_and_flips_say_where_each_view_was_cut() -> None:
+    # Images of 30 x 60 pixels whose values are their own rows and columns, on a canvas of twice the height:
+    # the middle of a view follows from its box in pixels of the original image.
+    n, side, size = 20, 60, 10
+    ramp = torch.arange(side, dtype=torch.uint8)
+    rows, columns = ramp.view(-1, 1).expand(side, side), ramp.expand(side, side)
+    canvas = torch.stack([rows, columns, columns])
+    sizes, indices = torch.tensor([[30, 60]] * n), torch.arange(n)
+    augmentation = PLAIN.replace("crop_scale", (0.3, 0.4)).replace("flip", 0.5)
+    sampled = sample_all(
+        canvas.expand(n, -1, -1, -1),
+        sizes,
+        indices,
+        augmentation=augmentation.replace("small", SmallCrops(size=8)),
+        size=size,
+        seed=0,
+        epoch=0,
+        num_views=4,
+    )
+    assert {(boxes.dtype, tuple(boxes.shape)) for boxes in sampled.boxes} == {(torch.int64, (n, 4))}
+    assert {(flips.dtype, tuple(flips.shape)) for flips in sampled.flips} == {(torch.bool, (n,))}
+    assert 0 < sum(int(flips.sum()) for flips in sampled.flips) < 4 * n
+    for view, boxes, flips in zip(*sampled, strict=True):
+        top, left, height, width = boxes.float().T
+        assert bool((boxes >= 0).all() and (top + height <= 30).all() and (left + width <= 60).all())
+        centre = slice(view.shape[-1] // 2 - 1, view.shape[-1] // 2 + 1)
+        middle = 255 * view[..., centre, centre].mean(dim=(2, 3))
+        torch.testing.assert_close(middle[:, 0], 2 * (top + height / 2) - 0.5, atol=0.05, rtol=0)
+        torch.testing.assert_close(middle[:, 1], left + width / 2 - 0.5, atol=0.05, rtol=0)
+        assert torch.equal(view[:, 1, 4, 0] > view[:, 1, 4, -1], flips)
+
+
+# Recipes of the baselines
+
+MOCO_V2 = Augmentation(
+    crop_scale=(0.2, 1.0),
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    blur=0.5,
+    solarize=0.0,
+    resampling="bilinear",
+)
+STRONG = Augmentation(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5, solarize=0.0)
+"""SimCLR's jitter of full strength."""
+T_PRIME = Augmentation(blur=0.1, solarize=0.2)
+RECIPES = {
+    "SimCLR": STRONG,
+    "SimCLR on CIFAR": Augmentation(saturation=0.4, hue=0.1, blur=0.0, solarize=0.0),
+    "MoCo v1": MOCO_V2.replace("hue", 0.4).replace("jitter", 1.0).replace("blur", 0.0),
+    "MoCo v2": MOCO_V2,
+    "SwAV, two views": STRONG.replace("resampling", "bilinear"),
+    "SwAV, multi-crop": STRONG.replace("resampling", "bilinear")
+    .replace("crop_scale", (0.14, 1.0))
+    .replace("small", SmallCrops(size=14, crop_scale=(0.05, 0.14))),
+    "Barlow Twins": Augmentation(blur=1.0, solarize=0.0, every_second=T_PRIME),
+    "W-MSE on STL-10": Augmentation(
+        crop_scale=(0.2, 1.0), saturation=0.4, grey=0.1, blur=0.0, solarize=0.0, colour_first=True
+    ),
+    "W-MSE on ImageNet-100": STRONG.replace("colour_first", True),
+}
+"""Distribution of the views in the official code of each baseline.
+MoCo v1's code greys before the jitter and this suite after it."""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_of_each_baseline_gives_the_views_of_torchvision(name: str) -> None:
+    n, num_views, augmentation = 12, 4, RECIPES[name]
+    args = batch(n, 40)
+    sampled = sample_all(**args, augmentation=augmentation, size=32, seed=0, epoch=0, num_views=num_views)
+    for view, got in enumerate(sampled.views):
+        own = augmentation.of_view(view)
+        drawn = draws.draw(own, args["sizes"].numpy(), args["indices"].numpy(), seed=0, epoch=0, view=view)
+        assert got.min() >= 0
+        assert got.max() <= 1
+        for i in range(n):
+            expected = one_by_one(args["canvas"][i], drawn, i, got.shape[-1], own)
+            torch.testing.assert_close(got[i], expected, atol=2e-4, rtol=0)

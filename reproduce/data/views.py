@@ -5,8 +5,11 @@
 An image is decoded once and squashed onto a square canvas. Each of its views is a crop of that canvas,
 jittered, greyed, blurred and solarised with its own parameters. A crop is drawn in the geometry of the
 original image and its box is then mapped to the canvas, so aspect ratios are those of the original. Views are
-antialiased exactly. Resampling is out = Wy @ image @ Wx^T with the widened bicubic weights of PIL and
-torchvision (antialias=True), whether a crop shrinks a lot or a little. The flip is Wx read backwards.
+antialiased exactly. Resampling is out = Wy @ image @ Wx^T with the widened bicubic or bilinear weights of PIL
+and torchvision (antialias=True), whether a crop shrinks a lot or a little. The flip is Wx read backwards.
+
+With `colour_first` the canvas is jittered and greyed before the crop, once for each view. Squashing an image
+does not change the mean that the contrast jitter needs.
 
 The operations and their order are those of google-deepmind/deepmind-research byol/utils/augmentations.py. The
 parts of the colour jitter are defined as in torchvision and in the PyTorch code that later papers share.
@@ -16,7 +19,7 @@ batch, the workers or the processes.
 
 Expect 10 000 to 18 000 views/s per core at 32 px from a canvas of 32, and 3 000 to 4 000 at 64 px from a
 canvas of 96 (`bench/bench_views.py`). At 224 px from a canvas of 448 expect about 140, and twice as many
-small crops of 96 px.
+small crops of 96 px. Bilinear views take as long. With `colour_first`, views take about a fifth longer.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from reproduce.lazy import F, torch
 
@@ -71,7 +74,18 @@ def sample(
     Raises:
         ValueError: the canvas is not (n, 3, S, S) uint8, or the number of sizes or of indices is not n.
     """
-    return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, [view])[0]
+    return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, [view]).views[0]
+
+
+class Sampled(NamedTuple):
+    """The views of a batch and where they were cut. Each list has one item per view."""
+
+    views: list[Tensor]
+    """(n, 3, size, size) float32 from 0 to 1, on the canvas's device. With multi-crop, sizes differ."""
+    boxes: list[Tensor]
+    """Top, left, height and width of the crops in pixels of the original images, (n, 4) int64, on the CPU."""
+    flips: list[Tensor]
+    """True for views that are mirrored from left to right, (n,) bool, on the CPU."""
 
 
 def sample_all(
@@ -84,10 +98,10 @@ def sample_all(
     seed: int,
     epoch: int,
     num_views: int,
-) -> list[Tensor]:
-    """Return views 0 to `num_views` - 1 of each image, each as `sample` returns it.
+) -> Sampled:
+    """Return views 0 to `num_views` - 1 of each image, each as `sample` returns it, and their crops.
 
-    Views of one size are made in one pass: a small batch takes half the time of K passes. Large views are
+    Views of one form are made in one pass: a small batch takes half the time of K passes. Large views are
     bit-equal to those of a run without small crops.
     """
     return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, range(num_views))
@@ -102,20 +116,41 @@ def _sample(
     seed: int,
     epoch: int,
     views: Sequence[int],
-) -> list[Tensor]:
+) -> Sampled:
     from reproduce.data.draws import Draws, draw
 
     _check(canvas, sizes, indices)
     shapes, which = _array(sizes), _array(indices)
+    drawn = {
+        view: draw(augmentation.of_view(view), shapes, which, seed=seed, epoch=epoch, view=view)
+        for view in views
+    }
+    forms = {view: Form.of_view(augmentation, view, size) for view in views}
     made: dict[int, Tensor] = {}
-    for side in {augmentation.size_of_view(view, size) for view in views}:
-        some = [view for view in views if augmentation.size_of_view(view, size) == side]
-        drawn = [
-            draw(augmentation.of_view(view), shapes, which, seed=seed, epoch=epoch, view=view)
-            for view in some
-        ]
-        made |= zip(some, apply(canvas, shapes, Draws.joined(drawn), side).chunk(len(some)), strict=True)
-    return [made[view] for view in views]
+    for form in dict.fromkeys(forms.values()):
+        some = [view for view in views if forms[view] == form]
+        together = apply(canvas, shapes, Draws.joined([drawn[view] for view in some]), form)
+        made |= zip(some, together.chunk(len(some)), strict=True)
+    return Sampled(
+        [made[view] for view in views],
+        [torch.from_numpy(drawn[view].box) for view in views],
+        [torch.from_numpy(drawn[view].flip) for view in views],
+    )
+
+
+class Form(NamedTuple):
+    """Settings that views share if they are made in one pass."""
+
+    size: int
+    """Side of the views in pixels."""
+    resampling: Literal["bicubic", "bilinear"]
+    colour_first: bool
+
+    @staticmethod
+    def of_view(augmentation: Augmentation, view: int, size: int) -> Form:
+        """Return the form of view number `view`, if an ordinary view has the side `size`."""
+        own = augmentation.of_view(view)
+        return Form(augmentation.size_of_view(view, size), own.resampling, own.colour_first)
 
 
 def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
@@ -126,25 +161,29 @@ def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, flo
     return x.sub(shift).div_(scale)
 
 
-def apply(canvas: Tensor, sizes: Ints, drawn: Draws, size: int) -> Tensor:
+def apply(canvas: Tensor, sizes: Ints, drawn: Draws, form: Form) -> Tensor:
     """Return the views that `drawn` describes: one of each image, then a second of each, and so on.
 
-    Arguments and result are as for `sample`. Images are sorted by the position of the hue shift in their
-    jitter. An operation before or after the hue shift, or on images without jitter, then works on a slice of
-    the batch rather than a scattered subset, and the costly hue shift is one call.
+    All have the same form. Other arguments and the result are as for `sample`. Images are sorted by the
+    position of the hue shift in their jitter. An operation before or after the hue shift, or on images
+    without jitter, then works on a slice of the batch rather than a scattered subset, and the costly hue
+    shift is one call.
     """
     order = drawn.hue_place.argsort(kind="stable")[::-1].copy()
     drawn, sizes = drawn.take(order), sizes[order % max(1, len(canvas))]
-    where = torch.from_numpy(order).to(canvas.device)
+    where, size = torch.from_numpy(order).to(canvas.device), form.size
     out = torch.empty(len(order), 3, size, size, device=canvas.device)
 
     def work(chunks: list[slice]) -> None:
-        x, scratch = torch.empty(0, 3, size, size, device=canvas.device), Scratch(canvas.device)
+        x = torch.empty(0, 3, size, size, device=canvas.device)
+        scratch, coloured = Scratch(canvas.device), Scratch(canvas.device)
         for rows in chunks:
             x = x[: rows.stop - rows.start] if len(x) else torch.empty_like(out[rows])
-            _views_(
-                x, canvas.index_select(0, where[rows] % len(canvas)), sizes[rows], drawn.take(rows), scratch
-            )
+            some, parameters = canvas.index_select(0, where[rows] % len(canvas)), drawn.take(rows)
+            if form.colour_first:
+                (whole,) = coloured.tensors(some.shape)
+                some = _colour_(torch.mul(some, 1 / 255, out=whole), parameters, scratch)
+            _views_(x, some, sizes[rows], parameters, form, scratch)
             out.index_copy_(0, where[rows], x)
 
     threads = torch.get_num_threads() if canvas.device.type == "cpu" else 1
@@ -177,14 +216,15 @@ def _chunks(n: int, most: int, threads: int) -> list[slice]:
     return [slice(start, min(n, start + step)) for start in range(0, n, max(1, step))]
 
 
-def _views_(x: Tensor, canvas: Tensor, sizes: Ints, drawn: Draws, scratch: Scratch) -> None:
+def _views_(x: Tensor, canvas: Tensor, sizes: Ints, drawn: Draws, form: Form, scratch: Scratch) -> None:
     """Fill x with the views of images that are sorted by descending `drawn.hue_place`.
 
-    Images without jitter come last.
+    Images without jitter come last. With `form.colour_first` the canvas is jittered and greyed already.
     """
-    resample(canvas, _crops(drawn, sizes, x.shape[-1], canvas), x, scratch)
-    _jitter_(x, drawn, scratch)
-    _replace(x, drawn.grey, lambda some, _: to_grey_(some, scratch))
+    kernel = KERNELS[form.resampling]
+    resample(canvas, _crops(drawn, sizes, x.shape[-1], canvas, kernel), x, scratch, kernel)
+    if not form.colour_first:
+        _colour_(x, drawn, scratch)
     _replace(x, drawn.blur, lambda some, on: blur_(some, _like(some, drawn.sigma[on]), scratch))
     _replace(x, drawn.solarize, lambda some, _: solarize_(some))
     x.clamp_(0, 1)
@@ -209,22 +249,33 @@ class Scratch:
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def resample(canvas: Tensor, crops: Crops, out: Tensor, scratch: Scratch) -> Tensor:
-    """Compute out = Wy @ image @ Wx^T / 255 for each channel, with the weights of `bicubic_weights_`.
+class Kernel(NamedTuple):
+    """A resampling kernel, symmetric around 0."""
+
+    support: int
+    """Distance from which the kernel is 0, in pixels of the canvas or of the view, whichever are larger."""
+    at: Callable[[Tensor], Tensor]
+    """Value at the distances t >= 0."""
+
+
+def resample(canvas: Tensor, crops: Crops, out: Tensor, scratch: Scratch, kernel: Kernel) -> Tensor:
+    """Compute out = Wy @ image @ Wx^T for each channel, with the weights of `weights_`.
 
     Bicubic weights overshoot at edges. Values outside of 0 to 1 are clamped, as in 8-bit pipelines.
 
     Args:
-        canvas: (n, 3, S, S) uint8.
+        canvas: (n, 3, S, S), uint8 from 0 to 255 or float32 from 0 to 1.
         crops: positions of the crops on the canvas.
-        out: (n, 3, size, size).
+        out: (n, 3, size, size), from 0 to 1.
     """
     n, channels, size, side = len(canvas), canvas.shape[1], out.shape[-1], canvas.shape[-1]
     weights, pixels, rows = scratch.tensors((n, 2, size, side), canvas.shape, (n, channels, side, size))
-    bicubic_weights_(weights, crops)
+    weights_(weights, crops, kernel)
     pixels.copy_(canvas)
     _both_sides(weights[:, 0], pixels, weights[:, 1], rows, out)
-    return out.mul_(1 / 255).clamp_(0, 1)
+    if canvas.dtype == torch.uint8:
+        out.mul_(1 / 255)
+    return out.clamp_(0, 1)
 
 
 def _both_sides(left: Tensor, x: Tensor, right: Tensor, rows: Tensor, out: Tensor) -> None:
@@ -253,12 +304,12 @@ class Crops(NamedTuple):
     """Number of canvas pixels that the widest kernel covers."""
 
 
-def bicubic_weights_(out: Tensor, crops: Crops) -> Tensor:
+def weights_(out: Tensor, crops: Crops, kernel: Kernel) -> Tensor:
     """Compute the matrices that resize a crop's `side` pixels to `size` pixels, antialiased.
 
-    The kernel is Keys's cubic with a = -1/2, widened by the shrinkage (Pillow, src/libImaging/Resample.c,
-    which torchvision's antialias=True follows). A pixel that the border of the crop cuts counts for the part
-    inside. Pixels outside do not count, as if the crop were cut out first.
+    The kernel is widened by the shrinkage (Pillow, src/libImaging/Resample.c, which torchvision's
+    antialias=True follows). A pixel that the border of the crop cuts counts for the part inside. Pixels
+    outside do not count, as if the crop were cut out first.
 
     Args:
         out: (n, 2, size, side), vertical and horizontal.
@@ -267,10 +318,10 @@ def bicubic_weights_(out: Tensor, crops: Crops) -> Tensor:
     start, step, low, high = (values.view(-1, 2, 1, 1) for values in crops[:4])
     widening, reach = step.abs().clamp_(min=1), min(crops.reach, side)
     centre = start + (torch.arange(size, dtype=out.dtype, device=out.device).view(-1, 1) + 0.5) * step
-    first = (centre - 2 * widening + 0.5).floor_().clamp_(0, side - reach)
+    first = (centre - kernel.support * widening + 0.5).floor_().clamp_(0, side - reach)
     pixel = first + torch.arange(reach, dtype=out.dtype, device=out.device)  # (n, 2, size, reach)
     inside = (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp_(0, 1)
-    weights = _keys((pixel + (0.5 - centre)).abs_().div_(widening)).mul_(inside)
+    weights = kernel.at((pixel + (0.5 - centre)).abs_().div_(widening)).mul_(inside)
     weights.div_(weights.sum(dim=3, keepdim=True))
     return out.zero_().scatter_(3, pixel.long(), weights)
 
@@ -282,6 +333,15 @@ def _keys(t: Tensor) -> Tensor:
     """
     v, u = (2 - t).clamp_(min=0), (1 - t).clamp_(min=0)
     return v.square().mul_(v - 1).mul_(0.5).add_(u.square().mul_(1 - 2 * u))
+
+
+def _triangle(t: Tensor) -> Tensor:
+    """Return the kernel of linear interpolation at the distances t >= 0."""
+    return (1 - t).clamp_(min=0)
+
+
+KERNELS = {"bicubic": Kernel(2, _keys), "bilinear": Kernel(1, _triangle)}
+"""Kernel of each `Augmentation.resampling`."""
 
 
 def blend_(x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
@@ -394,18 +454,25 @@ def solarize_(x: Tensor) -> Tensor:
     return x.sub_(0.5).abs_().neg_().add_(0.5)
 
 
-def _crops(drawn: Draws, sizes: Ints, size: int, canvas: Tensor) -> Crops:
+def _crops(drawn: Draws, sizes: Ints, size: int, canvas: Tensor, kernel: Kernel) -> Crops:
     """Map the crops from the original images to the canvas."""
     import numpy as np
 
     scale = canvas.shape[-1] / sizes
     low, extent = drawn.box[:, :2] * scale, drawn.box[:, 2:] * scale
     high, step = low + extent, extent / size
-    reach = math.ceil(4 * max(1.0, step.max()))
+    reach = math.ceil(2 * kernel.support * max(1.0, step.max()))
     mirrored = np.stack([np.zeros_like(drawn.flip), drawn.flip], axis=1)
     start, step = np.where(mirrored, high, low), np.where(mirrored, -step, step)
     first, stride, lower, upper = _like(canvas, np.stack([start, step, low, high])).unbind(0)
     return Crops(first, stride, lower, upper, reach)
+
+
+def _colour_(x: Tensor, drawn: Draws, scratch: Scratch) -> Tensor:
+    """Jitter and grey images that are sorted as for `_views_`, (n, 3, height, width) from 0 to 1."""
+    _jitter_(x, drawn, scratch)
+    _replace(x, drawn.grey, lambda some, _: to_grey_(some, scratch))
+    return x
 
 
 def _jitter_(x: Tensor, drawn: Draws, scratch: Scratch) -> None:
