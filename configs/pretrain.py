@@ -24,7 +24,8 @@ from reproduce.methods.byol import BYOL
 from reproduce.methods.method import Method
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
-from reproduce.spec import LARS, Pretrain
+from reproduce.nn.optimizers import LARS
+from reproduce.spec import Pretrain
 
 Recipe = Callable[[Method], Pretrain]
 """Function from a method to its run on a data set, with the settings that the paper fixes there."""

@@ -25,9 +25,8 @@ from reproduce.data.images import Batch, Images, batches
 from reproduce.data.inventory import Inventory
 from reproduce.messages import InvalidError
 from reproduce.methods.method import Part
-from reproduce.nn import backbones, collapse, distributed, schedules, seeds
+from reproduce.nn import backbones, collapse, distributed, seeds
 from reproduce.nn.encoder import FILE, Encoder
-from reproduce.nn.lars import LARS, parameters_of
 from reproduce.nn.sync_batchnorm import sync_batchnorm
 from reproduce.runs import checkpoint, encoder_file, environment, interrupt
 from reproduce.runs.progress import Progress, Record
@@ -84,8 +83,12 @@ def pretrain(
             f"batch_size {spec.batch_size} does not divide into {distributed.world_size()} equal shares: "
             "set another `devices` in the site file."
         )
-    num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
-    peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)
+    num_steps = spec.epochs * steps_per_epoch
+    if 0 < num_steps < spec.optimizer.warmup_steps:
+        raise InvalidError(
+            f"warmup_steps is {spec.optimizer.warmup_steps}, but the run has only {num_steps} steps: set "
+            "fewer."
+        )
 
     network, optimizer = start(spec, device)
     meter = Meter()
@@ -118,8 +121,12 @@ def pretrain(
             ):
                 # Train.
                 step, last = epoch * steps_per_epoch + index, index + 1 == steps_per_epoch
-                lr = schedules.learning_rate(
-                    step, peak=peak_lr, warmup_steps=warmup_steps, num_steps=num_steps
+                lr = spec.optimizer.rate(
+                    step,
+                    batch_size=spec.batch_size,
+                    num_views=method.num_views,
+                    steps_per_epoch=steps_per_epoch,
+                    epochs=spec.epochs,
                 )
                 batch = draw_views(spec, canvas.to(device, non_blocking=True), sizes, which, epoch)
                 followed = train_step(
@@ -199,23 +206,17 @@ def load_encoder(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
     return encoder_of(spec, online, encoder_file.digest(tensors))
 
 
-def start(spec: Pretrain, device: torch.device) -> tuple[Any, LARS]:
+def start(spec: Pretrain, device: torch.device) -> tuple[Any, torch.optim.Optimizer]:
     """Return the network of `spec` with initial weights, ready to train on `device`, and its optimiser."""
     network: Any = build_network(spec).to(device=device, memory_format=torch.channels_last)
     network = sync_batchnorm(network).train()
-    optimizer = LARS(
-        parameters_of(network.online),
-        weight_decay=spec.optimizer.weight_decay,
-        momentum=spec.optimizer.momentum,
-        trust_coefficient=spec.optimizer.trust_coefficient,
-    )
-    return network, optimizer
+    return network, spec.optimizer.build(network.online)
 
 
 def train_step(
     spec: Pretrain,
     network: Any,
-    optimizer: LARS,
+    optimizer: torch.optim.Optimizer,
     meter: Meter,
     batch: list[Tensor],
     *,
@@ -237,8 +238,7 @@ def train_step(
     parts = method.parts(network, batch, seed=spec.seed, step=step)
     for part in _backward(network, parts, method.num_parts, batch[0].device, spec.precision):
         meter.add(part)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    spec.optimizer.set_rates(optimizer, lr, peak=spec.optimizer.peak_lr(spec.batch_size, method.num_views))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     meter.count(spec.batch_size)
@@ -375,7 +375,7 @@ def _backward(
 
 def _state(
     network: Any,
-    optimizer: LARS,
+    optimizer: torch.optim.Optimizer,
     meter: Meter,
     epoch: int,
     step: int,
