@@ -175,7 +175,7 @@ def byol_multicrop(epochs: int) -> Pretrain:
         run,
         method=run.method.replace("num_views", 8),
         augmentation=run.augmentation.replace("crop_scale", (0.14, 1.0)).replace("small", SmallCrops()),
-        optimizer=replace(run.optimizer, base_lr=2 * run.optimizer.base_lr, scale_with_views=False),
+        optimizer=run.optimizer.times(2).replace("scale_with_views", False),
     )
 
 
