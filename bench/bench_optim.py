@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from bench.compare import machine, prepare, record
 from reproduce.nn import backbones
 from reproduce.nn.heads import Heads
-from reproduce.nn.lars import LARS, parameters_of
+from reproduce.nn.lars import LARS
+from reproduce.nn.optimizers import parameters_of
 from reproduce.nn.siamese import Siamese
 
 CASES = (("small", Heads()), ("resnet18", Heads()), ("resnet50", Heads(hidden=2048, output=256)))

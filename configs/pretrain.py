@@ -24,7 +24,8 @@ from reproduce.methods.byol import BYOL
 from reproduce.methods.method import Method
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
-from reproduce.spec import LARS, Pretrain
+from reproduce.nn.optimizers import LARS
+from reproduce.spec import Pretrain
 
 Recipe = Callable[[Method], Pretrain]
 """Function from a method to its run on a data set, with the settings that the paper fixes there."""
@@ -174,7 +175,7 @@ def byol_multicrop(epochs: int) -> Pretrain:
         run,
         method=run.method.replace("num_views", 8),
         augmentation=run.augmentation.replace("crop_scale", (0.14, 1.0)).replace("small", SmallCrops()),
-        optimizer=replace(run.optimizer, base_lr=2 * run.optimizer.base_lr, scale_with_views=False),
+        optimizer=run.optimizer.times(2).replace("scale_with_views", False),
     )
 
 

@@ -5,7 +5,8 @@
     paper   the settings of the paper
 
 The tables compare methods, so K, the lambdas and the normalisation of the heads are the same at every scale.
-The sizes of a method that must fit the data set are chosen by the method itself: `Method.smaller`.
+The sizes of a method that must fit the data set are chosen by the method itself: `Method.smaller`. So are the
+rates of an optimiser that must fit the number of steps: `Optimizer.smaller`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.imagenette import Imagenette
+from reproduce.nn.optimizers import LARS
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.linear_sgd import LinearSGD
@@ -98,6 +100,7 @@ def _small_pretrain(run: Pretrain) -> Pretrain:
     return replace(
         run,
         method=run.method.smaller("small"),
+        optimizer=run.optimizer.smaller("small"),
         dataset=dataset,
         backbone="resnet18_3x3",
         augmentation=_resized(run.augmentation, run.dataset, dataset),
@@ -210,15 +213,12 @@ def _smoke_detection(protocol: Detection, backbone: str) -> Detection:
 def _smoke_pretrain(run: Pretrain) -> Pretrain:
     """Return the pretraining with a sixteenth of the batch and an eightieth of the epochs.
 
-    The paper's learning rate would hardly move a weight in the remaining 150 steps or so. The base rate is
-    therefore 4 times and the trust coefficient 10 times the paper's. ImageNet's base rate, .15 in place of
-    ImageNet-100's .4, belongs to epochs of ten times as many steps. The same scenes stand in for both, so
-    both have the same rate at this scale.
+    ImageNet's base rate of LARS, .15 in place of ImageNet-100's .4, belongs to epochs of ten times as many
+    steps. The same scenes stand in for both, so both have the same rate at this scale.
     """
-    faster = 4 * 0.4 / 0.15 if run.dataset.name == "imagenet" else 4
-    optimizer = replace(
-        run.optimizer, base_lr=faster * run.optimizer.base_lr, trust_coefficient=0.01, warmup_epochs=1
-    )
+    optimizer = run.optimizer
+    if isinstance(optimizer, LARS) and run.dataset.name == "imagenet":
+        optimizer = optimizer.times(0.4 / 0.15)
     dataset = _smoke_dataset(run.dataset)
     return replace(
         run,
@@ -226,7 +226,7 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
         dataset=dataset,
         backbone="small",
         augmentation=_wider_crops(_resized(run.augmentation, run.dataset, dataset)),
-        optimizer=optimizer,
+        optimizer=optimizer.smaller("smoke"),
         epochs=math.ceil(min(run.epochs, 320) / 80),
         batch_size=min(run.batch_size, LARGEST_BATCH) // 16,
         precision="float32",

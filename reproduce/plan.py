@@ -591,6 +591,11 @@ def _check(spec: Spec, *, by_user: bool) -> None:
             f"epochs is {spec.epochs}, less than the warm-up's {spec.optimizer.warmup_epochs}: set "
             "warmup_epochs too."
         )
+    elif spec.optimizer.warmup_epochs and spec.optimizer.warmup_steps:
+        raise InvalidError(
+            f"warmup_epochs is {spec.optimizer.warmup_epochs} and warmup_steps is "
+            f"{spec.optimizer.warmup_steps}: set one of them to 0."
+        )
 
 
 def table_names() -> list[str]:

@@ -13,40 +13,16 @@ Imports only the standard library: building every table of the paper imports nei
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.methods.method import Method
+from reproduce.nn.optimizers import LARC, LARS, SGD, Adam
 from reproduce.nn.weights import Weights
 from reproduce.protocols.protocol import Protocol
-from reproduce.settings import CountOrZero, Limits, Momentum, NotNegative, Positive, Seed, Settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class LARS(Settings, name="lars"):
-    """Layer-wise adaptive rate scaling with a warm-up and a cosine decay (paper, section 7.1)."""
-
-    base_lr: Positive
-    """Peak rate = base_lr x batch_size / 256 x K (section 7.1)."""
-    scale_with_views: bool = True
-    """Factor K in the peak rate (section 7.1); BYOL's own schedule does not have it."""
-    weight_decay: NotNegative = 1e-5
-    """Section 7.1. Biases and normalisation parameters are exempt."""
-    momentum: Momentum = 0.9
-    """google-deepmind/deepmind-research byol/configs/byol.py."""
-    trust_coefficient: Positive = 1e-3
-    """google-deepmind/deepmind-research byol/utils/optimizers.py."""
-    warmup_epochs: CountOrZero = 10
-    """Epochs of a linear warm-up from 0 (section 7.1)."""
-
-    num_states: ClassVar[int] = 1
-    """Tensors that it keeps for each parameter: the momentum."""
-
-    def peak_lr(self, batch_size: int, num_views: int) -> float:
-        """Return the learning rate after warm-up, for `batch_size` images per step over all devices."""
-        return self.base_lr * batch_size / 256 * (num_views if self.scale_with_views else 1)
+from reproduce.settings import CountOrZero, Limits, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +37,7 @@ class Pretrain(Settings, name="pretrain"):
     """Name of a function in `reproduce/nn/backbones.py`."""
     augmentation: Augmentation
     """Distribution of views (`reproduce/data/views.py`)."""
-    optimizer: LARS
+    optimizer: LARS | SGD | Adam | LARC
     """Optimiser with its rate, decay and warm-up."""
     epochs: CountOrZero
     """Passes over the images; 0 leaves the random initialisation."""

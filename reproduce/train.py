@@ -26,9 +26,8 @@ from reproduce.data.images import Images, batches
 from reproduce.data.inventory import Inventory
 from reproduce.messages import InvalidError
 from reproduce.methods.method import Batch, Epoch, Part
-from reproduce.nn import backbones, collapse, distributed, schedules, seeds
+from reproduce.nn import backbones, collapse, distributed, seeds
 from reproduce.nn.encoder import FILE, Encoder
-from reproduce.nn.lars import LARS, parameters_of
 from reproduce.nn.sync_batchnorm import sync_batchnorm
 from reproduce.runs import checkpoint, encoder_file, environment, interrupt
 from reproduce.runs.progress import Progress, Record
@@ -72,26 +71,9 @@ def pretrain(
     # Set up: check the settings against the images and this machine, build the network and the optimiser.
     method, dataset = spec.method, spec.dataset
     images, found = inventory.load(dataset, dataset.pretrain_split, site, main=distributed.main_process())
-    if spec.precision == "bfloat16" and device.type == "cpu":
-        raise InvalidError("precision is bfloat16, which needs a GPU: on a CPU, --set precision=float32.")
+    _check(spec, device, len(images))
     steps_per_epoch = len(images) // spec.batch_size
-    if steps_per_epoch == 0:
-        raise InvalidError(
-            f"batch_size is {spec.batch_size}, but {dataset.name} has only {len(images)} images "
-            "to pretrain on."
-        )
-    if spec.batch_size % distributed.world_size():
-        raise InvalidError(
-            f"batch_size {spec.batch_size} does not divide into {distributed.world_size()} equal shares: "
-            "set another `devices` in the site file."
-        )
-    num_steps, warmup_steps = spec.epochs * steps_per_epoch, spec.optimizer.warmup_epochs * steps_per_epoch
-    peak_lr = spec.optimizer.peak_lr(spec.batch_size, method.num_views)
-
-    try:
-        method.check_for(batch_size=spec.batch_size, num_images=len(images))
-    except ValueError as error:
-        raise InvalidError(str(error)) from None
+    num_steps = spec.epochs * steps_per_epoch
 
     network, optimizer = start(spec, device, len(images))
     meter = Meter()
@@ -126,8 +108,12 @@ def pretrain(
             ):
                 # Train.
                 step, last = epoch * steps_per_epoch + index, index + 1 == steps_per_epoch
-                lr = schedules.learning_rate(
-                    step, peak=peak_lr, warmup_steps=warmup_steps, num_steps=num_steps
+                lr = spec.optimizer.rate(
+                    step,
+                    batch_size=spec.batch_size,
+                    num_views=method.num_views,
+                    steps_per_epoch=steps_per_epoch,
+                    epochs=spec.epochs,
                 )
                 place = {"epoch": epoch, "step": step, "steps_per_epoch": steps_per_epoch}
                 batch = draw_batch(spec, canvas.to(device, non_blocking=True), sizes, which, **place)
@@ -161,6 +147,33 @@ def pretrain(
         hold()
         encoder_of(spec, online).save(folder)
     return measured
+
+
+def _check(spec: Pretrain, device: torch.device, num_images: int) -> None:
+    """Raise InvalidError if the settings do not fit the images, the number of processes or the device."""
+    batch_size, processes = spec.batch_size, distributed.world_size()
+    if spec.precision == "bfloat16" and device.type == "cpu":
+        raise InvalidError("precision is bfloat16, which needs a GPU: on a CPU, --set precision=float32.")
+    if num_images < batch_size:
+        raise InvalidError(
+            f"batch_size is {batch_size}, but {spec.dataset.name} has only {num_images} images "
+            "to pretrain on."
+        )
+    if batch_size % processes:
+        raise InvalidError(
+            f"batch_size {batch_size} does not divide into {processes} equal shares: "
+            "set another `devices` in the site file."
+        )
+    num_steps = spec.epochs * (num_images // batch_size)
+    if 0 < num_steps < spec.optimizer.warmup_steps:
+        raise InvalidError(
+            f"warmup_steps is {spec.optimizer.warmup_steps}, but the run has only {num_steps} steps: set "
+            "fewer."
+        )
+    try:
+        spec.method.check_for(batch_size=batch_size, num_images=num_images)
+    except ValueError as error:
+        raise InvalidError(str(error)) from None
 
 
 def _other_images(saved: Mapping[str, Any], found: Inventory) -> bool:
@@ -212,7 +225,7 @@ def load_encoder(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
     return encoder_of(spec, online, encoder_file.digest(tensors))
 
 
-def start(spec: Pretrain, device: torch.device, num_images: int = 1) -> tuple[Any, LARS]:
+def start(spec: Pretrain, device: torch.device, num_images: int = 1) -> tuple[Any, torch.optim.Optimizer]:
     """Return the network of `spec` with initial weights, ready to train on `device`, and its optimiser.
 
     Args:
@@ -220,17 +233,11 @@ def start(spec: Pretrain, device: torch.device, num_images: int = 1) -> tuple[An
     """
     network: Any = build_network(spec, num_images).to(device=device, memory_format=torch.channels_last)
     network = sync_batchnorm(network).train()
-    optimizer = LARS(
-        parameters_of(network.online),
-        weight_decay=spec.optimizer.weight_decay,
-        momentum=spec.optimizer.momentum,
-        trust_coefficient=spec.optimizer.trust_coefficient,
-    )
-    return network, optimizer
+    return network, spec.optimizer.build(network.online)
 
 
 def train_step(
-    spec: Pretrain, network: Any, optimizer: LARS, meter: Meter, batch: Batch, *, lr: float
+    spec: Pretrain, network: Any, optimizer: torch.optim.Optimizer, meter: Meter, batch: Batch, *, lr: float
 ) -> dict[str, float]:
     """Execute one step: loss, gradients, optimiser step, and what follows, such as the target network.
 
@@ -245,8 +252,7 @@ def train_step(
     for part in _backward(network, parts, method.num_parts, batch.views[0].device, spec.precision):
         meter.add(part)
     method.before_update(network, batch)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    spec.optimizer.set_rates(optimizer, lr, peak=spec.optimizer.peak_lr(spec.batch_size, method.num_views))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     meter.count(spec.batch_size)
@@ -420,7 +426,7 @@ def _backward(
 
 def _state(
     network: Any,
-    optimizer: LARS,
+    optimizer: torch.optim.Optimizer,
     meter: Meter,
     epoch: int,
     step: int,

@@ -225,7 +225,7 @@ def test_the_help_of_each_option_ends_with_its_default(
         (("table8", "--set", "method=byol"), "method cannot be set to 'byol' from the command line"),
         (
             ("table8", "--set", "lr=.1"),
-            "'lr' may mean protocol.lr or optimizer.base_lr or protocol.last_lr: ",
+            "'lr' may mean protocol.lr or optimizer.base_lr or optimizer.vector_lr or protocol.last_lr: ",
         ),
         (("table9", "--set", "epochs=5"), "Table 9 runs nothing: it has no setting 'epochs' "),
         (

@@ -35,6 +35,7 @@ from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.heads import Heads
+from reproduce.nn.optimizers import LARC, LARS, SGD, Adam, Optimizer
 from reproduce.nn.weights import Weights
 from reproduce.plan import SCALES, Request, table_names
 from reproduce.protocols.detection import ENGINES, Detection
@@ -42,7 +43,7 @@ from reproduce.protocols.protocol import Protocol
 from reproduce.protocols.svm import LinearSVM
 from reproduce.settings import Limits, Settings, field_types, limited_types
 from reproduce.site import Site
-from reproduce.spec import LARS, Evaluate, Pretrain
+from reproduce.spec import Evaluate, Pretrain
 from reproduce.train import build_network, encoder_of
 
 ROOT = Path(__file__).parent.parent
@@ -107,9 +108,8 @@ def test_components_are_found() -> None:
 
 
 def test_no_two_components_share_a_name_and_each_has_its_own() -> None:
-    named = [
-        cls for cls in EVERY_COMPONENT if cls not in (Method, Protocol, Dataset, Detection, DetectionDataset)
-    ]
+    bases = (Method, Protocol, Dataset, Detection, DetectionDataset, Optimizer)
+    named = [cls for cls in EVERY_COMPONENT if cls not in bases]
     assert all("name" in vars(cls) for cls in named), (
         "a component without a name of its own would take its parent's"
     )
@@ -250,6 +250,7 @@ def examples() -> dict[type[Settings], Settings]:
     inside = [*specs, *(getattr(spec, key) for spec in specs for key in field_types(type(spec)))]
     found = {type(each): each for each in inside if isinstance(each, Settings)}
     found[Weights] = Weights(sha256="a")
+    found |= {cls: cls(base_lr=0.1) for cls in (SGD, Adam, LARC)}
     for cls in EVERY_COMPONENT:
         if "name" in vars(cls) and cls not in found:
             found[cls] = cls()

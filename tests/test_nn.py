@@ -11,7 +11,8 @@ from torch import nn
 
 from reproduce.nn import backbones, collapse, schedules, seeds
 from reproduce.nn.heads import Heads
-from reproduce.nn.lars import LARS, parameters_of
+from reproduce.nn.lars import LARS
+from reproduce.nn.optimizers import parameters_of
 from reproduce.nn.siamese import Siamese
 
 HEADS = Heads(hidden=16, output=8)

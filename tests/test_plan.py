@@ -19,10 +19,11 @@ from reproduce.commands import forecast
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.methods.method import Method
+from reproduce.nn.optimizers import LARS
 from reproduce.overrides import full_name, parse, paths_of, settings_named
 from reproduce.plan import SCALES, Request, jobs, table_names
 from reproduce.protocols.protocol import Protocol
-from reproduce.spec import LARS, Evaluate, Pretrain
+from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking import tags
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +159,7 @@ def test_a_name_that_several_settings_share_is_refused_with_both() -> None:
 @pytest.mark.parametrize(
     ("key", "names"),
     [
-        ("lr", "protocol.lr or optimizer.base_lr"),
+        ("lr", "protocol.lr or optimizer.base_lr or optimizer.vector_lr"),
         ("size", "dataset.size or batch_size"),
     ],
 )

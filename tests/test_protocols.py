@@ -22,10 +22,11 @@ from reproduce.data.images import Images
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import features, seeds
 from reproduce.nn.encoder import Encoder
+from reproduce.nn.optimizers import LARS
 from reproduce.protocols import alignment, knn, linear
 from reproduce.protocols.protocol import Protocol
 from reproduce.site import Site
-from reproduce.spec import LARS, Pretrain
+from reproduce.spec import Pretrain
 from reproduce.train import build_network, encoder_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

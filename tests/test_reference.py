@@ -9,11 +9,11 @@ import pytest
 from reproduce.commands import reference
 from reproduce.commands.reference import Meaning, meanings, split, written
 from reproduce.methods.byol import BYOL
+from reproduce.nn.optimizers import LARS
 from reproduce.overrides import full_name, parse, paths_of, settable
 from reproduce.plan import SCALES, Request, table_names
 from reproduce.settings import Settings
 from reproduce.site import PROJECT
-from reproduce.spec import LARS
 
 SOURCE = "owner/repository config.yaml"
 

@@ -31,6 +31,7 @@ from toys import fill_from
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.methods.method import Method
+from reproduce.nn.optimizers import LARS
 from reproduce.nn.weights import Weights
 from reproduce.protocols.protocol import Protocol
 from reproduce.report import markup, render, stats
@@ -38,7 +39,7 @@ from reproduce.report.filled import Filled, from_json, printed, to_json
 from reproduce.report.observe import COLUMNS, Finished, frame, rows_of, statistics, write_runs
 from reproduce.report.publish import publish
 from reproduce.report.table import Cell, Claim, Column, Measured, MissingNumberError, Reported, Row, Table
-from reproduce.spec import LARS, Evaluate, Pretrain
+from reproduce.spec import Evaluate, Pretrain
 
 PROJECT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden" / "report"

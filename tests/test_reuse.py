@@ -32,6 +32,7 @@ from reproduce.data.imagenette import Imagenette
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.methods.byol import BYOL
 from reproduce.nn.heads import Heads
+from reproduce.nn.optimizers import LARS
 from reproduce.plan import Job, Request, jobs
 from reproduce.protocols.knn import NearestNeighbours
 from reproduce.readiness import RefusedError, blocked
@@ -43,7 +44,7 @@ from reproduce.runs import interrupt, journal
 from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.journal import Result
 from reproduce.site import Site
-from reproduce.spec import LARS, Evaluate, Pretrain
+from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking.reuse import NOT_HERE, Reuse, choose
 from reproduce.tracking.store import Store
 from reproduce.tracking.tags import ENCODER, TRAINED

@@ -19,10 +19,11 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from reproduce import identity
+from reproduce.nn.optimizers import LARS
 from reproduce.plan import SCALES, Request, table_names
 from reproduce.settings import Fraction, Limits, Momentum, Positive, Settings
 from reproduce.site import Site
-from reproduce.spec import LARS, Evaluate, Pretrain
+from reproduce.spec import Evaluate, Pretrain
 
 ROOT = Path(__file__).parent.parent
 
@@ -98,6 +99,8 @@ def other_values(value: Any, hint: Any) -> Iterator[Any]:
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             yield from ((*value[:index], other, *value[index + 1 :]) for other in other_values(item, None))
+        if not value:
+            yield (typing.get_args(hint)[0](1),)
     elif value is None:
         for kind in typing.get_args(hint):
             if isinstance(kind, type) and kind is not type(None):

@@ -21,13 +21,14 @@ from configs.rows import lead
 from reproduce.data import stl10, synthetic
 from reproduce.data.augmentation import Augmentation
 from reproduce.nn.heads import Heads
+from reproduce.nn.optimizers import LARS
 from reproduce.nn.weights import Weights
 from reproduce.plan import Request
 from reproduce.report import markup
 from reproduce.report.display import display
 from reproduce.report.table import Cell, MissingNumberError, Table
 from reproduce.settings import Settings
-from reproduce.spec import LARS, Evaluate, Pretrain
+from reproduce.spec import Evaluate, Pretrain
 
 ROOT = Path(__file__).parent.parent
 NAMES = (

@@ -27,13 +27,14 @@ from reproduce.methods.method import Batch as Step
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones
 from reproduce.nn.encoder import FILE, Encoder
+from reproduce.nn.optimizers import LARS
 from reproduce.protocols.protocol import Protocol
 from reproduce.report.filled import Filled, fill
 from reproduce.report.observe import Finished, frame
 from reproduce.report.table import Table
 from reproduce.runs import encoder_file
 from reproduce.site import Site
-from reproduce.spec import LARS, Pretrain, Spec
+from reproduce.spec import Pretrain, Spec
 from reproduce.tracking.store import Store
 from reproduce.train import build_network, encoder_of
 

@@ -28,13 +28,14 @@ from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.methods.method import Method
 from reproduce.nn.heads import Heads
+from reproduce.nn.optimizers import LARC, LARS, SGD, Adam
 from reproduce.nn.weights import Weights
 from reproduce.overrides import full_name, paths_of, settable
 from reproduce.plan import Request, components
 from reproduce.protocols.protocol import Protocol
 from reproduce.settings import Settings, field_types
 from reproduce.site import PROJECT
-from reproduce.spec import LARS, Evaluate, Pretrain
+from reproduce.spec import Evaluate, Pretrain
 
 PLACE = re.compile(
     r"[Ss]ection \d|Table \d+\b(?!'s)|(\w+'s )?App\. \w|[Pp]rotocol sheet|[\w-]*/[\w./-]+|[\w-]+\.(py|yaml)"
@@ -134,7 +135,7 @@ def page() -> str:
     protocols = components("reproduce.protocols", Protocol)
     parts = [
         INTRODUCTION,
-        *_group("Pretraining", {"pretrain": Pretrain, LARS.name: LARS}),
+        *_group("Pretraining", {each.name: each for each in (Pretrain, LARS, SGD, Adam, LARC)}),
         *_group("Methods", {**methods, Heads.name: Heads}),
         *_group("Augmentation", {each.name: each for each in (Augmentation, SmallCrops)}),
         *_group("Evaluation", {"evaluate": Evaluate, Weights.name: Weights}),

@@ -15,6 +15,8 @@ A module imports only from modules listed below its own line.
     siamese.py          the online and the target network
     dispersion.py       dispersive losses on the embeddings
     collapse.py         spread and rank of the embeddings
+    optimizers.py       settings of the optimisers and of their learning rates
+    larc.py             the LARC optimiser
     lars.py             the LARS optimiser
     schedules.py        learning rate and target decay by step
     cost.py             operations and sizes of networks, counted without torch

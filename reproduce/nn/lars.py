@@ -20,18 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-
-def parameters_of(module: nn.Module) -> list[dict[str, Any]]:
-    """Return the trained parameters of `module` in two groups: weights and exempt parameters.
-
-    The exempt ones are biases and normalisation parameters (vectors).
-    """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    weights = [parameter for parameter in trained if parameter.ndim > 1]
-    exempt = [parameter for parameter in trained if parameter.ndim <= 1]
-    return [{"params": weights, "exempt": False}, {"params": exempt, "exempt": True}]
+    from torch import Tensor
 
 
 class LARS(torch.optim.Optimizer):
@@ -46,7 +35,7 @@ class LARS(torch.optim.Optimizer):
         momentum: float = 0.9,
         trust_coefficient: float = 1e-3,
     ) -> None:
-        """Create the optimiser for the groups of `parameters_of`.
+        """Create the optimiser. A group is exempt from decay and trust ratio if its `exempt` is True.
 
         The training loop sets each group's `lr` before each step.
         """

@@ -7,6 +7,58 @@ optimiser steps are done before step number `step`. Only the standard library is
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A linear rise of the learning rate to its peak."""
+
+    steps: int = 0
+    """Steps of the warm-up."""
+    start: float = 0.0
+    """Rate of step 0, relative to the peak."""
+    inclusive: bool = False
+    """True if the last step of the warm-up has the peak rate; otherwise the first step after it does."""
+
+    def rate(self, step: int, peak: float) -> float:
+        """Return the learning rate of step `step` < `steps`."""
+        rising = self.steps - self.inclusive
+        if step >= rising:
+            return peak
+        return peak * (self.start * (rising - step) + step) / rising
+
+
+def cosine_rate(
+    step: int, *, peak: float, warm_up: WarmUp, num_steps: int, final: float = 0.0, stride: int = 1
+) -> float:
+    """Return the learning rate of step `step` of `num_steps`: a warm-up to `peak`, then a cosine.
+
+    Step `num_steps`, the first after the end, would have `final` x `peak`. A run that is shorter than its
+    warm-up never reaches the peak.
+
+    Args:
+        stride: steps with the same rate after the warm-up, counted from step 0; those of an epoch if the
+            cosine falls by epoch.
+    """
+    if step < warm_up.steps:
+        return warm_up.rate(step, peak)
+    fallen = max(step - step % stride - warm_up.steps, 0)
+    return peak * (final + (1 - final) * _cosine_decay(fallen, num_steps - warm_up.steps))
+
+
+def dropping_rate(
+    step: int, *, peak: float, warm_up: WarmUp, num_steps: int, drops: Sequence[float], factor: float
+) -> float:
+    """Return the learning rate of step `step` of `num_steps`: a warm-up to `peak`, then a staircase.
+
+    Args:
+        drops: parts of the run after which the rate is multiplied by `factor`.
+    """
+    if step < warm_up.steps:
+        return warm_up.rate(step, peak)
+    return peak * factor ** sum(step >= round(drop * num_steps) for drop in drops)
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, num_steps: int) -> float:
@@ -15,9 +67,7 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, num_steps: int) 
     The first step of a warm-up has the rate 0 and step `warmup_steps` has `peak`. Step `num_steps`, the first
     after the end, would have 0. A run that is shorter than its warm-up never reaches the peak.
     """
-    if step < warmup_steps:
-        return peak * step / warmup_steps
-    return peak * _cosine_decay(step - warmup_steps, num_steps - warmup_steps)
+    return cosine_rate(step, peak=peak, warm_up=WarmUp(warmup_steps), num_steps=num_steps)
 
 
 def drops(epoch: int, *, num_drops: int, num_epochs: int) -> int:
