@@ -107,7 +107,8 @@ def pretrain(
         meter.load_state_dict(saved["meter"], device)
     record.facts(found.tags())  # after the check, so the record of a refused checkpoint keeps its data
     if distributed.world_size() > 1:  # only now, as checkpoints contain the network without this wrapper
-        network.online = DistributedDataParallel(network.online)
+        # Buffers are equal after each step. Within one, rank 0's would overwrite those of the others.
+        network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
 
     # Loop over epochs and steps: train, log, report, save.
     with interrupt.deferred() as stop_reason:

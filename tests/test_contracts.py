@@ -33,7 +33,7 @@ from reproduce.methods.method import Method
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones
 from reproduce.nn.encoder import Encoder
-from reproduce.nn.heads import Heads
+from reproduce.nn.heads import Head, Heads
 from reproduce.nn.weights import Weights
 from reproduce.plan import SCALES, Request, table_names
 from reproduce.protocols.detection import ENGINES, Detection
@@ -247,6 +247,7 @@ def examples() -> dict[type[Settings], Settings]:
     inside = [*specs, *(getattr(spec, key) for spec in specs for key in field_types(type(spec)))]
     found = {type(each): each for each in inside if isinstance(each, Settings)}
     found[Weights] = Weights(sha256="a")
+    found[Head] = Head(widths=(8, 8))
     for cls in EVERY_COMPONENT:
         if "name" in vars(cls) and cls not in found:
             found[cls] = cls()

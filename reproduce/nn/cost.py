@@ -12,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from reproduce.nn.heads import Heads
+from reproduce.nn.heads import Head, Heads
 
 SMALL_STEMS = {"resnet18_3x3": (2, 0), "resnet18_cifar": (1, 0), "resnet18_cifar_pad2": (1, 2)}
 """ResNet-18 with a 3x3 stem: the reduction by max pooling, and the pixels that the padding adds."""
 FLOAT, COUNTER = 4, 8
 """Bytes of a float32, and of the counter of batches in each BatchNorm."""
+VECTORS = {"none": 0, "scale": 1, "fixed": 0, "affine": 2}
+"""Trained vectors of a normalisation after the last layer."""
+HIDDEN_NORMS = {"batchnorm": "affine", "none": "none"}
+"""Normalisation between two layers, by the names of those after the last."""
 
 
 class Conv(NamedTuple):
@@ -66,12 +70,49 @@ class Network(NamedTuple):
         )
 
 
+class Block(NamedTuple):
+    """A part of a network, such as a head, a queue or prototypes."""
+
+    parameters: int
+    """Number of trained parameters."""
+    buffers: int = 0
+    """Size in bytes of what is saved and not trained."""
+
+
 class Sizes(NamedTuple):
     """Sizes in bytes of the files of a pretraining run."""
 
     encoder: int
     checkpoint: int
     """Size of both networks and the optimiser's momentum."""
+
+
+def head(inputs: int, head: Head) -> Block:
+    """Return the size of a head with `inputs` input dimensions."""
+    parameters = buffers = 0
+    last = len(head.widths) - 1
+    for index, (before, width) in enumerate(zip((inputs, *head.widths), head.widths, strict=False)):
+        bias = head.last_bias if index == last else head.bias
+        norm = head.last_norm if index == last else HIDDEN_NORMS[head.norm]
+        parameters += before * width + bias * width + VECTORS[norm] * width
+        buffers += (2 * FLOAT * width + COUNTER) * (norm != "none")
+    return Block(parameters, buffers)
+
+
+def files(
+    backbone: Network, projector: Block, *others: Block, with_target: bool = False, moments: int = 1
+) -> Sizes:
+    """Return the sizes of the files of a run.
+
+    Args:
+        others: what is trained or saved in addition to the encoder: a predictor, prototypes or a queue.
+        with_target: True if the run saves a second backbone and projector, which follow the first.
+        moments: tensors of a parameter's size that the optimiser keeps for it, 2 with Adam.
+    """
+    encoder = FLOAT * (backbone.parameters + projector.parameters) + backbone.buffers + projector.buffers
+    rest = sum(FLOAT * block.parameters + block.buffers for block in others)
+    trained = backbone.parameters + projector.parameters + sum(block.parameters for block in others)
+    return Sizes(encoder, encoder * (1 + with_target) + rest + moments * FLOAT * trained)
 
 
 def network(backbone: str) -> Network | None:
@@ -131,7 +172,7 @@ def siamese(backbone: Network, heads: Heads) -> Sizes:
     """Return the sizes of the files of a run.
 
     The run trains a backbone, a projector and a predictor, with a target network for the first two
-    (`nn/siamese.py`).
+    (`nn/networks.py`).
     """
     projector, predictor = (_head(inputs, heads) for inputs in (backbone.num_features, heads.output))
     statistics = (2 * FLOAT * heads.hidden + COUNTER) if heads.norm == "batchnorm" else 0
