@@ -167,7 +167,10 @@ def build_network(spec: Pretrain) -> Any:
     """Return the network of a pretraining run with the initial weights that follow from its seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seeds.seed("weights", spec.seed))
-        return spec.method.network(backbones.build(spec.backbone))
+        backbone = backbones.build(spec.backbone)
+        if spec.zero_init is not None:
+            backbones.zero_last_batchnorms(backbone, spec.zero_init)
+        return spec.method.network(backbone)
 
 
 def encoder_of(spec: Pretrain, online: Any, digest: str = "") -> Encoder:

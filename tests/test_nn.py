@@ -4,14 +4,17 @@ import io
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from toys import PRETRAIN
 
 from reproduce.nn import backbones, collapse, schedules, seeds
 from reproduce.nn.lars import LARS, parameters_of
 from reproduce.nn.precision import full_precision
+from reproduce.train import build_network
 
 # Backbones.
 
@@ -50,6 +53,39 @@ def test_the_stems_for_cifar_keep_the_resolution_or_the_padding_adds_two_pixels(
 def test_only_the_bottlenecks_start_as_their_shortcuts():
     assert all(not block.bn3.weight.any() for block in backbones.build("resnet50", seed=0).layer1)
     assert all(block.bn2.weight.all() for block in backbones.build("resnet18", seed=0).layer1)
+
+
+@pytest.mark.parametrize(("name", "num_blocks"), [("small", 3), ("resnet18", 8), ("resnet50", 16)])
+def test_the_last_batchnorm_of_every_residual_block_can_start_at_0_or_1(name, num_blocks):
+    with torch.device("meta"):
+        network = backbones.build(name)
+    network.to_empty(device="cpu")
+    norms = [module.weight for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for zero in (True, False):
+        for weight in norms:
+            nn.init.constant_(weight, 0.5)
+        backbones.zero_last_batchnorms(network, zero)
+        changed = [weight for weight in norms if (weight != 0.5).all()]
+        assert len(changed) == num_blocks
+        assert all((weight == 1 - zero).all() for weight in changed)
+
+
+def test_a_small_block_with_a_last_scale_of_0_is_its_shortcut():
+    network = backbones.build("small", seed=0)
+    backbones.zero_last_batchnorms(network, True)
+    x = torch.randn(2, 16, 4, 4).relu()
+    assert torch.equal(network.blocks[0](x), x)
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet50"])
+@pytest.mark.parametrize("zero", [None, False, True])
+def test_a_run_chooses_whether_its_blocks_start_as_their_shortcuts(backbone, zero):
+    network = build_network(replace(PRETRAIN, backbone=backbone, zero_init=zero))
+    online, target = network.online.backbone, network.target.backbone
+    last = online.blocks[0].bn2 if backbone == "small" else online.layer1[0].bn3
+    assert last.weight.all() == {None: backbone == "small", False: True, True: False}[zero]
+    for theta, xi in zip(online.parameters(), target.parameters(), strict=True):
+        assert torch.equal(theta, xi)
 
 
 def test_a_seed_decides_the_weights_and_leaves_the_global_random_state_alone():
