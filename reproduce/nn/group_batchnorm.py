@@ -88,9 +88,8 @@ class GroupBatchNorm(_BatchNorm):
         if num_groups == 1:
             y = self._normalised(input, means[0], variances[0])
         else:
-            pieces = list(
-                torch.split(input, self.group)
-            )  # all groups of the first view, then of the second, ...
+            # All groups of the first view, then of the second, ...
+            pieces = list(torch.split(input, self.group))
             for index in range(num_groups):
                 views = pieces[index::num_groups]
                 x = torch.cat(views) if len(views) > 1 else views[0]
