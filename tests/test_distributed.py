@@ -88,7 +88,7 @@ GROUP = 3
 
 
 def grouped_step(rank=None):
-    """Return z, p, gradients and buffers after a step of two forward passes with BatchNorm over groups.
+    """Return z, p, gradients and buffers after a step of two forward passes and BatchNorm over groups.
 
     Views share the statistics of their heads, whose last BatchNorms have no bias and no parameters.
 
@@ -104,16 +104,15 @@ def grouped_step(rank=None):
     network = group_batchnorm(network, batch_size=BATCH, group=GROUP)
     if rank is not None:
         network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
-        views, weights = (
-            [share(view, rank) for view in views],
-            share(weights.transpose(0, 1), rank).transpose(0, 1),
-        )
+        views = [share(view, rank) for view in views]
+        weights = torch.stack([share(each, rank) for each in weights])
+    loss = 0.0
     for index in (0, 2):
-        with network.online.no_sync() if rank is not None and index == 0 else nullcontext():
-            outputs = network.online(*views[index : index + 2])
-            assert isinstance(outputs, Outputs)
-            # A mean over images, as DistributedDataParallel averages over the processes.
-            (outputs.p * weights[index : index + 2].flatten(0, 1)).sum(dim=1).mean().backward()
+        outputs = network.online(*views[index : index + 2])
+        assert isinstance(outputs, Outputs)
+        # A mean over images, as DistributedDataParallel averages over the processes.
+        loss = loss + (outputs.p * weights[index : index + 2].flatten(0, 1)).sum(dim=1).mean()
+    loss.backward()
     average_statistics(network)
     online = distributed.unwrapped(network.online)
     rows = [each.detach().view(2, -1, 6) for each in outputs]
@@ -189,7 +188,7 @@ def process(rank, port, folder):
             isinstance(module, sync_batchnorm.SyncBatchNorm) for module in network.modules()
         )
         found["same keys"] = list(network.state_dict()) == keys
-        network.online = DistributedDataParallel(network.online)
+        network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
         found["step"] = step_gradients(network, [share(view, rank) for view in views])
         with torch.no_grad():
             for parameter in network.online.parameters():
