@@ -23,8 +23,8 @@ from bench.compare import machine, prepare, record
 from reproduce.nn import backbones
 from reproduce.nn.heads import Heads
 from reproduce.nn.lars import LARS
+from reproduce.nn.networks import Network
 from reproduce.nn.optimizers import parameters_of
-from reproduce.nn.siamese import Siamese
 
 CASES = (("small", Heads()), ("resnet18", Heads()), ("resnet50", Heads(hidden=2048, output=256)))
 ROUNDS = 7
@@ -41,7 +41,9 @@ def measure() -> list[dict[str, Any]]:
 def _records(name: str, heads: Heads, device: torch.device) -> list[dict[str, Any]]:
     lars, average = {}, {}
     for kind in ("ours", "loop"):
-        network = Siamese(backbones.build(name, seed=0), heads).to(device)
+        backbone = backbones.build(name, seed=0)
+        projector, predictor = heads.projector(backbone.num_features), heads.predictor()
+        network = Network(backbone, projector, predictor, with_target=True).to(device)
         for parameter in network.online.parameters():
             parameter.grad = 1e-3 * torch.randn_like(parameter)
         lars[kind] = _ours(network) if kind == "ours" else _loop(list(network.online.parameters()))
@@ -57,13 +59,13 @@ def _record(case: str, seconds: dict[str, float], device: torch.device) -> dict[
     return record("optim", case, seconds["ours"] / seconds["loop"], unit="x", detail=detail)
 
 
-def _ours(network: Siamese) -> Callable[[], None]:
+def _ours(network: Network) -> Callable[[], None]:
     return LARS(
         parameters_of(network.online), lr=RATE, weight_decay=DECAY, momentum=MOMENTUM, trust_coefficient=TRUST
     ).step
 
 
-def _follow(network: Siamese) -> Callable[[], Any]:
+def _follow(network: Network) -> Callable[[], Any]:
     return lambda: network.follow(TAU, step=0, num_steps=100)
 
 
@@ -87,8 +89,9 @@ def _loop(parameters: list[nn.Parameter]) -> Callable[[], None]:
     return step
 
 
-def _loop_average(network: Siamese) -> Callable[[], None]:
+def _loop_average(network: Network) -> Callable[[], None]:
     online: Any = network.online
+    assert network.target is not None
     pairs = list(
         zip(
             network.target.parameters(),

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+from reproduce import identity
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
@@ -47,6 +48,12 @@ class Pretrain(Settings, name="pretrain"):
     """Precision of the backbone's arithmetic (autocast).
 
     Parameters, losses of the heads and the optimiser stay in float32.
+    """
+    zero_init: bool | None = identity.added_later(None, "0.2")
+    """Initial scale 0 of the last BatchNorm of each residual block, so that the block starts as its shortcut.
+
+    None for the backbone's own: 0 in `resnet50`, 1 in the others. 0 in the official code of SimCLR, SimSiam,
+    Barlow Twins and VICReg; 1 in that of MoCo, Wang and Isola, SwAV and W-MSE's small runs.
     """
     seed: Seed = 0
     """Source of the initialisation, the order of images, the views and the noise."""

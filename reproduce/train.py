@@ -28,7 +28,7 @@ from reproduce.messages import InvalidError
 from reproduce.methods.method import Batch, Epoch, Part
 from reproduce.nn import backbones, collapse, distributed, seeds
 from reproduce.nn.encoder import FILE, Encoder
-from reproduce.nn.sync_batchnorm import sync_batchnorm
+from reproduce.nn.group_batchnorm import average_statistics, group_batchnorm
 from reproduce.runs import checkpoint, encoder_file, environment, interrupt
 from reproduce.runs.progress import Progress, Record
 from reproduce.site import Site
@@ -95,6 +95,7 @@ def pretrain(
         meter.load_state_dict(saved["meter"], device)
     record.facts(found.tags())  # after the check, so the record of a refused checkpoint keeps its data
     if distributed.world_size() > 1:  # only now, as checkpoints contain the network without this wrapper
+        # Buffers are equal after each step. Within one, rank 0's would overwrite those of the others.
         network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
 
     # Loop over epochs and steps: train, log, report, save.
@@ -190,9 +191,10 @@ def build_network(spec: Pretrain, num_images: int = 1) -> Any:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seeds.seed("weights", spec.seed))
-        return spec.method.network(
-            backbones.build(spec.backbone), num_images=num_images, batch_size=spec.batch_size
-        )
+        backbone = backbones.build(spec.backbone)
+        if spec.zero_init is not None:
+            backbones.zero_last_batchnorms(backbone, spec.zero_init)
+        return spec.method.network(backbone, num_images=num_images, batch_size=spec.batch_size)
 
 
 def encoder_of(spec: Pretrain, online: Any, digest: str = "") -> Encoder:
@@ -232,7 +234,9 @@ def start(spec: Pretrain, device: torch.device, num_images: int = 1) -> tuple[An
         num_images: images of the data set.
     """
     network: Any = build_network(spec, num_images).to(device=device, memory_format=torch.channels_last)
-    network = sync_batchnorm(network).train()
+    network = group_batchnorm(
+        network, batch_size=spec.batch_size, group=spec.method.batchnorm_images(spec.batch_size)
+    ).train()
     return network, spec.optimizer.build(network.online)
 
 
@@ -255,6 +259,7 @@ def train_step(
     spec.optimizer.set_rates(optimizer, lr, peak=spec.optimizer.peak_lr(spec.batch_size, method.num_views))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    average_statistics(network)
     meter.count(spec.batch_size)
     return method.after_step(network, batch)
 

@@ -34,7 +34,7 @@ from reproduce.methods.method import Method
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones
 from reproduce.nn.encoder import Encoder
-from reproduce.nn.heads import Heads
+from reproduce.nn.heads import Head, Heads
 from reproduce.nn.optimizers import LARC, LARS, SGD, Adam, Optimizer
 from reproduce.nn.weights import Weights
 from reproduce.plan import SCALES, Request, table_names
@@ -251,6 +251,7 @@ def examples() -> dict[type[Settings], Settings]:
     found = {type(each): each for each in inside if isinstance(each, Settings)}
     found[Weights] = Weights(sha256="a")
     found |= {cls: cls(base_lr=0.1) for cls in (SGD, Adam, LARC)}
+    found[Head] = Head(widths=(8, 8))
     for cls in EVERY_COMPONENT:
         if "name" in vars(cls) and cls not in found:
             found[cls] = cls()

@@ -5,6 +5,7 @@ which contains their results.
 """
 
 import functools
+import itertools
 import os
 import socket
 from contextlib import nullcontext
@@ -16,8 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from toys import batch
 
 from reproduce.methods.msbreg import MSBReg
-from reproduce.nn import backbones, dispersion, distributed, sync_batchnorm
-from reproduce.nn.heads import Heads
+from reproduce.nn import backbones, dispersion, distributed, seeds, sync_batchnorm
+from reproduce.nn.group_batchnorm import average_statistics, group_batchnorm
+from reproduce.nn.heads import Head, Heads
+from reproduce.nn.networks import Network, Outputs
+from reproduce.nn.queue import Queue
 
 WORLD = 2
 BATCH = 12
@@ -48,15 +52,19 @@ def network_and_views():
     ]
 
 
-def norm_and_input(dims):
+NORMS = {"affine": {}, "scale": {"bias": False}, "fixed": {"affine": False}}
+"""Options of a BatchNorm with all, some or none of its parameters."""
+
+
+def norm_and_input(dims, kind):
     """Return a BatchNorm in float64 and values that are far from 0 relative to their spread.
 
     A sum of squares would lose its digits on them.
     """
     torch.manual_seed(2)
-    norm = (nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d)(3).double()
-    nn.init.uniform_(norm.weight)
-    nn.init.uniform_(norm.bias)
+    norm = (nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d)(3, **NORMS[kind]).double()
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter)
     x = 1000 + torch.randn(BATCH, 3, *(5, 4)[:dims] if dims == 2 else (), dtype=torch.float64)
     return norm, x, torch.randn_like(x)
 
@@ -75,6 +83,56 @@ def step_gradients(network, views):
         name: parameter.grad for name, parameter in distributed.unwrapped(network.online).named_parameters()
     }
     return gradients, list(network.buffers())
+
+
+GROUP = 3
+
+
+def grouped_step(rank=None):
+    """Return z, p, gradients and buffers after a step of two forward passes and BatchNorm over groups.
+
+    Views share the statistics of their heads, whose last BatchNorms have no bias and no parameters.
+
+    Args:
+        rank: process of which this is the share; None for the whole batch.
+    """
+    torch.manual_seed(5)
+    projector = Head(widths=(8, 6), bias=False, last_bias=False, last_norm="fixed").build(64)
+    predictor = Head(widths=(8, 6), last_norm="scale").build(6)
+    network = Network(backbones.build("small"), projector, predictor, joint="heads").double().train()
+    views = [torch.randn(BATCH, 3, size, size, dtype=torch.float64) for size in (32, 16, 32, 16)]
+    weights = torch.randn(4, BATCH, 6, dtype=torch.float64)
+    network = group_batchnorm(network, batch_size=BATCH, group=GROUP)
+    if rank is not None:
+        network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
+        views = [share(view, rank) for view in views]
+        weights = torch.stack([share(each, rank) for each in weights])
+    loss = 0.0
+    for index in (0, 2):
+        outputs = network.online(*views[index : index + 2])
+        assert isinstance(outputs, Outputs)
+        # A mean over images, as DistributedDataParallel averages over the processes.
+        loss = loss + (outputs.p * weights[index : index + 2].flatten(0, 1)).sum(dim=1).mean()
+    loss.backward()
+    average_statistics(network)
+    online = distributed.unwrapped(network.online)
+    rows = [each.detach().view(2, -1, 6) for each in outputs]
+    return rows, {name: each.grad for name, each in online.named_parameters()}, dict(online.named_buffers())
+
+
+def exchanged(rank):
+    """Return images and keys of a process that were permuted over the whole batch, and a queue of keys."""
+    x = torch.arange(BATCH * 3.0).view(BATCH, 3, 1, 1) + torch.zeros(1, 1, 2, 2)
+    mine = share(x, rank).contiguous(memory_format=torch.channels_last).requires_grad_()
+    permutation = seeds.shuffled(BATCH, 1, 2)
+    images = distributed.exchange(mine, permutation)
+    assert not images.requires_grad
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    keys = distributed.exchange(images.flatten(1), distributed.inverse(permutation))
+    torch.manual_seed(0)
+    queue = Queue(2 * BATCH, 12)
+    queue.push(keys, at=3 * BATCH)
+    return images, keys, queue.rows
 
 
 pytestmark = pytest.mark.slow
@@ -108,15 +166,22 @@ def process(rank, port, folder):
             loss = loss_of(p)
             loss.backward()
             found[name] = (loss.item(), p.grad)
-        for dims in (0, 2):
-            norm, x, weights = norm_and_input(dims)
+        for dims, kind in itertools.product((0, 2), NORMS):
+            norm, x, weights = norm_and_input(dims, kind)
             synced = sync_batchnorm.sync_batchnorm(norm)
             mine = share(x, rank).clone().requires_grad_()
             y = synced(mine)
             (y * share(weights, rank)).sum().backward()
             evaluated = synced.eval()(mine)
-            left = (y, mine.grad, *(p.grad for p in synced.parameters()), *synced.buffers(), evaluated)
-            found[f"norm{dims}"] = [tensor.detach() for tensor in left]
+            gradients = [parameter.grad for parameter in synced.parameters()]
+            left = ((y, mine.grad, evaluated), gradients, synced.buffers())
+            found[dims, kind] = [[tensor.detach() for tensor in tensors] for tensors in left]
+        found["groups"] = grouped_step(rank)
+        found["exchanged"] = exchanged(rank)
+        try:
+            group_batchnorm(nn.BatchNorm1d(3), batch_size=18, group=6)
+        except ValueError as error:
+            found["refused"] = str(error)
         network, views = network_and_views()
         keys = list(network.state_dict())
         network = sync_batchnorm.sync_batchnorm(network)
@@ -124,7 +189,7 @@ def process(rank, port, folder):
             isinstance(module, sync_batchnorm.SyncBatchNorm) for module in network.modules()
         )
         found["same keys"] = list(network.state_dict()) == keys
-        network.online = DistributedDataParallel(network.online)
+        network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
         found["step"] = step_gradients(network, [share(view, rank) for view in views])
         with torch.no_grad():
             for parameter in network.online.parameters():
@@ -169,23 +234,25 @@ def test_losses_over_the_whole_batch_are_those_of_one_process(found, name):
     torch.testing.assert_close(torch.cat([one[name][1] for one in found]) / WORLD, p.grad)
 
 
+@pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("dims", [0, 2])
-def test_synchronised_batchnorm_is_batchnorm_over_the_whole_batch(found, dims):
-    norm, x, weights = norm_and_input(dims)
+def test_synchronised_batchnorm_is_batchnorm_over_the_whole_batch(found, dims, kind):
+    norm, x, weights = norm_and_input(dims, kind)
     x.requires_grad_()
     y = norm(x)
     (y * weights).sum().backward()
     evaluated = norm.eval()(x)
     close = {"rtol": 1e-9, "atol": 1e-10}
-    parts = list(zip(*(one[f"norm{dims}"] for one in found), strict=True))
-    for whole, shares in zip((y, x.grad), parts[:2], strict=True):
+    rows, gradients, buffers = (
+        list(zip(*tensors, strict=True)) for tensors in zip(*(one[dims, kind] for one in found), strict=True)
+    )
+    for whole, shares in zip((y, x.grad, evaluated), rows, strict=True):
         torch.testing.assert_close(torch.cat(shares), whole.detach(), **close)
-    for whole, shares in zip((p.grad for p in norm.parameters()), parts[2:4], strict=True):
+    for whole, shares in zip((p.grad for p in norm.parameters()), gradients, strict=True):
         torch.testing.assert_close(sum(shares), whole, **close)
-    for whole, shares in zip(norm.buffers(), parts[4:7], strict=True):
+    for whole, shares in zip(norm.buffers(), buffers, strict=True):
         assert torch.equal(*shares)
         torch.testing.assert_close(shares[0], whole, **close)
-    torch.testing.assert_close(torch.cat(parts[7]), evaluated.detach(), **close)
 
 
 def test_a_step_of_two_processes_has_the_gradients_and_statistics_of_one(found):
@@ -212,6 +279,49 @@ def test_every_batchnorm_was_synchronised_and_kept_its_name(found):
     network, _ = network_and_views()
     expected = sum(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in network.modules())
     assert [(one["synced"], one["same keys"]) for one in found] == [(expected, True)] * WORLD
+
+
+def test_batchnorm_over_groups_has_outputs_gradients_and_statistics_of_one_process(found):
+    rows, gradients, buffers = grouped_step()
+    for index, whole in enumerate(rows):
+        parts = [one["groups"][0][index] for one in found]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+    for one in found:
+        assert one["groups"][1].keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(one["groups"][1][name], gradient, msg=name)
+        torch.testing.assert_close(one["groups"][2], buffers)
+    assert buffers["backbone.stem.1.num_batches_tracked"] == 4
+
+
+def test_groups_that_do_not_fit_the_processes_are_refused_by_name(found):
+    for one in found:
+        assert one["refused"] == (
+            "BatchNorm over groups of 6 images needs whole groups on each device, but batch_size 18 has 3 "
+            "groups for 2 devices: set `devices` in the site file to one of 1, 3."
+        )
+
+
+def test_images_are_permuted_over_all_processes_and_their_keys_put_back_and_queued(found):
+    permutation = seeds.shuffled(BATCH, 1, 2)
+    x = torch.arange(BATCH * 3.0).view(BATCH, 3, 1, 1) + torch.zeros(1, 1, 2, 2)
+    images, keys, queues = zip(*(one["exchanged"] for one in found), strict=True)
+    assert not torch.equal(x[permutation], x)
+    assert torch.equal(torch.cat(images), x[permutation])
+    assert torch.equal(torch.cat(keys), x.flatten(1))
+    torch.manual_seed(0)
+    expected = Queue(2 * BATCH, 12).rows
+    expected[BATCH:] = x.flatten(1)
+    for rows in queues:
+        assert torch.equal(rows, expected)
+
+
+def test_in_one_process_a_batch_is_permuted_and_put_back():
+    x, permutation = torch.randn(5, 2, requires_grad=True), seeds.shuffled(5, 0, 0)
+    moved = distributed.exchange(x, permutation)
+    assert not moved.requires_grad
+    assert torch.equal(moved, x[permutation])
+    assert torch.equal(distributed.exchange(moved, distributed.inverse(permutation)), x)
 
 
 def test_in_one_process_nothing_is_wrapped_or_sent():

@@ -208,7 +208,7 @@ def check(method, plain_terms, weights):
     loss, terms, found = by_parts(method, network, views, step=3)
     with torch.no_grad():
         z = [F.normalize(other.target(view), dim=1) for view in views]
-    p = [other.online(view) for view in views]
+    p = [other.online(view).p for view in views]
     expected = plain_terms(p, z, unit_noise(6, 8, seed=5, step=3, device=CPU))
     total = sum(weights[name] * value for name, value in expected.items())
     total.backward()

@@ -188,7 +188,7 @@ def loss_of_section_4_4(network: Any, views: list[torch.Tensor]) -> torch.Tensor
 
     It is twice the mean of || p hat_i - z hat'_j ||^2 over images and over the ordered pairs i != j.
     """
-    unit_p = [p / p.norm(dim=1, keepdim=True) for p in map(network.online, views)]
+    unit_p = [p / p.norm(dim=1, keepdim=True) for _, p in map(network.online, views)]
     with torch.no_grad():
         unit_z = [z / z.norm(dim=1, keepdim=True) for z in map(network.target, views)]
     pairs = [(i, j) for i in range(len(views)) for j in range(len(views)) if i != j]

@@ -1,22 +1,21 @@
-"""Backbones, the target network, LARS, schedules and the measures of collapse."""
+"""Backbones, LARS, schedules and the measures of collapse."""
 
 import io
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from toys import PRETRAIN
 
 from reproduce.nn import backbones, collapse, schedules, seeds
-from reproduce.nn.heads import Heads
 from reproduce.nn.lars import LARS
 from reproduce.nn.optimizers import parameters_of
-from reproduce.nn.siamese import Siamese
-
-HEADS = Heads(hidden=16, output=8)
-
+from reproduce.nn.precision import full_precision
+from reproduce.train import build_network
 
 # Backbones.
 
@@ -57,6 +56,39 @@ def test_only_the_bottlenecks_start_as_their_shortcuts():
     assert all(block.bn2.weight.all() for block in backbones.build("resnet18", seed=0).layer1)
 
 
+@pytest.mark.parametrize(("name", "num_blocks"), [("small", 3), ("resnet18", 8), ("resnet50", 16)])
+def test_the_last_batchnorm_of_every_residual_block_can_start_at_0_or_1(name, num_blocks):
+    with torch.device("meta"):
+        network = backbones.build(name)
+    network.to_empty(device="cpu")
+    norms = [module.weight for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for zero in (True, False):
+        for weight in norms:
+            nn.init.constant_(weight, 0.5)
+        backbones.zero_last_batchnorms(network, zero)
+        changed = [weight for weight in norms if (weight != 0.5).all()]
+        assert len(changed) == num_blocks
+        assert all((weight == 1 - zero).all() for weight in changed)
+
+
+def test_a_small_block_with_a_last_scale_of_0_is_its_shortcut():
+    network = backbones.build("small", seed=0)
+    backbones.zero_last_batchnorms(network, True)
+    x = torch.randn(2, 16, 4, 4).relu()
+    assert torch.equal(network.blocks[0](x), x)
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet50"])
+@pytest.mark.parametrize("zero", [None, False, True])
+def test_a_run_chooses_whether_its_blocks_start_as_their_shortcuts(backbone, zero):
+    network = build_network(replace(PRETRAIN, backbone=backbone, zero_init=zero))
+    online, target = network.online.backbone, network.target.backbone
+    last = online.blocks[0].bn2 if backbone == "small" else online.layer1[0].bn3
+    assert last.weight.all() == {None: backbone == "small", False: True, True: False}[zero]
+    for theta, xi in zip(online.parameters(), target.parameters(), strict=True):
+        assert torch.equal(theta, xi)
+
+
 def test_a_seed_decides_the_weights_and_leaves_the_global_random_state_alone():
     torch.manual_seed(7)
     expected = torch.rand(1)
@@ -86,54 +118,6 @@ def test_names_need_no_torch_and_the_small_backbone_no_torchvision():
         "backbones.build('small'); assert 'torchvision' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-# The online and the target network.
-
-
-def siamese():
-    torch.manual_seed(0)
-    return Siamese(backbones.build("small"), HEADS)
-
-
-def test_the_target_starts_as_a_copy_without_gradients_or_predictor():
-    network = siamese()
-    view = torch.randn(4, 3, 32, 32)
-    z = network.project(view)
-    torch.testing.assert_close(z, network.online.projector(network.online.backbone(view)))
-    assert not z.requires_grad
-    assert not any(parameter.requires_grad for parameter in network.target.parameters())
-    assert not hasattr(network.target, "predictor")
-    trained = {id(parameter) for group in parameters_of(network) for parameter in group["params"]}
-    assert trained == {id(parameter) for parameter in network.online.parameters()}
-
-
-def test_the_target_follows_by_the_moving_average_of_each_parameter():
-    network = siamese()
-    with torch.no_grad():
-        for parameter in network.online.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    online = dict(network.online.named_parameters())
-    # tau at step 1 of 3 from .9: 1 - .1 (cos(pi/3) + 1) / 2 = .925.
-    expected = {
-        name: 0.925 * xi + (1 - 0.925) * online[name] for name, xi in network.target.named_parameters()
-    }
-    assert network.follow(0.9, step=1, num_steps=3) == {"tau": pytest.approx(0.925)}
-    for name, xi in network.target.named_parameters():
-        torch.testing.assert_close(xi.data, expected[name].data)
-
-
-def test_the_target_normalises_with_the_batch_and_keeps_running_statistics_of_its_own():
-    network = siamese().train()
-    view = 3 + torch.randn(8, 3, 32, 32)
-    z = network.project(view)
-    # The running statistics, which the first pass changed, have no effect.
-    torch.testing.assert_close(network.project(view), z)
-    moved = network.target.backbone.stem[1].running_mean.clone()
-    assert moved.abs().max() > 0.1
-    network.follow(0.5, step=0, num_steps=2)
-    assert torch.equal(network.target.backbone.stem[1].running_mean, moved)
-    assert not network.online.backbone.stem[1].running_mean.any()
 
 
 # LARS.
@@ -332,3 +316,24 @@ def test_every_counter_of_a_key_matters():
 def test_seeds_are_the_same_on_every_machine():
     # printf 'noise 0 7' | b2sum -l 32
     assert seeds.seed("noise", 0, 7).to_bytes(4, "little").hex() == "b9f774c8"
+
+
+def test_a_permutation_follows_from_its_counters_and_its_purpose():
+    keys = [((0, 1), "keys"), ((0, 2), "keys"), ((1, 1), "keys"), ((0, 1), "split")]
+    found = [seeds.shuffled(64, *counters, purpose=purpose) for counters, purpose in keys]
+    assert all(sorted(each.tolist()) == list(range(64)) for each in found)
+    assert len({tuple(each.tolist()) for each in found}) == len(keys)
+    assert torch.equal(found[0], seeds.shuffled(64, 0, 1))
+
+
+# Precision.
+
+
+def test_a_product_in_full_precision_stays_so_inside_autocast():
+    x = 1 + torch.full((2, 2), 1 / 512)  # bfloat16 rounds it to 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (x @ x).dtype is torch.bfloat16
+        with full_precision(x.device):
+            product = x @ x
+        assert (x @ x).dtype is torch.bfloat16
+    assert torch.equal(product, torch.full((2, 2), 2 * (1 + 1 / 512) ** 2))

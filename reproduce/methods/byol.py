@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from reproduce.lazy import F
 from reproduce.methods.method import Batch, Method, Part
@@ -29,10 +29,10 @@ from reproduce.nn.heads import Heads
 from reproduce.settings import Fraction, Inverse, NotNegative
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from reproduce.nn.cost import Layout
-    from reproduce.nn.siamese import Siamese
+    from reproduce.nn.networks import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +71,13 @@ class BYOL(Method, name="byol"):
         """Return BYOL for about 150 steps at smoke scale: narrower heads, and a faster target."""
         return replace(self, tau=0.95, heads=self.heads.narrower(4)) if scale == "smoke" else self
 
-    def network(self, backbone: nn.Module, *, num_images: int, batch_size: int) -> Siamese:
-        from reproduce.nn.siamese import Siamese
+    def network(self, backbone: Any, *, num_images: int, batch_size: int) -> Network:
+        from reproduce.nn.networks import Network
 
-        return Siamese(backbone, self.heads)
+        projector = self.heads.projector(backbone.num_features)
+        return Network(backbone, projector, self.heads.predictor(), with_target=True)
 
-    def parts(self, network: Siamese, batch: Batch) -> Iterator[Part]:
+    def parts(self, network: Network, batch: Batch) -> Iterator[Part]:
         targets = [network.project(view) for view in batch.views]
         noise = dispersion.unit_noise(
             batch.num_images,
@@ -86,7 +87,7 @@ class BYOL(Method, name="byol"):
             device=batch.views[0].device,
         )
         for index, view in enumerate(batch.views):
-            p = network.online(view).float()
+            p = network.online(view).p.float()
             terms = {"L_byol": 2 * pairwise_share(p, index, targets)}
             loss = terms["L_byol"]
             if self.lambda_b:
@@ -100,7 +101,7 @@ class BYOL(Method, name="byol"):
                 loss = loss + self.lambda_uniform * terms["L_uniform"]
             yield Part(loss, terms, p.detach())
 
-    def after_step(self, network: Siamese, batch: Batch) -> dict[str, float]:
+    def after_step(self, network: Network, batch: Batch) -> dict[str, float]:
         return network.follow(self.tau, step=batch.step, num_steps=batch.num_steps)
 
 

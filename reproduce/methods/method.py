@@ -124,7 +124,7 @@ class Method(Settings):
             num_images: images of the data set; None if they are not counted yet.
         """
 
-    def network(self, backbone: nn.Module, *, num_images: int, batch_size: int) -> nn.Module:
+    def network(self, backbone: Any, *, num_images: int, batch_size: int) -> nn.Module:
         """Return the module around `backbone` that is trained.
 
         The optimiser trains its attribute `online`. Its attribute `target` follows, or is None. Queues and

@@ -12,7 +12,9 @@ A module imports only from modules listed below its own line.
     weight_formats.py   the tensors of a file, or what the file is instead
     weights.py          settings of an encoder from elsewhere
     encoder.py          the network that an evaluation starts from
-    siamese.py          the online and the target network
+    networks.py         the online and the target network
+    queue.py            earlier keys, as negatives
+    group_batchnorm.py  batch normalisation over groups of images
     dispersion.py       dispersive losses on the embeddings
     collapse.py         spread and rank of the embeddings
     optimizers.py       settings of the optimisers and of their learning rates
@@ -25,6 +27,7 @@ A module imports only from modules listed below its own line.
     backbones.py        the backbones, one function each
     residual.py         the small residual network of the smoke scale
     sync_batchnorm.py   batch normalisation over all processes
+    precision.py        arithmetic that stays in float32
     distributed.py      one run over several processes
     collectives.py      gathering with gradients
     seeds.py            random streams that are functions of counters

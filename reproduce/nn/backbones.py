@@ -1,7 +1,7 @@
 """The backbones f.
 
-Every public function except `build` and `names` creates one backbone. Its name is the value of a spec's
-`backbone`.
+Every public function except `build`, `names` and `zero_last_batchnorms` creates one backbone. Its name is the
+value of a spec's `backbone`.
 
 A backbone maps images (n, 3, size, size) to pooled features (n, num_features). Its weights are random, with
 torchvision's default initialisation unless a function's docstring names another one.
@@ -25,6 +25,8 @@ SAME_TENSORS: Mapping[str, str] = {
     "resnet18_cifar_pad2": "without max pooling and with a padding of 2, as in solo-learn's for CIFAR",
 }
 """Differences of backbones whose tensors have the same names and shapes."""
+OTHERS = ("build", "names", "zero_last_batchnorms")
+"""Public functions that do not create a backbone."""
 
 
 def build(name: str, seed: int | None = None) -> Any:
@@ -53,7 +55,21 @@ def names() -> list[str]:
         for name, value in globals().items()
         if isinstance(value, FunctionType) and value.__module__ == __name__
     ]
-    return [name for name in functions if not name.startswith("_") and name not in ("build", "names")]
+    return [name for name in functions if not name.startswith("_") and name not in OTHERS]
+
+
+def zero_last_batchnorms(backbone: nn.Module, zero: bool) -> None:
+    """Set the scale of the last BatchNorm of each residual block to 0, or to 1 if not `zero`.
+
+    With 0 a block starts as its shortcut (Goyal et al., 2017, section 5.1).
+    """
+    from torch import nn
+
+    # torchvision's blocks and those of `residual.py` have a `bn2`; only bottlenecks have a `bn3`, too.
+    blocks: list[Any] = [module for module in backbone.modules() if hasattr(module, "bn2")]
+    assert blocks, "a backbone without residual blocks"
+    for block in blocks:
+        nn.init.constant_(getattr(block, "bn3", block.bn2).weight, 0.0 if zero else 1.0)
 
 
 def small() -> nn.Module:

@@ -12,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from reproduce.nn.heads import Heads
+from reproduce.nn.heads import Head, Heads
 
 SMALL_STEMS = {"resnet18_3x3": (2, 0), "resnet18_cifar": (1, 0), "resnet18_cifar_pad2": (1, 2)}
 """ResNet-18 with a 3x3 stem: the reduction by max pooling, and the pixels that the padding adds."""
 FLOAT, COUNTER = 4, 8
 """Bytes of a float32, and of the counter of batches in each BatchNorm."""
+VECTORS = {"none": 0, "scale": 1, "fixed": 0, "affine": 2}
+"""Trained vectors of a normalisation after the last layer."""
+HIDDEN_NORMS = {"batchnorm": "affine", "none": "none"}
+"""Normalisation between two layers, by the names of those after the last."""
 
 
 class Conv(NamedTuple):
@@ -67,12 +71,12 @@ class Network(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Layers around a backbone."""
+    """A part of a network, such as a head, a queue or prototypes."""
 
     parameters: int
     """Number of trained parameters."""
     buffers: int = 0
-    """Size of the buffers, such as the running statistics of BatchNorm, in bytes."""
+    """Size in bytes of what is saved and not trained."""
 
 
 class Layout(NamedTuple):
@@ -92,6 +96,18 @@ class Sizes(NamedTuple):
     encoder: int
     checkpoint: int
     """Size of both networks and the optimiser's state."""
+
+
+def head(inputs: int, head: Head) -> Block:
+    """Return the size of a head with `inputs` input dimensions."""
+    parameters = buffers = 0
+    last = len(head.widths) - 1
+    for index, (before, width) in enumerate(zip((inputs, *head.widths), head.widths, strict=False)):
+        bias = head.last_bias if index == last else head.bias
+        norm = head.last_norm if index == last else HIDDEN_NORMS[head.norm]
+        parameters += before * width + bias * width + VECTORS[norm] * width
+        buffers += (2 * FLOAT * width + COUNTER) * (norm != "none")
+    return Block(parameters, buffers)
 
 
 def network(backbone: str) -> Network | None:
@@ -162,7 +178,7 @@ def sizes(backbone: Network, layout: Layout, *, num_states: int = 1) -> Sizes:
 
 
 def siamese(num_features: int, heads: Heads) -> Layout:
-    """Return the layout of a projector and a predictor with a target network (`nn/siamese.py`)."""
+    """Return the layout of a projector and a predictor with a target network (`nn/networks.py`)."""
     return Layout(_mlp(num_features, heads), _mlp(heads.output, heads), has_target=True)
 
 

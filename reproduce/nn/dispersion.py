@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from reproduce.lazy import F, torch
 from reproduce.nn import distributed, seeds
+from reproduce.nn.precision import full_precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +44,7 @@ def singular_value_loss(p: Tensor) -> Tensor:
     is rank-deficient if there are fewer images than dimensions.
     """
     p = distributed.gather(p.float())
-    # Autocast would compute the product of float32 matrices in bfloat16.
-    with torch.autocast(p.device.type, enabled=False):
+    with full_precision(p.device):
         centred = p - p.mean(dim=0)
         covariance = centred.T @ centred / (len(p) - 1)
         return (covariance - torch.eye(p.shape[1], device=p.device)).square().sum()

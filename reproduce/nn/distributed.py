@@ -101,6 +101,29 @@ def gather(x: Tensor) -> Tensor:
     return gathered
 
 
+def exchange(x: Tensor, permutation: Tensor) -> Tensor:
+    """Return this process's rows of the permuted batch, (n, ...) -> (n, ...), without gradient.
+
+    Row i of the permuted batch is row `permutation[i]` of the whole batch over all processes. The inverse
+    permutation takes rows that were computed from the result back to their images: see `inverse`.
+
+    Args:
+        x: rows of this process; n must be the same in all processes.
+        permutation: (world_size x n,), the same in all processes, such as `seeds.shuffled` returns.
+    """
+    assert len(permutation) == len(x) * world_size(), "the permutation is one of the whole batch"
+    mine = permutation[rank() * len(x) :][: len(x)].to(x.device)
+    with torch.no_grad():
+        rows = gather(x.detach())[mine]
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return rows.contiguous(memory_format=torch.channels_last) if channels_last else rows
+
+
+def inverse(permutation: Tensor) -> Tensor:
+    """Return the permutation that undoes another, so that `x[permutation][inverse(permutation)]` is x."""
+    return permutation.argsort()
+
+
 def mean(x: Tensor) -> float:
     """Return the mean of a scalar over the processes, for the log."""
     total = x.detach().to(torch.float64, copy=True)

@@ -1,6 +1,7 @@
-"""Projection and prediction heads (paper, section 7.2).
+"""Projection and prediction heads.
 
-A head consists of two fully connected layers with a normalisation and a ReLU between them.
+`Heads` are those of BYOL and MSBReg (paper, section 7.2): two fully connected layers with a normalisation and
+a ReLU between them. `Head` is that of another method, with any number of layers.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from reproduce.settings import Settings, Width
+from reproduce.settings import NotNegative, Settings, Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,3 +53,70 @@ class Heads(Settings, name="heads"):
             nn.ReLU(inplace=True),
             nn.Linear(self.hidden, self.output),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Settings, name="head"):
+    """A head of n fully connected layers; each but the last is followed by a normalisation and a ReLU.
+
+    The defaults are the most frequent form. A method states its own, with its source.
+    """
+
+    widths: tuple[Width, ...]
+    """Outputs of the layers. The last one is d, the dimensions of the embeddings."""
+    bias: bool = True
+    """Bias of the layers before the last; torch's default."""
+    last_bias: bool = True
+    """Bias of the last layer; torch's default."""
+    norm: Literal["batchnorm", "none"] = "batchnorm"
+    """Normalisation between two layers; MoCo v2 has none (facebookresearch/moco moco/builder.py)."""
+    last_norm: Literal["none", "scale", "fixed", "affine"] = "none"
+    """BatchNorm after the last layer.
+
+    scale: with a weight and no bias (google-research/simclr model_util.py). fixed: without both
+    (facebookresearch/simsiam simsiam/builder.py). affine: with both.
+    """
+    weight_std: NotNegative = 0.0
+    """Standard deviation of the layers' initial weights, whose mean is 0; with it their biases start at 0.
+
+    0 for torch's own initialisation. google-research/simclr model_util.py: .01.
+    """
+
+    def check(self) -> None:
+        if not self.widths:
+            raise ValueError("head.widths is (): at least one layer is expected.")
+
+    @property
+    def output(self) -> int:
+        """Dimensions d of the embeddings."""
+        return self.widths[-1]
+
+    def narrower(self, factor: int) -> Head:
+        """Return a head whose layers are `factor` times narrower, with at least one unit each."""
+        return replace(self, widths=tuple(max(1, width // factor) for width in self.widths))
+
+    def build(self, inputs: int) -> nn.Sequential:
+        """Return the head: (batch, inputs) -> (batch, output)."""
+        from torch import nn
+
+        layers: list[nn.Module] = []
+        for width in self.widths[:-1]:
+            layers.append(self._linear(inputs, width, bias=self.bias))
+            layers += [nn.BatchNorm1d(width)] if self.norm == "batchnorm" else []
+            layers.append(nn.ReLU(inplace=True))
+            inputs = width
+        layers.append(self._linear(inputs, self.output, bias=self.last_bias))
+        if self.last_norm != "none":
+            affine, bias = self.last_norm != "fixed", self.last_norm == "affine"
+            layers.append(nn.BatchNorm1d(self.output, affine=affine, bias=bias))
+        return nn.Sequential(*layers)
+
+    def _linear(self, inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
+        from torch import nn
+
+        layer = nn.Linear(inputs, outputs, bias=bias)
+        if self.weight_std:
+            nn.init.normal_(layer.weight, std=self.weight_std)
+            if bias:
+                nn.init.zeros_(layer.bias)
+        return layer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from reproduce.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Generator
+    from torch import Generator, Tensor
 
 
 def generator(purpose: str, *counters: int) -> Generator:
@@ -23,6 +23,16 @@ def generator(purpose: str, *counters: int) -> Generator:
         counters: such as a run's seed and a step.
     """
     return torch.Generator().manual_seed(seed(purpose, *counters))
+
+
+def shuffled(n: int, *counters: int, purpose: str = "keys") -> Tensor:
+    """Return a permutation of the numbers 0 to n - 1 that is a function of `purpose` and `counters`.
+
+    Args:
+        n: such as the images per step over all processes.
+        counters: such as a run's seed and a step.
+    """
+    return torch.randperm(n, generator=generator(purpose, *counters))
 
 
 def seed(purpose: str, *counters: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ def sync_batchnorm(module: nn.Module) -> nn.Module:
     """
     if distributed.world_size() == 1:
         return module
-    if all(parameter.is_cuda for parameter in module.parameters()):
+    if all(tensor.is_cuda for tensor in module.state_dict().values()):
         synced: nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return synced
     return converted(module)
@@ -48,10 +49,14 @@ class SyncBatchNorm(_BatchNorm):
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         mean, variance, count = _statistics(x)
         self._track(mean.detach(), variance.detach() * count / (count - 1))
-        assert self.weight is not None, "every BatchNorm of these networks has a weight and a bias"
-        scale = self.weight * (variance + self.eps).rsqrt()
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = self.weight * scale
         shape = (1, -1) + (1,) * (input.dim() - 2)
-        return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+        y = (x - mean.view(shape)) * scale.view(shape)
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
+        return y.to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
@@ -84,14 +89,18 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
     return mean, variance, count
 
 
-def converted(module: nn.Module) -> nn.Module:
-    """Return `module` with each BatchNorm replaced by a `SyncBatchNorm`, keeping parameters and buffers."""
+def converted(module: nn.Module, create: Callable[..., _BatchNorm] = SyncBatchNorm) -> nn.Module:
+    """Return `module` with each BatchNorm replaced by another, keeping parameters and buffers.
+
+    Args:
+        create: class of the new BatchNorms, or a function with the same arguments.
+    """
     for name, child in module.named_children():
-        setattr(module, name, converted(child))
+        setattr(module, name, converted(child, create))
     if not isinstance(module, _BatchNorm) or isinstance(module, SyncBatchNorm):
         return module
-    synced = SyncBatchNorm(module.num_features, eps=module.eps, momentum=module.momentum)
-    synced.train(module.training)
+    other = create(module.num_features, eps=module.eps, momentum=module.momentum, affine=module.affine)
+    other.train(module.training)
     # The same tensors, so that references to them, such as an optimiser's, stay valid.
-    synced._parameters, synced._buffers = module._parameters, module._buffers
-    return synced
+    other._parameters, other._buffers = module._parameters, module._buffers
+    return other

@@ -1,0 +1,145 @@
+"""The networks that methods train: an online network and, for some, a target network.
+
+    online:  z = g(f(v)),  p = h(z)    trained; without a predictor, p = z
+    target:  z' = g'(f'(v))            xi <- tau xi + (1 - tau) theta after each step
+
+theta and xi are the parameters of f and g and of f' and g'. The source is google-deepmind/deepmind-research
+byol/byol_experiment.py, for a constant tau facebookresearch/moco moco/builder.py. The target starts as a copy
+of the online network (BYOL draws it separately and notes no difference). Like BYOL's target it normalises
+with the statistics of the batch, as in training. Its running statistics come from its own forward passes and
+are not averaged.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from reproduce.nn import distributed, schedules
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Joint = Literal["none", "heads", "all"]
+"""Networks in which the views of one forward pass share the statistics of their BatchNorms.
+
+`none`: each view passes all networks by itself. `heads`: each view passes the backbone by itself, then the
+heads see all views as one batch (htdt/self-supervised methods). `all`: the backbone sees all views of one
+size as one batch, too (google-research/simclr model.py; facebookresearch/swav src/resnet50.py).
+"""
+
+
+class Outputs(NamedTuple):
+    """Embeddings of V views of n images by the online network, un-normalised."""
+
+    z: Tensor
+    """Projections, (V n, d): all images of the first view, then all images of the second, ..."""
+    p: Tensor
+    """Predictions in the same order, (V n, d); without a predictor they are z."""
+
+
+class Online(nn.Module):
+    """Backbone f, projector g and, if the method has one, predictor h."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        predictor: nn.Module | None = None,
+        *,
+        joint: Joint = "none",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+        self.predictor = nn.Identity() if predictor is None else predictor
+        self.joint = joint
+
+    def forward(self, *views: Tensor) -> Outputs:
+        """Return z and p of the views, each (n, 3, size, size) with a size of its own."""
+        if self.joint == "none":
+            return _stacked([self._heads(self.backbone(view)) for view in views])
+        if self.joint == "heads":
+            return self._heads(_rows([self.backbone(view) for view in views]))
+        features: dict[int, Tensor] = {}  # by the number of the view
+        for size in dict.fromkeys(view.shape[-1] for view in views):
+            which = [index for index, view in enumerate(views) if view.shape[-1] == size]
+            of_size = self.backbone(_rows([views[index] for index in which]))
+            features |= zip(which, of_size.chunk(len(which)), strict=True)
+        return self._heads(_rows([features[index] for index in range(len(views))]))
+
+    def _heads(self, features: Tensor) -> Outputs:
+        z = self.projector(features)
+        return Outputs(z, self.predictor(z))
+
+
+def _stacked(outputs: list[Outputs]) -> Outputs:
+    """Return the outputs of single views as those of all views."""
+    z, p = zip(*outputs, strict=True)
+    return Outputs(_rows(z), _rows(p))
+
+
+def _rows(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """Return the rows of all tensors; a single one is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+class Target(nn.Module):
+    """Backbone f' and projector g', without gradients: (n, 3, size, size) -> z', (n, d)."""
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+        self.projector = copy.deepcopy(projector)
+        self.requires_grad_(False)
+
+    def forward(self, view: Tensor) -> Tensor:
+        """Return the projections z' of one view, (n, d), un-normalised."""
+        z: Tensor = self.projector(self.backbone(view))
+        return z
+
+
+class Network(nn.Module):
+    """The online network and, if asked for, its target. A DistributedDataParallel may wrap `online`."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        predictor: nn.Module | None = None,
+        *,
+        with_target: bool = False,
+        joint: Joint = "none",
+    ) -> None:
+        """Create the networks; `backbone`, `projector` and `predictor` become the online network."""
+        super().__init__()
+        self.online: nn.Module = Online(backbone, projector, predictor, joint=joint)
+        self.target = Target(backbone, projector) if with_target else None
+
+    @torch.no_grad()
+    def project(self, view: Tensor) -> Tensor:
+        """Return the target's z' of one view in float32, (n, d)."""
+        assert self.target is not None, "this network has no target"
+        z: Tensor = self.target(view)
+        return z.float()
+
+    def follow(self, tau: float, *, step: int, num_steps: int) -> dict[str, float]:
+        """Move the target towards the online network after an optimiser step, and return the rate used.
+
+        Args:
+            tau: decay rate at the first step, which rises to 1 at the last.
+            step: number of the optimiser step of `num_steps`, from 0.
+        """
+        return self.follow_at(schedules.target_decay(step, base=tau, num_steps=num_steps))
+
+    @torch.no_grad()
+    def follow_at(self, rate: float) -> dict[str, float]:
+        """Move the target as `follow` does, at the decay rate `rate`, and return it."""
+        assert self.target is not None, "this network has no target"
+        online = distributed.unwrapped(self.online)
+        followed = [*online.backbone.parameters(), *online.projector.parameters()]
+        torch._foreach_lerp_(list(self.target.parameters()), followed, 1 - rate)
+        return {"tau": rate}
