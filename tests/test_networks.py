@@ -11,8 +11,8 @@ from torch import nn
 
 from reproduce.nn import backbones
 from reproduce.nn.heads import Head, Heads
-from reproduce.nn.lars import parameters_of
 from reproduce.nn.networks import Network, Online
+from reproduce.nn.optimizers import parameters_of
 
 HEADS = Heads(hidden=16, output=8)
 
