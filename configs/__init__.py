@@ -5,6 +5,7 @@ Imports point down this page.
     rows.py       rows that several tables share: the paper's numbers next to ours
     scales.py     the scales smoke, small and paper
     evaluate.py   the paper's evaluations
+    baselines.py  the baselines' pretraining runs
     pretrain.py   the paper's pretraining runs
     released.py   encoders that the quoted methods' authors released
 """
