@@ -12,6 +12,8 @@ A module imports only from modules listed below its own line.
     weight_formats.py   the tensors of a file, or what the file is instead
     weights.py          settings of an encoder from elsewhere
     encoder.py          the network that an evaluation starts from
+    keys.py             settings of keys, and of the queues that keep them
+    key_network.py      a query network, a key network and queues of keys
     networks.py         the online and the target network
     queue.py            earlier keys, as negatives
     group_batchnorm.py  batch normalisation over groups of images
