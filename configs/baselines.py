@@ -12,18 +12,45 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from configs.pretrain import imagenet, imagenet100
+from configs.pretrain import imagenet, imagenet100, stl10
 from reproduce.data.augmentation import Augmentation
+from reproduce.methods.barlow_twins import BarlowTwins
 from reproduce.methods.moco import MoCo
+from reproduce.methods.simclr import SimCLR
+from reproduce.methods.simsiam import SimSiam
+from reproduce.methods.vicreg import VICReg
 from reproduce.methods.wang_isola import WangIsola
+from reproduce.methods.wmse import WMSE
 from reproduce.nn.heads import Head
 from reproduce.nn.keys import Keys
-from reproduce.nn.optimizers import SGD
+from reproduce.nn.optimizers import LARS, SGD, Adam
 from reproduce.spec import Pretrain
 
 # One group of functions for each method, in the order of their names.
 
+# Barlow Twins
+
+
+def barlow_twins_imagenet(epochs: int = 1000) -> Pretrain:
+    """Pretrain Barlow Twins on ImageNet, at batch 2048 (facebookresearch/barlowtwins main.py).
+
+    The quoted rows are runs of 1000 epochs: linear top-1 73.2 in the paper, 73.5 in the README. 55.0 and 69.7
+    with 1 % and 10 % of the labels (Table 3 prints 55.5), 64.8 and 62.9 with 20 and 200 neighbours (Table 4).
+    The gradient has the official scale, 1/16 on 16 GPUs; the vectors' rate of .0048 belongs to it. The
+    weight decay of 1e-6 is that of the code. 1000 epochs are 1.28 billion images, each seen twice.
+    """
+    return replace(
+        imagenet(epochs)(BarlowTwins()),
+        augmentation=_two_distributions(),
+        optimizer=LARS(
+            base_lr=0.2, vector_lr=0.0048, scale_with_views=False, weight_decay=1e-6, final_ratio=1e-3
+        ),
+        batch_size=2048,
+    )
+
+
 # MoCo, and Wang and Isola
+
 
 MOCO_V1_VIEWS: Final = Augmentation(
     crop_scale=(0.2, 1.0), jitter=1.0, saturation=0.4, hue=0.4, blur=0.0, solarize=0.0, resampling="bilinear"
@@ -94,4 +121,224 @@ def _wang_isola_run(method: MoCo | WangIsola) -> Pretrain:
         epochs=240,
         batch_size=128,
         zero_init=False,
+    )
+
+
+# Shared by several methods
+
+
+def _two_distributions() -> Augmentation:
+    """Return BYOL's T and T', which Barlow Twins, VICReg and PixPro share."""
+    return Augmentation(blur=1.0, solarize=0.0, every_second=Augmentation(blur=0.1, solarize=0.2))
+
+
+# SimCLR
+
+
+def simclr_imagenet(epochs: int) -> Pretrain:
+    """Pretrain SimCLR on ImageNet with a projector of three layers, at batch 4096.
+
+    Table 2's top-1 is 66.5, 68.3 and 69.8 for 100, 200 and 400 epochs. These are the SimSiam authors' runs
+    (arXiv 2011.10566, Table 4), with SimCLR v2's projector (appendix C). Everything else is SimCLR's. An
+    epoch is 1.28 million images, each seen twice.
+    """
+    return _simclr_imagenet(epochs, SimCLR().head.replace("widths", (2048, 2048, 128)))
+
+
+def simclr_1000_imagenet() -> Pretrain:
+    """Pretrain SimCLR on ImageNet for 1000 epochs, at batch 4096 (google-research/simclr).
+
+    The quoted rows are this run: 48.3 and 65.6 with 1 % and 10 % of the labels (Table 3); box and mask AP 39.7
+    and 35.8 on COCO (Table 10). It sees 1.28 billion images, each twice.
+    """
+    return _simclr_imagenet(1000, SimCLR().head)
+
+
+def simclr_stl10() -> Pretrain:
+    """Pretrain SimCLR on STL-10 as the W-MSE authors do: 2000 epochs at batch 512 with Adam.
+
+    Table 1's 90.51 and 85.68 (5-NN) are their ResNet-18 (htdt/self-supervised README.md). The table's caption
+    says ResNet-50. The views pass the backbone one by one and the projector together. Colours change before
+    the crop (datasets/transforms.py). 2000 epochs are 210 million images, each seen twice.
+    """
+    head = Head(widths=(1024, 128), last_norm="affine")
+    return replace(
+        stl10(SimCLR(temperature=0.5, loss_scale=1.0, joint="heads", head=head)),
+        augmentation=Augmentation(
+            crop_scale=(0.2, 1.0), saturation=0.4, grey=0.1, blur=0.0, solarize=0.0, colour_first=True
+        ),
+        optimizer=Adam(
+            base_lr=2e-3,
+            warmup_steps=500,
+            warmup_start=1 / 500,
+            warmup_inclusive=True,
+            drops=(1950 / 2000, 1975 / 2000),
+            drop_factor=0.2,
+        ),
+        epochs=2000,
+        zero_init=False,
+    )
+
+
+def _simclr_imagenet(epochs: int, head: Head) -> Pretrain:
+    """Return SimCLR's run on ImageNet (google-research/simclr README.md, run.py, data_util.py).
+
+    The peak rate is .075 times the square root of 4096, which is also .3 x 4096 / 256. The square root is
+    better at smaller batches, and the smaller scales have them. The weight decay of 1e-6 is the paper's
+    (arXiv 2002.05709); the README's command has 1e-4.
+    """
+    return replace(
+        imagenet(epochs)(SimCLR(head=head)),
+        augmentation=Augmentation(
+            brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5, solarize=0.0
+        ),
+        optimizer=LARS(base_lr=0.075, batch_scaling="sqrt", scale_with_views=False, weight_decay=1e-6),
+        batch_size=4096,
+    )
+
+
+# SimSiam
+
+
+SIMSIAM_VIEWS: Final = Augmentation(
+    crop_scale=(0.2, 1.0), saturation=0.4, blur=0.5, solarize=0.0, resampling="bilinear"
+)
+"""Distribution of SimSiam's views, which is MoCo v2's (facebookresearch/simsiam main_simsiam.py)."""
+
+
+def simsiam_imagenet(epochs: int) -> Pretrain:
+    """Pretrain SimSiam on ImageNet at batch 256: a ResNet-50, two views.
+
+    The paper's top-1 is 68.1, 70.0 and 70.8 for 100, 200 and 400 epochs (Table 2). Those are SimSiam's own
+    numbers (its Table 4). Its linear classifier was trained by LARS at batch 4096. The rate is .05, and the
+    predictor's is constant (facebookresearch/simsiam main_simsiam.py). 100 epochs of the official code at
+    batch 512 have 68.1, too (README.md; 8 V100). An epoch is 1.28 million images, each seen twice.
+    """
+    return replace(
+        imagenet(epochs)(SimSiam()),
+        augmentation=SIMSIAM_VIEWS,
+        optimizer=SGD(base_lr=0.05, by_epoch=True, constant=("predictor",)),
+        batch_size=256,
+        zero_init=True,
+    )
+
+
+def simsiam_transfer_imagenet() -> Pretrain:
+    """Pretrain SimSiam on ImageNet for 200 epochs with the recipe that is best for detection.
+
+    The rate is .5 and the decay 1e-5 ("SimSiam, optimal" of SimSiam's Table 5). The paper quotes its 82.4,
+    63.7 and 57.0 on VOC (Table 5); `simsiam_imagenet(200)` has 82.0, 62.8 and 56.4 there. The predictor's
+    rate is constant at .5, too (facebookresearch/simsiam issue 24). Batch 256 and SGD are a choice. They are
+    those of Table 2's runs, and with this batch the peak rate is .5. An epoch is 1.28 million images, each
+    seen twice.
+    """
+    run = simsiam_imagenet(200)
+    return replace(run, optimizer=run.optimizer.times(10).replace("weight_decay", 1e-5))
+
+
+# VICReg
+
+
+def vicreg_imagenet(epochs: int = 1000) -> Pretrain:
+    """Pretrain VICReg on ImageNet, at batch 2048 (facebookresearch/vicreg main_vicreg.py).
+
+    The quoted rows are runs of 1000 epochs: linear top-1 73.2, 54.8 and 69.5 with 1 % and 10 % of the labels
+    (Table 3), 64.5 and 62.8 with 20 and 200 neighbours (Table 4). The base rate of .2 belongs to 1000 epochs;
+    100 epochs have .3 (README.md). 1000 epochs are 1.28 billion images, each seen twice.
+    """
+    return replace(
+        imagenet(epochs)(VICReg()),
+        augmentation=_two_distributions(),
+        optimizer=LARS(
+            base_lr=0.3 if epochs <= 100 else 0.2,
+            scale_with_views=False,
+            weight_decay=1e-6,
+            final_ratio=1e-3,
+        ),
+        batch_size=2048,
+    )
+
+
+# W-MSE
+
+
+def wmse_stl10() -> Pretrain:
+    """Pretrain W-MSE 4 on STL-10 for 2000 epochs at batch 256: a ResNet-18, four views.
+
+    The paper's top-1 is 91.75, with 5-NN 88.59 (Table 1). All settings are the official code's
+    (htdt/self-supervised README.md, cfg.py). 2000 epochs over 105 000 images are 210 million images, each
+    seen four times.
+    """
+    return replace(
+        stl10(WMSE()),
+        augmentation=Augmentation(
+            crop_scale=(0.2, 1.0), saturation=0.4, grey=0.1, blur=0.0, solarize=0.0, colour_first=True
+        ),
+        optimizer=_wmse_adam(2000),
+        epochs=2000,
+        batch_size=256,
+        zero_init=False,
+    )
+
+
+def wmse_imagenet100() -> Pretrain:
+    """Pretrain W-MSE 4 on ImageNet-100 for 240 epochs at batch 256: a ResNet-18, four views.
+
+    The paper's top-1 is 79.02, top-5 94.46 and 5-NN 71.32 (Table 1). All settings are the official code's
+    (htdt/self-supervised README.md, cfg.py, datasets/imagenet.py). 240 epochs over 126 689 images are 30
+    million images, each seen four times.
+    """
+    return replace(
+        imagenet100(WMSE()),
+        augmentation=replace(_STRONG_COLOURS, colour_first=True),
+        optimizer=_wmse_adam(240),
+        epochs=240,
+        batch_size=256,
+        zero_init=False,
+    )
+
+
+def wmse_imagenet(epochs: int) -> Pretrain:
+    """Pretrain W-MSE 4 on ImageNet at batch 1024: a ResNet-50, four views.
+
+    The paper's top-1 is 69.3 and 72.56 for 100 and 400 epochs (Table 2). The official loss for ImageNet fits
+    into SimCLR's code (htdt/self-supervised tf2/README.md). Other settings are not published, so they are a
+    choice: the network, the views and the optimiser of SimCLR v2 (arXiv 2006.10029, section 3.1;
+    google-research/simclr issue 77). The peak rate is .1 times the square root of 1024, 3.2. The warm-up
+    takes 5 % of the epochs. An epoch is 1.28 million images, each seen four times.
+    """
+    head = Head(
+        widths=(2048, 2048, 128), bias=False, last_bias=False, last_norm="scale", weight_std=0.01
+    )  # google-research/simclr tf2/model.py
+    return replace(
+        imagenet(epochs)(WMSE(head=head, joint="all")),
+        augmentation=_STRONG_COLOURS,
+        optimizer=LARS(
+            base_lr=0.1,
+            batch_scaling="sqrt",
+            scale_with_views=False,
+            weight_decay=1e-4,
+            warmup_epochs=round(epochs / 20),
+        ),
+        batch_size=1024,
+        zero_init=True,
+    )
+
+
+_STRONG_COLOURS = Augmentation(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5, solarize=0.0)
+"""Distribution of SimCLR's views (google-research/simclr data_util.py), which W-MSE uses on ImageNet, too."""
+
+
+def _wmse_adam(epochs: int) -> Adam:
+    """Return W-MSE's optimiser: warm-up of 500 steps from 1/500, drops 50 and 25 epochs before the end.
+
+    Source: htdt/self-supervised train.py, cfg.py, README.md.
+    """
+    return Adam(
+        base_lr=2e-3,
+        warmup_steps=500,
+        warmup_start=1 / 500,
+        warmup_inclusive=True,
+        drops=((epochs - 50) / epochs, (epochs - 25) / epochs),
+        drop_factor=0.2,
     )

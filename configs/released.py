@@ -99,6 +99,22 @@ OBOW_200: Final = Weights(
 """OBoW's student, 200 epochs, batch 256; linear top-1 73.8; an archive with one file, torchvision's names
 (valeoai/obow README.md)."""
 
+NPID_200: Final = Weights(
+    url=f"{VISSL}/converted_vissl_rn50_npid_lemniscate_neg4k_stepLR_8gpu.torch", prefix="_feature_blocks."
+)
+"""NPID's own updated encoder in VISSL's format, 200 epochs, batch 256; linear top-1 54.99
+(facebookresearch/vissl MODEL_ZOO.md)."""
+PIRL_200: Final = Weights(
+    url=f"{VISSL}/pirl_jigsaw_4node_200ep_pirl_jigsaw_4node_resnet_22_07_20.ffd17b75/model_final_checkpoint_phase199.torch",
+    prefix="_feature_blocks.",
+)
+"""PIRL, 200 epochs, batch 1024; linear top-1 62.55 (facebookresearch/vissl MODEL_ZOO.md)."""
+PIRL_800: Final = Weights(
+    url=f"{VISSL}/pirl_jigsaw_4node_pirl_jigsaw_4node_resnet_22_07_20.34377f59/model_final_checkpoint_phase799.torch",
+    prefix="_feature_blocks.",
+)
+"""PIRL, 800 epochs, batch 1024; linear top-1 64.29 (facebookresearch/vissl MODEL_ZOO.md)."""
+
 SIMCLR_100: Final = Weights(
     url=f"{VISSL}/simclr_rn50_100ep_simclr_8node_resnet_16_07_20.8edb093e/model_final_checkpoint_phase99.torch",
     prefix="_feature_blocks.",

@@ -20,7 +20,9 @@ from reproduce.report.table import Cell, Column, Measured, Reported, Row, Values
 EMPTY = "The paper leaves this cell empty."
 """Note on a number that the paper does not have."""
 QUOTED = "This method's numbers are quoted; nothing is run for it here."
-RELEASED = "This method's numbers are quoted; --baselines released evaluates the released encoder."
+OFFERED = "This method's numbers are quoted; {}."
+RELEASED = "--baselines released evaluates the released encoder"
+TRAINED = "--baselines trained trains it here"
 UNTRAINED = "This suite does not train this method; its numbers are quoted."
 NOT_PRINTED = "The paper has no number here, and no recipe for one."
 """Reasons for a cell without a run of ours."""
@@ -70,7 +72,12 @@ def paper_row(
     def reason(key: str) -> str:
         if key in ours:
             return ""
-        return RELEASED if key in released else quoted
+        offers = [
+            text
+            for text, runs in ((RELEASED, released), (TRAINED, trained))
+            if not isinstance(runs, str) and key in runs
+        ]
+        return OFFERED.format(", and ".join(offers)) if offers else quoted
 
     cells = {
         column.key: Cell(

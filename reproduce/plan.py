@@ -574,28 +574,40 @@ def _check(spec: Spec, *, by_user: bool) -> None:
     Raises:
         ValueError: the settings do not fit together; an InvalidError if it is the user's mistake.
     """
-    if isinstance(spec, Evaluate):
-        try:
-            if spec.protocol.needs_projector and isinstance(spec.encoder, Weights):
-                raise ValueError(
-                    f"{spec.protocol.name} needs an encoder's projector and augmentation, which only the "
-                    "pretraining runs of this suite have: choose another protocol."
-                )
-            spec.protocol.check_for(spec.dataset, spec.encoder.backbone)
-        except ValueError as error:
-            if by_user:
-                raise InvalidError(str(error)) from None
-            raise
-    elif 0 < spec.epochs < spec.optimizer.warmup_epochs:
+    if isinstance(spec, Pretrain):
+        _check_warm_up(spec)
+    try:
+        if isinstance(spec, Pretrain):
+            spec.method.check_for(batch_size=spec.batch_size)
+        else:
+            _check_evaluation(spec)
+    except ValueError as error:
+        if by_user:
+            raise InvalidError(str(error)) from None
+        raise
+
+
+def _check_warm_up(spec: Pretrain) -> None:
+    optimizer = spec.optimizer
+    if 0 < spec.epochs < optimizer.warmup_epochs:
         raise InvalidError(
-            f"epochs is {spec.epochs}, less than the warm-up's {spec.optimizer.warmup_epochs}: set "
+            f"epochs is {spec.epochs}, less than the warm-up's {optimizer.warmup_epochs}: set "
             "warmup_epochs too."
         )
-    elif spec.optimizer.warmup_epochs and spec.optimizer.warmup_steps:
+    if optimizer.warmup_epochs and optimizer.warmup_steps:
         raise InvalidError(
-            f"warmup_epochs is {spec.optimizer.warmup_epochs} and warmup_steps is "
-            f"{spec.optimizer.warmup_steps}: set one of them to 0."
+            f"warmup_epochs is {optimizer.warmup_epochs} and warmup_steps is {optimizer.warmup_steps}: set "
+            "one of them to 0."
         )
+
+
+def _check_evaluation(spec: Evaluate) -> None:
+    if spec.protocol.needs_projector and isinstance(spec.encoder, Weights):
+        raise ValueError(
+            f"{spec.protocol.name} needs an encoder's projector and augmentation, which only the "
+            "pretraining runs of this suite have: choose another protocol."
+        )
+    spec.protocol.check_for(spec.dataset, spec.encoder.backbone)
 
 
 def table_names() -> list[str]:

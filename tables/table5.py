@@ -63,7 +63,13 @@ def table() -> Table:
             "released encoders, the 200-epoch one is fine-tuned and the 800-epoch one is used for "
             "classification, a choice.",
         ),
-        _row("PIRL", ("81.1", "49.8", None, "80.7", "59.7", "54.0"), {"Epochs": "not stated"}),
+        _row(
+            "PIRL",
+            ("81.1", "49.8", None, "80.7", "59.7", "54.0"),
+            {"Epochs": "not stated"},
+            released=_measured(released.PIRL_800),
+            note="The released encoder is VISSL's, after 800 epochs, as in PIRL's paper.",
+        ),
         _row(
             "OBoW",
             ("89.3", "56.8", None, "82.9", "64.8", "57.9"),

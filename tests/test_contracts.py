@@ -170,13 +170,13 @@ def test_a_method_trains_every_parameter_of_its_network_part_by_part(
     cls: type[Method], norm: Literal["batchnorm", "layernorm"]
 ) -> None:
     method = with_all_terms(cls, norm)
-    network: Any = method.network(backbones.build("small", seed=0), num_images=64, batch_size=8).train()
+    network: Any = method.network(backbones.build("small", seed=0), num_images=64, batch_size=16).train()
     draw = torch.Generator().manual_seed(0)
-    views = [torch.randn(8, 3, 32, 32, generator=draw) for _ in range(method.num_views)]
+    views = [torch.randn(16, 3, 32, 32, generator=draw) for _ in range(method.num_views)]
     parts = []
     for part in method.parts(network, batch(views, seed=1, step=2)):
         part.loss.backward()
-        assert part.embeddings.shape[0] == 8
+        assert part.embeddings.shape[0] == 16
         assert not part.embeddings.requires_grad
         parts.append(part)
     assert len(parts) == method.num_parts
@@ -200,8 +200,8 @@ def test_a_method_trains_every_parameter_of_its_network_part_by_part(
 @pytest.mark.parametrize("cls", METHODS)
 def test_what_follows_the_optimiser_says_how_and_moves(cls: type[Method]) -> None:
     method = with_all_terms(cls)
-    network: Any = method.network(backbones.build("small", seed=0), num_images=64, batch_size=8)
-    step = batch([torch.randn(8, 3, 32, 32) for _ in range(method.num_views)])
+    network: Any = method.network(backbones.build("small", seed=0), num_images=64, batch_size=16)
+    step = batch([torch.randn(16, 3, 32, 32) for _ in range(method.num_views)])
     assert len(list(method.parts(network, step))) == method.num_parts
     with torch.no_grad():
         for parameter in network.online.parameters():
