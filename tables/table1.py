@@ -66,8 +66,8 @@ def table() -> Table:
             ("72.80", "91.64", None, None, None),
             _facts("ResNet-50", "not stated"),
             trained=_measured(baselines.moco_imagenet100()),
-            recipe="Trained here: MoCo v1 with the settings of HobbitLong/CMC, 240 epochs. The settings of the "
-            "printed run are not stated.",
+            recipe="Trained here: MoCo v1 with the settings of HobbitLong/CMC, 240 epochs. The settings of "
+            "the printed run are not stated.",
         ),
         _row(
             "SimCLR",
@@ -82,8 +82,8 @@ def table() -> Table:
             ("74.60", "92.74", None, None, None),
             _facts("ResNet-50", "not stated"),
             trained=_measured(baselines.wang_isola_imagenet100()),
-            recipe="Trained here with the settings of HobbitLong/CMC, 240 epochs. The settings of the printed "
-            "run are not stated.",
+            recipe="Trained here with the settings of HobbitLong/CMC, 240 epochs. The settings of the "
+            "printed run are not stated.",
         ),
         _row(
             "W-MSE 4",

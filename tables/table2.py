@@ -90,8 +90,8 @@ def table() -> Table:
             ("69.3", None, "72.56"),
             _facts("W-MSE 4"),
             trained=_measured(baselines.wmse_imagenet(100), None, baselines.wmse_imagenet(400)),
-            recipe="Trained here: W-MSE's loss in SimCLR's set-up. Its learning rate and its heads on ImageNet "
-            "are choices.",
+            recipe="Trained here: W-MSE's loss in SimCLR's set-up. Its learning rate and its heads on "
+            "ImageNet are choices.",
         ),
         _row(
             "SwAV (w.o. multi-crop)",

@@ -6,8 +6,8 @@ R-CNN on VOC07+12 (average precision at an overlap of .5, of .75, and averaged f
 
 Runs: 2 pretrainings, both shared with Table 3, and 8 evaluations. `invoke voc-detection` runs only the 2 of
 detection. BYOL is trained with its own settings for 1000 epochs. The numbers of the other rows are quoted.
-`--baselines released` evaluates the encoders that their authors released. `--baselines trained` trains MoCo v2
-(for 200 and 800 epochs), SimSiam, Barlow Twins and SwAV.
+`--baselines released` evaluates the encoders that their authors released. `--baselines trained` trains MoCo
+v2 (for 200 and 800 epochs), SimSiam, Barlow Twins and SwAV.
 
 Expect, at paper scale, 86.6, 54.0, 47.6 and 55.3 (AP) for BYOL, and 87.8, 56.4, 47.9 and 56.7 for ours. At
 smoke scale `invoke voc-detection` takes under two minutes on two CPU cores.
@@ -97,8 +97,8 @@ def table() -> Table:
             (None, None, None, "82.4", "63.7", "57.0"),
             {"Epochs": "not stated"},
             trained=_fine_tuned(baselines.simsiam_transfer_imagenet()),
-            recipe="Trained here: the recipe of SimSiam's Table 5 that is best for detection, 200 epochs. Its "
-            "batch size and optimiser are choices.",
+            recipe="Trained here: the recipe of SimSiam's Table 5 that is best for detection, 200 epochs. "
+            "Its batch size and optimiser are choices.",
         ),
         _row(
             "Barlow Twins",
