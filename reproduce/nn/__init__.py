@@ -12,6 +12,7 @@ A module imports only from modules listed below its own line.
     weight_formats.py   the tensors of a file, or what the file is instead
     weights.py          settings of an encoder from elsewhere
     encoder.py          the network that an evaluation starts from
+    prototypes.py       prototypes, and balanced codes over them
     networks.py         the online and the target network
     queue.py            earlier keys, as negatives
     group_batchnorm.py  batch normalisation over groups of images
