@@ -13,19 +13,45 @@ from dataclasses import replace
 from typing import Final
 
 from configs.pretrain import imagenet, imagenet100, stl10
-from reproduce.data.augmentation import Augmentation
+from reproduce.data.augmentation import Augmentation, SmallCrops
+from reproduce.methods.barlow_twins import BarlowTwins
 from reproduce.methods.moco import MoCo
+from reproduce.methods.simclr import SimCLR
 from reproduce.methods.simsiam import SimSiam
+from reproduce.methods.swav import SwAV
+from reproduce.methods.vicreg import VICReg
 from reproduce.methods.wang_isola import WangIsola
 from reproduce.methods.wmse import WMSE
 from reproduce.nn.heads import Head
 from reproduce.nn.keys import Keys
-from reproduce.nn.optimizers import LARS, SGD, Adam
+from reproduce.nn.optimizers import LARC, LARS, SGD, Adam
 from reproduce.spec import Pretrain
 
 # One group of functions for each method, in the order of their names.
 
+# Barlow Twins
+
+
+def barlow_twins_imagenet(epochs: int = 1000) -> Pretrain:
+    """Pretrain Barlow Twins on ImageNet, at batch 2048 (facebookresearch/barlowtwins main.py).
+
+    The quoted rows are runs of 1000 epochs: linear top-1 73.2 in the paper, 73.5 in the README. 55.0 and 69.7
+    with 1 % and 10 % of the labels (Table 3 prints 55.5), 64.8 and 62.9 with 20 and 200 neighbours (Table 4).
+    The gradient has the official scale, 1/16 on 16 GPUs; the vectors' rate of .0048 belongs to it. The
+    weight decay of 1e-6 is that of the code. 1000 epochs are 1.28 billion images, each seen twice.
+    """
+    return replace(
+        imagenet(epochs)(BarlowTwins()),
+        augmentation=_two_distributions(),
+        optimizer=LARS(
+            base_lr=0.2, vector_lr=0.0048, scale_with_views=False, weight_decay=1e-6, final_ratio=1e-3
+        ),
+        batch_size=2048,
+    )
+
+
 # MoCo, and Wang and Isola
+
 
 MOCO_V1_VIEWS: Final = Augmentation(
     crop_scale=(0.2, 1.0), jitter=1.0, saturation=0.4, hue=0.4, blur=0.0, solarize=0.0, resampling="bilinear"
@@ -99,7 +125,81 @@ def _wang_isola_run(method: MoCo | WangIsola) -> Pretrain:
     )
 
 
+# Shared by several methods
+
+
+def _two_distributions() -> Augmentation:
+    """Return BYOL's T and T', which Barlow Twins, VICReg and PixPro share."""
+    return Augmentation(blur=1.0, solarize=0.0, every_second=Augmentation(blur=0.1, solarize=0.2))
+
+
+# SimCLR
+
+
+def simclr_imagenet(epochs: int) -> Pretrain:
+    """Pretrain SimCLR on ImageNet with a projector of three layers, at batch 4096.
+
+    Table 2's top-1 is 66.5, 68.3 and 69.8 for 100, 200 and 400 epochs. These are the SimSiam authors' runs
+    (arXiv 2011.10566, Table 4), with SimCLR v2's projector (appendix C). Everything else is SimCLR's. An
+    epoch is 1.28 million images, each seen twice.
+    """
+    return _simclr_imagenet(epochs, SimCLR().head.replace("widths", (2048, 2048, 128)))
+
+
+def simclr_1000_imagenet() -> Pretrain:
+    """Pretrain SimCLR on ImageNet for 1000 epochs, at batch 4096 (google-research/simclr).
+
+    The quoted rows are this run: 48.3 and 65.6 with 1 % and 10 % of the labels (Table 3); box and mask AP 39.7
+    and 35.8 on COCO (Table 10). It sees 1.28 billion images, each twice.
+    """
+    return _simclr_imagenet(1000, SimCLR().head)
+
+
+def simclr_stl10() -> Pretrain:
+    """Pretrain SimCLR on STL-10 as the W-MSE authors do: 2000 epochs at batch 512 with Adam.
+
+    Table 1's 90.51 and 85.68 (5-NN) are their ResNet-18 (htdt/self-supervised README.md). The table's caption
+    says ResNet-50. The views pass the backbone one by one and the projector together. Colours change before
+    the crop (datasets/transforms.py). 2000 epochs are 210 million images, each seen twice.
+    """
+    head = Head(widths=(1024, 128), last_norm="affine")
+    return replace(
+        stl10(SimCLR(temperature=0.5, loss_scale=1.0, joint="heads", head=head)),
+        augmentation=Augmentation(
+            crop_scale=(0.2, 1.0), saturation=0.4, grey=0.1, blur=0.0, solarize=0.0, colour_first=True
+        ),
+        optimizer=Adam(
+            base_lr=2e-3,
+            warmup_steps=500,
+            warmup_start=1 / 500,
+            warmup_inclusive=True,
+            drops=(1950 / 2000, 1975 / 2000),
+            drop_factor=0.2,
+        ),
+        epochs=2000,
+        zero_init=False,
+    )
+
+
+def _simclr_imagenet(epochs: int, head: Head) -> Pretrain:
+    """Return SimCLR's run on ImageNet (google-research/simclr README.md, run.py, data_util.py).
+
+    The peak rate is .075 times the square root of 4096, which is also .3 x 4096 / 256. The square root is
+    better at smaller batches, and the smaller scales have them. The weight decay of 1e-6 is the paper's
+    (arXiv 2002.05709); the README's command has 1e-4.
+    """
+    return replace(
+        imagenet(epochs)(SimCLR(head=head)),
+        augmentation=Augmentation(
+            brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5, solarize=0.0
+        ),
+        optimizer=LARS(base_lr=0.075, batch_scaling="sqrt", scale_with_views=False, weight_decay=1e-6),
+        batch_size=4096,
+    )
+
+
 # SimSiam
+
 
 SIMSIAM_VIEWS: Final = Augmentation(
     crop_scale=(0.2, 1.0), saturation=0.4, blur=0.5, solarize=0.0, resampling="bilinear"
@@ -135,6 +235,108 @@ def simsiam_transfer_imagenet() -> Pretrain:
     """
     run = simsiam_imagenet(200)
     return replace(run, optimizer=run.optimizer.times(10).replace("weight_decay", 1e-5))
+
+
+# SwAV
+
+
+SWAV_STD: Final = (0.228, 0.224, 0.225)
+"""Standard deviation of each channel (facebookresearch/swav src/multicropdataset.py); others have .229 first."""
+SWAV_VIEWS: Final = Augmentation(
+    crop_scale=(0.14, 1.0),
+    brightness=0.8,
+    contrast=0.8,
+    saturation=0.8,
+    hue=0.2,
+    blur=0.5,
+    solarize=0.0,
+    resampling="bilinear",
+)
+"""Distribution of SwAV's large views (facebookresearch/swav src/multicropdataset.py, scripts/).
+
+The blur's kernel has 23 pixels there at every view size. Ours shrinks with the view, as BYOL's does.
+"""
+
+
+def swav_imagenet(epochs: int) -> Pretrain:
+    """Pretrain SwAV with multi-crop on ImageNet: 2 views of 224 px and 6 of 96 px.
+
+    The top-1 is 72.1, 73.9 and 74.6 for 100, 200 and 400 epochs (Table 2). The encoder of Tables 3, 4, 5 and
+    10 has 800 epochs and a top-1 of 75.3. Source: facebookresearch/swav scripts/swav_400ep_pretrain.sh and
+    its siblings. An epoch took 220 s on 64 V100 GPUs (its README.md). All views of an image go through the
+    network at once: `crop_by_crop` fits on fewer GPUs, but is another network.
+    """
+    return _swav(SwAV(num_views=8), SWAV_VIEWS.replace("small", SmallCrops()), epochs)
+
+
+def swav_two_views_imagenet(epochs: int) -> Pretrain:
+    """Pretrain SwAV without multi-crop on ImageNet, with the projector of SimSiam's comparison.
+
+    The top-1 is 66.5, 69.1 and 70.7 for 100, 200 and 400 epochs (Table 2; Table 4 of arXiv 2011.10566). That
+    projector has three layers (its appendix C). Everything else is a choice: the settings of the official run
+    with two layers, which has 70.1 after 400 epochs (facebookresearch/swav
+    scripts/swav_400ep_2x224_pretrain.sh). All views go
+    through the network at once.
+    """
+    method = SwAV(head=Head(widths=(2048, 2048, 128)))
+    return _swav(method, SWAV_VIEWS.replace("crop_scale", (0.08, 1.0)), epochs)
+
+
+def swav_256_imagenet(epochs: int) -> Pretrain:
+    """Pretrain SwAV with multi-crop on ImageNet at batch 256, with a queue.
+
+    This run is not in the paper. The top-1 is 72.7 and 74.3 for 200 and 400 epochs (facebookresearch/swav
+    README.md, scripts/swav_400ep_bs256_pretrain.sh). An epoch took 52 minutes on 4 V100 GPUs.
+    """
+    run = swav_imagenet(epochs)
+    return replace(
+        run,
+        method=run.method.replace("queue", 3840),
+        optimizer=LARC(base_lr=0.6, final_ratio=0.001),
+        batch_size=256,
+    )
+
+
+def _swav(method: SwAV, views: Augmentation, epochs: int) -> Pretrain:
+    """Return SwAV's run on ImageNet at batch 4096: a peak rate of 4.8, a warm-up from .3, .0048 at the end."""
+    run = imagenet(epochs)(method)
+    return replace(
+        run,
+        dataset=run.dataset.replace("std", SWAV_STD),
+        augmentation=views,
+        optimizer=LARC(
+            base_lr=0.3,
+            warmup_epochs=10,
+            warmup_start=0.3 / 4.8,
+            warmup_inclusive=True,
+            final_ratio=0.001,
+        ),
+        batch_size=4096,
+        zero_init=False,
+    )
+
+
+# VICReg
+
+
+def vicreg_imagenet(epochs: int = 1000) -> Pretrain:
+    """Pretrain VICReg on ImageNet, at batch 2048 (facebookresearch/vicreg main_vicreg.py).
+
+    The quoted rows are runs of 1000 epochs: linear top-1 73.2, 54.8 and 69.5 with 1 % and 10 % of the labels
+    (Table 3), 64.5 and 62.8 with 20 and 200 neighbours (Table 4). The base rate of .2 belongs to 1000 epochs;
+    100 epochs have .3 (README.md). 1000 epochs are 1.28 billion images, each seen twice.
+    """
+    return replace(
+        imagenet(epochs)(VICReg()),
+        augmentation=_two_distributions(),
+        optimizer=LARS(
+            base_lr=0.3 if epochs <= 100 else 0.2,
+            scale_with_views=False,
+            weight_decay=1e-6,
+            final_ratio=1e-3,
+        ),
+        batch_size=2048,
+    )
 
 
 # W-MSE

@@ -25,6 +25,7 @@ KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a string"),
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
     "Path": ((str,), "a path in quotes"),
 }
 """Types of a value in the site file, and their description, by the type of its field."""
@@ -160,6 +161,9 @@ class Site:
     """Processes that decode images for one run; 0 to decode in the run's own process."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints of a pretraining run, and so the maximum that a kill can lose."""
+    recompute: bool = False
+    """True if methods whose loss couples all views keep the activations of one view at a time, for one more
+    forward pass. No number changes."""
     cache_gb: float = 4.0
     """Maximum size of decoded images, in 10^9 bytes, for which a data set is kept in memory."""
     features_gb: float = 20.0
@@ -456,6 +460,6 @@ def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
         ValueError: `value` has another type.
     """
     wanted, words = KINDS[kind]
-    if not isinstance(value, wanted) or isinstance(value, bool):
+    if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
         raise InvalidError(f"{path}: {key} is {without_secrets(repr(value))}: {words} is expected.")
     return value

@@ -75,7 +75,7 @@ def pretrain(
     steps_per_epoch = len(images) // spec.batch_size
     num_steps = spec.epochs * steps_per_epoch
 
-    network, optimizer = start(spec, device, len(images))
+    network, optimizer = start(spec, device, len(images), recompute=site.recompute)
     meter = Meter()
 
     # Resume from the run's newest intact checkpoint, if there is one.
@@ -227,16 +227,20 @@ def load_encoder(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
     return encoder_of(spec, online, encoder_file.digest(tensors))
 
 
-def start(spec: Pretrain, device: torch.device, num_images: int = 1) -> tuple[Any, torch.optim.Optimizer]:
+def start(
+    spec: Pretrain, device: torch.device, num_images: int = 1, *, recompute: bool = False
+) -> tuple[Any, torch.optim.Optimizer]:
     """Return the network of `spec` with initial weights, ready to train on `device`, and its optimiser.
 
     Args:
         num_images: images of the data set.
+        recompute: True if a method whose loss couples the views keeps the activations of one view at a time.
     """
     network: Any = build_network(spec, num_images).to(device=device, memory_format=torch.channels_last)
     network = group_batchnorm(
         network, batch_size=spec.batch_size, group=spec.method.batchnorm_images(spec.batch_size)
     ).train()
+    network.online.recompute = recompute and spec.method.num_parts == 1
     return network, spec.optimizer.build(network.online)
 
 

@@ -207,6 +207,7 @@ devices = 8
 heartbeat = 3.5
 workers = 5
 checkpoint_every = 9
+recompute = true
 cache_gb = 0.5
 features_gb = 0.25
 detectron2 = "/elsewhere/detectron2"

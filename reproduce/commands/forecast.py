@@ -485,19 +485,32 @@ def _images_to_compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tu
 def _work(settings: Mapping[str, str]) -> float | None:
     """Return the forward passes on each image that cost as much as a pretraining, or None if unknown.
 
-    The passes of a view are the mean of those that the method has with its default settings.
+    The passes of a view are the mean of those that the method has with these switches and otherwise with its
+    defaults.
     """
-    passes = _mean_passes(settings["method"])
+    switches = tuple(
+        (key.removeprefix("method."), value == "True")
+        for key, value in settings.items()
+        if key.startswith("method.") and value in ("True", "False")
+    )
+    passes = _mean_passes(settings["method"], switches)
     return passes and float(settings["epochs"]) * float(settings["method.num_views"]) * passes
 
 
 @cache
-def _mean_passes(method: str) -> float | None:
-    """Return the forward passes that a step on one view costs, on average; None for an unknown method."""
+def _mean_passes(method: str, switches: tuple[tuple[str, bool], ...]) -> float | None:
+    """Return the forward passes that a step on one view costs, on average; None for an unknown method.
+
+    Args:
+        switches: values of the method's settings that are true or false.
+    """
     known = components("reproduce.methods", Method)
     if method not in known:
         return None
     made = known[method]()  # type: ignore[call-arg]  # each method has default settings
+    names = {name for name, _ in made.leaves()}
+    for name, value in switches:
+        made = made.replace(name, value) if name in names else made
     return statistics.mean(made.passes(view) for view in range(made.num_views))
 
 

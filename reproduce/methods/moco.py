@@ -74,13 +74,13 @@ class MoCo(Method, name="moco"):
         return min(self.keys.group, batch_size)
 
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
-        """Return MoCo with a shorter queue and a faster key network; see `Keys.smaller`.
+        """Return MoCo with a shorter queue and a faster key network (`Keys.smaller`).
 
-        The temperature of .1 is lightly's for Imagenette (lightly-ai/lightly imagenette_benchmark.py). At
-        smoke scale the head is narrower, a choice.
+        The small scale has lightly's temperature for Imagenette (lightly-ai/lightly imagenette_benchmark.py).
+        That of the smoke scale is a choice: embeddings that are still almost alike need a lower one.
         """
-        head = self.head.narrower(4) if scale == "smoke" else self.head
-        return replace(self, temperature=0.1, head=head, keys=self.keys.smaller(scale))
+        temperature = 0.1 if scale == "small" else 0.05
+        return replace(self, temperature=temperature, keys=self.keys.smaller(scale))
 
     def check_for(self, *, batch_size: int, num_images: int | None = None) -> None:
         self.keys.check_for(batch_size=batch_size, num_images=num_images)

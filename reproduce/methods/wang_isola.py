@@ -66,12 +66,8 @@ class WangIsola(Method, name="wang_isola"):
         return min(self.keys.group, batch_size)
 
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
-        """Return the method with a shorter queue and a faster key network; see `Keys.smaller`.
-
-        At smoke scale the head is narrower, a choice.
-        """
-        head = self.head.narrower(4) if scale == "smoke" else self.head
-        return replace(self, head=head, keys=self.keys.smaller(scale))
+        """Return the method with a shorter queue and a faster key network (`Keys.smaller`)."""
+        return replace(self, keys=self.keys.smaller(scale))
 
     def check_for(self, *, batch_size: int, num_images: int | None = None) -> None:
         self.keys.check_for(batch_size=batch_size, num_images=num_images)

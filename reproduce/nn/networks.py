@@ -13,10 +13,14 @@ are not averaged.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from reproduce.nn import distributed, schedules
 
@@ -44,6 +48,13 @@ class Outputs(NamedTuple):
 class Online(nn.Module):
     """Backbone f, projector g and, if the method has one, predictor h."""
 
+    recompute: bool = False
+    """If true, the backward pass computes the activations of one view's backbone at a time, a second time.
+
+    Memory is then that of one view, for one more forward pass. The gradient is the same, bit for bit, since
+    the backbone's BatchNorms see the same batch again. `joint` = `all` has only one pass, so nothing changes.
+    """
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -61,9 +72,9 @@ class Online(nn.Module):
     def forward(self, *views: Tensor) -> Outputs:
         """Return z and p of the views, each (n, 3, size, size) with a size of its own."""
         if self.joint == "none":
-            return _stacked([self._heads(self.backbone(view)) for view in views])
+            return _stacked([self._heads(self._features(view)) for view in views])
         if self.joint == "heads":
-            return self._heads(_rows([self.backbone(view) for view in views]))
+            return self._heads(_rows([self._features(view) for view in views]))
         features: dict[int, Tensor] = {}  # by the number of the view
         for size in dict.fromkeys(view.shape[-1] for view in views):
             which = [index for index, view in enumerate(views) if view.shape[-1] == size]
@@ -71,9 +82,45 @@ class Online(nn.Module):
             features |= zip(which, of_size.chunk(len(which)), strict=True)
         return self._heads(_rows([features[index] for index in range(len(views))]))
 
+    def _features(self, view: Tensor) -> Tensor:
+        """Return f(v) of one view; with `recompute`, only v and f(v) are kept for the backward pass."""
+        if self.recompute and torch.is_grad_enabled():
+            features: Tensor = checkpoint(
+                self.backbone,
+                view,
+                use_reentrant=False,
+                preserve_rng_state=False,  # a backbone draws nothing
+                context_fn=lambda: (nullcontext(), _statistics_kept(self.backbone)),
+            )
+        else:
+            features = self.backbone(view)
+        return features
+
     def _heads(self, features: Tensor) -> Outputs:
         z = self.projector(features)
         return Outputs(z, self.predictor(z))
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of `module` in the block, which passes a batch for the second time.
+
+    They are averaged with a momentum of 0. A BatchNorm that does not track them would save other tensors for
+    the backward pass than the first time, which `checkpoint` refuses.
+    """
+    norms = [each for each in module.modules() if isinstance(each, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    counts = [counter.clone() for counter in counters]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        if counters:
+            torch._foreach_copy_(counters, counts)
 
 
 def _stacked(outputs: list[Outputs]) -> Outputs:
