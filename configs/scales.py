@@ -214,7 +214,8 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
     """Return the pretraining with a sixteenth of the batch and an eightieth of the epochs.
 
     ImageNet's base rate of LARS, .15 in place of ImageNet-100's .4, belongs to epochs of ten times as many
-    steps. The same scenes stand in for both, so both have the same rate at this scale.
+    steps. The same scenes stand in for both, so both have the same rate at this scale. Blocks start with the
+    backbone's own scale: in some 150 steps, those that start at 0 hardly leave their shortcut.
     """
     optimizer = run.optimizer
     if isinstance(optimizer, LARS) and run.dataset.name == "imagenet":
@@ -230,6 +231,7 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
         epochs=math.ceil(min(run.epochs, 320) / 80),
         batch_size=min(run.batch_size, LARGEST_BATCH) // 16,
         precision="float32",
+        zero_init=None,
     )
 
 
