@@ -45,7 +45,7 @@ class BarlowTwins(Method, name="barlow_twins"):
     lambda_redundancy: NotNegative = 0.0051
     """lambda, the weight of the redundancy term (facebookresearch/barlowtwins main.py)."""
     loss_scale: Positive = 1 / 16
-    """Factor of L. The official code reduces C without its gradient, so its gradient is 1 / W of the true one.
+    """Factor of L. The official code sums C without its gradient, so its gradient is 1 / W of the true one.
 
     W is 16 GPUs (facebookresearch/barlowtwins README.md); the paper's 32 could not be confirmed. LARS hides
     the factor from weights. The official rate of biases and normalisation parameters was tuned with it. With
@@ -64,10 +64,10 @@ class BarlowTwins(Method, name="barlow_twins"):
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
         """Return Barlow Twins with a narrower projector, whose loss costs n d^2.
 
-        Small has at most 2048 units, those of solo-learn and lightly with a ResNet-18. Smoke has at most 256,
-        a choice.
+        Small has at most 2048 units, those of solo-learn and lightly with a ResNet-18. Smoke has at most 64,
+        a choice: with 256, some 70 steps teach less.
         """
-        most = 256 if scale == "smoke" else 2048
+        most = 64 if scale == "smoke" else 2048
         return replace(self, head=replace(self.head, widths=tuple(min(w, most) for w in self.head.widths)))
 
     def network(self, backbone: Any, *, num_images: int, batch_size: int) -> Network:

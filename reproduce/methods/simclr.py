@@ -67,11 +67,13 @@ class SimCLR(Method, name="simclr"):
         """Return SimCLR with a narrower projector.
 
         The hidden layers have at most 1024 units at small scale, those of htdt/self-supervised with a
-        ResNet-18. Smoke has at most 128 units and 32 dimensions, a choice.
+        ResNet-18. Smoke has at most 128 units, 32 dimensions and a T of .2, a choice: a batch of 32 images
+        has few negatives, and a higher T teaches less.
         """
         hidden, output = (128, 32) if scale == "smoke" else (1024, self.head.output)
         widths = (*(min(width, hidden) for width in self.head.widths[:-1]), min(self.head.output, output))
-        return replace(self, head=replace(self.head, widths=widths))
+        temperature = min(self.temperature, 0.2) if scale == "smoke" else self.temperature
+        return replace(self, temperature=temperature, head=replace(self.head, widths=widths))
 
     def network(self, backbone: Any, *, num_images: int, batch_size: int) -> Network:
         from reproduce.nn.networks import Network
