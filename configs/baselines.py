@@ -241,7 +241,7 @@ def simsiam_transfer_imagenet() -> Pretrain:
 
 
 SWAV_STD: Final = (0.228, 0.224, 0.225)
-"""Standard deviation of each channel (facebookresearch/swav src/multicropdataset.py); others have .229 first."""
+"""Standard deviation of each channel (facebookresearch/swav src/multicropdataset.py); .229 elsewhere."""
 SWAV_VIEWS: Final = Augmentation(
     crop_scale=(0.14, 1.0),
     brightness=0.8,
@@ -275,8 +275,7 @@ def swav_two_views_imagenet(epochs: int) -> Pretrain:
     The top-1 is 66.5, 69.1 and 70.7 for 100, 200 and 400 epochs (Table 2; Table 4 of arXiv 2011.10566). That
     projector has three layers (its appendix C). Everything else is a choice: the settings of the official run
     with two layers, which has 70.1 after 400 epochs (facebookresearch/swav
-    scripts/swav_400ep_2x224_pretrain.sh). All views go
-    through the network at once.
+    scripts/swav_400ep_2x224_pretrain.sh). Both views go through the network at once.
     """
     method = SwAV(head=Head(widths=(2048, 2048, 128)))
     return _swav(method, SWAV_VIEWS.replace("crop_scale", (0.08, 1.0)), epochs)
@@ -298,7 +297,7 @@ def swav_256_imagenet(epochs: int) -> Pretrain:
 
 
 def _swav(method: SwAV, views: Augmentation, epochs: int) -> Pretrain:
-    """Return SwAV's run on ImageNet at batch 4096: a peak rate of 4.8, a warm-up from .3, .0048 at the end."""
+    """Return SwAV's run on ImageNet at batch 4096: the rate rises from .3 to 4.8 and falls to .0048."""
     run = imagenet(epochs)(method)
     return replace(
         run,
