@@ -214,11 +214,12 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
     """Return the pretraining with a sixteenth of the batch and an eightieth of the epochs.
 
     ImageNet's base rate of LARS, .15 in place of ImageNet-100's .4, belongs to epochs of ten times as many
-    steps. The same scenes stand in for both, so both have the same rate at this scale. Blocks start with the
-    backbone's own scale: in some 150 steps, those that start at 0 hardly leave their shortcut.
+    steps. The same scenes stand in for both, so both have the same rate at this scale. A rate that grows with
+    the square root of the batch is of other origin. Blocks start with the backbone's own scale: in some 150
+    steps, those that start at 0 hardly leave their shortcut.
     """
-    optimizer = run.optimizer
-    if isinstance(optimizer, LARS) and run.dataset.name == "imagenet":
+    optimizer, imagenet = run.optimizer, run.dataset.name == "imagenet"
+    if imagenet and isinstance(optimizer, LARS) and optimizer.batch_scaling == "linear":
         optimizer = optimizer.times(0.4 / 0.15)
     dataset = _smoke_dataset(run.dataset)
     return replace(

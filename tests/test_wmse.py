@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import plain
@@ -26,6 +27,7 @@ from reproduce.methods.wmse import WMSE, whitened, whitened_loss
 from reproduce.nn import backbones, cost, distributed, seeds
 from reproduce.nn.group_batchnorm import average_statistics, group_batchnorm
 from reproduce.nn.heads import Head
+from reproduce.nn.networks import Outputs
 from reproduce.nn.optimizers import Adam
 from reproduce.runs import interrupt
 from reproduce.runs.interrupt import Interrupted
@@ -53,7 +55,7 @@ def test_whitening_and_loss_of_one_dimension_by_hand() -> None:
     # The variances over 3 are 4/3 and 4: the rows are divided by their roots.
     expected = torch.tensor([[0.75**0.5, -(0.75**0.5)] * 2, [1.5, -0.5, -0.5, -0.5]])
     torch.testing.assert_close(whitened(views).squeeze(-1), expected)
-    # The signs agree in half of the images: the cosines are 1, 1, -1, 1 x the signs: mean 2 - 2 x 1/2.
+    # The cosines are 1, 1, -1 and 1, the signs' products: 2 - 2 x 1/2.
     assert whitened_loss(views, WHOLE).item() == pytest.approx(1)
 
 
@@ -148,17 +150,8 @@ def test_gradients_flow_through_all_views_and_the_whitening(joint: Any) -> None:
 def test_whitening_and_loss_are_in_float32_in_a_run_in_bfloat16() -> None:
     torch.manual_seed(0)
     method = replace(METHOD, w_size=12, w_iter=1)
-    network: Any = method.network(nn.Flatten(), num_images=1, batch_size=12) if False else None
     z = torch.randn(3 * 12, 2)
-
-    class Fixed(nn.Module):
-        def forward(self, *views: Tensor) -> Any:
-            from reproduce.nn.networks import Outputs
-
-            return Outputs(z, z)
-
-    network = nn.Module()
-    network.online = Fixed()
+    network: Any = SimpleNamespace(online=lambda *views: Outputs(z, z))
     step = batch([torch.zeros(12, 3, 8, 8)] * 3)
     (expected,) = method.parts(network, step)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -246,7 +239,7 @@ class PlainAdam:
             w -= rate * m / (v.sqrt() + self.settings.epsilon)
 
 
-RATES = (0.005, 0.01, 0.01, 0.002, 0.0004, 0.0004)
+RATES = (0.0005, 0.001, 0.001, 0.0002, 0.00004, 0.00004)
 """Two steps of warm-up; a fifth after half of the run, and a fifth of that after two thirds."""
 
 
@@ -259,9 +252,9 @@ TOY = replace(
     method=replace(METHOD, w_size=4),
     dataset=Toy(num_train=26, size=8, canvas=20),
     optimizer=Adam(
-        base_lr=0.01,
+        base_lr=0.001,
         weight_decay=0.1,
-        epsilon=1e-3,
+        epsilon=0.01,
         warmup_steps=2,
         warmup_start=0.5,
         warmup_inclusive=True,
@@ -270,7 +263,7 @@ TOY = replace(
     ),
     epochs=2,
     batch_size=8,
-    seed=SEED,
+    seed=47,
 )
 
 
@@ -350,7 +343,10 @@ def test_the_files_of_a_run_are_as_large_as_forecast() -> None:
         assert found == doctor.sizes(run, {})
 
 
-@pytest.mark.parametrize("recipe", [wmse_stl10(), wmse_imagenet100(), wmse_imagenet(400)], ids=lambda r: r.dataset.name)
+RECIPES = {"stl10": wmse_stl10(), "imagenet100": wmse_imagenet100(), "imagenet": wmse_imagenet(400)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_each_recipe_fits_its_batch_at_every_scale(recipe: Pretrain) -> None:
     for scale in (linear, lambda run: small(linear(run)), lambda run: smoke(linear(run))):
         run: Any = scale(recipe)
@@ -368,15 +364,19 @@ def test_the_rates_of_stl10_are_those_of_the_official_code() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_at_smoke_scale_it_learns_more_than_its_initialisation_has(tmp_path: Path) -> None:
-    trained_one = smoke(linear(wmse_stl10()))
-    accuracies = []
-    for epochs in (0, None):
-        run = trained_one if epochs is None else trained_one.replace("encoder.epochs", epochs)
-        site, encoder = Site(runs=tmp_path), run.encoder
-        assert isinstance(encoder, Pretrain)
-        folder = tmp_path / encoder.id
+@pytest.mark.parametrize(("name", "count"), [("stl10", "num_test"), ("imagenet", "num_val")])
+def test_at_smoke_scale_it_learns_more_than_its_initialisation_has(
+    tmp_path: Path, name: str, count: str
+) -> None:
+    """Two seeds and 3 000 test images: encoders of two seeds differ by up to .03."""
+    run: Any = smoke(linear(RECIPES[name])).replace(f"dataset.{count}", 3000)
+    site = Site(runs=tmp_path)
+
+    def top1(seed: int, epochs: int) -> float:
+        encoder, folder = replace(run.encoder, seed=seed, epochs=epochs), tmp_path / f"{seed} {epochs}"
         pretrain(encoder, site, folder, CPU, Silent(), lambda progress: None)
-        found = evaluate(run, load_encoder(encoder, folder, CPU), site, CPU, Watch())
-        accuracies.append(found["top1"])
-    assert accuracies[1] > accuracies[0] + 0.03
+        spec = replace(run, encoder=encoder, seed=seed)
+        return evaluate(spec, load_encoder(encoder, folder, CPU), site, CPU, Watch())["top1"]
+
+    before, after = (sum(top1(seed, epochs) for seed in (0, 1)) / 2 for epochs in (0, run.encoder.epochs))
+    assert after > before + 0.03, (before, after)
