@@ -83,7 +83,7 @@ def test_without_the_redundancy_term_all_dimensions_become_one() -> None:
         for _ in range(100):
             optimizer.zero_grad()
             invariance, redundancy = correlation_terms(standardised(z), standardised(z))
-            (invariance + weight * redundancy).backward()
+            (invariance + weight * redundancy).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         correlations.append(torch.corrcoef(z.detach().T)[0, 1].item())
     assert abs(correlations[0]) < 0.1

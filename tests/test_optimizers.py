@@ -509,12 +509,13 @@ def test_the_small_scale_keeps_the_optimiser(settings: Optimizer) -> None:
         (replace(MOCO_V2, vector_lr=0.01), {"base_lr": 0.48, "vector_lr": 0.16}),
         (SWAV, {"base_lr": 1.2, "warmup_epochs": 1}),  # a quarter of the peak
         (SGD(base_lr=0.1, batch_scaling="sqrt"), {"base_lr": 0.4}),
-        (W_MSE, {"warmup_steps": 50}),
-        (replace(W_MSE, warmup_steps=3), {"warmup_steps": 1}),
-        # LARS: a quarter of the peak, ten times the trust.
+        # Adam: twice the rate.
+        (W_MSE, {"base_lr": 4e-3, "warmup_steps": 50}),
+        (replace(W_MSE, warmup_steps=3), {"base_lr": 4e-3, "warmup_steps": 1}),
+        # LARS: a quarter of the peak, ten times the trust, at most 1/200 of the rate for vectors.
         (SIMCLR, {"base_lr": 1.2, "trust_coefficient": 0.01, "warmup_epochs": 1}),
         (SQRT, {"trust_coefficient": 0.01, "warmup_epochs": 1}),
-        (BARLOW_TWINS, {"base_lr": 0.8, "vector_lr": 0.0192, "trust_coefficient": 0.01, "warmup_epochs": 1}),
+        (BARLOW_TWINS, {"base_lr": 0.8, "vector_lr": 0.004, "trust_coefficient": 0.01, "warmup_epochs": 1}),
     ],
 )
 def test_the_smoke_scale_fits_the_rates_to_a_sixteenth_of_the_batch(

@@ -42,7 +42,7 @@ def views_of(num_views: int) -> list[Tensor]:
 def passed(network: nn.Module, views: list[Tensor]) -> dict[str, Tensor]:
     """Return outputs, gradients and buffers after a pass of the views and one of the first two."""
     z = [network(*part).z for part in (views, views[:2])]
-    sum(each.square().mean() + (each[0] * each[-1]).sum() for each in z).backward()  # type: ignore[union-attr]
+    sum(each.square().mean() + (each[0] * each[-1]).sum() for each in z).backward()
     inner = distributed.unwrapped(network)
     gradients = {f"gradient of {name}": each.grad for name, each in inner.named_parameters()}
     return {"z": z[0].detach(), "z of two": z[1].detach(), **gradients, **dict(inner.named_buffers())}
@@ -94,7 +94,7 @@ class Alive(nn.Module):
     def __init__(self, network: Online) -> None:
         super().__init__()
         self.now = self.most = 0
-        network.backbone.stem[0].register_forward_hook(self.count)  # type: ignore[index, operator, union-attr]
+        network.backbone.stem[0].register_forward_hook(self.count)  # type: ignore[index, union-attr]
 
     def count(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self.now += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_without_negatives_the_embeddings_collapse() -> None:
                 loss = contrastive_loss(z, z, temperature=0.5)
             else:
                 loss = -torch.cosine_similarity(*views).mean()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         spreads.append(torch.nn.functional.normalize(z.detach(), dim=1).std(dim=0).mean().item())
     assert spreads[0] > 0.4  # 1 / sqrt(4) is the spread of uniform directions
@@ -110,7 +111,7 @@ def test_the_official_projector_and_rate(run: object, widths: tuple[int, ...]) -
     assert run.method.head.widths == widths  # type: ignore[attr-defined]
     optimizer = run.optimizer  # type: ignore[attr-defined]
     assert optimizer.peak_lr(4096, 2) == pytest.approx(0.3 * 4096 / 256)
-    network = SimCLR(head=run.method.head).network(  # type: ignore[attr-defined]
+    network: Any = SimCLR(head=run.method.head).network(  # type: ignore[attr-defined]
         backbones.build("small", seed=0), num_images=8, batch_size=8
     )
     layers = list(network.online.projector)

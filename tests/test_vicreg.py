@@ -88,7 +88,7 @@ def test_without_variance_and_covariance_the_embeddings_collapse() -> None:
         optimizer = torch.optim.SGD([w], lr=0.05)
         for _ in range(60):
             optimizer.zero_grad()
-            loss(*(view @ w for view in views), lambda_variance=mu, lambda_covariance=nu).backward()
+            loss(*(view @ w for view in views), lambda_variance=mu, lambda_covariance=nu).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         spreads.append((x @ w.detach()).std(dim=0).mean().item())
     assert spreads[0] > 0.7

@@ -220,13 +220,13 @@ class LARS(Optimizer, name="lars"):
         the trust coefficient is 10 times the paper's, and the peak rate a quarter. A sixteenth of the batch
         with 4 times the base rate has that peak rate.
 
-        A trust coefficient has no effect on vectors. If they have a rate of their own, it is at most a
-        hundredth of the weights'; with more, the losses that couple views hardly learn anything.
+        A trust coefficient has no effect on vectors. If they have a rate of their own, it is at most 1/200 of
+        the weights', a choice: with more, the losses that couple views hardly learn anything.
         """
         if scale == "small":
             return self
         faster = self.times({"linear": 4.0, "sqrt": 1.0, "none": 0.25}[self.batch_scaling])
-        vector_lr = None if faster.vector_lr is None else min(faster.vector_lr, faster.base_lr / 100)
+        vector_lr = None if faster.vector_lr is None else min(faster.vector_lr, faster.base_lr / 200)
         return replace(faster, vector_lr=vector_lr, trust_coefficient=0.01, warmup_epochs=1, warmup_steps=0)
 
 
