@@ -46,7 +46,7 @@ def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
     assert done.returncode == 2
     assert (
         done.stderr.strip() == "There is no benchmark 'stepp'. Did you mean 'step'? "
-        "Known: knn, lightly, memory, optim, step, sweep, views."
+        "Known: knn, lightly, memory, methods, optim, step, sweep, views."
     )
     assert not (tmp_path / "bench.json").exists()
 
