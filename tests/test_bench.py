@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_step
+from bench import bench_methods, bench_step
 from bench.compare import in_turns, record
 from reproduce.train import Meter, draw_batch, start, train_step
 
@@ -29,7 +29,7 @@ def bench(tmp_path, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["step", "sweep"])
+@pytest.mark.parametrize("name", ["methods", "step", "sweep"])
 def test_a_benchmark_prints_a_table_and_writes_one_json(tmp_path, name):
     done = bench(tmp_path, name, "--quick")
     assert done.returncode == 0, done.stderr
@@ -87,6 +87,37 @@ def test_a_step_and_the_backbone_alone_send_the_same_views_through_the_same_back
     train_step(spec, network, optimizer, Meter(), step, lr=1e-3)
     for calls in seen.values():
         assert [id(view) for view in calls] == [id(view) for view in 2 * step.views]
+
+
+@pytest.mark.parametrize("case", bench_methods.CASES, ids=lambda case: case.title)
+def test_networks_alone_pass_the_views_of_a_step_forward_and_backward(case):
+    spec = replace(case.spec(True, CPU), method=case.spec(True, CPU).method.smaller("smoke"), batch_size=16)
+    network, optimizer = start(spec, CPU, num_images=9469)
+    size = spec.dataset.size // 4
+    step = bench_step.random_batch(spec.method.num_views, spec.batch_size, size, CPU)
+
+    def train():
+        train_step(spec, network, optimizer, Meter(), step, lr=1e-3)
+
+    def passes(work):
+        """The features of each pass through the online backbone, and whether a gradient came back."""
+        seen = []
+
+        def forward(module, inputs, features):
+            seen.append([features.shape, False])
+            if features.requires_grad:
+                features.register_hook(lambda _, entry=seen[-1]: entry.__setitem__(1, True))
+
+        handle = network.online.backbone.register_forward_hook(forward)
+        work()
+        handle.remove()
+        return seen
+
+    alone = bench_methods.networks_alone(network, train)
+    expected = passes(train)
+    assert expected
+    assert passes(alone) == expected
+    assert all(parameter.grad is None for parameter in network.online.parameters())
 
 
 def test_views_that_are_stored_in_bfloat16_change_no_weight():

@@ -422,7 +422,8 @@ def test_options_go_to_the_tables_that_can_take_them() -> None:
 def test_options_that_no_table_asked_for_can_take_are_refused_and_a_row_is_asked_for_alone() -> None:
     with pytest.raises(
         ValueError,
-        match=rf"^table8 has no quoted row whose encoder was released: .* is for {', '.join(TAKE_RELEASED)}\.$",
+        match="^table8 has no quoted row whose encoder was released: "
+        rf".* is for {', '.join(TAKE_RELEASED)}\.$",
     ):
         plan.requests(["table8", "table9"], baselines="released")
     with pytest.raises(

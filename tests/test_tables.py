@@ -11,13 +11,14 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 from toys import fill_from
 
 from configs import pretrain, released
-from configs.rows import lead
+from configs.rows import UNTRAINED, lead
 from reproduce.data import stl10, synthetic
 from reproduce.data.augmentation import Augmentation
 from reproduce.nn.heads import Heads
@@ -909,6 +910,109 @@ def test_released_encoders_have_the_epochs_that_the_row_prints(name: str) -> Non
             wanted = int(key.removeprefix("e")) if name == "table2" else row.facts.get("Epochs", "")
             if named and str(wanted).isdigit():
                 assert named == [int(wanted)], (row.label, url)
+
+
+BOWNET = "BoWNet's code was never released, and its settings are not confirmed; its numbers are quoted."
+TRAINED: dict[str, dict[str, tuple[str, dict[str, tuple[int, int, int]]]]] = {
+    "table1": {
+        "MoCo": ("moco", {"imagenet100_*": (240, 128, 2)}),
+        "SimCLR": ("simclr", {"stl10_*": (2000, 512, 2)}),
+        "Wang and Isola": ("wang_isola", {"imagenet100_*": (240, 128, 2)}),
+        "W-MSE 4": ("wmse", {"imagenet100_*": (240, 256, 4), "stl10_*": (2000, 256, 4)}),
+    },
+    "table2": {
+        "SimCLR": ("simclr", {"e100": (100, 4096, 2), "e200": (200, 4096, 2), "e400": (400, 4096, 2)}),
+        "MoCo-v2": ("moco", {"e100": (100, 256, 2), "e200": (200, 256, 2), "e400": (400, 256, 2)}),
+        "W-MSE 4": ("wmse", {"e100": (100, 1024, 4), "e400": (400, 1024, 4)}),
+        "SwAV (w.o. multi-crop)": (
+            "swav",
+            {"e100": (100, 4096, 2), "e200": (200, 4096, 2), "e400": (400, 4096, 2)},
+        ),
+        "SwAV (with multi-crop)": (
+            "swav",
+            {"e100": (100, 4096, 8), "e200": (200, 4096, 8), "e400": (400, 4096, 8)},
+        ),
+        "SimSiam": ("simsiam", {"e100": (100, 256, 2), "e200": (200, 256, 2), "e400": (400, 256, 2)}),
+    },
+    "table3": {
+        "SimCLR": ("simclr", {"*": (1000, 4096, 2)}),
+        "VICReg": ("vicreg", {"*": (1000, 2048, 2)}),
+        "SwAV (with multi-crop)": ("swav", {"*": (800, 4096, 8)}),
+        "Barlow Twins": ("barlow_twins", {"*": (1000, 2048, 2)}),
+    },
+    "table4": {
+        "VICReg": ("vicreg", {"*": (1000, 2048, 2)}),
+        "SwAV (with multi-crop)": ("swav", {"*": (800, 4096, 8)}),
+        "Barlow Twins": ("barlow_twins", {"*": (1000, 2048, 2)}),
+    },
+    "table5": {
+        "MoCo v2": (
+            "moco",
+            {"voc07": (800, 256, 2), "places": (800, 256, 2), "inat18": (800, 256, 2), "ap*": (200, 256, 2)},
+        ),
+        "SimSiam": ("simsiam", {"ap*": (200, 256, 2)}),
+        "Barlow Twins": ("barlow_twins", {"*": (1000, 2048, 2)}),
+        "SwAV": ("swav", {"*": (800, 4096, 8)}),
+    },
+    "table10": {
+        "SimCLR": ("simclr", {"*": (1000, 4096, 2)}),
+        "MoCo": ("moco", {"*": (800, 256, 2)}),
+        "VICReg": ("vicreg", {"*": (1000, 2048, 2)}),
+        "SwAV": ("swav", {"*": (800, 4096, 8)}),
+        "Barlow Twins": ("barlow_twins", {"*": (1000, 2048, 2)}),
+    },
+}
+"""Method of each quoted row that can be trained, and epochs, batch and views of each of its columns."""
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_baselines_have_the_recipe_of_the_printed_number(name: str) -> None:
+    built = Request(table=name, scale="paper", baselines="trained").build()
+    for row in table(name).rows:
+        if any(cell.ours for cell in row.cells.values()):
+            continue
+        method, recipes = TRAINED[name].get(row.label, ("", {}))
+        for key, cell in row.cells.items():
+            ours = built.cell(row.label, key).ours
+            wanted = [recipe for glob, recipe in recipes.items() if fnmatchcase(key, glob)]
+            if not wanted:
+                assert ours is None
+                assert built.cell(row.label, key).why_not_ours, (row.label, key)
+                continue
+            assert ours is not None, (row.label, key)
+            assert "--baselines trained" in cell.why_not_ours
+            encoder = ours.spec.encoder
+            assert isinstance(encoder, Pretrain)
+            assert encoder.method.name == method
+            assert (encoder.epochs, encoder.batch_size, encoder.method.num_views) == wanted[0]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_baselines_fill_every_printed_number_of_their_rows_at_smoke_scale(name: str) -> None:
+    built = Request(table=name, baselines="trained").build()
+    for row in built.rows:
+        printed = [key for key, cell in row.cells.items() if cell.paper and cell.paper.value]
+        trained = TRAINED[name].get(row.label)
+        if trained:
+            assert all(row.cells[key].ours for key in printed), row.label
+        elif not any(cell.ours for cell in row.cells.values()):
+            assert {row.cells[key].why_not_ours for key in printed} <= {UNTRAINED, BOWNET}, row.label
+
+
+def test_a_table_with_trained_baselines_states_who_trained_them_and_the_budget_of_each_row() -> None:
+    built = Request(table="table2", baselines="trained", rows="SwAV*,Ours*").build()
+    caption, notes = fill_from(built, 1, {}, {}).caption, " ".join(built.notes)
+    assert "baselines=trained" in caption
+    assert "compare these runs alone" in notes
+    budgets = "SwAV (w.o. multi-crop) 2 × 2, 2 × 3, 2 × 4; SwAV (with multi-crop) 8 × 2, 8 × 3, 8 × 4; "
+    assert f"Views × epochs at smoke scale: {budgets}Ours (K=4) 4 × 2, 4 × 3, 4 × 4." in notes
+    plain = Request(table="table2", rows="SwAV*,Ours*").build()
+    assert "compare these runs alone" not in " ".join(plain.notes)
+
+
+def test_trained_baselines_are_refused_by_a_table_without_quoted_rows() -> None:
+    with pytest.raises(ValueError, match=r"^table8 has no quoted row whose method can be trained here: .*"):
+        Request(table="table8", baselines="trained").build()
 
 
 @pytest.mark.parametrize("name", NAMES)
