@@ -196,7 +196,6 @@ def _simclr_imagenet(epochs: int, head: Head) -> Pretrain:
         ),
         optimizer=LARS(
             base_lr=0.075,
-            vector_lr=0.075,
             batch_scaling="sqrt",
             scale_with_views=False,
             weight_decay=1e-6,
