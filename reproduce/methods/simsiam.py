@@ -7,8 +7,11 @@ facebookresearch/simsiam simsiam/builder.py, main_simsiam.py.
     L = -1/2 mean cos(p_1, sg z_2) - 1/2 mean cos(p_2, sg z_1)
 
 sg is the stop-gradient: z is a constant in the loss. Without it all embeddings become the same (section 4.1).
-z and p of a view come from one forward pass, so both views form one part. Memory holds the activations of two
-views. The minimum of L is -1. BatchNorm sees one view at a time, over the images of all processes.
+z and p of a view come from one forward pass, so both views form one part. The minimum of L is -1. BatchNorm
+sees one view at a time, over the images of all processes.
+
+The activations of both views are in memory. `recompute` in the site file keeps those of one view and takes
+one more forward pass.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ gathered, so the number of processes does not matter. The official TensorFlow lo
 in order, into sub-batches of 2 x 128 rows. The images of a batch are in random order anyway, so with one
 permutation a step that is the same loss.
 
-Views share BatchNorm statistics in the heads (`joint`), and the loss couples them with gradients on all
-sides. So memory holds the activations of all V views, and gradient caching would not be exact.
+The loss couples the views with gradients on all sides, so the activations of all V views are in memory. With
+`joint` not `all`, `recompute` in the site file keeps those of one view and takes one more forward pass.
 """
 
 from __future__ import annotations
