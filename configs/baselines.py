@@ -187,7 +187,8 @@ def _simclr_imagenet(epochs: int, head: Head) -> Pretrain:
 
     The peak rate is .075 times the square root of 4096, which is also .3 x 4096 / 256. The square root is
     better at smaller batches, and the smaller scales have them. The weight decay of 1e-6 is the paper's
-    (arXiv 2002.05709); the README's command has 1e-4.
+    (arXiv 2002.05709); the README's command has 1e-4. Vectors have the rate of weights. It is set so that the
+    smoke scale lowers it (`LARS.smaller`).
     """
     return replace(
         imagenet(epochs)(SimCLR(head=head)),
@@ -196,6 +197,7 @@ def _simclr_imagenet(epochs: int, head: Head) -> Pretrain:
         ),
         optimizer=LARS(
             base_lr=0.075,
+            vector_lr=0.075,
             batch_scaling="sqrt",
             scale_with_views=False,
             weight_decay=1e-6,

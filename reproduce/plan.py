@@ -455,13 +455,20 @@ def _budgets(table: Table) -> Iterator[str]:
     for row, _, ours in table.measured():
         encoder = ours.spec.encoder
         if isinstance(encoder, Pretrain):
-            budget = f"{encoder.method.num_views} × {encoder.epochs}"
-            budgets.setdefault(row.label, {})[budget] = None
+            budgets.setdefault(row.label, {})[f"{_views(encoder)} × {encoder.epochs}"] = None
     rows = "; ".join(f"{literal(label)} {', '.join(found)}" for label, found in budgets.items())
     yield (
-        f"Views × epochs at {table.scale} scale: {rows}. An epoch with $K$ views costs $K / 2$ times as much "
-        "as one with two."
+        f"Views × epochs at {table.scale} scale: {rows}. An epoch with $K$ large views costs about $K / 2$ "
+        "times as much as one of the same method with two; small crops cost less."
     )
+
+
+def _views(encoder: Pretrain) -> str:
+    """Return the number of views of an image; with multi-crop, of large and of small ones."""
+    number, small = encoder.method.num_views, encoder.augmentation.small
+    if small is None or number <= small.num_large:
+        return str(number)
+    return f"({small.num_large} large + {number - small.num_large} small)"
 
 
 def _tables(suited: Callable[[Table], bool]) -> str:

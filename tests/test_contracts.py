@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import pytest
 import torch
-from toys import batch
+from toys import CPU, PRETRAIN, batch
 
 import reproduce
 from reproduce.data.augmentation import Augmentation
@@ -44,7 +44,7 @@ from reproduce.protocols.svm import LinearSVM
 from reproduce.settings import Limits, Settings, field_types, limited_types
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
-from reproduce.train import build_network, encoder_of
+from reproduce.train import Meter, build_network, encoder_of, start, train_step
 
 ROOT = Path(__file__).parent.parent
 C = TypeVar("C")
@@ -195,6 +195,20 @@ def test_a_method_trains_every_parameter_of_its_network_part_by_part(
 
     again = [part.loss.item() for part in method.parts(network, batch(views, seed=1, step=2))]
     assert again == [part.loss.item() for part in parts]  # the noise follows from seed and step
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_a_step_in_bfloat16_leaves_autocast_off(cls: type[Method]) -> None:
+    spec = PRETRAIN.replace("method", with_all_terms(cls)).replace("precision", "bfloat16")
+    spec = replace(spec, batch_size=16)
+    network, optimizer = start(spec, CPU, 64)
+    draw = torch.Generator().manual_seed(0)
+    views = [torch.randn(16, 3, 32, 32, generator=draw) for _ in range(spec.method.num_views)]
+    try:
+        train_step(spec, network, optimizer, Meter(), batch(views, seed=1), lr=0.1)
+        assert not torch.is_autocast_enabled("cpu"), "a block of `parts` outlives the step"
+    finally:
+        torch.set_autocast_enabled("cpu", False)
 
 
 @pytest.mark.parametrize("cls", METHODS)

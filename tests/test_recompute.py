@@ -133,6 +133,20 @@ def saved(network: Online, num_views: int) -> int:
     return total
 
 
+def test_a_single_view_is_not_computed_twice() -> None:
+    network = online("none")
+    network.recompute = True
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    network.backbone.register_forward_hook(count)
+    network(*views_of(1)).z.square().sum().backward()
+    assert passes == 1
+
+
 def test_nothing_of_a_backbone_waits_for_the_backward_pass() -> None:
     network = online("heads")
     network.recompute = True

@@ -839,6 +839,12 @@ def test_images_for_a_stem_with_half_the_stride_have_half_the_side(name: str) ->
     assert elsewhere["protocol.anchor_sizes"] == paper["protocol.anchor_sizes"]
 
 
+def test_the_budgets_of_trained_baselines_name_the_small_crops() -> None:
+    notes = Request(table="table2", scale="paper", baselines="trained").build().notes
+    assert "SwAV (with multi-crop) (2 large + 6 small) × 100, (2 large + 6 small) × 200" in notes[-1]
+    assert "W-MSE 4 4 × 100, 4 × 400; SwAV (w.o. multi-crop) 2 × 100" in notes[-1]
+
+
 def test_a_pyramid_at_smoke_has_an_anchor_size_for_each_of_its_levels() -> None:
     for row, backbone, levels in (("BYOL", "small", 4), ("SwAV", "resnet50", 5)):
         run = run_of(

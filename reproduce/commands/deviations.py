@@ -42,8 +42,9 @@ CHOICES = (
     r"is used.",
     r"Features: section 3.1 says that $z$ is used downstream and that the heads are discarded. "
     r"Evaluations use the backbone's pooled features.",
-    r"Baselines: only MSBReg and BYOL are trained. Rows of other methods are quoted from the paper or "
-    r"evaluated from released encoders.",
+    r"Baselines: by default only MSBReg and BYOL are trained, and rows of other methods are quoted from "
+    r"the paper. `--baselines released` evaluates released encoders, and `--baselines trained` trains the "
+    r"methods that this suite has.",
     r"Paper scale: this project has not run anything at paper scale.",
 )
 """Decisions that concern several tables; the code states each of them where it applies it."""

@@ -85,7 +85,7 @@ class BarlowTwins(Method, name="barlow_twins"):
             pairs = [correlation_terms(a, b, mine) for a, b in itertools.combinations(whole, 2)]
             invariance, redundancy = (W * torch.stack(terms).mean() for terms in zip(*pairs, strict=True))
             loss = self.loss_scale * (invariance + self.lambda_redundancy * redundancy)
-            yield Part(loss, {"L_invariance": invariance, "L_redundancy": redundancy}, views[-1].detach())
+        yield Part(loss, {"L_invariance": invariance, "L_redundancy": redundancy}, views[-1].detach())
 
 
 def standardised(z: Tensor) -> Tensor:

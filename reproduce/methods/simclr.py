@@ -86,7 +86,7 @@ class SimCLR(Method, name="simclr"):
             pairs = itertools.combinations(views, 2)
             losses = [contrastive_loss(*pair, temperature=self.temperature) for pair in pairs]
             L = torch.stack(losses).mean()
-            yield Part(self.loss_scale * L, {"L_simclr": L}, views[-1].detach())
+        yield Part(self.loss_scale * L, {"L_simclr": L}, views[-1].detach())
 
 
 def contrastive_loss(z1: Tensor, z2: Tensor, *, temperature: float) -> Tensor:

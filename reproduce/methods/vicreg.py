@@ -90,7 +90,7 @@ class VICReg(Method, name="vicreg"):
             c = 2 * W * torch.stack([covariance_loss(z, mine) for z in whole]).mean()
             terms = {"L_invariance": s, "L_variance": v, "L_covariance": c}
             loss = self.lambda_invariance * s + self.lambda_variance * v + self.lambda_covariance * c
-            yield Part(loss, terms, views[-1].detach())
+        yield Part(loss, terms, views[-1].detach())
 
 
 def variance_loss(z: Tensor) -> Tensor:

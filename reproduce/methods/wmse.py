@@ -18,7 +18,7 @@ in order, into sub-batches of 2 x 128 rows. The images of a batch are in random 
 permutation a step that is the same loss.
 
 The loss couples the views with gradients on all sides, so the activations of all V views are in memory. With
-`joint` = `heads`, `recompute` in the site file keeps those of one view and takes one more forward pass.
+`joint` not `all`, `recompute` in the site file keeps those of one view and takes one more forward pass.
 """
 
 from __future__ import annotations

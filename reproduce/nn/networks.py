@@ -52,7 +52,8 @@ class Online(nn.Module):
     """If true, the backward pass computes the activations of one view's backbone at a time, a second time.
 
     Memory is then that of one view, for one more forward pass. The gradient is the same, bit for bit, since
-    the backbone's BatchNorms see the same batch again. `joint` = `all` has only one pass, so nothing changes.
+    the backbone's BatchNorms see the same batch again. With one view, or with `joint` = `all`, the backbone
+    has only one pass and nothing changes.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class Online(nn.Module):
     def forward(self, *views: Tensor) -> Outputs:
         """Return z and p of the views, each (n, 3, size, size) with a size of its own."""
         if self.joint == "none":
-            return _stacked([self._heads(self._features(view)) for view in views])
+            return _stacked([self._heads(features) for features in self._one_by_one(views)])
         if self.joint == "heads":
-            return self._heads(_rows([self._features(view) for view in views]))
+            return self._heads(_rows(list(self._one_by_one(views))))
         features: dict[int, Tensor] = {}  # by the number of the view
         for size in dict.fromkeys(view.shape[-1] for view in views):
             which = [index for index, view in enumerate(views) if view.shape[-1] == size]
@@ -82,19 +83,20 @@ class Online(nn.Module):
             features |= zip(which, of_size.chunk(len(which)), strict=True)
         return self._heads(_rows([features[index] for index in range(len(views))]))
 
-    def _features(self, view: Tensor) -> Tensor:
-        """Return f(v) of one view; with `recompute`, only v and f(v) are kept for the backward pass."""
-        if self.recompute and torch.is_grad_enabled():
-            features: Tensor = checkpoint(
-                self.backbone,
-                view,
-                use_reentrant=False,
-                preserve_rng_state=False,  # a backbone draws nothing
-                context_fn=lambda: (nullcontext(), _statistics_kept(self.backbone)),
-            )
-        else:
-            features = self.backbone(view)
-        return features
+    def _one_by_one(self, views: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """Yield f(v) of each view; with `recompute`, only v and f(v) are kept for the backward pass."""
+        recompute = self.recompute and len(views) > 1 and torch.is_grad_enabled()
+        for view in views:
+            if recompute:
+                yield checkpoint(
+                    self.backbone,
+                    view,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # a backbone draws nothing
+                    context_fn=lambda: (nullcontext(), _statistics_kept(self.backbone)),
+                )
+            else:
+                yield self.backbone(view)
 
     def _heads(self, features: Tensor) -> Outputs:
         z = self.projector(features)
