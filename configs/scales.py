@@ -215,12 +215,14 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
 
     ImageNet's base rate of LARS, .15 in place of ImageNet-100's .4, belongs to epochs of ten times as many
     steps. The same scenes stand in for both, so both have the same rate at this scale. A rate that grows with
-    the square root of the batch is of other origin. Blocks start with the backbone's own scale: in some 150
+    the square root of the batch is of other origin; W-MSE keeps it, and SimCLR, whose vectors have a rate of
+    their own, learns more with the larger one. Blocks start with the backbone's own scale: in some 150
     steps, those that start at 0 hardly leave their shortcut.
     """
     optimizer, imagenet = run.optimizer, run.dataset.name == "imagenet"
-    if imagenet and isinstance(optimizer, LARS) and optimizer.batch_scaling == "linear":
-        optimizer = optimizer.times(0.4 / 0.15)
+    if imagenet and isinstance(optimizer, LARS):
+        kept = optimizer.batch_scaling == "sqrt" and optimizer.vector_lr is None
+        optimizer = optimizer.times(1.0 if kept else 0.4 / 0.15)
     dataset = _smoke_dataset(run.dataset)
     return replace(
         run,
