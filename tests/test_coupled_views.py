@@ -254,11 +254,12 @@ def test_two_processes_have_the_gradients_and_statistics_of_one(tmp_path: Path) 
 
 
 LEARNING = {
+    "SimCLR": baselines.simclr_1000_imagenet,
+    "SimCLR with three layers": lambda: baselines.simclr_imagenet(400),
     "SimCLR on STL-10": baselines.simclr_stl10,
     "Barlow Twins": baselines.barlow_twins_imagenet,
     "VICReg": baselines.vicreg_imagenet,
 }
-"""Recipes with enough steps to learn at smoke scale. SimCLR's on ImageNet has some 70 steps there."""
 
 
 def top1(run: Any, folder: Path) -> float:
