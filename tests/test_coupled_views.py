@@ -253,7 +253,7 @@ def test_two_processes_have_the_gradients_and_statistics_of_one(tmp_path: Path) 
 # Learning
 
 
-LEARNING = {
+RECIPES = {
     "SimCLR": baselines.simclr_1000_imagenet,
     "SimCLR with three layers": lambda: baselines.simclr_imagenet(400),
     "SimCLR on STL-10": baselines.simclr_stl10,
@@ -274,9 +274,9 @@ def top1(run: Any, folder: Path) -> float:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", RECIPES)
 def test_at_smoke_scale_the_encoder_is_better_than_its_initialisation(tmp_path: Path, name: str) -> None:
-    run: Any = smoke(linear(LEARNING[name]()))
+    run: Any = smoke(linear(RECIPES[name]()))
     untrained = replace(run, encoder=replace(run.encoder, epochs=0))
     before, after = top1(untrained, tmp_path), top1(run, tmp_path)
     assert after > before + 0.03, (before, after)

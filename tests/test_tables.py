@@ -1010,7 +1010,8 @@ def test_a_table_with_trained_baselines_states_who_trained_them_and_the_budget_o
     caption, notes = fill_from(built, 1, {}, {}).caption, " ".join(built.notes)
     assert "baselines=trained" in caption
     assert "compare these runs alone" in notes
-    budgets = "SwAV (w.o. multi-crop) 2 × 2, 2 × 3, 2 × 4; SwAV (with multi-crop) 8 × 2, 8 × 3, 8 × 4; "
+    crops = ", ".join(f"(2 large + 6 small) × {epochs}" for epochs in (2, 3, 4))
+    budgets = f"SwAV (w.o. multi-crop) 2 × 2, 2 × 3, 2 × 4; SwAV (with multi-crop) {crops}; "
     assert f"Views × epochs at smoke scale: {budgets}Ours (K=4) 4 × 2, 4 × 3, 4 × 4." in notes
     plain = Request(table="table2", rows="SwAV*,Ours*").build()
     assert "compare these runs alone" not in " ".join(plain.notes)
