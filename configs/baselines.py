@@ -129,6 +129,32 @@ def _wang_isola_run(method: MoCo | WangIsola) -> Pretrain:
 # Shared by several methods
 
 
+STRONG_COLOURS: Final = Augmentation(
+    brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5, solarize=0.0
+)
+"""Distribution of SimCLR's views (google-research/simclr data_util.py), which W-MSE uses on ImageNet, too."""
+HTDT_STL10_VIEWS: Final = Augmentation(
+    crop_scale=(0.2, 1.0), saturation=0.4, grey=0.1, blur=0.0, solarize=0.0, colour_first=True
+)
+"""Views of SimCLR and W-MSE on STL-10. Colours change before the crop (htdt/self-supervised
+datasets/transforms.py)."""
+
+
+def _htdt_adam(epochs: int) -> Adam:
+    """Return W-MSE's optimiser: warm-up of 500 steps from 1/500, drops 50 and 25 epochs before the end.
+
+    Source: htdt/self-supervised train.py, cfg.py, README.md.
+    """
+    return Adam(
+        base_lr=2e-3,
+        warmup_steps=500,
+        warmup_start=1 / 500,
+        warmup_inclusive=True,
+        drops=((epochs - 50) / epochs, (epochs - 25) / epochs),
+        drop_factor=0.2,
+    )
+
+
 def _two_distributions() -> Augmentation:
     """Return BYOL's T and T', which Barlow Twins, VICReg and PixPro share."""
     return Augmentation(blur=1.0, solarize=0.0, every_second=Augmentation(blur=0.1, solarize=0.2))
@@ -160,23 +186,14 @@ def simclr_stl10() -> Pretrain:
     """Pretrain SimCLR on STL-10 as the W-MSE authors do: 2000 epochs at batch 512 with Adam.
 
     Table 1's 90.51 and 85.68 (5-NN) are their ResNet-18 (htdt/self-supervised README.md). The table's caption
-    says ResNet-50. The views pass the backbone one by one and the projector together. Colours change before
-    the crop (datasets/transforms.py). 2000 epochs are 210 million images, each seen twice.
+    says ResNet-50. The views pass the backbone one by one and the projector together. 2000 epochs are 210
+    million images, each seen twice.
     """
     head = Head(widths=(1024, 128), last_norm="affine")
     return replace(
         stl10(SimCLR(temperature=0.5, loss_scale=1.0, joint="heads", head=head)),
-        augmentation=Augmentation(
-            crop_scale=(0.2, 1.0), saturation=0.4, grey=0.1, blur=0.0, solarize=0.0, colour_first=True
-        ),
-        optimizer=Adam(
-            base_lr=2e-3,
-            warmup_steps=500,
-            warmup_start=1 / 500,
-            warmup_inclusive=True,
-            drops=(1950 / 2000, 1975 / 2000),
-            drop_factor=0.2,
-        ),
+        augmentation=HTDT_STL10_VIEWS,
+        optimizer=_htdt_adam(2000),
         epochs=2000,
         zero_init=False,
     )
@@ -192,9 +209,7 @@ def _simclr_imagenet(epochs: int, head: Head) -> Pretrain:
     """
     return replace(
         imagenet(epochs)(SimCLR(head=head)),
-        augmentation=Augmentation(
-            brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5, solarize=0.0
-        ),
+        augmentation=STRONG_COLOURS,
         optimizer=LARS(
             base_lr=0.075,
             vector_lr=0.075,
@@ -332,7 +347,8 @@ def vicreg_imagenet(epochs: int = 1000) -> Pretrain:
 
     The quoted rows are runs of 1000 epochs: linear top-1 73.2, 54.8 and 69.5 with 1 % and 10 % of the labels
     (Table 3), 64.5 and 62.8 with 20 and 200 neighbours (Table 4). The base rate of .2 belongs to 1000 epochs;
-    100 epochs have .3 (README.md). 1000 epochs are 1.28 billion images, each seen twice.
+    100 epochs have .3 (README.md). Vectors have the rate of weights. It is set so that the smoke scale lowers
+    it (`LARS.smaller`). 1000 epochs are 1.28 billion images, each seen twice.
     """
     base_lr = 0.3 if epochs <= 100 else 0.2
     return replace(
@@ -362,10 +378,8 @@ def wmse_stl10() -> Pretrain:
     """
     return replace(
         stl10(WMSE()),
-        augmentation=Augmentation(
-            crop_scale=(0.2, 1.0), saturation=0.4, grey=0.1, blur=0.0, solarize=0.0, colour_first=True
-        ),
-        optimizer=_wmse_adam(2000),
+        augmentation=HTDT_STL10_VIEWS,
+        optimizer=_htdt_adam(2000),
         epochs=2000,
         batch_size=256,
         zero_init=False,
@@ -381,8 +395,8 @@ def wmse_imagenet100() -> Pretrain:
     """
     return replace(
         imagenet100(WMSE()),
-        augmentation=replace(_STRONG_COLOURS, colour_first=True),
-        optimizer=_wmse_adam(240),
+        augmentation=replace(STRONG_COLOURS, colour_first=True),
+        optimizer=_htdt_adam(240),
         epochs=240,
         batch_size=256,
         zero_init=False,
@@ -403,7 +417,7 @@ def wmse_imagenet(epochs: int) -> Pretrain:
     )  # google-research/simclr tf2/model.py
     return replace(
         imagenet(epochs)(WMSE(head=head, joint="all")),
-        augmentation=_STRONG_COLOURS,
+        augmentation=STRONG_COLOURS,
         optimizer=LARS(
             base_lr=0.1,
             batch_scaling="sqrt",
@@ -413,23 +427,4 @@ def wmse_imagenet(epochs: int) -> Pretrain:
         ),
         batch_size=1024,
         zero_init=True,
-    )
-
-
-_STRONG_COLOURS = Augmentation(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5, solarize=0.0)
-"""Distribution of SimCLR's views (google-research/simclr data_util.py), which W-MSE uses on ImageNet, too."""
-
-
-def _wmse_adam(epochs: int) -> Adam:
-    """Return W-MSE's optimiser: warm-up of 500 steps from 1/500, drops 50 and 25 epochs before the end.
-
-    Source: htdt/self-supervised train.py, cfg.py, README.md.
-    """
-    return Adam(
-        base_lr=2e-3,
-        warmup_steps=500,
-        warmup_start=1 / 500,
-        warmup_inclusive=True,
-        drops=((epochs - 50) / epochs, (epochs - 25) / epochs),
-        drop_factor=0.2,
     )

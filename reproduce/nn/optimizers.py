@@ -317,8 +317,9 @@ class LARC(Optimizer, name="larc"):
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
         """Return the same optimiser for the fewer steps and the smaller batch of a scale.
 
-        With its peak rate, SwAV collapses in the 70 steps or so of the smoke scale. A sixteenth of the batch
-        with 4 times the base rate has a quarter of that rate.
+        With its peak rate, SwAV collapses in the 70 steps or fewer of the smoke scale. A sixteenth of the
+        batch with 4 times the base rate has a quarter of that rate. Of 4096 images, 1024 count
+        (`configs/scales.py`), so that 4.8 becomes .3.
         """
         smaller = super().smaller(scale)
         return smaller if scale == "small" else smaller.times(0.25)
