@@ -14,23 +14,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import plain
 import pytest
 import torch
 from torch import Tensor
-from toys import CPU, PRETRAIN, READ, Notes, Toy, encoder, images_read, on_two_processes
+from toys import CPU, PRETRAIN, READ, Notes, Toy, centre_crops, encoder, images_read, on_two_processes
 
 from reproduce import train
 from reproduce.evaluate import evaluate
 from reproduce.methods.byol import BYOL
+from reproduce.methods.method import Batch, Epoch
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.encoder import FILE
 from reproduce.nn.heads import Heads
 from reproduce.nn.residual import SmallResNet
 from reproduce.protocols.linear_sgd import LinearSGD
-from reproduce.runs import checkpoint, encoder_file
+from reproduce.runs import checkpoint, encoder_file, interrupt
 from reproduce.runs.progress import Watch
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
@@ -440,3 +441,70 @@ def test_seeds_differ_in_evaluation() -> None:
         found.append((notes.logged, images_read("train"), READ["train crops"][0]))
     for first, second in zip(*found, strict=True):
         assert first != second
+
+
+# Hooks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooked(BYOL, name="hooked"):
+    """BYOL that notes what each hook receives."""
+
+    seen: ClassVar[list[tuple[Any, ...]]] = []
+
+    def before_epoch(self, network: Any, epoch: Epoch) -> None:
+        numbers, crops = (torch.cat(each) for each in zip(*epoch.images(), strict=True))
+        self.seen.append(("epoch", epoch.number, epoch.seed, numbers.tolist(), crops))
+
+    def before_step(self, network: Any, batch: Batch) -> None:
+        place = (batch.seed, batch.epoch, batch.step, batch.steps_per_epoch, batch.num_steps)
+        self.seen.append(("step", place, batch.indices.tolist(), [len(box) for box in batch.boxes]))
+
+    def before_update(self, network: Any, batch: Batch) -> None:
+        self.seen.append(("update", batch.step, *has_gradients(network)))
+
+    def after_step(self, network: Any, batch: Batch) -> dict[str, float]:
+        self.seen.append(("after", batch.step, *has_gradients(network)))
+        return super().after_step(network, batch)
+
+
+def has_gradients(network: Any) -> set[bool]:
+    """Return whether the trained parameters have gradients."""
+    return {parameter.grad is not None for parameter in network.online.parameters()}
+
+
+def test_hooks_are_called_in_order_and_see_the_images_and_the_place_of_the_step(tmp_path: Path) -> None:
+    spec = toy(Hooked(heads=HEADS), seed=4)
+    Hooked.seen.clear()
+    trained(spec, tmp_path)
+    kinds = [kind for kind, *_ in Hooked.seen]
+    assert kinds == 2 * ["epoch", *3 * ["step", "update", "after"]]
+    images = spec.dataset.load("train", Site())
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (spec.dataset.mean, spec.dataset.std))
+    crops = centre_crops(images, range(26), spec.dataset.resize, spec.dataset.size).float() / 255
+    for number, seen in enumerate(each for each in Hooked.seen if each[0] == "epoch"):
+        assert seen[1:4] == (number, 4, list(range(26)))
+        torch.testing.assert_close(seen[4], (crops - mean) / std)
+    steps = [each for each in Hooked.seen if each[0] == "step"]
+    assert [each[1] for each in steps] == [(4, step // 3, step, 3, 6) for step in range(6)]
+    for epoch in range(2):
+        order = plain.permutation(26, spec.seed, epoch)[: 3 * 8]
+        assert [image for each in steps[3 * epoch :][:3] for image in each[2]] == list(order)
+    assert {tuple(each[3]) for each in steps} == {(8, 8)}
+    assert {each[2] for each in Hooked.seen if each[0] == "update"} == {True}
+    assert {each[2] for each in Hooked.seen if each[0] == "after"} == {False}
+
+
+def test_a_run_that_resumes_within_an_epoch_does_not_prepare_the_epoch_again(tmp_path: Path) -> None:
+    spec = toy(Hooked(heads=HEADS), seed=4)
+
+    def stop(progress: Any) -> None:
+        if progress.done == 4 * 8:
+            interrupt.ask("a test")
+
+    site = Site(runs=tmp_path)
+    with pytest.raises(interrupt.Interrupted):
+        train.pretrain(spec, site, tmp_path / "run", CPU, Notes(), stop)
+    Hooked.seen.clear()
+    train.pretrain(spec, site, tmp_path / "run", CPU, Notes(), lambda progress: None)
+    assert [kind for kind, *_ in Hooked.seen] == 2 * ["step", "update", "after"]
