@@ -34,6 +34,7 @@ import filelock
 
 from reproduce import site as sites
 from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
+from reproduce.nn import distributed
 from reproduce.nn.weights import Weights
 from reproduce.plan import Order, loads
 from reproduce.runs import checkpoint, encoder_file, environment, interrupt, journal, output, processes
@@ -95,7 +96,6 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
         LostError: another process has taken over the run.
         Exception: training or evaluation failed; the run is already marked as failed.
     """
-    from reproduce.nn import distributed
     from reproduce.tracking.reuse import Reuse, choose
     from reproduce.tracking.store import Store
 
@@ -153,7 +153,6 @@ def _measured(
         encoder: function that returns the encoder of an evaluation.
         needed: the finished runs that the spec needs.
     """
-    from reproduce.nn import distributed
     from reproduce.nn.encoder import FILE
     from reproduce.tracking.tags import TRAINED
 
@@ -267,7 +266,7 @@ def _encoder(
 
     If it was trained on another machine, it is fetched from the tracking store.
     """
-    from reproduce.nn import distributed, weight_files
+    from reproduce.nn import weight_files
     from reproduce.nn.encoder import FILE
     from reproduce.train import load_encoder
 
@@ -301,8 +300,6 @@ def _encoder(
 @contextmanager
 def _owned(folder: Path, spec_id: str, site: Site, main: bool, job: str) -> Iterator[Held | None]:
     """Own the run inside the block; the first of its processes holds the lease."""
-    from reproduce.nn import distributed
-
     held, busy = None, None
     if main:
         try:
@@ -458,8 +455,6 @@ def _logged(folder: Path, site: Site) -> Iterator[None]:
 
 def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
     """Execute the run that the command line names, and return the exit code."""
-    from reproduce.nn import distributed
-
     # Only --list names the job. Inside an allocation, the launcher `local` runs in a job that was not
     # submitted for this run and does not resume it.
     job = ""
@@ -522,4 +517,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

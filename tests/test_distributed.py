@@ -8,7 +8,10 @@ import functools
 import itertools
 import os
 import socket
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from reproduce.nn.heads import Head, Heads
 from reproduce.nn.networks import Network, Outputs
 from reproduce.nn.queue import Queue
 
+ROOT = Path(__file__).parent.parent
 WORLD = 2
 BATCH = 12
 METHOD = MSBReg(num_views=3, lambda_s=0.05, heads=Heads(hidden=16, output=8))
@@ -198,6 +202,7 @@ def process(rank, port, folder):
         found["target"] = list(network.target.parameters())
     assert not torch.distributed.is_initialized()
     torch.save(found, folder / f"{rank}.pt")
+    distributed.leave(0)
 
 
 @pytest.fixture(scope="module")
@@ -346,3 +351,21 @@ def test_a_device_that_is_not_there_is_named():
         assert distributed.device("auto") == CPU
         with pytest.raises(ValueError, match="'cuda', but torch finds no GPU"):
             distributed.device("cuda")
+
+
+@pytest.mark.parametrize(("world_size", "last_words"), [(1, "shutdown\n"), (2, "")])
+def test_one_of_several_processes_ends_without_the_interpreters_shutdown(world_size, last_words):
+    """A thread of gloo that is still alive in the shutdown may abort the process."""
+    code = (
+        "import atexit; from reproduce.nn import distributed\n"
+        "atexit.register(print, 'shutdown'); print('written', end=' '); distributed.leave(143)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "WORLD_SIZE": str(world_size)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "written " + last_words, "")
