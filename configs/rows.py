@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
-from reproduce.report.table import Cell, Column, Measured, Reported, Row, Values
+from reproduce.report.table import Cell, Column, Measured, Reported, Row
 
 EMPTY = "The paper leaves this cell empty."
 """Note on a number that the paper does not have."""
@@ -49,6 +50,7 @@ def paper_row(
     quoted: str = QUOTED,
     note: str = "",
     doubts: Mapping[str, str] = {},
+    emphasis: Mapping[str, Literal["bold", "underline"]] = {},
     shown: str = "",
     added: bool = False,
     rule_before: bool = False,
@@ -66,6 +68,7 @@ def paper_row(
         recipe: The note on the row with `--baselines trained`.
         quoted: The reason that a cell with neither evaluation shows.
         doubts: Notes on single numbers, by column key; on a missing number, why it is missing.
+        emphasis: The emphasis of the paper's numbers as printed, by column key.
         shown: The printed name of the row. If empty, the label with its number of views as a formula.
     """
 
@@ -81,7 +84,11 @@ def paper_row(
 
     cells = {
         column.key: Cell(
-            paper=Reported(value=number, note=doubts.get(column.key, "" if number else EMPTY)),
+            paper=Reported(
+                value=number,
+                note=doubts.get(column.key, "" if number else EMPTY),
+                emphasis=emphasis.get(column.key, ""),
+            ),
             ours=ours.get(column.key),
             released=released.get(column.key),
             trained=trained if isinstance(trained, str) else trained.get(column.key, NOT_PRINTED),
@@ -104,11 +111,3 @@ def paper_row(
 def with_formula(label: str) -> str:
     """Return a label with its number of views as a formula: `Ours (K=4)` becomes `Ours ($K = 4$)`."""
     return re.sub(r"\(K=(\d+)\)", r"($K = \1$)", label)
-
-
-def lead(values: Values, column: str, row: str, *others: str) -> float:
-    """Return how far a row lies above the best of other rows in a column, in points; negative if below.
-
-    Rounding removes the error of binary fractions, so that 64.1 lies exactly 2 above 62.1.
-    """
-    return round(values(row, column) - max(values(other, column) for other in others), 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import difflib
 import re
+import shlex
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -191,3 +192,15 @@ def age(seconds: float) -> str:
 def rate(per_second: float) -> str:
     """Return a rate as `1,204`, `38` or `0.4`; a detector on a CPU takes seconds per image."""
     return f"{per_second:,.0f}" if per_second >= 10 or not per_second else f"{per_second:.1f}"
+
+
+def table_command(
+    table: str, rows: str, columns: str, scale: str, seeds: int, baselines: str, changes: Iterable[str]
+) -> str:
+    """Return the command that fills cells of a table, without the options that have their usual values."""
+    words = ["invoke", table, "--rows", rows, "--columns", columns]
+    given = {"--scale": scale, "--seeds": str(seeds), "--baselines": baselines}
+    usual = {"--scale": "smoke", "--seeds": "1", "--baselines": "quoted"}
+    words += [word for option, value in given.items() if value != usual[option] for word in (option, value)]
+    words += [word for change in changes for word in ("--set", change)]
+    return shlex.join(words)

@@ -18,7 +18,8 @@ from functools import partial
 from configs.evaluate import alignment, linear
 from configs.pretrain import byol, imagenet100, msbreg
 from configs.rows import paper_row
-from reproduce.report.table import Claim, Column, Measured, Table, Values
+from reproduce.report.claim import Claim, Number, Sum, best, lowest, rising
+from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
 
 COLUMNS = (
@@ -88,42 +89,62 @@ def _measured(run: Pretrain) -> dict[str, Measured]:
     }
 
 
-def _uniformity_orders_accuracy(v: Values) -> bool:
-    """Return True if the rows have one order by uniformity, from the least to the most, and by accuracy."""
-    by_uniformity = sorted((*BASELINES, OURS), key=lambda label: -v(label, "uniformity"))
-    accuracies = [v(label, "acc") for label in by_uniformity]
-    return accuracies == sorted(accuracies)
+def _numbers(key: str) -> dict[str, Sum]:
+    """Return the number of each row in a column."""
+    return {label: Number(label, key) for label in (*BASELINES, OURS)}
 
 
+ACC, ALIGNMENT, UNIFORMITY = map(_numbers, ("acc", "alignment", "uniformity"))
+BY_UNIFORMITY = ("BYOL", "BYOL + L_b + L_s", "BYOL + L_uniform", OURS)
+"""Rows from the least to the most uniform, by the paper's numbers."""
 SECTION = "section 11"
 CLAIMS = (
     Claim(
         text="The uniformity loss improves BYOL and lowers its uniformity loss (1st and 2nd row).",
-        holds=lambda v: (
-            v("BYOL + L_uniform", "acc") > v("BYOL", "acc")
-            and v("BYOL + L_uniform", "uniformity") < v("BYOL", "uniformity")
+        contrasts=(
+            ACC["BYOL + L_uniform"] > ACC["BYOL"],
+            UNIFORMITY["BYOL + L_uniform"] < UNIFORMITY["BYOL"],
         ),
         source=SECTION,
     ),
     Claim(
+        text="Brownian motion, which needs no other embedding's coordinates, is better than a dispersive "
+        r"loss that needs them (read as: BYOL + $\mathcal{L}_b$ + $\mathcal{L}_s$ against BYOL + "
+        r"$\mathcal{L}_\text{uniform}$).",
+        contrasts=(ACC["BYOL + L_b + L_s"] > ACC["BYOL + L_uniform"],),
+        source="abstract",
+    ),
+    Claim(
+        text="Joint local and global dispersive forces make negative pairs more dissimilar than in the other "
+        "approaches (read as: ours has the lowest uniformity loss, and both losses together lower BYOL's).",
+        contrasts=(
+            *lowest(UNIFORMITY[OURS], (UNIFORMITY[label] for label in BASELINES)),
+            UNIFORMITY["BYOL + L_b + L_s"] < UNIFORMITY["BYOL"],
+        ),
+        source="section 1",
+    ),
+    Claim(
         text="Ours has the lowest uniformity loss.",
-        holds=lambda v: v(OURS, "uniformity") < min(v(label, "uniformity") for label in BASELINES),
+        contrasts=lowest(UNIFORMITY[OURS], (UNIFORMITY[label] for label in BASELINES)),
         source=SECTION,
     ),
     Claim(
         text="Ours has the highest alignment loss.",
-        holds=lambda v: v(OURS, "alignment") > max(v(label, "alignment") for label in BASELINES),
+        contrasts=best(ALIGNMENT[OURS], (ALIGNMENT[label] for label in BASELINES)),
         source=SECTION,
     ),
     Claim(
         text="Ours has the best accuracy.",
-        holds=lambda v: v(OURS, "acc") > max(v(label, "acc") for label in BASELINES),
+        contrasts=best(ACC[OURS], (ACC[label] for label in BASELINES)),
         source=SECTION,
     ),
     Claim(
-        text="Embeddings that are spread more uniformly are better (read as: the four rows have the same "
-        "order by uniformity and by accuracy).",
-        holds=_uniformity_orders_accuracy,
+        text="Embeddings that are spread more uniformly are better (read as: the four rows have the order of "
+        "their printed uniformity by uniformity and by accuracy).",
+        contrasts=(
+            *rising(*(ACC[label] for label in BY_UNIFORMITY)),
+            *rising(*(-UNIFORMITY[label] for label in BY_UNIFORMITY)),
+        ),
         source=SECTION,
     ),
 )

@@ -15,7 +15,8 @@ from __future__ import annotations
 from configs.evaluate import linear
 from configs.pretrain import byol, msbreg, stl10
 from reproduce.nn.heads import Heads
-from reproduce.report.table import Cell, Claim, Column, Measured, Reported, Row, Table, Values
+from reproduce.report.claim import Claim, Contrast, Number, Sum
+from reproduce.report.table import Cell, Column, Measured, Reported, Row, Table
 from reproduce.spec import Pretrain
 
 ALIASES = ("table13",)
@@ -114,57 +115,73 @@ def _facts(norm: str, batch_size: int, lambda_b: str) -> dict[str, str]:
     return {"Norm. layer": norm, "Batch size": str(batch_size), r"$\lambda_b$": formula}
 
 
-def _acc(v: Values, label: str) -> float:
-    return v(label, "acc")
+def _slightly_below(one: Sum, best: Sum) -> tuple[Contrast, ...]:
+    """Return the contrasts of a number that is below another, by at most SLIGHT points."""
+    return best > one, best - one <= SLIGHT
 
 
-def _slightly_below(v: Values, label: str, best: str) -> bool:
-    """Return True if `label` is below `best`, by at most SLIGHT points."""
-    return 0 < _acc(v, best) - _acc(v, label) <= SLIGHT
-
-
+BYOL_BN, BYOL_LN = Number("BYOL (BN)", "acc"), Number("BYOL (LN)", "acc")
+BYOL_LN_1024 = Number("BYOL (LN, batch 1024)", "acc")
+BYOL_LN_WITH_B = Number("BYOL + our L_b (LN, lambda_b=5e-3)", "acc")
+OURS_BN = Number("Ours (BN, lambda_b=5e-2)", "acc")
+OURS_LN = {
+    lambda_b: Number(f"Ours (LN, lambda_b={lambda_b})", "acc")
+    for lambda_b in ("5e-5", "5e-4", "5e-3", "5e-2")
+}
 SECTION = "section 4.3"
 CLAIMS = (
     Claim(
         text="BYOL collapses to chance when LN replaces BN (1st and 3rd row; read as: top-1 falls to at most "
         "15 %, where chance is 10 %).",
-        holds=lambda v: _acc(v, "BYOL (BN)") > COLLAPSED >= _acc(v, "BYOL (LN)"),
+        contrasts=(BYOL_BN > COLLAPSED, BYOL_LN <= COLLAPSED),
         source=SECTION,
     ),
     Claim(
-        text="BYOL with LN collapses with a batch of 1024, too (5th row).",
-        holds=lambda v: _acc(v, "BYOL (LN, batch 1024)") <= COLLAPSED,
-        source=SECTION,
+        text="BYOL with LN collapses with a batch of 1024, too (5th row; read from the table).",
+        contrasts=(BYOL_LN_1024 <= COLLAPSED,),
+        source="Table 6",
     ),
     Claim(
         text=r"$\mathcal{L}_b$ keeps BYOL with LN from collapsing (3rd and 4th row).",
-        holds=lambda v: _acc(v, "BYOL + our L_b (LN, lambda_b=5e-3)") > COLLAPSED >= _acc(v, "BYOL (LN)"),
+        contrasts=(BYOL_LN_WITH_B > COLLAPSED, BYOL_LN <= COLLAPSED),
         source=SECTION,
     ),
     Claim(
+        text="Our regularisation improves other methods and stabilises their training by preventing a "
+        r"collapse (read as: $\mathcal{L}_b$ improves BYOL with LN, which does not collapse with it).",
+        contrasts=(BYOL_LN_WITH_B > BYOL_LN, BYOL_LN_WITH_B > COLLAPSED),
+        source="abstract",
+    ),
+    Claim(
         text="Ours with LN does not collapse (6th row of the paper).",
-        holds=lambda v: _acc(v, "Ours (LN, lambda_b=5e-4)") > COLLAPSED,
+        contrasts=(OURS_LN["5e-4"] > COLLAPSED,),
         source=SECTION,
     ),
     Claim(
         text="LN in place of BN degrades ours slightly (2nd and 6th row of the paper; read as: by at most 10 "
         "percentage points).",
-        holds=lambda v: _slightly_below(v, "Ours (LN, lambda_b=5e-4)", "Ours (BN, lambda_b=5e-2)"),
+        contrasts=_slightly_below(OURS_LN["5e-4"], OURS_BN),
+        source=SECTION,
+    ),
+    Claim(
+        text=r"The quality depends on $\lambda_b$ (read as: with LN, ours is better at $5 \times 10^{-4}$ "
+        r"than at $5 \times 10^{-2}$).",
+        contrasts=(OURS_LN["5e-4"] > OURS_LN["5e-2"],),
         source=SECTION,
     ),
     Claim(
         text=r"A $\lambda_b$ larger than $5 \times 10^{-4}$ is slightly worse, so that $5 \times 10^{-4}$ is "
         r"the best of the three.",
-        holds=lambda v: all(
-            _slightly_below(v, larger, "Ours (LN, lambda_b=5e-4)")
-            for larger in ("Ours (LN, lambda_b=5e-3)", "Ours (LN, lambda_b=5e-2)")
+        contrasts=(
+            *_slightly_below(OURS_LN["5e-3"], OURS_LN["5e-4"]),
+            *_slightly_below(OURS_LN["5e-2"], OURS_LN["5e-4"]),
         ),
         source=SECTION,
     ),
     Claim(
         text=r"A $\lambda_b$ smaller than $5 \times 10^{-4}$ is slightly worse (judged at "
         r"$5 \times 10^{-5}$, not in the paper).",
-        holds=lambda v: _slightly_below(v, "Ours (LN, lambda_b=5e-5)", "Ours (LN, lambda_b=5e-4)"),
+        contrasts=_slightly_below(OURS_LN["5e-5"], OURS_LN["5e-4"]),
         source=SECTION,
     ),
 )

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,8 @@ from configs.evaluate import linear
 from configs.pretrain import byol, imagenet100
 from reproduce.messages import UserError
 from reproduce.plan import requests
-from reproduce.report.table import (
-    Cell,
-    Claim,
-    Column,
-    Measured,
-    MissingNumberError,
-    Reported,
-    Row,
-    Table,
-    Values,
-)
+from reproduce.report.claim import Claim, Contrast, MissingNumberError, Number, best, rising, within
+from reproduce.report.table import Cell, Column, Measured, Reported, Row, Table
 
 EXAMPLE = re.compile(r"^`([\w/]+\.py)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 """A line with the name of a file, and the block of its code."""
@@ -87,7 +78,7 @@ def test_the_example_of_a_table_trains_the_example_of_a_method(tree: Path, place
     (row,) = report["rows"]
     assert row["label"] == ROW
     assert 0 <= row["cells"]["acc"]["value"] <= 100
-    assert report["claims"][0]["ours"] == "open"  # the other row was left out
+    assert report["claims"][0]["ours"] == "not judged"  # at smoke scale
     assert "of the paper" not in (place.reports / "smoke" / "table14.md").read_text().splitlines()[0]
 
 
@@ -113,8 +104,8 @@ MISTAKES = {
         "UnknownMetricError: There is no metric of linear 'top10'. Did you mean 'top1'?",
     ),
     "a claim about a row that does not exist": (
-        'v("Cosine (K=4)", "acc")',
-        'v("Cosine (K=8)", "acc")',
+        'Number("Cosine (K=4)", "acc")',
+        'Number("Cosine (K=8)", "acc")',
         "LookupError: A claim of table15: There is no row 'Cosine (K=8)'. Did you mean 'Cosine (K=4)'?",
     ),
     "a cell for a column that does not exist": (
@@ -129,7 +120,11 @@ MISTAKES = {
     ),
 }
 
-OF_THE_WHOLE = ("a cell for a column that does not exist", "two rows with one label")
+OF_THE_WHOLE = (
+    "a cell for a column that does not exist",
+    "a claim about a row that does not exist",
+    "two rows with one label",
+)
 """Mistakes that only the whole table has: the line is that of the table."""
 
 
@@ -169,7 +164,7 @@ def test_a_table_with_the_name_of_another_file_is_refused(tree: Path, home: Home
 # The same checks, by themselves
 
 
-def small_table(*claims: Callable[[Values], bool], **fields: Any) -> Table:
+def small_table(*claims: Sequence[Contrast], **fields: Any) -> Table:
     """Return a table with two rows and one column; the second row has no number of the paper."""
     ours = Measured(spec=linear(byol(imagenet100)), metric="top1")
     rows = (
@@ -182,26 +177,29 @@ def small_table(*claims: Callable[[Values], bool], **fields: Any) -> Table:
             "title": "A test.",
             "columns": (Column(key="acc", title="Acc."),),
             "rows": rows,
-            "claims": tuple(Claim(text="x", holds=holds) for holds in claims),
+            "claims": tuple(Claim(text="x", contrasts=tuple(each)) for each in claims),
             **fields,
         }
     )
 
 
+A, B, C = (Number(row, "acc") for row in "abc")
+
+
 @pytest.mark.parametrize(
     "claim",
     [
-        lambda v: v("c", "acc") > 0,
-        lambda v: v("b", "acc") > v("c", "acc"),
-        lambda v: v("a", "acc") > v("b", "acc") and v("c", "acc") > 0,
-        lambda v: v("a", "acc") > v("b", "acc") or v("c", "acc") > 0,
-        lambda v: all(v(label, "acc") > 0 for label in "abc"),
-        lambda v: any(round(v(label, "acc") - 70, 6) > 0 for label in "abc"),
-        lambda v: not any(abs(v(label, "acc") / 2 - 35) <= 1 for label in "abc"),
-        lambda v: max("abc", key=lambda label: v(label, "acc")) == "a",
+        [C > 0],
+        [B > C],
+        [A > B, C <= 0],
+        [A - B > C - A],
+        rising(A, B, C),
+        best(A, (B, C)),
+        within(C, 70.0, 1.0),
+        [replace(C > 0, optional=True)],
     ],
 )
-def test_a_claim_about_an_unknown_row_is_found_wherever_it_is_asked(claim: Callable[[Values], bool]) -> None:
+def test_a_claim_about_an_unknown_row_is_found_wherever_it_is_asked(claim: Sequence[Contrast]) -> None:
     with pytest.raises(LookupError, match=r"^A claim of table15: There is no row 'c'\.") as caught:
         small_table(claim)
     assert not isinstance(caught.value, (MissingNumberError, UserError))
@@ -209,17 +207,21 @@ def test_a_claim_about_an_unknown_row_is_found_wherever_it_is_asked(claim: Calla
 
 def test_a_claim_about_an_unknown_column_is_found() -> None:
     with pytest.raises(LookupError, match=r"There is no column 'top1'\."):
-        small_table(lambda v: v("a", "top1") > 0)
+        small_table([Number("a", "top1") > 0])
 
 
-def test_a_claim_without_its_number_stays_open() -> None:
-    table = small_table(
-        lambda v: v("a", "acc") > v("b", "acc"),
-        lambda v: v("a", "acc") > 70,
-        lambda v: 1 / (v("a", "acc") - v("a", "acc") + 1) < 1 / (v("a", "acc") - 70),
-    )
-    assert table.judge_paper() == ("open", "holds", "holds")
-    assert table.select(rows="b").judge_paper() == ("open", "holds", "holds")
+def test_a_claim_that_compares_before_it_is_judged_is_found() -> None:
+    with pytest.raises(TypeError, match="write `a > b, b > c`"):
+        small_table([A > B > 0])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="The claim 'x' has no contrasts"):
+        small_table([])
+
+
+def test_a_claim_without_its_number_stays_open_unless_another_contrast_fails() -> None:
+    optional = replace(A > B, optional=True)
+    table = small_table([A > B], [A > 70], [A > B, A > 71], [A > B, A > 70], [optional, A > 70])
+    assert table.judge_paper() == ("open", "holds", "fails", "open", "holds")
+    assert table.select(rows="b").judge_paper() == ("open", "holds", "fails", "open", "holds")
 
 
 def test_a_table_is_checked_where_it_is_written() -> None:

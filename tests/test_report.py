@@ -35,10 +35,13 @@ from reproduce.nn.optimizers import LARS
 from reproduce.nn.weights import Weights
 from reproduce.protocols.protocol import Protocol
 from reproduce.report import markup, render, stats
-from reproduce.report.filled import Filled, from_json, printed, to_json
+from reproduce.report.claim import Claim, MissingNumberError, Number
+from reproduce.report.filled import Filled, from_json, to_json
 from reproduce.report.observe import COLUMNS, Finished, frame, rows_of, statistics, write_runs
 from reproduce.report.publish import publish
-from reproduce.report.table import Cell, Claim, Column, Measured, MissingNumberError, Reported, Row, Table
+from reproduce.report.stats import printed
+from reproduce.report.table import Cell, Column, Measured, Reported, Row, Table
+from reproduce.report.verdicts import Emphasis
 from reproduce.spec import Evaluate, Pretrain
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -85,8 +88,11 @@ def run_of(label: str) -> Evaluate:
     return Evaluate(encoder=pretrain, protocol=Probe(), dataset=Images())
 
 
-def cell(paper: str | None, label: str, metric: str = "top1", note: str = "") -> Cell:
-    return Cell(paper=Reported(value=paper, note=note), ours=Measured(spec=run_of(label), metric=metric))
+def cell(
+    paper: str | None, label: str, metric: str = "top1", note: str = "", emphasis: Emphasis = ""
+) -> Cell:
+    reported = Reported(value=paper, note=note, emphasis=emphasis)
+    return Cell(paper=reported, ours=Measured(spec=run_of(label), metric=metric))
 
 
 SAME_NOTE = r"100 % quoted from [5] & \emph{not} $\lambda_b$ | a_b."
@@ -120,8 +126,8 @@ TABLE = Table(
             label="Ours (K=4)",
             shown="Ours ($K = 4$)",
             cells={
-                "acc": cell("80.38", "ours4"),
-                "loss": cell("-3.8", "ours4", "loss"),
+                "acc": cell("80.38", "ours4", emphasis="bold"),
+                "loss": cell("-3.8", "ours4", "loss", emphasis="bold"),
                 "rank": Cell(setting=0.0),
             },
             facts={r"$\lambda_b$": r"$5 \times 10^{-4}$", "Views × epochs": "4 × 320"},
@@ -129,7 +135,10 @@ TABLE = Table(
         ),
         Row(
             label="Ours (K=8)",
-            cells={"acc": cell("79.9", "ours8", note="Tentative."), "loss": cell("0", "ours8", "loss")},
+            cells={
+                "acc": cell("79.9", "ours8", note="Tentative.", emphasis="underline"),
+                "loss": cell("0", "ours8", "loss"),
+            },
             facts={r"$\lambda_b$": "0.5", "Views × epochs": "8 × 320"},
         ),
         Row(
@@ -142,16 +151,20 @@ TABLE = Table(
     claims=(
         Claim(
             text="Ours beats BYOL.",
-            holds=lambda v: v("Ours (K=4)", "acc") > v("BYOL", "acc"),
+            contrasts=(Number("Ours (K=4)", "acc") > Number("BYOL", "acc"),),
             source="section 4.5",
         ),
-        Claim(text="$K = 8$ beats $K = 4$.", holds=lambda v: v("Ours (K=8)", "acc") > v("Ours (K=4)", "acc")),
         Claim(
-            text="Ours is above the quoted one.", holds=lambda v: v("Ours (K=4)", "acc") > v("quoted", "acc")
+            text="$K = 8$ beats $K = 4$.",
+            contrasts=(Number("Ours (K=8)", "acc") > Number("Ours (K=4)", "acc"),),
+        ),
+        Claim(
+            text="Ours is above the quoted one.",
+            contrasts=(Number("Ours (K=4)", "acc") > Number("quoted", "acc"),),
         ),
     ),
     notes=("Choice: $K$ is not stated.",),
-    scale="smoke",
+    scale="small",
     changes=("epochs=5", "dir=$HOME/a_b"),
     stand_in="Squares stand in for photographs.",
 )
@@ -202,8 +215,8 @@ EXPECTED = [
     ["Ours (K=8)", "0.5", "8 × 320", "79.9 c", "–", "0", "–", "–"],
     ["Extra *", "✗", "✓", "–", "0.00 ± 0.00 (2)", "–", "–", "–"],
 ]
-BEST = {"80.38", "81.56", "-3.8", "-3.0"}
-SECOND = {"79.9", "81.00", "-1.52", "-1.5"}
+BOLD = {"80.38", "-3.8"}
+UNDERLINED = {"79.9", "81.56", "-3.0"}
 
 
 # Statistics and numbers
@@ -220,23 +233,6 @@ def test_the_mean_of_nothing_is_an_error_and_its_order_does_not_matter() -> None
     with pytest.raises(ValueError, match="no values"):
         stats.mean([])
     assert stats.mean([1e16, 1.0, -1e16]) == stats.mean([1.0, -1e16, 1e16]) == 1 / 3
-
-
-@pytest.mark.parametrize(
-    ("values", "better", "expected"),
-    [
-        ([3.0, 1.0, None, 2.0], "higher", ["best", "", "", "second"]),
-        ([3.0, 1.0, None, 2.0], "lower", ["", "best", "", "second"]),
-        ([2.0, 2.0, 1.0, 1.0, 0.0], "higher", ["best", "best", "second", "second", ""]),
-        ([3.0, 1.0], "", ["", ""]),
-        ([None, 0.0], "higher", ["", ""]),
-        ([0.0, -1.0], "higher", ["best", "second"]),
-    ],
-)
-def test_ranks_share_ties_and_skip_what_is_missing(
-    values: list[float | None], better: str, expected: list[str]
-) -> None:
-    assert stats.ranks(values, better) == expected
 
 
 @pytest.mark.parametrize(
@@ -289,22 +285,36 @@ def test_a_metric_that_is_absent_or_not_finite_is_missing() -> None:
 
 
 def test_claims_are_judged_on_both_sides() -> None:
-    assert [(claim.paper, claim.ours) for claim in filled().claims] == [
-        ("holds", "holds"),
+    """BYOL has 80 and 82, ours 81.56 twice: one seed in favour, one against."""
+    judged = filled().claims
+    assert [(claim.paper, claim.ours) for claim in judged] == [
+        ("holds", "inconclusive"),
         ("fails", "open"),
-        ("fails", "open"),
+        ("fails", "not judged"),
     ]
+    assert judged[0].effect is not None
+    assert judged[0].effect.value == pytest.approx(0.56)
+    assert judged[1].reason == (
+        "a number is missing; to fill it: invoke table99 --rows 'Ours (K=8)' --columns acc --scale small "
+        "--seeds 2 --set epochs=5 --set 'dir=$HOME/a_b'"
+    )
+    assert judged[2].reason == "the quoted number of quoted is of another scale"
 
 
-def test_claims_on_our_numbers_see_them_as_printed() -> None:
-    """81.561 and 81.564 both print as 81.56, so neither beats the other."""
+def test_one_seed_gives_a_direction_only_and_smoke_scale_not_even_that() -> None:
     close = {"byol": 0.81561, "ours4": 0.81564}
     runs = {
         spec.id: Finished(spec_id=spec.id, run_id="r", metrics={"top1": value, "loss": 0.0})
         for label, value in close.items()
         for spec in [run_of(label)]
     }
-    assert fill_from(TABLE, 1, runs, {}).claims[0].ours == "fails"
+    one = fill_from(TABLE, 1, runs, {}).claims[0]
+    assert (one.ours, one.reason) == ("direction only", "agrees, one seed")
+    assert one.effect is not None
+    assert (one.effect.value, one.effect.low, one.effect.n) == (pytest.approx(0.003), None, 1)
+    smoke = fill_from(replace(TABLE, scale="smoke"), 1, runs, {})
+    assert {claim.ours for claim in smoke.claims} == {"not judged"}
+    assert {cell.emphasis for row in smoke.rows for cell in row.cells.values()} == {""}
 
 
 def test_a_cut_table_still_judges_the_paper_on_all_its_rows() -> None:
@@ -323,7 +333,7 @@ def test_a_cut_table_still_judges_the_paper_on_all_its_rows() -> None:
 
 def test_a_claim_about_a_row_that_never_was_is_an_error_of_ours() -> None:
     with pytest.raises(LookupError, match="no row 'Oursss'") as error:
-        replace(TABLE, claims=(Claim(text="x", holds=lambda v: v("Oursss", "acc") > 0),))
+        replace(TABLE, claims=(Claim(text="x", contrasts=(Number("Oursss", "acc") > 0,)),))
     assert not isinstance(error.value, MissingNumberError)
 
 
@@ -331,15 +341,15 @@ def test_the_caption_names_the_conditions() -> None:
     caption = filled().caption
     for part in (
         "Table 99 of the paper.",
-        "Scale: smoke.",
+        "Scale: small.",
         "Data: STL-10 & friends.",
         "Seeds: 2.",
         r"epochs=5, dir=\$HOME/a_b",
         "Squares stand in for photographs.",
-        "not comparable with the paper's",
     ):
         assert part in caption
-    assert "not comparable" not in filled(replace(TABLE, scale="paper")).caption
+    assert "not comparable" not in caption
+    assert "not comparable with the paper's" in filled(replace(TABLE, scale="smoke")).caption
     assert fill_from(replace(TABLE, number="6 and 13"), 1, {}, {}).caption.startswith(
         "Tables 6 and 13 of the paper."
     )
@@ -359,7 +369,7 @@ def test_the_frame_has_one_line_for_each_row_column_and_seed() -> None:
     assert math.isnan(failed["value"])
     assert failed["reason"] == FAILED
     first = lines.iloc[0]
-    assert (first["table"], first["scale"], first["metric"], first["seed"]) == ("table99", "smoke", "top1", 0)
+    assert (first["table"], first["scale"], first["metric"], first["seed"]) == ("table99", "small", "top1", 0)
     assert (first["spec"], first["run"], first["value"]) == (ids("byol")[0], "run-byol-0", 0.8)
 
 
@@ -630,8 +640,12 @@ OWN = Table(
             added=True,
         ),
     ),
-    claims=(Claim(text="Ours beats BYOL.", holds=lambda v: v("Ours (K=4)", "acc") > v("BYOL", "acc")),),
-    scale="smoke",
+    claims=(
+        Claim(
+            text="Ours beats BYOL.", contrasts=(Number("Ours (K=4)", "acc") > Number("BYOL", "acc"),)
+        ),
+    ),
+    scale="small",
 )  # fmt: skip
 
 
@@ -641,18 +655,20 @@ def test_a_table_that_is_not_the_papers_does_not_speak_of_the_paper(tmp_path: Pa
     pages = {path.suffix[1:]: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
     pages["index"] = render.write_index(tmp_path).read_text(encoding="utf-8")
     pages["summary"] = render.summary(result)
-    assert pages["summary"] == "table101 (smoke): 4 of 8 cells filled; claims: 1 holds"
+    assert pages["summary"] == "table101 (small): 4 of 8 cells filled; claims: 1 inconclusive"
     for kind in ("html", "index"):
         pages[kind] = re.sub('<style>.*?</style>|class=".*?"', "", pages[kind], flags=re.DOTALL)
     # Files for programs have the same fields for every table; the paper's are empty.
     pages["csv"] = pages["csv"].replace("row,column,unit,paper,paper_note,", "")
-    pages["json"] = re.sub(r'"paper(_printed|_note)?": (null|"open")|"ours": ', "", pages["json"])
+    pages["json"] = re.sub(
+        r'"paper(_printed|_note|_emphasis)?": (null|"open"|"")|"ours": ', "", pages["json"]
+    )
     for kind, text in pages.items():
         assert not re.search(r"paper", text, re.IGNORECASE), kind
         assert not re.search(r"\bours\b(?! \()", text), kind
         assert "****" not in text
         assert r"\textbf{}" not in text
-    assert result.caption.startswith("A study of our own. Scale: smoke. Data: STL-10 & friends. Seeds: 2.")
+    assert result.caption.startswith("A study of our own. Scale: small. Data: STL-10 & friends. Seeds: 2.")
 
 
 def test_a_table_that_is_not_the_papers_has_its_numbers_in_every_format(tmp_path: Path) -> None:
@@ -671,14 +687,14 @@ def test_a_table_that_is_not_the_papers_has_its_numbers_in_every_format(tmp_path
         line for line in (tmp_path / "table101.md").read_text(encoding="utf-8").splitlines() if "|" in line
     ]
     assert words(lines[0]) == "| Method | STL-10 Top-1 (%) | STL-10 Loss |"
-    assert words(lines[2]) == "| BYOL | <u>81.00</u> ± 1.41 (2) | -1.50 ± 0.71 (2) |"
+    assert words(lines[2]) == "| BYOL | 81.00 ± 1.41 (2) | -1.50 ± 0.71 (2) |"
     text = words(typeset(tmp_path, ["table101"])).replace("−", "-")
     for part in (
         "A study of our own.",
         "81.56 ± 0.00 (2)",
         "-1.50 ± 0.71 (2)",
         "Claims:",
-        "holds Ours beats BYOL.",
+        "Ours beats BYOL. about 27 seeds would decide",
     ):
         assert part in text, part
 
@@ -745,8 +761,8 @@ def test_the_markdown_table_says_what_it_must() -> None:
     assert all(re.fullmatch("-+:?", rule) for rule in cells[1])
     assert [[markdown_text(part) for part in row] for row in cells[2:]] == EXPECTED
     body = " ".join(part for row in cells[2:] for part in row)
-    assert set(re.findall(r"\*\*(.*?)\*\*", body)) == BEST
-    assert set(re.findall("<u>(.*?)</u>", body)) == SECOND
+    assert set(re.findall(r"\*\*(.*?)\*\*", body)) == BOLD
+    assert set(re.findall("<u>(.*?)</u>", body)) == UNDERLINED
 
 
 def markdown_text(cell: str) -> str:
@@ -767,7 +783,7 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.rows: list[list[tuple[str, dict[str, str | None], str]]] = []
-        self.marked: dict[str, set[str]] = {"best": set(), "second": set()}
+        self.marked: dict[str, set[str]] = {"bold": set(), "underline": set()}
         self.rank = ""
         self.links: list[str] = []
         self.feed(text)
@@ -808,13 +824,15 @@ def test_the_html_table_says_what_it_must() -> None:
     page = Page(golden("table99.html"))
     body = [row for row in page.rows if row[0][0] == "th" and row[0][1].get("scope") == "row"]
     assert [[words(text) for _, _, text in row] for row in body] == EXPECTED
-    assert page.marked == {"best": BEST, "second": SECOND}
+    assert page.marked == {"bold": BOLD, "underline": UNDERLINED}
     for head in page.rows[:2]:
         assert sum(int(given.get("colspan") or 1) for _, given, _ in head) == (
             8 if head is page.rows[0] else 5
         )
     assert all(given.get("scope") for row in page.rows for tag, given, _ in row if tag == "th")
-    assert body[0][4][1]["title"] == "seed 0: run {}, seed 1: run {}".format(*ids("byol"))
+    assert body[0][4][1]["title"] == (
+        "95 % interval 68.29 to 93.71, seed 0: run {}, seed 1: run {}".format(*ids("byol"))
+    )
     assert body[3][4][1]["title"] == f"seed 1 of 2: {FAILED}"
     assert page.links[:5] == ["index.html", "table99.md", "table99.tex", "table99.csv", "table99.json"]
     assert "http" not in golden("table99.html"), "the page is not self-contained"
@@ -852,7 +870,7 @@ def test_every_row_names_its_runs_in_every_format() -> None:
 
 def test_the_json_is_what_programs_expect() -> None:
     data = json.loads(golden("table99.json"))
-    assert (data["table"], data["scale"]) == ("table99", "smoke")
+    assert (data["table"], data["scale"]) == ("table99", "small")
     first = {"key": "acc", "title": "Top-1", "unit": "%", "digits": 2, "better": "higher"}
     assert {key: data["columns"][0][key] for key in first} == first
     rows = {row["label"]: row["cells"] for row in data["rows"]}
@@ -879,9 +897,9 @@ def test_the_json_is_what_programs_expect() -> None:
             assert entry["paper"] is not None or entry["paper_note"]
             assert len(entry["seeds"]) == len(entry["runs"])
     assert [(claim["paper"], claim["ours"]) for claim in data["claims"]] == [
-        ("holds", "holds"),
+        ("holds", "inconclusive"),
         ("fails", "open"),
-        ("fails", "open"),
+        ("fails", "not judged"),
     ]
     assert render.json(from_json(data)) == golden("table99.json")
 
@@ -938,10 +956,10 @@ def test_the_latex_table_compiles_and_says_what_it_must(tmp_path: Path) -> None:
     ):
         assert part in text.replace("_", " "), part
     source = golden("table99.tex")
-    assert {number.replace("$-$", "-") for number in re.findall(r"\\textbf\{([-$\d.]+)\}", source)} == BEST
+    assert {number.replace("$-$", "-") for number in re.findall(r"\\textbf\{([-$\d.]+)\}", source)} == BOLD
     assert {
         number.replace("$-$", "-") for number in re.findall(r"\\underline\{([-$\d.]+)\}", source)
-    } == SECOND
+    } == UNDERLINED
     rows = [line for line in source.splitlines() if line.endswith(r"\\")]
     widths = [sum(int(span) for span in re.findall(r"\\multicolumn\{(\d+)\}", line)) for line in rows]
     counts = [

@@ -10,12 +10,11 @@ Both read the store and start nothing.
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from reproduce.messages import counted
+from reproduce.messages import counted, table_command
 from reproduce.plan import Request
 from reproduce.report.observe import observe
 from reproduce.spec import Spec
@@ -78,17 +77,16 @@ def _cell(
             if run.id not in found.finished:
                 todo[run.id] = run
     if todo:
-        yield f"  {counted(len(todo), 'run')} missing; to fill it: {_command(request, row.label, column.key)}"
-
-
-def _command(request: Request, row: str, column: str) -> str:
-    """Return the command that fills one cell."""
-    words = ["invoke", request.table, "--rows", row, "--columns", column]
-    given = {"--scale": request.scale, "--seeds": str(request.seeds), "--baselines": request.baselines}
-    usual = {"--scale": "smoke", "--seeds": "1", "--baselines": "quoted"}
-    words += [word for option, value in given.items() if value != usual[option] for word in (option, value)]
-    words += [word for change in request.changes for word in ("--set", change)]
-    return shlex.join(words)
+        command = table_command(
+            request.table,
+            row.label,
+            column.key,
+            request.scale,
+            request.seeds,
+            request.baselines,
+            request.changes,
+        )
+        yield f"  {counted(len(todo), 'run')} missing; to fill it: {command}"
 
 
 def _run(spec: Spec, store: Store, found: Reuse) -> Iterator[str]:

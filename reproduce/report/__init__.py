@@ -9,6 +9,8 @@ Imports point down this page.
     counts.py    finished runs on other data than the published
     observe.py   finished runs as one tidy frame, and runs.csv
     table.py     a table as data: cells, claims, runs
-    stats.py     means, deviations and ranks
+    verdicts.py  what our numbers show: claims, cells against the paper, emphasis
+    claim.py     the paper's sentences as contrasts between cells
+    stats.py     means, deviations, intervals and tests
     markup.py    text with mathematics, escaped for each format
 """

@@ -1,4 +1,4 @@
-"""The layout of a filled table, the same in every format: sub-columns, ranks, footnote marks, and remarks.
+"""The layout of a filled table, the same in every format: sub-columns, emphasis, footnote marks, and remarks.
 
     shown = display(filled)
 
@@ -9,21 +9,28 @@ formats; text is markup (`markup.py`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
 from reproduce.messages import counted
-from reproduce.report.filled import ADDED_ROW, NOT_IN_PAPER, Filled, FilledCell, printed
+from reproduce.report.filled import ADDED_ROW, NOT_IN_PAPER, Filled, FilledCell
 from reproduce.report.markup import literal
-from reproduce.report.stats import Rank, ranks
+from reproduce.report.stats import LEVEL, printed
 from reproduce.report.table import Column
+from reproduce.report.verdicts import FEW_SEEDS, CellVerdict, Emphasis, JudgedClaim
 
 DASH = "–"
 """Printed in an empty cell."""
 ADDED_MARK = "*"
 """Footnote mark of an added row."""
+CONFIDENCE = f"{1 - LEVEL:.0%}".replace("%", " %")
+"""Confidence of intervals, in words."""
+EFFECT_DIGITS = 2
+"""Decimals of a contrast and of its interval."""
+SIGNS: Mapping[CellVerdict, str] = {"reproduced": "=", "not reproduced": "≠", "inconclusive": "?"}
+"""Signs of the verdicts on our numbers against the paper's."""
 MAX_REASONS = 5
 """Maximum number of reasons for empty cells under the table; the `.json` has the reason of every cell."""
 
@@ -54,7 +61,9 @@ class Shown:
     """Digits of the standard deviation; empty for a single seed and for the paper's number."""
     n: int = 0
     """Number of seeds behind `std`."""
-    rank: Rank = ""
+    emphasis: Emphasis = ""
+    against: str = ""
+    """Sign of the verdict on our number against the paper's."""
     marks: tuple[str, ...] = ()
     """Marks of the footnotes."""
     hint: str = ""
@@ -113,15 +122,14 @@ class Display:
 def display(filled: Filled) -> Display:
     """Return the layout of `filled`."""
     sub_columns = tuple(_sub_columns(filled))
-    rank = {(sub.column.key, sub.side): _ranks(filled, sub) for sub in sub_columns}
     marks = _Marks()
     lines = []
-    for index, row in enumerate(filled.rows):
+    for row in filled.rows:
         label_marks = marks.of(row.note) + ((ADDED_MARK,) if row.added else ())
         cells = tuple(
-            _paper(row.cells[sub.column.key], rank[sub.column.key, "paper"][index], marks)
+            _paper(row.cells[sub.column.key], marks)
             if sub.side == "paper"
-            else _ours(row.cells[sub.column.key], sub.column.digits, rank[sub.column.key, "ours"][index])
+            else _ours(row.cells[sub.column.key], sub.column.digits)
             for sub in sub_columns
         )
         runs = tuple(
@@ -176,51 +184,97 @@ def _sub_columns(filled: Filled) -> Iterator[SubColumn]:
         yield SubColumn(column, "ours", first=not has_paper)
 
 
-def _ranks(filled: Filled, sub: SubColumn) -> list[Rank]:
-    """Return the rank of every row in a sub-column, among the numbers as printed.
-
-    The paper has no number in an added row.
-    """
-    cells = [row.cells[sub.column.key] for row in filled.rows]
-    if sub.side == "paper":
-        papers = [None if row.added else cell.paper for row, cell in zip(filled.rows, cells, strict=True)]
-        numbers = [None if paper is None else float(paper) for paper in papers]
-    else:
-        numbers = [
-            None if cell.value is None else float(printed(cell.value, sub.column.digits)) for cell in cells
-        ]
-    return ranks(numbers, sub.column.better)
-
-
-def _paper(cell: FilledCell, rank: Rank, marks: _Marks) -> Shown:
+def _paper(cell: FilledCell, marks: _Marks) -> Shown:
     note = cell.paper_note if cell.paper_note not in (ADDED_ROW, NOT_IN_PAPER) else None
     return Shown(
-        cell.paper or DASH, rank=rank, marks=marks.of(note), hint="" if cell.paper else cell.paper_note or ""
+        cell.paper or DASH,
+        emphasis=cell.paper_emphasis,
+        marks=marks.of(note),
+        hint="" if cell.paper else cell.paper_note or "",
     )
 
 
-def _ours(cell: FilledCell, digits: int, rank: Rank) -> Shown:
+def _ours(cell: FilledCell, digits: int) -> Shown:
     if cell.value is None:
         return Shown(DASH, hint=cell.reason or "")
-    runs = ", ".join(f"seed {seed}: run {run}" for seed, run in zip(cell.seeds, cell.runs, strict=True))
-    if cell.std is None:
-        return Shown(printed(cell.value, digits), rank=rank, hint=runs)
+    parts = [f"seed {seed}: run {run}" for seed, run in zip(cell.seeds, cell.runs, strict=True)]
+    if cell.interval is not None:
+        low, high = (printed(end, digits) for end in cell.interval)
+        parts.insert(0, f"{CONFIDENCE} interval {low} to {high}")
+    if cell.against in SIGNS:
+        parts.insert(0, f"{cell.against}{f' ({cell.against_reason})' if cell.against_reason else ''}")
     return Shown(
-        printed(cell.value, digits), std=printed(cell.std, digits), n=len(cell.seeds), rank=rank, hint=runs
+        printed(cell.value, digits),
+        std="" if cell.std is None else printed(cell.std, digits),
+        n=0 if cell.std is None else len(cell.seeds),
+        emphasis=cell.emphasis,
+        against=SIGNS.get(cell.against, "") if cell.against else "",
+        hint=", ".join(parts),
     )
 
 
 def _remarks(filled: Filled, sub_columns: Sequence[SubColumn], lines: Sequence[Line]) -> Iterator[str]:
     shown = [cell for line in lines for cell in line.cells]
     halves = any(sub.side == "paper" for sub in sub_columns)
-    if any(cell.rank for cell in shown):
-        separately = ", separately for the paper's numbers and ours" if halves else ""
-        yield f"In each column, the best number is bold and the second best is underlined{separately}."
+    whose = "Our numbers" if halves else "Numbers"
+    cells = [cell for row in filled.rows for cell in row.cells.values()]
+    if any(cell.paper_emphasis for cell in cells):
+        yield "Bold and underline of the paper's numbers are as printed there."
+    if any(cell.emphasis == "bold" for cell in cells):
+        yield (
+            f"{whose}: the best mean of each column and all that cannot be told from it are bold ($t$ tests "
+            f"by seed, Holm's method over the column, level {LEVEL:g})."
+        )
+    if any(cell.emphasis == "underline" for cell in cells):
+        yield (
+            f"{whose}: the best of each column is underlined; fewer than {FEW_SEEDS} seeds decide nothing."
+        )
     if any(cell.std for cell in shown):
-        whose = "Our numbers" if halves else "Numbers"
         yield f"{whose} are the mean ± sample standard deviation over the seeds (number of seeds)."
+    if any(cell.std is not None and cell.spread == "evaluations" for cell in cells):
+        yield (
+            "The spread of a released encoder is that of its evaluation; it says nothing about trainings and "
+            "is compared with none."
+        )
+    if any(cell.against for cell in shown):
+        yield from _margins(filled)
+    if any(claim.effect is not None for claim in filled.claims):
+        yield (
+            "Claims on our numbers: for each, the contrast that decides it, with its "
+            f"{CONFIDENCE} interval over training seeds, paired where the seeds are the same. A claim is "
+            "supported if all its contrasts exceed their margins, contradicted if one falls short "
+            f"($t$ tests, Holm's method over the claims of the table, level {LEVEL:g})."
+        )
     yield from filled.notes
     yield from _empty_cells(filled)
+
+
+def evidence(claim: JudgedClaim) -> str:
+    """Return what decides a claim on our numbers, as markup: the reason, and the effect with its interval."""
+    parts = [claim.reason] if claim.reason else []
+    if effect := claim.effect:
+        number = f"{effect.contrast}: {printed(effect.value, EFFECT_DIGITS)}"
+        if effect.low is not None and effect.high is not None:
+            low, high = (printed(end, EFFECT_DIGITS) for end in (effect.low, effect.high))
+            number += f" [{low}, {high}], n = {effect.n}"
+        parts.append(number)
+    return literal("; ".join(parts))
+
+
+def _margins(filled: Filled) -> Iterator[str]:
+    """Yield how to read the signs of the comparison with the paper, and each margin with its source."""
+    meanings = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
+    yield (
+        f"Ours against the paper: {meanings}. A number is reproduced if its {CONFIDENCE} interval lies "
+        "within the margin around the printed one."
+    )
+    sources = dict.fromkeys(
+        (column.margin, column.unit, column.margin_source)
+        for column in filled.columns
+        if column.margin is not None
+    )
+    for margin, unit, source in sources:
+        yield f"Margin: {margin:g}{' points' if unit == '%' else ''} ({source})."
 
 
 def _empty_cells(filled: Filled) -> Iterator[str]:

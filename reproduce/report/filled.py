@@ -12,15 +12,27 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cache
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from reproduce.messages import InvalidError, unprintable
+from reproduce.messages import InvalidError, table_command, unprintable
+from reproduce.report.claim import Claim
 from reproduce.report.markup import literal
 from reproduce.report.observe import Statistics, statistics
-from reproduce.report.table import Cell, Column, Row, Table, Verdict
+from reproduce.report.stats import Sample, estimate
+from reproduce.report.table import Cell, Column, Row, Table
+from reproduce.report.verdicts import (
+    Absent,
+    CellVerdict,
+    Effect,
+    Emphasis,
+    JudgedClaim,
+    compare,
+    emphasis,
+    judge,
+)
 from reproduce.spec import Pretrain
 
 if TYPE_CHECKING:
@@ -34,6 +46,8 @@ ADDED_ROW = "the paper's table does not have this row"
 SMOKE = "The smoke scale shows that everything runs; its numbers are not comparable with the paper's."
 SMOKE_WITHOUT_PAPER = "The smoke scale shows that everything runs; its numbers do not measure quality."
 NO_RUN = "this suite has no run for this cell"
+NO_MARGIN = "no margin is declared, because no spread over seeds is published for this protocol"
+OTHER_DATA = "the sentence is about the paper's data, for which others stand in here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +59,23 @@ class FilledCell:
     paper_note: str | None
     """A doubt about the paper's number, the text of its dagger, or why it is missing. None in a table that is
     not the paper's."""
+    paper_emphasis: Emphasis
+    """Emphasis of the paper's number, as printed there."""
     value: float | None
     """Mean over the seeds, as printed."""
     std: float | None
     """Sample standard deviation over the seeds; None if there are fewer than two."""
+    spread: Literal["trainings", "evaluations"]
+    """Unit of the seeds; `evaluations` are those of one released encoder, and say nothing about trainings."""
+    interval: tuple[float, float] | None
+    """Confidence interval of the mean (95 %) over trainings; None if there are fewer than two."""
+    values: tuple[float, ...]
+    """Numbers of the finished seeds, in the order of `seeds`."""
+    emphasis: Emphasis
+    against: CellVerdict | None
+    """Verdict on our number against the paper's; None if either is missing."""
+    against_reason: str
+    """Why the numbers are not comparable, or not decided; empty otherwise."""
     seeds: tuple[int, ...]
     """Seeds that are finished. They are listed even if others are missing and `value` is None."""
     runs: tuple[str, ...]
@@ -71,16 +98,6 @@ class FilledRow:
     rule_before: bool
     cells: Mapping[str, FilledCell]
     """By column key, one for every column."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedClaim:
-    """A sentence about the table, and whether it holds on the paper's own numbers and on our numbers."""
-
-    text: str
-    source: str
-    paper: Verdict
-    ours: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +136,7 @@ def fill(table: Table, seeds: int, runs: Frame | None, incomplete: Sequence[str]
     """
     factors = {column.key: 100 if column.unit == "%" else 1 for column in table.columns}
     found = {} if runs is None else statistics(runs, factors)
-    rows = tuple(_row(table, row, seeds, found) for row in table.rows)
-    verdicts = zip(table.claims, table.judge_paper(), _judge_ours(table, rows), strict=True)
+    rows = _emphasised(table, tuple(_row(table, row, seeds, found, incomplete) for row in table.rows))
     return Filled(
         table=table.name,
         number=table.number,
@@ -132,17 +148,8 @@ def fill(table: Table, seeds: int, runs: Frame | None, incomplete: Sequence[str]
         row_title=table.row_title,
         columns=table.columns,
         rows=rows,
-        claims=tuple(
-            JudgedClaim(text=claim.text, source=claim.source, paper=paper, ours=ours)
-            for claim, paper, ours in verdicts
-        ),
+        claims=_judged(table, rows, seeds),
     )
-
-
-def printed(number: float, digits: int) -> str:
-    """Return a number as text with its decimals; a rounded zero has no sign. No other code does this."""
-    text = f"{number:.{digits}f}"
-    return text.lstrip("-") if float(text) == 0 else text
 
 
 def to_json(filled: Filled) -> dict[str, Any]:
@@ -154,10 +161,7 @@ def to_json(filled: Filled) -> dict[str, Any]:
                 "paper": None if cell["paper"] is None else float(cell["paper"]),
                 "paper_printed": cell["paper"],
             }
-            | {
-                name: cell[name]
-                for name in ("paper_note", "value", "std", "seeds", "runs", "reason", "causes")
-            }
+            | {name: cell[name] for name in cell if name != "paper"}
             for key, cell in row["cells"].items()
         }
     return data
@@ -171,7 +175,10 @@ def from_json(data: Mapping[str, Any]) -> Filled:
     """
     parts = dict(data) | {"notes": tuple(data["notes"]), "changes": tuple(data["changes"])}
     parts["columns"] = tuple(Column(**column) for column in data["columns"])
-    parts["claims"] = tuple(JudgedClaim(**claim) for claim in data["claims"])
+    parts["claims"] = tuple(
+        JudgedClaim(**claim | {"effect": claim["effect"] and Effect(**claim["effect"])})
+        for claim in data["claims"]
+    )
     parts["rows"] = tuple(
         FilledRow(**row | {"cells": {key: _cell_from_json(cell) for key, cell in row["cells"].items()}})
         for row in data["rows"]
@@ -232,7 +239,7 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
         for name, each in _hints(hint).items():
             _check_type(getattr(value, name), each, name)
         return  # `from_json` made it, so it has the right class
-    if origin is UnionType:
+    if origin in (UnionType, Union):
         fits = value is None
         if not fits:
             return _check_type(value, inside[0], where)
@@ -262,19 +269,19 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _cell_from_json(cell: Mapping[str, Any]) -> FilledCell:
-    return FilledCell(
-        paper=cell["paper_printed"],
-        paper_note=cell["paper_note"],
-        value=cell["value"],
-        std=cell["std"],
-        seeds=tuple(cell["seeds"]),
-        runs=tuple(cell["runs"]),
-        reason=cell["reason"],
-        causes=tuple(cell["causes"]),
-    )
+    parts: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in cell.items()
+    }
+    return FilledCell(**parts | {"paper": parts.pop("paper_printed")})
 
 
-def _row(table: Table, row: Row, seeds: int, found: Mapping[tuple[str, str], Statistics]) -> FilledRow:
+def _row(
+    table: Table,
+    row: Row,
+    seeds: int,
+    found: Mapping[tuple[str, str], Statistics],
+    incomplete: Sequence[str],
+) -> FilledRow:
     return FilledRow(
         label=row.label,
         shown=row.shown or row.label,
@@ -283,14 +290,21 @@ def _row(table: Table, row: Row, seeds: int, found: Mapping[tuple[str, str], Sta
         added=row.added,
         rule_before=row.rule_before,
         cells={
-            column.key: _cell(table, row, column, seeds, found.get((row.label, column.key)))
+            column.key: _cell(table, row, column, seeds, found.get((row.label, column.key)), incomplete)
             for column in table.columns
         },
     )
 
 
-def _cell(table: Table, row: Row, column: Column, seeds: int, found: Statistics | None) -> FilledCell:
-    """Return one cell.
+def _cell(
+    table: Table,
+    row: Row,
+    column: Column,
+    seeds: int,
+    found: Statistics | None,
+    incomplete: Sequence[str],
+) -> FilledCell:
+    """Return one cell, without the emphasis of our number.
 
     Args:
         found: statistics of its runs; None if no run fills it.
@@ -298,22 +312,59 @@ def _cell(table: Table, row: Row, column: Column, seeds: int, found: Statistics 
     cell = row.cells.get(column.key, Cell())
     value, std, reason = cell.setting, None, None
     causes: tuple[str, ...] = ()
+    sample = None
     if found is not None:
         value, std = _rounded(found.mean), _rounded(found.std)
         reason, causes = _reason(found.missing, seeds), tuple(dict.fromkeys(found.missing.values()))
+        trainings = cell.ours is not None and isinstance(cell.ours.spec.encoder, Pretrain)
+        sample = Sample(found.values, trainings) if found.mean is not None else None
     elif value is None:
         reason = cell.why_not_ours or NO_RUN
         causes = (reason,)
+    interval = estimate([(1.0, sample)]).interval if sample and sample.trainings else None
+    against, why = _against(table, column, cell, sample, incomplete)
     return FilledCell(
         paper=None if cell.paper is None else cell.paper.value,
         paper_note=_paper_note(table, row, cell),
+        paper_emphasis="" if cell.paper is None else cell.paper.emphasis,
         value=value,
         std=std,
+        spread="trainings" if sample is None or sample.trainings else "evaluations",
+        interval=None if interval is None else (round(interval[0], DECIMALS), round(interval[1], DECIMALS)),
+        values=tuple(round(number, DECIMALS) for number in sample.values.values()) if sample else (),
+        emphasis="",
+        against=against,
+        against_reason=why,
         seeds=tuple(found.finished) if found else (),
         runs=tuple(found.finished.values()) if found else (),
         reason=reason,
         causes=causes,
     )
+
+
+def _against(
+    table: Table, column: Column, cell: Cell, sample: Sample | None, incomplete: Sequence[str]
+) -> tuple[CellVerdict | None, str]:
+    """Return the verdict on our number against the printed one, and its reason."""
+    if cell.paper is None or cell.paper.value is None or sample is None:
+        return None, ""
+    if table.scale != "paper":
+        return "not comparable", f"the paper's number is not of the scale {table.scale}"
+    if changed := _changed(table):
+        return "not comparable", f"changed settings: {', '.join(changed)}"
+    if incomplete:
+        return "not comparable", f"not the published data: {'; '.join(incomplete)}"
+    if not sample.trainings:
+        return "not comparable", "one released encoder has no spread over trainings"
+    if column.margin is None:
+        return "not comparable", NO_MARGIN
+    found = compare(sample, float(cell.paper.value), column.margin)
+    return found, "one seed has no interval" if len(sample.values) < 2 else ""
+
+
+def _changed(table: Table) -> list[str]:
+    """Return the settings that the command line changed; the choice of baselines is none."""
+    return [change for change in table.changes if not change.startswith("baselines=")]
 
 
 def _paper_note(table: Table, row: Row, cell: Cell) -> str | None:
@@ -345,16 +396,67 @@ def _reason(missing: Mapping[int, str], seeds: int) -> str | None:
     return "; ".join(each) or None
 
 
-def _judge_ours(table: Table, rows: tuple[FilledRow, ...]) -> tuple[Verdict, ...]:
-    """Judge every claim on our numbers, rounded as they are printed."""
-    digits = {column.key: column.digits for column in table.columns}
-    cells = {(row.label, key): cell for row in rows for key, cell in row.cells.items()}
+def _emphasised(table: Table, rows: tuple[FilledRow, ...]) -> tuple[FilledRow, ...]:
+    """Return the rows with the emphasis of our numbers; at smoke scale nothing of ours has any."""
+    if table.scale == "smoke":
+        return rows
+    marks = {
+        column.key: emphasis([_sample(row.cells[column.key]) for row in rows], column.better, column.digits)
+        for column in table.columns
+    }
+    return tuple(
+        replace(
+            row,
+            cells={key: replace(cell, emphasis=marks[key][index]) for key, cell in row.cells.items()},
+        )
+        for index, row in enumerate(rows)
+    )
 
-    def number(label: str, key: str) -> float | None:
-        value = cells[label, key].value
-        return None if value is None else float(printed(value, digits[key]))
 
-    return tuple(claim.judge(table.values(number)) for claim in table.claims)
+def _sample(cell: FilledCell) -> Sample | None:
+    """Return our numbers in a cell; None if one is missing. A setting counts as a constant."""
+    if cell.value is None:
+        return None
+    if not cell.values:
+        return Sample({0: cell.value}, trainings=False)
+    return Sample(dict(zip(cell.seeds, cell.values, strict=True)), cell.spread == "trainings")
+
+
+def _judged(table: Table, rows: tuple[FilledRow, ...], seeds: int) -> tuple[JudgedClaim, ...]:
+    """Judge every claim on the paper's numbers and on ours."""
+    filled = {(row.label, key): cell for row in rows for key, cell in row.cells.items()}
+
+    def look_up(label: str, key: str) -> Sample | Absent:
+        cell = filled.get((label, key))
+        if cell is None:
+            return Absent("open", f"row '{label}', column '{key}' is left out")
+        sample = _sample(cell)
+        if sample is not None:
+            return sample
+        if table.cell(label, key).ours is not None:
+            changes, baselines = _changed(table), _baselines(table)
+            command = table_command(table.name, label, key, table.scale, seeds, baselines, changes)
+            return Absent("open", f"a number is missing; to fill it: {command}")
+        if cell.paper is None:
+            return Absent("open", f"row '{label}', column '{key}' has no number")
+        if table.scale != "paper":
+            return Absent("not judged", f"the quoted number of {label} is of another scale")
+        if _changed(table):
+            return Absent("not judged", f"the quoted number of {label} is of unchanged settings")
+        return Sample({0: float(cell.paper)}, trainings=False)
+
+    def not_judged(claim: Claim) -> str:
+        if table.scale == "smoke":
+            return "the smoke scale shows that everything runs, not how well"
+        return OTHER_DATA if table.stand_in and claim.needs_the_papers_data else ""
+
+    return judge(table.claims, look_up, table.printed, not_judged)
+
+
+def _baselines(table: Table) -> str:
+    """Return the choice of `--baselines`."""
+    given = [change for change in table.changes if change.startswith("baselines=")]
+    return given[0].removeprefix("baselines=") if given else "quoted"
 
 
 def _caption(table: Table, seeds: int, incomplete: Sequence[str]) -> str:

@@ -87,6 +87,8 @@ class Statistics:
     """None if a seed is missing."""
     std: float | None
     """Sample standard deviation; None if a seed is missing or there is only one."""
+    values: Mapping[int, float]
+    """Number of each seed that has one."""
     finished: Mapping[int, str]
     """Id of the evaluation's settings by seed, for each seed that is finished."""
     missing: Mapping[int, str]
@@ -227,12 +229,13 @@ def _statistics(group: Frame) -> Statistics:
     return Statistics(
         mean=stats.mean(values) if values else None,
         std=stats.sample_std(values),
+        values=dict(_pairs(group[group["value"].notna()], "value")),
         finished=dict(_pairs(finished, "spec")),
         missing=dict(_pairs(missing, "reason")),
     )
 
 
-def _pairs(group: Frame, column: str) -> Iterator[tuple[int, str]]:
+def _pairs(group: Frame, column: str) -> Iterator[tuple[int, Any]]:
     """Yield (seed, field of `column`)."""
     return zip(group["seed"].tolist(), group[column].tolist(), strict=True)
 

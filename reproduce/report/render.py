@@ -18,14 +18,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from reproduce.messages import InvalidError, first_line
 from reproduce.report import markup
-from reproduce.report.display import DASH, Display, Line, Shown, display
-from reproduce.report.filled import Filled, JudgedClaim, loads, to_json
+from reproduce.report.claim import PaperVerdict
+from reproduce.report.display import DASH, Display, Line, Shown, display, evidence
+from reproduce.report.filled import Filled, loads, to_json
 from reproduce.report.observe import natural
-from reproduce.report.table import Verdict
+from reproduce.report.verdicts import JudgedClaim, Verdict
 from reproduce.runs.files import atomic, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -143,13 +144,18 @@ def csv(filled: Filled) -> str:
     file = io.StringIO()
     lines = csv_files.writer(file, lineterminator="\n")
     lines.writerow(
-        ("row", "column", "unit", "paper", "paper_note", "value", "std", "n", "seeds", "runs", "reason")
+        (
+            *("row", "column", "unit", "paper", "paper_note", "value", "std", "low", "high"),
+            *("n", "seeds", "runs", "against", "reason"),
+        )
     )
     for row in filled.rows:
         for column in filled.columns:
             cell = row.cells[column.key]
             seeds, runs = " ".join(map(str, cell.seeds)), " ".join(cell.runs)
-            ours = (cell.value, cell.std, len(cell.seeds), seeds, runs, cell.reason)
+            low, high = cell.interval or (None, None)
+            n = len(cell.seeds)
+            ours = (cell.value, cell.std, low, high, n, seeds, runs, cell.against, cell.reason)
             lines.writerow((row.label, column.key, column.unit, cell.paper, cell.paper_note, *ours))
     return file.getvalue()
 
@@ -184,7 +190,9 @@ def markdown(filled: Filled) -> str:
 def _markdown_claim(claim: JudgedClaim, shown: Display) -> str:
     source = f" ({markup.markdown(claim.source)})" if claim.source else ""
     paper = f"on the paper's numbers: **{claim.paper}**; on ours: " if shown.sided else ""
-    return f"- {markup.markdown(claim.text)}{source} — {paper}**{claim.ours}**"
+    why = evidence(claim)
+    shown_why = f" ({markup.markdown(why)})" if why else ""
+    return f"- {markup.markdown(claim.text)}{source} — {paper}**{claim.ours}**{shown_why}"
 
 
 def _markdown_table(shown: Display) -> str:
@@ -220,10 +228,11 @@ def _markdown_table(shown: Display) -> str:
 
 
 def _markdown_cell(cell: Shown) -> str:
-    around = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}[cell.rank]
+    around = {"bold": "**{}**", "underline": "<u>{}</u>", "": "{}"}[cell.emphasis]
     return (
         around.format(cell.number)
         + (f" ± {cell.std} ({cell.n})" if cell.std else "")
+        + (f" {cell.against}" if cell.against else "")
         + _markdown_marks(cell.marks)
     )
 
@@ -298,12 +307,13 @@ def _tex_row(line: Line) -> list[str]:
 
 
 def _tex_cell(cell: Shown) -> str:
-    around = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}[cell.rank]
+    around = {"bold": r"\textbf{%s}", "underline": r"\underline{%s}", "": "%s"}[cell.emphasis]
     spread = rf"{{\scriptsize\ $\pm$ {markup.tex(cell.std)} ({cell.n})}}" if cell.std else ""
     # The mark has no width, so the digits of a column stay aligned.
     return (
         around % _tex_number(cell.number)
         + spread
+        + (rf"\ {markup.tex(cell.against)}" if cell.against else "")
         + (rf"\rlap{{{_tex_marks(cell.marks)}}}" if cell.marks else "")
     )
 
@@ -325,9 +335,11 @@ def _tex_notes(filled: Filled, shown: Display) -> list[str]:
     for claim in filled.claims:
         paper = rf"\textit{{{claim.paper}}} / " if shown.sided else ""
         source = f" ({markup.tex(claim.source)})" if claim.source else ""
+        why = evidence(claim)
+        shown_why = rf" \textit{{{markup.tex(why)}}}" if why else ""
         notes.append(
-            rf"\makebox[6.5em][l]{{{paper}\textit{{{claim.ours}}}}}\parbox[t]{{\dimexpr\linewidth-6.5em}}"
-            rf"{{\raggedright {markup.tex(claim.text)}{source}\strut}}"
+            rf"\makebox[9.5em][l]{{{paper}\textit{{{claim.ours}}}}}\parbox[t]{{\dimexpr\linewidth-9.5em}}"
+            rf"{{\raggedright {markup.tex(claim.text)}{source}{shown_why}\strut}}"
         )
     if not notes:
         return []
@@ -388,6 +400,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "text": text,
         "plain": markup.plain,
+        "evidence": evidence,
         "number": lambda number: number.replace("-", "−"),
     }
     environment.globals |= {"formats": FORMATS, "dash": DASH}
@@ -408,16 +421,12 @@ def _runs(line: Line, around: str) -> str:
     return "; ".join(f"{key} {' '.join(map(around.format, ids))}" for key, ids in line.runs)
 
 
-def _tally(verdicts: Iterable[Verdict]) -> str:
-    """Return `5 hold, 1 fails, 2 open`; empty without claims."""
+def _tally(verdicts: Iterable[str]) -> str:
+    """Return `5 hold, 1 fails, 2 open`, or `3 supported, 4 not judged`; empty without claims."""
     counts = Counter(verdicts)
-    words: dict[Verdict, tuple[str, str]] = {
-        "holds": ("holds", "hold"),
-        "fails": ("fails", "fail"),
-        "open": ("open", "open"),
-    }
+    plural = {"holds": "hold", "fails": "fail"}
     return ", ".join(
-        f"{counts[verdict]} {names[counts[verdict] != 1]}"
-        for verdict, names in words.items()
-        if counts[verdict]
+        f"{counts[verdict]} {verdict if counts[verdict] == 1 else plural.get(verdict, verdict)}"
+        for verdict in (*get_args(PaperVerdict), *get_args(Verdict))
+        if verdict in counts
     )

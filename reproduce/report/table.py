@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from reproduce.messages import NotFoundError, unknown
 from reproduce.nn.weights import Weights
+from reproduce.report.claim import Claim, MissingNumberError, PaperVerdict
 from reproduce.spec import Evaluate, Spec
 
 
@@ -38,6 +38,11 @@ class Column:
     """Decimals of our own numbers; the paper's are printed with its own digits."""
     better: Literal["higher", "lower", ""] = "higher"
     """Extreme that is printed in bold; none if empty."""
+    margin: float | None = None
+    """Largest difference from the paper's number that counts as none, in the units of print; None if no
+    spread over seeds is published for this protocol, so that no margin can be declared."""
+    margin_source: str = ""
+    """Source of the margin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class Reported:
     """Digits as printed, such as `74.60`; None if the paper has no number there, for the reason in `note`."""
     note: str = ""
     """Footnote: a dagger's text, a doubt with its source, or the reason for a missing number."""
+    emphasis: Literal["bold", "underline", ""] = ""
+    """Emphasis as printed."""
 
     def __post_init__(self) -> None:
         if self.value is not None:
@@ -123,35 +130,6 @@ class Row:
     """Horizontal rule above the row."""
 
 
-class MissingNumberError(LookupError):
-    """A claim needs a number that is missing."""
-
-
-Values = Callable[[str, str], float]
-"""(row label, column key) -> the number in that cell as printed (81.56), or raises MissingNumberError."""
-
-
-Verdict = Literal["holds", "fails", "open"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A statement of the paper about its own table, as a predicate."""
-
-    text: str
-    """The statement, in our words, close to the paper's."""
-    holds: Callable[[Values], bool]
-    source: str = ""
-    """Place in the paper, such as `section 4.5`."""
-
-    def judge(self, values: Values) -> Verdict:
-        """Return the verdict on `values`: `open` if a number that the claim needs is missing."""
-        try:
-            return "holds" if self.holds(values) else "fails"
-        except MissingNumberError:
-            return "open"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table of the paper, or one of your own."""
@@ -207,17 +185,13 @@ class Table:
             raise ValueError(f"{self.name} has more than one {kind} '{repeated[0]}': each must be unique.")
 
     def _check_claims(self) -> None:
-        """Call each claim with a number in every cell, so that an unknown row or column raises LookupError.
-
-        A predicate may stop at its first comparison. It is therefore called twice, with numbers for which
-        every comparison is true, and with numbers for which every comparison is false.
-        """
-        for answer in (True, False):
-            number = _agreeing(answer)
-            values = self.values(lambda *_, number=number: number)
-            for claim in self.claims:
-                with suppress(ArithmeticError):  # such as a division by a number that is 0 in this trial only
-                    claim.holds(values)
+        """Raise LookupError for a claim about an unknown row or column."""
+        labels, keys = [row.label for row in self.rows], [column.key for column in self.columns]
+        for claim in self.claims:
+            for label, key in claim.cells():
+                for kind, asked, known in (("row", label, labels), ("column", key, keys)):
+                    if asked not in known:
+                        raise LookupError(f"A claim of {self.name}: {unknown(kind, asked, known)}")
 
     def check_name(self, module: str) -> None:
         """Raise ValueError unless the table has the name of its module: `table8` in tables/table8.py."""
@@ -287,57 +261,20 @@ class Table:
         )
         return replace(self, rows=trimmed, columns=kept_columns, left_out=left_out, whole=whole)
 
-    def values(self, number: Callable[[str, str], float | None]) -> Values:
-        """Return the function from which a claim gets its numbers.
+    def printed(self, label: str, key: str) -> float:
+        """Return the paper's number in a cell, also of a row or column that was left out.
 
-        It raises MissingNumberError for a number that is missing and for a row or column that was left out.
-        It raises LookupError for a row or column that the table never had.
-
-        Args:
-            number: the number of a cell of this table, or None if it is missing.
+        Raises:
+            MissingNumberError: the paper has none there.
         """
-        whole = self.whole or self
-        labels, keys = [row.label for row in whole.rows], [column.key for column in whole.columns]
-        kept_labels, kept_keys = {row.label for row in self.rows}, {column.key for column in self.columns}
+        paper = (self.whole or self).cell(label, key).paper
+        if paper is None or paper.value is None:
+            raise MissingNumberError(f"The paper has no number in row '{label}', column '{key}'.")
+        return float(paper.value)
 
-        def look_up(label: str, key: str) -> float:
-            for kind, asked, known in (("row", label, labels), ("column", key, keys)):
-                if asked not in known:
-                    raise LookupError(f"A claim of {self.name}: {unknown(kind, asked, known)}")
-            found = number(label, key) if label in kept_labels and key in kept_keys else None
-            if found is None:
-                raise MissingNumberError(f"{self.name} has no number in row '{label}', column '{key}'.")
-            return found
-
-        return look_up
-
-    def judge_paper(self) -> tuple[Verdict, ...]:
+    def judge_paper(self) -> tuple[PaperVerdict, ...]:
         """Judge every claim on the paper's own printed numbers, those of rows that were left out too."""
-        whole = self.whole or self
-
-        def printed(label: str, key: str) -> float | None:
-            paper = whole.cell(label, key).paper
-            return None if paper is None or paper.value is None else float(paper.value)
-
-        return tuple(claim.judge(whole.values(printed)) for claim in self.claims)
-
-
-ARITHMETIC = (
-    *(f"__{side}{name}__" for name in ("add", "sub", "mul", "truediv", "pow") for side in ("", "r")),
-    *(f"__{name}__" for name in ("abs", "neg", "pos", "round")),
-)
-COMPARISONS = tuple(f"__{name}__" for name in ("lt", "le", "gt", "ge", "eq", "ne"))
-
-
-def _agreeing(answer: bool) -> float:
-    """Return a number whose comparisons all return `answer`; arithmetic on it returns the number itself."""
-    methods: dict[str, Any] = {
-        **dict.fromkeys(ARITHMETIC, lambda self, *_: self),
-        **dict.fromkeys(COMPARISONS, lambda self, _: answer),
-        "__hash__": float.__hash__,
-    }
-    number: float = type("Agreeing", (float,), methods)(1.0)
-    return number
+        return tuple(claim.judge(self.printed) for claim in self.claims)
 
 
 def _matching(kind: str, globs: str, names: list[str]) -> set[str]:

@@ -1,0 +1,232 @@
+"""Verdicts: what our numbers may be said to show, given how far they scatter over the training seeds.
+
+    judge(table.claims, look_up, table.printed)   # every sentence of a table, on our numbers
+    compare(sample, paper=80.38, margin=0.5)      # one number of ours against the one that the paper prints
+    emphasis(samples, "higher", digits=2)         # what is bold in a column: the best, and its equals
+
+A claim is supported if the confidence interval of each of its contrasts lies beyond the margin, and
+contradicted if that of one contrast lies short of it, corrected for the number of contrasts. Over the claims
+of a table, both are corrected by Holm's method. Pure functions of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from reproduce.report.claim import EXACT, Claim, Contrast, PaperVerdict, Values
+from reproduce.report.stats import LEVEL, MOST_SEEDS, Estimate, Sample, estimate, holm, printed, seeds_needed
+
+Verdict = Literal["supported", "contradicted", "inconclusive", "direction only", "not judged", "open"]
+"""Verdict on our numbers; `open` if one is missing."""
+CellVerdict = Literal["reproduced", "not reproduced", "inconclusive", "not comparable"]
+"""Verdict on one of our numbers against the paper's."""
+Emphasis = Literal["bold", "underline", ""]
+
+FEW_SEEDS = 3
+"""Minimum number of seeds for bold numbers."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """The reason why a cell has no number for a verdict."""
+
+    verdict: Literal["not judged", "open"]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """The contrast that decides a claim, on our numbers."""
+
+    contrast: str
+    value: float
+    low: float | None
+    """Lower end of the confidence interval; None without a spread over trainings."""
+    high: float | None
+    n: int
+    """Number of training seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedClaim:
+    """A sentence about the table, judged on the paper's own numbers and on ours."""
+
+    text: str
+    source: str
+    paper: PaperVerdict
+    ours: Verdict
+    reason: str
+    """Why our numbers do not decide, or what decides apart from them; empty otherwise."""
+    effect: Effect | None
+    """None if a claim is open or not judged."""
+
+
+LookUp = Callable[[str, str], Sample | Absent]
+"""(row label, column key) -> our number in that cell, the printed one if it counts as ours, or why not."""
+
+
+def judge(
+    claims: Sequence[Claim],
+    look_up: LookUp,
+    on_paper: Values,
+    not_judged: Callable[[Claim], str] = lambda _: "",
+) -> tuple[JudgedClaim, ...]:
+    """Return every claim with its verdict on the paper's numbers and on ours.
+
+    Args:
+        on_paper: the paper's numbers.
+        not_judged: returns why a claim is not judged on our numbers, or "".
+    """
+    opened = [_open(claim, look_up, not_judged(claim)) for claim in claims]
+    tested = [index for index, each in enumerate(opened) if isinstance(each, _Tested)]
+    adjusted = dict(zip(tested, holm([opened[index].p for index in tested]), strict=True))  # type: ignore[union-attr]
+    judged = []
+    for index, (claim, each) in enumerate(zip(claims, opened, strict=True)):
+        found = each.decided(adjusted[index], len(tested)) if isinstance(each, _Tested) else each
+        judged.append(
+            JudgedClaim(text=claim.text, source=claim.source, paper=claim.judge(on_paper), **vars(found))
+        )
+    return tuple(judged)
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """The part of a JudgedClaim that our numbers decide."""
+
+    ours: Verdict
+    reason: str = ""
+    effect: Effect | None = None
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A claim whose numbers have a spread over seeds."""
+
+    pairs: tuple[tuple[Contrast, Estimate], ...]
+
+    @property
+    def p_supported(self) -> float:
+        """p-value of "some contrast does not exceed its margin"; no correction for their number."""
+        return max(found.p_above(each.margin, or_equal=each.or_equal) for each, found in self.pairs)
+
+    @property
+    def p_contradicted(self) -> float:
+        """p-value of "all contrasts exceed their margins", corrected for their number."""
+        lowest = min(found.p_below(each.margin, or_equal=each.or_equal) for each, found in self.pairs)
+        return min(1.0, len(self.pairs) * lowest)
+
+    @property
+    def p(self) -> float:
+        """p-value of the better supported of both directions."""
+        return min(1.0, 2 * min(self.p_supported, self.p_contradicted))
+
+    def decided(self, adjusted: float, claims: int) -> _Decided:
+        """Return the verdict.
+
+        Args:
+            adjusted: `p`, adjusted for the number of claims.
+            claims: that number.
+        """
+        if adjusted > LEVEL:
+            weakest = max(self.pairs, key=lambda pair: pair[1].p_above(pair[0].margin))
+            return _Decided("inconclusive", self._seeds(LEVEL / claims), _effect(*weakest))
+        if self.p_supported < self.p_contradicted:
+            weakest = max(self.pairs, key=lambda pair: pair[1].p_above(pair[0].margin))
+            return _Decided("supported", "", _effect(*weakest))
+        strongest = min(self.pairs, key=lambda pair: pair[1].p_below(pair[0].margin))
+        return _Decided("contradicted", "", _effect(*strongest))
+
+    def _seeds(self, level: float) -> str:
+        """Return about how many seeds would decide, if effects and spreads stayed as they are."""
+        short = [pair for pair in self.pairs if not pair[0].holds_at(pair[1].effect)]
+        levels = level / len(self.pairs) if short else level
+        needed = [seeds_needed(found, each.margin, levels) for each, found in short or self.pairs]
+        known = [number for number in needed if number is not None]
+        if not known or (not short and len(known) < len(needed)):
+            return f"more than {MOST_SEEDS} seeds would be needed to decide at this effect and spread"
+        number = max(min(known) if short else max(known), self.pairs[0][1].n + 1)
+        return f"about {number} seeds would decide at this effect and spread"
+
+
+def _open(claim: Claim, look_up: LookUp, not_judged: str) -> _Tested | _Decided:
+    """Return the claim with its estimates, or its verdict if no test is needed."""
+    if not_judged:
+        return _Decided("not judged", not_judged)
+    cells = {cell: look_up(*cell) for cell in dict.fromkeys(claim.cells())}
+    absent = [found for found in cells.values() if isinstance(found, Absent)]
+    for each in sorted(absent, key=lambda each: each.verdict):  # `not judged` comes first
+        return _Decided(each.verdict, each.reason)
+    samples = {cell: found for cell, found in cells.items() if isinstance(found, Sample)}
+    pairs = []
+    for contrast in claim.contrasts:
+        if contrast.terms:
+            terms = [(term.weight, samples[term.row, term.column]) for term in contrast.terms]
+            pairs.append((contrast, estimate(terms)))
+        elif not contrast.holds_at(0.0):
+            return _Decided("contradicted", f"it is not so that {contrast}")
+    if not any(found.n for _, found in pairs):
+        return _Decided("not judged", "no number in it has a spread over trainings of ours")
+    if any(found.n == 1 for _, found in pairs):
+        nearest = min(pairs, key=lambda pair: pair[1].effect - pair[0].margin)
+        agrees = all(each.holds_at(round(found.effect, EXACT)) for each, found in pairs)
+        return _Decided(
+            "direction only", f"{'agrees' if agrees else 'disagrees'}, one seed", _effect(*nearest)
+        )
+    # A contrast of constants is decided by arithmetic: it has no spread.
+    return _Tested(
+        tuple((each, found if found.n else replace(found, error=0.0, degrees=1.0)) for each, found in pairs)
+    )
+
+
+def _effect(contrast: Contrast, found: Estimate) -> Effect:
+    low, high = found.interval or (None, None)
+    return Effect(contrast=str(contrast), value=found.effect, low=low, high=high, n=found.n)
+
+
+def compare(sample: Sample, paper: float, margin: float) -> CellVerdict:
+    """Return the verdict on our number against the printed one: two one-sided tests by the interval.
+
+    Args:
+        margin: the largest difference that counts as none.
+    """
+    interval = estimate([(1.0, sample)]).interval
+    if interval is None:
+        return "inconclusive"
+    low, high = interval
+    if paper - margin <= low and high <= paper + margin:
+        return "reproduced"
+    return "not reproduced" if high < paper - margin or low > paper + margin else "inconclusive"
+
+
+def emphasis(
+    samples: Sequence[Sample | None], better: Literal["higher", "lower", ""], digits: int
+) -> list[Emphasis]:
+    """Return what is emphasised in a column of ours.
+
+    With at least FEW_SEEDS seeds, the best mean and every mean that cannot be told from it are bold: tests by
+    seed against the best, adjusted by Holm's method. With fewer, the best printed value is underlined.
+    Numbers without a spread over trainings count as constants. A single number has no emphasis.
+    """
+    present = {index: sample for index, sample in enumerate(samples) if sample is not None}
+    marks: list[Emphasis] = [""] * len(samples)
+    if not better or len(present) < 2:
+        return marks
+    sign = 1 if better == "higher" else -1
+    first = max(present, key=lambda index: sign * present[index].mean)
+    if min((len(each.values) for each in present.values() if each.trainings), default=0) < FEW_SEEDS:
+        top = printed(present[first].mean, digits)
+        for index, sample in present.items():
+            marks[index] = "underline" if printed(sample.mean, digits) == top else ""
+        return marks
+    others = [index for index in present if index != first]
+    p_values = []
+    for index in others:
+        gap = estimate([(sign, present[first]), (-sign, present[index])])
+        gap = gap if gap.n else replace(gap, error=0.0, degrees=1.0)
+        p_values.append(min(1.0, 2 * gap.p_above(0.0)))
+    marks[first] = "bold"
+    for index, p in zip(others, holm(p_values), strict=True):
+        marks[index] = "bold" if p > LEVEL else ""
+    return marks
