@@ -145,6 +145,8 @@ def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, orig
     )
     assert received.code == 0
     assert {path.name for path in site.reports.glob("smoke/[!.]*")} == {
+        "claims.html",
+        "claims.md",
         "index.html",
         *(f"table4.{kind}" for kind in archive.render.FORMATS),
     }

@@ -34,7 +34,7 @@ from reproduce.methods.method import Method
 from reproduce.nn.optimizers import LARS
 from reproduce.nn.weights import Weights
 from reproduce.protocols.protocol import Protocol
-from reproduce.report import markup, render, stats
+from reproduce.report import markup, register, render, stats
 from reproduce.report.claim import Claim, MissingNumberError, Number
 from reproduce.report.filled import Filled, from_json, to_json
 from reproduce.report.observe import COLUMNS, Finished, frame, rows_of, statistics, write_runs
@@ -488,6 +488,33 @@ def test_a_broken_runs_csv_is_begun_again_with_a_warning(
     assert "runs.csv is not a file that `invoke reports` wrote" in caplog.text
 
 
+# The register of claims
+# ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_register_counts_every_claim_of_every_table(tmp_path: Path) -> None:
+    """Table 99 is rendered; table 100, with one claim more that holds on its own numbers, is not."""
+    other = replace(TABLE, name="table100", number="100", claims=(*TABLE.claims[:1], *TABLE.claims))
+    found = register.entries([TABLE, other, replace(OWN, claims=())], {TABLE.name: filled()})
+    assert [(entry.name, entry.rendered, len(entry.claims)) for entry in found] == [
+        ("Table 99", True, 3),
+        ("Table 100", False, 4),
+    ]
+    assert register.counts(found) == [
+        "On the paper's own numbers, 3 of 7 registered claims hold: 3 hold, 4 fail.",
+        "On ours, 0 of 7 registered claims are supported: 1 inconclusive, 1 not judged, 5 open.",
+    ]
+    text, page = (path.read_text(encoding="utf-8") for path in register.write(found, "small", tmp_path))
+    assert "## [Table 99](table99.md)" in text
+    assert "## Table 100" in text
+    lines = [line for line in text.splitlines() if line.startswith("| Ours beats BYOL.")]
+    assert lines[0].startswith(
+        "| Ours beats BYOL. | section 4.5 | holds | inconclusive | about 27 seeds would decide at this effect"
+    )
+    assert "the table is not rendered: invoke table100 --scale small" in lines[1]
+    assert Page(page).links == ["index.html", "claims.md", "table99.html"]
+
+
 # Publishing
 # ------------------------------------------------------------------------------------------------------------
 
@@ -499,13 +526,15 @@ def published(
     runs, spec_id = finished(), ids("byol")[1]
     runs[spec_id] = replace(runs[spec_id], metrics={"top1": value, "loss": -2.0})
     before = {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*")}
-    result, paths = publish(table, SEEDS, runs, REASONS, folder, request)
+    result, paths = publish(table, SEEDS, runs, REASONS, folder, request, lambda: [TABLE])
     assert paths == [folder / f"{table.name}.{ending}" for ending in render.FORMATS]
     after = {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*")}
     return result, sorted(path.name for path in after if after[path] != before.get(path))
 
 
-FILES = sorted(["index.html", "runs.csv", *(f"table99.{ending}" for ending in render.FORMATS)])
+SHARED = ("claims.html", "claims.md", "index.html")
+"""Files over all tables of a scale."""
+FILES = sorted([*SHARED, "runs.csv", *(f"table99.{ending}" for ending in render.FORMATS)])
 
 
 def test_a_report_is_written_only_if_something_changed(
@@ -515,7 +544,7 @@ def test_a_report_is_written_only_if_something_changed(
     assert written == FILES
     again, written = published(tmp_path)
     assert (again, written) == (first, [])
-    assert published(tmp_path, request="another")[1] == [name for name in FILES if name != "index.html"]
+    assert published(tmp_path, request="another")[1] == [name for name in FILES if name not in SHARED]
     changed, written = published(tmp_path, value=0.84)
     assert written == FILES
     assert changed.rows[0].cells["acc"].value == 82
@@ -527,7 +556,7 @@ def test_a_report_is_written_only_if_something_changed(
 def test_a_report_that_was_edited_or_deleted_is_written_again(name: str, tmp_path: Path) -> None:
     published(tmp_path)
     whole = (tmp_path / name).read_bytes()
-    edited = whole.replace(b"BYOL", b"byol")
+    edited = whole.replace(b"Ours", b"ours")
     assert edited != whole
     (tmp_path / name).write_bytes(edited)
     assert name in published(tmp_path)[1]
@@ -554,7 +583,7 @@ def published_again_and_again(folder: Path, seeds: int, barrier: Any, seen: Any)
     """Render the table from so many seeds, each time with another process that uses other seeds."""
     for _ in range(12):
         barrier.wait(60)
-        publish(TABLE, seeds, finished(), REASONS, folder, "as it is")
+        publish(TABLE, seeds, finished(), REASONS, folder, "as it is", lambda: [TABLE])
         barrier.wait(60)
         if seeds == 1:
             seen.put(files_of(folder))
@@ -563,7 +592,7 @@ def published_again_and_again(folder: Path, seeds: int, barrier: Any, seen: Any)
 def test_two_commands_that_render_one_table_at_once_leave_the_files_of_one(tmp_path: Path) -> None:
     alone = {}
     for seeds in (1, SEEDS):
-        publish(TABLE, seeds, finished(), REASONS, tmp_path / str(seeds), "as it is")
+        publish(TABLE, seeds, finished(), REASONS, tmp_path / str(seeds), "as it is", lambda: [TABLE])
         alone[seeds] = files_of(tmp_path / str(seeds))
     assert alone[1] != alone[SEEDS]
     fork = multiprocessing.get_context("fork")
@@ -584,14 +613,14 @@ def test_two_commands_that_render_one_table_at_once_leave_the_files_of_one(tmp_p
 
 
 def test_a_table_that_cannot_be_written_whole_leaves_the_one_before(tmp_path: Path) -> None:
-    publish(TABLE, SEEDS, finished(), REASONS, tmp_path, "as it is")
+    publish(TABLE, SEEDS, finished(), REASONS, tmp_path, "as it is", lambda: [TABLE])
     before = files_of(tmp_path)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["table99.md"]) + 100, limit[1]))
     try:
         with pytest.raises(OSError, match="File too large"):  # the Markdown fits, the other formats do not
-            publish(TABLE, 1, finished(), REASONS, tmp_path, "as it is")
+            publish(TABLE, 1, finished(), REASONS, tmp_path, "as it is", lambda: [TABLE])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -600,11 +629,11 @@ def test_a_table_that_cannot_be_written_whole_leaves_the_one_before(tmp_path: Pa
 
 def test_another_table_renews_what_all_tables_share(tmp_path: Path) -> None:
     published(tmp_path)
-    small = sorted(["index.html", "runs.csv", *(f"table100.{ending}" for ending in render.FORMATS)])
+    small = sorted([*SHARED, "runs.csv", *(f"table100.{ending}" for ending in render.FORMATS)])
     assert published(tmp_path, SMALL)[1] == small
     assert published(tmp_path)[1] == published(tmp_path, SMALL)[1] == []
     (tmp_path / "table100.json").unlink()
-    assert published(tmp_path)[1] == ["index.html"]
+    assert published(tmp_path)[1] == [*SHARED]
 
 
 def test_a_table_that_no_run_fills_leaves_no_runs_csv(tmp_path: Path) -> None:
@@ -653,7 +682,7 @@ def test_a_table_that_is_not_the_papers_does_not_speak_of_the_paper(tmp_path: Pa
     result = filled(OWN)
     render.write(result, tmp_path)
     pages = {path.suffix[1:]: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    pages["index"] = render.write_index(tmp_path).read_text(encoding="utf-8")
+    pages["index"] = render.write_index(render.read_all(tmp_path), tmp_path).read_text(encoding="utf-8")
     pages["summary"] = render.summary(result)
     assert pages["summary"] == "table101 (small): 4 of 8 cells filled; claims: 1 inconclusive"
     for kind in ("html", "index"):
@@ -972,11 +1001,11 @@ def test_the_latex_table_compiles_and_says_what_it_must(tmp_path: Path) -> None:
 def test_the_index_reads_the_tables_of_its_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     render.write(filled(), tmp_path)
     render.write(filled(replace(TABLE, name="table100", number="100")), tmp_path)
-    page = Page(render.write_index(tmp_path).read_text(encoding="utf-8"))
+    page = Page(render.write_index(render.read_all(tmp_path), tmp_path).read_text(encoding="utf-8"))
     tables = [link for link in page.links if link.endswith(".html")]
-    assert list(dict.fromkeys(tables)) == ["table99.html", "table100.html"]
+    assert list(dict.fromkeys(tables)) == ["claims.html", "table99.html", "table100.html"]
     (tmp_path / "table7.json").write_text('{"table": "table7"}')
-    again = Page(render.write_index(tmp_path).read_text(encoding="utf-8"))
+    again = Page(render.write_index(render.read_all(tmp_path), tmp_path).read_text(encoding="utf-8"))
     assert again.links == page.links
     assert "table7.json is not a report that this version wrote" in caplog.text
 
@@ -1030,7 +1059,7 @@ def test_a_damaged_report_is_left_out_of_the_index_with_one_line(
     published(tmp_path, SMALL)
     assert "Left out of the index: " in caplog.text
     links = Page((tmp_path / "index.html").read_text(encoding="utf-8")).links
-    assert {link.partition(".")[0] for link in links} == {SMALL.name}
+    assert {link.partition(".")[0] for link in links} == {"claims", SMALL.name}
 
 
 def test_what_is_not_a_file_is_no_report(tmp_path: Path) -> None:
@@ -1038,7 +1067,7 @@ def test_what_is_not_a_file_is_no_report(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "nowhere.json").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "table99.md")
-    publish(TABLE, SEEDS, finished(), REASONS, tmp_path, "as it is")
+    publish(TABLE, SEEDS, finished(), REASONS, tmp_path, "as it is", lambda: [TABLE])
     assert {path.name for path in render.tables_in(tmp_path)} == {"table99.json"}
     assert (tmp_path / "index.html").exists()
     assert (tmp_path / "table99.md").is_file()
@@ -1049,7 +1078,7 @@ def test_what_is_not_a_file_is_no_report(tmp_path: Path) -> None:
 
 
 def test_the_golden_files_are_what_is_written(tmp_path: Path) -> None:
-    files = [*render.write(filled(), tmp_path), render.write_index(tmp_path)]
+    files = [*render.write(filled(), tmp_path), render.write_index(render.read_all(tmp_path), tmp_path)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files), (
         "something else was left behind"
     )
@@ -1068,7 +1097,8 @@ def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from reproduce.report import publish, render\n"
         "assert not {'jinja2', 'pandas', 'torch', 'numpy', 'mlflow'} & set(sys.modules)\n"
         "from test_report import filled\n"
-        "folder = Path(sys.argv[1]); render.write(filled(backwards=True), folder); render.write_index(folder)"
+        "folder = Path(sys.argv[1]); render.write(filled(backwards=True), folder)\n"
+        "render.write_index(render.read_all(folder), folder)"
     )
     environment = os.environ | {
         "PYTHONHASHSEED": "7",
@@ -1089,10 +1119,10 @@ def test_every_table_of_the_suite_prints_in_every_format(tmp_path: Path) -> None
         result = fill_from(importlib.import_module(f"tables.{name}").table(), 3, {}, {})
         assert from_json(json.loads(json.dumps(to_json(result)))) == result
         assert len(render.write(result, tmp_path)) == 5
-    Page(render.write_index(tmp_path).read_text(encoding="utf-8"))
+    Page(render.write_index(render.read_all(tmp_path), tmp_path).read_text(encoding="utf-8"))
     typeset(tmp_path, names)
 
 
 if __name__ == "__main__":
     render.write(filled(), GOLDEN)
-    render.write_index(GOLDEN)
+    render.write_index(render.read_all(GOLDEN), GOLDEN)

@@ -27,7 +27,7 @@ from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
 from reproduce.report.filled import Filled
 from reproduce.report.observe import Finished
-from reproduce.report.table import Cell, Column, Measured, Row, Table
+from reproduce.report.table import Cell, Column, Measured, Reported, Row, Table
 from reproduce.runs import interrupt, processes
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate
@@ -418,7 +418,12 @@ def test_a_table_is_recorded_once_and_again_only_when_it_changed(site: Site, tmp
     report.write_text("| 80 | 81 |")
     run_id = store.log_table(filled(0.8, 0.81), [report])
     recorded = store.connection.client.get_run(run_id)
-    assert recorded.data.metrics == {"Ours K 4/acc": 80.0, "Ours K 4 again/acc": 81.0}
+    assert recorded.data.metrics == {
+        "Ours K 4/acc": 80.0,
+        "Ours K 4/acc/n": 1,
+        "Ours K 4 again/acc": 81.0,
+        "Ours K 4 again/acc/n": 1,
+    }
     assert recorded.info.run_name == "table8 smoke epochs=5"
     assert store.log_table(filled(0.8, 0.81), [report]) == run_id
     assert store.connection.client.get_run(run_id).info.end_time == recorded.info.end_time
@@ -445,7 +450,43 @@ def test_a_table_is_recorded_whatever_a_row_is_called(
     run_id = store.log_table(
         replace(table, rows=(replace(table.rows[0], label=label), table.rows[1])), [report]
     )
-    assert store.connection.client.get_run(run_id).data.metrics == {metric: 80.0, "Ours K 4/acc": 81.0}
+    assert store.connection.client.get_run(run_id).data.metrics == {
+        metric: 80.0,
+        f"{metric}/n": 1,
+        "Ours K 4/acc": 81.0,
+        "Ours K 4/acc/n": 1,
+    }
+
+
+def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
+    site: Site, tmp_path: Path
+) -> None:
+    """Of 79 and 81, the mean is 80 and the interval 80 +- 12.706 (t of one degree) x 1."""
+    store, report = Store(site), tmp_path / "table8.md"
+    report.write_text("| 80 |")
+    ours = Measured(spec=EVALUATE, metric="top1")
+    table = Table(
+        name="table8",
+        number="8",
+        title="Terms",
+        columns=(Column(key="acc", title="top-1", margin=1.0, margin_source="made up"),),
+        rows=(Row(label="BYOL", cells={"acc": Cell(paper=Reported(value="95"), ours=ours)}),),
+    )
+    runs = {
+        spec.id: Finished(spec_id=spec.id, run_id="r", metrics={"top1": value})
+        for spec, value in zip(ours.runs(2), (0.79, 0.81), strict=True)
+    }
+    data = store.connection.client.get_run(store.log_table(fill_from(table, 2, runs, {}), [report])).data
+    assert data.metrics == {
+        "BYOL/acc": 80.0,
+        "BYOL/acc/n": 2,
+        "BYOL/acc/low": pytest.approx(80 - 12.7062, abs=1e-3),
+        "BYOL/acc/high": pytest.approx(80 + 12.7062, abs=1e-3),
+    }
+    assert data.tags["verdict/BYOL/acc"] == "not reproduced"
+    smoke = replace(table, scale="smoke", changes=())
+    data = store.connection.client.get_run(store.log_table(fill_from(smoke, 2, runs, {}), [report])).data
+    assert data.tags["verdict/BYOL/acc"] == "not comparable"
 
 
 def test_titles_and_groups() -> None:

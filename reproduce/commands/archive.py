@@ -27,7 +27,7 @@ from reproduce import identity
 from reproduce.messages import InvalidError, NotFoundError, counted, first_line, size, unknown
 from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES
-from reproduce.report import render
+from reproduce.report import register, render
 from reproduce.report.filled import Filled
 from reproduce.runs.files import atomic
 from reproduce.site import Site
@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from reproduce.tracking.store import Store
 
 KIND, VERSION = "msbreg archive", 1
-MANIFEST, RECORD, INDEX = "manifest.json", "record.json", render.INDEX
+MANIFEST, RECORD = "manifest.json", "record.json"
+SHARED = (render.INDEX, *register.FILES)
+"""Reports over all tables of a scale."""
 DATE = (1980, 1, 1, 0, 0, 0)
 """Date of every member: the earliest that a zip can contain."""
 REPORT = re.compile(
-    rf"reports/({'|'.join(SCALES)})/((?!runs\.csv)(?!index\.(?!html))[a-z0-9]\w{{0,99}})\.({'|'.join(render.FORMATS)})",
+    rf"reports/({'|'.join(SCALES)})/((?!runs\.csv)(?!claims\.(?!html|md))(?!index\.(?!html))[a-z0-9]\w{{0,99}})\.({'|'.join(render.FORMATS)})",
     re.ASCII | re.IGNORECASE,
 )
 """Names of rendered files. `runs.csv` stays: it contains the ids that one tracking store gave to its runs."""
@@ -147,7 +149,7 @@ def tables_of(names: Iterable[str]) -> dict[str, set[str]]:
     """Return the tables among report files, by scale."""
     found: dict[str, set[str]] = {}
     for name in names:
-        if not name.endswith(f"/{INDEX}"):
+        if name.rpartition("/")[2] not in SHARED:
             scale, table = _table(name)
             found.setdefault(scale, set()).add(table)
     return found

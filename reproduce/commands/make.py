@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +16,7 @@ from reproduce.commands.console import Console
 from reproduce.messages import clock, counted, from_here
 from reproduce.nn import weight_files
 from reproduce.nn.weights import Weights
-from reproduce.plan import Evaluation, Job, Order, Request, jobs
+from reproduce.plan import Evaluation, Job, Order, Request, jobs, registered
 from reproduce.readiness import Counts, RefusedError, blocked, launcher
 from reproduce.report.counts import incomplete
 from reproduce.runs.claims import Claims
@@ -340,7 +341,15 @@ def _render(request: Request, site: Site, done: _Outcome) -> tuple[Table, Filled
     table, folder = request.build(), site.reports / request.scale
     reasons = {spec_id: site.without_places(reason) for spec_id, reason in done.missing.items()}
     try:
-        filled, paths = publish(table, request.seeds, done.finished, reasons, folder, request.dumps())
+        filled, paths = publish(
+            table,
+            request.seeds,
+            done.finished,
+            reasons,
+            folder,
+            request.dumps(),
+            partial(registered, request.scale),
+        )
     except OSError as error:
         raise OSError(
             f"The reports of {request.table} cannot be written in {folder} "

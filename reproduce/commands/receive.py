@@ -22,13 +22,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from reproduce.commands.archive import KIND, MANIFEST, RECORD, REPORT, VERSION, cited_by, tables_of
 from reproduce.messages import InvalidError, NotFoundError, counted, first_line, size
 from reproduce.nn.encoder import FILE, check_backbone
-from reproduce.plan import CUSTOM, SCALES
+from reproduce.plan import CUSTOM, SCALES, registered
 from reproduce.report import publish, render
 from reproduce.report.filled import Filled
 from reproduce.runs import encoder_file
@@ -225,7 +226,7 @@ def _receive_reports(scale: str, tables: Mapping[str, Filled], folder: Path, rec
                     remove_drafts(path)
                 render.write(filled, folder)
                 received.tables[scale] = received.tables.get(scale, 0) + 1
-        publish.publish_index(folder)
+        publish.publish_shared(scale, folder, partial(registered, scale))
 
 
 @dataclass(frozen=True)

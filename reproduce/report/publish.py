@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reproduce.report import render
+from reproduce.report import register, render
 from reproduce.report.counts import incomplete
 from reproduce.report.filled import Filled, fill, loads
 from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, write_runs
@@ -33,6 +33,8 @@ from reproduce.site import PROJECT
 STATE, LOCK = ".rendered", ".rendered.lock"
 """Names of the file that records what was rendered, and of its lock; the index and the export ignore hidden
 files."""
+Registered = Callable[[], Sequence[Table]]
+"""Function that returns every table at a scale, in the order of the register."""
 SOURCES = ("*.py", "*.html", "*.css")
 """Files of the code that can change a report."""
 
@@ -44,14 +46,18 @@ def publish(
     reasons: Mapping[str, str],
     folder: Path,
     request: str,
+    registered: Registered,
 ) -> tuple[Filled, list[Path]]:
-    """Write the table in every format, its rows of `runs.csv` and the index, unless they are up to date.
+    """Write the table in every format, its rows of `runs.csv`, the index and the register of claims.
+
+    What is up to date is left as it is.
 
     Args:
         finished: finished runs by spec id.
         reasons: why a run is not finished, by spec id.
         folder: the reports of one scale.
         request: what the table was built from, as text.
+        registered: returns every table at the scale, for the register of claims.
 
     Returns:
         The table with its numbers, and its files.
@@ -63,7 +69,7 @@ def publish(
     inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons), other_data)
     paths = render.paths(table.name, folder)
     filled = _current(table.name, inputs, folder)
-    if filled is not None and _index_is_current(folder):
+    if filled is not None and _shared_are_current(folder):
         return filled, paths
     with locked(folder):
         filled = _current(table.name, inputs, folder)
@@ -73,7 +79,7 @@ def publish(
             render.write(filled, folder)
             write_runs(runs, table.name, folder)
             _record(folder, table.name, inputs, _files_of(table.name, paths, folder))
-        publish_index(folder)
+        publish_shared(table.scale, folder, registered)
     return filled, paths
 
 
@@ -91,11 +97,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def publish_index(folder: Path) -> None:
-    """Write the index unless it is up to date; the caller holds the lock."""
-    if not _index_is_current(folder):
-        inputs, path = _index_inputs(folder), render.write_index(folder)
-        _record(folder, path.name, inputs, {path.name: _sha256(path)})
+def publish_shared(scale: str, folder: Path, registered: Registered) -> None:
+    """Write the index and the register of claims unless they are up to date; the caller holds the lock."""
+    if not _shared_are_current(folder):
+        inputs, tables = _shared_inputs(folder), render.read_all(folder)
+        paths = [render.write_index(tables, folder)]
+        found = register.entries(registered(), {filled.table: filled for filled in tables})
+        paths += register.write(found, scale, folder)
+        _record(folder, render.INDEX, inputs, {path.name: _sha256(path) for path in paths})
 
 
 def damaged(folder: Path) -> list[Path]:
@@ -128,13 +137,13 @@ def _current(table: str, inputs: str, folder: Path) -> Filled | None:
         return None
 
 
-def _index_is_current(folder: Path) -> bool:
-    index = {"inputs": _index_inputs(folder), "files": {render.INDEX: _sha256(folder / render.INDEX)}}
-    return bool(_state(folder).get(render.INDEX) == index)
+def _shared_are_current(folder: Path) -> bool:
+    files = {name: _sha256(folder / name) for name in (render.INDEX, *register.FILES)}
+    return bool(_state(folder).get(render.INDEX) == {"inputs": _shared_inputs(folder), "files": files})
 
 
-def _index_inputs(folder: Path) -> str:
-    """Return a digest of everything that the index shows."""
+def _shared_inputs(folder: Path) -> str:
+    """Return a digest of everything that the index and the register show."""
     return _digest(_code(), *(f"{each.name} {_sha256(each)}" for each in render.tables_in(folder)))
 
 

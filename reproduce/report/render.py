@@ -1,7 +1,7 @@
 """Filled tables as files: `tableN.md`, `.tex`, `.html`, `.csv`, `.json`, and the `index.html` of a scale.
 
     write(filled, reports / "smoke")
-    write_index(reports / "smoke")
+    write_index(read_all(reports / "smoke"), reports / "smoke")
 
 The same filled table gives the same bytes. Only `html` and `index` import jinja2. `publish.py` calls `write`
 when something changed.
@@ -110,23 +110,25 @@ def checked(text: bytes, table: str, where: str) -> Filled:
     return filled
 
 
-def write_index(folder: Path) -> Path:
-    """Write `index.html` over every table whose `.json` is in `folder`, and return its path.
-
-    A `.json` that is damaged is left out with a warning.
-    """
+def read_all(folder: Path) -> list[Filled]:
+    """Return every table whose `.json` is in `folder`; a damaged one is left out with a warning."""
     tables = []
     for path in tables_in(folder):
         try:
             tables.append(read(path))
         except ValueError as error:
             logger.warning("Left out of the index: %s", error)
+    return tables
+
+
+def write_index(tables: Sequence[Filled], folder: Path) -> Path:
+    """Write `index.html` over the tables, and return its path."""
     return write_atomic(folder / INDEX, index(tables), durable=True)
 
 
 def summary(filled: Filled) -> str:
     """Return one line for the terminal: how many cells are filled, and the verdicts on the claims."""
-    claims = _tally(claim.ours for claim in filled.claims)
+    claims = tally(claim.ours for claim in filled.claims)
     line = f"{filled.table} ({filled.scale}): {_cell_counts(filled)} cells filled"
     return f"{line}; claims: {claims}" if claims else line
 
@@ -358,7 +360,7 @@ def _tex_notes(filled: Filled, shown: Display) -> list[str]:
 
 def html(filled: Filled) -> str:
     """Return one self-contained page."""
-    return _environment().get_template("table.html").render(filled=filled, shown=display(filled))
+    return environment().get_template("table.html").render(filled=filled, shown=display(filled))
 
 
 def index(tables: Sequence[Filled]) -> str:
@@ -369,18 +371,18 @@ def index(tables: Sequence[Filled]) -> str:
             "shown": display(filled),
             "summary": _cell_counts(filled),
             "claims": {
-                "paper": _tally(claim.paper for claim in filled.claims),
-                "ours": _tally(claim.ours for claim in filled.claims),
+                "paper": tally(claim.paper for claim in filled.claims),
+                "ours": tally(claim.ours for claim in filled.claims),
             },
         }
         for filled in tables
     ]
     scales = sorted({filled.scale for filled in tables})
-    return _environment().get_template("index.html").render(entries=entries, scale=", ".join(scales))
+    return environment().get_template("index.html").render(entries=entries, scale=", ".join(scales))
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """Return the templates of this folder. Every value is escaped, and text goes through `markup.html`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -421,12 +423,12 @@ def _runs(line: Line, around: str) -> str:
     return "; ".join(f"{key} {' '.join(map(around.format, ids))}" for key, ids in line.runs)
 
 
-def _tally(verdicts: Iterable[str]) -> str:
+def tally(verdicts: Iterable[str]) -> str:
     """Return `5 hold, 1 fails, 2 open`, or `3 supported, 4 not judged`; empty without claims."""
     counts = Counter(verdicts)
     plural = {"holds": "hold", "fails": "fail"}
     return ", ".join(
         f"{counts[verdict]} {verdict if counts[verdict] == 1 else plural.get(verdict, verdict)}"
-        for verdict in (*get_args(PaperVerdict), *get_args(Verdict))
+        for verdict in dict.fromkeys((*get_args(Verdict), *get_args(PaperVerdict)))
         if verdict in counts
     )

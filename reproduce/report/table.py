@@ -63,6 +63,10 @@ class Reported:
             raise ValueError("Reported(value=None) needs a note: the reason why the paper has no number.")
 
 
+RESERVED = ("claims", "index", "runs")
+"""Names of the reports' files that are not a table's."""
+
+
 class UnknownMetricError(LookupError):
     """A cell shows a metric that its protocol does not return."""
 
@@ -195,6 +199,10 @@ class Table:
 
     def check_name(self, module: str) -> None:
         """Raise ValueError unless the table has the name of its module: `table8` in tables/table8.py."""
+        if self.name in RESERVED:
+            raise ValueError(
+                f"tables/{module}.py: the reports have a file '{self.name}' of their own: rename it."
+            )
         if self.name != module:
             raise ValueError(f"tables/{module}.py returns a table named '{self.name}': name it '{module}'.")
 

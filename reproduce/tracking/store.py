@@ -428,7 +428,7 @@ class Store:
         return None
 
     def log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
-        """Record a table's means and files as one run, so that the UI can compare tables.
+        """Record a table's numbers, verdicts and files as one run, so that the UI can compare tables.
 
         There is one run per table, scale and set of changes. Nothing is written if nothing changed since the
         last call.
@@ -446,7 +446,7 @@ class Store:
 
     def _log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
         name = " ".join((filled.table, filled.scale, *filled.changes)).replace("'", "")  # used in a filter
-        values = tags.cell_means(filled)
+        values, verdicts = tags.cell_values(filled), tags.cell_verdicts(filled)
         digest = tags.table_digest(values, paths)
         with self.connection.lock():  # two commands that end at the same time write one record
             run = next(
@@ -458,16 +458,18 @@ class Store:
             if run is not None and run.data.tags.get(DIGEST) == digest:
                 return str(run.info.run_id)
             if run is not None:
-                run_id, known = run.info.run_id, run.data.metrics
+                run_id, known, known_tags = run.info.run_id, run.data.metrics, run.data.tags
             else:
                 experiment = self.connection.experiment("tables")
                 labels = {TABLE: name, SCALE: filled.scale, "title": filled.title}
-                run_id, known = (
-                    self.connection.client.create_run(experiment, run_name=name, tags=labels).info.run_id,
-                    {},
-                )
+                created = self.connection.client.create_run(experiment, run_name=name, tags=labels)
+                run_id, known, known_tags = created.info.run_id, {}, {}
             # A cell that has become empty must not keep its old number, which MLflow cannot delete.
             self.connection.log_batches(run_id, points(dict.fromkeys(known, math.nan) | values, 0))
+            for key in {key for key in known_tags if key.startswith("verdict/")} - verdicts.keys():
+                self.connection.client.delete_tag(run_id, key)
+            for key, verdict in verdicts.items():
+                self.connection.client.set_tag(run_id, key, verdict)
             for path in paths:
                 self.connection.client.log_artifact(run_id, str(path))
             self.connection.client.set_terminated(run_id)

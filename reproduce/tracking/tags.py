@@ -2,7 +2,7 @@
 
     tags.title(spec)                    # "msbreg K=4 λs=.01 stl10 320 epochs seed 0"
     tags.state_of(run, runs).state      # "interrupted", although MLflow shows RUNNING: its process is gone
-    tags.cell_means(filled)             # {"MSBReg K 4/top1": 81.2}, for the entry of a table
+    tags.cell_values(filled)            # {"MSBReg K 4/top1": 81.2}, for the entry of a table
 
 An entry is a run as MLflow's client or `sqlite.py` returns it. MLflow's own status is FINISHED after an
 exception and stays RUNNING after a kill. A run is finished if it has the tag `complete`; every other state
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from reproduce.runs.lease import Held, Lease
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 if TYPE_CHECKING:
-    from reproduce.report.filled import Filled
+    from reproduce.report.filled import Filled, FilledCell
 
 SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = (
     "spec_id",
@@ -389,17 +389,37 @@ def final(run: Any) -> dict[str, float]:
     return {key.removeprefix(FINAL): metrics[key] for key in sorted(metrics) if key.startswith(FINAL)}
 
 
-def cell_means(filled: Filled) -> dict[str, float]:
-    """Return a table's numbers by `row/column`, with the row's label in characters that MLflow accepts."""
+def cell_values(filled: Filled) -> dict[str, float]:
+    """Return a table's numbers: mean, `/low` and `/high` of its interval, and `/n` seeds, by `row/column`.
+
+    A row's label is in characters that MLflow accepts.
+    """
     values: dict[str, float] = {}
+    for name, cell in _cells(filled):
+        if cell.value is not None:
+            values[name] = cell.value
+            if cell.seeds:
+                values[f"{name}/n"] = len(cell.seeds)
+            if cell.interval is not None:
+                values |= dict(zip((f"{name}/low", f"{name}/high"), cell.interval, strict=True))
+    return values
+
+
+def cell_verdicts(filled: Filled) -> dict[str, str]:
+    """Return the verdicts on a table's numbers against the paper's, by `verdict/row/column`."""
+    return {f"verdict/{name}": cell.against for name, cell in _cells(filled) if cell.against}
+
+
+def _cells(filled: Filled) -> Iterator[tuple[str, FilledCell]]:
+    """Yield each cell with its name in MLflow."""
     slugs: set[str] = set()
     for row in filled.rows:
         slug = re.sub(r"[^\w.]+", " ", row.label).strip(" .")[:LONGEST] or "row"
         while slug in slugs:  # two labels that differ only in symbols
             slug += " again"
         slugs.add(slug)
-        values |= {f"{slug}/{key}": cell.value for key, cell in row.cells.items() if cell.value is not None}
-    return values
+        for key, cell in row.cells.items():
+            yield f"{slug}/{key}", cell
 
 
 def table_digest(values: Mapping[str, float], paths: Sequence[Path]) -> str:
