@@ -14,7 +14,6 @@ from toys import PRETRAIN
 from reproduce.nn import backbones, collapse, schedules, seeds
 from reproduce.nn.lars import LARS
 from reproduce.nn.optimizers import parameters_of
-from reproduce.nn.precision import full_precision
 from reproduce.train import build_network
 
 # Backbones.
@@ -324,16 +323,3 @@ def test_a_permutation_follows_from_its_counters_and_its_purpose():
     assert all(sorted(each.tolist()) == list(range(64)) for each in found)
     assert len({tuple(each.tolist()) for each in found}) == len(keys)
     assert torch.equal(found[0], seeds.shuffled(64, 0, 1))
-
-
-# Precision.
-
-
-def test_a_product_in_full_precision_stays_so_inside_autocast():
-    x = 1 + torch.full((2, 2), 1 / 512)  # bfloat16 rounds it to 1
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (x @ x).dtype is torch.bfloat16
-        with full_precision(x.device):
-            product = x @ x
-        assert (x @ x).dtype is torch.bfloat16
-    assert torch.equal(product, torch.full((2, 2), 2 * (1 + 1 / 512) ** 2))

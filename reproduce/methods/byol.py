@@ -87,7 +87,7 @@ class BYOL(Method, name="byol"):
             device=batch.views[0].device,
         )
         for index, view in enumerate(batch.views):
-            p = network.online(view).p.float()
+            p = network.online(view).p
             terms = {"L_byol": 2 * pairwise_share(p, index, targets)}
             loss = terms["L_byol"]
             if self.lambda_b:

@@ -73,7 +73,7 @@ class MSBReg(Method, name="msbreg"):
             device=batch.views[0].device,
         )
         for view in batch.views:
-            p = network.online(view).p.float()
+            p = network.online(view).p
             terms = {"L_c": centroid_loss(p, centre) / self.num_views}
             loss = terms["L_c"]
             if self.lambda_b:

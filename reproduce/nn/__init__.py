@@ -30,7 +30,6 @@ A module imports only from modules listed below its own line.
     backbones.py        the backbones, one function each
     residual.py         the small residual network of the smoke scale
     sync_batchnorm.py   batch normalisation over all processes
-    precision.py        arithmetic that stays in float32
     distributed.py      one run over several processes
     collectives.py      gathering with gradients
     seeds.py            random streams that are functions of counters

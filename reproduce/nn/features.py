@@ -1,6 +1,7 @@
 """Features of whole splits, for the protocols.
 
-They are computed in eval mode without gradients, and are float32 in the order of the split on every process.
+They are computed in eval mode without gradients and in float32, whatever the encoder was trained in. They are
+in the order of the split on every process.
 """
 
 from __future__ import annotations
@@ -141,7 +142,6 @@ def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.devi
         "indices": hashlib.sha256(split.indices.numpy().data).hexdigest(),
         "crop": [dataset.resize, dataset.size],
         "normalisation": [dataset.mean, dataset.std],
-        "precision": "bfloat16" if _mixed(encoder, device) else "float32",
         "device": device.type,
         "torch": str(torch.__version__),
         "pillow": PIL.__version__,
@@ -196,34 +196,18 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
 
 @contextmanager
 def inference(encoder: Encoder, device: torch.device) -> Iterator[None]:
-    """Switch to eval mode without gradients for the duration of the block, then restore all modes.
-
-    On a GPU the arithmetic is bfloat16 if the encoder was trained in it.
-    """
+    """Switch to eval mode without gradients for the duration of the block, then restore all modes."""
     parts = [part for part in (encoder.backbone, encoder.projector) if part is not None]
     modules = [module for part in parts for module in part.modules()]
     training = [module.training for module in modules]
     for part in parts:
         part.eval()
     try:
-        with torch.no_grad(), precision(encoder, device):
+        with torch.no_grad():
             yield
     finally:
         for module, mode in zip(modules, training, strict=True):
             module.training = mode
-
-
-def precision(encoder: Encoder, device: torch.device) -> torch.autocast:
-    """Return the arithmetic of the backbone.
-
-    It is bfloat16 on a GPU if the encoder was trained in it, otherwise float32.
-    """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_mixed(encoder, device))
-
-
-def _mixed(encoder: Encoder, device: torch.device) -> bool:
-    """Return True if the encoder computes in bfloat16."""
-    return encoder.precision == "bfloat16" and device.type == "cuda"
 
 
 def shares(num_rows: int, chunk: int = CHUNK) -> Tensor:
