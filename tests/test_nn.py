@@ -44,6 +44,13 @@ def test_the_3x3_stem_keeps_the_resolution_until_max_pooling():
     assert network.maxpool(torch.zeros(1, 64, 64, 64)).shape == (1, 64, 32, 32)
 
 
+def test_the_3x3_stem_starts_uniform_within_one_over_the_root_of_its_27_inputs():
+    weight = backbones.build("resnet18_3x3", seed=0).conv1.weight
+    bound = 27**-0.5
+    assert 0.98 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
 def test_the_stems_for_cifar_keep_the_resolution_or_the_padding_adds_two_pixels():
     for name, side in (("resnet18_cifar", 32), ("resnet18_cifar_pad2", 34)):
         network = backbones.build(name, seed=0)
