@@ -236,9 +236,9 @@ def byol_tuned_stl10() -> Pretrain:
 def _byol_preset(recipe: Recipe, preset: Preset, *, epochs: int, batch_size: int = 256) -> Pretrain:
     """Return `recipe` for BYOL with its heads, its optimiser and its two distributions of views, T and T'.
 
-    Source: google-deepmind/deepmind-research byol/.
+    The last layers of its heads have no bias. Source: google-deepmind/deepmind-research byol/.
     """
-    run = recipe(BYOL(tau=preset.tau, heads=Heads(hidden=4096, output=256)))
+    run = recipe(BYOL(tau=preset.tau, heads=Heads(hidden=4096, output=256, last_bias=False)))
     ours = run.augmentation
     return replace(
         run,

@@ -154,7 +154,7 @@ def test_each_setting_has_a_line_with_its_source(package: str) -> None:
             assert not [field for field, said in documented(module.__name__) if not said]
 
 
-def with_all_terms(cls: type[Method], norm: Literal["batchnorm", "layernorm"] = "batchnorm") -> Method:
+def with_all_terms(cls: type[Method], norm: Literal["batchnorm", "layernorm", "ws"] = "batchnorm") -> Method:
     """Return the method at its smallest, with all terms of its loss and with tiny heads if it has heads."""
     method = cls().smaller("smoke")
     names = {field.name for field in fields(method)}
@@ -164,10 +164,10 @@ def with_all_terms(cls: type[Method], norm: Literal["batchnorm", "layernorm"] = 
     return replace(method, **changes)
 
 
-@pytest.mark.parametrize("norm", ["batchnorm", "layernorm"])
+@pytest.mark.parametrize("norm", ["batchnorm", "layernorm", "ws"])
 @pytest.mark.parametrize("cls", METHODS)
 def test_a_method_trains_every_parameter_of_its_network_part_by_part(
-    cls: type[Method], norm: Literal["batchnorm", "layernorm"]
+    cls: type[Method], norm: Literal["batchnorm", "layernorm", "ws"]
 ) -> None:
     method = with_all_terms(cls, norm)
     network: Any = method.network(backbones.build("small", seed=0), num_images=64, batch_size=16).train()

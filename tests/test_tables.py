@@ -714,7 +714,7 @@ def test_the_quoted_byol_has_byols_own_settings(
     assert run.optimizer.peak_lr(4096, 2) == pytest.approx(peak)
     assert run.optimizer.weight_decay == decay
     assert dict(run.leaves())["method.tau"] == tau
-    assert run.method.heads == Heads(hidden=4096, output=256)
+    assert run.method.heads == Heads(hidden=4096, output=256, last_bias=False)
 
 
 def test_linear_classifiers_on_imagenet_choose_their_rate_on_held_out_train_images() -> None:
@@ -1159,7 +1159,7 @@ def test_the_tuned_byol_has_byols_own_settings(column: str, epochs: int, peak: f
     assert run.optimizer.peak_lr(256, 2) == pytest.approx(peak)
     settings = dict(run.leaves())
     assert (settings["method"], settings["method.tau"], settings["method.num_views"]) == ("byol", tau, 2)
-    assert run.method.heads == Heads(hidden=4096, output=256)
+    assert run.method.heads == Heads(hidden=4096, output=256, last_bias=False)
     # T blurs always and never solarizes, T' blurs and solarizes seldom; nothing else differs.
     first, second = run.augmentation, run.augmentation.every_second
     assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
