@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.data import inventory, views
 from reproduce.data.images import Batch as Decoded
-from reproduce.data.images import Images, batches
+from reproduce.data.images import CentreCrop, Images, batches
 from reproduce.data.inventory import Inventory
 from reproduce.messages import InvalidError
 from reproduce.methods.method import Batch, Epoch, Part
@@ -412,7 +412,7 @@ def _epoch(spec: Pretrain, site: Site, images: Images, device: torch.device, num
 
     def centre_crops() -> Iterator[tuple[Tensor, Tensor]]:
         mine = range(distributed.rank(), len(images), distributed.world_size())
-        crop = (dataset.resize, dataset.size)
+        crop = CentreCrop(dataset.resize, dataset.size, dataset.test_resampling)
         for pixels, _, which in batches(images, mine, spec.batch_size, crop=crop, workers=site.workers):
             yield which, views.normalise(pixels.to(device).float() / 255, dataset.mean, dataset.std)
 

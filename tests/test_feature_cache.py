@@ -77,8 +77,10 @@ def extract(
     network: Encoder | None = None,
     toy: Toy = TOY,
     indices: list[int] | None = None,
+    squash: bool = False,
 ) -> torch.Tensor:
-    return features.extract(network or known(), toy, split_of(images, indices), site, CPU)
+    split = split_of(images, indices)
+    return features.extract(network or known(), toy, split, site, CPU, squash=squash)
 
 
 def files(site: Site) -> list[str]:
@@ -124,6 +126,8 @@ OTHERS = {
     "which images": {"indices": [0, 3, 4]},
     "the crop": {"toy": Toy(size=14)},
     "the size before the crop": {"toy": Toy(resize=18)},
+    "the filter of the resize": {"toy": Toy(test_resampling="bilinear")},
+    "the whole image in place of the crop": {"squash": True},
     "the mean": {"toy": Toy(mean=(0.1, 0.2, 0.3))},
     "the deviation": {"toy": Toy(std=(0.5, 0.6, 0.7))},
 }

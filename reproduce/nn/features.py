@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
-from reproduce.data.images import batches
+from reproduce.data.images import CentreCrop, batches
 from reproduce.lazy import F, torch
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, feature_cache
@@ -88,12 +88,23 @@ def labelled(dataset: Dataset, name: str, site: Site) -> Split:
     return Split(title, images, indices, labels[indices], len(images.classes))
 
 
-def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device: torch.device) -> Tensor:
+def extract(
+    encoder: Encoder,
+    dataset: Dataset,
+    split: Split,
+    site: Site,
+    device: torch.device,
+    *,
+    squash: bool = False,
+) -> Tensor:
     """Return pooled features of the un-augmented images of `split`, (n, num_features) float32 on the CPU.
 
     The tensor belongs to the caller. If the digests of encoder and images are known, the features are kept on
     disk (`feature_cache.py`). Every evaluation of the same images then reads what the first one computed, to
     the last bit. A split with fewer indices, such as held-out images, is cached separately.
+
+    Args:
+        squash: true for whole images, squashed to squares, in place of centre crops.
 
     Raises:
         FloatingPointError: a feature is not finite.
@@ -102,7 +113,7 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
     def rows() -> Iterator[Tensor]:
         mine = split.indices[shares(len(split.indices))]
         for batch in batches(
-            split.images, mine, CHUNK, crop=(dataset.resize, dataset.size), workers=site.workers
+            split.images, mine, CHUNK, crop=crop_of(dataset, squash=squash), workers=site.workers
         ):
             crops = batch.pixels.to(device).float() / 255
             yield encoder.backbone(views.normalise(crops, dataset.mean, dataset.std))
@@ -112,7 +123,7 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
             return _finite(in_order(len(split.indices), rows()), split.title)
 
     return feature_cache.once(
-        lambda: content(encoder, dataset, split, device),
+        lambda: content(encoder, dataset, split, device, squash=squash),
         num_rows=len(split.indices),
         site=site,
         device=device,
@@ -120,7 +131,14 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
     )
 
 
-def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.device) -> dict[str, Any] | None:
+def crop_of(dataset: Dataset, *, squash: bool) -> CentreCrop:
+    """Return how the test images of `dataset` are cut; `squash` as in `extract`."""
+    return CentreCrop(dataset.resize, dataset.size, dataset.test_resampling, squash)
+
+
+def content(
+    encoder: Encoder, dataset: Dataset, split: Split, device: torch.device, *, squash: bool = False
+) -> dict[str, Any] | None:
     """Return everything that determines the features of `split`, apart from the code.
 
     None if a digest is unknown. Causes that only change the last bits, such as the model of a GPU or the
@@ -140,7 +158,7 @@ def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.devi
         "images": split.images.digest,
         "files": split.images.signature,
         "indices": hashlib.sha256(split.indices.numpy().data).hexdigest(),
-        "crop": [dataset.resize, dataset.size],
+        "crop": [dataset.resize, dataset.size, dataset.test_resampling, squash],
         "normalisation": [dataset.mean, dataset.std],
         "device": device.type,
         "torch": str(torch.__version__),
