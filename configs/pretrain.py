@@ -46,7 +46,7 @@ BYOL's own hidden layer has 4096.
 PRECISION: Final = "bfloat16"
 """Precision of all runs; a choice. The paper does not state it, and its V100 GPUs do not support bfloat16.
 
-Parameters, losses and the optimiser stay in float32.
+Parameters, heads, losses, the optimiser and evaluations stay in float32.
 """
 
 

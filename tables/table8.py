@@ -16,7 +16,7 @@ from functools import partial
 
 from configs.evaluate import linear
 from configs.pretrain import byol, imagenet100, msbreg
-from configs.rows import paper_row, with_formula
+from configs.rows import CHOICES, HALF_AT_TWO_VIEWS, paper_row, with_formula
 from reproduce.report.table import Claim, Column, Measured, Row, Table, Values
 from reproduce.spec import Pretrain
 
@@ -58,6 +58,8 @@ def table() -> Table:
             "paper scale.",
             r"The paper's $\mathcal{L}_w$ and $\lambda_w$ are earlier names of $\mathcal{L}_s$ and "
             r"$\lambda_s$.",
+            HALF_AT_TWO_VIEWS,
+            CHOICES,
         ),
     )
 
