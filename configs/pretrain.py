@@ -3,7 +3,7 @@
     byol(imagenet100)                                       # Table 8's first row
     msbreg(stl10, num_views=8)                              # Table 1's last row
     msbreg(imagenet100, num_views=4, lambda_b=0.0)          # an ablation
-    msbreg(imagenet(300), heads=WIDE, tau=SHORT)            # Tables 2 to 5
+    msbreg(imagenet(300), heads=WIDE)                       # Tables 2 to 5
 
 A data set is a recipe: a function that takes a method and adds the settings that the paper fixes for the data
 set. All runs used "8 V100 16GB GPUs" (section 7.1). The paper does not state GPU-hours. A run costs K / 2
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from reproduce.data.augmentation import Augmentation, SmallCrops
 from reproduce.data.imagenet import ImageNet
@@ -30,13 +30,14 @@ from reproduce.spec import Pretrain
 Recipe = Callable[[Method], Pretrain]
 """Function from a method to its run on a data set, with the settings that the paper fixes there."""
 
-TAU: Final = 0.996
-"""Initial decay rate of the target for more than 300 epochs; not in the paper.
+TAU: Final = 0.99
+"""Initial decay rate of the target in all runs with the paper's settings; a choice.
 
-Source: google-deepmind/deepmind-research byol/configs/byol.py.
+The paper does not state it. Section 1 calls the time constant of the lagged network "typically thousands to
+tens of thousands of time steps". BYOL has .99 for up to 300 epochs (google-deepmind/deepmind-research
+byol/configs/byol.py). The protocol of the small runs has .99 for any number of epochs (htdt/self-supervised
+cfg.py).
 """
-SHORT: Final = 0.99
-"""Initial decay rate of the target for up to 300 epochs (the same file)."""
 WIDE: Final = Heads(hidden=2048, output=256)
 """Heads of the ImageNet runs, with the sizes that section 7.2 ascribes to BYOL.
 
@@ -45,7 +46,7 @@ BYOL's own hidden layer has 4096.
 PRECISION: Final = "bfloat16"
 """Precision of all runs; a choice. The paper does not state it, and its V100 GPUs do not support bfloat16.
 
-Parameters, losses and the optimiser stay in float32.
+Parameters, heads, losses, the optimiser and evaluations stay in float32.
 """
 
 
@@ -148,7 +149,7 @@ def msbreg_imagenet(epochs: int) -> Pretrain:
 
     The paper's top-1 is 70.7, 73.8 and 74.6 for 100, 200 and 300 epochs (Table 2).
     """
-    return msbreg(imagenet(epochs), num_views=4, tau=SHORT, heads=WIDE)
+    return msbreg(imagenet(epochs), num_views=4, heads=WIDE)
 
 
 def byol_imagenet(epochs: int) -> Pretrain:
@@ -156,7 +157,7 @@ def byol_imagenet(epochs: int) -> Pretrain:
 
     The paper's top-1 is 65.9, 70.1 and 72.3 for 100, 200 and 300 epochs (Table 7).
     """
-    return byol(imagenet(epochs), tau=SHORT, heads=WIDE)
+    return byol(imagenet(epochs), heads=WIDE)
 
 
 def byol_multicrop(epochs: int) -> Pretrain:
@@ -179,61 +180,72 @@ def byol_multicrop(epochs: int) -> Pretrain:
     )
 
 
+class Preset(NamedTuple):
+    """Settings of BYOL that depend on its number of epochs."""
+
+    base_lr: float
+    weight_decay: float
+    tau: float
+    """Initial decay rate of the target."""
+
+
+PRESETS: Final = {
+    100: Preset(base_lr=0.45, weight_decay=1e-6, tau=0.99),
+    300: Preset(base_lr=0.3, weight_decay=1e-6, tau=0.99),
+    1000: Preset(base_lr=0.2, weight_decay=1.5e-6, tau=0.996),
+}
+"""BYOL's presets by epochs (google-deepmind/deepmind-research byol/configs/byol.py)."""
+
+
 def byol_tuned_imagenet(epochs: int) -> Pretrain:
     """Pretrain BYOL with its own settings on ImageNet, at batch 4096.
 
-    The settings are the preset of byol/configs/byol.py that is nearest in epochs. It has presets for 100, for
-    300 (used for 200 and 400, too) and for 1000 epochs. Its initial tau is .99 up to 300 epochs and .996
-    beyond. The rows that quote BYOL are such runs: 66.5, 70.6 and 73.2 for 100, 200 and 400 epochs (Table 2).
+    The settings are those of a whole preset: that of 100 epochs for up to 100, that of 300 for up to 400, and
+    that of 1000 beyond. The rows that quote BYOL are such runs: 66.5, 70.6 and 73.2 for 100, 200 and 400
+    epochs (Table 2).
     """
     if epochs <= 100:
-        base_lr, weight_decay = 0.45, 1e-6
+        preset = PRESETS[100]
     elif epochs <= 400:
-        base_lr, weight_decay = 0.3, 1e-6
+        preset = PRESETS[300]
     else:
-        base_lr, weight_decay = 0.2, 1.5e-6
-    tau = SHORT if epochs <= 300 else TAU
-    return _byol_preset(
-        imagenet(epochs), base_lr=base_lr, weight_decay=weight_decay, tau=tau, epochs=epochs, batch_size=4096
-    )
+        preset = PRESETS[1000]
+    return _byol_preset(imagenet(epochs), preset, epochs=epochs, batch_size=4096)
 
 
 def byol_tuned_imagenet100() -> Pretrain:
     """Pretrain BYOL with its own settings on ImageNet-100, for solo-learn's 400 epochs at batch 256.
 
-    This run is not in the paper. The paper's baseline is weak: solo-learn's ResNet-18 reaches 80.2. Epochs,
-    batch size and the initial tau come from solo-learn's scripts/pretrain/imagenet-100/byol.yaml. Its LARS
-    clips the trust ratio and ours does not, so the rate is that of the 300-epoch preset of
-    byol/configs/byol.py.
+    This run is not in the paper. The paper's baseline is weak: solo-learn's ResNet-18 reaches 80.2. Epochs
+    and batch size come from solo-learn's scripts/pretrain/imagenet-100/byol.yaml. Its LARS clips the trust
+    ratio and ours does not, so the rest is BYOL's 300-epoch preset. solo-learn's initial tau is the same.
     """
-    return _byol_preset(imagenet100, base_lr=0.3, weight_decay=1e-6, tau=0.99, epochs=400)
+    return _byol_preset(imagenet100, PRESETS[300], epochs=400)
 
 
 def byol_tuned_stl10() -> Pretrain:
     """Pretrain BYOL with its own settings on STL-10, for W-MSE's 2000 epochs at batch 256.
 
     This run is not in the paper. The paper's baseline is weak: W-MSE's BYOL reaches 91.99 and 88.64 in 2000
-    epochs (htdt/self-supervised README.md). W-MSE uses Adam, so these settings differ: they are the
-    1000-epoch preset of byol/configs/byol.py.
+    epochs (htdt/self-supervised README.md). W-MSE uses Adam, so these settings differ: they are BYOL's
+    1000-epoch preset.
     """
-    return _byol_preset(stl10, base_lr=0.2, weight_decay=1.5e-6, tau=0.996, epochs=2000)
+    return _byol_preset(stl10, PRESETS[1000], epochs=2000)
 
 
-def _byol_preset(
-    recipe: Recipe, *, base_lr: float, weight_decay: float, tau: float, epochs: int, batch_size: int = 256
-) -> Pretrain:
+def _byol_preset(recipe: Recipe, preset: Preset, *, epochs: int, batch_size: int = 256) -> Pretrain:
     """Return `recipe` for BYOL with its heads, its optimiser and its two distributions of views, T and T'.
 
-    Source: google-deepmind/deepmind-research byol/.
+    The last layers of its heads have no bias. Source: google-deepmind/deepmind-research byol/.
     """
-    run = recipe(BYOL(tau=tau, heads=Heads(hidden=4096, output=256)))
+    run = recipe(BYOL(tau=preset.tau, heads=Heads(hidden=4096, output=256, last_bias=False)))
     ours = run.augmentation
     return replace(
         run,
         augmentation=replace(
             ours, blur=1.0, solarize=0.0, every_second=replace(ours, blur=0.1, solarize=0.2)
         ),
-        optimizer=LARS(base_lr=base_lr, scale_with_views=False, weight_decay=weight_decay),
+        optimizer=LARS(base_lr=preset.base_lr, scale_with_views=False, weight_decay=preset.weight_decay),
         epochs=epochs,
         batch_size=batch_size,
     )

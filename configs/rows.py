@@ -34,6 +34,25 @@ SMALL_DETECTORS = (
     "At small scale, detectors are trained for a quarter of the iterations; those with a 3x3 stem see images "
     "of half the side. At smoke scale, they are trained for 200 steps on images of 64 pixels."
 )
+CHOICES = (
+    r"The paper does not state the initial decay rate $\tau$ of the target network. In runs with the paper's "
+    "settings it is 0.99, a choice (0.95 at smoke scale). Section 1 only calls the time constant of that "
+    "network “typically thousands to tens of thousands of time steps”. The precision is a choice, too: "
+    "backbones are trained in bfloat16, and heads, losses and evaluations are in float32 (at smoke scale, "
+    "everything is). So is the BatchNorm of BYOL and ours: its statistics are those of the whole batch, over "
+    "all devices."
+)
+OWN_TAU = r"BYOL with its own settings has the $\tau$ of its preset, 0.99 or 0.996 (byol/configs/byol.py)."
+LAMBDAS_ON_IMAGENET = (
+    r"Section 4.5 states $\lambda_b = 0.5$ and $\lambda_s = 0.004$ for ImageNet-100 only. Their use on "
+    r"ImageNet is a choice. For white noise, $\mathcal{L}_s$ is $d (d + 1) / (n - 1)$: at batch $n = 512$, "
+    r"129 with the $d = 256$ of ImageNet, but 32 with the $d = 128$ of ImageNet-100."
+)
+HALF_AT_TWO_VIEWS = (
+    r"BYOL's loss sums two directions, but $\mathcal{L}_b$ and $\mathcal{L}_s$ are means over its two views "
+    r"(Eqs. 4 and 6). At $K = 2$ a $\lambda$ therefore counts half of what it counts next to "
+    r"$\mathcal{L}_c$. We read Eq. 2 so, literally; --set dispersive=sum sums both losses over the views."
+)
 """Notes that several tables share."""
 
 

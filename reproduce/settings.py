@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from reproduce import identity
 from reproduce.messages import unknown
@@ -65,6 +65,8 @@ Ratio = Annotated[float, Limits(0.001, 1000)]
 """Width over height; beyond these limits, arithmetic with the sides of a crop overflows."""
 NotNegative = Annotated[float, Limits(0, FLOAT32)]
 """Weight of a term of a loss, decay or strength, which 0 switches off."""
+Resampling = Literal["bicubic", "bilinear"]
+"""Filter of a resize."""
 Fraction = Annotated[float, Limits(0, 1)]
 """Probability, decay rate of an average or share."""
 Momentum = Annotated[float, Limits(0, 1, excluded=(1,))]

@@ -45,9 +45,9 @@ class Pretrain(Settings, name="pretrain"):
     batch_size: Annotated[int, Limits(2)] = 512
     """Images per step over all devices (section 7.1); each image yields K views."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the backbone's arithmetic (autocast).
+    """Precision of the backbone's arithmetic in training (autocast).
 
-    Parameters, losses of the heads and the optimiser stay in float32.
+    Parameters, heads, losses, the optimiser and every evaluation stay in float32.
     """
     zero_init: bool | None = identity.added_later(None, "0.2")
     """Initial scale 0 of the last BatchNorm of each residual block, so that the block starts as its shortcut.

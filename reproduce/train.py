@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.data import inventory, views
 from reproduce.data.images import Batch as Decoded
-from reproduce.data.images import Images, batches
+from reproduce.data.images import CentreCrop, Images, batches
 from reproduce.data.inventory import Inventory
 from reproduce.messages import InvalidError
 from reproduce.methods.method import Batch, Epoch, Part
@@ -206,7 +206,6 @@ def encoder_of(spec: Pretrain, online: Any, digest: str = "") -> Encoder:
         spec.id,
         digest,
         augmentation=spec.augmentation,
-        precision=spec.precision,
     )
 
 
@@ -241,6 +240,9 @@ def start(
         network, batch_size=spec.batch_size, group=spec.method.batchnorm_images(spec.batch_size)
     ).train()
     network.online.recompute = recompute and spec.method.num_parts == 1
+    for part in (network.online, network.target):
+        if part is not None:
+            part.mixed = spec.precision == "bfloat16"
     return network, spec.optimizer.build(network.online)
 
 
@@ -257,7 +259,7 @@ def train_step(
     method = spec.method
     method.before_step(network, batch)
     parts = method.parts(network, batch)
-    for part in _backward(network, parts, method.num_parts, batch.views[0].device, spec.precision):
+    for part in _backward(network, parts, method.num_parts):
         meter.add(part)
     method.before_update(network, batch)
     spec.optimizer.set_rates(optimizer, lr, peak=spec.optimizer.peak_lr(spec.batch_size, method.num_views))
@@ -410,16 +412,14 @@ def _epoch(spec: Pretrain, site: Site, images: Images, device: torch.device, num
 
     def centre_crops() -> Iterator[tuple[Tensor, Tensor]]:
         mine = range(distributed.rank(), len(images), distributed.world_size())
-        crop = (dataset.resize, dataset.size)
+        crop = CentreCrop(dataset.resize, dataset.size, dataset.test_resampling)
         for pixels, _, which in batches(images, mine, spec.batch_size, crop=crop, workers=site.workers):
             yield which, views.normalise(pixels.to(device).float() / 255, dataset.mean, dataset.std)
 
     return Epoch(number=number, seed=spec.seed, images=centre_crops)
 
 
-def _backward(
-    network: Any, parts: Iterator[Part], num_parts: int, device: torch.device, precision: str
-) -> Iterator[Part]:
+def _backward(network: Any, parts: Iterator[Part], num_parts: int) -> Iterator[Part]:
     """Yield each part after its forward and backward pass.
 
     Only the last part synchronises gradients between processes.
@@ -427,8 +427,7 @@ def _backward(
     for index in range(num_parts):
         alone = distributed.world_size() > 1 and index + 1 < num_parts
         with network.online.no_sync() if alone else nullcontext():
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-                part = next(parts)
+            part = next(parts)
             part.loss.backward()  # type: ignore[no-untyped-call]
         yield part
 

@@ -20,7 +20,7 @@ from functools import partial
 from configs import baselines, released
 from configs.evaluate import imagenet_linear
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
-from configs.rows import paper_row
+from configs.rows import CHOICES, LAMBDAS_ON_IMAGENET, OWN_TAU, paper_row
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Contrast, Number, known
 from reproduce.report.table import Column, Measured, Table
@@ -63,7 +63,7 @@ def table() -> Table:
             ("66.5", "70.6", "73.2"),
             _facts("BYOL"),
             ours=_measured(byol_tuned_imagenet(100), byol_tuned_imagenet(200), byol_tuned_imagenet(400)),
-            note="Quoted from the SimSiam paper, [6]; ours has BYOL's own settings. The BYOL that "
+            note="Quoted from Table 4 of the SimSiam paper, [6]; ours has BYOL's own settings. The BYOL that "
             "MSBReg's authors trained, at batch 512, is in Table 7.",
         ),
         _row(
@@ -73,7 +73,8 @@ def table() -> Table:
             released=_measured(released.SIMCLR_100, released.SIMCLR_200, released.SIMCLR_400),
             trained=_at_each(baselines.simclr_imagenet),
             recipe="Trained here: the SimSiam paper's reproduction, with a projector of three layers.",
-            note="Quoted from the SimSiam paper's reproduction. The released encoders are VISSL's (64.4, "
+            note="Quoted from SimSiam's Table 4, a reproduction with a projector of three layers (its "
+            "appendix C). The released encoders are another system, VISSL's SimCLR with two layers (64.4, "
             "66.6 and 67.7 in its MODEL_ZOO.md).",
         ),
         _row(
@@ -83,8 +84,9 @@ def table() -> Table:
             released=_measured(None, released.MOCO_V2_200, None),
             trained=_at_each(partial(baselines.moco_v2_imagenet, symmetric=True)),
             recipe="Trained here: the SimSiam paper's reproduction, with the symmetrised loss.",
-            note="Quoted from the SimSiam paper's reproduction. The released encoder is MoCo's own, after "
-            "200 epochs (67.7 in its README).",
+            note="Quoted from SimSiam's Table 4, a reproduction with a symmetrised loss (its appendix C). "
+            "The released encoder is another system, the official MoCo v2 without it, after 200 epochs "
+            "(67.7 in its README).",
         ),
         _row(
             "W-MSE 4",
@@ -101,7 +103,8 @@ def table() -> Table:
             released=_measured(None, None, released.SWAV_400_2X224),
             trained=_at_each(baselines.swav_two_views_imagenet),
             recipe="Trained here: the SimSiam paper's reproduction, with a projector of three layers.",
-            note="Quoted from the SimSiam paper's reproduction. The released encoder is SwAV's own, after "
+            note="Quoted from SimSiam's Table 4, a reproduction with a projector of three layers (its "
+            "appendix C). The released encoder is another system, the official SwAV with two layers, after "
             "400 epochs (70.1 in its README).",
         ),
         _row(
@@ -118,6 +121,7 @@ def table() -> Table:
             _facts("SimSiam"),
             released=_measured(released.SIMSIAM_100_256, None, None),
             trained=_at_each(baselines.simsiam_imagenet),
+            note="Quoted from SimSiam's own Table 4.",
         ),
         _row(
             OURS,
@@ -147,6 +151,8 @@ def table() -> Table:
             "An epoch with $K = 4$ views costs twice as much as one with two.",
             "The paper's bold and underline are those of the scan, which shows only two of them; the caption "
             "says that bold is the best and underlined the second best accuracy.",
+            LAMBDAS_ON_IMAGENET,
+            f"{CHOICES} {OWN_TAU}",
         ),
     )
 

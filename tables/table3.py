@@ -21,7 +21,7 @@ from functools import partial
 from configs import baselines, released
 from configs.evaluate import semi
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
-from configs.rows import EPOCHS, paper_row
+from configs.rows import CHOICES, EPOCHS, LAMBDAS_ON_IMAGENET, OWN_TAU, paper_row
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Contrast, Number
 from reproduce.report.table import Column, Measured, Table
@@ -103,7 +103,11 @@ def table() -> Table:
             "freezes the encoder with 1 % of the labels, and so do we (the encoder's learning rate is a "
             "setting, protocol.encoder_lr).",
             "The paper states neither the epochs nor the weight decay nor the augmentation of this training; "
-            "ours are BYOL's.",
+            "ours are BYOL's. Of BYOL's 30 and 50 epochs, the better ones are chosen on 10 009 train images "
+            "outside the list. So ours uses 10 009 labels more than the 1 % or 10 %, though none is trained "
+            "on.",
+            LAMBDAS_ON_IMAGENET,
+            f"{CHOICES} {OWN_TAU}",
             EPOCHS,
         ),
         measure=_measured,

@@ -20,7 +20,7 @@ from functools import partial
 from configs import baselines, released
 from configs.evaluate import knn
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
-from configs.rows import EPOCHS, paper_row
+from configs.rows import CHOICES, EPOCHS, LAMBDAS_ON_IMAGENET, OWN_TAU, paper_row
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Contrast, Number
 from reproduce.report.table import Column, Measured, Table
@@ -107,6 +107,8 @@ def table() -> Table:
         claims=CLAIMS,
         notes=(
             EPOCHS,
+            LAMBDAS_ON_IMAGENET,
+            f"{CHOICES} {OWN_TAU}",
             "The numbers of the added rows are not the paper's, and are not ranked with the paper's.",
         ),
         measure=_measured,

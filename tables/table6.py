@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from configs.evaluate import linear
 from configs.pretrain import byol, msbreg, stl10
+from configs.rows import CHOICES, HALF_AT_TWO_VIEWS
 from reproduce.nn.heads import Heads
 from reproduce.report.claim import Claim, Contrast, Number, Sum
 from reproduce.report.table import Cell, Column, Measured, Reported, Row, Table
@@ -65,6 +66,10 @@ def table() -> Table:
             r"K, $\lambda_s$ and the epochs are not stated. BYOL has $K = 2$ and $\lambda_s = 0$, ours is "
             r"the full method at its defaults $K = 4$ and $\lambda_s = 0.004$, and all are trained for 320 "
             r"epochs. Batch sizes are those at paper scale.",
+            r"$\lambda_s = 0.004$ is stated for ImageNet-100 at batch 512. At batch 256, $\mathcal{L}_s$ of "
+            r"white noise is 65 in place of 32: it is $d (d + 1) / (n - 1)$ with $d = 128$ and $n$ images.",
+            HALF_AT_TWO_VIEWS,
+            CHOICES,
         ),
     )
 

@@ -16,7 +16,7 @@ from functools import partial
 
 from configs.evaluate import imagenet_linear
 from configs.pretrain import byol_imagenet, byol_multicrop, msbreg_imagenet
-from configs.rows import paper_row
+from configs.rows import CHOICES, LAMBDAS_ON_IMAGENET, paper_row
 from reproduce.report.claim import Claim, Number
 from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
@@ -69,7 +69,12 @@ def table() -> Table:
         notes=(
             "The paper's multi-crop loss is the sum over all 56 ordered pairs of the 8 views. Ours is "
             "divided by their number and doubled, so that with two views it is BYOL's loss.",
+            "Multi-crop's peak rate is that of two views, .6, a choice. Section 7.1's factor K is for views "
+            "of one kind, and SwAV uses one rate with and without small crops. The areas of its crops are "
+            "SwAV's.",
             "The runs of MSBReg are the same in Tables 2 and 7. Epochs are those at paper scale.",
+            LAMBDAS_ON_IMAGENET,
+            CHOICES,
         ),
     )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from configs.evaluate import linear
 from configs.pretrain import byol, imagenet100, msbreg
-from configs.rows import paper_row, with_formula
+from configs.rows import CHOICES, HALF_AT_TWO_VIEWS, paper_row, with_formula
 from reproduce.report.claim import Claim, Number, Sum, best, within
 from reproduce.report.table import Column, Measured, Row, Table
 from reproduce.spec import Pretrain
@@ -57,6 +57,8 @@ def table() -> Table:
             "paper scale.",
             r"The paper's $\mathcal{L}_w$ and $\lambda_w$ are earlier names of $\mathcal{L}_s$ and "
             r"$\lambda_s$.",
+            HALF_AT_TWO_VIEWS,
+            CHOICES,
         ),
     )
 

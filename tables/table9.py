@@ -41,6 +41,8 @@ def table() -> Table:
         ),
         notes=(
             "Our values are the defaults of the suite, not measurements; all K views are drawn with them.",
+            "Section 7.3 counts “lighting” as a colour distortion. Neither it nor this table gives its "
+            "parameters, so it is not applied.",
         ),
         row_title="Image augmentation parameter",
     )

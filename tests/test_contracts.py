@@ -44,7 +44,7 @@ from reproduce.protocols.svm import LinearSVM
 from reproduce.settings import Limits, Settings, field_types, limited_types
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
-from reproduce.train import Meter, build_network, encoder_of, start, train_step
+from reproduce.train import build_network, encoder_of, start
 
 ROOT = Path(__file__).parent.parent
 C = TypeVar("C")
@@ -154,7 +154,7 @@ def test_each_setting_has_a_line_with_its_source(package: str) -> None:
             assert not [field for field, said in documented(module.__name__) if not said]
 
 
-def with_all_terms(cls: type[Method], norm: Literal["batchnorm", "layernorm"] = "batchnorm") -> Method:
+def with_all_terms(cls: type[Method], norm: Literal["batchnorm", "layernorm", "ws"] = "batchnorm") -> Method:
     """Return the method at its smallest, with all terms of its loss and with tiny heads if it has heads."""
     method = cls().smaller("smoke")
     names = {field.name for field in fields(method)}
@@ -164,10 +164,10 @@ def with_all_terms(cls: type[Method], norm: Literal["batchnorm", "layernorm"] = 
     return replace(method, **changes)
 
 
-@pytest.mark.parametrize("norm", ["batchnorm", "layernorm"])
+@pytest.mark.parametrize("norm", ["batchnorm", "layernorm", "ws"])
 @pytest.mark.parametrize("cls", METHODS)
 def test_a_method_trains_every_parameter_of_its_network_part_by_part(
-    cls: type[Method], norm: Literal["batchnorm", "layernorm"]
+    cls: type[Method], norm: Literal["batchnorm", "layernorm", "ws"]
 ) -> None:
     method = with_all_terms(cls, norm)
     network: Any = method.network(backbones.build("small", seed=0), num_images=64, batch_size=16).train()
@@ -198,17 +198,33 @@ def test_a_method_trains_every_parameter_of_its_network_part_by_part(
 
 
 @pytest.mark.parametrize("cls", METHODS)
-def test_a_step_in_bfloat16_leaves_autocast_off(cls: type[Method]) -> None:
+def test_a_step_in_bfloat16_is_in_float32_outside_of_the_backbones(cls: type[Method]) -> None:
     spec = PRETRAIN.replace("method", with_all_terms(cls)).replace("precision", "bfloat16")
-    spec = replace(spec, batch_size=16)
-    network, optimizer = start(spec, CPU, 64)
+    network, _ = start(replace(spec, batch_size=16), CPU, 64)
+    convolutions: list[torch.dtype] = []
+    heads: list[torch.dtype] = []
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, output: convolutions.append(output.dtype))
+        elif name.startswith(("online.projector", "online.predictor", "target.projector")):
+            module.register_forward_hook(
+                lambda module, inputs, output: heads.extend([inputs[0].dtype, output.dtype])
+            )
     draw = torch.Generator().manual_seed(0)
     views = [torch.randn(16, 3, 32, 32, generator=draw) for _ in range(spec.method.num_views)]
-    try:
-        train_step(spec, network, optimizer, Meter(), batch(views, seed=1), lr=0.1)
-        assert not torch.is_autocast_enabled("cpu"), "a block of `parts` outlives the step"
-    finally:
-        torch.set_autocast_enabled("cpu", False)
+    for part in spec.method.parts(network, batch(views, seed=1)):
+        assert not torch.is_autocast_enabled("cpu")
+        part.loss.backward()
+        assert {part.loss.dtype, part.embeddings.dtype} == {torch.float32}
+        assert {term.dtype for term in part.terms.values()} == {torch.float32}
+    assert set(convolutions) == {torch.bfloat16}
+    assert set(heads) == {torch.float32}
+    assert {parameter.grad.dtype for parameter in network.online.parameters()} == {torch.float32}
+
+
+def test_nothing_but_the_training_of_backbones_leaves_float32() -> None:
+    found = [path for path in (ROOT / "reproduce").rglob("*.py") if "autocast(" in path.read_text("utf-8")]
+    assert found == [ROOT / "reproduce" / "nn" / "networks.py"]
 
 
 @pytest.mark.parametrize("cls", METHODS)

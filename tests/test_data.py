@@ -109,17 +109,28 @@ def test_a_large_jpeg_decoded_at_a_fraction_of_its_size_gives_nearly_the_same_ca
     assert np.abs(canvas[0].permute(1, 2, 0).numpy().astype(int) - whole).max() <= 3
 
 
+@pytest.mark.parametrize("resampling", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("height", "width"), [(70, 70), (71, 90), (133, 100), (50, 41)])
-def test_a_centre_crop_is_that_of_torchvision(tmp_path, height, width):
+def test_a_centre_crop_is_that_of_torchvision(tmp_path, height, width, resampling):
     from torchvision import transforms
 
     pixels = photograph(3, height, width)
     save(tmp_path / "a" / "x.png", pixels)
     wanted = transforms.Compose(
-        [transforms.Resize(70, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(64)]
+        [transforms.Resize(70, transforms.InterpolationMode(resampling)), transforms.CenterCrop(64)]
     )
-    crop = centre_crops(imagefolder.read(tmp_path), [0], 70, 64)
+    crop = centre_crops(imagefolder.read(tmp_path), [0], 70, 64, resampling)
     assert np.array_equal(crop[0].permute(1, 2, 0), np.asarray(wanted(Image.fromarray(pixels))))
+
+
+def test_a_squashed_image_is_two_resizes_of_torchvision(tmp_path):
+    from torchvision import transforms
+
+    pixels = photograph(3, 133, 100)
+    save(tmp_path / "a" / "x.png", pixels)
+    wanted = transforms.Compose([transforms.Resize(70), transforms.Resize((64, 64))])
+    squashed = imagefolder.read(tmp_path).read([0], CentreCrop(70, 64, "bilinear", squash=True)).pixels
+    assert np.array_equal(squashed[0].permute(1, 2, 0), np.asarray(wanted(Image.fromarray(pixels))))
 
 
 def test_a_centre_crop_of_the_images_own_size_is_the_image(tmp_path):
@@ -240,7 +251,7 @@ def same(ours, theirs):
     )
 
 
-@pytest.mark.parametrize("shape", [{"canvas": 16}, {"crop": (18, 16)}])
+@pytest.mark.parametrize("shape", [{"canvas": 16}, {"crop": CentreCrop(18, 16)}])
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
 def test_batches_are_the_same_bytes_whatever_the_workers_and_the_memory(tmp_path, shape, cache_gb):
     root = folder_of(tmp_path, per_class=40)
@@ -327,12 +338,15 @@ def test_reading_draws_no_global_random_numbers(folder, workers):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"canvas": 8, "workers": -1}, {"canvas": 8, "crop": (8, 8)}, {}, {"crop": (8, 9)}]
-)
+@pytest.mark.parametrize("wrong", [{"canvas": 8, "workers": -1}, {"canvas": 8, "crop": CentreCrop(8, 8)}, {}])
 def test_impossible_batches_are_refused_at_the_call(folder, wrong):
-    with pytest.raises(ValueError, match=r"Batches|centre crop"):
+    with pytest.raises(ValueError, match="Batches"):
         batches(imagefolder.read(folder / "train"), [0], 1, **wrong)
+
+
+def test_a_crop_that_is_larger_than_the_resized_image_is_refused():
+    with pytest.raises(ValueError, match="centre crop needs size <= resize"):
+        CentreCrop(8, 9)
 
 
 # ---- STL-10
@@ -411,7 +425,7 @@ def test_stl10_crops_and_other_canvases_are_those_of_the_same_image_in_a_file(st
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("shape", [{"canvas": 96}, {"crop": (70, 64)}])
+@pytest.mark.parametrize("shape", [{"canvas": 96}, {"crop": CentreCrop(70, 64)}])
 def test_stl10_batches_are_in_order(stl, shape, workers):
     order = [5, 22, 0, 13, 21]
     images = stl10.read(stl, "train+unlabeled")
@@ -499,17 +513,18 @@ def test_a_missing_root_says_key_layout_and_source(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "size", "resize", "mean", "std"),
+    ("dataset", "size", "resize", "resampling", "mean", "std"),
     [
-        (STL10(), 64, 70, (0.43, 0.42, 0.39), (0.27, 0.26, 0.27)),
-        (ImageNet100(), 224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        (ImageNet(), 224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        (Imagenette(), 64, 70, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        (STL10(), 64, 70, "bicubic", (0.43, 0.42, 0.39), (0.27, 0.26, 0.27)),
+        (ImageNet100(), 224, 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        (ImageNet(), 224, 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        (Imagenette(), 64, 70, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_sizes_and_normalisation_are_those_of_the_protocol_sheet(dataset, size, resize, mean, std):
-    assert (dataset.size, dataset.resize, dataset.mean, dataset.std) == (size, resize, mean, std)
+def test_test_images_and_normalisation_are_those_of_the_sources(dataset, size, resize, resampling, mean, std):
+    assert (dataset.size, dataset.resize, dataset.test_resampling) == (size, resize, resampling)
+    assert (dataset.mean, dataset.std) == (mean, std)
     assert dataset.canvas >= dataset.size
 
 
@@ -709,5 +724,6 @@ def test_real_photographs_grey_ones_among_them(tmp_path):
             assert np.array_equal(canvas[index].permute(1, 2, 0), np.asarray(image.convert("RGB")))
     assert grey > 0
     order = np.arange(len(images))
-    ours, theirs = (list(batches(images, order, 150, crop=(70, 64), workers=workers)) for workers in (2, 0))
+    crop = CentreCrop(70, 64)
+    ours, theirs = (list(batches(images, order, 150, crop=crop, workers=workers)) for workers in (2, 0))
     assert same(ours, theirs)

@@ -37,7 +37,7 @@ from reproduce.data.detection import Picture
 from reproduce.data.download import faults
 from reproduce.data.folders import check_files
 from reproduce.data.imagenet100 import read_classes
-from reproduce.data.images import Files, batches
+from reproduce.data.images import CentreCrop, Files, batches
 from reproduce.data.voc0712 import VOC0712
 from reproduce.data.voc2007 import VOC2007
 from reproduce.messages import InvalidError
@@ -574,7 +574,7 @@ def test_an_image_of_more_than_8_bits_is_refused_wherever_it_is_read(tmp_path, n
         rf"{name} cannot be decoded: its pixels are .*, more than 8 bits per channel, but 8 bits are needed"
     )
     images = Files(tmp_path, [name.encode()], [0], ["a"])
-    for shape in ({"canvas": 8}, {"crop": (8, 6)}):
+    for shape in ({"canvas": 8}, {"crop": CentreCrop(8, 6)}):
         with pytest.raises(InvalidError, match=message):
             next(batches(images, [0], 1, **shape))
     with pytest.raises(InvalidError, match=message):

@@ -123,7 +123,9 @@ def test_every_backbone_costs_what_torch_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "heads", [Heads(), Heads(hidden=64, output=16, norm="layernorm")], ids=["batchnorm", "layernorm"]
+    "heads",
+    [Heads(), Heads(hidden=64, output=16, norm="layernorm"), Heads(norm="ws", last_bias=False)],
+    ids=["batchnorm", "layernorm", "ws, without the last bias"],
 )
 def test_the_files_of_a_run_are_as_large_as_doctor_finds_by_building_them(heads: Heads) -> None:
     for backbone in ("small", "resnet18"):

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from reproduce.nn import backbones, cost
-from reproduce.nn.heads import Head
+from reproduce.nn.heads import Head, Heads
 from reproduce.nn.networks import Network
 from reproduce.nn.queue import Queue
+from reproduce.nn.standardized import StandardizedLinear
 
 SIMCLR = Head(widths=(12, 5), bias=False, last_bias=False, last_norm="scale", weight_std=0.01)
 SIMSIAM = Head(widths=(12, 12, 12), bias=False, last_bias=False, last_norm="fixed")
@@ -72,6 +73,29 @@ def test_initial_weights_are_torchs_or_normal():
     built = Head(widths=(400,)).build(200)
     torch.manual_seed(0)
     assert torch.equal(built[0].weight, nn.Linear(200, 400).weight)
+
+
+def test_standardised_weights_by_hand():
+    """Rows (1, 3) and (0, 4) have means 2 and 2 and deviations 1 and 2: both become (-1, 1)."""
+    layer = Heads(hidden=2, output=3, norm="ws").projector(2)[0]
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 3.0], [0.0, 4.0]]))
+        layer.bias.copy_(torch.tensor([0.5, 10.0]))
+    found = layer(torch.tensor([[5.0, 7.0], [1.0, 0.0]]))
+    torch.testing.assert_close(found, torch.tensor([[2.5, 12.0], [-0.5, 9.0]]), rtol=1e-4, atol=0)
+    # A row's loss does not change if the row is shifted or scaled, so its gradient is orthogonal to both.
+    found[:, 0].square().sum().backward()
+    row, gradient = layer.weight[0], layer.weight.grad[0]
+    assert gradient.sum().item() == pytest.approx(0, abs=1e-4)
+    assert (gradient @ row).item() == pytest.approx(0, abs=1e-2)
+
+
+def test_heads_with_standardised_weights_have_no_other_normalisation():
+    heads = Heads(hidden=6, output=3, norm="ws", last_bias=False)
+    for built, inputs in ((heads.projector(8), 8), (heads.predictor(), 3)):
+        assert [type(layer) for layer in built] == [StandardizedLinear, RELU, LINEAR]
+        assert built[-1].bias is None
+        assert built(torch.randn(1, inputs)).shape == (1, 3)
 
 
 def test_a_narrower_head_keeps_its_form_and_a_unit():

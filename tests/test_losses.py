@@ -5,6 +5,7 @@ They are compared with values by hand and with plain formulas, and view by view 
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from reproduce.methods.msbreg import MSBReg, centroid, centroid_loss
 from reproduce.nn import backbones
 from reproduce.nn.dispersion import brownian_loss, singular_value_loss, uniformity_loss, unit_noise
 from reproduce.nn.heads import Heads
+from reproduce.nn.networks import Outputs
 
 HEADS = Heads(hidden=16, output=8)
 CPU = torch.device("cpu")
@@ -93,13 +95,6 @@ def test_fewer_images_than_dimensions_cannot_bring_the_singular_value_loss_below
     # 63 of the 128 dimensions have unit variance.
     best = torch.cat([basis[:, 1:] * math.sqrt(63), torch.zeros(64, 65)], dim=1)
     assert singular_value_loss(best).item() == pytest.approx(65, rel=1e-4)
-
-
-def test_the_covariance_is_taken_in_float32_under_autocast():
-    p = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = singular_value_loss(p).item()
-    assert inside == singular_value_loss(p).item()
 
 
 # Values and gradients against plain formulas, differentiated numerically.
@@ -234,7 +229,8 @@ def singular_value_of(p):
     return mean_over_views((torch.cov(x.T) - torch.eye(8)).square().sum() for x in p)
 
 
-def test_byol_view_by_view_has_the_gradients_of_the_plain_loss():
+@pytest.mark.parametrize(("dispersive", "factor"), [("mean", 1), ("sum", 2)])
+def test_byol_view_by_view_has_the_gradients_of_the_plain_loss(dispersive, factor):
     def plain(p, z, noise):
         unit_p = [F.normalize(x, dim=1) for x in p]
         log_means = [
@@ -248,8 +244,10 @@ def test_byol_view_by_view_has_the_gradients_of_the_plain_loss():
             "L_uniform": mean_over_views(log_means),
         }
 
-    method = BYOL(heads=HEADS, lambda_s=0.04, lambda_b=0.5, lambda_uniform=0.3, uniform_t=2.0)
-    check(method, plain, {"L_byol": 1, "L_b": 0.5, "L_s": 0.04, "L_uniform": 0.3})
+    method = BYOL(
+        heads=HEADS, lambda_s=0.04, lambda_b=0.5, lambda_uniform=0.3, uniform_t=2.0, dispersive=dispersive
+    )
+    check(method, plain, {"L_byol": 1, "L_b": factor * 0.5, "L_s": factor * 0.04, "L_uniform": 0.3})
 
 
 def test_msbreg_view_by_view_has_the_gradients_of_the_plain_loss_with_one_noise_vector_for_an_images_views():
@@ -262,6 +260,37 @@ def test_msbreg_view_by_view_has_the_gradients_of_the_plain_loss_with_one_noise_
         }
 
     check(MSBReg(heads=HEADS, lambda_s=0.04), plain, {"L_c": 1, "L_b": 0.5, "L_s": 0.04})
+
+
+@pytest.mark.parametrize(
+    ("method", "attraction", "equal_targets", "ratio"),
+    [
+        # p, both targets and the noise n are orthogonal unit vectors. The gradients of a view: n / 2 of L_b,
+        # -2 z'_j of BYOL's two directions, -(z'_1 + z'_2) / 2 of L_c. The last has length 1 / sqrt 2, with
+        # equal targets 1. lambda_b is .5.
+        (BYOL(lambda_b=0.5), "L_byol", False, 0.125),
+        (BYOL(lambda_b=0.5, dispersive="sum"), "L_byol", False, 0.25),
+        (MSBReg(num_views=2, lambda_b=0.5, lambda_s=0), "L_c", False, 0.125 * math.sqrt(8)),
+        (MSBReg(num_views=2, lambda_b=0.5, lambda_s=0), "L_c", True, 0.25),
+    ],
+    ids=["BYOL, mean", "BYOL, sum", "L_c", "L_c of equal targets"],
+)
+def test_the_gradient_of_l_b_next_to_that_of_the_attraction_at_two_views(
+    method, attraction, equal_targets, ratio
+):
+    noise = unit_noise(1, method.heads.output, seed=5, step=3, device=CPU)
+    others = torch.randn(method.heads.output, 3, generator=torch.Generator().manual_seed(0))
+    _, p, first, second = torch.linalg.qr(torch.cat([noise.T, others], dim=1)).Q.T.split(1)
+    p = p.clone().requires_grad_()
+    targets = {0: first, 1: first if equal_targets else second}
+    network = SimpleNamespace(
+        online=lambda view: Outputs(p, p), project=lambda view: targets[int(view[0, 0, 0, 0])]
+    )
+    views = [torch.full((1, 3, 1, 1), float(index)) for index in range(2)]
+    for part in method.parts(network, batch(views, seed=5, step=3)):
+        (towards,) = torch.autograd.grad(part.terms[attraction], p, retain_graph=True)
+        (whole,) = torch.autograd.grad(part.loss, p)
+        assert ((whole - towards).norm() / towards.norm()).item() == pytest.approx(ratio, rel=1e-4)
 
 
 def test_byol_without_extra_terms_is_byol():

@@ -122,17 +122,6 @@ def test_uniformity_is_that_of_all_pairs() -> None:
     same_gradients(lambda z: uniformity(F.normalize(z, dim=1), queue, 3.0), theirs)
 
 
-def test_losses_stay_in_float32_under_autocast() -> None:
-    q, k, queue = (each.float() for each in random_units(6, 6, 9))
-    for loss_of in (
-        lambda: contrastive_loss(q, k, queue, 0.2),
-        lambda: uniformity(q, queue, 3.0),
-    ):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            inside = loss_of()
-        assert torch.equal(inside, loss_of())
-
-
 # The plain method
 
 

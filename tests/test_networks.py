@@ -89,6 +89,24 @@ def test_without_a_predictor_p_is_z_and_nothing_is_saved_of_it():
     assert {key.split(".")[0] for key in network.state_dict()} == {"online"}
 
 
+@pytest.mark.parametrize("joint", ["none", "heads", "all"])
+def test_heads_see_the_features_of_a_bfloat16_backbone_in_float32(joint):
+    f, g, h = (module.float() for module in networks())
+    views = [view.float() for view in four_views()]
+
+    def rounded(images):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return f(images).float()
+
+    network = Online(f, g, h, joint=joint)
+    network.mixed = True
+    found = network(*views)
+    z, p = plain(joint, rounded, g, h, views)
+    assert torch.equal(found.z, torch.cat(list(z)))
+    assert torch.equal(found.p, torch.cat(list(p)))
+    assert not torch.equal(rounded(views[0]), f(views[0]))
+
+
 # The target.
 
 

@@ -14,7 +14,6 @@ from toys import PRETRAIN
 from reproduce.nn import backbones, collapse, schedules, seeds
 from reproduce.nn.lars import LARS
 from reproduce.nn.optimizers import parameters_of
-from reproduce.nn.precision import full_precision
 from reproduce.train import build_network
 
 # Backbones.
@@ -43,6 +42,13 @@ def test_the_3x3_stem_keeps_the_resolution_until_max_pooling():
     network = backbones.build("resnet18_3x3", seed=0)
     assert network.conv1(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 64, 64)
     assert network.maxpool(torch.zeros(1, 64, 64, 64)).shape == (1, 64, 32, 32)
+
+
+def test_the_3x3_stem_starts_uniform_within_one_over_the_root_of_its_27_inputs():
+    weight = backbones.build("resnet18_3x3", seed=0).conv1.weight
+    bound = 27**-0.5
+    assert 0.98 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
 def test_the_stems_for_cifar_keep_the_resolution_or_the_padding_adds_two_pixels():
@@ -324,16 +330,3 @@ def test_a_permutation_follows_from_its_counters_and_its_purpose():
     assert all(sorted(each.tolist()) == list(range(64)) for each in found)
     assert len({tuple(each.tolist()) for each in found}) == len(keys)
     assert torch.equal(found[0], seeds.shuffled(64, 0, 1))
-
-
-# Precision.
-
-
-def test_a_product_in_full_precision_stays_so_inside_autocast():
-    x = 1 + torch.full((2, 2), 1 / 512)  # bfloat16 rounds it to 1
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (x @ x).dtype is torch.bfloat16
-        with full_precision(x.device):
-            product = x @ x
-        assert (x @ x).dtype is torch.bfloat16
-    assert torch.equal(product, torch.full((2, 2), 2 * (1 + 1 / 512) ** 2))

@@ -357,7 +357,7 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
             "--set needs key=value in printable characters, not 'epochs=1\\x1b'.",
         ),
         ({"changes": ("backbone=\udce9",)}, "--set needs key=value in printable characters, not "),
-        ({"changes": ("norm=groupnorm",)}, "norm is 'groupnorm': choose one of batchnorm, layernorm."),
+        ({"changes": ("norm=groupnorm",)}, "norm is 'groupnorm': choose one of batchnorm, layernorm, ws."),
     ],
     ids=str,
 )

@@ -25,6 +25,7 @@ from reproduce.nn.encoder import Encoder
 from reproduce.nn.optimizers import LARS
 from reproduce.protocols import alignment, knn, linear
 from reproduce.protocols.protocol import Protocol
+from reproduce.settings import Resampling
 from reproduce.site import Site
 from reproduce.spec import Pretrain
 from reproduce.train import build_network, encoder_of
@@ -355,11 +356,15 @@ def test_alignment_is_measured_on_views_of_the_same_image() -> None:
 # Features
 
 
-def test_features_are_those_of_each_image_by_itself_in_eval_mode() -> None:
-    toy, network = Toy(num_train=30), encoder()
+@pytest.mark.parametrize("resampling", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("squash", [False, True])
+def test_features_are_those_of_each_image_by_itself_in_eval_mode(
+    squash: bool, resampling: Resampling
+) -> None:
+    toy, network = Toy(num_train=30, test_resampling=resampling), encoder()
     network.backbone.train()
     split = features.labelled(toy, "train", Site())
-    extracted = features.extract(network, toy, split, Site(), CPU)
+    extracted = features.extract(network, toy, split, Site(), CPU, squash=squash)
     assert network.backbone.training, "modules are given back as they were"
     assert not extracted.requires_grad
 
@@ -369,8 +374,10 @@ def test_features_are_those_of_each_image_by_itself_in_eval_mode() -> None:
     assert len(extracted) == len(labelled) == 30
     assert split.labels.tolist() == [images.labels[index] for index in labelled]
     for row, index in enumerate(labelled):
+        kernel = Image.Resampling[resampling.upper()]
+        resized = images.open(index).resize((19, 16), kernel)
         # The crop begins at round(1.5), which is 2.
-        pixels = np.array(images.open(index).resize((19, 16), Image.Resampling.BICUBIC))[:, 2:18]
+        pixels = np.array(resized.resize((16, 16), kernel)) if squash else np.array(resized)[:, 2:18]
         x = (pixels / 255 - toy.mean) / toy.std
         expected = network.backbone(torch.tensor(x, dtype=torch.float32).permute(2, 0, 1)[None])[0]
         torch.testing.assert_close(extracted[row], expected, rtol=1e-4, atol=1e-5)

@@ -53,14 +53,14 @@ def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert not [name for name, value in found.items() if not torch.equal(value, expected[name])]
 
 
-def with_and_without(joint: Joint, group: int) -> list[dict[str, Tensor]]:
+def with_and_without(joint: Joint, group: int, *, mixed: bool = False) -> list[dict[str, Tensor]]:
     """Return what `passed` finds without and with `recompute`, in this process's share of the batch."""
     share = BATCH // distributed.world_size()
     views = [view[distributed.rank() * share :][:share] for view in views_of(3)]
     found = []
     for recompute in (False, True):
         network: Any = group_batchnorm(online(joint), batch_size=BATCH, group=group)
-        network.recompute = recompute
+        network.recompute, network.mixed = recompute, mixed
         if distributed.world_size() > 1:
             network = DistributedDataParallel(network, broadcast_buffers=False)
         found.append(passed(network, views))
@@ -68,10 +68,11 @@ def with_and_without(joint: Joint, group: int) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("group", [BATCH, 4])
 @pytest.mark.parametrize("joint", ["none", "heads", "all"])
-def test_gradients_and_statistics_are_the_same_bit_for_bit(joint: Joint, group: int) -> None:
-    found, expected = with_and_without(joint, group)
+def test_gradients_and_statistics_are_the_same_bit_for_bit(joint: Joint, group: int, mixed: bool) -> None:
+    found, expected = with_and_without(joint, group, mixed=mixed)
     check_equal(found, expected)
     assert found["backbone.stem.1.num_batches_tracked"] == (2 if joint == "all" else 5)
 

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -228,10 +228,12 @@ def independent(
         yield envelope(scores.tolist(), (y_test[y_test != 0] == 1).tolist()), search.best_params_["C"]
 
 
-def features_and_targets(dataset: Dataset, site: Site) -> tuple[Any, Any]:
+def features_and_targets(dataset: Dataset, site: Site, *, squash: bool = False) -> tuple[Any, Any]:
     """Return the features and the targets of both splits."""
     splits = [several_labels(dataset, name, site) for name in (dataset.train_split, dataset.test_split)]
-    rows = tuple(features.extract(encoder(), dataset, split, site, CPU).numpy() for split, _ in splits)
+    rows = tuple(
+        features.extract(encoder(), dataset, split, site, CPU, squash=squash).numpy() for split, _ in splits
+    )
     return rows, tuple(targets for _, targets in splits)
 
 
@@ -240,7 +242,7 @@ def check_against_scikit_learn(settings: LinearSVM, dataset: Dataset, site: Site
     notes, said = Notes(), list[Progress]()
     measured = settings.run(encoder(), dataset, site, CPU, 3, Watch(notes, said.append))
     logged = notes.logged[0]
-    rows, targets = features_and_targets(dataset, site)
+    rows, targets = features_and_targets(dataset, site, squash=settings.geometry == "squash")
     names, expected = dataset.load("test", site).classes, list(independent(settings, rows, targets, 3))
     for name, (precision, cost) in zip(names, expected, strict=True):
         assert logged[f"ap/{name}"] == pytest.approx(precision, rel=1e-12)
@@ -257,6 +259,12 @@ def check_against_scikit_learn(settings: LinearSVM, dataset: Dataset, site: Site
 def test_the_protocol_is_scikit_learns_grid_search_class_by_class() -> None:
     logged = check_against_scikit_learn(LinearSVM(costs=(0.01, 1.0, 100.0)), Toy(), Site())
     assert len({logged[f"cost/{name}"] for name in CLASSES}) > 1, "the data tell the costs apart"
+
+
+def test_the_svms_may_see_squashed_images() -> None:
+    svm = LinearSVM(costs=(0.01, 1.0), geometry="squash")
+    squashed = check_against_scikit_learn(svm, Toy(resize=20), Site())
+    assert squashed != check_against_scikit_learn(replace(svm, geometry="crop"), Toy(resize=20), Site())
 
 
 def test_difficult_objects_are_negative_in_training_and_do_not_count_at_test() -> None:

@@ -104,19 +104,6 @@ def test_codes_do_not_enter_the_gradient_and_leave_the_scores_as_they_are() -> N
     assert torch.equal(s, before)
 
 
-def test_scores_of_bfloat16_embeddings_are_products_in_float32() -> None:
-    prototypes = Prototypes(8, 5)
-    prototypes.normalise()
-    z = normal(6, 8).bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = prototypes(z)
-        codes = sinkhorn(found, **OFFICIAL)
-    assert found.dtype == codes.dtype == torch.float32
-    expected = plain.unit(z.double()) @ plain.unit(prototypes.weight.detach().double()).T
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(codes.double(), sinkhorn(expected, **OFFICIAL), rtol=1e-4, atol=1e-6)
-
-
 # The loss
 
 

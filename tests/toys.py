@@ -32,6 +32,7 @@ from reproduce.report.filled import Filled, fill
 from reproduce.report.observe import Finished, frame
 from reproduce.report.table import Table
 from reproduce.runs import encoder_file
+from reproduce.settings import Resampling
 from reproduce.site import Site
 from reproduce.spec import Pretrain, Spec
 from reproduce.tracking.store import Store
@@ -289,9 +290,11 @@ def canvases(images: Images, indices: ArrayLike, side: int) -> tuple[torch.Tenso
     return batch.pixels, batch.sizes
 
 
-def centre_crops(images: Images, indices: ArrayLike, resize: int, size: int) -> torch.Tensor:
+def centre_crops(
+    images: Images, indices: ArrayLike, resize: int, size: int, resampling: Resampling = "bicubic"
+) -> torch.Tensor:
     """Return centre crops of images whose shorter side is first `resize`, (n, 3, size, size) uint8."""
-    return images.read(indices, CentreCrop(resize, size)).pixels
+    return images.read(indices, CentreCrop(resize, size, resampling)).pixels
 
 
 @contextmanager

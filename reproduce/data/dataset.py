@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from reproduce.identity import added_later
 from reproduce.messages import NotFoundError
-from reproduce.settings import Channels, Deviations, Pixels, Settings
+from reproduce.settings import Channels, Deviations, Pixels, Resampling, Settings
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class Dataset(Settings):
     size: Pixels
     """Side of a training view and of a test crop, in pixels."""
     resize: Pixels
-    """Shorter side of a test image before the centre crop, in pixels (bicubic resize)."""
+    """Shorter side of a test image before the centre crop, in pixels."""
+    test_resampling: Resampling = added_later("bicubic", "0.2")
+    """Filter that resizes a test image, antialiased in both cases."""
     canvas: Pixels
     """Side of the square canvas in pixels. An image is decoded to it, and its views are cropped from it."""
     mean: Channels

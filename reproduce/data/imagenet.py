@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
+from reproduce.settings import Resampling
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class ImageNet(Dataset, name="imagenet"):
     resize: int = 256
     """Shorter side of a test image, as in the protocols of the paper's baselines (facebookresearch/moco
     main_lincls.py)."""
+    test_resampling: Resampling = "bilinear"
+    """Filter of that resize: torchvision's default, as in main_lincls.py. BYOL's own code is bicubic
+    (google-deepmind/deepmind-research byol/utils/dataset.py)."""
     canvas: int = 448
     """Side of the canvas. Choice: twice `size`, so that a crop of a quarter of the area has its full
     resolution. The median photograph is 500 x 375."""

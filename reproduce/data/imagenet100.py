@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from reproduce.data import lists
 from reproduce.data.dataset import Dataset
 from reproduce.messages import InvalidError
+from reproduce.settings import Resampling
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ class ImageNet100(Dataset, name="imagenet100"):
     size: int = 224
     """Side of a view and of a test crop (htdt/self-supervised datasets/imagenet.py)."""
     resize: int = 256
-    """Shorter side of a test image (htdt/self-supervised datasets/imagenet.py)."""
+    """Shorter side of a test image (htdt/self-supervised README.md)."""
+    test_resampling: Resampling = "bilinear"
+    """Filter of that resize: torchvision's default, which the protocol names for it (htdt/self-supervised
+    README.md)."""
     canvas: int = 448
     """Side of the canvas. Choice: twice `size`, so that a crop of a quarter of the area has its full
     resolution. The median photograph is 500 x 375."""

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from reproduce.data import decoding
 from reproduce.data.sources import shown, state
 from reproduce.messages import InvalidError
+from reproduce.settings import Resampling
 
 PIECE = 64
 """Images that a worker decodes at once: few, so that the pieces in flight fit in the shared memory of a
@@ -71,13 +72,14 @@ class Canvas:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """A resize of the shorter side to `resize` pixels (bicubic, antialiased), then a centre crop.
-
-    The crop has `size` x `size` pixels.
-    """
+    """A resize of the shorter side to `resize` pixels, then a centre crop of `size` x `size` pixels."""
 
     resize: int
     size: int
+    resampling: Resampling = "bicubic"
+    """Filter of the resize, antialiased in both cases."""
+    squash: bool = False
+    """If true, the whole image is resized a second time, to `size` x `size` pixels, in place of the crop."""
 
     def __post_init__(self) -> None:
         if self.size > self.resize:
@@ -94,9 +96,10 @@ class CentreCrop:
         """Return the crop of one image, rounded as torchvision does."""
         width, height = image.size
         shorter = min(width, height)
-        image = _resized(
-            _rgb(image), (int(self.resize * width / shorter), int(self.resize * height / shorter))
-        )
+        whole = (int(self.resize * width / shorter), int(self.resize * height / shorter))
+        image = _resized(_rgb(image), whole, self.resampling)
+        if self.squash:
+            return _resized(image, (self.size, self.size), self.resampling)
         left, top = round((image.width - self.size) / 2), round((image.height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))
 
@@ -110,9 +113,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resized(image: Image.Image, size: tuple[int, int], resampling: Resampling = "bicubic") -> Image.Image:
     """Return the image resized to (width, height), or the image itself if it has that size."""
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    return image if image.size == size else image.resize(size, Image.Resampling[resampling.upper()])
 
 
 class _Store:
@@ -462,14 +465,14 @@ def batches(
     batch_size: int,
     *,
     canvas: int | None = None,
-    crop: tuple[int, int] | None = None,
+    crop: CentreCrop | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Yield the images at `order`, (n,), in batches of `batch_size`; the last batch may be smaller.
 
     Args:
         canvas: side in pixels of whole images squashed to squares. Exclusive with `crop`.
-        crop: `resize` and `size` of centre crops, in pixels.
+        crop: centre crops, which all images then are.
         workers: number of processes that decode. With 0, one thread of this process decodes `AHEAD` batches
             ahead.
 
@@ -484,7 +487,7 @@ def batches(
     if canvas is not None and crop is None:
         shape = Canvas(canvas)
     elif crop is not None and canvas is None:
-        shape = CentreCrop(*crop)
+        shape = crop
     else:
         raise InvalidError(f"Batches need either canvas or crop, but canvas is {canvas} and crop is {crop}.")
     flat = np.asarray(order, np.int64)

@@ -49,7 +49,7 @@ class STL10(Dataset, name="stl10"):
     size: int = 64
     """Side of a view and of a test crop (htdt/self-supervised datasets/stl10.py)."""
     resize: int = 70
-    """Shorter side of a test image (htdt/self-supervised datasets/stl10.py)."""
+    """Shorter side of a test image, whose resize is bicubic (htdt/self-supervised datasets/stl10.py)."""
     canvas: int = SIDE
     """Side of the images themselves: nothing is resized before the crops."""
     mean: tuple[float, float, float] = (0.43, 0.42, 0.39)

@@ -16,6 +16,7 @@ from reproduce.data import voc
 from reproduce.data.dataset import Dataset
 from reproduce.data.folders import check_files
 from reproduce.messages import InvalidError, NotFoundError, unknown
+from reproduce.settings import Resampling
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class VOC2007(Dataset, name="voc2007"):
     """Side of a view and of a test crop (facebookresearch/vissl, the geometry of ImageNet)."""
     resize: int = 256
     """Shorter side of a test image (facebookresearch/vissl, the geometry of ImageNet)."""
+    test_resampling: Resampling = "bilinear"
+    """Filter of that resize: torchvision's default (facebookresearch/vissl)."""
     canvas: int = 448
     """Side of the canvas. Choice: twice `size`, as for ImageNet."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

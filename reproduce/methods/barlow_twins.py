@@ -23,7 +23,6 @@ from reproduce.lazy import torch
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn import cost, distributed
 from reproduce.nn.heads import Head
-from reproduce.nn.precision import full_precision
 from reproduce.settings import NotNegative, Positive
 
 if TYPE_CHECKING:
@@ -76,15 +75,14 @@ class BarlowTwins(Method, name="barlow_twins"):
         return Network(backbone, self.head.build(backbone.num_features))
 
     def parts(self, network: Network, batch: Batch) -> Iterator[Part]:
-        views = network.online(*batch.views).z.float().chunk(self.num_views)  # (n, d) each
-        with full_precision(views[0].device):
-            whole = [standardised(distributed.gather(z)) for z in views]
-            # Each process sums over a share of C's rows, times W: the loss is the mean over the processes.
-            W = distributed.world_size()
-            mine = slice(distributed.rank(), None, W)
-            pairs = [correlation_terms(a, b, mine) for a, b in itertools.combinations(whole, 2)]
-            invariance, redundancy = (W * torch.stack(terms).mean() for terms in zip(*pairs, strict=True))
-            loss = self.loss_scale * (invariance + self.lambda_redundancy * redundancy)
+        views = network.online(*batch.views).z.chunk(self.num_views)  # (n, d) each
+        whole = [standardised(distributed.gather(z)) for z in views]
+        # Each process sums over a share of C's rows, times W: the loss is the mean over the processes.
+        W = distributed.world_size()
+        mine = slice(distributed.rank(), None, W)
+        pairs = [correlation_terms(a, b, mine) for a, b in itertools.combinations(whole, 2)]
+        invariance, redundancy = (W * torch.stack(terms).mean() for terms in zip(*pairs, strict=True))
+        loss = self.loss_scale * (invariance + self.lambda_redundancy * redundancy)
         yield Part(loss, {"L_invariance": invariance, "L_redundancy": redundancy}, views[-1].detach())
 
 

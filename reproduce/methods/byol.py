@@ -7,6 +7,10 @@ Sources: paper, sections 3.1 and 4.4; google-deepmind/deepmind-research byol/.
 L_byol (Eq. 1) is one direction; training sums both. The rows of Tables 8, 11 and 12 with K = 2 are this
 method.
 
+L_byol is a sum of directions, but L_b and L_s are means over the views (Eqs. 4 and 6). At K = 2 a lambda
+therefore counts half as much as next to L_c, which is a mean, too. `dispersive` = `sum` is the other reading:
+L_b and L_s are summed over both views, as the directions are.
+
 BYOL with multi-crop (section 4.4, Table 7) adds V small crops to the two views, so K = V + 2. All views go
 through the online and the target network, and
 
@@ -22,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from reproduce.identity import added_later
 from reproduce.lazy import F
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn import cost, dispersion
@@ -49,6 +54,12 @@ class BYOL(Method, name="byol"):
     """Weight of Wang and Isola's uniformity loss; 0 in BYOL (Table 12's second row adds it)."""
     uniform_t: Inverse = 3.0
     """t of the uniformity loss exp(-t ||.||^2) (ssnl/moco_align_uniform: uniform(3))."""
+    dispersive: Literal["mean", "sum"] = added_later("mean", "0.2")
+    """Reading of Eq. 2 for L_s and L_b at K = 2.
+
+    mean: the mean over the views, as Eqs. 4 and 6 are printed. sum: twice that, which for two views is their
+    sum, as L_byol sums two directions. L_uniform is a mean in both.
+    """
     tau: Fraction = 0.99
     """Decay rate of the target at the first step; it rises to 1 at the last.
 
@@ -86,16 +97,17 @@ class BYOL(Method, name="byol"):
             step=batch.step,
             device=batch.views[0].device,
         )
+        factor = 2 if self.dispersive == "sum" else 1
         for index, view in enumerate(batch.views):
-            p = network.online(view).p.float()
+            p = network.online(view).p
             terms = {"L_byol": 2 * pairwise_share(p, index, targets)}
             loss = terms["L_byol"]
             if self.lambda_b:
                 terms["L_b"] = dispersion.brownian_loss(p, noise) / self.num_views
-                loss = loss + self.lambda_b * terms["L_b"]
+                loss = loss + factor * self.lambda_b * terms["L_b"]
             if self.lambda_s:
                 terms["L_s"] = dispersion.singular_value_loss(p) / self.num_views
-                loss = loss + self.lambda_s * terms["L_s"]
+                loss = loss + factor * self.lambda_s * terms["L_s"]
             if self.lambda_uniform:
                 terms["L_uniform"] = dispersion.uniformity_loss(p, self.uniform_t) / self.num_views
                 loss = loss + self.lambda_uniform * terms["L_uniform"]

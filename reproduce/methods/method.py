@@ -151,9 +151,6 @@ class Method(Settings):
         The caller back-propagates a part before it asks for the next. Only the activations of one part exist
         at a time, so memory does not grow with K.
 
-        A `yield` must be outside of a `full_precision` block. The block would end after the caller's own
-        autocast block, and would leave autocast on in the steps that follow.
-
         Args:
             network: the module that `network` returned.
         """

@@ -24,7 +24,6 @@ from reproduce.lazy import F, torch
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn.heads import Head
 from reproduce.nn.keys import Keys
-from reproduce.nn.precision import full_precision
 from reproduce.settings import Limits, Positive
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class MoCo(Method, name="moco"):
     def parts(self, network: MomentumContrast, batch: Batch) -> Iterator[Part]:
         for direction, (query, key) in enumerate(self.directions):
             k = network.keys(batch.views[key], direction, seed=batch.seed, step=batch.step)
-            z = network.online(batch.views[query]).z.float()
+            z = network.online(batch.views[query]).z
             q, negatives = F.normalize(z, dim=1), network.queue(direction)
             loss = contrastive_loss(q, k, negatives, self.temperature) / self.num_parts
             yield Part(loss, {"L_moco": loss}, z.detach())
@@ -108,7 +107,6 @@ def contrastive_loss(q: Tensor, k: Tensor, negatives: Tensor, temperature: float
         k: their keys, (n, d).
         negatives: the queue Q, (K, d).
     """
-    with full_precision(q.device):
-        positive = (q * k).sum(dim=1, keepdim=True)
-        logits = torch.cat([positive, q @ negatives.T], dim=1) / temperature  # (n, 1 + K)
-        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))
+    positive = (q * k).sum(dim=1, keepdim=True)
+    logits = torch.cat([positive, q @ negatives.T], dim=1) / temperature  # (n, 1 + K)
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))

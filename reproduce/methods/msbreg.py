@@ -38,7 +38,7 @@ class MSBReg(Method, name="msbreg"):
     tau: Fraction = 0.99
     """Decay rate of the target at the first step; it rises to 1 at the last.
 
-    Not stated in the paper; BYOL's for up to 300 epochs.
+    Not stated in the paper, so a choice: see TAU in configs/pretrain.py.
     """
     heads: Heads = Heads()
     """Projector and predictor."""
@@ -73,7 +73,7 @@ class MSBReg(Method, name="msbreg"):
             device=batch.views[0].device,
         )
         for view in batch.views:
-            p = network.online(view).p.float()
+            p = network.online(view).p
             terms = {"L_c": centroid_loss(p, centre) / self.num_views}
             loss = terms["L_c"]
             if self.lambda_b:

@@ -24,7 +24,6 @@ from reproduce.lazy import F, torch
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn import cost, distributed
 from reproduce.nn.heads import Head
-from reproduce.nn.precision import full_precision
 from reproduce.settings import Positive
 
 if TYPE_CHECKING:
@@ -81,11 +80,10 @@ class SimCLR(Method, name="simclr"):
         return Network(backbone, self.head.build(backbone.num_features), joint=self.joint)
 
     def parts(self, network: Network, batch: Batch) -> Iterator[Part]:
-        views = network.online(*batch.views).z.float().chunk(self.num_views)  # (n, d) each
-        with full_precision(views[0].device):
-            pairs = itertools.combinations(views, 2)
-            losses = [contrastive_loss(*pair, temperature=self.temperature) for pair in pairs]
-            L = torch.stack(losses).mean()
+        views = network.online(*batch.views).z.chunk(self.num_views)  # (n, d) each
+        pairs = itertools.combinations(views, 2)
+        losses = [contrastive_loss(*pair, temperature=self.temperature) for pair in pairs]
+        L = torch.stack(losses).mean()
         yield Part(self.loss_scale * L, {"L_simclr": L}, views[-1].detach())
 
 

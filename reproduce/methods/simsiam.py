@@ -80,8 +80,8 @@ class SimSiam(Method, name="simsiam"):
 
     def parts(self, network: Network, batch: Batch) -> Iterator[Part]:
         z, p = network.online(*batch.views)
-        z = z.float().detach()
-        loss = symmetric_loss(p.float(), z)
+        z = z.detach()
+        loss = symmetric_loss(p, z)
         yield Part(loss, {"L_simsiam": loss}, z[: batch.num_images])
 
 

@@ -137,7 +137,7 @@ class SwAV(Method, name="swav"):
             z, scores = (of_all.chunk(self.num_views) for of_all in network.online(*batch.views))
             codes = self._codes(network, batch, z, scores)
             loss = torch.stack([self._share(codes, s, view) for view, s in enumerate(scores)]).sum()
-            yield Part(loss, {"L_swav": loss}, z[0].detach().float())
+            yield Part(loss, {"L_swav": loss}, z[0].detach())
             return
         with torch.no_grad():
             online = distributed.unwrapped(network.online)
@@ -146,7 +146,7 @@ class SwAV(Method, name="swav"):
         for view, images in enumerate(batch.views):
             of_view = network.online(images)
             loss = self._share(codes, of_view.p, view)
-            yield Part(loss, {"L_swav": loss}, of_view.z.detach().float())
+            yield Part(loss, {"L_swav": loss}, of_view.z.detach())
 
     def before_update(self, network: PrototypeNetwork, batch: Batch) -> None:
         """Freeze the prototypes at first: without a gradient, they have neither decay nor momentum."""

@@ -28,7 +28,6 @@ from reproduce.lazy import F, torch
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn import cost, distributed
 from reproduce.nn.heads import Head
-from reproduce.nn.precision import full_precision
 from reproduce.settings import NotNegative
 
 if TYPE_CHECKING:
@@ -78,18 +77,17 @@ class VICReg(Method, name="vicreg"):
         return Network(backbone, self.head.build(backbone.num_features))
 
     def parts(self, network: Network, batch: Batch) -> Iterator[Part]:
-        views = network.online(*batch.views).z.float().chunk(self.num_views)  # (n, d) each
-        with full_precision(views[0].device):
-            whole = [distributed.gather(z) for z in views]
-            # Each process sums over a share of Cov's rows, times W: the loss is the mean over the processes.
-            W = distributed.world_size()
-            mine = slice(distributed.rank(), None, W)
-            pairs = itertools.combinations(views, 2)
-            s = torch.stack([F.mse_loss(x, y) for x, y in pairs]).mean()
-            v = torch.stack([variance_loss(z) for z in whole]).mean()
-            c = 2 * W * torch.stack([covariance_loss(z, mine) for z in whole]).mean()
-            terms = {"L_invariance": s, "L_variance": v, "L_covariance": c}
-            loss = self.lambda_invariance * s + self.lambda_variance * v + self.lambda_covariance * c
+        views = network.online(*batch.views).z.chunk(self.num_views)  # (n, d) each
+        whole = [distributed.gather(z) for z in views]
+        # Each process sums over a share of Cov's rows, times W: the loss is the mean over the processes.
+        W = distributed.world_size()
+        mine = slice(distributed.rank(), None, W)
+        pairs = itertools.combinations(views, 2)
+        s = torch.stack([F.mse_loss(x, y) for x, y in pairs]).mean()
+        v = torch.stack([variance_loss(z) for z in whole]).mean()
+        c = 2 * W * torch.stack([covariance_loss(z, mine) for z in whole]).mean()
+        terms = {"L_invariance": s, "L_variance": v, "L_covariance": c}
+        loss = self.lambda_invariance * s + self.lambda_variance * v + self.lambda_covariance * c
         yield Part(loss, terms, views[-1].detach())
 
 

@@ -25,7 +25,6 @@ from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn import distributed
 from reproduce.nn.heads import Head
 from reproduce.nn.keys import Keys
-from reproduce.nn.precision import full_precision
 from reproduce.settings import Inverse, Limits, NotNegative
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class WangIsola(Method, name="wang_isola"):
 
     def parts(self, network: MomentumContrast, batch: Batch) -> Iterator[Part]:
         k = network.keys(batch.views[1], 0, seed=batch.seed, step=batch.step)
-        z = network.online(batch.views[0]).z.float()
+        z = network.online(batch.views[0]).z
         q = F.normalize(z, dim=1)
         align, uniform = alignment(q, k), uniformity(q, network.queue(0), self.uniform_t)
         loss = self.lambda_align * align + self.lambda_uniform * uniform
@@ -102,10 +101,9 @@ def uniformity(q: Tensor, negatives: Tensor, t: float) -> Tensor:
         q: queries of this process, (n, d).
         negatives: the queue, (K, d).
     """
-    with full_precision(q.device):
-        with_queue = (2 - 2 * (q @ negatives.T)).mul(-t).exp().sum()
-        everyone = distributed.gather(q)
-        with_queries = torch.pdist(everyone).square().mul(-t).exp().sum()
-        total = distributed.gather(with_queue.reshape(1)).sum() + with_queries
-        n = len(everyone)
-        return (total / (n * len(negatives) + n * (n - 1) / 2)).log()
+    with_queue = (2 - 2 * (q @ negatives.T)).mul(-t).exp().sum()
+    everyone = distributed.gather(q)
+    with_queries = torch.pdist(everyone).square().mul(-t).exp().sum()
+    total = distributed.gather(with_queue.reshape(1)).sum() + with_queries
+    n = len(everyone)
+    return (total / (n * len(negatives) + n * (n - 1) / 2)).log()

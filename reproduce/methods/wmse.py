@@ -10,7 +10,7 @@ views (in this file V = d, the number of views). The rows of a view in a sub-bat
     L_wmse = 2 / (V (V - 1)) sum_{i < j} mean (2 - 2 cos(w_i, w_j))
 
 The loss is the mean over w_iter permutations. Gradients flow through both views of a pair and through the
-whitening. Whitening and loss are in float32 even if the backbone is in bfloat16.
+whitening.
 
 The permutation is that of the whole batch and follows from the run's seed and the step. All embeddings are
 gathered, so the number of processes does not matter. The official TensorFlow loss for ImageNet cuts the views
@@ -32,7 +32,6 @@ from reproduce.lazy import F, torch
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn import cost, distributed, seeds
 from reproduce.nn.heads import Head
-from reproduce.nn.precision import full_precision
 from reproduce.settings import Count
 
 if TYPE_CHECKING:
@@ -106,22 +105,21 @@ class WMSE(Method, name="wmse"):
 
     def parts(self, network: Network, batch: Batch) -> Iterator[Part]:
         z = network.online(*batch.views).z
-        with full_precision(z.device):
-            # (V n, d) of this process -> (V, n, d) of all processes
-            views = z.float().unflatten(0, (len(batch.views), -1))
-            everyone = distributed.gather(views.transpose(0, 1)).transpose(0, 1)
-            try:
-                losses = [
-                    whitened_loss(everyone, sub_batches)
-                    for sub_batches in self.draws(everyone.shape[1], seed=batch.seed, step=batch.step)
-                ]
-            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-                raise FloatingPointError(
-                    f"The covariance of {self.w_size} embeddings is not positive definite at step "
-                    f"{batch.step + 1}: they have collapsed or are not finite. A lower base_lr or a longer "
-                    "warm-up may help."
-                ) from None
-            loss = torch.stack(losses).mean()
+        # (V n, d) of this process -> (V, n, d) of all processes
+        views = z.unflatten(0, (len(batch.views), -1))
+        everyone = distributed.gather(views.transpose(0, 1)).transpose(0, 1)
+        try:
+            losses = [
+                whitened_loss(everyone, sub_batches)
+                for sub_batches in self.draws(everyone.shape[1], seed=batch.seed, step=batch.step)
+            ]
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            raise FloatingPointError(
+                f"The covariance of {self.w_size} embeddings is not positive definite at step "
+                f"{batch.step + 1}: they have collapsed or are not finite. A lower base_lr or a longer "
+                "warm-up may help."
+            ) from None
+        loss = torch.stack(losses).mean()
         yield Part(loss, {"L_wmse": loss}, views[0].detach())
 
     def draws(self, num_images: int, *, seed: int, step: int) -> Iterator[Tensor]:

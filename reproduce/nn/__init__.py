@@ -26,11 +26,11 @@ A module imports only from modules listed below its own line.
     schedules.py        learning rate and target decay by step
     cost.py             operations and sizes of networks, counted without torch
     heads.py            projection and prediction heads
+    standardized.py     a linear layer with standardised weights
     stages.py           a backbone as the stages of a detector
     backbones.py        the backbones, one function each
     residual.py         the small residual network of the smoke scale
     sync_batchnorm.py   batch normalisation over all processes
-    precision.py        arithmetic that stays in float32
     distributed.py      one run over several processes
     collectives.py      gathering with gradients
     seeds.py            random streams that are functions of counters

@@ -90,13 +90,13 @@ def resnet18() -> nn.Module:
 def resnet18_3x3() -> nn.Module:
     """Return a ResNet-18 for small images, with 512 features.
 
-    Its first convolution is 3x3 with stride 1; the max pooling stays (htdt/self-supervised model.py).
+    Its first convolution is 3x3 with stride 1, with torch's own initialisation of a convolution. The max
+    pooling stays (htdt/self-supervised model.py).
     """
     from torch import nn
 
     network = resnet18()
     network.conv1 = nn.Conv2d(3, 64, 3, 1, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     return network
 
 

@@ -184,7 +184,6 @@ def siamese(num_features: int, heads: Heads) -> Layout:
 
 def _mlp(inputs: int, heads: Heads) -> Block:
     """Return the two layers and the normalisation between them."""
-    parameters = (
-        inputs * heads.hidden + heads.hidden + 2 * heads.hidden + heads.hidden * heads.output + heads.output
-    )
+    first = inputs * heads.hidden + heads.hidden + (heads.norm != "ws") * 2 * heads.hidden
+    parameters = first + heads.hidden * heads.output + heads.last_bias * heads.output
     return Block(parameters, (2 * FLOAT * heads.hidden + COUNTER) if heads.norm == "batchnorm" else 0)

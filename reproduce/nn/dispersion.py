@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from reproduce.lazy import F, torch
 from reproduce.nn import distributed, seeds
-from reproduce.nn.precision import full_precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,11 +42,10 @@ def singular_value_loss(p: Tensor) -> Tensor:
     lambda_s would have no effect. The predictions of all processes are gathered with their gradients, since S
     is rank-deficient if there are fewer images than dimensions.
     """
-    p = distributed.gather(p.float())
-    with full_precision(p.device):
-        centred = p - p.mean(dim=0)
-        covariance = centred.T @ centred / (len(p) - 1)
-        return (covariance - torch.eye(p.shape[1], device=p.device)).square().sum()
+    p = distributed.gather(p)
+    centred = p - p.mean(dim=0)
+    covariance = centred.T @ centred / (len(p) - 1)
+    return (covariance - torch.eye(p.shape[1], device=p.device)).square().sum()
 
 
 def uniformity_loss(p: Tensor, t: float) -> Tensor:
@@ -55,5 +53,5 @@ def uniformity_loss(p: Tensor, t: float) -> Tensor:
 
     It is log of the mean over pairs of exp(-t ||p hat_i - p hat_j||^2) (Wang and Isola; ssnl/align_uniform).
     """
-    x = F.normalize(distributed.gather(p.float()), dim=1)
+    x = F.normalize(distributed.gather(p), dim=1)
     return torch.pdist(x).square().mul(-t).exp().mean().log()

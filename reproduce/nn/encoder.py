@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError
@@ -56,8 +56,6 @@ class Encoder:
     """SHA-256 of its values. Empty if unknown, as for an encoder that was never written."""
     augmentation: Augmentation | None = None
     """Distribution of the views that it was trained on. None for weights from elsewhere."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the backbone in training."""
 
     def save(self, folder: Path) -> Path:
         """Write `encoder.safetensors` with the keys `backbone.*` and `projector.*`."""

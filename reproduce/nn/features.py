@@ -1,6 +1,7 @@
 """Features of whole splits, for the protocols.
 
-They are computed in eval mode without gradients, and are float32 in the order of the split on every process.
+They are computed in eval mode without gradients and in float32, whatever the encoder was trained in. They are
+in the order of the split on every process.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
-from reproduce.data.images import batches
+from reproduce.data.images import CentreCrop, batches
 from reproduce.lazy import F, torch
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, feature_cache
@@ -87,12 +88,23 @@ def labelled(dataset: Dataset, name: str, site: Site) -> Split:
     return Split(title, images, indices, labels[indices], len(images.classes))
 
 
-def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device: torch.device) -> Tensor:
+def extract(
+    encoder: Encoder,
+    dataset: Dataset,
+    split: Split,
+    site: Site,
+    device: torch.device,
+    *,
+    squash: bool = False,
+) -> Tensor:
     """Return pooled features of the un-augmented images of `split`, (n, num_features) float32 on the CPU.
 
     The tensor belongs to the caller. If the digests of encoder and images are known, the features are kept on
     disk (`feature_cache.py`). Every evaluation of the same images then reads what the first one computed, to
     the last bit. A split with fewer indices, such as held-out images, is cached separately.
+
+    Args:
+        squash: true for whole images, squashed to squares, in place of centre crops.
 
     Raises:
         FloatingPointError: a feature is not finite.
@@ -101,7 +113,7 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
     def rows() -> Iterator[Tensor]:
         mine = split.indices[shares(len(split.indices))]
         for batch in batches(
-            split.images, mine, CHUNK, crop=(dataset.resize, dataset.size), workers=site.workers
+            split.images, mine, CHUNK, crop=crop_of(dataset, squash=squash), workers=site.workers
         ):
             crops = batch.pixels.to(device).float() / 255
             yield encoder.backbone(views.normalise(crops, dataset.mean, dataset.std))
@@ -111,7 +123,7 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
             return _finite(in_order(len(split.indices), rows()), split.title)
 
     return feature_cache.once(
-        lambda: content(encoder, dataset, split, device),
+        lambda: content(encoder, dataset, split, device, squash=squash),
         num_rows=len(split.indices),
         site=site,
         device=device,
@@ -119,7 +131,14 @@ def extract(encoder: Encoder, dataset: Dataset, split: Split, site: Site, device
     )
 
 
-def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.device) -> dict[str, Any] | None:
+def crop_of(dataset: Dataset, *, squash: bool) -> CentreCrop:
+    """Return how the test images of `dataset` are cut; `squash` as in `extract`."""
+    return CentreCrop(dataset.resize, dataset.size, dataset.test_resampling, squash)
+
+
+def content(
+    encoder: Encoder, dataset: Dataset, split: Split, device: torch.device, *, squash: bool = False
+) -> dict[str, Any] | None:
     """Return everything that determines the features of `split`, apart from the code.
 
     None if a digest is unknown. Causes that only change the last bits, such as the model of a GPU or the
@@ -139,9 +158,8 @@ def content(encoder: Encoder, dataset: Dataset, split: Split, device: torch.devi
         "images": split.images.digest,
         "files": split.images.signature,
         "indices": hashlib.sha256(split.indices.numpy().data).hexdigest(),
-        "crop": [dataset.resize, dataset.size],
+        "crop": [dataset.resize, dataset.size, dataset.test_resampling, squash],
         "normalisation": [dataset.mean, dataset.std],
-        "precision": "bfloat16" if _mixed(encoder, device) else "float32",
         "device": device.type,
         "torch": str(torch.__version__),
         "pillow": PIL.__version__,
@@ -196,34 +214,18 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
 
 @contextmanager
 def inference(encoder: Encoder, device: torch.device) -> Iterator[None]:
-    """Switch to eval mode without gradients for the duration of the block, then restore all modes.
-
-    On a GPU the arithmetic is bfloat16 if the encoder was trained in it.
-    """
+    """Switch to eval mode without gradients for the duration of the block, then restore all modes."""
     parts = [part for part in (encoder.backbone, encoder.projector) if part is not None]
     modules = [module for part in parts for module in part.modules()]
     training = [module.training for module in modules]
     for part in parts:
         part.eval()
     try:
-        with torch.no_grad(), precision(encoder, device):
+        with torch.no_grad():
             yield
     finally:
         for module, mode in zip(modules, training, strict=True):
             module.training = mode
-
-
-def precision(encoder: Encoder, device: torch.device) -> torch.autocast:
-    """Return the arithmetic of the backbone.
-
-    It is bfloat16 on a GPU if the encoder was trained in it, otherwise float32.
-    """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_mixed(encoder, device))
-
-
-def _mixed(encoder: Encoder, device: torch.device) -> bool:
-    """Return True if the encoder computes in bfloat16."""
-    return encoder.precision == "bfloat16" and device.type == "cuda"
 
 
 def shares(num_rows: int, chunk: int = CHUNK) -> Tensor:

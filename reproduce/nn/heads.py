@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from reproduce.identity import added_later
 from reproduce.settings import NotNegative, Settings, Width
 
 if TYPE_CHECKING:
@@ -23,9 +24,17 @@ class Heads(Settings, name="heads"):
     """Width of the hidden layer: 512 with a ResNet-18, 2048 with a ResNet-50 (section 7.2)."""
     output: Width = 128
     """Dimensions d of z and p: 128 with a ResNet-18, 256 with a ResNet-50 (section 7.2)."""
-    norm: Literal["batchnorm", "layernorm"] = "batchnorm"
-    """Normalisation between the two layers (section 7.2; Table 6 compares both). The backbone always keeps
-    its BatchNorm."""
+    norm: Literal["batchnorm", "layernorm", "ws"] = "batchnorm"
+    """Normalisation between the two layers (section 7.2; Table 6 compares the first two). The backbone always
+    keeps its BatchNorm.
+
+    ws: weight standardization (Qiao et al., 2019). The weights of the first layer are standardised, and no
+    other normalisation follows. Section 7.2 names it, and no table has it; its place is a choice.
+    """
+
+    last_bias: bool = added_later(True, "0.2")
+    """Bias of the last layers. BYOL's own code has none there (google-deepmind/deepmind-research
+    byol/utils/networks.py); the paper does not state it, so torch's default is a choice."""
 
     def narrower(self, factor: int) -> Heads:
         """Return heads whose layers are `factor` times narrower.
@@ -46,13 +55,16 @@ class Heads(Settings, name="heads"):
     def _mlp(self, inputs: int) -> nn.Module:
         from torch import nn
 
-        norm = nn.BatchNorm1d if self.norm == "batchnorm" else nn.LayerNorm
-        return nn.Sequential(
-            nn.Linear(inputs, self.hidden),
-            norm(self.hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(self.hidden, self.output),
-        )
+        from reproduce.nn.standardized import StandardizedLinear
+
+        first: list[nn.Module]
+        if self.norm == "ws":
+            first = [StandardizedLinear(inputs, self.hidden)]
+        else:
+            norm = nn.BatchNorm1d if self.norm == "batchnorm" else nn.LayerNorm
+            first = [nn.Linear(inputs, self.hidden), norm(self.hidden)]
+        last = nn.Linear(self.hidden, self.output, bias=self.last_bias)
+        return nn.Sequential(*first, nn.ReLU(inplace=True), last)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ byol/byol_experiment.py, for a constant tau facebookresearch/moco moco/builder.p
 of the online network (BYOL draws it separately and notes no difference). Like BYOL's target it normalises
 with the statistics of the batch, as in training. Its running statistics come from its own forward passes and
 are not averaged.
+
+If `mixed`, the backbones compute in bfloat16. Features, heads and losses are always in float32.
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ class Online(nn.Module):
     the backbone's BatchNorms see the same batch again. With one view, or with `joint` = `all`, the backbone
     has only one pass and nothing changes.
     """
+    mixed: bool = False
+    """If true, autocast to bfloat16 covers the backbone."""
 
     def __init__(
         self,
@@ -79,7 +83,7 @@ class Online(nn.Module):
         features: dict[int, Tensor] = {}  # by the number of the view
         for size in dict.fromkeys(view.shape[-1] for view in views):
             which = [index for index, view in enumerate(views) if view.shape[-1] == size]
-            of_size = self.backbone(_rows([views[index] for index in which]))
+            of_size = self._features(_rows([views[index] for index in which]))
             features |= zip(which, of_size.chunk(len(which)), strict=True)
         return self._heads(_rows([features[index] for index in range(len(views))]))
 
@@ -89,14 +93,17 @@ class Online(nn.Module):
         for view in views:
             if recompute:
                 yield checkpoint(
-                    self.backbone,
+                    self._features,
                     view,
                     use_reentrant=False,
                     preserve_rng_state=False,  # a backbone draws nothing
                     context_fn=lambda: (nullcontext(), _statistics_kept(self.backbone)),
                 )
             else:
-                yield self.backbone(view)
+                yield self._features(view)
+
+    def _features(self, view: Tensor) -> Tensor:
+        return features(self.backbone, view, mixed=self.mixed)
 
     def _heads(self, features: Tensor) -> Outputs:
         z = self.projector(features)
@@ -136,8 +143,18 @@ def _rows(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
+def features(backbone: nn.Module, view: Tensor, *, mixed: bool) -> Tensor:
+    """Return f(v), (n, num_features), in float32 even if `mixed` lets the backbone compute in bfloat16."""
+    with torch.autocast(view.device.type, dtype=torch.bfloat16, enabled=mixed):
+        found: Tensor = backbone(view)
+    return found.float() if mixed else found
+
+
 class Target(nn.Module):
     """Backbone f' and projector g', without gradients: (n, 3, size, size) -> z', (n, d)."""
+
+    mixed: bool = False
+    """If true, autocast to bfloat16 covers the backbone."""
 
     def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -147,7 +164,7 @@ class Target(nn.Module):
 
     def forward(self, view: Tensor) -> Tensor:
         """Return the projections z' of one view, (n, d), un-normalised."""
-        z: Tensor = self.projector(self.backbone(view))
+        z: Tensor = self.projector(features(self.backbone, view, mixed=self.mixed))
         return z
 
 
@@ -170,10 +187,10 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def project(self, view: Tensor) -> Tensor:
-        """Return the target's z' of one view in float32, (n, d)."""
+        """Return the target's z' of one view, (n, d)."""
         assert self.target is not None, "this network has no target"
         z: Tensor = self.target(view)
-        return z.float()
+        return z
 
     def follow(self, tau: float, *, step: int, num_steps: int) -> dict[str, float]:
         """Move the target towards the online network after an optimiser step, and return the rate used.

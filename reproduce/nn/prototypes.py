@@ -1,7 +1,7 @@
 """Prototypes, the balanced codes of images over them, and the network of a method that learns both.
 
-The source is SwAV's code (facebookresearch/swav main_swav.py, src/resnet50.py). Scores, codes and their sums
-over the processes stay in float32, since exp(s / .05) reaches 4.9e8.
+The source is SwAV's code (facebookresearch/swav main_swav.py, src/resnet50.py).
+Scores and codes are in float32 like all heads; exp(s / .05) reaches 4.9e8.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import nn
 
 from reproduce.nn import distributed
 from reproduce.nn.networks import Joint, Network
-from reproduce.nn.precision import full_precision
 from reproduce.nn.queue import Queue
 
 if TYPE_CHECKING:
@@ -31,8 +30,7 @@ class Prototypes(nn.Linear):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the scores z hat C^T: (n, dim) -> (n, num_prototypes)."""
-        with full_precision(z.device):
-            return F.linear(F.normalize(z.to(self.weight.dtype), dim=1), self.weight)
+        return F.linear(F.normalize(z, dim=1), self.weight)
 
     @torch.no_grad()
     def normalise(self) -> None:
@@ -90,7 +88,7 @@ class PrototypeNetwork(Network):
                 scored with the current prototypes.
         """
         if self.queues:
-            self._newest = [F.normalize(each.to(self.prototypes.weight.dtype), dim=1) for each in z]
+            self._newest = [F.normalize(each, dim=1) for each in z]
         found = []
         for index, of_view in enumerate(scores):
             if with_queues:
@@ -101,8 +99,7 @@ class PrototypeNetwork(Network):
     def _scores_of_queue(self, index: int) -> Tensor:
         """Return the scores of this process's share of a queue's rows; any share will do for sums."""
         mine = self.queues[index].get_buffer("rows")[distributed.rank() :: distributed.world_size()]
-        with full_precision(mine.device):
-            return F.linear(mine, self.prototypes.weight)
+        return F.linear(mine, self.prototypes.weight)
 
     def push(self, at: int) -> None:
         """Write the newest embeddings of all processes to the queues.
@@ -127,11 +124,10 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
         scores: S, (images of this process, K). The number of images may differ between processes.
         epsilon: weight of the codes' entropy.
     """
-    with full_precision(scores.device):
-        e = torch.exp(scores / epsilon)
-        r, c = e.new_ones(e.shape[1]), e.new_ones(e.shape[0])
-        for _ in range(iterations):
-            r = 1 / distributed.gather((c @ e).unsqueeze(0)).sum(dim=0)
-            c = 1 / (e @ r)
-        codes = e * r
-        return codes / codes.sum(dim=1, keepdim=True)
+    e = torch.exp(scores / epsilon)
+    r, c = e.new_ones(e.shape[1]), e.new_ones(e.shape[0])
+    for _ in range(iterations):
+        r = 1 / distributed.gather((c @ e).unsqueeze(0)).sum(dim=0)
+        c = 1 / (e @ r)
+    codes = e * r
+    return codes / codes.sum(dim=1, keepdim=True)

@@ -277,7 +277,7 @@ class SemiSupervised(Protocol, name="semi"):
         classifier.load_state_dict(best["classifier"])
         trained = Trained(
             best["epochs"],
-            Encoder(encoder.architecture, network, precision=encoder.precision),
+            Encoder(encoder.architecture, network),
             classifier,
             0,
             best["score"],
@@ -300,7 +300,6 @@ class SemiSupervised(Protocol, name="semi"):
             FloatingPointError: The loss is not finite.
             Interrupted: The run received a stop request. A checkpoint contains the work done so far.
         """
-        from reproduce.nn import features
         from reproduce.nn.encoder import Encoder
         from reproduce.nn.sync_batchnorm import sync_batchnorm
 
@@ -332,8 +331,7 @@ class SemiSupervised(Protocol, name="semi"):
                 first = first_index if epoch == first_epoch else 0
                 for index, batch in enumerate(stream.epoch(epoch, first), first):
                     step, n = epoch * stream.num_steps + index, len(batch.labels)
-                    with features.precision(encoder, stream.device):
-                        mine = network(batch.views).float()
+                    mine = network(batch.views)
                     x = classifiers.gathered(mine.detach(), n)
                     loss, residual = classifier.residual(x, batch.labels)
                     # DistributedDataParallel averages over the processes, but this gradient must be summed.
@@ -364,7 +362,7 @@ class SemiSupervised(Protocol, name="semi"):
                         }
                         place = {"epoch": epoch + last, "step": 0 if last else index + 1, "total": total}
                         kept.save({**done, **models, **place}, before + epoch, index + 1, stream.num_steps)
-        return Encoder(encoder.architecture, tuned, precision=encoder.precision), classifier
+        return Encoder(encoder.architecture, tuned), classifier
 
     def _progress(self, one: Progress, number: int) -> Progress:
         """Return the progress of all trainings, given that of training `number`."""

@@ -9,6 +9,9 @@ features divided by their length + 1e-5.
 of those that tie, the first in `costs`. The folds are stratified by that class and not shuffled. The
 classifier is then fitted to the whole train split.
 
+*Images*: VICReg's evaluation and PCL's crop the centre of an image. VISSL's and
+fair_self_supervision_benchmark's squash the whole image to a square.
+
 *Difficult objects*: an image that shows a class only by difficult objects is a negative in training and in
 the folds. At test it does not count for that class.
 
@@ -32,9 +35,10 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Thread
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from reproduce.data.dataset import Dataset
+from reproduce.identity import added_later
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
@@ -87,6 +91,14 @@ class LinearSVM(Protocol, name="svm"):
     max_iterations: Count = 2000
     """Maximum number of the solver's passes over the images (train_svm_kfold.py)."""
 
+    geometry: Literal["crop", "squash"] = added_later("crop", "0.2")
+    """Part of an image that the encoder sees; the paper does not state it.
+
+    crop: the shorter side is resized to 256 pixels and the centre of 224 x 224 is cropped (VICReg,
+    arXiv 2105.04906, appendix C.3; salesforce/PCL). squash: the image is resized so, then to 224 x 224
+    (facebookresearch/vissl configs/config/benchmark/linear_image_classification/voc07).
+    """
+
     metrics = ("map",)
     wants = "several labels for each image"
 
@@ -122,7 +134,8 @@ class LinearSVM(Protocol, name="svm"):
         )
         self._require(train, targets, test, test_targets)
         x, x_test = (
-            features.extract(encoder, dataset, split, site, device).numpy() for split in (train, test)
+            features.extract(encoder, dataset, split, site, device, squash=self.geometry == "squash").numpy()
+            for split in (train, test)
         )
         tasks = [
             (self, x, y, x_test, y_test, seed) for y, y_test in zip(targets.T, test_targets.T, strict=True)
