@@ -96,10 +96,12 @@ class Evaluate(Settings, name="evaluate"):
     def at_seeds(self, seeds: int) -> tuple[Evaluate, ...]:
         """Return the evaluation at seeds 0 to `seeds` - 1.
 
-        A pretraining gets the seed of its evaluation; released weights have none.
+        A pretraining gets the seed of its evaluation; released weights have none, so a deterministic protocol
+        evaluates them only once.
         """
         encoder = self.encoder
         if not isinstance(encoder, Pretrain):
+            seeds = 1 if self.protocol.deterministic else seeds
             return tuple(replace(self, seed=seed) for seed in range(seeds))
         return tuple(replace(self, encoder=replace(encoder, seed=seed), seed=seed) for seed in range(seeds))
 

@@ -280,7 +280,7 @@ def test_an_added_row_can_be_chosen_filled_judged_and_written() -> None:
     (row,) = filled.rows
     assert [row.cells[key].value for key in ("top1_20", "top1_200")] == [50.0, 25.0]
     assert row.cells["top1_20"].paper is None
-    assert {claim.ours for claim in filled.claims} == {"open"}
+    assert {claim.ours for claim in filled.claims} == {"not judged"}
     assert [claim.paper for claim in filled.claims] == list(Request(table="table4").build().judge_paper())
     assert from_json(json.loads(json.dumps(to_json(filled)))) == filled
     assert f"Changed settings: row Mine={FILE}." in filled.caption

@@ -166,7 +166,13 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
     assert report.endswith(f": {home.reports / 'smoke' / 'table8.md'}")
     written = {path.name for path in (home.reports / "smoke").iterdir()}
     state = {".rendered", ".rendered.lock"}
-    assert written - state == {"index.html", "runs.csv", *(f"table8.{kind}" for kind in KINDS)}
+    assert written - state == {
+        "claims.html",
+        "claims.md",
+        "index.html",
+        "runs.csv",
+        *(f"table8.{kind}" for kind in KINDS),
+    }
     ours = cell(home)
     assert 0 <= ours["value"] <= 100
     assert ours["reason"] is None
@@ -322,7 +328,7 @@ def test_rendering_only_starts_nothing_and_says_why_cells_are_empty(place: Home)
     for line in report["rows"]:
         assert line["cells"]["acc"]["value"] is None
         assert line["cells"]["acc"]["reason"] == "no finished run with these settings"
-    assert {claim["ours"] for claim in report["claims"]} == {"open"}
+    assert {claim["ours"] for claim in report["claims"]} == {"not judged"}
     assert "–" in (place.reports / "smoke" / "table8.md").read_text()
 
 

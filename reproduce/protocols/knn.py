@@ -68,6 +68,7 @@ class NearestNeighbours(Protocol, name="knn"):
     distance: Literal["euclidean"] = "euclidean"
     """Distance between unnormalised features."""
 
+    deterministic = True
     metrics = ("top1",)
 
     @property
@@ -108,6 +109,8 @@ class WeightedNeighbours(Protocol, name="weighted_knn"):
     """Numbers of neighbours (Table 4)."""
     temperature: Positive = 0.07
     """Temperature T of the votes (lemniscate.pytorch test.py, dino eval_knn.py)."""
+
+    deterministic = True
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -30,6 +30,9 @@ class Protocol(Settings):
     needs_projector: ClassVar[bool] = False
     """True if the encoder needs its projector and augmentation, which encoders from elsewhere lack."""
 
+    deterministic: ClassVar[bool] = False
+    """True if the seed of an evaluation changes nothing, so that a given encoder is evaluated once."""
+
     @classmethod
     def accepts(cls, dataset: type[Settings]) -> bool:
         """Return True if the protocol runs on data sets of this class."""

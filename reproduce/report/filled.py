@@ -363,8 +363,8 @@ def _against(
 
 
 def _changed(table: Table) -> list[str]:
-    """Return the settings that the command line changed; the choice of baselines is none."""
-    return [change for change in table.changes if not change.startswith("baselines=")]
+    """Return the settings that the command line changed; neither the choice of baselines nor an added row."""
+    return [change for change in table.changes if not change.startswith(("baselines=", "row "))]
 
 
 def _paper_note(table: Table, row: Row, cell: Cell) -> str | None:
