@@ -33,7 +33,7 @@ class Dataset(Settings):
     resize: Pixels
     """Shorter side of a test image before the centre crop, in pixels (bicubic resize)."""
     canvas: Pixels
-    """Side of the square canvas in pixels. An image is decoded to it, and its views are cropped from it."""
+    """No effect: views are cropped from images at their own sizes. It is part of the names of runs."""
     mean: Channels
     """Mean of the RGB channels, for values from 0 to 1."""
     std: Deviations
