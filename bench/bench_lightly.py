@@ -36,7 +36,7 @@ STEP, VIEWS = (
     "BYOL step: ours over lightly's, {}, 64 px, batch {}",
     "BYOL views/s: ours over lightly's, 64 px from {} px",
 )
-SIZE, CANVAS = 64, 96
+SIZE, SIDE = 64, 96
 T = Augmentation(blur=1.0, solarize=0.0)
 T_AND_T_PRIME = replace(T, every_second=replace(T, blur=0.1, solarize=0.2))
 """Defaults of lightly's BYOLTransform, which are BYOL's."""
@@ -46,7 +46,7 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
     """Return one record for the step and one for the views."""
     device = prepare()
     backbone, images, rounds = ("small", 4, 1) if quick else ("resnet18", 64, 7)
-    step, views = STEP.format(backbone, images), VIEWS.format(CANVAS)
+    step, views = STEP.format(backbone, images), VIEWS.format(SIDE)
     if find_spec("lightly") is None:
         return [
             record("lightly", case, None, unit="x", detail="lightly is not installed")
@@ -133,12 +133,12 @@ def _pipelines(spec: Pretrain, rounds: int) -> Comparison:
 
     n = spec.batch_size
     coarse = torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    canvas = (255 * nn.functional.interpolate(coarse, size=CANVAS, mode="bilinear")).to(torch.uint8)
-    sizes, indices = torch.full((n, 2), CANVAS), torch.arange(n)
-    images = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in canvas]
+    pixels = (255 * nn.functional.interpolate(coarse, size=SIDE, mode="bilinear")).to(torch.uint8)
+    sizes, indices = torch.full((n, 2), SIDE), torch.arange(n)
+    images = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels]
     transform = BYOLTransform(BYOLView1Transform(input_size=SIZE), BYOLView2Transform(input_size=SIZE))
     return in_turns(
-        lambda: draw_batch(spec, canvas, sizes, indices),
+        lambda: draw_batch(spec, pixels, sizes, indices),
         lambda: [transform(image) for image in images],
         rounds=rounds,
         device=torch.device("cpu"),

@@ -89,14 +89,14 @@ def peak(case: Case, num_views: int) -> int:
     device = prepare()
     spec = case.spec(num_views, device)
     side = spec.dataset.canvas
-    canvas = torch.randint(256, (case.batch_size, 3, side, side), dtype=torch.uint8, device=device)
+    pixels = torch.randint(256, (case.batch_size, 3, side, side), dtype=torch.uint8, device=device)
     sizes, indices = torch.full((case.batch_size, 2), side), torch.arange(case.batch_size)
     backbones.build(case.backbone)  # loads torchvision
     before = psutil.Process().memory_info().rss
     network, optimizer = start(spec, device)
     meter = Meter()
     for step in range(STEPS):
-        batch = draw_batch(spec, canvas, sizes, indices, epoch=step, step=step, steps_per_epoch=STEPS)
+        batch = draw_batch(spec, pixels, sizes, indices, epoch=step, step=step, steps_per_epoch=STEPS)
         train_step(spec, network, optimizer, meter, batch, lr=1e-3)
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak() - before
 

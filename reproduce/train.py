@@ -104,7 +104,7 @@ def pretrain(
             first = first_index if epoch == first_epoch else 0
             if first == 0:
                 method.before_epoch(network, _epoch(spec, site, images, device, epoch))
-            for index, (canvas, sizes, which) in enumerate(
+            for index, (pixels, sizes, which) in enumerate(
                 _batches(spec, site, images, epoch, steps_per_epoch, first), first
             ):
                 # Train.
@@ -117,7 +117,7 @@ def pretrain(
                     epochs=spec.epochs,
                 )
                 place = {"epoch": epoch, "step": step, "steps_per_epoch": steps_per_epoch}
-                batch = draw_batch(spec, canvas.to(device, non_blocking=True), sizes, which, **place)
+                batch = draw_batch(spec, pixels.to(device, non_blocking=True), sizes, which, **place)
                 followed = train_step(spec, network, optimizer, meter, batch, lr=lr)
 
                 # Log and report.
@@ -349,18 +349,18 @@ def _batches(
     with one process.
 
     Yields:
-        Canvases (uint8), original sizes and image indices.
+        Pixels (uint8), sizes and indices of the images.
     """
     order = torch.randperm(len(images), generator=seeds.generator("order", spec.seed, epoch))
     share = spec.batch_size // distributed.world_size()
     shares = order[: steps * spec.batch_size].view(steps, distributed.world_size(), share)
     mine = shares[first:, distributed.rank()].reshape(-1)
-    yield from batches(images, mine, share, canvas=spec.dataset.canvas, workers=site.workers)
+    yield from batches(images, mine, share, workers=site.workers)
 
 
 def draw_batch(
     spec: Pretrain,
-    canvas: Tensor,
+    pixels: Tensor,
     sizes: Tensor,
     which: Tensor,
     *,
@@ -374,13 +374,13 @@ def draw_batch(
     first layer of both networks anyway. Rounding here gives the same numbers with half the memory.
 
     Args:
-        canvas: images squashed to squares, (n, 3, S, S) uint8, on the device of the run.
-        sizes: heights and widths of the original images, (n, 2).
+        pixels: whole images in either form (`views.sample`), on the device of the run.
+        sizes: heights and widths of the images, (n, 2).
         which: numbers of the images, (n,).
     """
     method, dataset, augmentation = spec.method, spec.dataset, spec.augmentation
     sampled = views.sample_all(
-        canvas,
+        pixels,
         sizes,
         which,
         augmentation=augmentation,

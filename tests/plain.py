@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from toys import canvases
+from toys import originals
 
 from reproduce.data import views
 from reproduce.data.images import Images
@@ -333,9 +333,9 @@ def views_of(spec: Pretrain, images: Images, chosen: list[int], epoch: int) -> l
 def view_of(spec: Pretrain, images: Images, index: int, epoch: int, view: int) -> Tensor:
     """Return one normalised view of one image, (3, size, size)."""
     dataset, small = spec.dataset, spec.augmentation.small
-    canvas, sizes = canvases(images, [index], dataset.canvas)
+    pixels, sizes = originals(images, [index])
     x = views.sample(
-        canvas,
+        pixels,
         sizes,
         torch.tensor([index]),
         augmentation=spec.augmentation,

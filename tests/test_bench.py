@@ -122,11 +122,11 @@ def test_networks_alone_pass_the_views_of_a_step_forward_and_backward(case):
 
 def test_views_that_are_stored_in_bfloat16_change_no_weight():
     spec = replace(TINY.spec(CPU), precision="bfloat16")
-    canvas = torch.randint(256, (4, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(256, (4, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     sizes, indices = torch.full((4, 2), 96), torch.arange(4)
     trained = []
     for precision in ("bfloat16", "float32"):
-        step = draw_batch(replace(spec, precision=precision), canvas, sizes, indices)
+        step = draw_batch(replace(spec, precision=precision), pixels, sizes, indices)
         assert step.views[0].dtype is getattr(torch, precision)
         network, optimizer = start(spec, CPU)
         train_step(spec, network, optimizer, Meter(), step, lr=0.5)

@@ -15,13 +15,13 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from toys import SHARED, canvases, centre_crops
+from toys import SHARED, centre_crops, originals
 
 from reproduce.data import imagefolder, stl10
 from reproduce.data.imagenet import ImageNet
 from reproduce.data.imagenet100 import ImageNet100, read_classes
 from reproduce.data.imagenette import Imagenette
-from reproduce.data.images import Canvas, CentreCrop, batches
+from reproduce.data.images import PIECE, CentreCrop, Whole, batches, planes
 from reproduce.data.stl10 import STL10
 from reproduce.site import Site
 
@@ -73,40 +73,37 @@ def test_names_need_not_be_ascii(tmp_path):
     save(tmp_path / "Äpfel" / "größe 1.png", photograph(0, 8, 8))
     images = imagefolder.read(tmp_path)
     assert images.name(0) == str(tmp_path / "Äpfel" / "größe 1.png")
-    assert canvases(images, [0], 8)[0].shape == (1, 3, 8, 8)
+    assert originals(images, [0])[0].shape == (1, 3, 8, 8)
 
 
-def test_a_canvas_of_the_images_own_size_is_the_image(tmp_path):
-    pixels = photograph(1, 24, 24)
-    save(tmp_path / "a" / "x.png", pixels)
-    canvas, sizes = canvases(imagefolder.read(tmp_path), [0], 24)
-    assert canvas.dtype == torch.uint8
-    assert np.array_equal(canvas[0].permute(1, 2, 0), pixels)
-    assert sizes.tolist() == [[24, 24]]
+def test_images_are_read_whole_at_their_own_sizes_one_after_the_other(tmp_path):
+    pictures = [photograph(1, 24, 24), photograph(2, 10, 40), photograph(3, 1, 7)]
+    for index, pixels in enumerate(pictures):
+        save(tmp_path / "a" / f"{index}.png", pixels)
+    images = imagefolder.read(tmp_path)
+    batch = images.read([2, 0, 1], Whole())
+    assert batch.pixels.dtype == torch.uint8
+    assert batch.sizes.tolist() == [[1, 7], [24, 24], [10, 40]]
+    expected = np.concatenate([pictures[index].transpose(2, 0, 1).ravel() for index in (2, 0, 1)])
+    assert np.array_equal(batch.pixels, expected)
+    for plane, index in zip(planes(batch), (2, 0, 1), strict=True):
+        assert np.array_equal(plane.permute(1, 2, 0), pictures[index])
 
 
-def test_a_canvas_squashes_the_whole_image_and_keeps_its_size(tmp_path):
-    """Two columns, black and white.
-
-    Squashed to a square, the border stays in the middle and the corners keep their colours.
-    """
-    pixels = np.zeros((10, 40, 3), np.uint8)
-    pixels[:, 20:] = 255
-    save(tmp_path / "a" / "x.png", pixels)
-    canvas, sizes = canvases(imagefolder.read(tmp_path), [0], 20)
-    assert sizes.tolist() == [[10, 40]]
-    assert (canvas[0, :, :, :8] < 8).all()
-    assert (canvas[0, :, :, 12:] > 247).all()
+def test_images_of_one_size_are_one_tensor_in_every_batch(tmp_path):
+    for index in range(2):
+        save(tmp_path / "a" / f"{index}.png", photograph(index, 12, 17))
+    pixels, sizes = originals(imagefolder.read(tmp_path), [1, 0])
+    assert pixels.shape == (2, 3, 12, 17)
+    assert np.array_equal(pixels[1].permute(1, 2, 0), photograph(0, 12, 17))
+    assert sizes.tolist() == [[12, 17]] * 2
 
 
-def test_a_large_jpeg_decoded_at_a_fraction_of_its_size_gives_nearly_the_same_canvas(tmp_path):
-    pixels = photograph(2, 1000, 1300)
-    save(tmp_path / "a" / "x.jpg", pixels, quality=95)
-    canvas, sizes = canvases(imagefolder.read(tmp_path), [0], 96)
+def test_a_large_jpeg_is_decoded_at_its_full_size(tmp_path):
+    save(tmp_path / "a" / "x.jpg", photograph(2, 1000, 1300), quality=95)
+    pixels, _ = originals(imagefolder.read(tmp_path), [0])
     with Image.open(tmp_path / "a" / "x.jpg") as image:
-        whole = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC))
-    assert sizes.tolist() == [[1000, 1300]]
-    assert np.abs(canvas[0].permute(1, 2, 0).numpy().astype(int) - whole).max() <= 3
+        assert np.array_equal(pixels[0].permute(1, 2, 0), np.asarray(image))
 
 
 @pytest.mark.parametrize("resampling", ["bicubic", "bilinear"])
@@ -145,7 +142,7 @@ def test_images_of_other_modes_are_converted_to_rgb(tmp_path, mode):
     path = tmp_path / "a" / ("x.tiff" if mode == "CMYK" else "x.png")
     path.parent.mkdir()
     image.save(path)
-    canvas, _ = canvases(imagefolder.read(tmp_path), [0], 16)
+    canvas, _ = originals(imagefolder.read(tmp_path), [0])
     assert np.array_equal(canvas[0].permute(1, 2, 0), np.asarray(image.convert("RGB")))
     if mode == "L":
         assert np.array_equal(canvas[0, 0], canvas[0, 2])
@@ -156,7 +153,7 @@ def test_sixteen_bits_are_refused_since_a_conversion_would_cut_them(tmp_path):
     with pytest.raises(
         ValueError, match=r"a/x\.png cannot be decoded: its pixels are I;16B?, more than 8 bits"
     ):
-        canvases(imagefolder.read(tmp_path), [0], 8)
+        originals(imagefolder.read(tmp_path), [0])
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
@@ -168,7 +165,7 @@ def test_a_broken_image_is_an_error_that_names_it_from_every_process(folder, end
     save(path, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
     images = imagefolder.read(folder / "train")
-    stream = batches(images, np.arange(len(images)), 3, canvas=16, workers=workers)
+    stream = batches(images, np.arange(len(images)), 3, workers=workers)
     assert next(stream).indices.tolist() == [0, 1, 2]
     next(stream)
     with pytest.raises(ValueError, match=rf"^{path} cannot be decoded: .*\. Get it again\.$"):
@@ -187,7 +184,7 @@ def test_an_index_outside_of_the_split_is_an_error(folder):
     images = imagefolder.read(folder / "train")
     for index in (-1, 6):
         with pytest.raises(IndexError, match=f"Image {index} does not exist: the split has 6"):
-            canvases(images, [0, index], 16)
+            originals(images, [0, index])
 
 
 def test_an_empty_class_is_an_error(folder):
@@ -251,67 +248,89 @@ def same(ours, theirs):
     )
 
 
-@pytest.mark.parametrize("shape", [{"canvas": 16}, {"crop": CentreCrop(18, 16)}])
+@pytest.mark.parametrize("shape", [{}, {"crop": CentreCrop(18, 16)}])
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
 def test_batches_are_the_same_bytes_whatever_the_workers_and_the_memory(tmp_path, shape, cache_gb):
     root = folder_of(tmp_path, per_class=40)
     order = np.random.default_rng(0).permutation(80)[:75]
     plain = imagefolder.read(root / "train")
     expected = [
-        plain.read(order[begin : begin + 70], Canvas(16) if "canvas" in shape else CentreCrop(18, 16))
-        for begin in (0, 70)
+        plain.read(order[begin : begin + 70], CentreCrop(18, 16) if shape else Whole()) for begin in (0, 70)
     ]
     for workers in (0, 2):
         images = imagefolder.read(root / "train", cache_gb=cache_gb)
         for _ in range(2):  # with a cache, the second epoch comes from it
             assert same(list(batches(images, order, 70, workers=workers, **shape)), expected)
-    assert [len(batch.pixels) for batch in expected] == [70, 5]
+    assert [len(batch.sizes) for batch in expected] == [70, 5]
+    assert len(expected[0].sizes) > PIECE
     assert expected[0].indices.tolist() == order[:70].tolist()
 
 
+def num_bytes(folder):
+    """Return the size of all decoded images of a folder."""
+    return sum(Image.open(path).width * Image.open(path).height * 3 for path in folder.rglob("*.png"))
+
+
 def test_a_split_that_fits_is_decoded_once_and_only_where_asked(folder):
-    images = imagefolder.read(folder / "train", cache_gb=6 * 3 * 16 * 16 / 1e9)
-    before = canvases(images, [4, 1], 16)
+    images = imagefolder.read(folder / "train", cache_gb=num_bytes(folder / "train") / 1e9)
+    before = images.read([4, 1, 3], Whole())
     shutil.rmtree(folder)
-    after = canvases(images, [1, 4], 16)
-    assert torch.equal(after[0], before[0].flip(0))
-    assert same(list(batches(images, [4, 1], 2, canvas=16, workers=2)), [images.read([4, 1], Canvas(16))])
+    after = images.read([3, 1], Whole())
+    assert after.sizes.tolist() == before.sizes[[2, 1]].tolist()
+    assert all(torch.equal(planes(after)[row], planes(before)[2 - row]) for row in range(2))
+    assert same(list(batches(images, [4, 1], 2, workers=2)), [images.read([4, 1], Whole())])
     with pytest.raises(ValueError, match="cannot be decoded"):
-        canvases(images, [0], 16)
+        originals(images, [0])
     with pytest.raises(ValueError, match="cannot be decoded"):
         centre_crops(images, [1], 16, 16)  # another shape, which does not fit in the cache
 
 
 def test_workers_decode_only_what_is_not_in_memory(folder):
     images = imagefolder.read(folder / "train", cache_gb=1)
-    expected = imagefolder.read(folder / "train").read(np.arange(6), Canvas(16))
-    canvases(images, [0, 2, 3], 16)
+    expected = imagefolder.read(folder / "train").read(np.arange(6), Whole())
+    originals(images, [0, 2, 3])
     for name in ("n01/n01_0.png", "n01/n01_2.png", "n02/n02_0.png"):
         (folder / "train" / name).unlink()
-    assert same(list(batches(images, np.arange(6), 6, canvas=16, workers=1)), [expected])
+    assert same(list(batches(images, np.arange(6), 6, workers=1)), [expected])
 
 
 def test_a_split_that_does_not_fit_is_decoded_each_time(folder):
-    images = imagefolder.read(folder / "train", cache_gb=(6 * 3 * 16 * 16 - 1) / 1e9)
-    canvases(images, [0], 16)
+    images = imagefolder.read(folder / "train", cache_gb=(num_bytes(folder / "train") - 1) / 1e9)
+    originals(images, [0])
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="cannot be decoded"):
-        canvases(images, [0], 16)
+        originals(images, [0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_has_its_limit_where_sampled_images_are_smaller_than_others(tmp_path, workers):
+    # 64 images of 300 bytes are sampled, so 65 of them seem to fit. The 65th takes 4 800 bytes.
+    sampled = np.linspace(0, 64, 64).astype(int).tolist()
+    (large,) = set(range(65)) - set(sampled)
+    for index in range(65):
+        side = 40 if index == large else 10
+        save(tmp_path / "a" / f"{index:02}.png", photograph(index, side, side))
+    images = imagefolder.read(tmp_path, cache_gb=65 * 300 / 1e9)
+    order = np.array([large, *sampled])
+    expected = imagefolder.read(tmp_path).read(order, Whole())
+    for _ in range(2):
+        assert same(list(batches(images, order, 65, workers=workers)), [expected])
+        assert images.missing(order, Whole()).tolist() == order[-15:].tolist()
 
 
 def test_what_is_handed_out_does_not_change_the_memory(folder):
     images = imagefolder.read(folder / "train", cache_gb=1)
-    canvas, _ = canvases(images, [0], 16)
+    canvas, _ = originals(images, [0])
     kept = canvas.clone()
     canvas.zero_()
-    assert torch.equal(canvases(images, [0], 16)[0], kept)
+    assert torch.equal(originals(images, [0])[0], kept)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loop_that_stops_early_leaves_nothing_running(folder, workers):
     before = psutil.Process().children()
     images = imagefolder.read(folder / "train")
-    stream = batches(images, np.arange(6), 1, canvas=16, workers=workers)
+    stream = batches(images, np.arange(6), 1, workers=workers)
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
@@ -320,28 +339,28 @@ def test_a_loop_that_stops_early_leaves_nothing_running(folder, workers):
 
 def test_the_copy_for_a_worker_holds_no_pixels(folder, stl):
     images = imagefolder.read(folder / "train", cache_gb=1)
-    canvas, _ = canvases(images, np.arange(6), 64)
+    canvas, _ = originals(images, np.arange(6))
     copy = pickle.dumps(images)
     assert len(copy) < 3000 < canvas.numel()
-    assert torch.equal(canvases(pickle.loads(copy), np.arange(6), 64)[0], canvas)
+    assert torch.equal(originals(pickle.loads(copy), np.arange(6))[0], canvas)
     binary = stl10.read(stl, "test")
-    canvases(binary, [0], 96)
+    originals(binary, [0])
     copy = pickle.dumps(binary)
     assert len(copy) < 3000
-    assert torch.equal(canvases(pickle.loads(copy), [3], 96)[0], canvases(binary, [3], 96)[0])
+    assert torch.equal(originals(pickle.loads(copy), [3])[0], originals(binary, [3])[0])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_reading_draws_no_global_random_numbers(folder, workers):
     before = torch.get_rng_state()
-    list(batches(imagefolder.read(folder / "train"), np.arange(6), 6, canvas=16, workers=workers))
+    list(batches(imagefolder.read(folder / "train"), np.arange(6), 6, workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("wrong", [{"canvas": 8, "workers": -1}, {"canvas": 8, "crop": CentreCrop(8, 8)}, {}])
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"batch_size": 0}])
 def test_impossible_batches_are_refused_at_the_call(folder, wrong):
     with pytest.raises(ValueError, match="Batches"):
-        batches(imagefolder.read(folder / "train"), [0], 1, **wrong)
+        batches(imagefolder.read(folder / "train"), [0], **{"batch_size": 1, **wrong})
 
 
 def test_a_crop_that_is_larger_than_the_resized_image_is_refused():
@@ -389,7 +408,7 @@ def stl(stl_template, tmp_path):
 
 def test_stl10_images_stand_upright(stl):
     images = stl10.read(stl, "train")
-    canvas, sizes = canvases(images, [7, 0], 96)
+    canvas, sizes = originals(images, [7, 0])
     assert np.array_equal(canvas.permute(0, 2, 3, 1), stl_pixels("train", 20)[[7, 0]])
     assert sizes.tolist() == [[96, 96], [96, 96]]
     assert images.labels.tolist() == [index % 10 for index in range(20)]
@@ -404,35 +423,33 @@ def test_stl10_is_what_torchvision_reads(stl, monkeypatch):
     for split in ("train", "test", "unlabeled", "train+unlabeled"):
         ours, theirs = stl10.read(stl, split), datasets.STL10(stl, split)
         assert ours.labels.tolist() == np.asarray(theirs.labels).astype(np.int8).tolist()
-        assert np.array_equal(canvases(ours, np.arange(len(ours)), 96)[0], theirs.data)
+        assert np.array_equal(originals(ours, np.arange(len(ours)))[0], theirs.data)
 
 
 def test_unlabelled_stl10_images_come_last_with_label_minus_one(stl):
     images = stl10.read(stl, "train+unlabeled")
     assert images.labels.tolist() == [index % 10 for index in range(20)] + [-1] * 3
-    canvas, _ = canvases(images, [22, 3], 96)
+    canvas, _ = originals(images, [22, 3])
     assert np.array_equal(canvas[0].permute(1, 2, 0), stl_pixels("unlabeled", 3)[2])
     assert np.array_equal(canvas[1].permute(1, 2, 0), stl_pixels("train", 20)[3])
     assert images.name(22).endswith("unlabeled_X.bin, image 2")
     assert stl10.read(stl, "unlabeled").labels.tolist() == [-1] * 3
 
 
-def test_stl10_crops_and_other_canvases_are_those_of_the_same_image_in_a_file(stl, tmp_path):
+def test_stl10_images_and_crops_are_those_of_the_same_image_in_a_file(stl, tmp_path):
     save(tmp_path / "a" / "x.png", stl_pixels("test", 10)[4])
     binary, file = stl10.read(stl, "test"), imagefolder.read(tmp_path, ["a"])
     assert torch.equal(centre_crops(binary, [4], 70, 64), centre_crops(file, [0], 70, 64))
-    assert torch.equal(canvases(binary, [4], 48)[0], canvases(file, [0], 48)[0])
+    assert torch.equal(originals(binary, [4])[0], originals(file, [0])[0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("shape", [{"canvas": 96}, {"crop": CentreCrop(70, 64)}])
+@pytest.mark.parametrize("shape", [{}, {"crop": CentreCrop(70, 64)}])
 def test_stl10_batches_are_in_order(stl, shape, workers):
     order = [5, 22, 0, 13, 21]
     images = stl10.read(stl, "train+unlabeled")
     got = torch.cat([batch.pixels for batch in batches(images, order, 2, workers=workers, **shape)])
-    assert torch.equal(
-        got, canvases(images, order, 96)[0] if "canvas" in shape else centre_crops(images, order, 70, 64)
-    )
+    assert torch.equal(got, centre_crops(images, order, 70, 64) if shape else originals(images, order)[0])
 
 
 def test_the_folder_itself_and_a_missing_list_of_names_will_do(tmp_path):
@@ -624,7 +641,7 @@ def test_imagenet_loads_by_its_root(tmp_path):
     site = Site(data={"imagenet": fake_imagenet(tmp_path, [f"n{number:08}" for number in range(1000)])})
     images = ImageNet().load("val", site)
     assert images.labels.tolist() == list(range(1000))
-    assert canvases(images, [999], 8)[0].shape == (1, 3, 8, 8)
+    assert originals(images, [999])[0].shape == (1, 3, 8, 8)
 
 
 def test_imagenet_has_a_thousand_classes_or_is_something_else(folder):
@@ -715,7 +732,7 @@ def test_real_photographs_grey_ones_among_them(tmp_path):
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content.read())
     images = imagefolder.read(tmp_path)
-    canvas, sizes = canvases(images, np.arange(len(images)), 96)
+    canvas, sizes = originals(images, np.arange(len(images)))
     assert (sizes == 96).all()
     grey = 0
     for index in range(len(images)):

@@ -574,7 +574,7 @@ def test_an_image_of_more_than_8_bits_is_refused_wherever_it_is_read(tmp_path, n
         rf"{name} cannot be decoded: its pixels are .*, more than 8 bits per channel, but 8 bits are needed"
     )
     images = Files(tmp_path, [name.encode()], [0], ["a"])
-    for shape in ({"canvas": 8}, {"crop": CentreCrop(8, 6)}):
+    for shape in ({}, {"crop": CentreCrop(8, 6)}):
         with pytest.raises(InvalidError, match=message):
             next(batches(images, [0], 1, **shape))
     with pytest.raises(InvalidError, match=message):
@@ -585,7 +585,7 @@ def test_a_fault_in_a_decoding_process_is_a_line_for_the_user_too(tmp_path):
     (tmp_path / "rgb.png").write_bytes(DEEP["rgb.png"])
     images = Files(tmp_path, [b"rgb.png"], [0], ["a"])
     with pytest.raises(InvalidError, match=r"rgb\.png cannot be decoded: its pixels are RGB;16B"):
-        next(batches(images, [0], 1, canvas=8, workers=1))
+        next(batches(images, [0], 1, workers=1))
 
 
 @pytest.mark.parametrize(
@@ -593,7 +593,7 @@ def test_a_fault_in_a_decoding_process_is_a_line_for_the_user_too(tmp_path):
 )
 def test_images_of_8_bits_in_other_modes_are_read(tmp_path, mode, name):
     Image.new("RGB", (8, 6), (9, 9, 9)).convert(mode).save(tmp_path / name)
-    assert next(batches(Files(tmp_path, [name.encode()], [0], ["a"]), [0], 1, canvas=8)).pixels.shape[1] == 3
+    assert next(batches(Files(tmp_path, [name.encode()], [0], ["a"]), [0], 1)).pixels.shape[1] == 3
     assert detection.pixels(Picture(tmp_path / name, 1, 8, 6, ())).shape == (6, 8, 3)
 
 
@@ -611,7 +611,7 @@ def test_images_of_8_bits_in_other_modes_are_read(tmp_path, mode, name):
 def test_a_file_that_is_not_an_image_is_named_for_what_it_is(tmp_path, content, message):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(InvalidError, match=rf"^{tmp_path}/a\.jpg cannot be decoded: {message}\.?$") as caught:
-        next(batches(Files(tmp_path, [b"a.jpg"], [0], ["a"]), [0], 1, canvas=8))
+        next(batches(Files(tmp_path, [b"a.jpg"], [0], ["a"]), [0], 1))
     assert "\n" not in str(caught.value)
     with pytest.raises(InvalidError, match=message):
         detection.pixels(Picture(tmp_path / "a.jpg", 1, 8, 6, ()))
@@ -621,7 +621,7 @@ def test_a_huge_image_is_not_called_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     picture(tmp_path / "a.ppm")
     with pytest.raises(InvalidError, match=r"a\.ppm cannot .*: Image size \(48 pixels\).*Make it smaller"):
-        next(batches(Files(tmp_path, [b"a.ppm"], [0], ["a"]), [0], 1, canvas=8))
+        next(batches(Files(tmp_path, [b"a.ppm"], [0], ["a"]), [0], 1))
 
 
 # ---- downloads

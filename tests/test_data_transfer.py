@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toys import SHARED, canvases, web_server
+from toys import SHARED, originals, web_server
 
 from reproduce.data import imagefolder, inaturalist2018, lists, places205, voc, voc2007
 from reproduce.data.download import available
 from reproduce.data.imagenet import ImageNet
 from reproduce.data.imagenet100 import ImageNet100
 from reproduce.data.imagenette import Imagenette
-from reproduce.data.images import Canvas, Files, Names
+from reproduce.data.images import Files, Names, Whole
 from reproduce.data.inaturalist2018 import INaturalist2018
 from reproduce.data.places205 import Places205
 from reproduce.data.synthetic import SyntheticFolder, SyntheticPlaces205, SyntheticVOC2007
@@ -102,7 +102,7 @@ def test_voc_targets_follow_the_rule_for_difficult_objects(release):
     assert images.labels.tolist() == [-1, -1, -1]
     assert images.classes == tuple(sorted(voc.CLASSES))
     assert [Path(images.name(index)).name for index in range(3)] == ["000005.jpg", "000007.jpg", "000012.jpg"]
-    assert images.read([1], Canvas(8)).sizes.tolist() == [[6, 8]]
+    assert images.read([1], Whole()).sizes.tolist() == [[6, 8]]
     assert voc2007.read(release.parent, "test").targets[0, cow] == 1
     with pytest.raises(ValueError, match="read-only"):
         images.targets[0, 0] = 0
@@ -278,7 +278,7 @@ def test_targets_are_those_of_the_official_lists_of_each_class():
     assert names == ["000001", "000002", "000003", "000004"]
     assert images.targets.tolist() == official.astype(int).tolist()
     assert (images.targets == 1).any()
-    assert images.read([0], Canvas(32)).sizes.tolist() == [[500, 353]]
+    assert images.read([0], Whole()).sizes.tolist() == [[500, 353]]
     with pytest.raises(
         ValueError, match=r"trainval\.txt needs a positive image of every class, but has none of aeroplane"
     ):
@@ -331,7 +331,7 @@ def test_places_are_read_in_the_order_of_the_list(places):
     assert images.name(2) == str(
         places / "data/vision/torralba/deeplearning/images256/c/church/outdoor/1.jpg"
     )
-    assert canvases(images, [3], 8)[1].tolist() == [[6, 8]]
+    assert originals(images, [3])[1].tolist() == [[6, 8]]
     val = places205.read(places, "val", num_classes=3)
     assert (val.labels.tolist(), val.classes) == ([0, 1, 2], images.classes)
 

@@ -55,7 +55,7 @@ def drawn(key: dict[str, int]) -> list[dict[str, Any]]:
     ]
 
 
-def canvas() -> torch.Tensor:
+def pixels() -> torch.Tensor:
     """Return two smooth images of 12 pixels, (2, 3, 12, 12) uint8, from whole numbers."""
     values = [
         [[[(20 * y + 9 * x * (c + 1) + 40 * c + 90 * i) % 256 for x in range(12)] for y in range(12)]
@@ -68,7 +68,7 @@ def canvas() -> torch.Tensor:
 def view() -> torch.Tensor:
     """Return one view of both images, large enough for a blur: every third pixel of 22, (2, 3, 8, 8)."""
     sizes, images = torch.full((2, 2), 12), torch.tensor([5, 77])
-    return views.sample(canvas(), sizes, images, augmentation=AUGMENTATION, size=22, **VIEW)[..., ::3, ::3]
+    return views.sample(pixels(), sizes, images, augmentation=AUGMENTATION, size=22, **VIEW)[..., ::3, ::3]
 
 
 def initial(seed: int) -> dict[str, torch.Tensor]:
@@ -143,7 +143,7 @@ def test_the_stored_view_is_torchvisions(golden: Any) -> None:
     assert parameters.jitter.any()
     assert parameters.blur.any()
     for row, expected in enumerate(torch.tensor(golden["view"]).view(2, 3, 8, 8)):
-        by_torchvision = with_torchvision(canvas()[row], parameters, row)[..., ::3, ::3]
+        by_torchvision = with_torchvision(pixels()[row], parameters, row)[..., ::3, ::3]
         torch.testing.assert_close(by_torchvision, expected, atol=1 / 1000, rtol=0)
 
 

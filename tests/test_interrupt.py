@@ -131,9 +131,9 @@ def test_another_thread_stops_a_main_thread_that_waits(listening: None) -> None:
 
 
 def test_decoders_outlive_a_signal_to_the_whole_group_and_end_with_the_loop(tmp_path: Path) -> None:
-    images = SyntheticFolder(num_train=192, num_val=20).load("train", Site(runs=tmp_path))
+    images = SyntheticFolder(num_train=192, num_val=20).load("train", Site(runs=tmp_path, cache_gb=0))
     before = set(psutil.Process().children())
-    shown = batches(images, range(192), 32, canvas=40, workers=2)
+    shown = batches(images, range(192), 32, workers=2)
     found = [next(shown), next(shown)]  # one of each: both have begun
     decoders = set(psutil.Process().children()) - before
     assert len(decoders) == 2
@@ -145,7 +145,7 @@ def test_decoders_outlive_a_signal_to_the_whole_group_and_end_with_the_loop(tmp_
     assert torch.equal(torch.cat([batch.indices for batch in found]), torch.arange(192))
     _, alive = psutil.wait_procs(decoders, timeout=20)
     assert not alive
-    shown = batches(images, range(192), 32, canvas=48, workers=1)
+    shown = batches(images, range(192), 32, workers=1)
     next(shown)
     (decoder,) = set(psutil.Process().children()) - before
     decoder.terminate()  # by their parent: it ends

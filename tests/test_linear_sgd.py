@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toys import CPU, READ, Notes, Toy, canvases, encoder, images_read, on_two_processes
+from toys import CPU, READ, Notes, Toy, encoder, images_read, on_two_processes, originals
 
 from reproduce.data import views
 from reproduce.data.augmentation import CROP_AND_FLIP
@@ -269,9 +269,9 @@ def reference(lr: float, protocol: LinearSGD, seed: int, decay: float = 0.0) -> 
             len(rows), generator=seeds.generator("classifier order", seed, epoch)
         ).tensor_split(per_epoch):
             which = split.indices[rows[part]]
-            canvas, sizes = canvases(split.images, which, 16)
+            pixels, sizes = originals(split.images, which)
             sampled = views.sample(
-                canvas,
+                pixels,
                 sizes,
                 which,
                 augmentation=protocol.augmentation,

@@ -28,11 +28,11 @@ MULTI = Augmentation(crop_scale=(0.14, 1.0), small=SMALL)
 HOW = {"seed": 3, "epoch": 2}
 
 
-def pixels(n: int, side: int) -> dict[str, torch.Tensor]:
-    canvas = torch.randint(
-        0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+def images(n: int) -> dict[str, torch.Tensor]:
+    pixels = torch.randint(
+        0, 256, (n, 3, 45, 60), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    return {"canvas": canvas, "sizes": torch.tensor([[45, 60]] * n), "indices": torch.arange(n) * 5}
+    return {"pixels": pixels, "sizes": torch.tensor([[45, 60]] * n), "indices": torch.arange(n) * 5}
 
 
 def at(scale: str, run: Pretrain) -> Pretrain:
@@ -46,37 +46,32 @@ def at(scale: str, run: Pretrain) -> Pretrain:
 
 
 def test_the_first_two_views_are_large_and_the_others_small() -> None:
-    views = sample_all(**pixels(5, 40), augmentation=MULTI, size=32, **HOW, num_views=8).views
+    views = sample_all(**images(5), augmentation=MULTI, size=32, **HOW, num_views=8).views
     assert [tuple(view.shape) for view in views] == [(5, 3, 32, 32)] * 2 + [(5, 3, 14, 14)] * 6
 
 
 def test_large_views_are_to_the_bit_those_of_a_run_without_small_crops() -> None:
-    plain = sample_all(**pixels(12, 40), augmentation=LARGE, size=32, **HOW, num_views=2).views
-    multi = sample_all(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8).views
+    plain = sample_all(**images(12), augmentation=LARGE, size=32, **HOW, num_views=2).views
+    multi = sample_all(**images(12), augmentation=MULTI, size=32, **HOW, num_views=8).views
     assert all(torch.equal(one, other) for one, other in zip(plain, multi[:2], strict=True))
 
 
 def test_a_small_view_is_that_view_of_small_crops_alone_at_their_size() -> None:
-    together = sample_all(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, num_views=8).views
+    together = sample_all(**images(12), augmentation=MULTI, size=32, **HOW, num_views=8).views
     alike = LARGE.replace("crop_scale", (0.05, 0.14))
     for view in range(2, 8):
-        alone = sample(**pixels(12, 40), augmentation=MULTI, size=32, **HOW, view=view)
-        assert torch.equal(alone, sample(**pixels(12, 40), augmentation=alike, size=14, **HOW, view=view))
+        alone = sample(**images(12), augmentation=MULTI, size=32, **HOW, view=view)
+        assert torch.equal(alone, sample(**images(12), augmentation=alike, size=14, **HOW, view=view))
         torch.testing.assert_close(together[view], alone, atol=1e-5, rtol=0)
 
 
 def test_views_show_as_much_of_the_image_as_was_asked_for() -> None:
-    # On a canvas whose pixels contain their own row and column, a view's slope shows how many of them its
-    # crop has. Images are 375 x 500.
-    n, side = 40, 256
-    ramp = torch.arange(side, dtype=torch.uint8)
-    canvas = torch.stack(
-        [
-            ramp.view(-1, 1).expand(side, side),
-            ramp.expand(side, side),
-            torch.zeros(side, side, dtype=torch.uint8),
-        ]
-    )
+    # In an image whose pixels contain their own row and column, a view's slope shows how many of them its
+    # crop has.
+    n, high, wide = 40, 180, 240
+    rows = torch.arange(high, dtype=torch.uint8).view(-1, 1).expand(high, wide)
+    columns = torch.arange(wide, dtype=torch.uint8).expand(high, wide)
+    image = torch.stack([rows, columns, torch.zeros_like(rows)])
     plain = (
         MULTI.replace("flip", 0)
         .replace("jitter", 0)
@@ -85,23 +80,23 @@ def test_views_show_as_much_of_the_image_as_was_asked_for() -> None:
         .replace("solarize", 0)
     )
     views = sample_all(
-        canvas.expand(n, -1, -1, -1),
-        torch.tensor([[375, 500]] * n),
+        image.expand(n, -1, -1, -1),
+        torch.tensor([[high, wide]] * n),
         torch.arange(n),
         augmentation=plain,
         size=32,
         **HOW,
         num_views=8,
     ).views
-    for some, (low, high), most_seen in ((views[:2], (0.14, 1.0), 0.7), (views[2:], (0.05, 0.14), 0.13)):
+    for some, (low, most), most_seen in ((views[:2], (0.14, 1.0), 0.7), (views[2:], (0.05, 0.14), 0.13)):
         together = 255 * torch.cat(some)
         pixels = together.shape[-1]
         middle, steps = slice(3, pixels - 3), pixels - 7
         rows, columns = together[:, 0, middle, pixels // 2], together[:, 1, pixels // 2, middle]
-        height, width = ((values[:, -1] - values[:, 0]) / steps * pixels / side for values in (rows, columns))
-        area, ratio = height * width, (500 * width) / (375 * height)
+        height, width = ((values[:, -1] - values[:, 0]) / steps * pixels for values in (rows, columns))
+        area, ratio = height * width / (high * wide), width / height
         assert low * 0.97 < area.min() < low * 1.25
-        assert most_seen < area.max() < high * 1.03
+        assert most_seen < area.max() < most * 1.03
         assert 0.75 * 0.97 < ratio.min() < 0.85
         assert 1.2 < ratio.max() < 4 / 3 * 1.03
 
@@ -229,8 +224,8 @@ def test_training_draws_eight_views_and_logs_the_loss_of_their_pairs(tmp_path: P
     measured = train.pretrain(run, site, tmp_path / "run", cpu, Silent(), lambda progress: None)
     assert isinstance(run.dataset, Dataset)
     images = run.dataset.load("train", site)
-    ((canvas, sizes, which),) = train._batches(run, site, images, epoch=0, steps=1, first=0)
-    views = train.draw_batch(run, canvas, sizes, which).views
+    ((pixels, sizes, which),) = train._batches(run, site, images, epoch=0, steps=1, first=0)
+    views = train.draw_batch(run, pixels, sizes, which).views
     assert [view.shape[-1] for view in views] == [32] * 2 + [14] * 6
     network, _ = train.start(run, cpu)
     assert measured["loss"] == pytest.approx(loss_of_section_4_4(network, views).item(), rel=1e-4)

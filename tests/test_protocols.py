@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import Pictures, brighter_by_class, canvases, on_two_processes
+from toys import Pictures, brighter_by_class, on_two_processes, originals
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
@@ -324,10 +324,10 @@ def test_alignment_is_measured_on_views_of_the_same_image() -> None:
     network.backbone.eval(), network.projector.eval()
     sides: list[dict[str, list[torch.Tensor]]] = [{"": [], "_features": []} for _ in range(2)]
     for index in range(12):
-        canvas, sizes = canvases(images, [index], 16)
+        pixels, sizes = originals(images, [index])
         for view in range(2):
             x = views.sample(
-                canvas,
+                pixels,
                 sizes,
                 torch.tensor([index]),
                 augmentation=Augmentation(),

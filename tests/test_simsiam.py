@@ -161,7 +161,7 @@ TOY = replace(
     optimizer=SGD(base_lr=3.2, weight_decay=0.02, momentum=0.8, by_epoch=True, constant=("predictor",)),
     epochs=2,
     batch_size=8,
-    seed=53,
+    seed=59,
 )
 
 

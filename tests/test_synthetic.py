@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from toys import canvases
+from toys import originals
 
 from reproduce.data import scenes as drawing
 from reproduce.data import stl10, voc
@@ -269,9 +269,7 @@ def test_places_and_species_are_the_scenes_in_their_order(site: Site) -> None:
             images = dataset.load(split, site)
             labels, scenes = draw(count, seed=0, stream=stream + number)
             assert np.array_equal(images.labels, labels)
-            assert np.array_equal(
-                canvases(images, np.arange(count), SIDE)[0].permute(0, 2, 3, 1).numpy(), scenes
-            )
+            assert np.array_equal(originals(images, np.arange(count))[0].permute(0, 2, 3, 1).numpy(), scenes)
             assert len(images.classes) == len(set(images.classes)) == 10
 
 

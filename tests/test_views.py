@@ -33,7 +33,7 @@ def images(n: int, side: int, seed: int = 0) -> torch.Tensor:
 
 
 def batch(n: int, side: int) -> dict[str, torch.Tensor]:
-    return {"canvas": images(n, side), "sizes": torch.full((n, 2), side), "indices": torch.arange(n) * 7}
+    return {"pixels": images(n, side), "sizes": torch.full((n, 2), side), "indices": torch.arange(n) * 7}
 
 
 def draw(
@@ -62,7 +62,7 @@ def test_crops_of_square_images_agree_with_torchvision(side: int, size: int, res
     )
     assert 0 < drawn.flip.sum() < 24
     for image, (top, left, height, width), flip, view in zip(
-        args["canvas"], drawn.box.tolist(), drawn.flip, got, strict=True
+        args["pixels"], drawn.box.tolist(), drawn.flip, got, strict=True
     ):
         expected = tv.resized_crop(
             image.float() / 255,
@@ -77,27 +77,6 @@ def test_crops_of_square_images_agree_with_torchvision(side: int, size: int, res
         torch.testing.assert_close(
             view, (tv.horizontal_flip(expected) if flip else expected).clamp(0, 1), atol=2e-5, rtol=0
         )
-
-
-def test_a_crop_of_a_squashed_image_is_the_same_part_as_of_the_original() -> None:
-    # A ramp is a straight line at any scale, so the ends of a crop follow from its values.
-    height, width, side = 60, 120, 48
-    ramp = (torch.arange(side) + 0.5) / side * 255
-    canvas = (
-        torch.stack([ramp.view(-1, 1).expand(side, side), ramp.expand(side, side), torch.zeros(side, side)])[
-            None
-        ]
-        .round()
-        .to(torch.uint8)
-    )
-    sizes = torch.tensor([[height, width]])
-    top, left, h, w = draws.draw(PLAIN, sizes.numpy(), np.array([5]), seed=0, epoch=0, view=0).box[0]
-    view = sample(canvas, sizes, torch.tensor([5]), augmentation=PLAIN, size=16, seed=0, epoch=0, view=0)[0]
-    at = (torch.arange(16) + 0.5) / 16
-    assert h < height
-    assert w < width
-    torch.testing.assert_close(view[0, 3:-3, 8], ((top + at * h) / height).float()[3:-3], atol=0.01, rtol=0)
-    torch.testing.assert_close(view[1, 8, 3:-3], ((left + at * w) / width).float()[3:-3], atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +175,7 @@ def test_a_whole_view_is_the_operations_one_after_the_other(resampling: str, col
     drawn = draws.draw(augmentation, args["sizes"].numpy(), args["indices"].numpy(), seed=1, epoch=2, view=3)
     assert set(drawn.hue_place.tolist()) == {-1, 0, 1, 2, 3}
     for i in range(n):
-        expected = one_by_one(args["canvas"][i], drawn, i, size, augmentation)
+        expected = one_by_one(args["pixels"][i], drawn, i, size, augmentation)
         torch.testing.assert_close(got[i], expected, atol=2e-4, rtol=0)
 
 
@@ -228,9 +207,9 @@ def coloured(x: torch.Tensor, drawn: draws.Draws, i: int) -> torch.Tensor:
 def test_the_contrast_of_a_view_has_the_mean_of_the_whole_image_only_with_colour_first() -> None:
     # Images are half black and half white, so their mean is 1/2. Where a crop is white, so is its mean.
     n, side = 64, 16
-    canvas = torch.zeros(n, 3, side, side, dtype=torch.uint8)
-    canvas[..., side // 2 :] = 255
-    args = {**batch(n, side), "canvas": canvas}
+    pixels = torch.zeros(n, 3, side, side, dtype=torch.uint8)
+    pixels[..., side // 2 :] = 255
+    args = {**batch(n, side), "pixels": pixels}
     contrast = Augmentation(
         crop_scale=(0.05, 0.1), flip=0, jitter=1, brightness=0, contrast=0.9, saturation=0, hue=0, grey=0
     )
@@ -284,7 +263,7 @@ def test_large_and_small_views_of_two_distributions_keep_their_own_order_and_fil
         own, size = augmentation.of_view(view), 32 if view < 2 else 14
         drawn = draws.draw(own, args["sizes"].numpy(), args["indices"].numpy(), seed=1, epoch=2, view=view)
         for i in range(n):
-            expected = one_by_one(args["canvas"][i], drawn, i, size, own)
+            expected = one_by_one(args["pixels"][i], drawn, i, size, own)
             torch.testing.assert_close(sampled.views[view][i], expected, atol=2e-4, rtol=0)
 
 
@@ -470,7 +449,7 @@ def test_every_second_view_has_its_own_distribution() -> None:
     )
     alternating = solarised.replace("solarize", 0.0).replace("every_second", solarised)
     args = batch(4, 32)
-    exact = args["canvas"].float() / 255
+    exact = args["pixels"].float() / 255
     for view in range(4):
         got = sample(**args, augmentation=alternating, size=32, seed=0, epoch=0, view=view)
         torch.testing.assert_close(got, tv.solarize(exact, 0.5) if view % 2 else exact, atol=1e-5, rtol=0)
@@ -496,10 +475,11 @@ def test_views_are_float32_from_0_to_1() -> None:
 
 @pytest.mark.parametrize("resampling", INTERPOLATIONS)
 def test_extreme_shapes_give_finite_views(resampling: str) -> None:
-    sizes = torch.tensor([[1, 500], [500, 1], [2, 3], [1, 1], [4000, 3000]])
+    sizes = torch.tensor([[1, 500], [500, 1], [2, 3], [1, 1], [900, 700]])
+    pixels = torch.randint(256, (3 * int(sizes.prod(dim=1).sum()),), dtype=torch.uint8)
     for view in range(20):
         got = sample(
-            images(5, 16),
+            pixels,
             sizes,
             torch.arange(5),
             augmentation=Augmentation(resampling=resampling),
@@ -523,10 +503,11 @@ def test_an_empty_batch_gives_no_views() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"canvas": torch.zeros(4, 3, 32, 32)}, "torch.float32"),
-        ({"canvas": torch.zeros(4, 3, 32, 31, dtype=torch.uint8)}, r"\(4, 3, 32, 31\)"),
+        ({"pixels": torch.zeros(4, 3, 32, 32)}, "torch.float32"),
+        ({"pixels": torch.zeros(4, 3, 32, 31, dtype=torch.uint8)}, r"\(4, 3, 32, 31\)"),
+        ({"pixels": torch.zeros(12287, dtype=torch.uint8)}, "12288 values"),
         ({"sizes": torch.ones(3, 2, dtype=torch.int64)}, r"\(3, 2\)"),
-        ({"indices": torch.arange(5)}, r"\(5,\)"),
+        ({"indices": torch.arange(5)}, r"5 images need sizes \(5, 2\)"),
     ],
 )
 def test_wrong_inputs_are_named(changed: dict[str, torch.Tensor], message: str) -> None:
@@ -569,16 +550,16 @@ def test_all_views_at_once_are_those_drawn_one_at_a_time() -> None:
 
 
 def test_boxes_and_flips_say_where_each_view_was_cut() -> None:
-    # Images of 30 x 60 pixels whose values are their own rows and columns, on a canvas of twice the height:
-    # the middle of a view follows from its box in pixels of the original image.
-    n, side, size = 20, 60, 10
-    ramp = torch.arange(side, dtype=torch.uint8)
-    rows, columns = ramp.view(-1, 1).expand(side, side), ramp.expand(side, side)
-    canvas = torch.stack([rows, columns, columns])
+    # In images of 30 x 60 pixels whose values are their own rows and columns, the middle of a view follows
+    # from its box.
+    n, size = 20, 10
+    rows = torch.arange(30, dtype=torch.uint8).view(-1, 1).expand(30, 60)
+    columns = torch.arange(60, dtype=torch.uint8).expand(30, 60)
+    pixels = torch.stack([rows, columns, columns])
     sizes, indices = torch.tensor([[30, 60]] * n), torch.arange(n)
     augmentation = PLAIN.replace("crop_scale", (0.3, 0.4)).replace("flip", 0.5)
     sampled = sample_all(
-        canvas.expand(n, -1, -1, -1),
+        pixels.expand(n, -1, -1, -1),
         sizes,
         indices,
         augmentation=augmentation.replace("small", SmallCrops(size=8)),
@@ -595,7 +576,7 @@ def test_boxes_and_flips_say_where_each_view_was_cut() -> None:
         assert bool((boxes >= 0).all() and (top + height <= 30).all() and (left + width <= 60).all())
         centre = slice(view.shape[-1] // 2 - 1, view.shape[-1] // 2 + 1)
         middle = 255 * view[..., centre, centre].mean(dim=(2, 3))
-        torch.testing.assert_close(middle[:, 0], 2 * (top + height / 2) - 0.5, atol=0.05, rtol=0)
+        torch.testing.assert_close(middle[:, 0], top + height / 2 - 0.5, atol=0.05, rtol=0)
         torch.testing.assert_close(middle[:, 1], left + width / 2 - 0.5, atol=0.05, rtol=0)
         assert torch.equal(view[:, 1, 4, 0] > view[:, 1, 4, -1], flips)
 
@@ -645,5 +626,5 @@ def test_the_recipe_of_each_baseline_gives_the_views_of_torchvision(name: str) -
         assert got.min() >= 0
         assert got.max() <= 1
         for i in range(n):
-            expected = one_by_one(args["canvas"][i], drawn, i, got.shape[-1], own)
+            expected = one_by_one(args["pixels"][i], drawn, i, got.shape[-1], own)
             torch.testing.assert_close(got[i], expected, atol=2e-4, rtol=0)

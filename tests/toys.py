@@ -21,7 +21,7 @@ from PIL import Image
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
-from reproduce.data.images import Batch, Canvas, CentreCrop, Images, Shape
+from reproduce.data.images import Batch, CentreCrop, Images, Shape, Whole
 from reproduce.methods.method import Batch as Step
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones
@@ -45,7 +45,7 @@ SHARED = Path(os.environ.get("MSBREG_SHARED_DATA") or Path(__file__).resolve().p
 """Real data; tests that need them are skipped without."""
 CLASSES = ("a", "b", "c", "d", "e", "f")
 READ: dict[str, list[list[int]]] = {}
-"""The images read since it was last emptied, batch by batch: for each split as canvases (`train`) and as
+"""The images read since it was last emptied, batch by batch: for each split as whole images (`train`) and as
 crops (`train crops`)."""
 
 
@@ -86,7 +86,7 @@ class Arrays(Pictures):
         self.split = split
 
     def read(self, indices: Any, shape: Shape) -> Batch:
-        key = self.split if isinstance(shape, Canvas) else f"{self.split} crops"
+        key = self.split if isinstance(shape, Whole) else f"{self.split} crops"
         READ.setdefault(key, []).append(np.asarray(indices).tolist())
         return super().read(indices, shape)
 
@@ -284,9 +284,9 @@ def image_folder(root: Path, *, train: int = 60, val: int = 2, classes: int = 10
     return root
 
 
-def canvases(images: Images, indices: ArrayLike, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return whole images squashed to squares, (n, 3, side, side) uint8, and their original sizes, (n, 2)."""
-    batch = images.read(indices, Canvas(side))
+def originals(images: Images, indices: ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return whole images, (n, 3, height, width) uint8 if they have one size, and their sizes, (n, 2)."""
+    batch = images.read(indices, Whole())
     return batch.pixels, batch.sizes
 
 

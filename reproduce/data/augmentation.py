@@ -80,12 +80,12 @@ class Augmentation(Settings, name="augmentation"):
     resampling: Literal["bicubic", "bilinear"] = identity.added_later("bicubic", "0.2")
     """Filter that resizes a crop, antialiased in both cases. Bilinear is the default of torchvision's
     RandomResizedCrop (facebookresearch/moco main_moco.py, facebookresearch/simsiam main_simsiam.py,
-    facebookresearch/swav src/multicropdataset.py). BYOL, SimCLR, Barlow Twins, VICReg and W-MSE are bicubic.
-    The canvas is always made by a bicubic resize."""
+    facebookresearch/swav src/multicropdataset.py). BYOL, SimCLR, Barlow Twins, VICReg and W-MSE are
+    bicubic."""
     colour_first: bool = identity.added_later(False, "0.2")
     """If true, the whole image is jittered and greyed, then cropped (htdt/self-supervised
     datasets/transforms.py). The contrast jitter then uses the mean of the whole image. Views cost more time,
-    as the canvas is larger than they are."""
+    as images are larger than they are."""
 
     def check(self) -> None:
         for key in ("crop_scale", "crop_ratio", "blur_sigma"):

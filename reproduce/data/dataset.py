@@ -36,7 +36,7 @@ class Dataset(Settings):
     test_resampling: Resampling = added_later("bicubic", "0.2")
     """Filter that resizes a test image, antialiased in both cases."""
     canvas: Pixels
-    """Side of the square canvas in pixels. An image is decoded to it, and its views are cropped from it."""
+    """No effect: views are cropped from images at their own sizes. It is part of the names of runs."""
     mean: Channels
     """Mean of the RGB channels, for values from 0 to 1."""
     std: Deviations

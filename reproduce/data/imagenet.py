@@ -38,8 +38,7 @@ class ImageNet(Dataset, name="imagenet"):
     """Filter of that resize: torchvision's default, as in main_lincls.py. BYOL's own code is bicubic
     (google-deepmind/deepmind-research byol/utils/dataset.py)."""
     canvas: int = 448
-    """Side of the canvas. Choice: twice `size`, so that a crop of a quarter of the area has its full
-    resolution. The median photograph is 500 x 375."""
+    """No effect: views are cropped from images at their own sizes. It is part of the names of runs."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels (pytorch/vision references/classification/presets.py)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

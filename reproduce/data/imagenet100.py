@@ -42,8 +42,7 @@ class ImageNet100(Dataset, name="imagenet100"):
     """Filter of that resize: torchvision's default, which the protocol names for it (htdt/self-supervised
     README.md)."""
     canvas: int = 448
-    """Side of the canvas. Choice: twice `size`, so that a crop of a quarter of the area has its full
-    resolution. The median photograph is 500 x 375."""
+    """No effect: views are cropped from images at their own sizes. It is part of the names of runs."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels (htdt/self-supervised datasets/imagenet.py)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

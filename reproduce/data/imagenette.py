@@ -27,7 +27,7 @@ KEY = "imagenette"
 LAYOUT = "train/<wnid>/* and val/<wnid>/*"
 SOURCE = "`invoke download --dataset imagenette` (99 MB), or https://github.com/fastai/imagenette"
 RELEASE = "imagenette2-160"
-"""Folder in the archive. Its images have shorter sides of 160 px, enough for the canvas."""
+"""Folder in the archive. Its images have shorter sides of 160 px; decoded, they take 1.4 GB of memory."""
 URL = f"https://s3.amazonaws.com/fast-ai-imageclas/{RELEASE}.tgz"
 MD5 = "e793b78cc4c9e9a4ccc0c1155377a412"
 """MD5 of the archive (torchvision/datasets/imagenette.py)."""
@@ -43,7 +43,7 @@ class Imagenette(Dataset, name="imagenette"):
     resize: int = 70
     """Shorter side of a test image. Choice: STL-10's (htdt/self-supervised datasets/stl10.py)."""
     canvas: int = 96
-    """Side of the canvas. Choice: STL-10's image size, 1.5 x `size`; the whole set takes 0.4 GB of memory."""
+    """No effect: views are cropped from images at their own sizes. It is part of the names of runs."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels: ImageNet's (pytorch/vision references/classification/presets.py)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

@@ -1,12 +1,11 @@
 """Decode the images of one split by index or in batches, from files (`Files`) or raw planes (`Planes`).
 
     images = STL10().load("train", site)
-    for pixels, sizes, indices in batches(images, order, 256, canvas=96, workers=site.workers):
-        ...  # pixels: (256, 3, 96, 96) uint8
+    for pixels, sizes, indices in batches(images, order, 256, workers=site.workers):
+        ...  # pixels: (256, 3, 96, 96) uint8, or one image after the other if their sizes differ
 
-An image is decoded once for all its views: whole, in RGB, squashed to a square canvas. The views are crops of
-the canvas. Decoded images stay in memory if the whole split fits. The bytes do not depend on the cache or on
-the number of workers.
+An image is decoded once for all its views: whole, in RGB, at its own size. Decoded images stay in memory if
+the whole split fits. The bytes do not depend on the cache or on the number of workers.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,9 +36,11 @@ from reproduce.data.sources import shown, state
 from reproduce.messages import InvalidError
 from reproduce.settings import Resampling
 
-PIECE = 64
+PIECE = 16
 """Images that a worker decodes at once: few, so that the pieces in flight fit in the shared memory of a
-container."""
+container. Photographs of 500 x 375 pixels take 9 MB."""
+SAMPLED = 64
+"""Images whose sizes are read to estimate the memory of a whole split."""
 AHEAD = 2
 """Batches prepared ahead of the caller."""
 
@@ -47,27 +49,24 @@ class Batch(NamedTuple):
     """Decoded images, in the order of the request."""
 
     pixels: torch.Tensor
-    """(n, 3, side, side) uint8."""
+    """(n, 3, height, width) uint8 if all have one size. Otherwise the red, green and blue plane of each image
+    in turn, (3 height_1 width_1 + 3 height_2 width_2 + ...,) uint8."""
     sizes: torch.Tensor
-    """(n, 2) int64, height and width of the original images in pixels. Crops use them to undo the
-    squashing."""
+    """(n, 2) int64, height and width of the original images in pixels."""
     indices: torch.Tensor
     """(n,) int64, indices in the split."""
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """The whole image, squashed to `side` x `side` pixels (bicubic, antialiased)."""
+class Whole:
+    """The whole image at its own size.
 
-    side: int
+    A JPEG is never decoded at a fraction of its size. A view would then be resampled twice.
+    """
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """Return the canvas of one image."""
-        # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least twice the canvas in
-        # both directions. The resize below then makes up for the decoder's simpler filter (Pillow's
-        # `reducing_gap` of 2).
-        image.draft("RGB", (2 * self.side, 2 * self.side))
-        return _resized(_rgb(image), (self.side, self.side))
+        """Return the image in RGB."""
+        return _rgb(image)
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,6 @@ class CentreCrop:
                 f"A centre crop needs size <= resize, but size is {self.size} and resize is {self.resize}."
             )
 
-    @property
-    def side(self) -> int:
-        """Side of the crop, in pixels."""
-        return self.size
-
     def cut(self, image: Image.Image) -> Image.Image:
         """Return the crop of one image, rounded as torchvision does."""
         width, height = image.size
@@ -104,7 +98,7 @@ class CentreCrop:
         return image.crop((left, top, left + self.size, top + self.size))
 
 
-Shape = Canvas | CentreCrop
+Shape = Whole | CentreCrop
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -119,19 +113,35 @@ def _resized(image: Image.Image, size: tuple[int, int], resampling: Resampling =
 
 
 class _Store:
-    """Decoded images of a split in one shape.
+    """Decoded images of a split in one shape, up to a number of bytes."""
 
-    The system allocates the memory of an image only when the image is stored.
-    """
-
-    def __init__(self, num_images: int, side: int) -> None:
-        self.pixels = np.empty((num_images, 3, side, side), np.uint8)
+    def __init__(self, num_images: int, most: int) -> None:
+        self.most = most
+        """Maximum size in bytes."""
+        self.images: dict[int, torch.Tensor] = {}
+        """(3, height, width) uint8 by index."""
         self.sizes = np.empty((num_images, 2), np.int64)
         self.filled = np.zeros(num_images, np.bool_)
+        self._size = 0
 
-    def put(self, indices: NDArray[np.int64], pixels: NDArray[np.uint8], sizes: NDArray[np.int64]) -> None:
-        self.pixels[indices], self.sizes[indices] = pixels, sizes
-        self.filled[indices] = True  # last, so that another thread never reads an incomplete image
+    def put(self, batch: Batch) -> None:
+        """Store copies of the images that fit."""
+        for image, size, index in zip(
+            planes(batch), batch.sizes.numpy(), batch.indices.tolist(), strict=True
+        ):
+            if not self.filled[index] and self._size + image.numel() <= self.most:
+                self._size += image.numel()
+                self.images[index], self.sizes[index] = image.clone(), size
+                self.filled[index] = True  # last, so that another thread never reads an incomplete image
+
+
+def planes(batch: Batch) -> list[torch.Tensor]:
+    """Return each image of a batch, (3, height, width) uint8, in the memory of the batch."""
+    if batch.pixels.ndim > 1:
+        return list(batch.pixels)
+    sizes = batch.sizes.tolist()
+    parts = batch.pixels.split_with_sizes([3 * height * width for height, width in sizes])
+    return [part.view(3, *size) for part, size in zip(parts, sizes, strict=True)]
 
 
 class Images(ABC):
@@ -150,8 +160,9 @@ class Images(ABC):
         Args:
             labels: see the attribute.
             classes: names of the classes.
-            cache_gb: 10^9 bytes of memory for decoded images. A shape is cached if the whole split fits next
-                to the shapes that are cached already.
+            cache_gb: 10^9 bytes of memory for decoded images, at most. A shape is cached if the whole split
+                fits next to the shapes that are cached already. The size of whole images is estimated from
+                some of them. Images that do not fit after all are decoded each time.
         """
         self.labels = np.array(labels, np.int64)
         self.labels.setflags(write=False)
@@ -217,37 +228,47 @@ class Images(ABC):
             ValueError: an image is broken or has more than 8 bits per channel. The message names it.
         """
         chosen = self._chosen(indices)
-        store = self._store(shape)
-        if store is None:
-            return _batch(chosen, *self.decode(chosen, shape))
-        missing = chosen[~store.filled[chosen]]
-        if len(missing):
-            store.put(missing, *self.decode(missing, shape))
-        return _batch(chosen, store.pixels[chosen], store.sizes[chosen])
+        missing = self.missing(chosen, shape)
+        return self.joined(chosen, shape, [self.decode(missing, shape)] if len(missing) else [])
 
-    def decode(self, indices: NDArray[np.int64], shape: Shape) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Decode pixels, (n, 3, side, side), and original heights and widths, (n, 2), bypassing the cache."""
-        pixels = np.empty((len(indices), 3, shape.side, shape.side), np.uint8)
-        sizes = np.empty((len(indices), 2), np.int64)
-        for row, index in enumerate(indices.tolist()):
+    def joined(self, indices: NDArray[np.int64], shape: Shape, decoded: Sequence[Batch]) -> Batch:
+        """Return the images at `indices`, those in `decoded` and the cached ones, and cache the former."""
+        store = self._store(shape)
+        if store is not None:
+            for batch in decoded:
+                store.put(batch)
+        if len(decoded) == 1 and np.array_equal(decoded[0].indices.numpy(), indices):
+            return decoded[0]
+        fresh = {
+            index: (image, size)
+            for batch in decoded
+            for image, size, index in zip(
+                planes(batch), batch.sizes.tolist(), batch.indices.tolist(), strict=True
+            )
+        }
+        if len(fresh) < len(indices) and store is not None:
+            cached = [index for index in indices.tolist() if index not in fresh]
+            sizes = store.sizes[cached].tolist()
+            fresh |= {i: (store.images[i], size) for i, size in zip(cached, sizes, strict=True)}
+        chosen = [fresh[index] for index in indices.tolist()]
+        return _batch(indices, [image for image, _ in chosen], [size for _, size in chosen])
+
+    def decode(self, indices: NDArray[np.int64], shape: Shape) -> Batch:
+        """Decode the images at `indices`, (n,), bypassing the cache."""
+        images, sizes = list[torch.Tensor](), list[list[int]]()
+        for index in indices.tolist():
             try:
                 with self.open(index) as image:
-                    sizes[row] = image.height, image.width
-                    pixels[row] = np.asarray(shape.cut(image)).transpose(2, 0, 1)
+                    sizes.append([image.height, image.width])
+                    images.append(_planes(shape.cut(image)))
             except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
                 raise decoding.fault(self.name(index), error) from error
-        return pixels, sizes
+        return _batch(indices, images, sizes)
 
     def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
         """Return the elements of `indices` that `read` would have to decode."""
         chosen, store = self._chosen(indices), self._store(shape)
         return chosen if store is None else chosen[~store.filled[chosen]]
-
-    def keep(self, batch: Batch, shape: Shape) -> None:
-        """Cache images that another process decoded, if they fit."""
-        store = self._store(shape)
-        if store is not None:
-            store.put(batch.indices.numpy(), batch.pixels.numpy(), batch.sizes.numpy())
 
     def _chosen(self, indices: ArrayLike) -> NDArray[np.int64]:
         chosen = np.asarray(indices, np.int64)
@@ -257,12 +278,23 @@ class Images(ABC):
         return chosen
 
     def _store(self, shape: Shape) -> _Store | None:
-        """Return the cache for `shape`, or None if it does not fit in memory."""
+        """Return the cache for `shape`, or None if the split does not fit in memory."""
         if shape not in self._stores:
-            used = sum(store.pixels.nbytes for store in self._stores.values() if store is not None)
-            fits = used + len(self) * 3 * shape.side**2 <= self.cache_gb * 1e9
-            self._stores.setdefault(shape, _Store(len(self), shape.side) if fits else None)
+            free = int(self.cache_gb * 1e9) - sum(store.most for store in self._stores.values() if store)
+            need = len(self) * 3 * shape.size**2 if isinstance(shape, CentreCrop) else self._estimate()
+            # Photographs differ, so their estimate gets a margin of a tenth, if there is so much memory.
+            store = _Store(len(self), min(free, need + need // 10)) if need <= free else None
+            self._stores.setdefault(shape, store)
         return self._stores[shape]
+
+    def _estimate(self) -> int:
+        """Return the approximate size in bytes of all images, from the headers of `SAMPLED` of them."""
+        some = np.linspace(0, len(self) - 1, min(len(self), SAMPLED)).astype(np.int64).tolist()
+        found = []
+        for index in some:
+            with suppress(Exception), self.open(index) as image:  # a broken one raises when it is decoded
+                found.append(3 * image.width * image.height)
+        return len(self) * sum(found) // max(1, len(found))
 
 
 class Names:
@@ -406,20 +438,20 @@ class Planes(Images):
                 parts += [path.name.encode(), path.stat().st_size.to_bytes(8, "little"), file.read(self.HEAD)]
         return _sha256(*parts, self.labels.astype("<i8").tobytes())
 
-    def decode(self, indices: NDArray[np.int64], shape: Shape) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        if shape != Canvas(self._side):
+    def decode(self, indices: NDArray[np.int64], shape: Shape) -> Batch:
+        if not isinstance(shape, Whole):
             return super().decode(indices, shape)
-        return self._gather(indices), np.full((len(indices), 2), self._side, np.int64)
+        sizes = torch.full((len(indices), 2), self._side)
+        return Batch(torch.from_numpy(self._gather(indices)), sizes, torch.tensor(indices))
 
     def read(self, indices: ArrayLike, shape: Shape) -> Batch:
-        if shape != Canvas(self._side):
+        if not isinstance(shape, Whole):
             return super().read(indices, shape)
         # Not cached: the system caches the file itself, and a second copy would waste memory.
-        chosen = self._chosen(indices)
-        return _batch(chosen, *self.decode(chosen, shape))
+        return self.decode(self._chosen(indices), shape)
 
     def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
-        return super().missing(indices, shape) if shape != Canvas(self._side) else np.empty(0, np.int64)
+        return super().missing(indices, shape) if not isinstance(shape, Whole) else np.empty(0, np.int64)
 
     @cached_property
     def _maps(self) -> tuple[NDArray[np.uint8], ...]:
@@ -455,8 +487,23 @@ def _sha256(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _batch(indices: NDArray[np.int64], pixels: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Batch:
-    return Batch(torch.from_numpy(pixels), torch.from_numpy(sizes), torch.tensor(indices))
+def _planes(image: Image.Image) -> torch.Tensor:
+    """Return the planes of an RGB image, (3, height, width) uint8."""
+    planes = torch.empty(3, image.height, image.width, dtype=torch.uint8)
+    for plane, band in zip(planes.numpy(), image.split(), strict=True):
+        plane[:] = np.asarray(band)
+    return planes
+
+
+def _batch(
+    indices: NDArray[np.int64], images: Sequence[torch.Tensor], sizes: Sequence[Sequence[int]]
+) -> Batch:
+    """Return a batch of copies of the images, (3, height, width) each."""
+    if len({image.shape for image in images}) == 1:
+        pixels = torch.stack(list(images))
+    else:
+        pixels = torch.cat([torch.empty(0, dtype=torch.uint8), *(image.flatten() for image in images)])
+    return Batch(pixels, torch.tensor(sizes, dtype=torch.int64).view(-1, 2), torch.tensor(indices))
 
 
 def batches(
@@ -464,15 +511,13 @@ def batches(
     order: ArrayLike,
     batch_size: int,
     *,
-    canvas: int | None = None,
     crop: CentreCrop | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Yield the images at `order`, (n,), in batches of `batch_size`; the last batch may be smaller.
 
     Args:
-        canvas: side in pixels of whole images squashed to squares. Exclusive with `crop`.
-        crop: centre crops, which all images then are.
+        crop: centre crops, which all images then are; None for whole images.
         workers: number of processes that decode. With 0, one thread of this process decodes `AHEAD` batches
             ahead.
 
@@ -483,18 +528,11 @@ def batches(
         raise InvalidError(
             f"Batches need batch_size >= 1 and workers >= 0, but they are {batch_size} and {workers}."
         )
-    shape: Shape
-    if canvas is not None and crop is None:
-        shape = Canvas(canvas)
-    elif crop is not None and canvas is None:
-        shape = crop
-    else:
-        raise InvalidError(f"Batches need either canvas or crop, but canvas is {canvas} and crop is {crop}.")
     flat = np.asarray(order, np.int64)
     return in_parts(
         images,
         [flat[begin : begin + batch_size] for begin in range(0, len(flat), batch_size)],
-        shape,
+        Whole() if crop is None else crop,
         workers,
     )
 
@@ -540,7 +578,7 @@ class _Pieces(Dataset[Any]):
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Batch | InvalidError:
         try:
-            return _batch(indices, *self._images.decode(indices, self._shape))
+            return self._images.decode(indices, self._shape)
         except InvalidError as error:
             return error
 
@@ -568,12 +606,7 @@ def _by_processes(
     try:
         for part, expected in zip(parts, pieces, strict=True):
             got = [_raised(next(decoded)) for _ in expected]
-            for batch in got:
-                images.keep(batch, shape)
-            if len(part) == sum(len(batch.indices) for batch in got):
-                yield Batch(*(torch.cat(tensors) for tensors in zip(*got, strict=True)))
-            else:
-                yield images.read(part, shape)
+            yield images.joined(part, shape, got)
     finally:
         # Ends the workers now. An iterator that a traceback or the garbage collector keeps alive would end
         # them seconds later.

@@ -43,7 +43,7 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
     test_resampling: Resampling = "bilinear"
     """Filter of that resize: torchvision's default (facebookresearch/vissl)."""
     canvas: int = 448
-    """Side of the canvas. Choice: twice `size`, as for ImageNet."""
+    """No effect: views are cropped from images at their own sizes. It is part of the names of runs."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels: ImageNet's, which the encoder was trained with."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

@@ -51,7 +51,7 @@ class STL10(Dataset, name="stl10"):
     resize: int = 70
     """Shorter side of a test image, whose resize is bicubic (htdt/self-supervised datasets/stl10.py)."""
     canvas: int = SIDE
-    """Side of the images themselves: nothing is resized before the crops."""
+    """No effect: views are cropped from images at their own sizes. It is part of the names of runs."""
     mean: tuple[float, float, float] = (0.43, 0.42, 0.39)
     """Mean of the RGB channels (htdt/self-supervised datasets/stl10.py)."""
     std: tuple[float, float, float] = (0.27, 0.26, 0.27)

@@ -55,7 +55,7 @@ class _Synthetic(Dataset):
     resize: int = SIDE
     """Shorter side of a test image: test crops cut nothing off."""
     canvas: int = SIDE
-    """Side of the canvas, the size at which scenes are drawn."""
+    """No effect: views are cropped from images at their own sizes. It is part of the names of runs."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Mean of the RGB channels, close to the scenes' own."""
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)

@@ -1,15 +1,17 @@
 """K augmented views of a batch (paper, section 7.3 and Table 9), as tensor operations on its device.
 
-    canvas (n, 3, S, S) uint8  ->  sample(..., view=0)  ->  (n, 3, size, size) float32, from 0 to 1
+    pixels of n images, uint8  ->  sample(..., view=0)  ->  (n, 3, size, size) float32, from 0 to 1
 
-An image is decoded once and squashed onto a square canvas. Each of its views is a crop of that canvas,
-jittered, greyed, blurred and solarised with its own parameters. A crop is drawn in the geometry of the
-original image and its box is then mapped to the canvas, so aspect ratios are those of the original. Views are
-antialiased exactly. Resampling is out = Wy @ image @ Wx^T with the widened bicubic or bilinear weights of PIL
-and torchvision (antialias=True), whether a crop shrinks a lot or a little. The flip is Wx read backwards.
+An image is decoded once, at its own size. Each of its views is a crop of these pixels, resized once, then
+jittered, greyed, blurred and solarised with its own parameters. A crop has the pixels of torchvision's
+`resized_crop` with antialias=True, whose bicubic and bilinear weights are PIL's.
 
-With `colour_first` the canvas is jittered and greyed before the crop, once for each view. Squashing an image
-does not change the mean that the contrast jitter needs.
+There are two ways to resize. Images of one small size are resized together: out = Wy @ image @ Wx^T with the
+widened weights as matrices, and the flip is Wx read backwards. Of all other images only the crop is read. On
+a CPU `torch.nn.functional.interpolate` resizes one crop after the other. On a GPU, crops of similar size are
+copied into one tensor and resized together.
+
+With `colour_first` the whole image is jittered and greyed before the crop, once for each view.
 
 The operations and their order are those of google-deepmind/deepmind-research byol/utils/augmentations.py. The
 parts of the colour jitter are defined as in torchvision and in the PyTorch code that later papers share.
@@ -17,9 +19,10 @@ parts of the colour jitter are defined as in torchvision and in the PyTorch code
 Parameters come from `draws.py`: the same (seed, epoch, image index, view) gives the same view whatever the
 batch, the workers or the processes.
 
-Expect 10 000 to 18 000 views/s per core at 32 px from a canvas of 32, and 3 000 to 4 000 at 64 px from a
-canvas of 96 (`bench/bench_views.py`). At 224 px from a canvas of 448 expect about 140, and twice as many
-small crops of 96 px. Bilinear views take as long. With `colour_first`, views take about a fifth longer.
+Expect 30 000 views/s per core at 32 px from images of 32 px, 5 000 at 64 px from 96 px, 3 700 at 64 px from
+213 x 160 px and 320 at 224 px from 500 x 375 px (`bench/bench_views.py`). Bilinear views are a little faster.
+With `colour_first`, views take up to a fifth longer from small images, and up to twice as long from
+photographs.
 """
 
 from __future__ import annotations
@@ -43,10 +46,12 @@ LUMA = (0.2989, 0.587, 0.114)
 CPU_CHUNK, GPU_CHUNK = 2**20, 2**27
 """Values of the images that are processed together: on a CPU few enough for its caches, on a GPU for its
 memory."""
+SMALL = 128
+"""Longer side in pixels up to which images of one size are resized whole and together."""
 
 
 def sample(
-    canvas: Tensor,
+    pixels: Tensor,
     sizes: Tensor,
     indices: Tensor,
     *,
@@ -59,9 +64,10 @@ def sample(
     """Return view number `view` of each image.
 
     Args:
-        canvas: images, each squashed onto a square of side S, (n, 3, S, S) uint8.
-        sizes: height and width of each original image in pixels, (n, 2) integers. Best on the CPU, where they
-            are read.
+        pixels: images of one size, (n, 3, height, width) uint8, or the values of all images one after the
+            other, (3 height_1 width_1 + 3 height_2 width_2 + ...,) uint8.
+        sizes: height and width of each image in pixels, (n, 2) integers. Best on the CPU, where they are
+            read.
         indices: numbers of the images in their data set, (n,) integers. Best on the CPU, too.
         augmentation: distribution of the views.
         size: side of a view in pixels. Small crops have their own (`Augmentation.size_of_view`).
@@ -69,19 +75,19 @@ def sample(
         epoch, view: counted from 0. With the seed and an image's number they determine its view.
 
     Returns:
-        (n, 3, size, size) float32 from 0 to 1, on the canvas's device.
+        (n, 3, size, size) float32 from 0 to 1, on the device of the pixels.
 
     Raises:
-        ValueError: the canvas is not (n, 3, S, S) uint8, or the number of sizes or of indices is not n.
+        ValueError: the pixels are not those of n images of these sizes, or the number of indices is not n.
     """
-    return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, [view]).views[0]
+    return _sample(pixels, sizes, indices, augmentation, size, seed, epoch, [view]).views[0]
 
 
 class Sampled(NamedTuple):
     """The views of a batch and where they were cut. Each list has one item per view."""
 
     views: list[Tensor]
-    """(n, 3, size, size) float32 from 0 to 1, on the canvas's device. With multi-crop, sizes differ."""
+    """(n, 3, size, size) float32 from 0 to 1, on the device of the pixels. With multi-crop, sizes differ."""
     boxes: list[Tensor]
     """Top, left, height and width of the crops in pixels of the original images, (n, 4) int64, on the CPU."""
     flips: list[Tensor]
@@ -89,7 +95,7 @@ class Sampled(NamedTuple):
 
 
 def sample_all(
-    canvas: Tensor,
+    pixels: Tensor,
     sizes: Tensor,
     indices: Tensor,
     *,
@@ -104,11 +110,11 @@ def sample_all(
     Views of one form are made in one pass: a small batch takes half the time of K passes. Large views are
     bit-equal to those of a run without small crops.
     """
-    return _sample(canvas, sizes, indices, augmentation, size, seed, epoch, range(num_views))
+    return _sample(pixels, sizes, indices, augmentation, size, seed, epoch, range(num_views))
 
 
 def _sample(
-    canvas: Tensor,
+    pixels: Tensor,
     sizes: Tensor,
     indices: Tensor,
     augmentation: Augmentation,
@@ -119,8 +125,9 @@ def _sample(
 ) -> Sampled:
     from reproduce.data.draws import Draws, draw
 
-    _check(canvas, sizes, indices)
     shapes, which = _array(sizes), _array(indices)
+    _check(pixels, shapes, which)
+    images = Originals.of(pixels, shapes)
     drawn = {
         view: draw(augmentation.of_view(view), shapes, which, seed=seed, epoch=epoch, view=view)
         for view in views
@@ -129,7 +136,7 @@ def _sample(
     made: dict[int, Tensor] = {}
     for form in dict.fromkeys(forms.values()):
         some = [view for view in views if forms[view] == form]
-        together = apply(canvas, shapes, Draws.joined([drawn[view] for view in some]), form)
+        together = apply(images, Draws.joined([drawn[view] for view in some]), form)
         made |= zip(some, together.chunk(len(some)), strict=True)
     return Sampled(
         [made[view] for view in views],
@@ -161,38 +168,79 @@ def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, flo
     return x.sub(shift).div_(scale)
 
 
-def apply(canvas: Tensor, sizes: Ints, drawn: Draws, form: Form) -> Tensor:
+class Originals(NamedTuple):
+    """The images of a batch, each at its own size."""
+
+    values: Tensor
+    """Red, green and blue plane of each image in turn, (values,) uint8."""
+    starts: Ints
+    """Place of the first value of each image, (n,)."""
+    sizes: Ints
+    """Height and width of each image, (n, 2)."""
+
+    @staticmethod
+    def of(pixels: Tensor, sizes: Ints) -> Originals:
+        """Return the images of `pixels` in either form; see `sample`."""
+        lengths = 3 * sizes.prod(axis=1)
+        return Originals(pixels.flatten(), lengths.cumsum() - lengths, sizes)
+
+    def image(self, index: int) -> Tensor:
+        """Return one image, (3, height, width) uint8, in the same memory."""
+        start, (height, width) = int(self.starts[index]), self.sizes[index].tolist()
+        return self.values[start : start + 3 * height * width].view(3, height, width)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.values.device.type == "cpu"
+
+    @property
+    def small(self) -> bool:
+        """True if the images have one size of at most `SMALL` pixels."""
+        return bool((self.sizes == self.sizes[:1]).all()) and int(self.sizes.max(initial=0)) <= SMALL
+
+
+def apply(images: Originals, drawn: Draws, form: Form) -> Tensor:
     """Return the views that `drawn` describes: one of each image, then a second of each, and so on.
 
-    All have the same form. Other arguments and the result are as for `sample`. Images are sorted by the
-    position of the hue shift in their jitter. An operation before or after the hue shift, or on images
-    without jitter, then works on a slice of the batch rather than a scattered subset, and the costly hue
-    shift is one call.
+    All have the same form. The result is as for `sample`. Images that are processed together are sorted by
+    the position of the hue shift in their jitter. An operation before or after the hue shift, or on images
+    without jitter, then works on a slice rather than a scattered subset. The costly hue shift is one call.
     """
-    order = drawn.hue_place.argsort(kind="stable")[::-1].copy()
-    drawn, sizes = drawn.take(order), sizes[order % max(1, len(canvas))]
-    where, size = torch.from_numpy(order).to(canvas.device), form.size
-    out = torch.empty(len(order), 3, size, size, device=canvas.device)
+    import numpy as np
 
-    def work(chunks: list[slice]) -> None:
-        x = torch.empty(0, 3, size, size, device=canvas.device)
-        scratch, coloured = Scratch(canvas.device), Scratch(canvas.device)
+    device, size, small = images.values.device, form.size, images.small
+    of = np.arange(len(drawn.flip)) % max(1, len(images.sizes))  # number of each view's image
+    out = torch.empty(len(of), 3, size, size, device=device)
+    threads = torch.get_num_threads() if images.on_cpu else 1
+    limit = CPU_CHUNK if images.on_cpu else GPU_CHUNK
+    if small:
+        side = max(size, int(images.sizes.max(initial=0)))
+        order = drawn.hue_place.argsort(kind="stable")[::-1]
+        chunks = [order[rows] for rows in _chunks(len(order), limit // (3 * side**2), threads)]
+    else:
+        windows = images.sizes[of] if form.colour_first else drawn.box[:, 2:]
+        chunks = _alike(windows, size, limit // 3, threads)
+        chunks = [rows[drawn.hue_place[rows].argsort(kind="stable")[::-1]] for rows in chunks]
+
+    def work(chunks: list[Ints]) -> None:
+        memory = torch.empty(max(map(len, chunks), default=0), 3, size, size, device=device)
+        scratch, coloured = Scratch(device), Scratch(device)
         for rows in chunks:
-            x = x[: rows.stop - rows.start] if len(x) else torch.empty_like(out[rows])
-            some, parameters = canvas.index_select(0, where[rows] % len(canvas)), drawn.take(rows)
-            if form.colour_first:
-                (whole,) = coloured.tensors(some.shape)
-                some = _colour_(torch.mul(some, 1 / 255, out=whole), parameters, scratch)
-            _views_(x, some, sizes[rows], parameters, form, scratch)
-            out.index_copy_(0, where[rows], x)
+            x, parameters = memory[: len(rows)], drawn.take(rows)
+            if small or not images.on_cpu:
+                _resize_together_(x, images, of[rows], parameters, form, scratch, coloured)
+            else:
+                _resize_each_(x, images, of[rows], parameters, form, scratch, coloured)
+            if not form.colour_first:
+                _colour_(x, parameters, scratch)
+            _blur_and_solarize_(x, parameters, scratch)
+            out.index_copy_(0, torch.from_numpy(rows.copy()).to(device), x.clamp_(0, 1))
 
-    threads = torch.get_num_threads() if canvas.device.type == "cpu" else 1
-    limit = CPU_CHUNK if canvas.device.type == "cpu" else GPU_CHUNK
-    _in_threads(work, _chunks(len(order), limit // (3 * max(size, canvas.shape[-1]) ** 2), threads), threads)
+    _in_threads(work, chunks, threads)
     return out
 
 
-def _in_threads(work: Callable[[list[slice]], None], chunks: list[slice], threads: int) -> None:
+def _in_threads(work: Callable[[list[Ints]], None], chunks: list[Ints], threads: int) -> None:
     """Distribute the chunks to `threads` threads, each of which works alone.
 
     The threads that torch starts inside each operation would wait for each other a hundred times per chunk,
@@ -216,18 +264,114 @@ def _chunks(n: int, most: int, threads: int) -> list[slice]:
     return [slice(start, min(n, start + step)) for start in range(0, n, max(1, step))]
 
 
-def _views_(x: Tensor, canvas: Tensor, sizes: Ints, drawn: Draws, form: Form, scratch: Scratch) -> None:
-    """Fill x with the views of images that are sorted by descending `drawn.hue_place`.
+def _alike(windows: Ints, size: int, limit: int, threads: int) -> list[Ints]:
+    """Split images into groups of similar windows, at least one for each thread; return their rows.
 
-    Images without jitter come last. With `form.colour_first` the canvas is jittered and greyed already.
+    Squares of the longest side of a group have at most `limit` pixels together, unless it is one image.
+
+    Args:
+        windows: height and width of what is resized to `size` pixels, (n, 2).
     """
-    kernel = KERNELS[form.resampling]
-    resample(canvas, _crops(drawn, sizes, x.shape[-1], canvas, kernel), x, scratch, kernel)
-    if not form.colour_first:
-        _colour_(x, drawn, scratch)
-    _replace(x, drawn.blur, lambda some, on: blur_(some, _like(some, drawn.sigma[on]), scratch))
-    _replace(x, drawn.solarize, lambda some, _: solarize_(some))
-    x.clamp_(0, 1)
+    import numpy as np
+
+    sides = windows.max(axis=1).clip(min=size)
+    groups: list[Ints] = []
+    order, begin = np.lexsort((windows[:, 0], sides))[::-1], 0
+    while begin < len(order):
+        count = min(limit // int(sides[order[begin]]) ** 2, math.ceil(len(order) / threads))
+        groups.append(order[begin : begin + max(1, count)])
+        begin += max(1, count)
+    return groups
+
+
+def _resize_each_(
+    x: Tensor, images: Originals, of: Ints, drawn: Draws, form: Form, scratch: Scratch, coloured: Scratch
+) -> None:
+    """Fill x with the crops of the images `of`, one after the other."""
+    pictures = _coloured(images, of, drawn, scratch, coloured) if form.colour_first else None
+    for row, (top, left, height, width) in enumerate(drawn.box.tolist()):
+        image = images.image(int(of[row])) if pictures is None else pictures[row]
+        crop = image[None, :, top : top + height, left : left + width].float()
+        view = F.interpolate(crop, size=x.shape[2:], mode=form.resampling, antialias=True)[0]
+        x[row] = view.flip(2) if drawn.flip[row] else view
+    if pictures is None:
+        x.mul_(1 / 255)
+    x.clamp_(0, 1)  # see `resample`
+
+
+def _resize_together_(
+    x: Tensor, images: Originals, of: Ints, drawn: Draws, form: Form, scratch: Scratch, coloured: Scratch
+) -> None:
+    """Fill x with the crops of the images `of`, by products of matrices.
+
+    Small images are copied whole, of others only the crop.
+    """
+    kernel, box = KERNELS[form.resampling], drawn.box
+    if form.colour_first:
+        pixels = _coloured(images, of, drawn, scratch, coloured)
+    elif images.small:
+        pixels = whole(images, of)
+    else:
+        pixels, box = padded(images, of, box), box * (0, 0, 1, 1)
+    resample(pixels, _crops(box, drawn.flip, x, kernel), x, scratch, kernel)
+
+
+def _coloured(images: Originals, of: Ints, drawn: Draws, scratch: Scratch, coloured: Scratch) -> Tensor:
+    """Return the images `of` jittered and greyed, (m, 3, height, width) from 0 to 1; see `whole`."""
+    pixels, sizes, share = whole(images, of), images.sizes[of], None
+    (x,) = coloured.tensors(pixels.shape)
+    if (sizes != sizes[:1]).any():
+        height, width = _like(x, sizes.T.astype("float64")).view(2, -1, 1, 1, 1)
+        rows, columns = (torch.arange(extent, device=x.device) for extent in x.shape[2:])
+        share = ((rows.view(-1, 1) < height) & (columns < width)).float().div_(height * width)
+    return _colour_(torch.mul(pixels, 1 / 255, out=x), drawn, scratch, share)
+
+
+def whole(images: Originals, of: Ints) -> Tensor:
+    """Return the images `of` in one tensor, (m, 3, height, width) uint8, padded as in `padded`."""
+    import numpy as np
+
+    sizes = images.sizes[of]
+    if len(images.sizes) and (images.sizes != images.sizes[0]).any():
+        return padded(images, of, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
+    pixels = images.values.view(len(images.sizes), 3, *images.sizes.max(axis=0, initial=0).tolist())
+    return pixels.index_select(0, torch.from_numpy(of).to(pixels.device))
+
+
+def padded(images: Originals, of: Ints, boxes: Ints) -> Tensor:
+    """Return boxes of the images `of` in one tensor, (m, 3, height, width) uint8.
+
+    It is as high as the highest and as wide as the widest box. Arbitrary values fill the rest.
+
+    Args:
+        boxes: top, left, height and width of each box, (m, 4).
+    """
+    out = images.values.new_empty(len(of), 3, *boxes[:, 2:].max(axis=0, initial=1).tolist())
+    if not images.on_cpu:
+        return gather_(out, images, of, boxes)
+    for each, image, (top, left, height, width) in zip(out, of.tolist(), boxes.tolist(), strict=True):
+        each[:, :height, :width] = images.image(image)[:, top : top + height, left : left + width]
+    return out
+
+
+def gather_(out: Tensor, images: Originals, of: Ints, boxes: Ints) -> Tensor:
+    """Fill `out` as in `padded`, in few operations whatever the number of boxes.
+
+    Pixels outside of a box repeat its last row and column.
+    """
+    import numpy as np
+
+    numbers = np.concatenate([images.starts[of, None], images.sizes[of], boxes], axis=1)
+    start, high, wide, top, left, height, width = (
+        values.view(-1, 1, 1) for values in torch.from_numpy(numbers.T.copy()).to(out.device)
+    )
+    rows, columns = (torch.arange(extent, device=out.device) for extent in out.shape[2:])
+    row, column = torch.minimum(rows.view(-1, 1), height - 1), torch.minimum(columns, width - 1)
+    place = (start + (top + row) * wide + left) + column  # (m, height, width), of the red plane
+    for channel in range(3):
+        out[:, channel] = images.values.take(place)
+        place += high * wide
+    return out
 
 
 class Scratch:
@@ -253,27 +397,29 @@ class Kernel(NamedTuple):
     """A resampling kernel, symmetric around 0."""
 
     support: int
-    """Distance from which the kernel is 0, in pixels of the canvas or of the view, whichever are larger."""
+    """Distance from which the kernel is 0, in pixels of the image or of the view, whichever are larger."""
     at: Callable[[Tensor], Tensor]
     """Value at the distances t >= 0."""
 
 
-def resample(canvas: Tensor, crops: Crops, out: Tensor, scratch: Scratch, kernel: Kernel) -> Tensor:
+def resample(pixels: Tensor, crops: Crops, out: Tensor, scratch: Scratch, kernel: Kernel) -> Tensor:
     """Compute out = Wy @ image @ Wx^T for each channel, with the weights of `weights_`.
 
     Bicubic weights overshoot at edges. Values outside of 0 to 1 are clamped, as in 8-bit pipelines.
 
     Args:
-        canvas: (n, 3, S, S), uint8 from 0 to 255 or float32 from 0 to 1.
-        crops: positions of the crops on the canvas.
+        pixels: (n, 3, height, width), uint8 from 0 to 255 or float32 from 0 to 1.
+        crops: positions of the crops in the images.
         out: (n, 3, size, size), from 0 to 1.
     """
-    n, channels, size, side = len(canvas), canvas.shape[1], out.shape[-1], canvas.shape[-1]
-    weights, pixels, rows = scratch.tensors((n, 2, size, side), canvas.shape, (n, channels, side, size))
+    (n, channels, height, width), size = pixels.shape, out.shape[-1]
+    weights, values, rows = scratch.tensors(
+        (n, 2, size, max(height, width)), pixels.shape, (n, channels, height, size)
+    )
     weights_(weights, crops, kernel)
-    pixels.copy_(canvas)
-    _both_sides(weights[:, 0], pixels, weights[:, 1], rows, out)
-    if canvas.dtype == torch.uint8:
+    values.copy_(pixels)
+    _both_sides(weights[:, 0, :, :height], values, weights[:, 1, :, :width], rows, out)
+    if pixels.dtype == torch.uint8:
         out.mul_(1 / 255)
     return out.clamp_(0, 1)
 
@@ -288,7 +434,7 @@ def _both_sides(left: Tensor, x: Tensor, right: Tensor, rows: Tensor, out: Tenso
 
 
 class Crops(NamedTuple):
-    """Positions of crops on the canvas, in its pixels.
+    """Positions of crops, in pixels of the image.
 
     Index 0 of the second axis is vertical, index 1 horizontal.
     """
@@ -301,18 +447,17 @@ class Crops(NamedTuple):
     high: Tensor
     """Ends of the crop, (n, 2)."""
     reach: int
-    """Number of canvas pixels that the widest kernel covers."""
+    """Number of image pixels that the widest kernel covers."""
 
 
 def weights_(out: Tensor, crops: Crops, kernel: Kernel) -> Tensor:
     """Compute the matrices that resize a crop's `side` pixels to `size` pixels, antialiased.
 
     The kernel is widened by the shrinkage (Pillow, src/libImaging/Resample.c, which torchvision's
-    antialias=True follows). A pixel that the border of the crop cuts counts for the part inside. Pixels
-    outside do not count, as if the crop were cut out first.
+    antialias=True follows). Pixels outside of the crop do not count, as if the crop were cut out first.
 
     Args:
-        out: (n, 2, size, side), vertical and horizontal.
+        out: (n, 2, size, side), vertical and horizontal. The longer side of the images is `side`.
     """
     size, side = out.shape[-2:]
     start, step, low, high = (values.view(-1, 2, 1, 1) for values in crops[:4])
@@ -344,7 +489,7 @@ KERNELS = {"bicubic": Kernel(2, _keys), "bilinear": Kernel(1, _triangle)}
 """Kernel of each `Augmentation.resampling`."""
 
 
-def blend_(x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
+def blend_(x: Tensor, factors: Tensor, scratch: Scratch, share: Tensor | None = None) -> Tensor:
     """Set x <- own x + grey luma(x) + mean (mean of luma(x) over the image), clamped to [0, 1].
 
     Brightness of strength f is (f, 0, 0), contrast (f, 0, 1 - f), saturation (f, 1 - f, 0).
@@ -352,10 +497,15 @@ def blend_(x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
     Args:
         x: (n, 3, height, width).
         factors: own, grey and mean, (3, n).
+        share: weight of each pixel in the mean, (n, 1, height, width). None if all count equally.
     """
     own, grey, mean = factors[..., None, None, None].unbind(0)
     luma = luminance(x, scratch)
-    constant = luma.mean(dim=(2, 3), keepdim=True).mul_(mean)
+    if share is None:
+        constant = luma.mean(dim=(2, 3), keepdim=True)
+    else:
+        constant = luma.mul(share).sum(dim=(2, 3), keepdim=True)
+    constant.mul_(mean)
     return x.mul_(own).add_(luma.mul_(grey).add_(constant)).clamp_(0, 1)
 
 
@@ -454,41 +604,55 @@ def solarize_(x: Tensor) -> Tensor:
     return x.sub_(0.5).abs_().neg_().add_(0.5)
 
 
-def _crops(drawn: Draws, sizes: Ints, size: int, canvas: Tensor, kernel: Kernel) -> Crops:
-    """Map the crops from the original images to the canvas."""
+def _crops(box: Ints, flip: Bools, out: Tensor, kernel: Kernel) -> Crops:
+    """Return the crops `box` of images, (n, 4), which are resized to the height and width of `out`."""
     import numpy as np
 
-    scale = canvas.shape[-1] / sizes
-    low, extent = drawn.box[:, :2] * scale, drawn.box[:, 2:] * scale
-    high, step = low + extent, extent / size
-    reach = math.ceil(2 * kernel.support * max(1.0, step.max()))
-    mirrored = np.stack([np.zeros_like(drawn.flip), drawn.flip], axis=1)
+    low, extent = box[:, :2].astype(np.float64), box[:, 2:].astype(np.float64)
+    high, step = low + extent, extent / out.shape[-1]
+    reach = math.ceil(2 * kernel.support * max(1.0, step.max(initial=0)))
+    mirrored = np.stack([np.zeros_like(flip), flip], axis=1)
     start, step = np.where(mirrored, high, low), np.where(mirrored, -step, step)
-    first, stride, lower, upper = _like(canvas, np.stack([start, step, low, high])).unbind(0)
+    first, stride, lower, upper = _like(out, np.stack([start, step, low, high])).unbind(0)
     return Crops(first, stride, lower, upper, reach)
 
 
-def _colour_(x: Tensor, drawn: Draws, scratch: Scratch) -> Tensor:
-    """Jitter and grey images that are sorted as for `_views_`, (n, 3, height, width) from 0 to 1."""
-    _jitter_(x, drawn, scratch)
+def _colour_(x: Tensor, drawn: Draws, scratch: Scratch, share: Tensor | None = None) -> Tensor:
+    """Jitter and grey images, (n, 3, height, width) from 0 to 1, sorted by descending `drawn.hue_place`.
+
+    Images without jitter come last.
+
+    Args:
+        share: see `blend_`.
+    """
+    _jitter_(x, drawn, scratch, share)
     _replace(x, drawn.grey, lambda some, _: to_grey_(some, scratch))
     return x
 
 
-def _jitter_(x: Tensor, drawn: Draws, scratch: Scratch) -> None:
-    """Apply the colour jitter to images that are sorted as for `_views_`."""
+def _jitter_(x: Tensor, drawn: Draws, scratch: Scratch, share: Tensor | None) -> None:
+    """Apply the colour jitter to images that are sorted as for `_colour_`."""
     jittered = int(drawn.jitter.sum())
     # Numbers of images whose blend i comes before their hue shift.
     before = [int((drawn.hue_place > i).sum()) for i in range(3)]
     blends = _like(x, drawn.blends())
+
+    def blend(i: int, rows: slice) -> None:
+        blend_(x[rows], blends[i, :, rows], scratch, None if share is None else share[rows])
+
     for i, count in enumerate(before):
         if count:
-            blend_(x[:count], blends[i, :, :count], scratch)
+            blend(i, slice(0, count))
     if jittered:
         shift_hue_(x[:jittered], _like(x, drawn.hue[:jittered]), scratch)
     for i, count in enumerate(before):
         if count < jittered:
-            blend_(x[count:jittered], blends[i, :, count:jittered], scratch)
+            blend(i, slice(count, jittered))
+
+
+def _blur_and_solarize_(x: Tensor, drawn: Draws, scratch: Scratch) -> None:
+    _replace(x, drawn.blur, lambda some, on: blur_(some, _like(some, drawn.sigma[on]), scratch))
+    _replace(x, drawn.solarize, lambda some, _: solarize_(some))
 
 
 def _replace(x: Tensor, mask: Bools, operation_: Callable[[Tensor, Ints], Tensor]) -> None:
@@ -511,12 +675,14 @@ def _array(values: Tensor) -> Ints:
     return values.detach().cpu().to(torch.int64).numpy()
 
 
-def _check(canvas: Tensor, sizes: Tensor, indices: Tensor) -> None:
-    n, shape = len(canvas), tuple(canvas.shape)
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or canvas.dtype != torch.uint8:
-        raise ValueError(f"The canvas is {shape} {canvas.dtype}, but views need (n, 3, S, S) torch.uint8.")
-    if tuple(sizes.shape) != (n, 2) or tuple(indices.shape) != (n,):
+def _check(pixels: Tensor, sizes: Ints, indices: Ints) -> None:
+    n, shape = len(indices), tuple(pixels.shape)
+    if sizes.shape != (n, 2):
+        raise ValueError(f"{n} images need sizes ({n}, 2), but they are {sizes.shape}.")
+    together = len(shape) == 4 and shape[:2] == (n, 3) and bool((sizes == shape[2:]).all())
+    one_by_one = len(shape) == 1 and shape[0] == 3 * sizes.prod(axis=1).sum()
+    if pixels.dtype != torch.uint8 or not (together or one_by_one):
         raise ValueError(
-            f"{n} images need sizes ({n}, 2) and indices ({n},), but they are {tuple(sizes.shape)} and "
-            f"{tuple(indices.shape)}."
+            f"The pixels are {shape} {pixels.dtype}, but views of {n} images need torch.uint8, "
+            f"({n}, 3, height, width) or {3 * sizes.prod(axis=1).sum()} values, as their sizes say."
         )

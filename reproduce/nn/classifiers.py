@@ -224,17 +224,17 @@ class Stream:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch number `epoch`, from batch number `first` on; both count from 0."""
-        from reproduce.data.images import Canvas, in_parts
+        from reproduce.data.images import Whole, in_parts
 
         order = torch.randperm(
             len(self.split.indices), generator=seeds.generator("classifier order", self.seed, epoch)
         )
         parts = torch.tensor_split(order, self.num_steps)[first:]
         mine = [self.split.indices[part[slice(*bounds(len(part)))]] for part in parts]
-        decoded = in_parts(self.split.images, mine, Canvas(self.dataset.canvas), self.site.workers)
-        for part, (canvas, sizes, which) in zip(parts, decoded, strict=True):
+        decoded = in_parts(self.split.images, mine, Whole(), self.site.workers)
+        for part, (pixels, sizes, which) in zip(parts, decoded, strict=True):
             sampled = views.sample(
-                canvas.to(self.device, non_blocking=True),
+                pixels.to(self.device, non_blocking=True),
                 sizes,
                 which,
                 augmentation=self.augmentation,

@@ -188,11 +188,11 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
     widths: list[int] = []
 
     def rows() -> Iterator[Tensor]:
-        for batch in batches(images, shares(len(images)), CHUNK, canvas=dataset.canvas, workers=site.workers):
-            canvas, outputs = batch.pixels.to(device), []
+        for batch in batches(images, shares(len(images)), CHUNK, workers=site.workers):
+            pixels, outputs = batch.pixels.to(device), []
             for view in range(2):
                 sampled = views.sample(
-                    canvas,
+                    pixels,
                     batch.sizes,
                     batch.indices,
                     augmentation=augmentation,

@@ -27,8 +27,7 @@ class Weights(Settings, name="weights"):
     resize: Pixels = 256
     """Shorter side of a test image before its centre crop, in pixels."""
     canvas: Pixels = 448
-    """Side of the square canvas in pixels. An image is decoded to it, and an augmented view is cropped from
-    it."""
+    """No effect: views are cropped from images at their own sizes. It is part of the names of runs."""
     mean: Channels = (0.485, 0.456, 0.406)
     """Mean of the RGB channels in its normalisation, for values from 0 to 1 (ImageNet's)."""
     std: Deviations = (0.229, 0.224, 0.225)
