@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from reproduce.report.table import Cell, Column, Measured, Reported, Row
+from reproduce.report.table import Cell, Column, Margin, Measured, Reported, Row
 
 EMPTY = "The paper leaves this cell empty."
 """Note on a number that the paper does not have."""
@@ -54,6 +54,24 @@ HALF_AT_TWO_VIEWS = (
     r"$\mathcal{L}_c$. We read Eq. 2 so, literally; --set dispersive=sum sums both losses over the views."
 )
 """Notes that several tables share."""
+IMAGENET_MARGIN = Margin(
+    0.4,
+    "twice the standard deviation, 0.22, of five trainings of MoCo v1 (0.16 of MoCo v2): "
+    "facebookresearch/moco README.md",
+)
+"""Margin of linear evaluation on ImageNet."""
+MARGINS_ON_VOC = {
+    key: Margin(
+        2 * std,
+        f"twice the standard deviation, {std:g}, of detectors: facebookresearch/moco detection/README.md",
+    )
+    for key, std in (("ap50", 0.2), ("ap75", 0.4), ("ap", 0.2))
+}
+COCO_MARGIN = Margin(
+    0.3,
+    "a gap within the random variation on COCO, by the author of MoCo: facebookresearch/moco issue 39",
+)
+"""Margins of detection on VOC and COCO."""
 
 
 def paper_row(

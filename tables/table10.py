@@ -20,7 +20,7 @@ from functools import partial
 from configs import baselines, released
 from configs.evaluate import coco_mask_rcnn
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
-from configs.rows import CHOICES, LAMBDAS_ON_IMAGENET, OWN_TAU, SMALL_DETECTORS, paper_row
+from configs.rows import CHOICES, COCO_MARGIN, LAMBDAS_ON_IMAGENET, OWN_TAU, SMALL_DETECTORS, paper_row
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Number, Sum, within
 from reproduce.report.table import Column, Measured, Table
@@ -28,8 +28,8 @@ from reproduce.spec import Pretrain
 
 ALIASES = ("coco-mask-rcnn", "coco_mask_rcnn")
 COLUMNS = (
-    Column(key="box_ap", title=r"AP$^\text{bb}$", digits=1),
-    Column(key="mask_ap", title=r"AP$^\text{mk}$", digits=1),
+    Column(key="box_ap", title=r"AP$^\text{bb}$", digits=1, margin=COCO_MARGIN),
+    Column(key="mask_ap", title=r"AP$^\text{mk}$", digits=1, margin=COCO_MARGIN),
 )
 KEYS = tuple(column.key for column in COLUMNS)
 OURS = "Ours (K=4)"

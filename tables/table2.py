@@ -20,16 +20,16 @@ from functools import partial
 from configs import baselines, released
 from configs.evaluate import imagenet_linear
 from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
-from configs.rows import CHOICES, LAMBDAS_ON_IMAGENET, OWN_TAU, paper_row
+from configs.rows import CHOICES, IMAGENET_MARGIN, LAMBDAS_ON_IMAGENET, OWN_TAU, paper_row
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Contrast, Number, known
 from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
 
 COLUMNS = (
-    Column(key="e100", title="100 epochs", digits=1),
-    Column(key="e200", title="200 epochs", digits=1),
-    Column(key="e400", title="400 epochs", digits=1),
+    Column(key="e100", title="100 epochs", digits=1, margin=IMAGENET_MARGIN),
+    Column(key="e200", title="200 epochs", digits=1, margin=IMAGENET_MARGIN),
+    Column(key="e400", title="400 epochs", digits=1, margin=IMAGENET_MARGIN),
 )
 KEYS = tuple(column.key for column in COLUMNS)
 OURS, MULTI_CROP = "Ours (K=4)", "SwAV (with multi-crop)"

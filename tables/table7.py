@@ -16,14 +16,17 @@ from functools import partial
 
 from configs.evaluate import imagenet_linear
 from configs.pretrain import byol_imagenet, byol_multicrop, msbreg_imagenet
-from configs.rows import CHOICES, LAMBDAS_ON_IMAGENET, paper_row
+from configs.rows import CHOICES, IMAGENET_MARGIN, LAMBDAS_ON_IMAGENET, paper_row
 from reproduce.report.claim import Claim, Number
 from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
 
 EPOCHS = {"e100": 100, "e200": 200, "e300": 300}
 """Epochs of pretraining by column."""
-COLUMNS = tuple(Column(key=key, title=f"{epochs} epochs", digits=1) for key, epochs in EPOCHS.items())
+COLUMNS = tuple(
+    Column(key=key, title=f"{epochs} epochs", digits=1, margin=IMAGENET_MARGIN)
+    for key, epochs in EPOCHS.items()
+)
 OURS, MULTI_CROP = "Ours (K=4)", "BYOL + multi-crop"
 LARGE = 2.0
 """Percentage points that a large margin exceeds; a choice."""

@@ -27,7 +27,7 @@ from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
 from reproduce.report.filled import Filled
 from reproduce.report.observe import Finished
-from reproduce.report.table import Cell, Column, Measured, Reported, Row, Table
+from reproduce.report.table import Cell, Column, Margin, Measured, Reported, Row, Table
 from reproduce.runs import interrupt, processes
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate
@@ -469,7 +469,7 @@ def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
         name="table8",
         number="8",
         title="Terms",
-        columns=(Column(key="acc", title="top-1", margin=1.0, margin_source="made up"),),
+        columns=(Column(key="acc", title="top-1", margin=Margin(1.0, "made up")),),
         rows=(Row(label="BYOL", cells={"acc": Cell(paper=Reported(value="95"), ours=ours)}),),
     )
     runs = {

@@ -236,7 +236,7 @@ def _remarks(filled: Filled, sub_columns: Sequence[SubColumn], lines: Sequence[L
             "The spread of a released encoder is that of its evaluation; it says nothing about trainings and "
             "is compared with none."
         )
-    if any(cell.against for cell in shown):
+    if filled.scale == "paper" and any(column.margin is not None for column in filled.columns):
         yield from _margins(filled)
     if any(claim.effect is not None for claim in filled.claims):
         yield (
@@ -268,13 +268,10 @@ def _margins(filled: Filled) -> Iterator[str]:
         f"Ours against the paper: {meanings}. A number is reproduced if its {CONFIDENCE} interval lies "
         "within the margin around the printed one."
     )
-    sources = dict.fromkeys(
-        (column.margin, column.unit, column.margin_source)
-        for column in filled.columns
-        if column.margin is not None
-    )
-    for margin, unit, source in sources:
-        yield f"Margin: {margin:g}{' points' if unit == '%' else ''} ({source})."
+    for margin in dict.fromkeys(column.margin for column in filled.columns):
+        if margin is not None:
+            titles = [column.title for column in filled.columns if column.margin == margin]
+            yield f"Margin of {', '.join(titles)}: {margin.value:g} ({margin.source})."
 
 
 def _empty_cells(filled: Filled) -> Iterator[str]:

@@ -22,7 +22,7 @@ from reproduce.report.claim import Claim
 from reproduce.report.markup import literal
 from reproduce.report.observe import Statistics, statistics
 from reproduce.report.stats import Sample, estimate
-from reproduce.report.table import Cell, Column, Row, Table
+from reproduce.report.table import Cell, Column, Margin, Row, Table
 from reproduce.report.verdicts import (
     Absent,
     CellVerdict,
@@ -174,7 +174,10 @@ def from_json(data: Mapping[str, Any]) -> Filled:
         KeyError, TypeError: another version of `to_json` wrote the data.
     """
     parts = dict(data) | {"notes": tuple(data["notes"]), "changes": tuple(data["changes"])}
-    parts["columns"] = tuple(Column(**column) for column in data["columns"])
+    parts["columns"] = tuple(
+        Column(**column | {"margin": column["margin"] and Margin(**column["margin"])})
+        for column in data["columns"]
+    )
     parts["claims"] = tuple(
         JudgedClaim(**claim | {"effect": claim["effect"] and Effect(**claim["effect"])})
         for claim in data["claims"]
@@ -358,7 +361,7 @@ def _against(
         return "not comparable", "one released encoder has no spread over trainings"
     if column.margin is None:
         return "not comparable", NO_MARGIN
-    found = compare(sample, float(cell.paper.value), column.margin)
+    found = compare(sample, float(cell.paper.value), column.margin.value)
     return found, "one seed has no interval" if len(sample.values) < 2 else ""
 
 

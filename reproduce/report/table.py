@@ -23,6 +23,15 @@ from reproduce.report.claim import Claim, MissingNumberError, PaperVerdict
 from reproduce.spec import Evaluate, Spec
 
 
+@dataclass(frozen=True)
+class Margin:
+    """Largest difference from the paper's numbers that counts as none, declared before anything is run."""
+
+    value: float
+    """In the units of print."""
+    source: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One measured quantity."""
@@ -38,11 +47,9 @@ class Column:
     """Decimals of our own numbers; the paper's are printed with its own digits."""
     better: Literal["higher", "lower", ""] = "higher"
     """Extreme that is printed in bold; none if empty."""
-    margin: float | None = None
-    """Largest difference from the paper's number that counts as none, in the units of print; None if no
-    spread over seeds is published for this protocol, so that no margin can be declared."""
-    margin_source: str = ""
-    """Source of the margin."""
+    margin: Margin | None = None
+    """Difference from the paper's number that counts as none; None if no spread over seeds is published for
+    this protocol, so that none can be declared."""
 
 
 @dataclass(frozen=True, kw_only=True)
