@@ -356,8 +356,10 @@ TRANSCRIBED = transcribed()
 CASES = [(name, index) for name in NAMES for index in range(len(TRANSCRIBED[name]))]
 STEP = 0.01
 """Distance of just inside and just outside from a margin."""
-FAR = 200.0
-"""Largest value of a made-up number."""
+FAR = 100
+"""Smallest limit of a made-up number; the largest is twice as high."""
+DRAWS = 3
+"""Number of draws of the other cells for each value of a contrast."""
 
 
 def numbers(
@@ -365,7 +367,7 @@ def numbers(
 ) -> dict[Place, float] | None:
     """Return numbers at which one contrast has a value and the others hold, or None if there are none.
 
-    Apart from that the numbers are as high or as low as possible, at random.
+    Apart from that the numbers are as high or as low as limits allow that are drawn for each cell.
     """
 
     def line(bound: Bound) -> list[float]:
@@ -373,12 +375,12 @@ def numbers(
 
     holds = [each.margin + (0 if each.or_equal else STEP) for each in others]
     found = linprog(
-        random.choice([-1.0, 1.0], len(cells)),
+        random.normal(size=len(cells)),
         A_ub=-np.array([line(each) for each in others]) if others else None,
         b_ub=-np.array(holds) if others else None,
         A_eq=[line(one)],
         b_eq=[value],
-        bounds=(-FAR, FAR),
+        bounds=[(-low, high) for low, high in random.integers(FAR, 2 * FAR, (len(cells), 2))],
     )
     return dict(zip(cells, np.round(found.x, 6).tolist(), strict=True)) if found.success else None
 
@@ -401,12 +403,13 @@ def test_a_claim_is_decided_by_each_of_its_contrasts_and_by_nothing_else(name: s
             (one.margin, "holds" if one.or_equal else "fails"),
             (one.margin - STEP, "fails"),
         ):
-            made_up = numbers(cells, one, value, others, random)
-            if made_up is None:
-                implied += value < one.margin
-                continue
-            found = decided_by_cells.judge(lambda *cell, made_up=made_up: made_up[cell])
-            assert found == expected, f"{one} at {value}: {made_up}"
+            for _ in range(DRAWS):
+                made_up = numbers(cells, one, value, others, random)
+                if made_up is None:
+                    implied += value < one.margin
+                    break
+                found = decided_by_cells.judge(lambda *cell, made_up=made_up: made_up[cell])
+                assert found == expected, f"{one} at {value}: {made_up}"
     assert implied == IMPLIED.get((name, words), 0)
 
 
