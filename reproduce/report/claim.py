@@ -16,7 +16,8 @@ from itertools import pairwise
 from typing import Literal, NoReturn
 
 EXACT = 9
-"""Decimals to which a contrast of printed numbers is rounded, so that 64.1 lies exactly 2 above 62.1."""
+"""Decimals to which a contrast and its margin are rounded: 64.1 lies exactly 2 above 62.1, and .92 - .5 is
+.42."""
 
 
 class MissingNumberError(LookupError):
@@ -118,7 +119,7 @@ class Contrast:
 def _contrast(left: Sum, right: Sum | float, *, or_equal: bool = False) -> Contrast:
     if isinstance(right, Sum):
         return Contrast(terms=(left - right).terms, or_equal=or_equal)
-    return Contrast(terms=left.terms, margin=float(right), or_equal=or_equal)
+    return Contrast(terms=left.terms, margin=round(float(right), EXACT), or_equal=or_equal)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,8 @@ class Estimate:
         """
         assert self.error is not None, "an estimate without a spread has no p-value"
         if not self.error:
-            return 0.0 if self.effect > margin or (or_equal and self.effect == margin) else 1.0
+            gap = self._gap(margin)
+            return 0.0 if gap > 0 or (or_equal and gap == 0) else 1.0
         return tail((self.effect - margin) / self.error, self.degrees)
 
     def p_below(self, margin: float, *, or_equal: bool = False) -> float:
@@ -96,8 +97,14 @@ class Estimate:
         """
         assert self.error is not None, "an estimate without a spread has no p-value"
         if not self.error:
-            return 0.0 if self.effect < margin or (not or_equal and self.effect == margin) else 1.0
+            gap = self._gap(margin)
+            return 0.0 if gap < 0 or (not or_equal and gap == 0) else 1.0
         return tail((margin - self.effect) / self.error, self.degrees)
+
+    def _gap(self, margin: float) -> float:
+        """Return the effect minus the margin, 0 if they differ only by rounding: 64.1 - 62.1 is 2."""
+        gap = self.effect - margin
+        return math.copysign(_without_noise(abs(gap), self.effect), gap)
 
 
 def estimate(weighted: Sequence[tuple[float, Sample]]) -> Estimate:
@@ -133,7 +140,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _without_noise(spread: float, effect: float) -> float:
-    """Return 0 for a spread that is only the rounding of binary fractions."""
+    """Return 0 for a spread, or a distance, that is only the rounding of binary fractions."""
     return 0.0 if spread <= 1e-9 * max(1.0, abs(effect)) else spread
 
 

@@ -109,13 +109,12 @@ class _Tested:
     @property
     def p_supported(self) -> float:
         """p-value of "some contrast does not exceed its margin"; no correction for their number."""
-        return max(found.p_above(each.margin, or_equal=each.or_equal) for each, found in self.pairs)
+        return max(map(_p_above, self.pairs))
 
     @property
     def p_contradicted(self) -> float:
         """p-value of "all contrasts exceed their margins", corrected for their number."""
-        lowest = min(found.p_below(each.margin, or_equal=each.or_equal) for each, found in self.pairs)
-        return min(1.0, len(self.pairs) * lowest)
+        return min(1.0, len(self.pairs) * min(map(_p_below, self.pairs)))
 
     @property
     def p(self) -> float:
@@ -129,14 +128,12 @@ class _Tested:
             adjusted: `p`, adjusted for the number of claims.
             claims: that number.
         """
+        weakest = max(self.pairs, key=_p_above)
         if adjusted > LEVEL:
-            weakest = max(self.pairs, key=lambda pair: pair[1].p_above(pair[0].margin))
             return _Decided("inconclusive", self._seeds(LEVEL / claims), _effect(*weakest))
         if self.p_supported < self.p_contradicted:
-            weakest = max(self.pairs, key=lambda pair: pair[1].p_above(pair[0].margin))
             return _Decided("supported", "", _effect(*weakest))
-        strongest = min(self.pairs, key=lambda pair: pair[1].p_below(pair[0].margin))
-        return _Decided("contradicted", "", _effect(*strongest))
+        return _Decided("contradicted", "", _effect(*min(self.pairs, key=_p_below)))
 
     def _seeds(self, level: float) -> str:
         """Return about how many seeds would decide, if effects and spreads stayed as they are."""
@@ -148,6 +145,18 @@ class _Tested:
             return f"more than {MOST_SEEDS} seeds would be needed to decide at this effect and spread"
         number = max(min(known) if short else max(known), self.pairs[0][1].n + 1)
         return f"about {number} seeds would decide at this effect and spread"
+
+
+def _p_above(pair: tuple[Contrast, Estimate]) -> float:
+    """Return the p-value of "the contrast does not exceed its margin"."""
+    contrast, found = pair
+    return found.p_above(contrast.margin, or_equal=contrast.or_equal)
+
+
+def _p_below(pair: tuple[Contrast, Estimate]) -> float:
+    """Return the p-value of "the contrast exceeds its margin"."""
+    contrast, found = pair
+    return found.p_below(contrast.margin, or_equal=contrast.or_equal)
 
 
 def _open(claim: Claim, look_up: LookUp, not_judged: str) -> _Tested | _Decided:
@@ -162,7 +171,11 @@ def _open(claim: Claim, look_up: LookUp, not_judged: str) -> _Tested | _Decided:
     pairs = []
     for contrast in claim.contrasts:
         if contrast.terms:
-            terms = [(term.weight, samples[term.row, term.column]) for term in contrast.terms]
+            weights: dict[tuple[str, str], float] = {}
+            for term in contrast.terms:  # a cell that occurs twice counts once, with the sum of its weights
+                cell = term.row, term.column
+                weights[cell] = weights.get(cell, 0.0) + term.weight
+            terms = [(weight, samples[cell]) for cell, weight in weights.items() if weight]
             pairs.append((contrast, estimate(terms)))
         elif not contrast.holds_at(0.0):
             return _Decided("contradicted", f"it is not so that {contrast}")
