@@ -24,7 +24,7 @@ from reproduce.report.claim import Claim, Contrast, Number, at_most_below, known
 from reproduce.report.filled import Filled, FilledCell, fill
 from reproduce.report.observe import Finished, frame
 from reproduce.report.stats import Sample, estimate, holm, quantile, seeds_needed, tail
-from reproduce.report.table import Cell, Column, Measured, Reported, Row, Table
+from reproduce.report.table import Cell, Column, Margin, Measured, Reported, Row, Table
 from reproduce.report.verdicts import Absent, JudgedClaim, compare, emphasis, judge
 from reproduce.spec import Evaluate
 
@@ -361,7 +361,7 @@ TABLE = Table(
     name="table8",
     number="8",
     title="Ours, a trained baseline, a quoted one and a released one.",
-    columns=(Column(key="acc", title="Top-1", margin=0.5, margin_source="made up"),),
+    columns=(Column(key="acc", title="Top-1", margin=Margin(0.5, "made up")),),
     rows=tuple(
         Row(
             label=label,

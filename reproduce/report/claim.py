@@ -95,13 +95,12 @@ class Contrast:
         if self.fact:
             return self.fact
         several = len({term.column for term in self.terms}) > 1
-        names = [f"{term.row} [{term.column}]" if several else term.row for term in self.terms]
-        signs = [" − " if term.weight < 0 else " + " for term in self.terms]
-        left = "".join(sign + name for sign, name in zip(signs, names, strict=True))
-        left = left.removeprefix(" + ") if signs[0] == " + " else left.lstrip()
-        return f"{left} {'≥' if self.or_equal else '>'} {self.margin:g}".replace("> -", "> −").replace(
-            "≥ -", "≥ −"
-        )
+        text = ""
+        for term in sorted(self.terms, key=lambda term: term.weight < 0):  # what is added comes first
+            name = f"{term.row} [{term.column}]" if several else term.row
+            text += f" {'−' if term.weight < 0 else '+'} {name}"
+        margin = f"{self.margin:g}".replace("-", "−")
+        return f"{text.strip().removeprefix('+ ')} {'≥' if self.or_equal else '>'} {margin}"
 
     def value(self, number: Values) -> float:
         """Return the sum on these numbers.
