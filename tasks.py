@@ -81,6 +81,15 @@ def status(c: Context) -> None:
             print(line)
 
 
+@command(given.TableOptions, "table", "scale")
+def show(c: Context, options: given.TableOptions) -> None:
+    """Print a table's report in the terminal, and count its claims by verdict."""
+    from reproduce.commands import show
+
+    with one_line(ConnectionError):
+        print("\n".join(show.show(options.table, options.scale, *store())))
+
+
 @command(given.TableOptions, "table", "row", "column", "scale", "seeds", "set")
 def why(c: Context, options: given.TableOptions) -> None:
     """Explain a cell's number: its runs, settings, data, code and MLflow pages, or how to fill it."""
@@ -249,7 +258,7 @@ def module(name: str, *arguments: str) -> None:
 
 
 TABLES = [table_task(path.stem, part) for path in FILES for part in parts(path)]
-MAKE = [tables, reports, evaluate, status, why, diff, settings]
+MAKE = [tables, reports, evaluate, show, status, why, diff, settings]
 KEEP = [redo, verify, gc, unlock, export, receive, doctor, ui, download, docs, test, bench]
 namespace = Collection(*TABLES, *MAKE, *KEEP)
 invoke.main.program.__class__ = CommandLine  # `invoke` creates its program before it reads this file

@@ -30,6 +30,7 @@ TASKS = (
     "tables",
     "reports",
     "evaluate",
+    "show",
     "status",
     "why",
     "diff",
