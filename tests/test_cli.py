@@ -31,6 +31,7 @@ TASKS = (
     "reports",
     "evaluate",
     "show",
+    "seeds",
     "status",
     "why",
     "diff",
