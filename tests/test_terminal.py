@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from test_cli import HEAVY, imported
 
+from reproduce.commands.show import _request
+from reproduce.plan import Request
 from reproduce.report.filled import Filled, FilledCell, FilledRow
 from reproduce.report.table import Column
 from reproduce.report.terminal import cut, lines, padded, width_of
@@ -154,8 +156,15 @@ def test_a_report_that_is_missing_is_named_with_the_command(home: Home) -> None:
     done = home.invoke("show", "table8", "--scale", "small")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "There is no report of table8 at small scale: `invoke table8 --scale small --render-only` renders it "
+        "table8 at small scale was not rendered yet: `invoke table8 --scale small --render-only` renders it "
         "from finished runs.\n"
+    )
+
+
+def test_the_command_that_renders_a_report_again_repeats_its_settings_and_seeds() -> None:
+    changes = ("baselines=trained", "row Mine=mine.pth", "epochs=5")
+    assert _request(replace(TABLE, changes=changes)) == Request(
+        table="table99", scale="paper", seeds=2, changes=("epochs=5",), baselines="trained"
     )
 
 

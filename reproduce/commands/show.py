@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from reproduce.report.observe import Observation
     from reproduce.tracking.store import Store
 
-BASELINES = "baselines="
-"""Prefix of the change of a report that is the choice of baselines."""
+BASELINES, ADDED = "baselines=", "row "
+"""Prefixes of changes that a report lists but `--set` cannot make: the baselines, and an added row."""
 
 
 def show(table: str, scale: str, site: Site, store: Store) -> list[str]:
@@ -45,7 +45,7 @@ def show(table: str, scale: str, site: Site, store: Store) -> list[str]:
         lines = [*terminal.lines(filled, terminal.width()), render.summary(filled)]
     except FileNotFoundError:
         raise NotFoundError(
-            f"There is no report of {request}: {_command(request)} renders it from finished runs."
+            f"{request} was not rendered yet: {_command(request)} renders it from finished runs."
         ) from None
     except (OSError, ValueError):
         raise InvalidError(
@@ -75,7 +75,7 @@ def _request(filled: Filled) -> Request:
         table=filled.table,
         scale=filled.scale,
         seeds=max((seed + 1 for cell in cells for seed in cell.seeds), default=1),
-        changes=tuple(each for each in filled.changes if not each.startswith(BASELINES)),
+        changes=tuple(each for each in filled.changes if not each.startswith((BASELINES, ADDED))),
         baselines=baselines[0] if baselines else "quoted",
     )
 
