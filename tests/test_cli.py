@@ -165,6 +165,7 @@ def test_help_may_follow_the_task(task: str, home: Home) -> None:
         ("voc-detection", {"columns": "ap*.", "set": "May be repeated."}),
         ("evaluate", {"checkpoint": "none.", "protocol": "none.", "set": "May be repeated."}),
         ("why", {"table": "Required.", "row": "*.", "scale": "smoke."}),
+        ("seeds", {"table": "Required.", "seeds": "20.", "budget": "no limit.", "apply": "off."}),
         ("ui", {"port": "5000."}),
         ("verify", {"data": "off."}),
         ("gc", {"delete": "off.", "older-than": "30d, and no run that could be resumed."}),

@@ -29,7 +29,7 @@ from reproduce.report.claim import Claim
 from reproduce.report.display import EFFECT_DIGITS
 from reproduce.report.filled import Filled, fill, numbers
 from reproduce.report.observe import Finished, frame, observe
-from reproduce.report.stats import MOST_SEEDS, printed
+from reproduce.report.stats import LEVEL, MOST_SEEDS, printed
 from reproduce.report.table import Measured, Table
 from reproduce.report.verdicts import FEW_SEEDS, Effect, JudgedClaim, Verdict, seeds_to_decide
 from reproduce.site import Site
@@ -233,6 +233,7 @@ class Proposal:
             )
         if any(each.verdict == "inconclusive" for each, *_ in self.chosen):
             yield "Needed: about that many seeds decide if the effect and its spread stay as they are."
+            yield f"Judging a claim again is a second look: false verdicts exceed the level of {LEVEL:.0%}."
 
     def _left_out(self, width: int) -> Iterator[str]:
         heads = ("claim", "effect", "seeds now", "needed", "new runs", "because")
