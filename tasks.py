@@ -81,6 +81,35 @@ def status(c: Context) -> None:
             print(line)
 
 
+@command(given.TableOptions, "table", "scale")
+def show(c: Context, options: given.TableOptions) -> None:
+    """Print a table's report in the terminal, and count its claims by verdict."""
+    from reproduce.commands import show
+
+    with one_line(ConnectionError):
+        print("\n".join(show.show(options.table, options.scale, *store())))
+
+
+@command(given.SeedsOptions)
+@stoppable()
+def seeds(c: Context, options: given.SeedsOptions) -> None:
+    """Plan the seeds that would decide the most claims for the fewest hours; --apply executes the plan."""
+    from reproduce.commands import make, seeds
+    from reproduce.report import terminal
+
+    request, most, budget = options.request(), options.num_seeds(), options.hours()
+    request.build()
+    if request.scale == "smoke":
+        print(seeds.SMOKE)
+        return
+    site, opened = store()
+    with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
+        found = seeds.propose(request, most, budget, site, opened)
+        print("\n".join(found.lines(terminal.width())), flush=True)
+        if options.apply and found.requests and not c.config.run.dry:
+            finish(make.produce(list(found.requests), site))
+
+
 @command(given.TableOptions, "table", "row", "column", "scale", "seeds", "set")
 def why(c: Context, options: given.TableOptions) -> None:
     """Explain a cell's number: its runs, settings, data, code and MLflow pages, or how to fill it."""
@@ -249,7 +278,7 @@ def module(name: str, *arguments: str) -> None:
 
 
 TABLES = [table_task(path.stem, part) for path in FILES for part in parts(path)]
-MAKE = [tables, reports, evaluate, status, why, diff, settings]
+MAKE = [tables, reports, evaluate, show, seeds, status, why, diff, settings]
 KEEP = [redo, verify, gc, unlock, export, receive, doctor, ui, download, docs, test, bench]
 namespace = Collection(*TABLES, *MAKE, *KEEP)
 invoke.main.program.__class__ = CommandLine  # `invoke` creates its program before it reads this file

@@ -198,9 +198,10 @@ def table_command(
     table: str, rows: str, columns: str, scale: str, seeds: int, baselines: str, changes: Iterable[str]
 ) -> str:
     """Return the command that fills cells of a table, without the options that have their usual values."""
-    words = ["invoke", table, "--rows", rows, "--columns", columns]
-    given = {"--scale": scale, "--seeds": str(seeds), "--baselines": baselines}
-    usual = {"--scale": "smoke", "--seeds": "1", "--baselines": "quoted"}
-    words += [word for option, value in given.items() if value != usual[option] for word in (option, value)]
+    given = {"--rows": rows, "--columns": columns, "--scale": scale, "--seeds": str(seeds)}
+    usual = {"--rows": "*", "--columns": "*", "--scale": "smoke", "--seeds": "1", "--baselines": "quoted"}
+    words = ["invoke", table]
+    for option, value in (given | {"--baselines": baselines}).items():
+        words += [option, value] if value != usual[option] else []
     words += [word for change in changes for word in ("--set", change)]
     return shlex.join(words)

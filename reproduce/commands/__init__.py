@@ -5,6 +5,8 @@ Imports point down this page.
     program.py      tasks for invoke: functions with options, errors on one line
     reference.py    the settings that `--set` changes, and the page about them
     options.py      the options of every task, whose docstrings are the help
+    show.py         a table's report in the terminal
+    seeds.py        the seeds that would decide the most claims for the fewest hours
     make.py         makes tables and single evaluations
     forecast.py     what a command would run, and the hours and disk it takes
     doctor.py       what this machine has and what each table needs

@@ -149,10 +149,11 @@ class Forecast:
         if self.changes:
             yield f"Changed settings: {', '.join(self.changes)}."
         if self.todo:
-            yield from self._estimates()
+            yield from self.estimates()
         yield f"Plan {self.digest}: --apply {self.digest} runs exactly this plan."
 
-    def _estimates(self) -> Iterator[str]:
+    def estimates(self) -> Iterator[str]:
+        """Yield the lines on hours, their origin, wall time and disk of the runs that would be started."""
         at_once = min(self.at_once, sum(step.devices for step in self.todo))
         one_each = all(step.devices == 1 for step in self.todo)
         parallel = f"{counted(at_once, 'run' if one_each else self.device)} at once"

@@ -57,6 +57,8 @@ def produce(
 ) -> int:
     """Execute the unfinished runs that the tables need, render every table, and print a summary.
 
+    If all requests are for one table, it is printed, too.
+
     Args:
         render_only: start nothing; cells without a finished run stay empty.
 
@@ -71,7 +73,8 @@ def produce(
     _check(requests, site, limits)
     done = _carry_out(jobs(requests), site, render_only=render_only)
     print(done.summary(), flush=True)
-    rendered = [_render(request, site, done) for request in requests]
+    shown = len({request.table for request in requests}) == 1
+    rendered = [_render(request, site, done, shown=shown) for request in requests]
     for table, filled, paths in rendered:
         # A part of a table would empty the cells that it lacks.
         if done.finished and not done.unasked and not table.left_out:
@@ -329,13 +332,16 @@ def _log(filled: Filled, paths: list[Path], store: Store) -> None:
         store.log_table(filled, copied)
 
 
-def _render(request: Request, site: Site, done: _Outcome) -> tuple[Table, Filled, list[Path]]:
+def _render(request: Request, site: Site, done: _Outcome, *, shown: bool) -> tuple[Table, Filled, list[Path]]:
     """Write one table's reports if they changed, and print one line on their content and place.
+
+    Args:
+        shown: print the table, too.
 
     Raises:
         OSError: the reports cannot be written.
     """
-    from reproduce.report import render
+    from reproduce.report import render, terminal
     from reproduce.report.publish import publish
 
     table, folder = request.build(), site.reports / request.scale
@@ -356,6 +362,8 @@ def _render(request: Request, site: Site, done: _Outcome) -> tuple[Table, Filled
             f"({os.strerror(error.errno or 0)}). No finished run is lost: the same command renders them once "
             "the folder is writable."
         ) from error
-    shown = next(path for path in paths if path.suffix == ".md")
-    print(from_here(f"{render.summary(filled)}: {shown}"), flush=True)
+    if shown:
+        print("\n".join(terminal.lines(filled, terminal.width())))
+    page = next(path for path in paths if path.suffix == ".md")
+    print(from_here(f"{render.summary(filled)}: {page}"), flush=True)
     return table, filled, paths

@@ -120,9 +120,7 @@ class Options:
         Raises:
             InvalidError: `seeds` is not a whole number.
         """
-        if not WHOLE.fullmatch(self.seeds):
-            raise InvalidError(f"--seeds must be a whole number, not '{self.seeds}'.")
-        return int(self.seeds)
+        return _whole("seeds", self.seeds)
 
     def limits(self) -> Limits:
         """Return what --apply and --max-gpu-hours allow.
@@ -162,6 +160,17 @@ class Options:
             site = replace(site, launcher=self.launcher)
         readiness.launcher(site)
         return site
+
+
+def _whole(option: str, value: str) -> int:
+    """Return the value of an option that is a whole number.
+
+    Raises:
+        InvalidError: it is not.
+    """
+    if not WHOLE.fullmatch(value):
+        raise InvalidError(f"--{option} must be a whole number, not '{value}'.")
+    return int(value)
 
 
 def _only(option: str, values: Collection[str]) -> str:
@@ -271,6 +280,50 @@ class TableOptions(Options):
             seeds=self.num_seeds(),
             changes=self.set,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsOptions:
+    """Options of `invoke seeds`."""
+
+    table: str
+    """Table, such as table8."""
+    scale: str = "smoke"
+    """Scale of the runs: small or paper. At smoke scale claims are not judged."""
+    seeds: str = "20"
+    """Maximum number of seeds of a cell; claims that need more are left out."""
+    budget: str = ""
+    """Number of GPU-hours (core-hours without a GPU) that the plan may take. Default: no limit."""
+    set: tuple[str, ...] = ()
+    """Setting as key=value, as in the command of the table."""
+    baselines: str = "quoted"
+    """Numbers of other methods: quoted, released or trained, as in the command of the table."""
+    apply: bool = False
+    """Execute the commands of the plan."""
+
+    def request(self) -> Request:
+        """Return the request for the whole table."""
+        from reproduce.plan import Request
+
+        return Request(table=self.table, scale=self.scale, changes=self.set, baselines=self.baselines)
+
+    def num_seeds(self) -> int:
+        """Return the value of --seeds.
+
+        Raises:
+            InvalidError: `seeds` is not a whole number.
+        """
+        return _whole("seeds", self.seeds)
+
+    def hours(self) -> float | None:
+        """Return the value of --budget, or None if it was not given.
+
+        Raises:
+            InvalidError: `budget` is not a number.
+        """
+        if self.budget and not HOURS.fullmatch(self.budget):
+            raise InvalidError(f"--budget must be a number of hours, such as 0.5, not '{self.budget}'.")
+        return float(self.budget) if self.budget else None
 
 
 @dataclass(frozen=True, kw_only=True)

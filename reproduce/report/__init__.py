@@ -4,6 +4,7 @@ Imports point down this page.
 
     publish.py   a table's files, rendered if something changed
     register.py  every claim of a scale's tables with its verdicts
+    terminal.py  a table as plain text that fits a terminal
     render.py    files in five formats, and the index
     display.py   layout that all formats share
     filled.py    a table with its numbers

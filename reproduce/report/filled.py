@@ -29,6 +29,7 @@ from reproduce.report.verdicts import (
     Effect,
     Emphasis,
     JudgedClaim,
+    LookUp,
     compare,
     emphasis,
     judge,
@@ -427,6 +428,21 @@ def _sample(cell: FilledCell) -> Sample | None:
 
 def _judged(table: Table, rows: tuple[FilledRow, ...], seeds: int) -> tuple[JudgedClaim, ...]:
     """Judge every claim on the paper's numbers and on ours."""
+
+    def not_judged(claim: Claim) -> str:
+        if table.scale == "smoke":
+            return "the smoke scale shows that everything runs, not how well"
+        return OTHER_DATA if table.stand_in and claim.needs_the_papers_data else ""
+
+    return judge(table.claims, numbers(table, rows, seeds), table.printed, not_judged)
+
+
+def numbers(table: Table, rows: Iterable[FilledRow], seeds: int) -> LookUp:
+    """Return the function that looks up a cell's number for a verdict.
+
+    Args:
+        rows: the table's rows with their numbers of that many seeds.
+    """
     filled = {(row.label, key): cell for row in rows for key, cell in row.cells.items()}
 
     def look_up(label: str, key: str) -> Sample | Absent:
@@ -448,12 +464,7 @@ def _judged(table: Table, rows: tuple[FilledRow, ...], seeds: int) -> tuple[Judg
             return Absent("not judged", f"the quoted number of {label} is of unchanged settings")
         return Sample({0: float(cell.paper)}, trainings=False)
 
-    def not_judged(claim: Claim) -> str:
-        if table.scale == "smoke":
-            return "the smoke scale shows that everything runs, not how well"
-        return OTHER_DATA if table.stand_in and claim.needs_the_papers_data else ""
-
-    return judge(table.claims, look_up, table.printed, not_judged)
+    return look_up
 
 
 def _baselines(table: Table) -> str:

@@ -91,6 +91,18 @@ def judge(
     return tuple(judged)
 
 
+def seeds_to_decide(claim: Claim, look_up: LookUp, claims: int) -> int | None:
+    """Return about how many seeds would decide an inconclusive claim, as its reason in the report says.
+
+    None if the number is above MOST_SEEDS, or if no number in the claim has a spread.
+
+    Args:
+        claims: number of the table's claims whose numbers have a spread.
+    """
+    opened = _open(claim, look_up, "")
+    return opened.seeds(LEVEL / claims) if isinstance(opened, _Tested) else None
+
+
 @dataclass(frozen=True)
 class _Decided:
     """The part of a JudgedClaim that our numbers decide."""
@@ -136,15 +148,24 @@ class _Tested:
         return _Decided("contradicted", "", _effect(*min(self.pairs, key=_p_below)))
 
     def _seeds(self, level: float) -> str:
-        """Return about how many seeds would decide, if effects and spreads stayed as they are."""
+        """Return about how many seeds would decide, in words."""
+        number = self.seeds(level)
+        if number is None:
+            return f"more than {MOST_SEEDS} seeds would be needed to decide at this effect and spread"
+        return f"about {number} seeds would decide at this effect and spread"
+
+    def seeds(self, level: float) -> int | None:
+        """Return about how many seeds would decide, if effects and spreads stayed as they are.
+
+        None if more than MOST_SEEDS would be needed.
+        """
         short = [pair for pair in self.pairs if not pair[0].holds_at(pair[1].effect)]
         levels = level / len(self.pairs) if short else level
         needed = [seeds_needed(found, each.margin, levels) for each, found in short or self.pairs]
         known = [number for number in needed if number is not None]
         if not known or (not short and len(known) < len(needed)):
-            return f"more than {MOST_SEEDS} seeds would be needed to decide at this effect and spread"
-        number = max(min(known) if short else max(known), self.pairs[0][1].n + 1)
-        return f"about {number} seeds would decide at this effect and spread"
+            return None
+        return max(min(known) if short else max(known), self.pairs[0][1].n + 1)
 
 
 def _p_above(pair: tuple[Contrast, Estimate]) -> float:
