@@ -588,7 +588,7 @@ def _check(spec: Spec, *, by_user: bool) -> None:
         _check_warm_up(spec)
     try:
         if isinstance(spec, Pretrain):
-            spec.method.check_for(batch_size=spec.batch_size)
+            spec.check_for()
         else:
             _check_evaluation(spec)
     except ValueError as error:
