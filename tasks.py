@@ -110,7 +110,7 @@ def seeds(c: Context, options: given.SeedsOptions) -> None:
             finish(make.produce(list(found.requests), site))
 
 
-@command(given.TableOptions, "table", "row", "column", "scale", "seeds", "set")
+@command(given.TableOptions, "table", "row", "column", "scale", "seeds", "set", "baselines")
 def why(c: Context, options: given.TableOptions) -> None:
     """Explain a cell's number: its runs, settings, data, code and MLflow pages, or how to fill it."""
     from reproduce.commands import why
@@ -134,15 +134,15 @@ def diff(c: Context, options: given.DiffOptions) -> None:
             print(line)
 
 
-@command(given.TableOptions, "table", "scale")
+@command(given.TableOptions, "table", "scale", "baselines")
 def settings(c: Context, options: given.TableOptions) -> None:
     """List what --set can change in a table: name, value, type, source and meaning of each setting."""
     from reproduce.commands import reference
 
-    print("\n".join(reference.lines(options.table, options.scale)))
+    print("\n".join(reference.lines(options.table, options.scale, options.baselines)))
 
 
-@command(given.RedoOptions, "run", "rows", "columns", "scale", "seeds", "set", "only", "dry_run")
+@command(given.RedoOptions, "run", "rows", "columns", "scale", "seeds", "set", "baselines", "only", "dry_run")
 def redo(c: Context, options: given.RedoOptions) -> None:
     """Have a finished run, and the evaluations of its encoder, executed again by the next command."""
     from reproduce.commands import redo

@@ -48,11 +48,14 @@ class NotFoundError(UserError, LookupError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an exception as a reason on one line; only a message for users is given without its type."""
+    """Return an exception as a reason on one line.
+
+    A message for users and the source of a stop request are given without the type.
+    """
     text = first_line(error)
     if not text:
         return type(error).__name__
-    text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    text = text if isinstance(error, UserError | KeyboardInterrupt) else f"{type(error).__name__}: {text}"
     return without_secrets(text)[:LONGEST]
 
 

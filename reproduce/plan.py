@@ -106,6 +106,9 @@ class Request:
         before, after = (_datasets(each) for each in (paper, table))
         table = replace(table, stand_in=scales.STAND_INS[self.scale] if after - before else "")
         table = table.select(self.rows, self.columns)
+        labels = {row.label for row in table.rows}
+        added = [f"row {label}={weights.title}" for label, weights in self.added if label in labels]
+        table = replace(table, changes=(*table.changes, *added))
         named: list[str] = []
         for change in self.changes:
             table = _changed(table, change)
@@ -449,16 +452,25 @@ def _takes_trained(table: Table) -> bool:
 
 
 def _budgets(table: Table) -> Iterator[str]:
-    """Yield the notes on a table with trained baselines: who trained them, and each row's budget."""
-    yield (
-        "The rows of ours are trained and evaluated by this suite, each with its own recipe. Our verdicts on "
-        "the claims compare these runs alone."
-    )
+    """Yield the notes on a table with trained baselines: who trained them, and each row's budget.
+
+    A table that trains nothing has none. Rows of given encoders are named as exceptions.
+    """
     budgets: dict[str, dict[str, None]] = {}
+    given: dict[str, None] = {}
     for row, _, ours in table.measured():
         encoder = ours.spec.encoder
         if isinstance(encoder, Pretrain):
             budgets.setdefault(row.label, {})[f"{_views(encoder)} × {encoder.epochs}"] = None
+        else:
+            given[literal(row.label)] = None
+    if not budgets:
+        return
+    but = f" Not trained here: {', '.join(given)}." if given else ""
+    yield (
+        f"The rows of ours are trained and evaluated by this suite, each with its own recipe.{but} Our "
+        "verdicts on the claims compare these runs alone."
+    )
     rows = "; ".join(f"{literal(label)} {', '.join(found)}" for label, found in budgets.items())
     yield (
         f"Views × epochs at {table.scale} scale: {rows}. An epoch with $K$ large views costs about $K / 2$ "
@@ -506,7 +518,7 @@ def _with_row(table: Table, label: str, weights: Weights) -> Table:
         added=True,
         rule_before=not table.rows[-1].added,
     )
-    return replace(table, rows=(*table.rows, row), changes=(*table.changes, f"row {label}={weights.title}"))
+    return replace(table, rows=(*table.rows, row))
 
 
 def requests(
@@ -588,7 +600,7 @@ def _check(spec: Spec, *, by_user: bool) -> None:
         _check_warm_up(spec)
     try:
         if isinstance(spec, Pretrain):
-            spec.method.check_for(batch_size=spec.batch_size)
+            spec.check_for()
         else:
             _check_evaluation(spec)
     except ValueError as error:

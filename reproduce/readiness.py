@@ -156,7 +156,7 @@ class Counts:
         return self._known[key]
 
     def problem(self, spec: Spec, scale: str) -> Missing | None:
-        """Return the problem of a run whose splits cannot be read or are too small, or None.
+        """Return the problem of a run whose splits cannot be read or do not fit its settings, or None.
 
         At paper scale, splits must have exactly the published images.
         """
@@ -180,6 +180,11 @@ class Counts:
                     f"{setting} needs at least {grouped(least)} images, but {dataset.name}'s {split} split "
                     f"has {grouped(found)}: set a smaller one with --set {setting}.",
                 )
+            if found is not None and isinstance(spec, Pretrain):
+                try:
+                    spec.check_for(found)
+                except ValueError as error:
+                    return Missing("settings that fit the images", str(error))
         return None
 
     def shortfall(self, dataset: AnyDataset, split: str) -> str:

@@ -12,6 +12,7 @@ Imports only the standard library: building every table of the paper imports nei
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -62,6 +63,41 @@ class Pretrain(Settings, name="pretrain"):
     def splits(self) -> tuple[str, ...]:
         """Splits of the data set that the run reads."""
         return (self.dataset.pretrain_split,)
+
+    def check_for(self, num_images: int | None = None) -> None:
+        """Raise ValueError if the settings do not fit each other or the data set.
+
+        Args:
+            num_images: images of the data set, at least one batch; None if they are not counted yet.
+        """
+        self._check_large_views()
+        if num_images is not None:
+            self._check_warm_up(num_images // self.batch_size)
+        self.method.check_for(batch_size=self.batch_size, num_images=num_images)
+
+    def _check_large_views(self) -> None:
+        small, method = self.augmentation.small, self.method
+        if small is None:
+            return
+        if small.num_large > method.num_views:
+            raise ValueError(
+                f"small.num_large is {small.num_large}, but {method.name} has only {method.num_views} views: "
+                f"set it to at most {method.num_views}."
+            )
+        if small.num_large < method.least_large:
+            raise ValueError(
+                f"small.num_large is {small.num_large}, but {method.name} needs at least "
+                f"{method.least_large} large views: set it to {method.least_large}."
+            )
+
+    def _check_warm_up(self, steps_per_epoch: int) -> None:
+        asked, num_steps = self.optimizer.warmup_steps, self.epochs * steps_per_epoch
+        if 0 < num_steps < asked:
+            raise ValueError(
+                f"warmup_steps is {asked}, but the run of {self.method.name} on {self.dataset.name} has only "
+                f"{num_steps} steps: set epochs to at least {math.ceil(asked / steps_per_epoch)}, or "
+                f"warmup_steps to at most {num_steps}."
+            )
 
     def needs(self) -> tuple[Pretrain, ...]:
         """Return the runs that must be finished before this one can start."""

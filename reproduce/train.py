@@ -165,14 +165,8 @@ def _check(spec: Pretrain, device: torch.device, num_images: int) -> None:
             f"batch_size {batch_size} does not divide into {processes} equal shares: "
             "set another `devices` in the site file."
         )
-    num_steps = spec.epochs * (num_images // batch_size)
-    if 0 < num_steps < spec.optimizer.warmup_steps:
-        raise InvalidError(
-            f"warmup_steps is {spec.optimizer.warmup_steps}, but the run has only {num_steps} steps: set "
-            "fewer."
-        )
     try:
-        spec.method.check_for(batch_size=batch_size, num_images=num_images)
+        spec.check_for(num_images)
     except ValueError as error:
         raise InvalidError(str(error)) from None
 

@@ -169,7 +169,7 @@ def test_help_may_follow_the_task(task: str, home: Home) -> None:
         ("ui", {"port": "5000."}),
         ("verify", {"data": "off."}),
         ("gc", {"delete": "off.", "older-than": "30d, and no run that could be resumed."}),
-        ("redo", {"run": "Required.", "rows": "none.", "only": "off."}),
+        ("redo", {"run": "Required.", "rows": "none.", "baselines": "quoted.", "only": "off."}),
         ("unlock", {"force": "off."}),
     ],
 )

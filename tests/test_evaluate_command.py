@@ -287,6 +287,25 @@ def test_an_added_row_can_be_chosen_filled_judged_and_written() -> None:
     assert "Pretrained on ;" not in filled.caption
 
 
+def test_an_added_row_that_is_left_out_changes_nothing() -> None:
+    added = (("Mine", MINE), ("Other", MINE))
+    table = Request(table="table4", rows="BYOL,Other", added=added, changes=("epochs=1",)).build()
+    assert table.changes == (f"row Other={FILE}", "epochs=1")
+    request = Request(table="table4", rows="BYOL", baselines="trained")
+    assert replace(request, added=added).build().notes == request.build().notes
+
+
+def test_a_table_names_rows_that_were_not_trained_here_and_states_no_training_if_there_is_none() -> None:
+    request = Request(table="table4", rows="SwAV*,Mine", baselines="trained", added=(("Mine", MINE),))
+    of_both = " ".join(request.build().notes)
+    assert "each with its own recipe. Not trained here: Mine. Our verdicts" in of_both
+    assert "Views × epochs at smoke scale: SwAV (with multi-crop) (2 large" in of_both
+    assert "; Mine" not in of_both
+    plain = Request(table="table4").build().notes
+    for rows in ("Mine", "LA", "LA,Mine"):
+        assert replace(request, rows=rows).build().notes == plain
+
+
 def test_the_network_of_each_added_row_can_be_named(tmp_path: Path) -> None:
     two, _ = two_networks(tmp_path)
     small, cifar = tmp_path / "small.pth", tmp_path / "a=b.pth"

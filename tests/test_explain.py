@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Home
@@ -63,10 +65,56 @@ def test_an_empty_cell_says_what_would_fill_it(store: Store) -> None:
 def test_a_quoted_cell_says_that_nothing_is_run_for_it(store: Store) -> None:
     (_, told) = why(Request(table="table4", rows="LA", columns="top1_200"), store, store._site)
     assert told == "  ours: none. This method's numbers are quoted; nothing is run for it here."
-    (_, told) = why(Request(table="table4", rows="NPID", columns="top1_200"), store, store._site)
-    assert told == (
-        "  ours: none. This method's numbers are quoted; --baselines released evaluates the released encoder."
-    )
+    (_, *told) = why(Request(table="table4", rows="NPID", columns="top1_200"), store, store._site)
+    assert told == [
+        "  ours: none. This method's numbers are quoted; --baselines released evaluates the released "
+        "encoder.",
+        "  to fill it: invoke table4 --rows NPID --columns top1_200 --baselines released",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "choices"),
+    [
+        ({"table": "table5", "rows": "OBoW", "columns": "ap", "baselines": "trained"}, ["released"]),
+        ({"table": "table1", "rows": "SimCLR", "columns": "stl10_5nn"}, ["trained"]),
+        ({"table": "table1", "rows": "SimCLR", "columns": "imagenet100_5nn"}, []),
+        ({"table": "table5", "rows": "SwAV", "columns": "ap"}, ["released", "trained"]),
+        ({"table": "table5", "rows": "SwAV", "columns": "places", "scale": "small"}, []),
+    ],
+)
+def test_a_quoted_cell_names_the_choices_of_baselines_that_it_has(
+    fields: dict[str, Any], choices: list[str], store: Store
+) -> None:
+    """The small scale has no Places205."""
+    (_, _, *told) = why(Request(**fields), store, store._site)
+    assert [line.rpartition(" --baselines ")[2].split()[0] for line in told] == choices
+    for line in told:
+        _, _, command = line.partition(f"to fill it: invoke {fields['table']} ")
+        options = dict(zip(*[iter(shlex.split(command))] * 2, strict=True))
+        named = {key: options[f"--{key}"] for key in ("rows", "columns", "baselines")}
+        assert Request(table=fields["table"], **named).specs()
+
+
+def test_a_choice_without_the_changed_setting_is_not_named(store: Store) -> None:
+    """A released encoder has no epochs."""
+    request = Request(table="table5", rows="SwAV,BYOL", columns="ap", changes=("epochs=1",))
+    told = [line for line in why(request, store, store._site) if "to fill it" in line]
+    swav = "  to fill it: invoke table5 --rows SwAV --columns ap --baselines trained --set epochs=1"
+    assert [line for line in told if "SwAV" in line] == [swav]
+
+
+def test_a_trained_row_is_traced_to_its_runs(store: Store) -> None:
+    request = Request(table="table1", rows="SimCLR", columns="stl10_5nn", baselines="trained")
+    pretrained, evaluated = request.specs()
+    with store.start(pretrained, scale="smoke") as run:
+        run.finish({"loss": 0.5})
+    with store.start(evaluated, scale="smoke") as run:
+        run.finish({"top1": 0.375})
+    told = list(why(request, store, store._site))
+    assert told[1] == "  seed 0: top1 37.50 %"
+    for spec in (pretrained, evaluated):
+        assert any(f"{spec.name} {spec.id}" in line for line in told)
 
 
 def test_two_runs_differ_in_what_was_changed_and_in_nothing_else(store: Store) -> None:
@@ -113,6 +161,10 @@ def test_the_command_line_says_the_same(store: Store, home: Home, tmp_path: Path
     home.site_file.write_text(f'runs = "{store._site.runs}"\nreports = "{tmp_path}"\n')
     told = home.invoke("why", "table8", "--row", "BYOL", "--column", "acc")
     assert (told.returncode, told.stdout.splitlines()) == (0, list(why(BYOL, store, store._site)))
+    trained = home.invoke("why", "table1", "--row", "SimCLR", "--baselines", "trained")
+    assert (trained.returncode, "  ours: none. " in trained.stdout) == (0, True)
+    wrong = home.invoke("why", "table8", "--baselines", "trained")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     wrong = home.invoke("why", "table8", "--row", "nobody")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     wrong = home.invoke("diff", "ffffffffffff", "ffffffffffff")

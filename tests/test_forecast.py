@@ -502,6 +502,41 @@ def test_a_batch_that_the_devices_cannot_share_is_known_before_anything_starts(t
     assert [each.action for each in steps_of(wanted, replace(site, devices=4))] == ["run", "run"]
 
 
+def _pretraining(spec: Spec) -> Pretrain:
+    encoder = spec.encoder if isinstance(spec, Evaluate) else spec
+    assert isinstance(encoder, Pretrain)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("rows", "change", "says"),
+    [
+        (
+            "SimCLR,MoCo",
+            "epochs=1",
+            "warmup_steps is 50, but the run of simclr on synthetic_stl10 has only 37 steps: set epochs to "
+            "at least 2, or warmup_steps to at most 37.",
+        ),
+        (
+            "MoCo,SimCLR",
+            "keys.queue=1208",
+            "keys.queue is 1208, but the data set has only 1200 images. Such a queue always contains a key "
+            "of the query's own image: choose a much shorter one.",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_number_of_images_are_known_before_anything_starts(
+    tmp_path: Path, rows: str, change: str, says: str
+) -> None:
+    """The smoke scale's sets have 1200 images: 37 batches of 32, and 151 of MoCo's 8 make the queue."""
+    request = Request(table="table1", rows=rows, baselines="trained", changes=(change,))
+    refused, other = rows.lower().split(",")
+    site, wanted = Site(runs=tmp_path / "runs", device="cpu"), jobs([request])
+    actions = {(_pretraining(step.spec).method.name, step.action) for step in steps_of(wanted, site)}
+    assert actions == {(refused, "blocked"), (other, "run")}
+    assert {each.problem.why for each in blocked(wanted, site).values()} == {says}
+
+
 # The command line
 
 

@@ -583,6 +583,9 @@ def test_a_stopped_run_resumes_bit_for_bit_and_logs_the_rate(settings: Optimizer
 
 def test_a_warm_up_of_more_steps_than_the_run_has_is_refused(tmp_path: Path) -> None:
     spec = run(SGD(base_lr=0.1, warmup_steps=9))
-    with pytest.raises(ValueError, match=r"^warmup_steps is 9, but the run has only 8 steps: set fewer\.$"):
+    says = (
+        r"^warmup_steps is 9, but the run of .* has only 8 steps: set epochs to at least 3, or warmup_steps "
+    )
+    with pytest.raises(ValueError, match=says + r"to at most 8\.$"):
         trained(spec, tmp_path / "run")
     assert trained(replace(spec, epochs=0), tmp_path / "untrained")[0].logged == {}

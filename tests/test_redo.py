@@ -174,6 +174,7 @@ def test_an_interrupted_call_is_completed_by_the_same_one(place: Home) -> None:
         ({"run": "table4"}, "All of table4? Name its rows, such as `invoke redo table4 --rows BYOL`"),
         ({"run": "0123", "rows": "BYOL"}, "'0123' is not a table: --rows, --columns, --scale"),
         ({"run": "0123", "seeds": "2"}, "'0123' is not a table"),
+        ({"run": "0123", "baselines": "trained"}, "'0123' is not a table"),
         ({"run": "table4", "rows": "BYOL", "seeds": "x"}, "--seeds must be a whole number"),
     ],
 )

@@ -92,6 +92,15 @@ def test_every_value_is_printed_as_set_takes_it(scale: str) -> None:
                     assert parse(written(values[path]), ours.spec.field_type(path), path) == values[path]
 
 
+def test_the_settings_of_a_tables_trained_baselines_are_listed_too() -> None:
+    def listed(*baselines: str) -> set[str]:
+        return {line.split()[0] for line in reference.lines("table2", "smoke", *baselines) if line.strip()}
+
+    swav = {"method.num_prototypes", "augmentation.small.num_large"}
+    assert swav <= listed("trained")
+    assert not swav & listed()
+
+
 def test_the_settings_of_a_table_are_listed_by_full_name() -> None:
     lines = list(reference.lines("table8", "small"))
     listed = {line.split()[0]: line for line in lines if line[:1].islower()}

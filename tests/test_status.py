@@ -128,7 +128,7 @@ ENDS = {
     "MemoryError": (eat_memory, 1, "FAILED", "failed", "MemoryError"),
     "exception": (fail, 1, "FAILED", "failed", "ValueError: no luck"),
     "sys.exit": (leave, 3, "FAILED", "failed", "SystemExit: 3"),
-    "told to stop": (be_interrupted, 1, "KILLED", "interrupted", "Interrupted: SIGTERM"),
+    "told to stop": (be_interrupted, 1, "KILLED", "interrupted", "SIGTERM"),
     "killed for memory": (
         be_killed_for_memory,
         -9,

@@ -20,11 +20,13 @@ from configs import baselines, evaluate, scales
 from reproduce import train
 from reproduce.commands.disk import sizes
 from reproduce.data.augmentation import Augmentation, SmallCrops
+from reproduce.messages import InvalidError
 from reproduce.methods.swav import SwAV, share
 from reproduce.nn import backbones, cost
 from reproduce.nn.heads import Head
 from reproduce.nn.optimizers import LARC
 from reproduce.nn.prototypes import PrototypeNetwork, Prototypes, sinkhorn
+from reproduce.plan import requests
 from reproduce.runs import checkpoint, interrupt
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
@@ -284,6 +286,27 @@ def test_a_queue_of_other_than_whole_batches_is_refused() -> None:
     for fitting in (8, 24):
         QUEUED.check_for(batch_size=fitting)
     TINY.check_for(batch_size=16)
+
+
+def test_a_single_prototype_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^swav\.num_prototypes is 1: at least 2 is expected\.$"):
+        SwAV(num_prototypes=1)
+
+
+def test_views_that_get_codes_are_large() -> None:
+    """With one large view, the second code would be that of a small crop."""
+    run = baselines.swav_imagenet(100)
+    run.check_for()
+    run.replace("augmentation.small.num_large", 8).check_for()
+    for number, says in (
+        (1, "small.num_large is 1, but swav needs at least 2 large views: set it to 2."),
+        (9, "small.num_large is 9, but swav has only 8 views: set it to at most 8."),
+    ):
+        changes = (f"small.num_large={number}",)
+        with pytest.raises(InvalidError) as refused:
+            requests(["table2"], rows="SwAV*", baselines="trained", changes=changes)
+        assert str(refused.value) == says
+    requests(["table7"], changes=("small.num_large=1",))  # a method without codes
 
 
 def test_batchnorm_sees_groups_of_512_images_or_the_whole_batch() -> None:

@@ -213,7 +213,7 @@ ENDS = {
     "sys.exit": (leave, 0, "FAILED", "failed", "SystemExit: 0"),
     "no finish": (forget, 0, "FAILED", "failed", "ended without finish()"),
     "Ctrl-C": (kill(signal.SIGINT), 1, "KILLED", "interrupted", "KeyboardInterrupt"),
-    "SIGTERM": (be_told, 1, "KILLED", "interrupted", "Interrupted: SIGTERM"),
+    "SIGTERM": (be_told, 1, "KILLED", "interrupted", "SIGTERM"),
 }
 
 

@@ -279,6 +279,7 @@ class TableOptions(Options):
             scale=self.scale,
             seeds=self.num_seeds(),
             changes=self.set,
+            baselines=self.baselines,
         )
 
 
@@ -357,12 +358,19 @@ class RedoOptions(Options):
         """
         from reproduce.plan import Request, table_names
 
-        of_table = (self.rows, self.columns != "*", self.scale != "smoke", self.seeds != "1", *self.set)
+        of_table = (
+            self.rows,
+            self.columns != "*",
+            self.scale != "smoke",
+            self.seeds != "1",
+            self.baselines != "quoted",
+            *self.set,
+        )
         if self.run not in table_names():
             if any(of_table):
                 raise InvalidError(
-                    f"'{self.run}' is not a table: --rows, --columns, --scale, --seeds and --set belong to a "
-                    "table, such as `invoke redo table8 --rows BYOL`."
+                    f"'{self.run}' is not a table: --rows, --columns, --scale, --seeds, --set and "
+                    "--baselines belong to a table, such as `invoke redo table8 --rows BYOL`."
                 )
             return None
         if not self.rows:

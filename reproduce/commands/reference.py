@@ -31,7 +31,7 @@ from reproduce.nn.heads import Heads
 from reproduce.nn.optimizers import LARC, LARS, SGD, Adam
 from reproduce.nn.weights import Weights
 from reproduce.overrides import full_name, paths_of, settable
-from reproduce.plan import Request, components
+from reproduce.plan import BASELINES, Request, components
 from reproduce.protocols.protocol import Protocol
 from reproduce.settings import Settings, field_types
 from reproduce.site import PROJECT
@@ -74,13 +74,14 @@ class Setting:
 # A table
 
 
-def lines(table: str, scale: str) -> Iterator[str]:
+def lines(table: str, scale: str, baselines: str = BASELINES[0]) -> Iterator[str]:
     """Yield the lines that list what `--set` accepts in a table: four columns, with the meaning below.
 
     Raises:
-        NotFoundError: the table or the scale does not exist.
+        NotFoundError: the table, the scale or the kind of baselines does not exist.
+        NotHereError: the table has no such baselines.
     """
-    built = Request(table=table, scale=scale).build()
+    built = Request(table=table, scale=scale, baselines=baselines).build()
     found = list(_of_runs([ours.spec for _, _, ours in built.measured()]))
     if not found:
         yield f"{built} runs nothing: it has no settings."

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reproduce.messages import counted, table_command
+from reproduce.messages import UserError, counted, table_command
 from reproduce.plan import Request
 from reproduce.report.observe import observe
+from reproduce.report.table import Cell, Measured
 from reproduce.spec import Spec
 from reproduce.tracking.tags import title
 
 if TYPE_CHECKING:
-    from reproduce.report.table import Cell, Column, Measured, Row
+    from reproduce.report.table import Column, Row
     from reproduce.site import Site
     from reproduce.tracking.reuse import Reuse
     from reproduce.tracking.store import Store
@@ -51,6 +53,7 @@ def why(request: Request, store: Store, site: Site) -> Iterator[str]:
         if cell is None or cell.ours is None:
             reason = cell.why_not_ours if cell else ""
             yield f"  ours: none. {reason or 'No run fills this cell.'}"
+            yield from (f"  to fill it: {each}" for each in _choices(request, row, column))
             continue
         yield from _cell(request, row, column, cell.ours, found, store)
 
@@ -77,16 +80,34 @@ def _cell(
             if run.id not in found.finished:
                 todo[run.id] = run
     if todo:
-        command = table_command(
-            request.table,
-            row.label,
-            column.key,
-            request.scale,
-            request.seeds,
-            request.baselines,
-            request.changes,
-        )
-        yield f"  {counted(len(todo), 'run')} missing; to fill it: {command}"
+        yield f"  {counted(len(todo), 'run')} missing; to fill it: {_command(request, row, column)}"
+
+
+def _choices(request: Request, row: Row, column: Column) -> Iterator[str]:
+    """Yield the commands that fill a cell without a run by another choice of baselines."""
+    cell = row.cells.get(column.key, Cell())
+    for kind, instead in (("released", cell.released), ("trained", cell.trained)):
+        if not isinstance(instead, Measured) or kind == request.baselines:
+            continue
+        other = replace(request, rows=row.label, columns=column.key, baselines=kind)
+        try:
+            runs = list(other.build().measured())
+        except UserError:  # the row has no setting that the request changes
+            continue
+        if runs:  # none at a scale without a stand-in for the data
+            yield _command(other, row, column)
+
+
+def _command(request: Request, row: Row, column: Column) -> str:
+    return table_command(
+        request.table,
+        row.label,
+        column.key,
+        request.scale,
+        request.seeds,
+        request.baselines,
+        request.changes,
+    )
 
 
 def _run(spec: Spec, store: Store, found: Reuse) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from reproduce.settings import Limits, Settings
 
@@ -80,6 +80,9 @@ class Method(Settings):
 
     num_views: Annotated[int, Limits(2, 1000)]
     """K, the views of each image that one step uses."""
+
+    least_large: ClassVar[int] = 1
+    """Minimum number of large views with multi-crop."""
 
     @property
     def num_parts(self) -> int:

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
 from reproduce.lazy import F, torch
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn import cost, distributed
 from reproduce.nn.cost import Block, Layout
 from reproduce.nn.heads import Head
-from reproduce.settings import CountOrZero, Limits, Positive, Width
+from reproduce.settings import CountOrZero, Limits, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +47,8 @@ class SwAV(Method, name="swav"):
     """V: 2 large views, and with multi-crop 6 small ones (swav scripts/swav_400ep_pretrain.sh)."""
     head: Head = Head(widths=(2048, 128))
     """Projector (swav src/resnet50.py: `hidden_mlp`, `output_dim`); its output is normalised."""
-    num_prototypes: Width = 3000
-    """Number of prototypes (swav main_swav.py)."""
+    num_prototypes: Annotated[int, Limits(2, 2**16)] = 3000
+    """Number of prototypes (swav main_swav.py); with a single one, the loss is 0."""
     temperature: Positive = 0.1
     """T of the predictions (swav main_swav.py)."""
     epsilon: Annotated[float, Limits(0.015, 100)] = 0.05
@@ -77,6 +77,8 @@ class SwAV(Method, name="swav"):
     """
     crop_by_crop: bool = False
     """True if each view goes forward and backward by itself, a choice; see the top of this file."""
+
+    least_large: ClassVar[int] = CODED
 
     @property
     def num_parts(self) -> int:
