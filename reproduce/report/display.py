@@ -99,6 +99,10 @@ class Display:
     """(mark, text), in order of first use."""
     remarks: tuple[str, ...]
     """Sentences under the table: how to read it, the table's notes, why cells are empty."""
+    claims: tuple[tuple[JudgedClaim, str], ...]
+    """Each claim with what decides it on our numbers, unless one reason holds for all of them."""
+    verdicts: str
+    """Why our numbers decide no claim, if one reason holds for all of them."""
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -142,14 +146,19 @@ def display(filled: Filled) -> Display:
         )
     added = "An added row; the paper's table does not have it." if filled.number else "An added row."
     has_added = any(row.added for row in filled.rows)
+    sided = bool(filled.number) or any(sub.side == "paper" for sub in sub_columns)
+    reasons = {evidence(claim) for claim in filled.claims}
+    same = len(reasons) == 1 and len(filled.claims) > 1
     return Display(
         row_title=filled.row_title,
         fact_titles=tuple(filled.rows[0].facts) if filled.rows else (),
         sub_columns=sub_columns,
         lines=tuple(lines),
-        sided=bool(filled.number) or any(sub.side == "paper" for sub in sub_columns),
+        sided=sided,
         footnotes=(*marks.used(), *(((ADDED_MARK, added),) if has_added else ())),
         remarks=tuple(_remarks(filled, sub_columns, lines)),
+        claims=tuple((claim, "" if same else evidence(claim)) for claim in filled.claims),
+        verdicts=f"{'On our numbers' if sided else 'Verdicts'}: {reasons.pop()}." if same else "",
     )
 
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from reproduce.messages import InvalidError, first_line
 from reproduce.report import markup
-from reproduce.report.claim import PaperVerdict
 from reproduce.report.display import DASH, Display, Line, Shown, display, evidence
 from reproduce.report.filled import Filled, loads, to_json
 from reproduce.report.observe import natural
@@ -179,7 +178,8 @@ def markdown(filled: Filled) -> str:
         )
     blocks += [markup.markdown(remark) for remark in shown.remarks]
     if filled.claims:
-        blocks += ["**Claims**", "\n".join(_markdown_claim(claim, shown) for claim in filled.claims)]
+        blocks += ["**Claims**", *([markup.markdown(shown.verdicts)] if shown.verdicts else [])]
+        blocks.append("\n".join(_markdown_claim(claim, why, shown) for claim, why in shown.claims))
     if runs := [
         f"- {markup.markdown(markup.literal(line.name))}: {_runs(line, '`{}`')}"
         for line in shown.lines
@@ -189,10 +189,9 @@ def markdown(filled: Filled) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_claim(claim: JudgedClaim, shown: Display) -> str:
+def _markdown_claim(claim: JudgedClaim, why: str, shown: Display) -> str:
     source = f" ({markup.markdown(claim.source)})" if claim.source else ""
     paper = f"on the paper's numbers: **{claim.paper}**; on ours: " if shown.sided else ""
-    why = evidence(claim)
     shown_why = f" ({markup.markdown(why)})" if why else ""
     return f"- {markup.markdown(claim.text)}{source} — {paper}**{claim.ours}**{shown_why}"
 
@@ -334,10 +333,11 @@ def _tex_notes(filled: Filled, shown: Display) -> list[str]:
     notes += [markup.tex(remark) for remark in shown.remarks]
     if filled.claims:
         notes.append(r"\textbf{Claims}" + (", on the paper's numbers / on ours:" if shown.sided else ":"))
-    for claim in filled.claims:
+    if shown.verdicts:
+        notes.append(markup.tex(shown.verdicts))
+    for claim, why in shown.claims:
         paper = rf"\textit{{{claim.paper}}} / " if shown.sided else ""
         source = f" ({markup.tex(claim.source)})" if claim.source else ""
-        why = evidence(claim)
         shown_why = rf" \textit{{{markup.tex(why)}}}" if why else ""
         notes.append(
             rf"\makebox[9.5em][l]{{{paper}\textit{{{claim.ours}}}}}\parbox[t]{{\dimexpr\linewidth-9.5em}}"
@@ -429,6 +429,6 @@ def tally(verdicts: Iterable[str]) -> str:
     plural = {"holds": "hold", "fails": "fail"}
     return ", ".join(
         f"{counts[verdict]} {verdict if counts[verdict] == 1 else plural.get(verdict, verdict)}"
-        for verdict in dict.fromkeys((*get_args(Verdict), *get_args(PaperVerdict)))
+        for verdict in dict.fromkeys(("holds", "fails", *get_args(Verdict)))
         if verdict in counts
     )
