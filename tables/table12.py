@@ -74,7 +74,7 @@ def table() -> Table:
             r"The weight of $\mathcal{L}_\text{uniform}$ is not stated. Ours is 2/3 next to BYOL's two "
             r"directions, at $t = 3$: the 3 : 1 of ssnl/moco_align_uniform.",
             "A higher alignment loss means a worse alignment, but the paper counts it in favour of its "
-            "method. No alignment loss is bold; the lowest uniformity loss is.",
+            "method. No alignment loss is bold.",
             f"{HALF_AT_TWO_VIEWS} {UNIFORMITY_STAYS}",
             CHOICES,
         ),
