@@ -232,7 +232,7 @@ def test_a_line_gives_size_age_and_reason_and_the_last_one_sums_up(place: tuple[
     assert unknown.split("  ")[-1] == f"runs/{UNKNOWN.id}: no record; no table uses it"
     assert unknown.split()[:5] == ["run", "1", "kB", "3", "days"]
     (strange,) = [line for line in lines if line.startswith("run ") and STRANGE.id in line]
-    assert "interrupted (KeyboardInterrupt: SIGINT); no table uses it" in strange
+    assert "interrupted (SIGINT); no table uses it" in strange
     counts = "3 runs, 1 checkpoint set, 3 drafts, 2 feature files, 3 records: "
     assert lines[-1].startswith(counts)
     assert lines[-1].endswith("kB. `invoke gc --delete --older-than 0` removes all of this.")

@@ -155,7 +155,7 @@ def under_way(
 def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home, str]) -> None:
     home, printed = finished
     pretraining, evaluation = (spec.id for spec in specs(epochs=EPOCHS))
-    first, one, two, summary, report = printed.splitlines()
+    first, one, two, summary, *table, report = printed.splitlines()
     assert first == "2 runs to do, 0 reused."
     took = r"[\d:]+( s)?"
     assert re.fullmatch(
@@ -163,6 +163,8 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
     )
     assert re.fullmatch(rf"\[2/2\] linear: {TITLE} synthetic_folder {EPOCHS} epochs seed 0: {took}", two)
     assert re.fullmatch(rf"2 runs done, 0 reused, 0 missing, in {took}\.", summary)
+    assert table[0].startswith("table8 (smoke): Ablation of the multiview centroid loss")
+    assert table[-1].split() == ["BYOL", "71.92", f"{cell(home)['value']:.2f}"]
     assert report.endswith(f": {home.reports / 'smoke' / 'table8.md'}")
     written = {path.name for path in (home.reports / "smoke").iterdir()}
     state = {".rendered", ".rendered.lock"}
