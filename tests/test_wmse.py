@@ -355,8 +355,8 @@ def test_at_smoke_scale_it_learns_more_than_its_initialisation_has(
 ) -> None:
     """Two seeds and 3 000 test images: encoders of two seeds differ by up to .03.
 
-    On STL-10's scenes the gain of smoke's 4 epochs is .02 over four seeds, less than they scatter, and .10 with
-    three times as many.
+    On STL-10's scenes the gain of smoke's 4 epochs is .02 over four seeds, less than they scatter, and .10
+    with three times as many.
     """
     run: Any = smoke(linear(RECIPES[name])).replace(f"dataset.{count}", 3000)
     site = Site(runs=tmp_path)
