@@ -82,6 +82,7 @@ def test_what_a_class_leaves_out_comes_from_its_base() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_value_is_printed_as_set_takes_it(scale: str) -> None:
     for table in table_names():

@@ -640,6 +640,7 @@ def simulated(table: Table, truth: Callable[[str, str], float], trials: int, n: 
 
 
 @pytest.mark.parametrize(("name", "trials"), [("table8", 250), ("table11", 150)])
+@pytest.mark.slow
 def test_where_all_methods_are_equal_hardly_any_claim_is_supported(name: str, trials: int) -> None:
     """Each claim is untrue there, so at most 5 % of tables may support one or more."""
     table = of_the_paper(name)
@@ -651,6 +652,7 @@ def test_where_all_methods_are_equal_hardly_any_claim_is_supported(name: str, tr
     assert family <= at_most(0.05, trials)
 
 
+@pytest.mark.slow
 def test_of_twenty_untrue_claims_any_is_supported_in_at_most_5_percent() -> None:
     """Each compares two equal rows of its own, so that the claims are independent."""
     random, trials, labels = np.random.default_rng(20), 300, [f"{i}" for i in range(20)]
@@ -665,6 +667,7 @@ def test_of_twenty_untrue_claims_any_is_supported_in_at_most_5_percent() -> None
     assert wrong <= at_most(0.05, trials)
 
 
+@pytest.mark.slow
 def test_a_claim_that_is_true_at_all_its_margins_is_contradicted_in_at_most_5_percent() -> None:
     """A is not below any of nine equal rows."""
     random, trials, rivals = np.random.default_rng(9), 500, [f"{i}" for i in range(9)]
