@@ -16,14 +16,14 @@ import pkgutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.inventory import AnyDataset
-from reproduce.messages import InvalidError, NotFoundError, reason_of, unknown
+from reproduce.messages import InvalidError, NotFoundError, reason_of, table_command, unknown
 from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
 from reproduce.overrides import check_once, override, parsed
@@ -127,6 +127,12 @@ class Request:
     def changed(self) -> tuple[str, ...]:
         """Return the changes that the caption prints, settings by their full names."""
         return self.build().changes
+
+    def command(self) -> str:
+        """Return the command that makes this request, without the user's rows."""
+        return table_command(
+            self.table, self.rows, self.columns, self.scale, self.seeds, self.baselines, self.changes
+        )
 
     def dumps(self) -> str:
         """Return the request as one line of JSON, for a worker."""
@@ -467,9 +473,10 @@ def _budgets(table: Table) -> Iterator[str]:
     if not budgets:
         return
     but = f" Not trained here: {', '.join(given)}." if given else ""
+    quoted = "; a row that stays quoted counts with its printed number" if table.scale == "paper" else ""
     yield (
         f"The rows of ours are trained and evaluated by this suite, each with its own recipe.{but} Our "
-        "verdicts on the claims compare these runs alone."
+        f"verdicts on the claims compare these runs alone{quoted}."
     )
     rows = "; ".join(f"{literal(label)} {', '.join(found)}" for label, found in budgets.items())
     yield (
@@ -632,7 +639,8 @@ def _check_evaluation(spec: Evaluate) -> None:
     spec.protocol.check_for(spec.dataset, spec.encoder.backbone)
 
 
-def registered(scale: str) -> list[Table]:
+@cache
+def registered(scale: str) -> tuple[Table, ...]:
     """Return every table of `tables/` at a scale; one whose code has a mistake is left out with a warning."""
     found = []
     for name in table_names():
@@ -640,7 +648,7 @@ def registered(scale: str) -> list[Table]:
             found.append(Request(table=name, scale=scale).build())
         except Exception as error:  # a mistake in a table that was not asked for
             logger.warning("Left out of the register of claims: %s (%s)", name, reason_of(error))
-    return found
+    return tuple(found)
 
 
 def table_names() -> list[str]:

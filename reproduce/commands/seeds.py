@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from reproduce.commands.forecast import Forecast, forecast
-from reproduce.messages import InvalidError, counted, hours, table_command
+from reproduce.messages import InvalidError, counted, hours
 from reproduce.plan import Job, Request, jobs
 from reproduce.readiness import Blocked, Counts, blocked
 from reproduce.report import markup, terminal
@@ -203,7 +203,7 @@ class Proposal:
         yield from self.problems
         if self.costs is not None:
             yield from ("", "Commands (a run that several of them need counts once):")
-            yield from (f"  {_words(each)}" for each in self.requests)
+            yield from (f"  {each.command()}" for each in self.requests)
             yield f"{counted(len(self.costs.todo), 'run')} to start."
             yield from self.costs.estimates()
             yield from ("", *self._whole_table())
@@ -267,7 +267,7 @@ class Proposal:
 
     def _command(self, seeds: int) -> str:
         rendered = " --render-only" if seeds <= min(self.cells.values(), default=0) else ""
-        return _words(replace(self.request, seeds=seeds)) + rendered
+        return replace(self.request, seeds=seeds).command() + rendered
 
 
 def _effect(effect: Effect | None) -> str:
@@ -304,22 +304,9 @@ def _grid(
         yield terminal.GAP.join([terminal.padded(terminal.cut(text, room), room), *aligned]).rstrip()
 
 
-def _words(request: Request) -> str:
-    """Return the command of a request."""
-    return table_command(
-        request.table,
-        request.rows,
-        request.columns,
-        request.scale,
-        request.seeds,
-        request.baselines,
-        request.changes,
-    )
-
-
 def _words_of_seeds(request: Request) -> str:
     """Return the command that makes the next plan."""
-    return _words(replace(request, seeds=1)).replace("invoke ", "invoke seeds ", 1)
+    return replace(request, seeds=1).command().replace("invoke ", "invoke seeds ", 1)
 
 
 def propose(request: Request, most: int, budget: float | None, site: Site, store: Store) -> Proposal:

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reproduce.messages import InvalidError, NotFoundError, from_here, table_command, unknown
+from reproduce.messages import InvalidError, NotFoundError, from_here, unknown
 from reproduce.plan import SCALES, Request, table_names
 from reproduce.report import render, terminal
 from reproduce.report.filled import DECIMALS, Filled, loads
 from reproduce.report.observe import observe
+from reproduce.report.table import baselines_in, settings_in
 from reproduce.site import Site
 
 if TYPE_CHECKING:
     from reproduce.report.filled import FilledCell
     from reproduce.report.observe import Observation
     from reproduce.tracking.store import Store
-
-BASELINES, ADDED = "baselines=", "row "
-"""Prefixes of changes that a report lists but `--set` cannot make: the baselines, and an added row."""
 
 
 def show(table: str, scale: str, site: Site, store: Store) -> list[str]:
@@ -61,22 +59,18 @@ def show(table: str, scale: str, site: Site, store: Store) -> list[str]:
 
 
 def _command(request: Request) -> str:
-    words = table_command(
-        request.table, "*", "*", request.scale, request.seeds, request.baselines, request.changes
-    )
-    return f"`{words} --render-only`"
+    return f"`{request.command()} --render-only`"
 
 
 def _request(filled: Filled) -> Request:
     """Return the request of a report, for its whole table."""
     cells = [cell for row in filled.rows for cell in row.cells.values()]
-    baselines = [each.removeprefix(BASELINES) for each in filled.changes if each.startswith(BASELINES)]
     return Request(
         table=filled.table,
         scale=filled.scale,
         seeds=max((seed + 1 for cell in cells for seed in cell.seeds), default=1),
-        changes=tuple(each for each in filled.changes if not each.startswith((BASELINES, ADDED))),
-        baselines=baselines[0] if baselines else "quoted",
+        changes=tuple(settings_in(filled.changes)),
+        baselines=baselines_in(filled.changes),
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reproduce.messages import UserError, counted, table_command
+from reproduce.messages import UserError, counted
 from reproduce.plan import Request
 from reproduce.report.observe import observe
 from reproduce.report.table import Cell, Measured
@@ -99,15 +99,8 @@ def _choices(request: Request, row: Row, column: Column) -> Iterator[str]:
 
 
 def _command(request: Request, row: Row, column: Column) -> str:
-    return table_command(
-        request.table,
-        row.label,
-        column.key,
-        request.scale,
-        request.seeds,
-        request.baselines,
-        request.changes,
-    )
+    """Return the command that fills one cell."""
+    return replace(request, rows=row.label, columns=column.key).command()
 
 
 def _run(spec: Spec, store: Store, found: Reuse) -> Iterator[str]:

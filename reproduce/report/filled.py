@@ -22,7 +22,7 @@ from reproduce.report.claim import Claim
 from reproduce.report.markup import literal
 from reproduce.report.observe import Statistics, statistics
 from reproduce.report.stats import Sample, estimate
-from reproduce.report.table import Cell, Column, Margin, Row, Table
+from reproduce.report.table import Cell, Column, Margin, Row, Table, baselines_in, settings_in
 from reproduce.report.verdicts import (
     Absent,
     CellVerdict,
@@ -354,7 +354,7 @@ def _against(
         return None, ""
     if table.scale != "paper":
         return "not comparable", f"the paper's number is not of the scale {table.scale}"
-    if changed := _changed(table):
+    if changed := settings_in(table.changes):
         return "not comparable", f"changed settings: {', '.join(changed)}"
     if incomplete:
         return "not comparable", f"not the published data: {'; '.join(incomplete)}"
@@ -364,11 +364,6 @@ def _against(
         return "not comparable", NO_MARGIN
     found = compare(sample, float(cell.paper.value), column.margin.value)
     return found, "one seed has no interval" if len(sample.values) < 2 else ""
-
-
-def _changed(table: Table) -> list[str]:
-    """Return the settings that the command line changed; neither the choice of baselines nor an added row."""
-    return [change for change in table.changes if not change.startswith(("baselines=", "row "))]
 
 
 def _paper_note(table: Table, row: Row, cell: Cell) -> str | None:
@@ -453,24 +448,18 @@ def numbers(table: Table, rows: Iterable[FilledRow], seeds: int) -> LookUp:
         if sample is not None:
             return sample
         if table.cell(label, key).ours is not None:
-            changes, baselines = _changed(table), _baselines(table)
+            changes, baselines = settings_in(table.changes), baselines_in(table.changes)
             command = table_command(table.name, label, key, table.scale, seeds, baselines, changes)
             return Absent("open", f"a number is missing; to fill it: {command}")
         if cell.paper is None:
             return Absent("open", f"row '{label}', column '{key}' has no number")
         if table.scale != "paper":
             return Absent("not judged", f"the quoted number of {label} is of another scale")
-        if _changed(table):
+        if settings_in(table.changes):
             return Absent("not judged", f"the quoted number of {label} is of unchanged settings")
         return Sample({0: float(cell.paper)}, trainings=False)
 
     return look_up
-
-
-def _baselines(table: Table) -> str:
-    """Return the choice of `--baselines`."""
-    given = [change for change in table.changes if change.startswith("baselines=")]
-    return given[0].removeprefix("baselines=") if given else "quoted"
 
 
 def _caption(table: Table, seeds: int, incomplete: Sequence[str]) -> str:

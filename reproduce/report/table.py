@@ -74,6 +74,10 @@ RESERVED = ("claims", "index", "runs")
 """Names of the reports' files that are not a table's."""
 
 
+BASELINES, ADDED = "baselines=", "row "
+"""Beginnings of the changes that set nothing: the choice of baselines, and a row of the user."""
+
+
 class UnknownMetricError(LookupError):
     """A cell shows a metric that its protocol does not return."""
 
@@ -290,6 +294,17 @@ class Table:
     def judge_paper(self) -> tuple[PaperVerdict, ...]:
         """Judge every claim on the paper's own printed numbers, those of rows that were left out too."""
         return tuple(claim.judge(self.printed) for claim in self.claims)
+
+
+def settings_in(changes: Iterable[str]) -> list[str]:
+    """Return the settings among a table's changes: neither the choice of baselines nor an added row."""
+    return [change for change in changes if not change.startswith((BASELINES, ADDED))]
+
+
+def baselines_in(changes: Iterable[str]) -> str:
+    """Return the choice of `--baselines` among a table's changes."""
+    chosen = (change.removeprefix(BASELINES) for change in changes if change.startswith(BASELINES))
+    return next(chosen, "quoted")
 
 
 def _matching(kind: str, globs: str, names: list[str]) -> set[str]:
