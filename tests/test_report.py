@@ -36,6 +36,7 @@ from reproduce.nn.weights import Weights
 from reproduce.protocols.protocol import Protocol
 from reproduce.report import markup, register, render, stats
 from reproduce.report.claim import Claim, MissingNumberError, Number
+from reproduce.report.display import display
 from reproduce.report.filled import Filled, from_json, to_json
 from reproduce.report.observe import COLUMNS, Finished, frame, rows_of, statistics, write_runs
 from reproduce.report.publish import publish
@@ -513,6 +514,20 @@ def test_the_register_counts_every_claim_of_every_table(tmp_path: Path) -> None:
     )
     assert "the table is not rendered: invoke table100 --scale small" in lines[1]
     assert Page(page).links == ["index.html", "claims.md", "table99.html"]
+    assert "with its 95 % interval over" in text
+    assert "with its 95 % interval over" in page
+
+
+def test_the_level_of_a_table_is_named_where_its_intervals_are(tmp_path: Path) -> None:
+    strict = filled(replace(TABLE, alpha=0.001))
+    shown = display(strict)
+    remarks = " ".join(shown.remarks)
+    assert "with its 99.9 % interval over training seeds" in remarks
+    assert "Holm's method over the claims of the table, level 0.001" in remarks
+    assert any("99.9 % interval" in cell.hint for line in shown.lines for cell in line.cells)
+    found = register.entries([TABLE], {"table99": strict, "table100": replace(filled(), table="table100")})
+    text, _ = (path.read_text(encoding="utf-8") for path in register.write(found, "small", tmp_path))
+    assert "with its 99.9 % or 95 % interval over training seeds" in text
 
 
 # Publishing

@@ -61,6 +61,7 @@ TABLE = Filled(
     notes=("A note.",),
     changes=(),
     row_title="Method",
+    alpha=0.05,
     columns=(
         Column(key="top1", title="Top-1", group="STL-10"),
         Column(key="top5", title="Top-5", group="STL-10"),

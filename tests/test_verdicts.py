@@ -22,10 +22,11 @@ from toys import PRETRAIN, Judge, Recorded
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Contrast, Number, at_most_below, known, within
 from reproduce.report.filled import Filled, FilledCell, fill
+from reproduce.report.filled import numbers as numbers_of
 from reproduce.report.observe import Finished, frame
 from reproduce.report.stats import Sample, estimate, holm, quantile, seeds_needed, tail
 from reproduce.report.table import Cell, Column, Margin, Measured, Reported, Row, Table
-from reproduce.report.verdicts import Absent, JudgedClaim, compare, emphasis, judge
+from reproduce.report.verdicts import Absent, JudgedClaim, compare, emphasis, judge, seeds_to_decide
 from reproduce.spec import Evaluate
 
 SPREAD = 0.3
@@ -45,7 +46,7 @@ def constant(value: float) -> Sample:
 
 def verdicts(claims: Sequence[Claim], numbers: Mapping[str, Sample | Absent]) -> tuple[JudgedClaim, ...]:
     """Judge claims on one column of numbers by row; the paper's are all 0."""
-    return judge(claims, lambda row, _: numbers[row], lambda *_: 0.0)
+    return judge(claims, lambda row, _: numbers[row], lambda *_: 0.0, alpha=0.05)
 
 
 def verdict(*contrasts: Contrast, **numbers: Sample | Absent) -> JudgedClaim:
@@ -63,7 +64,7 @@ def test_rows_with_the_same_seeds_are_compared_by_the_paired_t_test(n: int, marg
     found = estimate([(1.0, sample(*a)), (-1.0, sample(*b))])
     assert found.effect == pytest.approx(a.mean() - b.mean())
     assert (found.degrees, found.n) == (n - 1, n)
-    assert found.interval == pytest.approx(tuple(ttest_rel(a, b).confidence_interval(0.95)))
+    assert found.interval(0.05) == pytest.approx(tuple(ttest_rel(a, b).confidence_interval(0.95)))
     assert found.p_above(margin) == pytest.approx(ttest_rel(a - margin, b, alternative="greater").pvalue)
     assert found.p_below(margin) == pytest.approx(ttest_rel(a - margin, b, alternative="less").pvalue)
 
@@ -72,7 +73,7 @@ def test_seeds_are_paired_by_their_number_and_not_by_their_order() -> None:
     """By seed, A - B is 1, 1 and 1.3; in order it would be 11, 1 and -8.7."""
     a, b = Sample({0: 20.0, 1: 15.0, 2: 10.3}), Sample({2: 9.0, 1: 14.0, 0: 19.0})
     expected = tuple(ttest_1samp([1.0, 1.0, 1.3], 0).confidence_interval())
-    assert estimate([(1.0, a), (-1.0, b)]).interval == pytest.approx(expected)
+    assert estimate([(1.0, a), (-1.0, b)]).interval(0.05) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_rows_with_other_seeds_are_compared_by_welchs_t_test(first: int, n: int)
     expected = ttest_ind(a, b, equal_var=False)
     assert found.degrees == pytest.approx(expected.df)
     assert found.n == min(5, n)
-    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.interval(0.05) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     greater = ttest_ind(a - 0.4, b, equal_var=False, alternative="greater").pvalue
     assert (found.p_above(0.4), found.p_below(0.4)) == pytest.approx((greater, 1 - greater))
 
@@ -126,7 +127,7 @@ def test_a_number_without_a_spread_over_trainings_is_a_constant(other: Sample) -
     ours = [80.1, 80.4, 79.9, 80.2]
     found = estimate([(1.0, sample(*ours)), (-1.0, other)])
     expected = ttest_1samp(ours, 79.5)
-    assert found.interval == pytest.approx(tuple(v - 79.5 for v in expected.confidence_interval()))
+    assert found.interval(0.05) == pytest.approx(tuple(v - 79.5 for v in expected.confidence_interval()))
     assert 2 * found.p_above(0.0) == pytest.approx(expected.pvalue)
     assert found.n == 4
 
@@ -151,7 +152,7 @@ def test_holms_method_by_hand() -> None:
 
 def test_without_any_spread_arithmetic_decides() -> None:
     above, equal = (estimate([(1.0, sample(x, x, x)), (-1.0, sample(2.0, 2.0, 2.0))]) for x in (3.0, 2.0))
-    assert above.interval == (1.0, 1.0)
+    assert above.interval(0.05) == (1.0, 1.0)
     assert [(above.p_above(m), above.p_below(m)) for m in (0.0, 1.5)] == [(0.0, 1.0), (1.0, 0.0)]
     assert (equal.p_above(0.0), equal.p_below(0.0)) == (1.0, 0.0)
     assert (equal.p_above(0.0, or_equal=True), equal.p_below(0.0, or_equal=True)) == (0.0, 1.0)
@@ -427,6 +428,24 @@ def test_at_paper_scale_a_quoted_number_counts_as_a_constant() -> None:
     assert acc(found).interval == pytest.approx((low, high))
 
 
+def test_a_table_has_its_own_level() -> None:
+    """By seed, ours is 1.0, .9 and 1.1 above trained, so p = .0033, between the two levels."""
+    usual, strict = filled(), filled(alpha=0.001)
+    assert (judged(usual)[BY_TRAINED][0], judged(strict)[BY_TRAINED][0]) == ("supported", "inconclusive")
+    low, high = ttest_1samp(OURS, 0).confidence_interval(0.999)
+    assert acc(strict).interval == pytest.approx((low, high))
+    (effect,) = (claim.effect for claim in strict.claims if claim.text == "better than quoted")
+    assert effect is not None
+    assert (effect.low, effect.high) == pytest.approx((low - 50.5, high - 50.5))
+    assert (acc(usual).against, acc(strict).against) == ("reproduced", "inconclusive")
+    assert (acc(usual, "trained").emphasis, acc(strict, "trained").emphasis) == ("", "bold")
+    assert acc(strict, "released").emphasis == ""
+    assert seeds_to_decide(TABLE.claims[0], numbers_of(TABLE, usual.rows, 3), 0.001, claims=2) == 4
+    for alpha in (0.0, 1.0, 5.0):
+        with pytest.raises(ValueError, match=rf"^table8: alpha is {alpha}; a significance level lies "):
+            replace(TABLE, alpha=alpha)
+
+
 def test_at_smoke_scale_nothing_is_judged_and_nothing_is_bold() -> None:
     found = filled(scale="smoke", stand_in="Synthetic.")
     assert {each.ours for each in found.claims} == {"not judged"}
@@ -522,12 +541,12 @@ def test_a_released_encoder_is_not_compared_with_the_papers_number() -> None:
 )
 def test_a_number_is_reproduced_if_its_interval_lies_within_the_margin(paper: float, expected: str) -> None:
     """The interval is 51 +- .4684, the margin .5: it lies within up to .0316 and outside from .9684 on."""
-    assert compare(TENTHS, paper, 0.5) == expected
+    assert compare(TENTHS, paper, 0.5, 0.05) == expected
 
 
 def test_one_seed_or_a_released_encoder_does_not_reproduce_a_number() -> None:
-    assert compare(sample(51.0), 51.0, 0.5) == "inconclusive"
-    assert compare(sample(51.0, 51.1, 51.2, trainings=False), 51.0, 0.5) == "inconclusive"
+    assert compare(sample(51.0), 51.0, 0.5, 0.05) == "inconclusive"
+    assert compare(sample(51.0, 51.1, 51.2, trainings=False), 51.0, 0.5, 0.05) == "inconclusive"
 
 
 # Bold
@@ -536,19 +555,19 @@ def test_one_seed_or_a_released_encoder_does_not_reproduce_a_number() -> None:
 def test_bold_are_the_best_and_all_that_cannot_be_told_from_it() -> None:
     """By seed, B is .1, .2 and .3 below A (p = .074), C is 1.0, 1.1 and 1.2 below (p = .003)."""
     a, b, c = sample(51.0, 52.0, 53.0), sample(50.9, 51.8, 52.7), sample(50.0, 50.9, 51.8)
-    assert emphasis([a, b, c], "higher", 1) == ["bold", "bold", ""]
-    assert emphasis([c, b, a], "higher", 1) == ["", "bold", "bold"]
-    assert emphasis([a, None, c], "higher", 1) == ["bold", "", ""]
-    assert emphasis([a, c], "", 1) == ["", ""]
-    assert emphasis([a, None], "higher", 1) == ["", ""], "nothing to compare with"
+    assert emphasis([a, b, c], "higher", 1, 0.05) == ["bold", "bold", ""]
+    assert emphasis([c, b, a], "higher", 1, 0.05) == ["", "bold", "bold"]
+    assert emphasis([a, None, c], "higher", 1, 0.05) == ["bold", "", ""]
+    assert emphasis([a, c], "", 1, 0.05) == ["", ""]
+    assert emphasis([a, None], "higher", 1, 0.05) == ["", ""], "nothing to compare with"
     # Lower is better: B is told from C (.9, .9, .9 above it), and so is A.
-    assert emphasis([a, b, c], "lower", 1) == ["", "", "bold"]
+    assert emphasis([a, b, c], "lower", 1, 0.05) == ["", "", "bold"]
 
 
 def test_equal_numbers_are_both_bold() -> None:
     a, c = sample(51.0, 52.0, 53.0), sample(40.0, 41.0, 42.5)
-    assert emphasis([a, a, c], "higher", 1) == ["bold", "bold", ""]
-    assert emphasis([constant(51.0), constant(51.0), sample(40.0, 41.0, 42.5)], "higher", 1) == [
+    assert emphasis([a, a, c], "higher", 1, 0.05) == ["bold", "bold", ""]
+    assert emphasis([constant(51.0), constant(51.0), sample(40.0, 41.0, 42.5)], "higher", 1, 0.05) == [
         "bold",
         "bold",
         "",
@@ -558,18 +577,20 @@ def test_equal_numbers_are_both_bold() -> None:
 def test_bold_is_corrected_for_the_number_of_comparisons() -> None:
     """The gaps of .5, .7 and .6 have p = .0092: times 5 it is .046, times 6 it is .055."""
     a, near = sample(51.0, 51.0, 51.0), sample(50.5, 50.3, 50.4)
-    assert emphasis([a, near], "higher", 1) == ["bold", ""]
-    assert emphasis([a, *[near] * 5], "higher", 1) == ["bold", *[""] * 5]
-    assert emphasis([a, *[near] * 6], "higher", 1) == ["bold"] * 7
+    assert emphasis([a, near], "higher", 1, 0.05) == ["bold", ""]
+    assert emphasis([a, *[near] * 5], "higher", 1, 0.05) == ["bold", *[""] * 5]
+    assert emphasis([a, *[near] * 6], "higher", 1, 0.05) == ["bold"] * 7
 
 
 def test_fewer_than_three_seeds_underline_the_best_printed_value() -> None:
     a, b, c = sample(51.04, 51.04), sample(50.9, 50.94), sample(50.0, 50.0)
-    assert emphasis([a, b, c], "higher", 1) == ["underline", "", ""]
-    assert emphasis([a, b, c], "higher", 0) == ["underline", "underline", ""], "both print 51"
-    assert emphasis([a, b, c], "lower", 1) == ["", "", "underline"]
+    assert emphasis([a, b, c], "higher", 1, 0.05) == ["underline", "", ""]
+    assert emphasis([a, b, c], "higher", 0, 0.05) == ["underline", "underline", ""], "both print 51"
+    assert emphasis([a, b, c], "lower", 1, 0.05) == ["", "", "underline"]
     full = sample(53.0, 53.1, 53.2)
-    assert emphasis([full, a, constant(60.0)], "higher", 1) == ["", "", "underline"], "one has two seeds"
+    assert emphasis([full, a, constant(60.0)], "higher", 1, 0.05) == ["", "", "underline"], (
+        "one has two seeds"
+    )
 
 
 # Simulations
@@ -595,8 +616,8 @@ def test_intervals_cover_the_truth_in_95_percent(n: int) -> None:
             (estimate([(1.0, sample(*(a - shared))), (-1.0, sample(*other, first=n))]), 1.0),
         )
         for index, (each, truth) in enumerate(found):
-            assert each.interval is not None
-            hits[index] += each.interval[0] <= truth <= each.interval[1]
+            low, high = each.interval(0.05)  # type: ignore[misc]
+            hits[index] += low <= truth <= high
     print(f"n = {n}: covered {hits / trials}")
     assert all(0.93 <= share <= 0.97 for share in hits / trials)
 
@@ -605,7 +626,8 @@ def test_intervals_cover_the_truth_in_95_percent(n: int) -> None:
 def test_of_eight_equal_methods_one_is_bold_alone_in_at_most_5_percent(n: int) -> None:
     random, trials = np.random.default_rng(8), 1000
     alone = sum(
-        emphasis([sample(*row) for row in random.normal(80, SPREAD, (8, n))], "higher", 2).count("bold") == 1
+        emphasis([sample(*row) for row in random.normal(80, SPREAD, (8, n))], "higher", 2, 0.05).count("bold")
+        == 1
         for _ in range(trials)
     )
     print(f"n = {n}: one bold alone in {alone / trials:.1%}")
@@ -617,8 +639,8 @@ def test_of_eight_equal_methods_one_is_bold_alone_in_at_most_5_percent(n: int) -
 def test_a_number_at_the_margin_is_called_reproduced_in_at_most_5_percent(n: int, side: int) -> None:
     random, trials = np.random.default_rng(n), 2000
     values = random.normal(80.38 + side * 0.5, SPREAD, (trials, n))
-    wrong = sum(compare(sample(*row), 80.38, 0.5) == "reproduced" for row in values)
-    right = sum(compare(sample(*row), 80.38, 0.5) == "reproduced" for row in values - side * 0.5)
+    wrong = sum(compare(sample(*row), 80.38, 0.5, 0.05) == "reproduced" for row in values)
+    right = sum(compare(sample(*row), 80.38, 0.5, 0.05) == "reproduced" for row in values - side * 0.5)
     print(f"n = {n}: reproduced at the margin in {wrong / trials:.1%}, at the number in {right / trials:.1%}")
     assert wrong <= at_most(0.05, trials)
 
@@ -636,7 +658,8 @@ def simulated(table: Table, truth: Callable[[str, str], float], trials: int, n: 
     for _ in range(trials):
         values = (means + random.normal(0, SPREAD, (len(cells), n))).tolist()
         numbers = dict(zip(cells, (sample(*row) for row in values), strict=True))
-        yield [each.ours for each in judge(table.claims, lambda *cell: numbers[cell], table.printed)]  # noqa: B023
+        judged = judge(table.claims, lambda *cell: numbers[cell], table.printed, table.alpha)  # noqa: B023
+        yield [each.ours for each in judged]
 
 
 @pytest.mark.parametrize(("name", "trials"), [("table8", 250), ("table11", 150)])

@@ -29,7 +29,7 @@ from reproduce.report.claim import Claim
 from reproduce.report.display import EFFECT_DIGITS
 from reproduce.report.filled import Filled, fill, numbers
 from reproduce.report.observe import Finished, frame, observe
-from reproduce.report.stats import LEVEL, MOST_SEEDS, printed
+from reproduce.report.stats import MOST_SEEDS, printed
 from reproduce.report.table import Measured, Table
 from reproduce.report.verdicts import FEW_SEEDS, Effect, JudgedClaim, Verdict, seeds_to_decide
 from reproduce.site import Site
@@ -181,6 +181,8 @@ class Proposal:
     """Descriptions of what blocked runs lack."""
     cells: Mapping[Place, int]
     """Number of seeds that each cell of ours has after the plan."""
+    alpha: float
+    """Significance level of the table's verdicts."""
 
     def lines(self, width: int) -> Iterator[str]:
         """Yield the lines to print.
@@ -233,7 +235,7 @@ class Proposal:
             )
         if any(each.verdict == "inconclusive" for each, *_ in self.chosen):
             yield "Needed: about that many seeds decide if the effect and its spread stay as they are."
-            yield f"Judging a claim again is a second look: false verdicts exceed the level of {LEVEL:.0%}."
+            yield f"Judging a claim again is a second look: false verdicts exceed the level, {self.alpha:g}."
 
     def _left_out(self, width: int) -> Iterator[str]:
         heads = ("claim", "effect", "seeds now", "needed", "new runs", "because")
@@ -373,6 +375,7 @@ def propose(request: Request, most: int, budget: float | None, site: Site, store
         costs=_forecast(jobs(requests), site, store, counts) if requests else None,
         problems=made.problems,
         cells=planned,
+        alpha=table.alpha,
     )
 
 
@@ -442,7 +445,7 @@ def _needed(
     if judged.ours == "direction only":
         return min(FEW_SEEDS, most)
     tested = [each for each in filled.claims if each.effect is not None and each.ours != "direction only"]
-    return seeds_to_decide(claim, numbers(table, filled.rows, seeds), len(tested))
+    return seeds_to_decide(claim, numbers(table, filled.rows, seeds), table.alpha, len(tested))
 
 
 def _upstream_first(specs: Iterable[Spec]) -> tuple[Spec, ...]:

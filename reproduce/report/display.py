@@ -17,7 +17,7 @@ from typing import Literal
 from reproduce.messages import counted
 from reproduce.report.filled import ADDED_ROW, NOT_IN_PAPER, Filled, FilledCell
 from reproduce.report.markup import literal
-from reproduce.report.stats import LEVEL, printed
+from reproduce.report.stats import printed
 from reproduce.report.table import Column
 from reproduce.report.verdicts import FEW_SEEDS, CellVerdict, Emphasis, JudgedClaim
 
@@ -25,8 +25,6 @@ DASH = "–"
 """Printed in an empty cell."""
 ADDED_MARK = "*"
 """Footnote mark of an added row."""
-CONFIDENCE = f"{1 - LEVEL:.0%}".replace("%", " %")
-"""Confidence of intervals, in words."""
 EFFECT_DIGITS = 2
 """Decimals of a contrast and of its interval."""
 SIGNS: Mapping[CellVerdict, str] = {"reproduced": "=", "not reproduced": "≠", "inconclusive": "?"}
@@ -133,7 +131,7 @@ def display(filled: Filled) -> Display:
         cells = tuple(
             _paper(row.cells[sub.column.key], marks)
             if sub.side == "paper"
-            else _ours(row.cells[sub.column.key], sub.column.digits)
+            else _ours(row.cells[sub.column.key], sub.column.digits, filled.alpha)
             for sub in sub_columns
         )
         runs = tuple(
@@ -160,6 +158,11 @@ def display(filled: Filled) -> Display:
         claims=tuple((claim, "" if same else evidence(claim)) for claim in filled.claims),
         verdicts=f"{'On our numbers' if sided else 'Verdicts'}: {reasons.pop()}." if same else "",
     )
+
+
+def confidence(alpha: float) -> str:
+    """Return the confidence of intervals in words, such as `95 %`."""
+    return f"{100 * (1 - alpha):.10g} %"
 
 
 class _Marks:
@@ -203,13 +206,13 @@ def _paper(cell: FilledCell, marks: _Marks) -> Shown:
     )
 
 
-def _ours(cell: FilledCell, digits: int) -> Shown:
+def _ours(cell: FilledCell, digits: int, alpha: float) -> Shown:
     if cell.value is None:
         return Shown(DASH, hint=cell.reason or "")
     parts = [f"seed {seed}: run {run}" for seed, run in zip(cell.seeds, cell.runs, strict=True)]
     if cell.interval is not None:
         low, high = (printed(end, digits) for end in cell.interval)
-        parts.insert(0, f"{CONFIDENCE} interval {low} to {high}")
+        parts.insert(0, f"{confidence(alpha)} interval {low} to {high}")
     if cell.against in SIGNS:
         parts.insert(0, f"{cell.against}{f' ({cell.against_reason})' if cell.against_reason else ''}")
     return Shown(
@@ -232,7 +235,7 @@ def _remarks(filled: Filled, sub_columns: Sequence[SubColumn], lines: Sequence[L
     if any(cell.emphasis == "bold" for cell in cells):
         yield (
             f"{whose}: the best mean of each column and all that cannot be told from it are bold ($t$ tests "
-            f"by seed, Holm's method over the column, level {LEVEL:g})."
+            f"by seed, Holm's method over the column, level {filled.alpha:g})."
         )
     if any(cell.emphasis == "underline" for cell in cells):
         yield (
@@ -250,9 +253,9 @@ def _remarks(filled: Filled, sub_columns: Sequence[SubColumn], lines: Sequence[L
     if any(claim.effect is not None for claim in filled.claims):
         yield (
             "Claims on our numbers: for each, the contrast that decides it, with its "
-            f"{CONFIDENCE} interval over training seeds, paired where the seeds are the same. A claim is "
-            "supported if all its contrasts exceed their margins, contradicted if one falls short "
-            f"($t$ tests, Holm's method over the claims of the table, level {LEVEL:g})."
+            f"{confidence(filled.alpha)} interval over training seeds, paired where the seeds are the same. "
+            "A claim is supported if all its contrasts exceed their margins, contradicted if one falls short "
+            f"($t$ tests, Holm's method over the claims of the table, level {filled.alpha:g})."
         )
     yield from filled.notes
     yield from _empty_cells(filled)
@@ -274,8 +277,8 @@ def _margins(filled: Filled) -> Iterator[str]:
     """Yield how to read the signs of the comparison with the paper, and each margin with its source."""
     meanings = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
     yield (
-        f"Ours against the paper: {meanings}. A number is reproduced if its {CONFIDENCE} interval lies "
-        "within the margin around the printed one."
+        f"Ours against the paper: {meanings}. A number is reproduced if its {confidence(filled.alpha)} "
+        "interval lies within the margin around the printed one."
     )
     for margin in dict.fromkeys(column.margin for column in filled.columns):
         if margin is not None:

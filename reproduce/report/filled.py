@@ -69,7 +69,7 @@ class FilledCell:
     spread: Literal["trainings", "evaluations"]
     """Unit of the seeds; `evaluations` are those of one released encoder, and say nothing about trainings."""
     interval: tuple[float, float] | None
-    """Confidence interval of the mean (95 %) over trainings; None if there are fewer than two."""
+    """Confidence interval of the mean over trainings; None if there are fewer than two."""
     values: tuple[float, ...]
     """Numbers of the finished seeds, in the order of `seeds`."""
     emphasis: Emphasis
@@ -113,6 +113,8 @@ class Filled:
     notes: tuple[str, ...]
     changes: tuple[str, ...]
     row_title: str
+    alpha: float
+    """Significance level of the verdicts; intervals have a confidence of 1 - alpha."""
     columns: tuple[Column, ...]
     rows: tuple[FilledRow, ...]
     claims: tuple[JudgedClaim, ...]
@@ -147,6 +149,7 @@ def fill(table: Table, seeds: int, runs: Frame | None, incomplete: Sequence[str]
         notes=table.notes,
         changes=table.changes,
         row_title=table.row_title,
+        alpha=table.alpha,
         columns=table.columns,
         rows=rows,
         claims=_judged(table, rows, seeds),
@@ -214,6 +217,8 @@ def _check(filled: Filled) -> None:
     columns = [column.key for column in filled.columns]
     _check_distinct(columns, "column")
     _check_distinct((row.label for row in filled.rows), "row")
+    if not 0 < filled.alpha < 1:
+        raise ValueError(f"alpha is {filled.alpha}")
     for column in filled.columns:
         if not 0 <= column.digits <= DECIMALS:
             raise ValueError(f"column '{column.key}' has {column.digits} decimals")
@@ -325,7 +330,7 @@ def _cell(
     elif value is None:
         reason = cell.why_not_ours or NO_RUN
         causes = (reason,)
-    interval = estimate([(1.0, sample)]).interval if sample and sample.trainings else None
+    interval = estimate([(1.0, sample)]).interval(table.alpha) if sample and sample.trainings else None
     against, why = _against(table, column, cell, sample, incomplete)
     return FilledCell(
         paper=None if cell.paper is None else cell.paper.value,
@@ -362,7 +367,7 @@ def _against(
         return "not comparable", "one released encoder has no spread over trainings"
     if column.margin is None:
         return "not comparable", NO_MARGIN
-    found = compare(sample, float(cell.paper.value), column.margin.value)
+    found = compare(sample, float(cell.paper.value), column.margin.value, table.alpha)
     return found, "one seed has no interval" if len(sample.values) < 2 else ""
 
 
@@ -400,7 +405,9 @@ def _emphasised(table: Table, rows: tuple[FilledRow, ...]) -> tuple[FilledRow, .
     if table.scale == "smoke":
         return rows
     marks = {
-        column.key: emphasis([_sample(row.cells[column.key]) for row in rows], column.better, column.digits)
+        column.key: emphasis(
+            [_sample(row.cells[column.key]) for row in rows], column.better, column.digits, table.alpha
+        )
         for column in table.columns
     }
     return tuple(
@@ -429,7 +436,7 @@ def _judged(table: Table, rows: tuple[FilledRow, ...], seeds: int) -> tuple[Judg
             return "the smoke scale shows that everything runs, not how well"
         return OTHER_DATA if table.stand_in and claim.needs_the_papers_data else ""
 
-    return judge(table.claims, numbers(table, rows, seeds), table.printed, not_judged)
+    return judge(table.claims, numbers(table, rows, seeds), table.printed, table.alpha, not_judged)
 
 
 def numbers(table: Table, rows: Iterable[FilledRow], seeds: int) -> LookUp:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.report import markup, render
-from reproduce.report.display import CONFIDENCE, evidence
+from reproduce.report.display import confidence, evidence
 from reproduce.report.filled import Filled
 from reproduce.report.table import Table
 from reproduce.report.verdicts import JudgedClaim
@@ -33,6 +33,8 @@ class Entry:
     """Name in print, such as `Table 8`."""
     rendered: bool
     """True if the table has a report at this scale."""
+    alpha: float
+    """Significance level of the verdicts."""
     claims: tuple[JudgedClaim, ...]
 
 
@@ -43,29 +45,28 @@ def entries(registered: Sequence[Table], rendered: Mapping[str, Filled]) -> list
         registered: the tables at the scale of the reports.
         rendered: the reports by the name of their table.
     """
-    found = [
-        Entry(table.name, str(table), table.name in rendered, _claims(table, rendered.get(table.name)))
-        for table in registered
-    ]
+    found = [_entry(table, rendered.get(table.name)) for table in registered]
     known = {table.name for table in registered}
     found += [
-        Entry(name, _name(filled), True, filled.claims)
+        Entry(name, _name(filled), True, filled.alpha, filled.claims)
         for name, filled in rendered.items()
         if name not in known
     ]
     return [entry for entry in found if entry.claims]
 
 
-def _claims(table: Table, filled: Filled | None) -> tuple[JudgedClaim, ...]:
+def _entry(table: Table, filled: Filled | None) -> Entry:
+    """Return the claims of a registered table; all are open if it is not rendered."""
     if filled is not None:
-        return filled.claims
+        return Entry(table.name, str(table), True, filled.alpha, filled.claims)
     reason = f"the table is not rendered: invoke {table.name} --scale {table.scale}"
-    return tuple(
+    claims = tuple(
         JudgedClaim(
             text=claim.text, source=claim.source, paper=paper, ours="open", reason=reason, effect=None
         )
         for claim, paper in zip(table.claims, table.judge_paper(), strict=True)
     )
+    return Entry(table.name, str(table), False, table.alpha, claims)
 
 
 def _name(filled: Filled) -> str:
@@ -103,17 +104,19 @@ def markdown(found: Sequence[Entry], scale: str) -> str:
             f"| {' | '.join(markup.markdown(text) for text in _cells(claim))} |" for claim in entry.claims
         ]
         blocks += [f"## {title}", "\n".join(lines)]
-    return "\n\n".join([*blocks, _explanation()]) + "\n"
+    return "\n\n".join([*blocks, _explanation(found)]) + "\n"
 
 
 def _cells(claim: JudgedClaim) -> tuple[str, str, str, str, str]:
     return claim.text, claim.source, claim.paper, claim.ours, evidence(claim)
 
 
-def _explanation() -> str:
+def _explanation(found: Sequence[Entry]) -> str:
+    levels = sorted({entry.alpha for entry in found if any(claim.effect for claim in entry.claims)})
+    named = " or ".join(confidence(alpha) for alpha in levels) or "confidence"
     return (
         "An effect is the contrast that decides the claim on our numbers, in the units of its table, "
-        f"with its {CONFIDENCE} interval over training seeds."
+        f"with its {named} interval over training seeds."
     )
 
 
@@ -121,4 +124,6 @@ def html(found: Sequence[Entry], scale: str) -> str:
     """Return the register as one self-contained page."""
     template = render.environment().get_template("claims.html")
     lines = counts(found) if found else ["No table has a claim."]
-    return template.render(entries=found, scale=scale, counts=lines, heads=HEADS, explanation=_explanation())
+    return template.render(
+        entries=found, scale=scale, counts=lines, heads=HEADS, explanation=_explanation(found)
+    )

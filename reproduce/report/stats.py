@@ -11,8 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-LEVEL = 0.05
-"""Level of every test; intervals have a confidence of 1 - LEVEL."""
 MOST_SEEDS = 1000
 """Maximum number of seeds that `seeds_needed` considers."""
 
@@ -70,12 +68,11 @@ class Estimate:
     n: int
     """Smallest number of training seeds of a number of ours; 0 if there is none of ours."""
 
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Confidence interval, or None without a spread."""
+    def interval(self, alpha: float) -> tuple[float, float] | None:
+        """Return the interval of confidence 1 - alpha, or None without a spread."""
         if self.error is None:
             return None
-        half = quantile(1 - LEVEL / 2, self.degrees) * self.error if self.error else 0.0
+        half = quantile(1 - alpha / 2, self.degrees) * self.error if self.error else 0.0
         return self.effect - half, self.effect + half
 
     def p_above(self, margin: float, *, or_equal: bool = False) -> float:
@@ -167,18 +164,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_needed(found: Estimate, margin: float, level: float) -> int | None:
+def seeds_needed(found: Estimate, margin: float, alpha: float) -> int | None:
     """Return about how many paired seeds would decide at this effect and spread, or None above MOST_SEEDS.
 
     The interval of that many seeds ends at the margin.
 
     Args:
-        level: level of the interval; the number of seeds grows as it becomes smaller.
+        alpha: significance level; the number of seeds grows as it becomes smaller.
     """
     if found.error is None or found.effect == margin:
         return None
     spread = found.error * math.sqrt(found.n)
     for n in range(2, MOST_SEEDS + 1):
-        if quantile(1 - level / 2, n - 1) * spread / math.sqrt(n) < abs(found.effect - margin):
+        if quantile(1 - alpha / 2, n - 1) * spread / math.sqrt(n) < abs(found.effect - margin):
             return n
     return None

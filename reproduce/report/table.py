@@ -161,6 +161,8 @@ class Table:
     notes: tuple[str, ...] = ()
     """Footnotes to the table as a whole (errata, choices)."""
     row_title: str = "Method"
+    alpha: float = 0.05
+    """Significance level of the verdicts, between 0 and 1; intervals have a confidence of 1 - alpha."""
     measure: Callable[[Weights], Mapping[str, Measured]] | None = None
     """Cells of an added row for a user's encoder, by column key; None if a row needs several encoders."""
     scale: str = "paper"
@@ -178,6 +180,10 @@ class Table:
         return f"Table {self.number}" if self.number else self.name
 
     def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise ValueError(
+                f"{self.name}: alpha is {self.alpha}; a significance level lies between 0 and 1."
+            )
         labels, keys = [row.label for row in self.rows], [column.key for column in self.columns]
         self._check_unique("row label", labels)
         self._check_unique("column key", keys)

@@ -1,8 +1,8 @@
 """Verdicts: what our numbers may be said to show, given how far they scatter over the training seeds.
 
-    judge(table.claims, look_up, table.printed)   # every sentence of a table, on our numbers
-    compare(sample, paper=80.38, margin=0.5)      # one number of ours against the one that the paper prints
-    emphasis(samples, "higher", digits=2)         # what is bold in a column: the best, and its equals
+    judge(table.claims, look_up, table.printed, table.alpha)   # every sentence of a table, on our numbers
+    compare(sample, paper=80.38, margin=0.5, alpha=0.05)       # a number of ours against the printed one
+    emphasis(samples, "higher", digits=2, alpha=0.05)          # a column: the best, and its equals, in bold
 
 A claim is supported if the confidence interval of each of its contrasts lies beyond the margin, and
 contradicted if that of one contrast lies short of it, corrected for the number of contrasts. Over the claims
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from reproduce.report.claim import EXACT, Claim, Contrast, PaperVerdict, Values
-from reproduce.report.stats import LEVEL, MOST_SEEDS, Estimate, Sample, estimate, holm, printed, seeds_needed
+from reproduce.report.stats import MOST_SEEDS, Estimate, Sample, estimate, holm, printed, seeds_needed
 
 Verdict = Literal["supported", "contradicted", "inconclusive", "direction only", "not judged", "open"]
 """Verdict on our numbers; `open` if one is missing."""
@@ -71,36 +71,39 @@ def judge(
     claims: Sequence[Claim],
     look_up: LookUp,
     on_paper: Values,
+    alpha: float,
     not_judged: Callable[[Claim], str] = lambda _: "",
 ) -> tuple[JudgedClaim, ...]:
     """Return every claim with its verdict on the paper's numbers and on ours.
 
     Args:
         on_paper: the paper's numbers.
+        alpha: significance level over all claims.
         not_judged: returns why a claim is not judged on our numbers, or "".
     """
-    opened = [_open(claim, look_up, not_judged(claim)) for claim in claims]
+    opened = [_open(claim, look_up, alpha, not_judged(claim)) for claim in claims]
     tested = [index for index, each in enumerate(opened) if isinstance(each, _Tested)]
     adjusted = dict(zip(tested, holm([opened[index].p for index in tested]), strict=True))  # type: ignore[union-attr]
     judged = []
     for index, (claim, each) in enumerate(zip(claims, opened, strict=True)):
-        found = each.decided(adjusted[index], len(tested)) if isinstance(each, _Tested) else each
+        found = each.decided(adjusted[index], alpha, len(tested)) if isinstance(each, _Tested) else each
         judged.append(
             JudgedClaim(text=claim.text, source=claim.source, paper=claim.judge(on_paper), **vars(found))
         )
     return tuple(judged)
 
 
-def seeds_to_decide(claim: Claim, look_up: LookUp, claims: int) -> int | None:
+def seeds_to_decide(claim: Claim, look_up: LookUp, alpha: float, claims: int) -> int | None:
     """Return about how many seeds would decide an inconclusive claim, as its reason in the report says.
 
     None if the number is above MOST_SEEDS, or if no number in the claim has a spread.
 
     Args:
+        alpha: significance level over all claims.
         claims: number of the table's claims whose numbers have a spread.
     """
-    opened = _open(claim, look_up, "")
-    return opened.seeds(LEVEL / claims) if isinstance(opened, _Tested) else None
+    opened = _open(claim, look_up, alpha)
+    return opened.seeds(alpha / claims) if isinstance(opened, _Tested) else None
 
 
 @dataclass(frozen=True)
@@ -133,35 +136,36 @@ class _Tested:
         """p-value of the better supported of both directions."""
         return min(1.0, 2 * min(self.p_supported, self.p_contradicted))
 
-    def decided(self, adjusted: float, claims: int) -> _Decided:
+    def decided(self, adjusted: float, alpha: float, claims: int) -> _Decided:
         """Return the verdict.
 
         Args:
             adjusted: `p`, adjusted for the number of claims.
-            claims: that number.
+            alpha: significance level over all claims.
+            claims: their number.
         """
         weakest = max(self.pairs, key=_p_above)
-        if adjusted > LEVEL:
-            return _Decided("inconclusive", self._seeds(LEVEL / claims), _effect(*weakest))
+        if adjusted > alpha:
+            return _Decided("inconclusive", self._seeds(alpha / claims), _effect(*weakest, alpha))
         if self.p_supported < self.p_contradicted:
-            return _Decided("supported", "", _effect(*weakest))
-        return _Decided("contradicted", "", _effect(*min(self.pairs, key=_p_below)))
+            return _Decided("supported", "", _effect(*weakest, alpha))
+        return _Decided("contradicted", "", _effect(*min(self.pairs, key=_p_below), alpha))
 
-    def _seeds(self, level: float) -> str:
+    def _seeds(self, alpha: float) -> str:
         """Return about how many seeds would decide, in words."""
-        number = self.seeds(level)
+        number = self.seeds(alpha)
         if number is None:
             return f"more than {MOST_SEEDS} seeds would be needed to decide at this effect and spread"
         return f"about {number} seeds would decide at this effect and spread"
 
-    def seeds(self, level: float) -> int | None:
+    def seeds(self, alpha: float) -> int | None:
         """Return about how many seeds would decide, if effects and spreads stayed as they are.
 
         None if more than MOST_SEEDS would be needed.
         """
         short = [pair for pair in self.pairs if not pair[0].holds_at(pair[1].effect)]
-        levels = level / len(self.pairs) if short else level
-        needed = [seeds_needed(found, each.margin, levels) for each, found in short or self.pairs]
+        each_alpha = alpha / len(self.pairs) if short else alpha
+        needed = [seeds_needed(found, each.margin, each_alpha) for each, found in short or self.pairs]
         known = [number for number in needed if number is not None]
         if not known or (not short and len(known) < len(needed)):
             return None
@@ -180,7 +184,7 @@ def _p_below(pair: tuple[Contrast, Estimate]) -> float:
     return found.p_below(contrast.margin, or_equal=contrast.or_equal)
 
 
-def _open(claim: Claim, look_up: LookUp, not_judged: str) -> _Tested | _Decided:
+def _open(claim: Claim, look_up: LookUp, alpha: float, not_judged: str = "") -> _Tested | _Decided:
     """Return the claim with its estimates, or its verdict if no test is needed."""
     if not_judged:
         return _Decided("not judged", not_judged)
@@ -206,7 +210,7 @@ def _open(claim: Claim, look_up: LookUp, not_judged: str) -> _Tested | _Decided:
         nearest = min(pairs, key=lambda pair: pair[1].effect - pair[0].margin)
         agrees = all(each.holds_at(round(found.effect, EXACT)) for each, found in pairs)
         return _Decided(
-            "direction only", f"{'agrees' if agrees else 'disagrees'}, one seed", _effect(*nearest)
+            "direction only", f"{'agrees' if agrees else 'disagrees'}, one seed", _effect(*nearest, alpha)
         )
     # A contrast of constants is decided by arithmetic: it has no spread.
     return _Tested(
@@ -214,18 +218,19 @@ def _open(claim: Claim, look_up: LookUp, not_judged: str) -> _Tested | _Decided:
     )
 
 
-def _effect(contrast: Contrast, found: Estimate) -> Effect:
-    low, high = found.interval or (None, None)
+def _effect(contrast: Contrast, found: Estimate, alpha: float) -> Effect:
+    low, high = found.interval(alpha) or (None, None)
     return Effect(contrast=str(contrast), value=found.effect, low=low, high=high, n=found.n)
 
 
-def compare(sample: Sample, paper: float, margin: float) -> CellVerdict:
+def compare(sample: Sample, paper: float, margin: float, alpha: float) -> CellVerdict:
     """Return the verdict on our number against the printed one: two one-sided tests by the interval.
 
     Args:
         margin: the largest difference that counts as none.
+        alpha: significance level.
     """
-    interval = estimate([(1.0, sample)]).interval
+    interval = estimate([(1.0, sample)]).interval(alpha)
     if interval is None:
         return "inconclusive"
     low, high = interval
@@ -235,13 +240,17 @@ def compare(sample: Sample, paper: float, margin: float) -> CellVerdict:
 
 
 def emphasis(
-    samples: Sequence[Sample | None], better: Literal["higher", "lower", ""], digits: int
+    samples: Sequence[Sample | None], better: Literal["higher", "lower", ""], digits: int, alpha: float
 ) -> list[Emphasis]:
     """Return what is emphasised in a column of ours.
 
     With at least FEW_SEEDS seeds, the best mean and every mean that cannot be told from it are bold: tests by
     seed against the best, adjusted by Holm's method. With fewer, the best printed value is underlined.
     Numbers without a spread over trainings count as constants. A single number has no emphasis.
+
+    Args:
+        digits: decimals in print.
+        alpha: significance level over the column.
     """
     present = {index: sample for index, sample in enumerate(samples) if sample is not None}
     marks: list[Emphasis] = [""] * len(samples)
@@ -262,5 +271,5 @@ def emphasis(
         p_values.append(min(1.0, 2 * gap.p_above(0.0)))
     marks[first] = "bold"
     for index, p in zip(others, holm(p_values), strict=True):
-        marks[index] = "bold" if p > LEVEL else ""
+        marks[index] = "bold" if p > alpha else ""
     return marks
