@@ -20,11 +20,11 @@ from reproduce.report.table import Cell, Column, Margin, Measured, Reported, Row
 
 EMPTY = "The paper leaves this cell empty."
 """Note on a number that the paper does not have."""
-QUOTED = "This method's numbers are quoted; nothing is run for it here."
-OFFERED = "This method's numbers are quoted; {}."
+QUOTED = "This method's numbers are quoted, and nothing is run for it here."
+OFFERED = "This method's numbers are quoted, but {}."
 RELEASED = "--baselines released evaluates the released encoder"
 TRAINED = "--baselines trained trains it here"
-UNTRAINED = "This suite does not train this method; its numbers are quoted."
+UNTRAINED = "This suite does not train this method, whose numbers are quoted."
 NOT_PRINTED = "The paper has no number here, and no recipe for one."
 """Reasons for a cell without a run of ours."""
 EPOCHS = (

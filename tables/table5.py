@@ -73,7 +73,7 @@ def table() -> Table:
             "BoWNet",
             ("79.3", "51.1", None, "81.3", "61.1", "53.5"),
             {"Epochs": "not stated"},
-            trained="BoWNet's code was never released, and its settings are not confirmed; its numbers are "
+            trained="BoWNet's code was never released and its settings are not confirmed, so its numbers are "
             "quoted.",
         ),
         _row(

@@ -64,10 +64,10 @@ def test_an_empty_cell_says_what_would_fill_it(store: Store) -> None:
 
 def test_a_quoted_cell_says_that_nothing_is_run_for_it(store: Store) -> None:
     (_, told) = why(Request(table="table4", rows="LA", columns="top1_200"), store, store._site)
-    assert told == "  ours: none. This method's numbers are quoted; nothing is run for it here."
+    assert told == "  ours: none. This method's numbers are quoted, and nothing is run for it here."
     (_, *told) = why(Request(table="table4", rows="NPID", columns="top1_200"), store, store._site)
     assert told == [
-        "  ours: none. This method's numbers are quoted; --baselines released evaluates the released "
+        "  ours: none. This method's numbers are quoted, but --baselines released evaluates the released "
         "encoder.",
         "  to fill it: invoke table4 --rows NPID --columns top1_200 --baselines released",
     ]

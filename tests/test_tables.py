@@ -990,7 +990,7 @@ def test_released_encoders_have_the_epochs_that_the_row_prints(name: str) -> Non
                 assert named == [int(wanted)], (row.label, url)
 
 
-BOWNET = "BoWNet's code was never released, and its settings are not confirmed; its numbers are quoted."
+BOWNET = "BoWNet's code was never released and its settings are not confirmed, so its numbers are quoted."
 TRAINED: dict[str, dict[str, tuple[str, dict[str, tuple[int, int, int]]]]] = {
     "table1": {
         "MoCo": ("moco", {"imagenet100_*": (240, 128, 2)}),
