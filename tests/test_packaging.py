@@ -18,8 +18,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CONTENT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = CONTENT["tool"]["setuptools"]
-TESTS = "# Tests and checks."
+TESTS = "# Tests and checks; pages are tested in Chromium."
 """The comment of requirements.txt below which nothing is needed for runs."""
+TOOLS = {"pytest", "pytest-xdist", "selenium", "ruff", "mypy"}
 PACKAGES = ("reproduce", "configs", "tables")
 OLDEST = 77
 """The first setuptools that reads pyproject.toml as it is (`license` as an expression)."""
@@ -44,7 +45,7 @@ def test_the_dependencies_are_the_requirements_without_the_tools_of_tests() -> N
     needed, comment, tools = (ROOT / "requirements.txt").read_text(encoding="utf-8").partition(TESTS)
     assert comment
     assert CONTENT["project"]["dependencies"] == pinned(needed)
-    assert {line.partition("==")[0] for line in pinned(tools)} == {"pytest", "pytest-xdist", "ruff", "mypy"}
+    assert {line.partition("==")[0] for line in pinned(tools)} == TOOLS
 
 
 def test_the_build_system_reads_the_file() -> None:

@@ -102,6 +102,18 @@ class FilledRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Illustration:
+    """One figure of a table."""
+
+    name: str
+    """Name of its files in the folder `figures`, without the ending."""
+    title: str
+    """Caption, as markup."""
+    alternative: str
+    """What the figure shows, in words, for readers who do not see it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Filled:
     """A table with all its numbers; text is markup (`markup.py`)."""
 
@@ -118,6 +130,7 @@ class Filled:
     columns: tuple[Column, ...]
     rows: tuple[FilledRow, ...]
     claims: tuple[JudgedClaim, ...]
+    figures: tuple[Illustration, ...] = ()
 
     @property
     def head(self) -> str:
@@ -186,6 +199,7 @@ def from_json(data: Mapping[str, Any]) -> Filled:
         JudgedClaim(**claim | {"effect": claim["effect"] and Effect(**claim["effect"])})
         for claim in data["claims"]
     )
+    parts["figures"] = tuple(Illustration(**figure) for figure in data["figures"])
     parts["rows"] = tuple(
         FilledRow(**row | {"cells": {key: _cell_from_json(cell) for key, cell in row["cells"].items()}})
         for row in data["rows"]
