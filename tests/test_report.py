@@ -547,7 +547,7 @@ def published(
     return result, sorted(path.name for path in after if after[path] != before.get(path))
 
 
-SHARED = ("claims.html", "claims.md", "index.html")
+SHARED = ("claims.html", "claims.md", "index.html", "report.tex")
 """Files over all tables of a scale."""
 FILES = sorted([*SHARED, "runs.csv", *(f"table99.{ending}" for ending in render.FORMATS)])
 
@@ -878,7 +878,7 @@ def test_the_html_table_says_what_it_must() -> None:
         "95 % interval 68.29 to 93.71, seed 0: run {}, seed 1: run {}".format(*ids("byol"))
     )
     assert body[3][4][1]["title"] == f"seed 1 of 2: {FAILED}"
-    assert page.links[:5] == ["index.html", "table99.md", "table99.tex", "table99.csv", "table99.json"]
+    assert page.links[:5] == ["index.html", "table99.md", "table99.tex", "table99.tabular.tex", "table99.csv"]
     assert "http" not in golden("table99.html"), "the page is not self-contained"
 
 
@@ -901,7 +901,7 @@ def test_every_row_names_its_runs_in_every_format() -> None:
             re.sub("`", "", next(line for line in markdown if line.startswith(f"- {label}:")))
             == f"- {label}: {runs}"
         )
-    links = Page(page).links[5:]
+    links = Page(page).links[6:]
     assert len(links) == sum(
         line.count(" ours") and "run " in line and "<a " in line for line in page.splitlines()
     )
@@ -1011,6 +1011,111 @@ def test_the_latex_table_compiles_and_says_what_it_must(tmp_path: Path) -> None:
         for line, width in zip(rows, widths, strict=True)
     ]
     assert set(counts) == {8}
+
+
+def compiled(folder: Path, source: str) -> tuple[str, str]:
+    """Return the log of pdflatex and the text of the PDF."""
+    if not (shutil.which("pdflatex") and shutil.which("pdftotext")):
+        pytest.skip("pdflatex or pdftotext is not installed")
+    (folder / "whole.tex").write_text(source, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "whole.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode("utf-8", "replace")[-2000:]
+    text = subprocess.run(["pdftotext", "-layout", "whole.pdf", "-"], cwd=folder, capture_output=True)
+    return done.stdout.decode("utf-8", "replace"), text.stdout.decode("utf-8")
+
+
+def overflows(log: str) -> list[str]:
+    """Return the warnings about what does not fit its line or its page."""
+    widths = [float(width) for width in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log)]
+    return [f"{width} pt" for width in widths if width > 1] + re.findall("Float too large.*", log)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_every_table_fits_the_page_of_an_article(scale: str, measured: bool, tmp_path: Path) -> None:
+    """With three seeds, each of our numbers has its spread; the line is the narrow one of the class."""
+    tables = []
+    for table in registered(scale):
+        runs = {
+            spec.id: Finished(
+                spec_id=spec.id,
+                run_id="0" * 32,
+                metrics=dict.fromkeys(spec.protocol.metrics, 0.5 + 0.25 * (index % 3)),
+            )
+            for index, spec in enumerate(table.specs(3))
+            if isinstance(spec, Evaluate)
+        }
+        found = frame(table, 3, runs if measured else {}, {}) if any(table.measured()) else None
+        tables.append(fill(table, 3, found))
+        render.write(tables[-1], tmp_path)
+    inputs = "".join(f"\\input{{{filled.table}}}\\clearpage\n" for filled in tables)
+    head = "\\documentclass{article}\\usepackage{booktabs,amssymb,graphicx}\\begin{document}\n"
+    log, text = compiled(tmp_path, f"{head}{inputs}\\end{{document}}\n")
+    assert overflows(log) == []
+    whole = document.document(tables, register.entries(registered(scale), {}), scale)
+    log, report = compiled(tmp_path, whole)
+    assert overflows(log) == []
+    for filled in tables:
+        for row in filled.rows:
+            for cell in row.cells.values():
+                for number in [cell.paper or "", *([f"{cell.std:.2f}"] if cell.std and measured else [])]:
+                    assert number.lstrip("-")[:3] in text, (filled.table, number)
+                    assert number.lstrip("-")[:3] in report, (filled.table, number)
+
+
+def test_the_bare_tabular_needs_what_its_first_line_lists(tmp_path: Path) -> None:
+    bare = golden("table99.tabular.tex")
+    packages = re.findall(r"usepackage\{([a-z,]+)\}", bare.splitlines()[0])[0]
+    assert "float" not in bare and "caption" not in bare
+    source = (
+        f"\\documentclass{{article}}\\usepackage{{{packages}}}\\begin{{document}}\n{bare}\\end{{document}}"
+    )
+    assert "81.56 ± 0.00 (2)" in words(compiled(tmp_path, source)[1])
+
+
+def test_a_word_of_the_user_breaks_rather_than_leave_the_page(tmp_path: Path) -> None:
+    path = "/a_folder/" + "x" * 200 + "/log.txt"
+    table = filled(replace(TABLE, notes=(f"See {path} here.",)))
+    source = "\\documentclass{article}\\usepackage{booktabs,amssymb,graphicx}\\begin{document}\n"
+    log, _ = compiled(tmp_path, f"{source}{latex.table(table)}\\end{{document}}")
+    assert overflows(log) == []
+
+
+def test_the_pdf_is_made_once_and_has_the_same_bytes_anywhere(tmp_path: Path) -> None:
+    if not shutil.which("pdflatex"):
+        pytest.skip("pdflatex is not installed")
+    made = []
+    for folder in (tmp_path / "a", tmp_path / "another folder"):
+        published(folder)
+        assert publish_pdf(folder) == ""
+        made.append((folder / "report.pdf").read_bytes())
+    assert made[0] == made[1]
+    assert str(tmp_path).encode() not in made[0]
+    before = (folder / "report.pdf").stat().st_mtime_ns
+    assert publish_pdf(folder) == ""
+    assert (folder / "report.pdf").stat().st_mtime_ns == before
+    published(folder, value=0.9)
+    assert not (folder / "report.pdf").exists(), "a PDF with old numbers stays"
+    assert publish_pdf(folder) == ""
+    assert (folder / "report.pdf").read_bytes() != made[0]
+
+
+def test_without_pdflatex_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert publish_pdf(tmp_path) == (
+        "report.pdf is not made: pdflatex is not installed. report.tex has the same content."
+    )
+    assert not (tmp_path / "report.pdf").exists()
+
+
+def test_a_comment_of_the_latex_ends_with_its_line() -> None:
+    odd = replace(filled(), number="8\n\\input{x}", scale="a}\\input{y}")
+    for text in (latex.table(odd), latex.tabular(odd)):
+        assert not any(line.startswith("\\input") for line in text.splitlines())
+        assert "input{y}" not in text
 
 
 def test_the_index_reads_the_tables_of_its_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -43,7 +43,7 @@ SHARED = (render.INDEX, *register.FILES)
 DATE = (1980, 1, 1, 0, 0, 0)
 """Date of every member: the earliest that a zip can contain."""
 REPORT = re.compile(
-    rf"reports/({'|'.join(SCALES)})/((?!runs\.csv)(?!claims\.(?!html|md))(?!index\.(?!html))[a-z0-9]\w{{0,99}})\.({'|'.join(render.FORMATS)})",
+    rf"reports/({'|'.join(SCALES)})/((?!runs\.csv)(?!report\.)(?!claims\.(?!html|md))(?!index\.(?!html))[a-z0-9]\w{{0,99}})\.({'|'.join(render.FORMATS)})",
     re.ASCII | re.IGNORECASE,
 )
 """Names of rendered files. `runs.csv` stays: it contains the ids that one tracking store gave to its runs."""
@@ -142,7 +142,7 @@ def _reports(site: Site, scales: Iterable[str]) -> tuple[dict[str, bytes], dict[
 def _table(name: str) -> tuple[str, str]:
     """Return the scale and the table that a report's name in an archive contains."""
     _, scale, file = name.split("/")
-    return scale, file.rpartition(".")[0]
+    return scale, file.partition(".")[0]
 
 
 def tables_of(names: Iterable[str]) -> dict[str, set[str]]:

@@ -79,6 +79,7 @@ def produce(
         # A part of a table would empty the cells that it lacks.
         if done.finished and not done.unasked and not table.left_out:
             _log(filled, paths, done.store)
+    _typeset(requests, site, told=not shown)
     return done.code
 
 
@@ -317,6 +318,23 @@ def _cannot_start(
     if todo and len(found) == len(todo) and not measured:
         raise RefusedError(" ".join(dict.fromkeys(found.values())))
     return found
+
+
+def _typeset(requests: Iterable[Request], site: Site, *, told: bool) -> None:
+    """Write the PDF of each scale if its tables changed.
+
+    Args:
+        told: print one line that explains why there is none.
+
+    Raises:
+        OSError: the PDF cannot be written.
+    """
+    from reproduce.report.publish import publish_pdf
+
+    for scale in dict.fromkeys(request.scale for request in requests):
+        problem = publish_pdf(site.reports / scale)
+        if problem and told:
+            print(problem, flush=True)
 
 
 def _log(filled: Filled, paths: list[Path], store: Store) -> None:

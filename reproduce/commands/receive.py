@@ -227,6 +227,7 @@ def _receive_reports(scale: str, tables: Mapping[str, Filled], folder: Path, rec
                 render.write(filled, folder)
                 received.tables[scale] = received.tables.get(scale, 0) + 1
         publish.publish_shared(scale, folder, partial(registered, scale))
+    publish.publish_pdf(folder)
 
 
 @dataclass(frozen=True)

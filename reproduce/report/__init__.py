@@ -3,9 +3,11 @@
 Imports point down this page.
 
     publish.py   a table's files, rendered if something changed
+    document.py  every table of a scale as one LaTeX document, and its PDF
     register.py  every claim of a scale's tables with its verdicts
     terminal.py  a table as plain text that fits a terminal
-    render.py    files in five formats, and the index
+    render.py    files in six formats, and the index
+    latex.py     a table as LaTeX: bare, and complete with its notes
     display.py   layout that all formats share
     filled.py    a table with its numbers
     counts.py    finished runs on other data than the published
@@ -14,5 +16,6 @@ Imports point down this page.
     verdicts.py  what our numbers show: claims, cells against the paper, emphasis
     claim.py     the paper's sentences as contrasts between cells
     stats.py     means, deviations, intervals and tests
+    deviations.py  decisions that concern several tables
     markup.py    text with mathematics, escaped for each format
 """

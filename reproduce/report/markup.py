@@ -11,7 +11,7 @@ import html as html_entities
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reproduce.messages import unknown
 
@@ -48,6 +48,9 @@ UNICODE_TEX = {
 
 TEX_ACCENTS = set("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327")
 """Combining accents of the letters that pdflatex accepts unchanged in its default encodings."""
+
+LONGEST = 24
+"""Number of characters above which a word may be broken across lines."""
 
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
@@ -87,9 +90,13 @@ def html(text: str) -> str:
     return _translate(text, _HTML)
 
 
-def tex(text: str) -> str:
-    """Return LaTeX for pdflatex with the package amssymb."""
-    return _translate(text, _TEX)
+def tex(text: str, *, breaks: bool = False) -> str:
+    """Return LaTeX for pdflatex with the package amssymb.
+
+    Args:
+        breaks: True if a line may end within a long word, such as a path or an address.
+    """
+    return _translate(text, _TEX_WITH_BREAKS if breaks else _TEX)
 
 
 def _translate(text: str, form: _Format) -> str:
@@ -179,6 +186,19 @@ def _escape_tex(text: str) -> str:
     return "".join("{}" if character == "\0" else _tex_character(character) for character in separate)
 
 
+def _escape_tex_with_breaks(text: str) -> str:
+    """Return prose in which a line may end within a long word: after each sign, or after many letters."""
+
+    def breakable(word: re.Match[str]) -> str:
+        pieces = re.findall(rf"[^\W_]{{1,{LONGEST}}}[\W_]?|[\W_]", word.group())
+        return r"\allowbreak{}".join(map(_escape_tex, pieces))
+
+    return "".join(
+        breakable(word) if len(word.group()) > LONGEST else _escape_tex(word.group())
+        for word in re.finditer(r"\S+|\s+", text)
+    )
+
+
 def _tex_character(character: str) -> str:
     """Return one character; accented Latin letters stay, and a code point replaces what LaTeX lacks."""
     if character in ASCII_TEX:
@@ -217,7 +237,9 @@ def _tex_font(command: str, content: str) -> str:
 def _tex_math_character(character: str) -> str:
     """Return one character of a formula, as a command if LaTeX has one for it."""
     return {"%": r"\%", "&": r"\&", "#": r"\#"}.get(character) or (
-        character if character.isascii() else UNICODE_TEX.get(character, _tex_character(character)).strip("$")
+        character
+        if character.isascii() and character.isprintable()
+        else UNICODE_TEX.get(character, _tex_character(character)).strip("$")
     )
 
 
@@ -253,3 +275,4 @@ _TEX = _Format(
     script=lambda sign, content: f"{sign}{{{content}}}",
     math=lambda content: f"${re.sub(' (?=[_^} ])', '', content.strip())}$",
 )
+_TEX_WITH_BREAKS = replace(_TEX, prose=_escape_tex_with_breaks)

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reproduce.report import register, render
+from reproduce.report import document, register, render
 from reproduce.report.counts import incomplete
 from reproduce.report.filled import Filled, fill, loads
 from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, write_runs
@@ -104,7 +104,32 @@ def publish_shared(scale: str, folder: Path, registered: Registered) -> None:
         paths = [render.write_index(tables, folder)]
         found = register.entries(registered(), {filled.table: filled for filled in tables})
         paths += register.write(found, scale, folder)
+        paths.append(document.write(tables, found, scale, folder))
         _record(folder, render.INDEX, inputs, {path.name: _sha256(path) for path in paths})
+        if not (folder / document.PDF).exists():
+            _forget(folder, document.PDF)
+
+
+def publish_pdf(folder: Path) -> str:
+    """Write `report.pdf` unless it is up to date, and return "", or one line that explains why there is none.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with locked(folder):
+        files = document.sources(folder)
+        inputs = _digest(_code(), *(f"{name} {_sha256(path)}" for name, path in files.items()))
+        made = _sha256(folder / document.PDF)
+        recorded = {"inputs": inputs, "files": {document.PDF: made}}
+        if not files or (made and _state(folder).get(document.PDF) == recorded):
+            return ""
+        problem = document.typeset(folder)
+        if problem:
+            (folder / document.PDF).unlink(missing_ok=True)
+            _forget(folder, document.PDF)
+        else:
+            _record(folder, document.PDF, inputs, {document.PDF: _sha256(folder / document.PDF)})
+        return problem
 
 
 def damaged(folder: Path) -> list[Path]:
@@ -138,7 +163,7 @@ def _current(table: str, inputs: str, folder: Path) -> Filled | None:
 
 
 def _shared_are_current(folder: Path) -> bool:
-    files = {name: _sha256(folder / name) for name in (render.INDEX, *register.FILES)}
+    files = {name: _sha256(folder / name) for name in (render.INDEX, document.TEX, *register.FILES)}
     return bool(_state(folder).get(render.INDEX) == {"inputs": _shared_inputs(folder), "files": files})
 
 
@@ -176,6 +201,13 @@ def _record(folder: Path, name: str, inputs: str, files: Mapping[str, str]) -> N
     """Write one entry of `.rendered`; the caller holds the lock."""
     state = _state(folder) | {name: {"inputs": inputs, "files": files}}
     write_atomic(folder / STATE, json.dumps(state, indent=1, sort_keys=True) + "\n", durable=True)
+
+
+def _forget(folder: Path, name: str) -> None:
+    """Delete one entry of `.rendered`; the caller holds the lock."""
+    state = _state(folder)
+    if state.pop(name, None) is not None:
+        write_atomic(folder / STATE, json.dumps(state, indent=1, sort_keys=True) + "\n", durable=True)
 
 
 @cache

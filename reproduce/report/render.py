@@ -1,4 +1,4 @@
-"""Filled tables as files: `tableN.md`, `.tex`, `.html`, `.csv`, `.json`, and the `index.html` of a scale.
+"""Filled tables as files: `tableN.md`, `.tex`, `.tabular.tex`, `.html`, `.csv`, `.json`, and `index.html`.
 
     write(filled, reports / "smoke")
     write_index(read_all(reports / "smoke"), reports / "smoke")
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from reproduce.messages import InvalidError, first_line
-from reproduce.report import markup
+from reproduce.report import latex, markup
 from reproduce.report.display import DASH, Display, Line, Shown, display, evidence
 from reproduce.report.filled import Filled, loads, to_json
 from reproduce.report.observe import natural
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-FORMATS = ("md", "tex", "html", "csv", "json")
+FORMATS = ("md", "tex", "tabular.tex", "html", "csv", "json")
 INDEX = "index.html"
 
 
@@ -50,7 +50,8 @@ def rendered(filled: Filled) -> dict[str, str]:
     """
     writers: dict[str, Callable[[Filled], str]] = {
         "md": markdown,
-        "tex": tex,
+        "tex": latex.table,
+        "tabular.tex": latex.tabular,
         "html": html,
         "csv": csv,
         "json": json,
@@ -240,118 +241,6 @@ def _markdown_cell(cell: Shown) -> str:
 
 def _markdown_marks(marks: Sequence[str]) -> str:
     return f"<sup>{markup.markdown(','.join(marks))}</sup>" if marks else ""
-
-
-# LaTeX
-# ------------------------------------------------------------------------------------------------------------
-
-
-def tex(filled: Filled) -> str:
-    r"""Return a `table` environment for `\input`; graphicx shrinks a table that is too wide.
-
-    The document needs the packages booktabs, amssymb and graphicx.
-    """
-    shown = display(filled)
-    left = 1 + len(shown.fact_titles)
-    head = rf"\textbf{{{markup.tex(filled.head)}}} " if filled.head else ""
-    usage = rf"Needs \usepackage{{booktabs,amssymb,graphicx}}; include it by \input{{{filled.table}}}."
-    lines = [
-        f"% {markup.plain(filled.head)} {usage}" if filled.head else f"% {usage}",
-        r"\begin{table}[tbp]",
-        r"\centering\setlength{\belowcaptionskip}{8pt}",
-        rf"\caption{{{head}{markup.tex(filled.body)}}}",
-        rf"\label{{tab:{filled.scale}-{filled.table}}}",
-        *([r"\setlength{\tabcolsep}{4pt}"] if len(shown.sub_columns) > 6 else []),
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{l{'c' * len(shown.fact_titles)}{'r' * len(shown.sub_columns)}}}",
-        r"\toprule",
-        *_tex_head(shown, left),
-        r"\midrule",
-        *(line for row in shown.lines for line in _tex_row(row)),
-        r"\bottomrule",
-        r"\end{tabular}}",
-        *_tex_notes(filled, shown),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _tex_head(shown: Display, left: int) -> list[str]:
-    """Return the lines above the body: groups if there are any, the columns, and the sides."""
-    lines = []
-    for spans in (shown.groups, shown.headings):
-        if spans:
-            cells = [rf"\multicolumn{{{width}}}{{c}}{{{markup.tex(text)}}}" for text, width in spans]
-            lines.append(" & " * left + " & ".join(cells) + r" \\")
-            lines.append(_tex_rules(spans, left))
-    names = [markup.tex(text) for text in (shown.row_title, *shown.fact_titles)]
-    sides = (sub.side if shown.sided else "" for sub in shown.sub_columns)
-    lines.append(" & ".join([*names, *sides]).rstrip() + r" \\")
-    return lines
-
-
-def _tex_rules(spans: Iterable[tuple[str, int]], left: int) -> str:
-    """Return a short rule under every heading."""
-    rules, start = [], left + 1
-    for text, width in spans:
-        if text:
-            rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
-        start += width
-    return "".join(rules)
-
-
-def _tex_row(line: Line) -> list[str]:
-    names = [markup.tex(line.label) + _tex_marks(line.marks), *map(markup.tex, line.facts)]
-    row = " & ".join([*names, *map(_tex_cell, line.cells)]) + r" \\"
-    comment = [f"% runs: {_runs(line, '{}')}"] if line.runs else []
-    return [*comment, *([r"\midrule"] if line.rule_before else []), row]
-
-
-def _tex_cell(cell: Shown) -> str:
-    around = {"bold": r"\textbf{%s}", "underline": r"\underline{%s}", "": "%s"}[cell.emphasis]
-    spread = rf"{{\scriptsize\ $\pm$ {markup.tex(cell.std)} ({cell.n})}}" if cell.std else ""
-    # The mark has no width, so the digits of a column stay aligned.
-    return (
-        around % _tex_number(cell.number)
-        + spread
-        + (rf"\ {markup.tex(cell.against)}" if cell.against else "")
-        + (rf"\rlap{{{_tex_marks(cell.marks)}}}" if cell.marks else "")
-    )
-
-
-def _tex_number(number: str) -> str:
-    return f"$-${number[1:]}" if number.startswith("-") else markup.tex(number)
-
-
-def _tex_marks(marks: Sequence[str]) -> str:
-    return rf"$^{{\mathrm{{{','.join(marks)}}}}}$" if marks else ""
-
-
-def _tex_notes(filled: Filled, shown: Display) -> list[str]:
-    """Return the notes under the table, as wide as the line."""
-    notes = [f"{_tex_marks((mark,))}~{markup.tex(text)}" for mark, text in shown.footnotes]
-    notes += [markup.tex(remark) for remark in shown.remarks]
-    if filled.claims:
-        notes.append(r"\textbf{Claims}" + (", on the paper's numbers / on ours:" if shown.sided else ":"))
-    if shown.verdicts:
-        notes.append(markup.tex(shown.verdicts))
-    for claim, why in shown.claims:
-        paper = rf"\textit{{{claim.paper}}} / " if shown.sided else ""
-        source = f" ({markup.tex(claim.source)})" if claim.source else ""
-        shown_why = rf" \textit{{{markup.tex(why)}}}" if why else ""
-        notes.append(
-            rf"\makebox[9.5em][l]{{{paper}\textit{{{claim.ours}}}}}\parbox[t]{{\dimexpr\linewidth-9.5em}}"
-            rf"{{\raggedright {markup.tex(claim.text)}{source}{shown_why}\strut}}"
-        )
-    if not notes:
-        return []
-    return [
-        r"\par\medskip",
-        r"\begin{minipage}{\linewidth}",
-        r"\footnotesize\setlength{\parindent}{0pt}\setlength{\parskip}{2pt}",
-        "\n\n".join(notes),
-        r"\end{minipage}",
-    ]
 
 
 # HTML

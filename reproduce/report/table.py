@@ -70,7 +70,7 @@ class Reported:
             raise ValueError("Reported(value=None) needs a note: the reason why the paper has no number.")
 
 
-RESERVED = ("claims", "index", "runs")
+RESERVED = ("claims", "index", "report", "runs")
 """Names of the reports' files that are not a table's."""
 
 
