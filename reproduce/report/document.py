@@ -49,7 +49,7 @@ BANNERS: Mapping[str, str] = {
     "small": "Smaller data, networks and budgets stand in for the paper's; the captions name them.",
     "paper": "The paper's data, networks and budgets.",
 }
-"""What a scale is good for."""
+"""Sentence on the use of a scale, printed at the top."""
 PREAMBLE = r"""\documentclass[a4paper]{article}
 \usepackage[margin=2cm]{geometry}
 \usepackage{booktabs,amssymb,graphicx}

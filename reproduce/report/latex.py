@@ -30,7 +30,7 @@ SIZES = (("normalsize", 1.0), ("small", 0.92), ("footnotesize", 0.85))
 """Sizes of type that a table may have, each with its width relative to the first."""
 SPREAD = 0.75
 """Width of a spread over the seeds relative to the number before it, which is set larger."""
-HIGHEST = 44
+HIGHEST = 32
 """Number of lines above which a table is shrunk to the height of a page."""
 
 
@@ -105,7 +105,7 @@ def panels(shown: Display, line: float = LINE) -> list[str]:
     high = len(split.panels) * (len(shown.lines) + 3) > HIGHEST
     lines = [r"\setlength{\tabcolsep}{4pt}" + (rf"\{split.size}" if split.size != "normalsize" else "")]
     if high:
-        lines.append(r"\resizebox*{!}{\ifdim\totalheight>.7\textheight.7\textheight\else\totalheight\fi}{%")
+        lines.append(r"\resizebox*{!}{\ifdim\totalheight>.65\textheight.65\textheight\else\totalheight\fi}{%")
         lines.append(r"\begin{tabular}{@{}c@{}}")
     for index, columns in enumerate(split.panels):
         if index:
