@@ -148,6 +148,8 @@ def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, orig
         "claims.html",
         "claims.md",
         "index.html",
+        "report.tex",
+        *(["report.pdf"] if shutil.which("pdflatex") else []),
         *(f"table4.{kind}" for kind in archive.render.FORMATS),
     }
     assert tree(site.reports) == tree(origin.reports)
