@@ -110,7 +110,7 @@ class Illustration:
     title: str
     """Caption, as markup."""
     alternative: str
-    """What the figure shows, in words, for readers who do not see it."""
+    """Content of the figure in words, for readers who do not see it."""
 
 
 @dataclass(frozen=True, kw_only=True)
