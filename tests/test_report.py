@@ -217,6 +217,11 @@ EXPECTED = [
     ["Ours (K=8)", "0.5", "8 × 320", "79.9 c", "–", "0", "–", "–"],
     ["Extra *", "✗", "✓", "–", "0.00 ± 0.00 (2)", "–", "–", "–"],
 ]
+WHY = {
+    **{(0, 7): "1", (1, 6): "1", (1, 7): "1", (3, 7): "1", (4, 6): "1", (4, 7): "1"},
+    **{(1, 4): "2", (3, 4): "3", (3, 6): "3"},
+}
+"""Number of the reason next to each dash of ours in HTML, by row and column: no run, quoted, failed."""
 BOLD = {"80.38", "-3.8"}
 UNDERLINED = {"79.9", "81.56", "-3.0"}
 
@@ -721,7 +726,7 @@ def test_a_table_that_is_not_the_papers_has_its_numbers_in_every_format(tmp_path
     page = Page((tmp_path / "table101.html").read_text(encoding="utf-8"))
     body = [[words(text) for *_, text in row] for row in page.rows if row[0][1].get("scope") == "row"]
     assert body[0] == ["BYOL", "81.00 ± 1.41 (2)", "-1.50 ± 0.71 (2)"]
-    assert body[3] == ["Extra *", "0.00 ± 0.00 (2)", "–"]
+    assert body[3] == ["Extra *", "0.00 ± 0.00 (2)", "– 1"]
     head = [row for row in page.rows if row[0][1].get("scope") != "row"]
     assert [[words(text) for *_, text in row] for row in head] == [
         ["Method", "STL-10"],
@@ -868,7 +873,18 @@ class Page(HTMLParser):
 def test_the_html_table_says_what_it_must() -> None:
     page = Page(golden("table99.html"))
     body = [row for row in page.rows if row[0][0] == "th" and row[0][1].get("scope") == "row"]
-    assert [[words(text) for _, _, text in row] for row in body] == EXPECTED
+    found = [[words(text) for _, _, text in row] for row in body]
+    assert found == [
+        [
+            f"{text} {WHY[place]}" if (place := (row, column)) in WHY else text
+            for column, text in enumerate(texts)
+        ]
+        for row, texts in enumerate(EXPECTED)
+    ]
+    dashes, reasons = (
+        golden("table99.html").count(each) for each in (">–</span>", 'aria-label="no number: ')
+    )
+    assert dashes == reasons == 12
     assert page.marked == {"bold": BOLD, "underline": UNDERLINED}
     for head in page.rows[:2]:
         assert sum(int(given.get("colspan") or 1) for _, given, _ in head) == (

@@ -64,6 +64,8 @@ class Shown:
     """Sign of the verdict on our number against the paper's."""
     marks: tuple[str, ...] = ()
     """Marks of the footnotes."""
+    why: str = ""
+    """Numbers of the reasons for an empty cell of ours, such as `1,3`; empty if all have the same reason."""
     hint: str = ""
     """Runs behind the number, or why it is missing, as plain text."""
 
@@ -96,7 +98,12 @@ class Display:
     footnotes: tuple[tuple[str, str], ...]
     """(mark, text), in order of first use."""
     remarks: tuple[str, ...]
-    """Sentences under the table: how to read it, the table's notes, why cells are empty."""
+    """Sentences under the table: how to read it, and the table's notes."""
+    reasons: tuple[tuple[str, int], ...]
+    """(reason, number of cells) of our empty cells; the last one may stand for several. Each is named by its
+    place, from 1 on (`Shown.why`)."""
+    ours_empty: str
+    """What the empty cells are called."""
     claims: tuple[tuple[JudgedClaim, str], ...]
     """Each claim with what decides it on our numbers, unless one reason holds for all of them."""
     verdicts: str
@@ -120,18 +127,27 @@ class Display:
         spans = [list(members) for _, members in groupby(self.sub_columns, lambda sub: sub.column.key)]
         return [(members[0].heading, len(members)) for members in spans]
 
+    @property
+    def empty_cells(self) -> tuple[str, ...]:
+        """One sentence that counts our empty cells by their reason, if there are any."""
+        parts = [
+            f"{reason} ({counted(number, 'cell')})" if number else reason for reason, number in self.reasons
+        ]
+        return (f"{self.ours_empty}: {'; '.join(parts)}.",) if parts else ()
+
 
 def display(filled: Filled) -> Display:
     """Return the layout of `filled`."""
     sub_columns = tuple(_sub_columns(filled))
     marks = _Marks()
+    causes = _causes(filled)
     lines = []
     for row in filled.rows:
         label_marks = marks.of(row.note) + ((ADDED_MARK,) if row.added else ())
         cells = tuple(
             _paper(row.cells[sub.column.key], marks)
             if sub.side == "paper"
-            else _ours(row.cells[sub.column.key], sub.column.digits, filled.alpha)
+            else _ours(row.cells[sub.column.key], sub.column.digits, filled.alpha, causes)
             for sub in sub_columns
         )
         runs = tuple(
@@ -155,6 +171,8 @@ def display(filled: Filled) -> Display:
         sided=sided,
         footnotes=(*marks.used(), *(((ADDED_MARK, added),) if has_added else ())),
         remarks=tuple(_remarks(filled, sub_columns, lines)),
+        reasons=_reasons(filled, causes),
+        ours_empty="Our empty cells" if filled.number else "Empty cells",
         claims=tuple((claim, "" if same else evidence(claim)) for claim in filled.claims),
         verdicts=f"{'On our numbers' if sided else 'Verdicts'}: {reasons.pop()}." if same else "",
     )
@@ -206,9 +224,11 @@ def _paper(cell: FilledCell, marks: _Marks) -> Shown:
     )
 
 
-def _ours(cell: FilledCell, digits: int, alpha: float) -> Shown:
+def _ours(cell: FilledCell, digits: int, alpha: float, causes: Mapping[str, int]) -> Shown:
     if cell.value is None:
-        return Shown(DASH, hint=cell.reason or "")
+        places = sorted({min(list(causes).index(cause), _num_listed(causes)) + 1 for cause in cell.causes})
+        why = ",".join(map(str, places)) if len(causes) > 1 else ""
+        return Shown(DASH, hint=cell.reason or "", why=why)
     parts = [f"seed {seed}: run {run}" for seed, run in zip(cell.seeds, cell.runs, strict=True)]
     if cell.interval is not None:
         low, high = (printed(end, digits) for end in cell.interval)
@@ -258,7 +278,6 @@ def _remarks(filled: Filled, sub_columns: Sequence[SubColumn], lines: Sequence[L
             f"($t$ tests, Holm's method over the claims of the table, level {filled.alpha:g})."
         )
     yield from filled.notes
-    yield from _empty_cells(filled)
 
 
 def evidence(claim: JudgedClaim) -> str:
@@ -286,13 +305,21 @@ def _margins(filled: Filled) -> Iterator[str]:
             yield f"Margin of {', '.join(titles)}: {margin.value:g} ({margin.source})."
 
 
-def _empty_cells(filled: Filled) -> Iterator[str]:
-    """Yield one sentence that counts our empty cells by their reason, if there are any."""
+def _causes(filled: Filled) -> dict[str, int]:
+    """Return how many of our cells are empty for each reason, in the order of the table."""
     cells = (cell for row in filled.rows for cell in row.cells.values())
-    counts = Counter(cause for cell in cells for cause in cell.causes)
-    shown = list(counts.items())[: MAX_REASONS if len(counts) > MAX_REASONS + 1 else None]
-    parts = [f"{literal(cause.rstrip('.'))} ({counted(count, 'cell')})" for cause, count in shown]
-    if len(shown) < len(counts):
-        parts.append(f"{len(counts) - len(shown)} other reasons, listed in {filled.table}.json")
-    if parts:
-        yield f"{'Our empty cells' if filled.number else 'Empty cells'}: {'; '.join(parts)}."
+    return dict(Counter(cause for cell in cells for cause in cell.causes))
+
+
+def _num_listed(causes: Mapping[str, int]) -> int:
+    """Return how many reasons are listed; a single one is never summarised."""
+    return MAX_REASONS if len(causes) > MAX_REASONS + 1 else len(causes)
+
+
+def _reasons(filled: Filled, causes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Return each reason as markup with its number of cells; all after MAX_REASONS are one entry without."""
+    shown = list(causes.items())[: _num_listed(causes)]
+    listed = [(literal(cause.rstrip(".")), number) for cause, number in shown]
+    if rest := len(causes) - len(shown):
+        listed.append((f"{counted(rest, 'other reason')}, listed in {filled.table}.json", 0))
+    return tuple(listed)

@@ -263,7 +263,7 @@ def notes(filled: Filled, shown: Display, title: str) -> list[str]:
         title: LaTeX of the first paragraph.
     """
     paragraphs = [f"{_marks((mark,))}~{markup.tex(text, breaks=True)}" for mark, text in shown.footnotes]
-    paragraphs += [markup.tex(remark, breaks=True) for remark in shown.remarks]
+    paragraphs += [markup.tex(remark, breaks=True) for remark in (*shown.remarks, *shown.empty_cells)]
     if filled.claims:
         paragraphs.append(
             r"\textbf{Claims}" + (", on the paper's numbers / on ours:" if shown.sided else ":")

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from reproduce.messages import InvalidError, first_line
+from reproduce.messages import InvalidError, counted, first_line
 from reproduce.report import latex, markup
 from reproduce.report.display import DASH, Display, Line, Shown, display, evidence
 from reproduce.report.filled import Filled, loads, to_json
@@ -177,7 +177,7 @@ def markdown(filled: Filled) -> str:
                 f"{_markdown_marks((mark,))} {markup.markdown(text)}" for mark, text in shown.footnotes
             )
         )
-    blocks += [markup.markdown(remark) for remark in shown.remarks]
+    blocks += [markup.markdown(remark) for remark in (*shown.remarks, *shown.empty_cells)]
     if filled.claims:
         blocks += ["**Claims**", *([markup.markdown(shown.verdicts)] if shown.verdicts else [])]
         blocks.append("\n".join(_markdown_claim(claim, why, shown) for claim, why in shown.claims))
@@ -292,6 +292,7 @@ def environment() -> Environment:
         "text": text,
         "plain": markup.plain,
         "evidence": evidence,
+        "counted": counted,
         "number": lambda number: number.replace("-", "−"),
     }
     environment.globals |= {"formats": FORMATS, "dash": DASH}
