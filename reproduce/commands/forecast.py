@@ -259,6 +259,29 @@ def forecast(
     )
 
 
+def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
+    """Return the steps of runs that are to be executed, with their estimates, to follow them."""
+    device, model = launcher(site).device(site)
+    past: dict[tuple[str, str], Past] = {}
+    steps = []
+    for job in todo:
+        key = job.spec.name, job.request.scale
+        if key not in past:
+            past[key] = Past(store.newest_finished(*key, NEWEST))
+        found = _checkpoint(job.spec, site.runs / job.spec.id)
+        steps.append(
+            Step(
+                spec=job.spec,
+                action="resume" if found else "run",
+                why="",
+                left=found[1] if found else 1.0,
+                devices=job.devices(site),
+                estimate=estimate(job.spec, past[key], device, model),
+            )
+        )
+    return steps
+
+
 def check(made: Forecast, digest: str, most_hours: float | None) -> None:
     """Refuse a plan that the command line does not allow.
 
@@ -592,6 +615,22 @@ def makespan(steps: Iterable[Step], at_once: int) -> float:
         unfinished.discard(ended)
         free += devices
     return now
+
+
+def makespan_of(steps: Iterable[Step], at_once: int, seconds: Mapping[str, float]) -> float:
+    """Return the seconds until those of the steps are done that need these seconds each, by id."""
+    return makespan(
+        [
+            replace(
+                step,
+                left=1.0,
+                estimate=Estimate(seconds[step.spec.id] * step.devices, "finished runs"),
+            )
+            for step in steps
+            if step.spec.id in seconds
+        ],
+        at_once,
+    )
 
 
 def _disk(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:

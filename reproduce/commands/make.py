@@ -6,13 +6,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.commands.console import Console
+from reproduce.commands.time_left import Expected
 from reproduce.messages import clock, counted, from_here
 from reproduce.nn import weight_files
 from reproduce.nn.weights import Weights
@@ -214,7 +215,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     if todo and not render_only:
         _make_folder(site)
         store.mark_dead_runs()
-        with Console(todo, len(finished)) as console:
+        with Console(todo, len(finished), partial(_expected, todo, store, site)) as console:
             reasons = launch(todo, site, console.watch)
             attached = console.attached
         # After hours of runs, wait for a server that is restarting, unless all runs failed: they have waited.
@@ -236,6 +237,19 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     failed = {spec_id: reason for spec_id, reason in reasons.items() if spec_id not in finished}
     attached &= finished.keys()
     return _Outcome(wanted, finished, missing, failed, ran, len(attached), started, store, unasked)
+
+
+def _expected(
+    todo: list[Job], store: Store, site: Site
+) -> tuple[list[Expected], Callable[[Mapping[str, float]], float]]:
+    """Return the forecasts of the runs, and a function that returns when all are done."""
+    from reproduce.commands import forecast
+
+    steps = forecast.to_run(todo, store, site)
+    return [
+        Expected(step.spec, step.estimate and step.estimate.seconds / step.devices, step.left)
+        for step in steps
+    ], partial(forecast.makespan_of, steps, launcher(site).at_once(site))
 
 
 def _make_folder(site: Site) -> None:
