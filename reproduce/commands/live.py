@@ -30,6 +30,8 @@ SHORTEST = 16
 """Minimum columns of a title; columns to its right are left out before it becomes shorter."""
 BAR = 16
 """Columns of the bar."""
+WIDE = 60
+"""Minimum columns of a terminal with a bar."""
 RESERVED = 3
 """Columns at the right end that stay empty, where a terminal shows `^C`."""
 DUMB = ("dumb", "unknown", "")
@@ -120,7 +122,7 @@ class Live:
         if self._to_stdout:
             print(line, flush=True)
             return
-        width = self._console.width
+        width, line = self._console.width, Line(*map(self._encodable, line))
         if "FAILED" in line.after:
             indent = " " * len(line.before)
             text = textwrap.fill(
@@ -129,7 +131,7 @@ class Live:
         else:
             room = max(width - len(line.before) - _cells(line.after), SHORTEST)
             text = self._fitted(f"{line.before}{self._fitted(line.title, room)}{line.after}", width)
-        self._console.print(Text(self._encodable(text), style=style), soft_wrap=True)
+        self._console.print(Text(text, style=style), soft_wrap=True)
 
     def _rendered(self) -> Group:
         """Return the lines as they are now."""
@@ -174,16 +176,17 @@ class Live:
         """Return the line for all runs."""
         share = self._time_left.share
         full, empty = ("━", "─") if self._can("━─") else ("#", "-")
-        done = int(share * BAR)
+        bar = BAR if width >= WIDE else 0
+        done = int(share * bar)
         left = self._time_left.of_all()
         words = "time left unknown" if left is None else f"{messages.clock(left)} left"
         if left is not None and not self._time_left.is_measured:
             words += " (forecast)"
         failed = f", {self._failed} failed" if self._failed else ""
         ended = f"{self._ended} of {messages.counted(self._num_runs, 'run')} ended{failed}"
-        text = self._text(f"{full * done}{empty * (BAR - done)}  {ended}  {words}", width)
+        text = self._text(f"{full * done}{empty * (bar - done)}  {ended}  {words}".lstrip(), width)
         text.stylize("red" if self._failed else "green", 0, done)
-        text.stylize("dim", done, BAR)
+        text.stylize("dim", done, bar)
         return text
 
     def _text(self, text: str, width: int) -> Text:

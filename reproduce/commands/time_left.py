@@ -23,7 +23,7 @@ RUNS = 0.1
 
 
 class Expected(NamedTuple):
-    """What is known of a run before it starts."""
+    """A run before it starts, with its forecast."""
 
     spec: Spec
     seconds: float | None = None
