@@ -267,8 +267,13 @@ def _make_folder(site: Site) -> None:
         ) from None
 
 
-def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS) -> int:
+def show_plan(
+    requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS, *, verbose: bool = False
+) -> int:
     """Print the plan: what happens to each run, what it costs, and a scheduler's scripts; start nothing.
+
+    Args:
+        verbose: True to list each run of a large group.
 
     Raises:
         RefusedError: the limits forbid this plan.
@@ -277,7 +282,7 @@ def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS)
 
     requests = list(requests)
     made = _forecast(requests, site)
-    print("\n".join(made.lines()), flush=True)
+    print("\n".join(made.lines(verbose=verbose)), flush=True)
     scripts = getattr(launcher(site), "scripts", None)
     starting = {step.spec.id for step in made.todo}
     if scripts and starting:
