@@ -144,7 +144,10 @@ def _imprecise(job: Job, site: Site) -> Missing | None:
 
 @cache
 def _torch_has_cuda() -> bool:
-    """Return True unless PyTorch is a build for CPUs; torch, which takes seconds to import, is not imported."""
+    """Return True unless PyTorch is a build for CPUs.
+
+    A file of it is read, as its import takes seconds.
+    """
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return False
