@@ -56,7 +56,7 @@ def tables(c: Context, options: Options) -> None:
     start(c, options, *(path.stem for path in FILES))
 
 
-@command(Options, "scale", "seeds", "baselines", "add_row", "backbone", "prefix")
+@command(Options, "scale", "seeds", "set", "baselines", "add_row", "backbone", "prefix")
 def reports(c: Context, options: Options) -> None:
     """Render every table from finished runs; start nothing."""
     start(c, replace(options, render_only=True), *(path.stem for path in FILES))
@@ -71,13 +71,13 @@ def evaluate(c: Context, options: given.EvaluateOptions) -> None:
     start(c, options)
 
 
-@command()
-def status(c: Context) -> None:
-    """List the runs and their states: running, finished, failed, interrupted, queued, or locked in doubt."""
+@command(given.StatusOptions)
+def status(c: Context, options: given.StatusOptions) -> None:
+    """List the runs and their states, and the progress and time left of those under way."""
     from reproduce.commands import status
 
     with one_line(ConnectionError):
-        for line in status.lines(*store()):
+        for line in status.lines(*store(), options.chosen()):
             print(line)
 
 

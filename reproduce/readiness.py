@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
+import re
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.data import inventory
@@ -129,13 +133,26 @@ def _imprecise(job: Job, site: Site) -> Missing | None:
     """Return the problem of a precision that the site's devices do not support, or None."""
     if not isinstance(job.spec, Pretrain) or job.spec.precision == "float32":
         return None
-    if launcher(site).device(site)[0] == "GPU":
+    if launcher(site).device(site)[0] == "GPU" and (site.launcher != "local" or _torch_has_cuda()):
         return None
     return Missing(
         f"a GPU for {job.spec.precision}",
         f"Pretraining in {job.spec.precision} needs a GPU, which runs do not have here: use one, or "
         "--set precision=float32.",
     )
+
+
+@cache
+def _torch_has_cuda() -> bool:
+    """Return True unless PyTorch is a build for CPUs.
+
+    A file of it is read, as its import takes seconds.
+    """
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    version = Path(found.origin).with_name("version.py")
+    return not re.search(r"^cuda\b.*= None$", version.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 class Counts:

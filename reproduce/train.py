@@ -30,7 +30,7 @@ from reproduce.nn import backbones, collapse, distributed, seeds
 from reproduce.nn.encoder import FILE, Encoder
 from reproduce.nn.group_batchnorm import average_statistics, group_batchnorm
 from reproduce.runs import checkpoint, encoder_file, environment, interrupt
-from reproduce.runs.progress import Progress, Record
+from reproduce.runs.progress import Progress, Record, epoch_note, log_epoch
 from reproduce.site import Site
 from reproduce.spec import Pretrain
 
@@ -125,7 +125,9 @@ def pretrain(
                     measured = meter.read(step) | {"lr": lr, **followed}
                     record.log(step + 1, measured)
                 seen, total = (step + 1) * spec.batch_size, num_steps * spec.batch_size
-                report(Progress(seen, total, "images", f"epoch {epoch + 1}/{spec.epochs}"))
+                report(Progress(seen, total, "images", epoch_note(epoch + 1, spec.epochs, measured)))
+                if last and distributed.main_process():
+                    log_epoch(epoch + 1, spec.epochs, measured)
 
                 # Save a checkpoint if one is due, and always before a stop.
                 stopping = distributed.anyone(bool(stop_reason()))

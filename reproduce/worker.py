@@ -104,6 +104,7 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
     main = distributed.rank() == 0
     with _owned(folder, spec.id, site, main, job) as held:
         store = Store(site, retry_seconds=RETRY_SECONDS)
+        send(events, "doing", spec.id, what="reading the tracking store")
         found = choose(store, [spec], site) if main else Reuse()
         if distributed.agreed(spec.id in found.finished):
             if held:
@@ -117,6 +118,8 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
         parent = needed[spec.needs()[0].id].run_id if spec.needs() and main else None
         with store.start(spec, scale=scale, parent_run_id=parent, hold=held) if main else _nothing() as run:
             reporter = _Reporter(spec.id, events, held)
+            what = "images and network" if isinstance(spec, Pretrain) else "images and encoder"
+            send(events, "doing", spec.id, what=f"loading {what}")
 
             def encoder(of: Pretrain | Weights, watch: Watch) -> Encoder:
                 return _encoder(of, needed, store, site, device, watch)

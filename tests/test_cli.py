@@ -142,6 +142,7 @@ def test_the_help_of_a_table_is_its_docstring_and_its_options(home: Home) -> Non
         "--columns=STRING",
         "--set ",
         "--dry-run",
+        "--verbose",
         "--render-only",
     ):
         assert option in text
@@ -323,7 +324,8 @@ def test_dry_runs_of_both_kinds_print_the_plan_and_leave_nothing_behind(
     arguments: tuple[str, ...], home: Home
 ) -> None:
     before = home.files()
-    ours, invokes = home.invoke(*arguments, "--dry-run"), home.invoke("--dry", *arguments)
+    ours = home.invoke(*arguments, "--dry-run", "--verbose")
+    invokes = home.invoke("--dry", *arguments, "--verbose")
     assert (ours.returncode, ours.stderr) == (invokes.returncode, invokes.stderr) == (0, "")
     assert ours.stdout == invokes.stdout
     lines = ours.stdout.splitlines()

@@ -196,6 +196,7 @@ def test_a_table_at_a_scale_with_one_root_here_one_wrong_and_a_folder_that_is_no
         "The data root 'inaturalist2018' is not set: add `inaturalist2018 = "
     )
     assert "is not Detectron2's source" in found["Detectron2"]
+    assert not {"coco2017", "stl10", "imagenette"} & found.keys(), "the table needs none of them"
     assert [label for label in found if label.startswith("table")] == ["table5 paper"]
     assert found["table5 paper"].endswith(
         "missing: imagenet, GPU, voc2007, places205, inaturalist2018, voc0712, Detectron2"

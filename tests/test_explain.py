@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Home
 
+from reproduce.commands import status
+from reproduce.commands.status import Filter
 from reproduce.commands.why import difference, why
+from reproduce.messages import NotFoundError
 from reproduce.plan import Request
+from reproduce.runs import lease
+from reproduce.runs.progress import Progress
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking.store import Store
@@ -50,7 +57,13 @@ def test_a_finished_cell_names_its_runs_and_what_they_used(store: Store) -> None
         assert f"code: commit {record.commit}" in text
     assert "data digest: 0123" in text
     assert "encoder digest: 4567" in text
-    assert "method.lambda_b=0.0" in text
+    settings = " ".join(text.split())
+    assert "settings that differ from the defaults: method=byol, " in settings
+    assert "method.tau=0.95" in settings
+    assert "augmentation.crop_min" not in settings
+    assert len(re.findall(r"  finished, started [\d-]+ [\d:]+, took \d+ s on ", text)) == 2
+    command = "table8 --rows BYOL --columns acc"
+    assert text.endswith(f"  to make it again: invoke redo {command} && invoke {command}")
     assert "to fill it" not in text
 
 
@@ -129,6 +142,58 @@ def test_two_runs_differ_in_what_was_changed_and_in_nothing_else(store: Store) -
     differing = {line.split()[0]: tuple(line.split()[1:]) for line in lines[3:5]}
     assert differing == {"epochs": ("4", "7"), "method.lambda_s": ("0.0", "0.5")}
     assert [line.split() for line in lines[6:]] == [["loss", "0.25", "0.125"], ["rank", "–", "3"]]
+
+
+def test_a_pretraining_and_an_evaluation_are_compared_by_the_settings_of_the_encoder(store: Store) -> None:
+    pretrained, evaluated = BYOL.specs()
+    other = pretrained.replace("epochs", 9)
+    with store.start(other, scale="smoke") as run:
+        run.finish({"loss": 0.5})
+    assert list(difference(pretrained.id, evaluated.id, store))[2].startswith(
+        "settings of the encoder: 0 of "
+    )
+    lines = list(difference(evaluated.id, other.id, store))
+    assert lines[2].startswith("settings of the encoder: 1 of ")
+    assert lines[3].split() == ["epochs", "4", "9"]
+    assert [line.split()[0] for line in lines[5:]] == ["loss", "top1", "top5"]
+
+
+def test_status_lists_what_was_chosen_and_counts_the_rest(store: Store) -> None:
+    """Table 8's BYOL is finished at seed 0 and failed at seed 1; other runs have changed settings."""
+    pretrained, evaluated = BYOL.specs()
+    failed = pretrained.replace("seed", 1)
+
+    def listed(**chosen: Any) -> list[str]:
+        return [line.split()[1] for line in status.lines(store._site, store, Filter(**chosen))]
+
+    everything = listed()
+    assert {pretrained.id, evaluated.id, failed.id} < set(everything)
+    assert listed(state="failed") == [failed.id]
+    assert set(listed(table="table8")) == {pretrained.id, evaluated.id, failed.id}
+    assert set(listed(table="table8", state="finished")) == {pretrained.id, evaluated.id}
+    assert listed(scale="small") == listed(table="table8", scale="paper") == []
+    (first, more) = status.lines(store._site, store, Filter(limit=1))
+    assert first.split()[1] == everything[0]
+    assert more == f"{len(everything) - 1} more runs; --limit is 1."
+    for kind, wrong, right in (("state", "runing", "running"), ("table", "tabel8", "table8")):
+        with pytest.raises(NotFoundError, match=f"Did you mean '{right}'"):
+            listed(**{kind: wrong})
+
+
+def test_status_shows_the_progress_and_the_time_left_of_a_run_under_way(store: Store) -> None:
+    running = BYOL.specs()[0].replace("seed", 7)
+    folder = store._site.runs / running.id
+    with (
+        lease.take(folder, running.id, heartbeat=0.05) as held,
+        store.start(running, scale="smoke", hold=held) as run,
+    ):
+        for done in (10, 40):
+            held.report(Progress(done, 100, "images", "epoch 2/4, loss 0.41"))
+            time.sleep(0.3)
+        (line,) = status.lines(store._site, store, Filter(state="running"))
+        run.finish({"loss": 0.4})
+    assert line.startswith(f"running      {running.id}  smoke  ")
+    assert re.search(r"  40%, epoch 2/4, loss 0\.41, \d s left; process \d+ on \S+$", line), line
 
 
 def test_an_evaluation_and_mlflows_own_name_are_runs_like_any(store: Store) -> None:

@@ -363,6 +363,37 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
     assert "  1 unknown: knn on synthetic_folder." in unknown
 
 
+def test_a_large_group_is_one_line_and_a_small_one_is_listed() -> None:
+    """Four runs differ from their nearest ones in K or the epochs; two wait for one run; one is attached."""
+    stem = "no finished run with these settings"
+    differ = [
+        "epochs: 2, here 4",
+        "method.num_views: 2, here 8",
+        "epochs: 2, here 9",
+        "seed: 1, here 0; and 2 more",
+    ]
+    steps = [
+        replace(step(tiny(seed=number)), why=f"{stem}; the nearest differs in {each}")
+        for number, each in enumerate(differ)
+    ]
+    blocked = [
+        replace(step(tiny(seed=10 + k), action="blocked"), why=f"run {k:012x}, which it needs, lacks disk")
+        for k in range(4)
+    ]
+    attached = [replace(step(tiny(seed=20 + k), action="attach"), why="the same") for k in range(4)]
+    few = [replace(step(tiny(seed=30 + k), action="reuse"), why="finished") for k in range(3)]
+    plan = made(*steps, *blocked, *attached, *few)
+    assert list(plan.lines(verbose=False))[:10] == [
+        f"run      4 runs: {stem}; the nearest differ in epochs, method.num_views, seed and others",
+        "blocked  4 runs: a run, which it needs, lacks disk",
+        *map(str, attached),
+        *map(str, few),
+        "--verbose lists each run.",
+    ]
+    assert list(plan.lines(verbose=True))[:15] == [*map(str, plan.steps)]
+    assert made(*steps).digest == made(*(replace(each, why="") for each in steps)).digest
+
+
 # Real records
 
 

@@ -78,11 +78,16 @@ def test_a_run_of_several_processes_has_ended_when_all_of_them_have(tmp_path: Pa
     assert (tmp_path / "0123456789ab" / "log.txt").read_text() == "stopped\n"
 
 
-def test_a_run_that_a_process_got_at_its_end_goes_to_another_and_one_that_cannot_start_fails() -> None:
-    """A process that received a stop request reports a failed run, and gets the next one before it ends."""
+def test_a_run_that_a_process_got_at_its_end_goes_to_another_and_one_that_cannot_start_fails(
+    tmp_path: Path,
+) -> None:
+    """A process that received a stop request reports a failed run, and gets the next one before it ends.
+
+    What it prints before it reads its run's name is in the run's log.
+    """
     events: Queue[Any] = Queue()
     (job, *_) = plan.jobs([Request(table="table8", rows="BYOL")])
-    worker = local._Worker((0,), {"MSBREG_SITE": "/nowhere/site.toml"}, events)
+    worker = local._Worker((0,), {"MSBREG_SITE": "/nowhere/site.toml"}, events, tmp_path)
     worker._run(["-c", "pass"])
     assert events.get(timeout=60) == (worker, None)
     worker.give(job)
@@ -94,3 +99,4 @@ def test_a_run_that_a_process_got_at_its_end_goes_to_another_and_one_that_cannot
         "id": job.spec.id,
         "reason": "its process ended with exit code 1",
     }
+    assert "/nowhere/site.toml" in (tmp_path / job.spec.id / "log.txt").read_text()

@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,23 @@ def test_an_owner_tells_how_far_it_is_and_how_it_ended(tmp_path: Path) -> None:
     found = present(tmp_path)
     assert (found.state, found.reason, found.alive) == ("finished", "", False)
     assert found.who == f"process {os.getpid()} on {processes.this_host()}"
+
+
+def test_the_time_left_follows_from_the_speed_since_a_stage_began(tmp_path: Path) -> None:
+    """From 40 of 100 images on, 20 images in some seconds; then another stage of 10 images."""
+    with lease.take(tmp_path, RUN, heartbeat=0.05) as held:
+        held.report(Progress(40, 100, "images", ""))
+        since = time.monotonic()
+        assert wait(lambda: present(tmp_path).progress)
+        assert present(tmp_path).left is None
+        time.sleep(0.2)
+        held.report(Progress(60, 100, "images", ""))
+        passed = time.monotonic() - since
+        assert wait(lambda: present(tmp_path).rate)
+        assert present(tmp_path).left == pytest.approx(40 * passed / 20, rel=0.2)
+        held.report(Progress(1, 10, "images", "testing"))
+        assert wait(lambda: present(tmp_path).progress == Progress(1, 10, "images", "testing") or None)
+        assert present(tmp_path).left is None
 
 
 @pytest.mark.parametrize(
@@ -278,6 +296,8 @@ BROKEN: dict[str, Any] = {
     "a state that no file has": {"state": "unreadable"},
     "an age": {"age": 0.0},
     "progress of one": {"progress": [1]},
+    "a negative rate": {"rate": -1},
+    "a rate in words": {"rate": "fast"},
     "progress in words": {"progress": ["half", 2, "images", ""]},
 }
 

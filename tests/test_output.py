@@ -97,5 +97,7 @@ def test_a_table_goes_on_when_its_terminal_shows_no_greek_and_its_reader_goes_aw
     variables = place.environment | {"PYTHONIOENCODING": "ascii"}
     assert piped(f"{table} | head -1", **variables) == (b"2 runs to do, 0 reused.\n", b"", 0)
     assert (place.reports / "smoke" / "table8.md").is_file()
+    out, error, code = piped('"${@:3}" status | head -1', **variables)
+    assert (out.count(b"\n"), error, code) == (1, b"", 0)
     out, error, code = piped('"${@:3}" status', **variables)
     assert (out.count(rb"\u03c4=.95"), error, code) == (2, b"", 0)

@@ -338,11 +338,13 @@ def test_a_second_command_attaches_to_the_first_and_both_end_with_the_same_table
     pretraining, evaluation = specs(epochs=LONG)
     with under_way(place, row(epochs=LONG), pretraining.id, 1) as (first, worker):
         planned = place.invoke(*row(epochs=LONG), "--dry-run").stdout.splitlines()
+        listed = place.invoke("status", "--state", "running", "--table", "table8").stdout
         second = place.start(*row(epochs=LONG))
         printed = [command.communicate(timeout=200) for command in (first, second)]
     assert [command.returncode for command in (first, second)] == [0, 0], printed
     assert planned[0].startswith(f"attach   {pretraining.id}  byol ")
     assert re.search(rf": process {worker.pid} on \S+ executes it", planned[0])
+    assert listed == "", "settings were changed, so the run is not one of the table's"
     (out, errors), report = printed[1], (place.reports / "smoke" / "table8.md").read_bytes()
     assert errors == ""
     assert re.search(rf"^attached to process {worker.pid} on \S+: byol ", out, re.M), out

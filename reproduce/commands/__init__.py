@@ -22,4 +22,6 @@ Imports point down this page.
     deviations.py   the page of deviations from the paper
     disk.py         the disk that runs need
     console.py      progress on a terminal or in a log
+    live.py         the bottom lines of a terminal: the runs under way, and all
+    time_left.py    the time that runs need, by a forecast and by their speed
 """

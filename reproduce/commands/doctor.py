@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,8 +28,9 @@ from reproduce.messages import InvalidError, UserError, counted, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, real_data_sets, table_names
+from reproduce.protocols.detection import Detection
 from reproduce.protocols.protocol import Protocol
-from reproduce.readiness import Counts, in_vain, missing
+from reproduce.readiness import Counts, in_vain, launcher, missing
 from reproduce.runs import environment
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -43,6 +44,8 @@ LABEL = 18
 """Number of columns before a line's text."""
 AVAILABLE = "available"
 """Text for an entry that lacks nothing."""
+DETECTRON2 = "Detectron2"
+"""Label of the line about the engine of detection."""
 GPU, DISK = "GPU", "disk"
 """Names of what can be missing besides data and engines; lines with these labels describe them."""
 PAPER_GPUS = 8
@@ -111,6 +114,8 @@ class Machine:
     def has_gpu(self, spec: Spec) -> bool | None:
         """Return True if the GPU that a run needs is available, or None if it needs none."""
         if isinstance(spec, Pretrain) and spec.precision == "bfloat16":
+            if self.site.launcher != "local":
+                return bool(launcher(self.site).device(self.site)[0] == "GPU")
             return self.device not in ("", "cpu")
         return None if self.device else False
 
@@ -142,11 +147,19 @@ def requests(table: str, scale: str) -> list[Request]:
 def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[str]:
     """Yield the lines of the report: the machine, the data, the tables of `requests`, the next step."""
     machine, requests = Machine(site, store), list(requests)
+    specs = {request: request.specs() for request in requests}
+    needed = {spec for runs in specs.values() for spec in runs}
+    everything = len({request.table for request in requests}) > 1
+    detects = any(isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection) for spec in needed)
     yield "Machine"
     for label, text in _machine(machine):
-        yield from _entry(label, text)
-    yield from ("", "Data")
-    for label, text in _data(machine):
+        if everything or detects or label != DETECTRON2:
+            yield from _entry(label, text)
+    names = {name for spec in needed for name in (spec.dataset.name, *_requirement(spec))}
+    data = list(_data(machine, None if everything else names))
+    if data:
+        yield from ("", "Data")
+    for label, text in data:
         yield from _entry(label, text)
     yield from (
         "",
@@ -154,7 +167,6 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
             f"Tables: runs that can start, disk for all runs, missing and available needs. {_rule(machine)}"
         ),
     )
-    specs = {request: request.specs() for request in requests}
     needs = {request: need(specs[request], machine, request.scale) for request in requests}
     for request, found in needs.items():
         # One line, however long.
@@ -201,6 +213,11 @@ def need(specs: Iterable[Spec], machine: Machine, scale: str = "") -> Need:
     )
 
 
+def _requirement(spec: Spec) -> tuple[str, ...]:
+    """Return what a run's protocol requires in addition to the images, by the names of `missing`."""
+    return (spec.protocol.requirement,) if isinstance(spec, Evaluate) and spec.protocol.requirement else ()
+
+
 def _required(spec: Spec, site: Site) -> Iterator[str]:
     """Yield what a run reads and what its protocol requires, by the names of `missing`.
 
@@ -232,7 +249,7 @@ def _machine(machine: Machine) -> Iterator[tuple[str, str]]:
     kept = shared if machine.site.features_gb else "features are not kept (features_gb)"
     yield DISK, f"{size(machine.free_disk)} free in {machine.site.runs}; {kept}"
     yield "tracking", machine.store.described()
-    yield "Detectron2", _detectron2(machine.site)
+    yield DETECTRON2, _detectron2(machine.site)
     found_latex = shutil.which("pdflatex") is not None
     yield "pdflatex", AVAILABLE if found_latex else "missing; optional, typesets the reports' .tex files"
 
@@ -266,13 +283,20 @@ def _detectron2(site: Site) -> str:
     return f"{AVAILABLE}, the source folder {site.detectron2}, commit {commit}"
 
 
-def _data(machine: Machine) -> Iterator[tuple[str, str]]:
-    """Yield each data set of real images and separate lists."""
+def _data(machine: Machine, names: Container[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield each data set of real images and separate lists.
+
+    Args:
+        names: names of those that are needed; None for all.
+    """
     site = machine.site
     for dataset in real_data_sets():
+        if names is not None and dataset.name not in names:
+            continue
         problems = [each.why for each in missing(dataset, None, site, fetch=False)]
         yield dataset.name, " ".join(problems) or _counted(dataset, machine.counts)
-    yield lists.KEY, _subsets(site)
+    if names is None or lists.KEY in names:
+        yield lists.KEY, _subsets(site)
 
 
 def _counted(dataset: AnyDataset, counts: Counts) -> str:

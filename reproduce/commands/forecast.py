@@ -17,6 +17,7 @@ import importlib
 import itertools
 import json
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from reproduce.commands.status import progress
 from reproduce.data.dataset import Dataset
 from reproduce.detection import cost as detectors
 from reproduce.messages import NotFoundError, clock, counted, hours, size
@@ -53,6 +55,12 @@ ALIKE = 20
 """Number of the newest comparable runs whose median is used."""
 MAX_NAMED = 3
 """Number of settings that are named if the nearest finished run differs in more."""
+MOST_LISTED = 3
+"""Maximum number of runs of one action and reason that a plan lists one by one without --verbose."""
+NEAREST = re.compile(r"(?P<before>.*); the nearest(?: of the newest \d+)? differs in (?P<settings>.*)")
+"""The reason of a run whose nearest finished run differs in some settings."""
+RUN_ID = re.compile(r"run [0-9a-f]{12}")
+"""A run in the reason of another run."""
 SPEEDS = {"GPU": 18e12, "CPU": 20e9}
 """Operations per second, assumed without finished runs; they may be wrong by a factor of three.
 
@@ -137,9 +145,13 @@ class Forecast:
             return None
         return math.fsum(step.seconds or 0.0 for step in self.todo) / 3600
 
-    def lines(self) -> Iterator[str]:
-        """Yield the lines that `--dry-run` prints."""
-        yield from map(str, self.steps)
+    def lines(self, *, verbose: bool = True) -> Iterator[str]:
+        """Yield the lines that `--dry-run` prints.
+
+        Args:
+            verbose: True for a line about each run; False for one about each group of more than MOST_LISTED.
+        """
+        yield from map(str, self.steps) if verbose else _grouped(self.steps)
         yield from self.problems
         counts = Counter(step.action for step in self.steps)
         parts = [f"{counts[action]} {word}" for action, word in ACTIONS.items() if counts[action]]
@@ -259,6 +271,60 @@ def forecast(
     )
 
 
+def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
+    """Return the steps of runs that are to be executed, with their estimates, to follow them."""
+    device, model = launcher(site).device(site)
+    past: dict[tuple[str, str], Past] = {}
+    steps = []
+    for job in todo:
+        key = job.spec.name, job.request.scale
+        if key not in past:
+            past[key] = Past(store.newest_finished(*key, NEWEST))
+        found = _checkpoint(job.spec, site.runs / job.spec.id)
+        steps.append(
+            Step(
+                spec=job.spec,
+                action="resume" if found else "run",
+                why="",
+                left=found[1] if found else 1.0,
+                devices=job.devices(site),
+                estimate=estimate(job.spec, past[key], device, model),
+            )
+        )
+    return steps
+
+
+def _grouped(steps: Iterable[Step]) -> Iterator[str]:
+    """Yield the lines about the steps, one for a large group with the same action and reason.
+
+    The settings in which the nearest finished runs differ are those of the whole group, without values. A
+    reason that contains the id of a run is the same for every run.
+    """
+    groups: dict[tuple[str, str], list[Step]] = {}
+    for step in steps:
+        found = NEAREST.fullmatch(step.why)
+        why = found["before"] if found else RUN_ID.sub("a run", step.why)
+        groups.setdefault((step.action, why), []).append(step)
+    large = False
+    for (action, why), members in groups.items():
+        if len(members) <= MOST_LISTED or action == "attach":
+            yield from map(str, members)
+            continue
+        large = True
+        parts = dict.fromkeys(
+            part.partition(": ")[0]
+            for step in members
+            if (found := NEAREST.fullmatch(step.why))
+            for part in found["settings"].split("; ")
+        )
+        names = [part for part in parts if not part.startswith("and ")]
+        more = " and others" if len(names) < len(parts) else ""
+        nearest = f"; the nearest differ in {', '.join(names)}{more}" if names else ""
+        yield f"{action:<7}  {counted(len(members), 'run')}: {why}{nearest}"
+    if large:
+        yield "--verbose lists each run."
+
+
 def check(made: Forecast, digest: str, most_hours: float | None) -> None:
     """Refuse a plan that the command line does not allow.
 
@@ -339,10 +405,8 @@ def _attached(lease: Lease) -> str:
     """Return the owner of a run and its progress, in words."""
     if lease.state != "running":
         return f"{lease.who} waits in the queue"
-    if lease.progress is None or not lease.progress.total:
-        return f"{lease.who} executes it"
-    note = f", {lease.progress.note}" if lease.progress.note else ""
-    return f"{lease.who} executes it: {lease.progress.done / lease.progress.total:.0%}{note}"
+    told = progress(lease)
+    return f"{lease.who} executes it{f': {told}' if told else ''}"
 
 
 def _checkpoint(spec: Spec, folder: Path) -> tuple[str, float] | None:
@@ -592,6 +656,22 @@ def makespan(steps: Iterable[Step], at_once: int) -> float:
         unfinished.discard(ended)
         free += devices
     return now
+
+
+def makespan_of(steps: Iterable[Step], at_once: int, seconds: Mapping[str, float]) -> float:
+    """Return the seconds until those of the steps are done that need these seconds each, by id."""
+    return makespan(
+        [
+            replace(
+                step,
+                left=1.0,
+                estimate=Estimate(seconds[step.spec.id] * step.devices, "finished runs"),
+            )
+            for step in steps
+            if step.spec.id in seconds
+        ],
+        at_once,
+    )
 
 
 def _disk(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:

@@ -6,13 +6,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.commands.console import Console
+from reproduce.commands.time_left import Expected
 from reproduce.messages import clock, counted, from_here
 from reproduce.nn import weight_files
 from reproduce.nn.weights import Weights
@@ -215,7 +216,7 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     if todo and not render_only:
         _make_folder(site)
         store.mark_dead_runs()
-        with Console(todo, len(finished)) as console:
+        with Console(todo, len(finished), partial(_expected, todo, store, site)) as console:
             reasons = launch(todo, site, console.watch)
             attached = console.attached
         # After hours of runs, wait for a server that is restarting, unless all runs failed: they have waited.
@@ -239,6 +240,19 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     return _Outcome(wanted, finished, missing, failed, ran, len(attached), started, store, unasked)
 
 
+def _expected(
+    todo: list[Job], store: Store, site: Site
+) -> tuple[list[Expected], Callable[[Mapping[str, float]], float]]:
+    """Return the forecasts of the runs, and a function that returns when all are done."""
+    from reproduce.commands import forecast
+
+    steps = forecast.to_run(todo, store, site)
+    return [
+        Expected(step.spec, step.estimate and step.estimate.seconds / step.devices, step.left)
+        for step in steps
+    ], partial(forecast.makespan_of, steps, launcher(site).at_once(site))
+
+
 def _make_folder(site: Site) -> None:
     """Create the folder of runs.
 
@@ -254,8 +268,13 @@ def _make_folder(site: Site) -> None:
         ) from None
 
 
-def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS) -> int:
+def show_plan(
+    requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS, *, verbose: bool = False
+) -> int:
     """Print the plan: what happens to each run, what it costs, and a scheduler's scripts; start nothing.
+
+    Args:
+        verbose: True to list each run of a large group.
 
     Raises:
         RefusedError: the limits forbid this plan.
@@ -264,7 +283,7 @@ def show_plan(requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS)
 
     requests = list(requests)
     made = _forecast(requests, site)
-    print("\n".join(made.lines()), flush=True)
+    print("\n".join(made.lines(verbose=verbose)), flush=True)
     scripts = getattr(launcher(site), "scripts", None)
     starting = {step.spec.id for step in made.todo}
     if scripts and starting:

@@ -23,6 +23,7 @@ from reproduce.messages import InvalidError, NotFoundError, unknown
 
 if TYPE_CHECKING:
     from reproduce.commands.make import Limits
+    from reproduce.commands.status import Filter
     from reproduce.plan import Order, Request
     from reproduce.site import Site
 
@@ -36,7 +37,7 @@ AGE = re.compile(r"(\d{1,6}(?:\.\d{1,6})?) ?([smhdw]?)", re.ASCII)
 """A span of time with its unit."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 """Seconds in each unit of a span of time."""
-PLANNED = ("dry_run", "apply", "max_gpu_hours", "jobs", "launcher")
+PLANNED = ("dry_run", "verbose", "apply", "max_gpu_hours", "jobs", "launcher")
 """Fields that ask for a plan, bind what starts to it, or choose where it starts."""
 ENCODER = ("checkpoint", "protocol", "dataset", "backbone", "prefix")
 """Fields that name one evaluation."""
@@ -71,8 +72,10 @@ class Options:
     """Prefix of the network in the file of --add-row, such as teacher; LABEL=PREFIX is for one of several
     rows, and may be repeated. Default: the one under which it fits."""
     dry_run: bool = False
-    """Start nothing. Print each run with its action and the reason, the estimated hours and disk, and the
+    """Start nothing. Print the runs with their actions and the reasons, the estimated hours and disk, and the
     digest of the plan."""
+    verbose: bool = False
+    """With --dry-run: list each run, and not only groups of them."""
     apply: str = ""
     """Digest of a plan, as --dry-run prints it: run this plan and refuse any other. Default: any plan."""
     max_gpu_hours: str = ""
@@ -325,6 +328,33 @@ class SeedsOptions:
         if self.budget and not HOURS.fullmatch(self.budget):
             raise InvalidError(f"--budget must be a number of hours, such as 0.5, not '{self.budget}'.")
         return float(self.budget) if self.budget else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions:
+    """Options of `invoke status`."""
+
+    scale: str = ""
+    """Scale of the listed runs: smoke, small, paper, or custom for `invoke evaluate`. Default: all."""
+    state: str = ""
+    """State of the listed runs: running, finished, failed, interrupted, superseded, queued, or locked (its
+    owner may be gone). Default: all."""
+    table: str = ""
+    """Table whose runs are listed, such as table8, with any seed, but without changes by --set. Default:
+    all runs."""
+    limit: str = ""
+    """Maximum number of listed runs, the newest first. Default: no limit."""
+
+    def chosen(self) -> Filter:
+        """Return the filter of the listed runs.
+
+        Raises:
+            InvalidError: `limit` is not a whole number.
+        """
+        from reproduce.commands.status import Filter
+
+        limit = _whole("limit", self.limit) if self.limit else None
+        return Filter(scale=self.scale, state=self.state, table=self.table, limit=limit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,7 +246,7 @@ def start(c: Context, options: Options, *tables: str) -> None:
                 make.keep(files, orders, site)
     with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
         if plan_only:
-            finish(make.show_plan(orders, site, limits))
+            finish(make.show_plan(orders, site, limits, verbose=options.verbose))
         elif isinstance(orders[0], Evaluation):
             finish(make.evaluate(orders[0], site, limits=limits))
         else:

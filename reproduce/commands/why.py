@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reproduce.messages import UserError, counted
+from reproduce.messages import UserError, clock, counted
 from reproduce.plan import Request
 from reproduce.report.observe import observe
 from reproduce.report.table import Cell, Measured
+from reproduce.settings import Settings, field_types
 from reproduce.spec import Spec
 from reproduce.tracking.tags import title
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from reproduce.site import Site
     from reproduce.tracking.reuse import Reuse
     from reproduce.tracking.store import Store
+    from reproduce.tracking.tags import Record
 
 ABSENT = "–"
 """Sign for a setting or a metric that a run does not have."""
@@ -81,6 +83,10 @@ def _cell(
                 todo[run.id] = run
     if todo:
         yield f"  {counted(len(todo), 'run')} missing; to fill it: {_command(request, row, column)}"
+    else:
+        command = _command(request, row, column)
+        redo = command.replace("invoke ", "invoke redo ", 1)
+        yield f"  to make it again: {redo} && {command}"
 
 
 def _choices(request: Request, row: Row, column: Column) -> Iterator[str]:
@@ -112,7 +118,8 @@ def _run(spec: Spec, store: Store, found: Reuse) -> Iterator[str]:
     else:
         state = record.state
         reason = f": {state.reason}" if state.reason else ""
-        yield f"  {state.state}{reason}, started {state.started.astimezone():%Y-%m-%d %H:%M}"
+        started = f"started {state.started.astimezone():%Y-%m-%d %H:%M}"
+        yield f"  {state.state}{reason}, {started}{_duration(record)}"
         if spec.id in found.changed:
             yield f"  not reused: {found.changed[spec.id]}"
         if spec.id in found.unchecked:
@@ -121,10 +128,10 @@ def _run(spec: Spec, store: Store, found: Reuse) -> Iterator[str]:
         yield from (f"  {name.replace('_', ' ')}: {value}" for name, value in record.digests.items())
         yield f"  MLflow: run {state.run_id}, {record.address}"
     settings = ", ".join(
-        f"{path}={value}" for path, value in spec.leaves() if not path.startswith("encoder.")
+        f"{path}={value}" for path, value in _changed(spec) if not path.startswith("encoder.")
     )
     yield from textwrap.wrap(
-        f"settings: {settings}",
+        f"settings that differ from the defaults: {settings}",
         WIDTH,
         initial_indent="  ",
         subsequent_indent=" " * 12,
@@ -132,8 +139,34 @@ def _run(spec: Spec, store: Store, found: Reuse) -> Iterator[str]:
     )
 
 
+def _changed(settings: Settings, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the names of the components, and each setting that differs from the default of its own class."""
+    differing = dict(settings.changed())
+    for name in field_types(type(settings)):
+        value, path = getattr(settings, name), f"{prefix}{name}"
+        if isinstance(value, Settings):
+            if value.name != name:
+                yield path, value.name
+            yield from _changed(value, f"{path}.")
+        elif name in differing:
+            yield path, value
+
+
+def _duration(record: Record) -> str:
+    """Return the duration of a run that has ended and its device, as the end of a line; empty if unknown."""
+    if record.ended is None:
+        return ""
+    took = clock((record.ended - record.state.started).total_seconds())
+    device = f" on {record.device}" if record.device else ""
+    if record.attempts is not None and record.attempts > 1:
+        return f", ended {took} later, after {record.attempts} attempts{device}"
+    return f", took {took}{device}"
+
+
 def difference(first: str, second: str, store: Store) -> Iterator[str]:
     """Yield the settings in which two runs differ, and the metrics of both.
+
+    A pretraining and an evaluation are compared by the settings of the encoder.
 
     Args:
         first, second: ids of runs, the beginnings of ids, or MLflow's ids.
@@ -146,13 +179,22 @@ def difference(first: str, second: str, store: Store) -> Iterator[str]:
     for sign, run in zip("ab", runs, strict=True):
         state = run.state
         yield f"{sign}  {state.spec_id}  {state.name}, {state.scale}, {state.state}"
-    differing = list(_pairs([run.settings for run in runs], only_different=True))
-    yield f"settings: {len(differing)} of {len({key for run in runs for key in run.settings})} differ"
+    what, settings = "settings", [run.settings for run in runs]
+    if runs[0].is_pretraining != runs[1].is_pretraining:
+        # An evaluation has the settings of its encoder's pretraining under other names.
+        what, settings = "settings of the encoder", [_of_encoder(run) for run in runs]
+    differing = list(_pairs(settings, only_different=True))
+    yield f"{what}: {len(differing)} of {len({key for each in settings for key in each})} differ"
     yield from _columns(differing)
     metrics = [{key: f"{value:.6g}" for key, value in run.state.metrics.items()} for run in runs]
     measured = list(_pairs(metrics, only_different=False))
     yield "final metrics:" if measured else "final metrics: none"
     yield from _columns(measured)
+
+
+def _of_encoder(run: Record) -> dict[str, str]:
+    """Return the settings of the encoder that a run trained or evaluated."""
+    return run.settings if run.is_pretraining else run.encoder
 
 
 def _pairs(values: list[dict[str, str]], *, only_different: bool) -> Iterator[tuple[str, str, str]]:

@@ -45,8 +45,8 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
 
     Args:
         jobs: the runs, upstream first; whatever they need is among them or finished.
-        watch: called with each event of a run (`attached`, `started`, `progress`, `finished`, `failed`,
-            `freed`).
+        watch: called with each event of a run (`attached`, `starting`, `started`, `doing`, `progress`,
+            `finished`, `failed`, `skipped`, `freed`).
 
     Returns:
         The reason of each run that did not finish, by id.
@@ -107,7 +107,7 @@ class _Launch:
                     self._next()
         except KeyboardInterrupt:
             print(
-                "Interrupted: local runs write a checkpoint and stop; the same command resumes them.",
+                "Interrupted: the runs of this command stop at a checkpoint; it resumes them.",
                 flush=True,
             )
             raise
@@ -153,6 +153,7 @@ class _Launch:
                 tuple(taken), _merged([self._places[place] for place in taken]), self._events, self._runs
             )
             self._busy.append(worker)
+            self._watch({"event": "starting", "id": job.spec.id})
             worker.give(job)
 
     def _ready(self) -> Job | None:
@@ -164,6 +165,7 @@ class _Launch:
                 self._waiting.remove(job)
                 self._unfinished.discard(job.spec.id)
                 self._failed[job.spec.id] = f"needs run {first}, which failed: {self._failed[first]}"
+                self._watch({"event": "skipped", "id": job.spec.id, "reason": self._failed[job.spec.id]})
             elif not needs & self._unfinished:
                 return job
         return None
@@ -305,7 +307,9 @@ class _Worker:
             return
         self.ending = self.process is not None
         if self.process is None:
-            self._run(["-m", "reproduce.worker"])
+            # Until the process redirects its errors to the log of each run, those of libraries go there, too.
+            with _log(self.runs / job.spec.id) as log:
+                self._run(["-m", "reproduce.worker"], log)
         assert self.process is not None
         assert self.process.stdin is not None
         try:
@@ -380,7 +384,7 @@ class _Worker:
 
 
 def _log(folder: Path) -> contextlib.AbstractContextManager[Any]:
-    """Return the log of a run, for torchrun's output; the terminal if no log can be written."""
+    """Return the log of a run, for what its processes print; the terminal if no log can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / "log.txt").open("a")

@@ -97,6 +97,8 @@ class Lease:
     reason: str = ""
     """Reason of a failure or an interruption, or why the lease cannot be read."""
     progress: Progress | None = None
+    rate: float | None = None
+    """Units of progress per second since the owner began with them; None if unknown."""
     age: float = 0.0
     """Seconds since the last heartbeat; not in the file."""
     ahead: float = 0.0
@@ -114,6 +116,13 @@ class Lease:
         if self.host != this_host():
             return recent
         return process_alive(self.host, self.pid, self.started, heard=recent)
+
+    @property
+    def left(self) -> float | None:
+        """Remaining seconds of the run at its last heartbeat, by its speed until then; None if unknown."""
+        if self.progress is None or not self.rate:
+            return None
+        return (self.progress.total - self.progress.done) / self.rate
 
     @property
     def owner(self) -> str:
@@ -270,6 +279,9 @@ class Held:
         self._last_heartbeat = since
         """Time of the last heartbeat that was written, by `_clock`."""
         self._progress: Progress | None = None
+        self._began: tuple[float, Progress] | None = None
+        """Time of the first progress of the present stage, by `_clock`, and that progress."""
+        self._rate: float | None = None
         self._finished = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
@@ -333,7 +345,13 @@ class Held:
             lock.release()
 
     def report(self, progress: Progress) -> None:
-        """Set the progress that the next heartbeat records."""
+        """Set the progress that the next heartbeat records, and the speed since the stage began."""
+        now, before = _clock(), self._progress
+        stage = before and (before.total, before.unit) == (progress.total, progress.unit)
+        if self._began is None or not stage or (before and progress.done < before.done):
+            self._began = now, progress
+        since, first = self._began
+        self._rate = (progress.done - first.done) / (now - since) if now > since else None
         self._progress = progress
 
     def finished(self) -> None:
@@ -369,7 +387,12 @@ class Held:
 
     def _record(self, state: State, reason: str = "") -> None:
         lease = replace(
-            self.lease, **process(), state=state, reason=reason[:LONGEST], progress=self._progress
+            self.lease,
+            **process(),
+            state=state,
+            reason=reason[:LONGEST],
+            progress=self._progress,
+            rate=self._rate,
         )
         with self.guard():
             now = _clock()
@@ -420,6 +443,7 @@ def _parsed(content: bytes) -> Lease:
         texts = [*(getattr(found, name) for name in TEXTS), *(found.progress[2:] if found.progress else ())]
         numbers = [getattr(found, name) for name in NUMBERS_IN_FILE]
         numbers += found.progress[:2] if found.progress else ()
+        numbers += [] if found.rate is None else [found.rate]
         sound = (
             all(type(text) is str for text in texts)
             and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
@@ -427,6 +451,7 @@ def _parsed(content: bytes) -> Lease:
             and type(found.pid) is int
             and 0 < found.pid <= LARGEST_PID
             and found.heartbeat > 0
+            and (found.rate is None or found.rate >= 0)
             and found.state in get_args(State)
             and found.state != "unreadable"
             and "age" not in fields

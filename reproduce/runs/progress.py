@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from reproduce.messages import rate
+
 FETCHED = "MiB"
 """Unit of a download's progress, which is not part of a run's work."""
+RATE = "images_per_second"
+"""Name of the speed among the measurements."""
 
 
 class Progress(NamedTuple):
@@ -22,6 +27,22 @@ class Progress(NamedTuple):
     """Unit of the counts: `images`, `classes`, or FETCHED for a download."""
     note: str
     """Few words, such as the loss."""
+
+
+def epoch_note(epoch: int, epochs: int, measured: Mapping[str, float]) -> str:
+    """Return the note of a training in its `epoch`, counted from 1, with the newest loss if there is one."""
+    loss = f", loss {measured['loss']:.4g}" if "loss" in measured else ""
+    return f"epoch {epoch}/{epochs}{loss}"
+
+
+def log_epoch(epoch: int, epochs: int, measured: Mapping[str, float]) -> None:
+    """Write a line about a finished epoch to standard error, which is the run's log.
+
+    It contains the loss, its terms and whatever else was measured; images/s stand last.
+    """
+    values = [f"{name} {value:.4g}" for name, value in measured.items() if name != RATE]
+    speed = [f"{rate(measured[RATE])} images/s"] if RATE in measured else []
+    print(f"epoch {epoch}/{epochs}: {', '.join(values + speed)}", file=sys.stderr, flush=True)
 
 
 class Record(Protocol):

@@ -104,6 +104,8 @@ class RunState:
     started: datetime
     metrics: Mapping[str, float]
     """Final values by name."""
+    group: str = ""
+    """Name that the seeds of one experiment share."""
 
     def __str__(self) -> str:
         values = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
@@ -367,6 +369,7 @@ def state_of(run: Any, runs: Path) -> RunState:
         reason=reason,
         started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         metrics=final(run) if state == "finished" else {},
+        group=tags.get(GROUP, ""),
     )
 
 
