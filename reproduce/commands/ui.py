@@ -5,7 +5,7 @@ from __future__ import annotations
 from reproduce.messages import NotFoundError, unknown
 from reproduce.plan import SCALES, registered, table_names
 from reproduce.tracking.store import Store
-from reproduce.tracking.views import OVER_ALL, PRETRAINING
+from reproduce.tracking.views import OVER_ALL, PRETRAINING, charts
 
 
 def addresses(store: Store, port: int, table: str = "") -> list[str]:
@@ -28,4 +28,7 @@ def addresses(store: Store, port: int, table: str = "") -> list[str]:
         if not table or not found:
             lines.append(f"msbreg/{name}: {page.runs}")
         lines += [f"msbreg/{name}, {key}: {address}" for key, address in found.items()]
+        lines += [
+            f"msbreg/{name}, {key}, charts: {charts(address)}" for key, address in found.items() if table
+        ]
     return lines

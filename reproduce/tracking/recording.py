@@ -72,7 +72,14 @@ def splits_of(spec: Spec, facts: Mapping[str, str]) -> list[Split]:
         if digest := facts.get(inventory.tag(DIGEST, "" if isinstance(spec, Pretrain) else split)):
             training = isinstance(spec, Pretrain) or split == spec.dataset.train_split
             context = "training" if training else "evaluation"
-            found.append(Split(f"{spec.dataset.title}, {split}", digest[:LONGEST_DIGEST], split, context))
+            found.append(
+                Split(
+                    f"{spec.dataset.short or spec.dataset.name} {split}",
+                    digest[:LONGEST_DIGEST],
+                    split,
+                    context,
+                )
+            )
     return found
 
 
@@ -239,14 +246,14 @@ class Run:
             StoreError: the disk of the store is full.
         """
         # Taken once, so that a retry repeats the same measurements instead of adding others.
-        final = points({FINAL + key: value for key, value in metrics.items()}, 0, journal.now())
+        now = journal.now()
         self._stop_monitor()
 
         def complete() -> None:
             with interrupt.deferred():
                 self._keep()
                 self._deliver()
-                self._send_final(final)
+                self._send_final(points({FINAL + key: value for key, value in metrics.items()}, 0, now))
                 with self._guard():
                     self._connection.client.set_terminated(self.run_id)
                     self._connection.client.set_tag(self.run_id, COMPLETE, self.spec.id)

@@ -49,6 +49,11 @@ def address(server: str, experiment: str, key: str = "") -> str:
     return f"{server}/#/experiments/{experiment}/runs?{urlencode(query)}"
 
 
+def charts(address: str) -> str:
+    """Return the address of a view that shows its charts in place of its list."""
+    return f"{address}&compareRunsMode=CHART"
+
+
 def compared(server: str, experiment: str, runs: Sequence[str]) -> str:
     """Return the address that compares runs."""
     query = {"runs": json.dumps(list(runs)), "experiments": json.dumps([experiment])}
@@ -74,11 +79,11 @@ def over_all(tables: Iterable[Table]) -> dict[str, Any]:
 
 def pretraining() -> dict[str, Any]:
     """Return the view of all pretrainings: their settings and their learning curves."""
-    charts = [
+    curves = [
         {"type": "LINE", "metricKey": name, "selectedMetricKeys": [name], "xAxisKey": "step"}
         for name in CURVES
     ]
-    return _view("tags.kind = 'pretrain'", list(SHORT_NAMES), CURVES[:3], charts)
+    return _view("tags.kind = 'pretrain'", list(SHORT_NAMES), CURVES[:3], curves)
 
 
 def of_table(table: Table) -> dict[str, Any]:
@@ -86,11 +91,11 @@ def of_table(table: Table) -> dict[str, Any]:
     measured = [ours for *_, ours in table.measured()]
     metrics = [f"{FINAL}{name}" for name in dict.fromkeys(ours.metric for ours in measured)]
     settings = [shown_settings(ours.spec) for ours in measured]
-    varied = [name for name in SHORT_NAMES if len({each.get(name) for each in settings}) > 1]
+    varied = [name for name in SHORT_NAMES if len({each[name] for each in settings if name in each}) > 1]
     columns = [name for name in SHORT_NAMES if name in varied or name in ALWAYS]
-    charts = _charts(metrics, varied, settings) + _pairs(table)
+    drawn = _charts(metrics, varied, settings) + _pairs(table)
     condition = f"tags.kind = 'evaluate' AND tags.{TABLES} LIKE '%/{table.name}/%'"
-    return _view(f"{condition} AND tags.{SUPERSEDED} IS NULL", columns, metrics, charts)
+    return _view(f"{condition} AND tags.{SUPERSEDED} IS NULL", columns, metrics, drawn)
 
 
 def of_records(table: Table, names: Sequence[str]) -> dict[str, Any]:
@@ -99,7 +104,11 @@ def of_records(table: Table, names: Sequence[str]) -> dict[str, Any]:
     Args:
         names: metrics of the records, in the order of the table.
     """
-    chart: dict[str, Any] = {"type": "DIFFERENCE", "compareGroups": ["Model metrics"], "chartName": "Ours against the paper"}
+    chart: dict[str, Any] = {
+        "type": "DIFFERENCE",
+        "compareGroups": ["Model metrics"],
+        "chartName": "Ours against the paper",
+    }
     chart |= {"showChangeFromBaseline": True, "showDifferencesOnly": False}
     found = _view(f"tags.{OF_TABLE} = '{table.name}'", [], names[:MOST_COLUMNS], [chart])
     return found | {"selectedColumns": [f"tags.`{NUMBERS}`", *found["selectedColumns"]]}
@@ -110,13 +119,12 @@ def _charts(
 ) -> list[dict[str, Any]]:
     """Return parallel coordinates of the numeric axes, the contour of a plane of two, and ranked bars."""
     values = {name: {each[name] for each in settings if name in each} for name in varied}
-    axes = [name for name in varied if all(map(_is_number, values[name]))]
-    charts: list[dict[str, Any]] = []
+    # The UI drops the runs that lack an axis.
+    everywhere = [name for name in varied if all(name in each for each in settings)]
+    axes = [name for name in everywhere if all(map(_is_number, values[name]))]
+    found: list[dict[str, Any]] = []
     if axes:
-        charts.append(
-            {"type": "PARALLEL", "selectedParams": axes, "selectedMetrics": list(metrics)}
-            | {"showAllRuns": True}
-        )
+        found.append({"type": "PARALLEL", "selectedParams": axes, "selectedMetrics": list(metrics)})
     planes = [
         pair
         for pair in itertools.combinations(axes, 2)
@@ -124,7 +132,7 @@ def _charts(
     ]
     if planes:
         x, y = max(planes, key=lambda pair: len(values[pair[0]]) * len(values[pair[1]]))
-        charts.append(
+        found.append(
             {
                 "type": "CONTOUR",
                 "xaxis": {"key": x, "type": "PARAM"},
@@ -132,7 +140,7 @@ def _charts(
                 "zaxis": {"key": metrics[0], "type": "METRIC"},
             }
         )
-    return charts + _bars(metrics)
+    return found + _bars(metrics)
 
 
 def _is_grid(pair: tuple[str, str], settings: Sequence[Mapping[str, str]]) -> bool:
@@ -158,7 +166,7 @@ def _bars(metrics: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _view(
-    condition: str, params: Sequence[str], metrics: Sequence[str], charts: Sequence[dict[str, Any]]
+    condition: str, params: Sequence[str], metrics: Sequence[str], drawn: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the state of the UI: runs that fulfil a condition, the best by the first metric first."""
     section = _uuid(condition)
@@ -180,7 +188,7 @@ def _view(
             {"uuid": _uuid(section, json.dumps(chart)), "deleted": False, "isGenerated": False}
             | {"runsCountToCompare": MOST_RUNS, "metricSectionId": section}
             | chart
-            for chart in charts
+            for chart in drawn
         ],
         "compareRunSections": [
             {"uuid": section, "name": "Charts", "display": True, "isReordered": False, "deleted": False}
