@@ -393,7 +393,7 @@ def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
     pretraining = "K4 λs.004 λb.5 · synth 4ep · s0"
     assert [line.rpartition(": no finished run")[0] for line in what] == [
         pretraining,
-        f"linear: {pretraining}",
+        f"linear ← {pretraining}",
     ]
 
 
