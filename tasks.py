@@ -230,11 +230,15 @@ def doctor(c: Context, options: given.DoctorOptions) -> None:
 @command(given.UiOptions)
 def ui(c: Context, options: given.UiOptions) -> None:
     """Serve the MLflow UI of the project's store on 127.0.0.1 until Ctrl-C."""
+    from reproduce.commands import ui
+
     port, (_, opened) = options.number(), store()
-    with one_line(OSError):
+    with one_line(ConnectionError, OSError):
+        lines = ui.addresses(opened, port, options.table) or [f"no runs yet: http://127.0.0.1:{port}"]
+        print("\n".join(lines), flush=True)
+        if opened.connection.server:
+            return
         server, environment = opened.ui_command(port)
-    pages = opened.pages(port) or {"no runs yet": f"http://127.0.0.1:{port}"}
-    print("\n".join(f"{name}: {address}" for name, address in pages.items()), flush=True)
     os.execvpe(server[0], server, {**os.environ, **environment})  # noqa: S606 (it replaces this process)
 
 

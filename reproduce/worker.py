@@ -36,7 +36,7 @@ from reproduce import site as sites
 from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn import distributed
 from reproduce.nn.weights import Weights
-from reproduce.plan import Order, loads
+from reproduce.plan import Evaluation, Order, loads
 from reproduce.runs import checkpoint, encoder_file, environment, interrupt, journal, output, processes
 from reproduce.runs import lease as leases
 from reproduce.runs.files import atomic, read_regular, write_atomic
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     from reproduce.nn.encoder import Encoder
     from reproduce.report.observe import Finished
+    from reproduce.tracking.about import Purpose
     from reproduce.tracking.recording import Run
     from reproduce.tracking.store import Store
 
@@ -83,11 +84,35 @@ def find(request: Order, spec_id: str) -> Spec:
     )
 
 
-def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str = "") -> None:
+def purpose_of(request: Order, spec: Spec) -> Purpose:
+    """Return what asks for a run, for its description in the UI."""
+    from reproduce.tracking.about import Purpose
+
+    if isinstance(request, Evaluation):
+        given = f"--protocol {request.protocol} --dataset {request.dataset}"
+        return Purpose(command=f"invoke evaluate --checkpoint FILE {given}")
+    table = request.build()
+    cells = tuple(
+        f"{row.label}, {column.key}"
+        for row, column, ours in table.measured()
+        if any(spec.id in (run.id, *(each.id for each in run.needs())) for run in ours.runs(request.seeds))
+    )
+    return Purpose(table=table.name, named=str(table), cells=cells, command=request.command())
+
+
+def perform(
+    spec: Spec,
+    scale: str,
+    site: Site,
+    events: TextIO | None,
+    job: str = "",
+    purpose: Purpose | None = None,
+) -> None:
     """Execute one run unless it is finished, and record it, as its owner.
 
     Args:
         job: see `attempt`.
+        purpose: what asks for the run, for its description in the UI.
 
     Raises:
         BusyError: another live process executes the run.
@@ -116,7 +141,8 @@ def perform(spec: Spec, scale: str, site: Site, events: TextIO | None, job: str 
                 why = found.changed.get(other.id, f"it is not finished in {site.public_store}")
                 raise NotFoundError(f"Run {spec.id} needs run {other.id}, which it cannot use: {why}.")
         parent = needed[spec.needs()[0].id].run_id if spec.needs() and main else None
-        with store.start(spec, scale=scale, parent_run_id=parent, hold=held) if main else _nothing() as run:
+        started = partial(store.start, spec, scale=scale, parent_run_id=parent, hold=held, purpose=purpose)
+        with started() if main else _nothing() as run:
             reporter = _Reporter(spec.id, events, held)
             what = "images and network" if isinstance(spec, Pretrain) else "images and encoder"
             send(events, "doing", spec.id, what=f"loading {what}")
@@ -182,6 +208,7 @@ def _measured(
         if isinstance(spec, Pretrain):
             run.artifact(folder / FILE)
             run.facts(trained)
+            run.model(FILE, trained[TRAINED])
     return metrics
 
 
@@ -389,7 +416,8 @@ def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: 
     try:
         order = loads(request)
         with _logged(folder, site):
-            perform(find(order, spec_id), order.scale, site, events, job)
+            spec = find(order, spec_id)
+            perform(spec, order.scale, site, events, job, purpose_of(order, spec))
     except (BusyError, LostError):
         send(events, "busy", spec_id)
         return 0

@@ -167,7 +167,7 @@ def test_help_may_follow_the_task(task: str, home: Home) -> None:
         ("evaluate", {"checkpoint": "none.", "protocol": "none.", "set": "May be repeated."}),
         ("why", {"table": "Required.", "row": "*.", "scale": "smoke."}),
         ("seeds", {"table": "Required.", "seeds": "20.", "budget": "no limit.", "apply": "off."}),
-        ("ui", {"port": "5000."}),
+        ("ui", {"port": "5000.", "table": "every table with runs."}),
         ("verify", {"data": "off."}),
         ("gc", {"delete": "off.", "older-than": "30d, and no run that could be resumed."}),
         ("redo", {"run": "Required.", "rows": "none.", "baselines": "quoted.", "only": "off."}),
@@ -392,10 +392,10 @@ def test_a_mistake_in_the_code_shows_its_place(
 def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
     planned = home.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--dry-run").stdout.splitlines()
     what = [line.split(maxsplit=2)[2] for line in planned[:2]]
-    pretraining = "msbreg K=4 τ=.95 hidden=128 output=32 synthetic_folder 4 epochs seed 0"
+    pretraining = "K4 λs.004 λb.5 · synth 4ep · s0"
     assert [line.rpartition(": no finished run")[0] for line in what] == [
         pretraining,
-        f"linear: {pretraining}",
+        f"linear ← {pretraining}",
     ]
 
 

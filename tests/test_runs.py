@@ -38,7 +38,7 @@ EPOCHS, STEPS, LONG = 8, 3, 150
 """Epochs of the interrupted run, and the steps of each; epochs of a run that a second command finds
 running."""
 TINY = ("dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
-TITLE = r"byol K=2 τ=\.95 hidden=128 output=32"
+TITLE = "byol · synth"
 """What the title of the row's pretraining says of its method."""
 KINDS = ("md", "tex", "html", "csv", "json")
 
@@ -158,10 +158,8 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
     first, one, two, summary, *table, report = printed.splitlines()
     assert first == "2 runs to do, 0 reused."
     took = r"[\d:]+( s)?"
-    assert re.fullmatch(
-        rf"\[1/2\] {TITLE} synthetic_folder {EPOCHS} epochs seed 0: {took}, [\d,]+ images/s", one
-    )
-    assert re.fullmatch(rf"\[2/2\] linear: {TITLE} synthetic_folder {EPOCHS} epochs seed 0: {took}", two)
+    assert re.fullmatch(rf"\[1/2\] {TITLE} {EPOCHS}ep · s0: {took}, [\d,]+ images/s", one)
+    assert re.fullmatch(rf"\[2/2\] linear ← {TITLE} {EPOCHS}ep · s0: {took}", two)
     assert re.fullmatch(rf"2 runs done, 0 reused, 0 missing, in {took}\.", summary)
     assert table[0].startswith("table8 (smoke): Ablation of the multiview centroid loss")
     assert table[-1].split() == ["BYOL", "71.92", f"{cell(home)['value']:.2f}"]

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,13 +26,17 @@ from reproduce import identity
 from reproduce.methods.byol import BYOL
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
+from reproduce.plan import Request
 from reproduce.report.filled import Filled
 from reproduce.report.observe import Finished
 from reproduce.report.table import Cell, Column, Margin, Measured, Reported, Row, Table
 from reproduce.runs import interrupt, processes
+from reproduce.runs.journal import now
 from reproduce.site import PROJECT, Site
-from reproduce.spec import Evaluate
+from reproduce.spec import Evaluate, Pretrain
+from reproduce.tracking.monitor import Monitor
 from reproduce.tracking.recording import Run
+from reproduce.tracking.sqlite import Wanted
 from reproduce.tracking.store import AlreadyRunningError, Store
 from reproduce.tracking.tags import group, title
 
@@ -140,12 +145,10 @@ def test_the_record_has_settings_axes_and_environment(site: Site, tmp_path: Path
         "dataset.sizes": "[32, 64]",
     }
     assert data.params.items() >= expected.items()
-    assert (
-        data.tags.items()
-        >= (
-            data.params | {"spec_id": PRETRAIN.id, "group": PRETRAIN.id, "table": "table8", "scale": "smoke"}
-        ).items()
-    )
+    named = {"spec_id": PRETRAIN.id, "group": PRETRAIN.id, "table": "table8", "scale": "smoke"}
+    assert data.tags.items() >= (named | {"kind": "pretrain", "method": "msbreg"}).items()
+    assert not {"K", "epochs", "method.lambda_b", "dataset"} & data.tags.keys()  # settings are params only
+    assert data.tags["mlflow.note.content"].startswith("Pretraining by `msbreg` with 4 views on Toy:")
     owner = json.loads(data.tags["owner"])
     assert (owner["pid"], owner["host"]) == (os.getpid(), processes.this_host())
     assert json.loads(store.download(run.run_id, "spec.json", tmp_path).read_text()) == identity.canonical(
@@ -157,6 +160,27 @@ def test_the_record_has_settings_axes_and_environment(site: Site, tmp_path: Path
     assert store.download(run.run_id, "folder/renamed.bin", tmp_path / "copy").read_bytes() == b"abc"
     assert store.download(run.run_id, "any.bin", tmp_path / "copy").read_bytes() == b"abc"
     assert (site.runs / "artifacts").is_dir()
+
+
+def test_data_and_encoder_are_linked_to_the_numbers(site: Site) -> None:
+    store = Store(site)
+    with store.start(PRETRAIN, scale="smoke") as parent:
+        parent.facts({"data_digest": "a" * 64})
+        parent.model("encoder.safetensors", "beef")
+        parent.finish({"loss": 1.0})
+    with store.start(EVALUATE, scale="smoke") as child:
+        child.facts({"data_digest_train": "b" * 64, "data_digest_val": "c" * 64})
+        child.finish({"top1": 0.5})
+    client = store.connection.client
+    inputs = client.get_run(child.run_id).inputs
+    shown = {(each.dataset.name, each.dataset.digest, each.tags[0].value) for each in inputs.dataset_inputs}
+    assert shown == {("toy train", "b" * 36, "training"), ("toy val", "c" * 36, "evaluation")}
+    model = client.get_logged_model(inputs.model_inputs[0].model_id)
+    assert model.source_run_id == parent.run_id
+    assert (model.params["K"], model.tags["spec_id"]) == ("4", PRETRAIN.id)
+    found = {metric.key: (metric.value, metric.dataset_name, metric.run_id) for metric in model.metrics}
+    assert found["final/top1"] == (0.5, "toy val", child.run_id)
+    assert store.finished([EVALUATE.id])[EVALUATE.id].metrics == {"top1": 0.5}
 
 
 def test_an_evaluation_is_the_child_of_its_pretraining_run(site: Site) -> None:
@@ -384,8 +408,38 @@ def test_a_long_history_and_the_load_of_the_machine_are_written(site: Site) -> N
         run.finish({})
     assert store.history(run.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(700)]
     memory = store.history(run.run_id, "system/process_memory_usage_megabytes")
-    assert [step for step, _ in memory] == [249, 499, 699]
+    assert memory
     assert all(10 < value < 1e6 for _, value in memory)
+    assert store.history(run.run_id, "system/disk_usage_percentage")
+    assert "system metrics" not in {thread.name for thread in threading.enumerate()}
+
+
+class Machine:
+    """A collector in MLflow's form, of two GPUs, that signals each sample."""
+
+    sampled = threading.Semaphore(0)
+
+    def collect_metrics(self) -> None: ...
+
+    def aggregate_metrics(self) -> dict[str, float]:
+        self.sampled.release()
+        return {"gpu_0_power_usage_watts": 300.0, "gpu_1_power_usage_watts": 70.5}
+
+    def clear_metrics(self) -> None: ...
+
+
+def broken() -> Machine:
+    raise RuntimeError("no GPU")
+
+
+def test_samples_have_the_seconds_since_the_start_as_steps_and_a_broken_collector_is_left_out() -> None:
+    monitor = Monitor([broken, Machine], now() - 60_000)
+    for _ in range(3):  # the third begins when the second is complete
+        assert Machine.sampled.acquire(timeout=30)
+    taken = [point for point in monitor.take() if point.key == "system/gpu_1_power_usage_watts"]
+    monitor.stop()
+    assert [point.value for point in taken] == [70.5, 70.5]
+    assert 60 <= taken[0].step < taken[1].step < 120
 
 
 def filled(*values: float | None) -> Filled:
@@ -424,7 +478,7 @@ def test_a_table_is_recorded_once_and_again_only_when_it_changed(site: Site, tmp
         "Ours K 4 again/acc": 81.0,
         "Ours K 4 again/acc/n": 1,
     }
-    assert recorded.info.run_name == "table8 smoke epochs=5"
+    assert recorded.info.run_name == "Table 8, ours, smoke, epochs=5"
     assert store.log_table(filled(0.8, 0.81), [report]) == run_id
     assert store.connection.client.get_run(run_id).info.end_time == recorded.info.end_time
     assert len(store.connection.client.get_metric_history(run_id, "Ours K 4/acc")) == 1
@@ -480,26 +534,35 @@ def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
     assert data.metrics == {
         "BYOL/acc": 80.0,
         "BYOL/acc/n": 2,
+        "BYOL/acc/difference": -15.0,
         "BYOL/acc/low": pytest.approx(80 - 12.7062, abs=1e-3),
         "BYOL/acc/high": pytest.approx(80 + 12.7062, abs=1e-3),
     }
     assert data.tags["verdict/BYOL/acc"] == "not reproduced"
+    (paper,) = store.connection.search(Wanted(tags={"numbers": ["paper"]}))
+    assert (paper.info.run_name, paper.data.metrics) == ("Table 8, paper", {"BYOL/acc": 95.0})
+    assert "table" not in " ".join(row.name for row in store.status()).lower()  # neither is a run of ours
     smoke = replace(table, scale="smoke", changes=())
     data = store.connection.client.get_run(store.log_table(fill_from(smoke, 2, runs, {}), [report])).data
     assert data.tags["verdict/BYOL/acc"] == "not comparable"
 
 
 def test_titles_and_groups() -> None:
-    assert title(PRETRAIN) == "msbreg K=4 toy 3 epochs seed 0"
-    assert title(EVALUATE) == "toy k=5: msbreg K=4 toy 3 epochs seed 0"
+    assert title(PRETRAIN) == "K4 λs.004 λb.5 · toy 3ep · s0"
+    assert title(EVALUATE) == "toy k5 ← K4 λs.004 λb.5 · toy 3ep · s0"
     normed = replace(
         PRETRAIN,
         method=MSBReg(num_views=8, lambda_s=0.0, lambda_b=1.5, heads=Heads(norm="layernorm")),
+        epochs=320,
         seed=2,
     )
-    assert title(normed) == "msbreg K=8 λs=0 λb=1.5 norm=layernorm toy 3 epochs seed 2"
+    assert title(normed) == "K8 λs0 λb1.5 norm=layernorm · toy · s2"
     weighted = replace(PRETRAIN, method=BYOL(lambda_uniform=0.25, uniform_t=2, tau=0.996), epochs=30)
-    assert title(weighted) == "byol K=2 λuniform=.25 uniform_t=2 τ=.996 toy 30 epochs seed 0"
+    assert title(weighted) == "byol λuniform.25 uniform_t=2 τ.996 · toy 30ep · s0"
+    eight = Request(table="table8", rows="Ours (K=8) + L_b + L_s", scale="paper").specs()[0]
+    assert isinstance(eight, Pretrain)
+    assert title(eight) == "K8 λs.004 λb.5 · IN100 · s0"
+    assert title(replace(eight, method=eight.method.smaller("smoke"))) == title(eight)
     seeded = replace(EVALUATE, encoder=replace(PRETRAIN, seed=3), seed=3)
     assert seeded.id != EVALUATE.id
     assert group(seeded) == group(EVALUATE) == EVALUATE.id

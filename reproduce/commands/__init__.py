@@ -11,6 +11,7 @@ Imports point down this page.
     forecast.py     what a command would run, and the hours and disk it takes
     doctor.py       what this machine has and what each table needs
     why.py          where a number comes from; what two runs differ in
+    ui.py           addresses of the UI, and its saved views
     status.py       states of the runs, and the faults that are known
     verify.py       faults of records, encoders and reports
     verify_data.py  every byte of the data sets, compared with what was recorded

@@ -79,7 +79,7 @@ def produce(
     for table, filled, paths in rendered:
         # A part of a table would empty the cells that it lacks.
         if done.finished and not done.unasked and not table.left_out:
-            _log(filled, paths, done.store)
+            _log(table, filled, paths, done.store)
     _typeset(requests, site, told=not shown)
     return done.code
 
@@ -356,7 +356,7 @@ def _typeset(requests: Iterable[Request], site: Site, *, told: bool) -> None:
             print(problem, flush=True)
 
 
-def _log(filled: Filled, paths: list[Path], store: Store) -> None:
+def _log(table: Table, filled: Filled, paths: list[Path], store: Store) -> None:
     """Record a table's numbers and files, unless another command has rendered and recorded it since."""
     from reproduce.report import publish, render
 
@@ -366,7 +366,7 @@ def _log(filled: Filled, paths: list[Path], store: Store) -> None:
             if report.read_text(encoding="utf-8") != render.json(filled):
                 return
             copied = [Path(shutil.copy(path, copies)) for path in paths]
-        store.log_table(filled, copied)
+        store.log_table(filled, copied, table)
 
 
 def _render(request: Request, site: Site, done: _Outcome, *, shown: bool) -> tuple[Table, Filled, list[Path]]:

@@ -500,6 +500,8 @@ class UiOptions:
 
     port: str = "5000"
     """Port on 127.0.0.1."""
+    table: str = ""
+    """Table whose addresses are printed, such as table11. Default: every table with runs."""
 
     def number(self) -> int:
         """Return the number of the port.

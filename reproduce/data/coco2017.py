@@ -141,6 +141,7 @@ class COCO2017(DetectionDataset, name="coco2017"):
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "COCO 2017"
+    short: ClassVar[str] = "COCO"
     classes: ClassVar[tuple[str, ...]] = CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "coco"
     published: ClassVar[Mapping[str, int]] = {"train2017": 118_287, "val2017": 5_000}

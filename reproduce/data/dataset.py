@@ -53,6 +53,8 @@ class Dataset(Settings):
     """Names of all splits."""
     title: ClassVar[str]
     """Name that captions print."""
+    short: ClassVar[str] = ""
+    """Name in the titles of runs; the data set's own name if empty."""
     published: ClassVar[Mapping[str, int]] = {}
     """Number of images in each split, if known in advance. The images on disk are compared with it, and
     estimates of time use it. A field `num_<split>` serves the latter purpose."""

@@ -124,6 +124,8 @@ class DetectionDataset(Settings):
     """Names of all splits. VOC splits can be joined with `+`."""
     title: ClassVar[str]
     """Name that captions print."""
+    short: ClassVar[str] = ""
+    """Name in the titles of runs; the data set's own name if empty."""
     classes: ClassVar[tuple[str, ...]]
     """Names of the classes in the benchmark's order."""
     benchmark: ClassVar[Literal["voc", "coco"]]

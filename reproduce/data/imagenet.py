@@ -45,6 +45,7 @@ class ImageNet(Dataset, name="imagenet"):
     """Standard deviation of the RGB channels (pytorch/vision references/classification/presets.py)."""
 
     title: ClassVar[str] = "ImageNet"
+    short: ClassVar[str] = "IN1k"
     published: ClassVar[Mapping[str, int]] = {"train": 1_281_167, "val": 50_000}
 
     def check_root(self, site: Site) -> None:

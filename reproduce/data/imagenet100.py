@@ -49,6 +49,7 @@ class ImageNet100(Dataset, name="imagenet100"):
     """Standard deviation of the RGB channels (htdt/self-supervised datasets/imagenet.py)."""
 
     title: ClassVar[str] = "ImageNet-100"
+    short: ClassVar[str] = "IN100"
     published: ClassVar[Mapping[str, int]] = {"train": 126_689, "val": 5_000}
     roots: ClassVar[tuple[str, ...]] = ("imagenet", "imagenet100_classes")
 

@@ -51,6 +51,7 @@ class Imagenette(Dataset, name="imagenette"):
     references/classification/presets.py)."""
 
     title: ClassVar[str] = "Imagenette"
+    short: ClassVar[str] = "INette"
     published: ClassVar[Mapping[str, int]] = {"train": 9_469, "val": 3_925}
 
     def check_root(self, site: Site) -> None:

@@ -50,6 +50,7 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
     """Standard deviation of the RGB channels: ImageNet's, which the encoder was trained with."""
 
     title: ClassVar[str] = "iNaturalist 2018"
+    short: ClassVar[str] = "iNat18"
     published: ClassVar[Mapping[str, int]] = {"train": 437_513, "val": 24_426}
 
     def check_root(self, site: Site) -> None:

@@ -60,6 +60,7 @@ class Places205(Dataset, name="places205"):
     """Standard deviation of the RGB channels: ImageNet's, which the encoder was trained with."""
 
     title: ClassVar[str] = "Places205"
+    short: ClassVar[str] = "Places"
     published: ClassVar[Mapping[str, int]] = {"train": 2_448_873, "val": 20_500}
 
     def check_root(self, site: Site) -> None:

@@ -64,6 +64,7 @@ class STL10(Dataset, name="stl10"):
 
     splits: ClassVar[tuple[str, ...]] = tuple(SPLITS)
     title: ClassVar[str] = "STL-10"
+    short: ClassVar[str] = "STL10"
     published: ClassVar[Mapping[str, int]] = {"train": 5_000, "test": 8_000, "unlabeled": 100_000}
 
     def check_root(self, site: Site) -> None:

@@ -90,6 +90,7 @@ class SyntheticFolder(_Synthetic, name="synthetic_folder"):
     """Number of scenes in `val/`."""
 
     title: ClassVar[str] = "synthetic scenes (ImageFolder)"
+    short: ClassVar[str] = "synth"
 
     def load(self, split: str, site: Site) -> Files:
         from reproduce.data import imagefolder
@@ -147,6 +148,7 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
 
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "unlabeled", "train+unlabeled")
     title: ClassVar[str] = "synthetic scenes (STL-10 layout)"
+    short: ClassVar[str] = "synthSTL10"
 
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import stl10
@@ -185,6 +187,7 @@ class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "trainval", "test")
     title: ClassVar[str] = "synthetic scenes (VOC2007 layout)"
+    short: ClassVar[str] = "synthVOC07"
     multi_label = True
 
     def check(self) -> None:
@@ -228,6 +231,7 @@ class SyntheticPlaces205(_Synthetic, name="synthetic_places205"):
     """Number of scenes in `val`."""
 
     title: ClassVar[str] = "synthetic scenes (Places205 layout)"
+    short: ClassVar[str] = "synthPlaces"
 
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import places205
@@ -258,6 +262,7 @@ class SyntheticINaturalist2018(_Synthetic, name="synthetic_inaturalist2018"):
     """Number of scenes in `val`."""
 
     title: ClassVar[str] = "synthetic scenes (iNaturalist 2018 layout)"
+    short: ClassVar[str] = "synthiNat18"
 
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import inaturalist2018

@@ -76,6 +76,7 @@ class SyntheticVOC0712(_Synthetic, name="synthetic_voc0712"):
 
     splits: ClassVar[tuple[str, ...]] = voc0712.SPLITS
     title: ClassVar[str] = "synthetic scenes (VOC07+12 layout)"
+    short: ClassVar[str] = "synthVOC0712"
     classes: ClassVar[tuple[str, ...]] = voc.CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "voc"
 
@@ -122,6 +123,7 @@ class SyntheticCOCO2017(_Synthetic, name="synthetic_coco2017"):
 
     splits: ClassVar[tuple[str, ...]] = coco2017.SPLITS
     title: ClassVar[str] = "synthetic scenes (COCO layout)"
+    short: ClassVar[str] = "synthCOCO"
     classes: ClassVar[tuple[str, ...]] = coco2017.CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "coco"
 

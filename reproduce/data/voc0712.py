@@ -44,6 +44,7 @@ class VOC0712(DetectionDataset, name="voc0712"):
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "VOC07+12"
+    short: ClassVar[str] = "VOC0712"
     classes: ClassVar[tuple[str, ...]] = voc.CLASSES
     benchmark: ClassVar[Literal["voc", "coco"]] = "voc"
     published: ClassVar[Mapping[str, int]] = voc.COUNTS

@@ -60,6 +60,7 @@ class VOC2007(Dataset, name="voc2007"):
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
     title: ClassVar[str] = "VOC2007"
+    short: ClassVar[str] = "VOC07"
     published: ClassVar[Mapping[str, int]] = {split: voc.COUNTS[f"2007_{split}"] for split in SPLITS}
     roots: ClassVar[tuple[str, ...]] = (KEY,)
     multi_label = True

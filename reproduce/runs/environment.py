@@ -1,11 +1,10 @@
 """The facts besides the settings that may explain a number: versions, code and machine.
 
-Every run records them. `load` measures how busy the machine is.
+Every run records them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
@@ -88,30 +87,11 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return os.fsdecode(done.stdout).strip()
 
 
-def load() -> dict[str, float]:
-    """Return how busy the machine is now, under the metric names of MLflow's own monitor.
-
-    That monitor would need a thread and a query every ten seconds. Percentages are from 0 to 100, megabytes
-    are 1e6 bytes. The processor's load is the mean since the last call.
-    """
+def process_memory() -> float:
+    """Return the memory of this process in megabytes (1e6 bytes), which MLflow's collectors do not sample."""
     import psutil
 
-    memory, megabyte = psutil.virtual_memory(), 1e6
-    measured = {
-        "cpu_utilization_percentage": psutil.cpu_percent(),
-        "system_memory_usage_megabytes": memory.used / megabyte,
-        "system_memory_usage_percentage": memory.percent,
-        "process_memory_usage_megabytes": psutil.Process().memory_info().rss / megabyte,
-    }
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized():
-        free, total = torch.cuda.mem_get_info()
-        measured["gpu_0_memory_usage_megabytes"] = (total - free) / megabyte
-        measured["gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
-        # NVIDIA's management library may be absent or forbidden, which must not stop a run.
-        with contextlib.suppress(Exception):
-            measured["gpu_0_utilization_percentage"] = torch.cuda.utilization()
-    return measured
+    return float(psutil.Process().memory_info().rss / 1e6)
 
 
 def _version(package: str) -> str:

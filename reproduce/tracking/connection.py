@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from reproduce.messages import InvalidError
@@ -51,6 +51,16 @@ LOCK_SECONDS = 60.0
 """Minimum number of seconds to wait for another process that claims a run or creates the store."""
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 """MLflow's error code for an experiment that another process has created."""
+
+
+class Split(NamedTuple):
+    """A split of a data set as MLflow shows it."""
+
+    name: str
+    digest: str
+    split: str
+    context: str
+    """`training` or `evaluation`."""
 
 
 class Connection:
@@ -284,16 +294,71 @@ class Connection:
         *,
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
+        model_id: str | None = None,
+        data: Split | None = None,
     ) -> None:
-        """Write measurements, params and tags in as few batches as MLflow allows."""
+        """Write measurements, params and tags in as few batches as MLflow allows.
+
+        Args:
+            model_id: logged model that the measurements are about.
+            data: split of a data set that they were taken on.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
+        about = (model_id, data.name, data.digest) if data else (model_id,)
         for batch in _chunks(points, MAX_METRICS):
-            self.client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
+            self.client.log_batch(run_id, metrics=[Metric(*point, *about) for point in batch])
         for items in _chunks(list((params or {}).items()), MAX_PARAMS):
             self.client.log_batch(run_id, params=[Param(key, value) for key, value in items])
         for items in _chunks(list((tags or {}).items()), MAX_PARAMS):
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in items])
+
+    def log_data(self, run_id: str, splits: Sequence[Split]) -> None:
+        """Add splits of data sets to what a run read; MLflow ignores those that it has already."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(each.name, each.digest, "local", json.dumps({"split": each.split})),
+                [InputTag("mlflow.data.context", each.context)],
+            )
+            for each in splits
+        ]
+        self.client.log_inputs(run_id, inputs)
+
+    def log_model_input(self, run_id: str, model_id: str) -> None:
+        """Record that a run used a logged model."""
+        from mlflow.entities import LoggedModelInput
+
+        self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+
+    def create_model(
+        self, run_id: str, name: str, *, tags: Mapping[str, str], params: Mapping[str, str]
+    ) -> str:
+        """Create the logged model of an encoder whose file is an artifact of its run; return MLflow's id."""
+        from mlflow.entities import LoggedModelOutput
+
+        experiment = self.client.get_run(run_id).info.experiment_id
+        model = self.client.create_logged_model(
+            experiment, name, run_id, dict(tags), dict(params), model_type="encoder"
+        )
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        self.client.finalize_logged_model(model.model_id, "READY")
+        return str(model.model_id)
+
+    @staticmethod
+    def collectors() -> list[Callable[[], Any]]:
+        """Return the classes of MLflow's collectors of system metrics: processor, disk, network, GPUs."""
+        from mlflow.system_metrics.metrics import cpu_monitor, disk_monitor, gpu_monitor, network_monitor
+
+        # One that cannot read a value would log a line each time.
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+        return [
+            cpu_monitor.CPUMonitor,
+            disk_monitor.DiskMonitor,
+            network_monitor.NetworkMonitor,
+            gpu_monitor.GPUMonitor,
+        ]
 
     def log_document(self, run_id: str, name: str, content: object) -> None:
         """Add plain data to a run's artifacts."""

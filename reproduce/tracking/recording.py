@@ -18,23 +18,37 @@ import math
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
 from reproduce import identity
+from reproduce.data import inventory
+from reproduce.data.inventory import DIGEST
 from reproduce.messages import reason_of
 from reproduce.runs import environment, interrupt, journal
 from reproduce.runs.journal import Journal, Point, points
 from reproduce.runs.lease import Held, LostError
-from reproduce.spec import Spec
+from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking import tags
-from reproduce.tracking.connection import Connection
+from reproduce.tracking.connection import Connection, Split
 from reproduce.tracking.errors import StoreError, in_short, temporary
+from reproduce.tracking.monitor import Monitor
 from reproduce.tracking.retry import EVERY, SHORT_TIMEOUT, UPLOAD, giving_up_after
-from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, REASON, SETTINGS
+from reproduce.tracking.tags import (
+    ATTEMPTS,
+    COMPLETE,
+    DEVICE,
+    FINAL,
+    MODEL,
+    REASON,
+    SETTINGS,
+    SHORT_NAMES,
+    SPEC,
+    TRAINED,
+)
 
 FLUSH_EVERY = 10.0
 """Seconds for which measurements are collected: one write takes 55 ms, however many it contains."""
@@ -43,15 +57,52 @@ FLUSH_AT = 500
 REFUSED = "INVALID_PARAMETER_VALUE"
 """MLflow's error code for a request that it will never accept."""
 
+SHOWN = (*SHORT_NAMES, "dataset", "seed")
+"""Settings of a pretraining that its logged model shows."""
+LONGEST_DIGEST = 36
+"""Maximum characters of a data set's digest in MLflow."""
+
 logger = logging.getLogger(__name__)
+
+
+def splits_of(spec: Spec, facts: Mapping[str, str]) -> list[Split]:
+    """Return the splits of data whose digests are among a run's facts; the last is the one it measured on."""
+    found = []
+    for split in spec.splits:
+        if digest := facts.get(inventory.tag(DIGEST, "" if isinstance(spec, Pretrain) else split)):
+            training = isinstance(spec, Pretrain) or split == spec.dataset.train_split
+            context = "training" if training else "evaluation"
+            found.append(
+                Split(
+                    f"{spec.dataset.short or spec.dataset.name} {split}",
+                    digest[:LONGEST_DIGEST],
+                    split,
+                    context,
+                )
+            )
+    return found
 
 
 class Run:
     """The record of one run while it is written; `Store.start` makes it, for use in a `with` block."""
 
     def __init__(
-        self, connection: Connection, spec: Spec, run_id: str, folder: Path, hold: Held | None
+        self,
+        connection: Connection,
+        spec: Spec,
+        run_id: str,
+        folder: Path,
+        hold: Held | None,
+        *,
+        started: int,
+        model_id: str = "",
     ) -> None:
+        """Write nothing yet.
+
+        Args:
+            started: start of the record, in milliseconds since 1970.
+            model_id: logged model of the encoder that is evaluated; empty if there is none.
+        """
         self.spec = spec
         self.run_id = run_id
         self._connection = connection
@@ -65,7 +116,9 @@ class Run:
         self._complete = False
         self.recorded: dict[str, str] = {}
         """Facts that this attempt recorded."""
-        environment.load()  # the next call returns the processor's mean load since this one
+        self._started = started
+        self._model_id = model_id
+        self._monitor: Monitor | None = None
 
     def describe(self, attempt: int) -> None:
         """Send what an earlier attempt could not send, then the settings and the environment of this attempt.
@@ -104,7 +157,7 @@ class Run:
             self.flush()
 
     def flush(self) -> None:
-        """Write all waiting measurements to disk, with the load of the machine now, and send them.
+        """Write all waiting measurements to disk, with the samples of the machine's load, and send them.
 
         If the store does not answer, they are sent later. Call it before a checkpoint, so that no step is
         missing after a kill.
@@ -158,6 +211,31 @@ class Run:
 
         self._connection.retrying(upload)
 
+    def model(self, name: str, digest: str) -> None:
+        """Show the encoder that this pretraining made, an artifact of the run, as a logged model in the UI.
+
+        Args:
+            name: name of the artifact.
+            digest: digest of its tensors.
+        """
+        if self._model_id:  # of an earlier attempt
+            return
+        method = self.spec.method.name if isinstance(self.spec, Pretrain) else ""
+        facts = {SPEC: self.spec.id, TRAINED: digest, "artifact": f"{name} of run {self.run_id}"}
+
+        def create() -> str:
+            self._check()
+            return self._connection.create_model(
+                self.run_id,
+                f"{method} {self.spec.id}",
+                tags=facts,
+                params={key: value for key, value in tags.shown_settings(self.spec).items() if key in SHOWN},
+            )
+
+        with self._optional("The encoder is not shown as a model"):
+            self._model_id = self._connection.retrying(create)
+            self.facts({MODEL: self._model_id})
+
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Record the final values, and that the run is finished; the completion tag comes last.
 
@@ -169,14 +247,13 @@ class Run:
         """
         # Taken once, so that a retry repeats the same measurements instead of adding others.
         now = journal.now()
+        self._stop_monitor()
 
         def complete() -> None:
             with interrupt.deferred():
                 self._keep()
                 self._deliver()
-                self._connection.log_batches(
-                    self.run_id, points({FINAL + key: value for key, value in metrics.items()}, 0, now)
-                )
+                self._send_final(points({FINAL + key: value for key, value in metrics.items()}, 0, now))
                 with self._guard():
                     self._connection.client.set_terminated(self.run_id)
                     self._connection.client.set_tag(self.run_id, COMPLETE, self.spec.id)
@@ -186,12 +263,39 @@ class Run:
 
         self._connection.retrying(complete)
 
+    def _send_final(self, final: list[Point]) -> None:
+        """Send the final values, linked to the model and the data set that they are about."""
+        facts = {**self._connection.client.get_run(self.run_id).data.tags, **self.recorded}
+        splits = splits_of(self.spec, facts)
+        measured_on = splits[-1] if splits else None
+        if self._model_id or measured_on:
+            with self._optional("Final values are not linked to their model and data"):
+                if self._model_id and isinstance(self.spec, Evaluate):
+                    self._connection.log_model_input(self.run_id, self._model_id)
+                self._connection.log_batches(
+                    self.run_id, final, model_id=self._model_id or None, data=measured_on
+                )
+                return
+        self._connection.log_batches(self.run_id, final)
+
+    @contextmanager
+    def _optional(self, problem: str) -> Iterator[None]:
+        """Log a warning if the store refuses what only its UI shows, such as a server of an older version."""
+        try:
+            yield
+        except StoreError as error:
+            if error.temporary:
+                raise
+            logger.warning("Run %s: %s: %s", self.spec.id, problem, error)
+
     def __enter__(self) -> Self:
+        self._monitor = Monitor(self._connection.collectors(), self._started)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop_monitor()
         # After a LostError the record belongs to another process.
         if not self._complete and not isinstance(error, LostError):
             self._stop(error)
@@ -250,16 +354,22 @@ class Run:
         """Keep the lease inside the block, so that no other process can take over the run."""
         return nullcontext() if self._hold is None else self._hold.guard()
 
+    def _stop_monitor(self) -> None:
+        """Sample no longer, and keep the samples so far."""
+        if self._monitor is not None:
+            self._monitor.stop()
+            self._measured += self._monitor.take()
+            self._monitor = None
+
     def _keep(self) -> None:
-        """Write the measurements in memory to disk, with the load of the machine now."""
+        """Write the measurements in memory to disk, with the samples of the machine's load."""
+        if self._monitor is not None:
+            self._measured += self._monitor.take()
         if not self._measured:
             return
         self._check()
-        load = points(
-            {f"system/{key}": value for key, value in environment.load().items()}, self._measured[-1].step
-        )
         with interrupt.deferred():
-            self._journal.add([*self._measured, *load])
+            self._journal.add(self._measured)
             self._measured.clear()
 
     def _send(self) -> None:
@@ -301,6 +411,9 @@ class Run:
         with interrupt.deferred():
             try:
                 self._connection.log_batches(self.run_id, waiting.points, tags=waiting.tags)
+                if splits := splits_of(self.spec, waiting.tags):
+                    with self._optional("Its data sets are not shown"):
+                        self._connection.log_data(self.run_id, splits)
             except StoreError as error:
                 if error.code == REFUSED:
                     kept = self._journal.set_aside()

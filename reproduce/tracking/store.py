@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.messages import InvalidError, NotFoundError, reason_of
 from reproduce.report.observe import Finished
@@ -31,7 +31,8 @@ from reproduce.runs.journal import Point, points
 from reproduce.runs.lease import Held
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Spec
-from reproduce.tracking import tags
+from reproduce.tracking import about, tags, views
+from reproduce.tracking.about import Purpose
 from reproduce.tracking.connection import EXPERIMENTS, Connection
 from reproduce.tracking.errors import NOT_FOUND, StoreError
 from reproduce.tracking.portable import ENVIRONMENT, PortableRun, travels
@@ -41,7 +42,12 @@ from reproduce.tracking.tags import (
     COMPLETE,
     DIGEST,
     FINAL,
+    GROUP,
     IMPORTED,
+    MODEL,
+    NOTE,
+    NUMBERS,
+    OF_TABLE,
     OF_THIS_STORE,
     OWNER,
     PARENT,
@@ -51,16 +57,31 @@ from reproduce.tracking.tags import (
     SPEC,
     SUPERSEDED,
     TABLE,
+    TABLES,
     Record,
     RunState,
 )
 
 if TYPE_CHECKING:
     from reproduce.report.filled import Filled
+    from reproduce.report.table import Table
 
 
 ABSENT = (None, errno.ENOENT, errno.ENOTDIR)
 """Error numbers of an artifact that does not exist; MLflow's own error has none."""
+
+
+LONGEST_VIEW = 5000
+"""Maximum characters of a saved view: databases limit a tag of an experiment."""
+
+
+class Page(NamedTuple):
+    """Addresses of an experiment in the UI."""
+
+    runs: str
+    """Address of the plain list of runs."""
+    views: Mapping[str, str]
+    """Addresses of the saved views, by key."""
 
 
 class AlreadyRunningError(RuntimeError):
@@ -104,6 +125,7 @@ class Store:
         labels: Mapping[str, str] | None = None,
         parent_run_id: str | None = None,
         hold: Held | None = None,
+        purpose: Purpose | None = None,
     ) -> Run:
         """Start the record of `spec`, or continue the unfinished one of an earlier attempt.
 
@@ -114,6 +136,7 @@ class Store:
             parent_run_id: record under which this one is shown; for an evaluation, by default its finished
                 pretraining run.
             hold: lease of the run, without which nothing is written; None if there is none.
+            purpose: what asks for the run, for its description in the UI.
 
         Raises:
             AlreadyRunningError: a live process on this machine executes this run.
@@ -127,17 +150,34 @@ class Store:
             parent_run_id = parent[spec.encoder.id].run_id
         first = (
             tags.first_tags(spec, scale)
+            | about.shown(spec, scale, purpose)
             | dict(labels or {})
             | ({PARENT: parent_run_id} if parent_run_id else {})
         )
         first[OWNER] = json.dumps(tags.me(self._site.runs, hold))
-        run_id, attempt = self.connection.retrying(lambda: self._claim(spec, scale, first, hold))
-        run = Run(self.connection, spec, run_id, self._site.runs / spec.id, hold)
+        record, attempt = self.connection.retrying(lambda: self._claim(spec, scale, first, hold))
+        model_id = record.data.tags.get(MODEL, "")
+        if isinstance(spec, Evaluate) and parent_run_id:
+            model_id = self.connection.retrying(lambda: self._model(str(parent_run_id)))
+        run = Run(
+            self.connection,
+            spec,
+            record.info.run_id,
+            self._site.runs / spec.id,
+            hold,
+            started=record.info.start_time,
+            model_id=model_id,
+        )
         run.describe(attempt)
         return run
 
-    def _claim(self, spec: Spec, scale: str, first: Mapping[str, str], hold: Held | None) -> tuple[str, int]:
-        """Return the MLflow id of a record for `spec` that this process owns, and the number of this attempt.
+    def _model(self, run_id: str) -> str:
+        """Return MLflow's id of the logged model of a pretraining; empty if it has none."""
+        found = self.connection.search(Wanted(run_id=run_id))
+        return next((str(run.data.tags.get(MODEL, "")) for run in found), "")
+
+    def _claim(self, spec: Spec, scale: str, first: Mapping[str, str], hold: Held | None) -> tuple[Any, int]:
+        """Return a record for `spec` that this process owns, and the number of this attempt.
 
         If it is called again after a failure, it finds its own record.
         """
@@ -147,16 +187,14 @@ class Store:
             experiment = self.connection.experiment(scale)
             earlier = self._resumable(spec.id, experiment)
             if earlier is None:
-                return self.connection.client.create_run(
-                    experiment, run_name=tags.title(spec), tags=first
-                ).info.run_id, 1
+                return self.connection.client.create_run(experiment, run_name=tags.title(spec), tags=first), 1
             run_id = earlier.info.run_id
             # The owner first: until then `mark_dead_runs` would consider the run dead.
             self.connection.log_batches(run_id, tags=first)
             self.connection.client.update_run(run_id, status="RUNNING")
             if REASON in earlier.data.tags:
                 self.connection.client.delete_tag(run_id, REASON)
-            return run_id, self._attempts(run_id) + 1
+            return earlier, self._attempts(run_id) + 1
 
     def mark_dead_runs(self) -> list[str]:
         """Mark runs whose process is gone as killed, or as their lease records, and return their MLflow ids.
@@ -427,54 +465,125 @@ class Store:
                 ) from None
         return None
 
-    def log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
-        """Record a table's numbers, verdicts and files as one run, so that the UI can compare tables.
+    def log_table(self, filled: Filled, paths: Sequence[Path], table: Table | None = None) -> str:
+        """Record a table's numbers, verdicts and files as one run, and the paper's numbers as another.
 
-        There is one run per table, scale and set of changes. Nothing is written if nothing changed since the
-        last call.
+        There is one run per table, scale and set of changes, and one of the paper's numbers per table, so
+        that the UI can compare them. The saved views of the table are written, too. Nothing is written if
+        nothing changed since the last call.
 
         Args:
             paths: the rendered files.
+            table: the table, for its views; None to write none.
 
         Returns:
-            The MLflow id of the run.
+            The MLflow id of the run of our numbers.
 
         Raises:
             StoreError: the store does not answer, or cannot be written.
         """
-        return self.connection.retrying(lambda: self._log_table(filled, paths))
+        return self.connection.retrying(lambda: self._log_table(filled, paths, table))
 
-    def _log_table(self, filled: Filled, paths: Sequence[Path]) -> str:
+    def _log_table(self, filled: Filled, paths: Sequence[Path], table: Table | None) -> str:
         name = " ".join((filled.table, filled.scale, *filled.changes)).replace("'", "")  # used in a filter
+        shown = f"Table {filled.number}" if filled.number else filled.table
+        title = ", ".join((shown, "ours", filled.scale, *filled.changes))
         values, verdicts = tags.cell_values(filled), tags.cell_verdicts(filled)
-        digest = tags.table_digest(values, paths)
+        digest = tags.table_digest(title, values, paths)
         with self.connection.lock():  # two commands that end at the same time write one record
-            run = next(
-                self.connection.search(
-                    Wanted(tags={TABLE: [name]}), self.connection.experiments("tables"), limit=1
-                ),
-                None,
-            )
+            run = self._of_table(name)
             if run is not None and run.data.tags.get(DIGEST) == digest:
                 return str(run.info.run_id)
-            if run is not None:
-                run_id, known, known_tags = run.info.run_id, run.data.metrics, run.data.tags
-            else:
-                experiment = self.connection.experiment("tables")
-                labels = {TABLE: name, SCALE: filled.scale, "title": filled.title}
-                created = self.connection.client.create_run(experiment, run_name=name, tags=labels)
-                run_id, known, known_tags = created.info.run_id, {}, {}
-            # A cell that has become empty must not keep its old number, which MLflow cannot delete.
-            self.connection.log_batches(run_id, points(dict.fromkeys(known, math.nan) | values, 0))
+            printed = tags.paper_values(filled)
+            if filled.number and printed:
+                self._log_numbers(f"{filled.table} of the paper", f"{shown}, paper", "paper", filled, printed)
+            run_id = self._log_numbers(name, title, "ours", filled, values)
+            known_tags = {} if run is None else run.data.tags
             for key in {key for key in known_tags if key.startswith("verdict/")} - verdicts.keys():
                 self.connection.client.delete_tag(run_id, key)
-            for key, verdict in verdicts.items():
-                self.connection.client.set_tag(run_id, key, verdict)
+            self.connection.log_batches(run_id, tags=verdicts)
             for path in paths:
                 self.connection.client.log_artifact(run_id, str(path))
             self.connection.client.set_terminated(run_id)
+            if table is not None:
+                self._log_views("tables", {table.name: views.of_records(table, [*printed] or [*values])})
+                self._log_views(filled.scale, {table.name: views.of_table(table)})
+                self._tag_runs(filled.scale, views.groups([table], tags.group))
             self.connection.client.set_tag(run_id, DIGEST, digest)
-        return str(run_id)
+        return run_id
+
+    def _of_table(self, name: str) -> Any:
+        """Return the record of a table's numbers, or None."""
+        found = self.connection.search(
+            Wanted(tags={TABLE: [name]}), self.connection.experiments("tables"), limit=1
+        )
+        return next(found, None)
+
+    def _log_numbers(
+        self, name: str, title: str, whose: str, filled: Filled, values: Mapping[str, float]
+    ) -> str:
+        """Write a table's numbers, ours or the paper's, to their record, and return its MLflow id."""
+        run, client = self._of_table(name), self.connection.client
+        labels = {
+            TABLE: name,
+            OF_TABLE: filled.table,
+            NUMBERS: whose,
+            "title": filled.title,
+            NOTE: filled.caption,
+        }
+        if whose == "ours":
+            labels[SCALE] = filled.scale
+        else:
+            labels[NOTE] = f"The numbers that the paper printed. {filled.title}"
+        if run is None:
+            experiment = self.connection.experiment("tables")
+            run = client.create_run(experiment, run_name=title, tags=labels)
+        elif run.info.run_name != title:
+            client.update_run(run.info.run_id, name=title)
+        run_id, known = str(run.info.run_id), dict(run.data.metrics)
+        # A cell that has become empty must not keep its old number, which MLflow cannot delete.
+        wanted = dict.fromkeys(known, math.nan) | dict(values)
+        changed = {key: value for key, value in wanted.items() if repr(known.get(key)) != repr(value)}
+        self.connection.log_batches(run_id, points(changed, 0), tags=labels)
+        if whose == "paper":
+            client.set_terminated(run_id)
+        return run_id
+
+    def save_views(self, tables: Mapping[str, Sequence[Table]]) -> None:
+        """Write the saved views of the UI, and which tables use each run, where they are missing or differ.
+
+        Args:
+            tables: every table at each scale that has runs.
+
+        Raises:
+            StoreError: the store does not answer, or cannot be written.
+        """
+        for scale, known in tables.items():
+            with self.connection.lock():
+                self._log_views(scale, views.of_experiment(known))
+                self._tag_runs(scale, views.groups(known, tags.group))
+
+    def _log_views(self, scale: str, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write views as tags of an experiment."""
+        experiment = self.connection.experiment(scale)
+        known = self.connection.client.get_experiment(experiment).tags
+        for key, view in wanted.items():
+            text = json.dumps(view, separators=(",", ":"))
+            if known.get(views.tag(key)) != text and len(text) <= LONGEST_VIEW:
+                self.connection.client.set_experiment_tag(experiment, views.tag(key), text)
+
+    def _tag_runs(self, scale: str, groups: Mapping[str, str]) -> None:
+        """Record in each run of an experiment which tables use it.
+
+        Args:
+            groups: tables by group of runs, in the form of the tag.
+        """
+        wanted = Wanted(tags={GROUP: sorted(groups)}, present=(SPEC,))
+        for run in list(self.connection.search(wanted, self.connection.experiments(scale))):
+            known = run.data.tags.get(TABLES, "")
+            found = views.joined(known, groups[run.data.tags[GROUP]])
+            if found != known:
+                self.connection.client.set_tag(run.info.run_id, TABLES, found)
 
     def described(self) -> str:
         """Return the address of the store, without a password, and its state; open and create nothing."""
@@ -527,16 +636,27 @@ class Store:
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
 
-    def pages(self, port: int) -> dict[str, str]:
-        """Return the address of each experiment's runs in the UI, by the experiment's name.
+    def pages(self, port: int) -> dict[str, Page]:
+        """Return the pages of each experiment in the UI, by the experiment's name.
 
-        The UI itself opens at language models.
+        They are on the tracking server if there is one, else on 127.0.0.1.
         """
         if self.connection.absent:
             return {}
+        server = self.address if self.connection.server else f"http://127.0.0.1:{port}"
         found = self.connection.client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
         return {
-            each.name: f"http://127.0.0.1:{port}/#/experiments/{each.experiment_id}/runs" for each in found
+            each.name.removeprefix(EXPERIMENTS): Page(
+                views.address(server, each.experiment_id),
+                {
+                    tag.removeprefix(views.TAG): views.address(
+                        server, each.experiment_id, tag.removeprefix(views.TAG)
+                    )
+                    for tag in each.tags
+                    if tag.startswith(views.TAG)
+                },
+            )
+            for each in found
         }
 
     def _resumable(self, spec_id: str, experiment: str) -> Any:

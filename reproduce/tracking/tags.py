@@ -1,6 +1,6 @@
 """The entry of a run in the tracking store: its tags, its title and its true state.
 
-    tags.title(spec)                    # "msbreg K=4 λs=.01 stl10 320 epochs seed 0"
+    tags.title(spec)                    # "K4 λs.01 λb.5 · STL10 · s0"
     tags.state_of(run, runs).state      # "interrupted", although MLflow shows RUNNING: its process is gone
     tags.cell_values(filled)            # {"MSBReg K 4/top1": 81.2}, for the entry of a table
 
@@ -11,18 +11,21 @@ follows from its owner and its lease. Does not import mlflow.
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce import identity
 from reproduce.data import inventory
-from reproduce.messages import counted
 from reproduce.nn.weights import Weights
 from reproduce.report.observe import Finished
 from reproduce.runs import environment, lease, place, processes
@@ -30,6 +33,7 @@ from reproduce.runs.lease import Held, Lease
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 if TYPE_CHECKING:
+    from reproduce.methods.method import Method
     from reproduce.report.filled import Filled, FilledCell
 
 SPEC, COMPLETE, OWNER, REASON, GROUP, SCALE, TABLE, DIGEST = (
@@ -48,11 +52,19 @@ SUPERSEDED = "superseded"
 words."""
 IMPORTED = "imported"
 """Tag of a run that was executed elsewhere: the origin of its record."""
-OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED, SUPERSEDED)
+OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED, SUPERSEDED, "model_id")
 """Tags that each store gives a run itself; an archive does not contain them."""
 DEVICE, ATTEMPTS = "device", "attempts"
 """Tags that make the times of finished runs comparable: the device, and the number of attempts."""
 PARENT = "mlflow.parentRunId"
+NOTE, USER, SOURCE = "mlflow.note.content", "mlflow.user", "mlflow.source.name"
+"""Tags that fill the description and the columns of MLflow's UI."""
+TABLES = "tables"
+"""Tag with the tables that use a run, as `/table8/table11/`, so that a filter finds one by `/table8/`."""
+MODEL = "model_id"
+"""Tag with MLflow's id of the logged model that a pretraining made."""
+OF_TABLE, NUMBERS = "of_table", "numbers"
+"""Tags of a table's record: name of the table, and `ours` or `paper`."""
 ENCODER, TRAINED = "encoder_digest", "trained_encoder_digest"
 """Tags with the digest of an encoder's tensors: of the one that an evaluation measured, and of the one that a
 pretraining made."""
@@ -77,13 +89,17 @@ SHORT_NAMES = {
     "batch_size": "batch_size",
 }
 """Axes of the tables: settings of the pretraining run by the short names that the MLflow UI shows."""
+OURS, WEIGHTS = "msbreg", ("lambda_s", "lambda_b")
+"""Name of the paper's method, and the settings of it that every title shows."""
+USUAL_EPOCHS = 320
+"""Epochs that a title leaves out: those of the paper's ablations (section 7.1)."""
 LONGEST = 200
 """Maximum characters of a row's label in the name of a metric; MLflow accepts 250 in all."""
 GREEK = {
     **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "kappa": "κ"},
     **{"lambda": "λ", "mu": "μ", "nu": "ν", "rho": "ρ", "sigma": "σ", "tau": "τ", "omega": "ω"},
 }
-"""Signs for the first word of a setting's name, in titles: `lambda_s` is shown as `λs`."""
+"""Signs for the first word of a setting's name, in titles: `lambda_s = .004` is shown as `λs.004`."""
 
 
 State = Literal["finished", "superseded", "running", "interrupted", "failed"]
@@ -194,10 +210,14 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
 
 
 def title(spec: Spec | Weights) -> str:
-    """Return a run's name in the UI, such as `msbreg K=4 λs=.01 stl10 320 epochs seed 0`.
+    """Return a run's name in lists, such as `K8 λs.004 λb.5 · IN100 · s0`.
 
-    It shows the settings of the method that differ from the defaults of its class. The title of an evaluation
-    is `linear: ` and the title of its encoder.
+    Names in a list differ at their beginning.
+
+    It begins with the method, except for MSBReg, and with the number of views if that is not the method's
+    own. The settings of the method follow that differ from those of its class, at the scale where the fewest
+    differ; MSBReg's two weights are always shown. Epochs are shown unless they are the paper's. The title of
+    an evaluation is `linear ← ` and the title of its encoder.
     """
     if isinstance(spec, Weights):
         return spec.title
@@ -205,17 +225,41 @@ def title(spec: Spec | Weights) -> str:
         settings = dict(spec.protocol.leaves())
         words = [spec.protocol.name]
         if "k" in settings:
-            words.append(f"k={settings['k']}")
+            words.append(f"k{settings['k']}")
         if "labels" in settings:
             words.append(settings["labels"])
         if not isinstance(spec.encoder, Pretrain) or spec.dataset != spec.encoder.dataset:
-            words += ["on", spec.dataset.name]
-        return f"{' '.join(words)}: {title(spec.encoder)}"
-    method = spec.method
+            words += ["on", _data(spec)]
+        return f"{' '.join(words)} ← {title(spec.encoder)}"
+    epochs = "" if spec.epochs == USUAL_EPOCHS else f" {spec.epochs}ep"
+    return " · ".join((" ".join(_method(spec.method)), _data(spec) + epochs, f"s{spec.seed}"))
+
+
+def _method(method: Method) -> Iterator[str]:
+    """Yield the words of a title about the method."""
     names = _short_names([path for path, _ in method.leaves()])
-    changed = [f"{names[path]}={_short(value)}" for path, value in method.changed() if path != "num_views"]
-    words = [method.name, f"K={method.num_views}", *changed]
-    return " ".join((*words, spec.dataset.name, counted(spec.epochs, "epoch"), f"seed {spec.seed}"))
+    changed = dict(method.changed())
+    scales: tuple[Literal["smoke", "small"], ...] = ("smoke", "small")
+    for scale in scales:
+        with contextlib.suppress(TypeError):  # a setting of the class has no default
+            cls: Any = type(method)
+            usual = dict(cls().smaller(scale).leaves())
+            differing = {path: value for path, value in method.leaves() if usual.get(path, path) != value}
+            changed = min(changed, differing, key=len)
+    always = WEIGHTS if method.name == OURS else ()
+    if method.name != OURS:
+        yield method.name
+    if method.name == OURS or "num_views" in changed:
+        yield f"K{method.num_views}"
+    for path, value in method.leaves():
+        if path != "num_views" and (path in changed or path in always):
+            name = names[path]
+            yield f"{name}{'' if name[0] in GREEK.values() and '_' not in name else '='}{_short(value)}"
+
+
+def _data(spec: Spec) -> str:
+    """Return a data set as a title shows it."""
+    return spec.dataset.short or spec.dataset.name
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -245,10 +289,29 @@ def group(spec: Spec) -> str:
 
 
 def first_tags(spec: Spec, scale: str) -> dict[str, str]:
-    """Return every tag that a run has from its start."""
+    """Return every tag that a run has from its start; its settings are params."""
     commit, dirty = environment.code()
-    own = {SPEC: spec.id, GROUP: group(spec), SCALE: scale, "commit": commit, "dirty": str(dirty)}
-    return shown_settings(spec) | own | {"kind": spec.name, "mlflow.source.git.commit": commit}
+    pretrain = spec.encoder if isinstance(spec, Evaluate) else spec
+    method = pretrain.method.name if isinstance(pretrain, Pretrain) else pretrain.name
+    return {
+        SPEC: spec.id,
+        GROUP: group(spec),
+        SCALE: scale,
+        "kind": spec.name,
+        "method": method,
+        "commit": commit,
+        "dirty": str(dirty),
+        "mlflow.source.git.commit": commit,
+        USER: user(),
+    }
+
+
+def user() -> str:
+    """Return the name of this process's user, or the user's number if the system has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container without an entry for the user
+        return str(os.getuid())
 
 
 def settings(spec: Spec) -> dict[str, str]:
@@ -393,9 +456,9 @@ def final(run: Any) -> dict[str, float]:
 
 
 def cell_values(filled: Filled) -> dict[str, float]:
-    """Return a table's numbers: mean, `/low` and `/high` of its interval, and `/n` seeds, by `row/column`.
+    """Return a table's numbers by `row/column`: mean, `/low` and `/high` of its interval, and `/n` seeds.
 
-    A row's label is in characters that MLflow accepts.
+    `/difference` is ours minus the paper's number. A row's label is in characters that MLflow accepts.
     """
     values: dict[str, float] = {}
     for name, cell in _cells(filled):
@@ -405,7 +468,15 @@ def cell_values(filled: Filled) -> dict[str, float]:
                 values[f"{name}/n"] = len(cell.seeds)
             if cell.interval is not None:
                 values |= dict(zip((f"{name}/low", f"{name}/high"), cell.interval, strict=True))
+            if cell.paper is not None:
+                # Decimal numbers: 80.00 - 71.92 is 8.08, not 8.079999999999998.
+                values[f"{name}/difference"] = float(Decimal(str(cell.value)) - Decimal(cell.paper))
     return values
+
+
+def paper_values(filled: Filled) -> dict[str, float]:
+    """Return the paper's numbers in a table under the names of ours."""
+    return {name: float(cell.paper) for name, cell in _cells(filled) if cell.paper is not None}
 
 
 def cell_verdicts(filled: Filled) -> dict[str, str]:
@@ -425,9 +496,9 @@ def _cells(filled: Filled) -> Iterator[tuple[str, FilledCell]]:
             yield f"{slug}/{key}", cell
 
 
-def table_digest(values: Mapping[str, float], paths: Sequence[Path]) -> str:
-    """Return a digest that changes if a number of a table or one of its files changes."""
-    total = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+def table_digest(title: str, values: Mapping[str, float], paths: Sequence[Path]) -> str:
+    """Return a digest that changes if a number of a table, one of its files or its record's name changes."""
+    total = hashlib.sha256(json.dumps([title, values], sort_keys=True).encode())
     for path in sorted(paths):
         total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()

@@ -1,0 +1,71 @@
+"""The description of a run in MLflow's UI: what it is, which cells use it, and the command that makes it.
+
+about.shown(spec, "small", Purpose(table="table8", cells=("BYOL, acc",), command="invoke table8"))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reproduce.nn.weights import Weights
+from reproduce.spec import Evaluate, Spec
+from reproduce.tracking.tags import NOTE, SOURCE, TABLES, title
+
+MOST_CELLS = 20
+"""Maximum number of cells that a description lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purpose:
+    """The request that a run is executed for."""
+
+    table: str = ""
+    """Name of the table; empty for a single evaluation."""
+    named: str = ""
+    """Name of the table in words, such as `Table 8`."""
+    cells: tuple[str, ...] = ()
+    """Cells of the table that use the run: row and column."""
+    command: str = ""
+    """Command that makes the run."""
+
+
+def shown(spec: Spec, scale: str, purpose: Purpose | None) -> dict[str, str]:
+    """Return the tags that describe a run in the UI."""
+    purpose = purpose or Purpose()
+    lines = [_words(spec)]
+    if purpose.cells:
+        more = len(purpose.cells) - MOST_CELLS
+        cells = [f"- {_code(cell)}" for cell in purpose.cells[:MOST_CELLS]]
+        lines.append("\n".join([f"Used by {purpose.named}:", "", *cells, *([f"- {more} more"] * (more > 0))]))
+    if purpose.command:
+        lines.append(f"Made by {_code(purpose.command)}.")
+    if purpose.table:
+        report = f"reports/{scale}/{purpose.table}.html"
+        lines.append(f"Report: {_code(report)}, also an artifact of the table's record in `msbreg/tables`.")
+    found = {NOTE: "\n\n".join(lines)}
+    if purpose.command:
+        found |= {SOURCE: purpose.command, "mlflow.source.type": "LOCAL"}
+    return found | ({TABLES: f"/{purpose.table}/"} if purpose.table else {})
+
+
+def _words(spec: Spec) -> str:
+    """Return what a run is, in a sentence of Markdown."""
+    if isinstance(spec, Evaluate):
+        encoder = spec.encoder
+        what = (
+            "a given encoder" if isinstance(encoder, Weights) else f"the encoder of run {_code(encoder.id)}"
+        )
+        return (
+            f"Evaluation by {_code(spec.protocol.name)} on {spec.dataset.title} of {what} "
+            f"({_code(title(encoder))}), seed {spec.seed}."
+        )
+    method = spec.method
+    return (
+        f"Pretraining by {_code(method.name)} with {method.num_views} views on {spec.dataset.title}: "
+        f"{_code(spec.backbone)}, {spec.epochs} epochs, batch size {spec.batch_size}, seed {spec.seed}."
+    )
+
+
+def _code(text: str) -> str:
+    """Return a text that Markdown shows as it is."""
+    return "`{}`".format(" ".join(text.replace("`", "'").split()))
