@@ -174,28 +174,27 @@ def _watching(spec: Pretrain, site: Site, images: Images, device: torch.device) 
 
 def _draw_views(spec: Pretrain, images: Images, watching: Watching, folder: Path, record: Record) -> float:
     """Record the views that some images have in the first epoch, and return the seconds it took."""
-    before = watching.spent
-    with watching.counted():
-        try:
-            which = watching.chosen.held_out[: probe_pictures.IMAGES]
-            pixels, sizes, indices = images.decode(which, Whole())
-            sampled = views.sample_all(
-                pixels,
-                sizes,
-                indices,
-                augmentation=spec.augmentation,
-                size=spec.dataset.size,
-                seed=spec.seed,
-                epoch=0,
-                num_views=spec.method.num_views,
-            )
-            rows = list(zip(*((view * 255).round().byte() for view in sampled.views), strict=True))
-            probe_pictures.grid(folder / probe_pictures.VIEWS, rows)
-        except Exception as error:  # a picture is worth no run
-            logger.warning("The picture of the views is missing: %s", reason_of(error))
-        else:
-            _upload(folder / probe_pictures.VIEWS, record)
-    return watching.spent - before
+    began = time.perf_counter()
+    try:
+        which = watching.chosen.held_out[: probe_pictures.IMAGES]
+        pixels, sizes, indices = images.decode(which, Whole())
+        sampled = views.sample_all(
+            pixels,
+            sizes,
+            indices,
+            augmentation=spec.augmentation,
+            size=spec.dataset.size,
+            seed=spec.seed,
+            epoch=0,
+            num_views=spec.method.num_views,
+        )
+        rows = list(zip(*((view * 255).round().byte() for view in sampled.views), strict=True))
+        probe_pictures.grid(folder / probe_pictures.VIEWS, rows)
+    except Exception as error:  # a picture is worth no run
+        logger.warning("The picture of the views is missing: %s", reason_of(error))
+    else:
+        _upload(folder / probe_pictures.VIEWS, record)
+    return time.perf_counter() - began
 
 
 def _probe(
@@ -221,7 +220,7 @@ def _probe(
     if not watching.due(step // steps_per_epoch, done=done, seen=trained * spec.batch_size):
         return 0.0
     before, measured, eigenvalues = watching.spent, dict[str, float](), list[float]()
-    with watching.counted(probe=True):
+    with watching.counted():
         try:
             measured = watching.measure(encoder_of(spec, distributed.unwrapped(network.online)))
             if end and watching.newest is not None:

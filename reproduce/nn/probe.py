@@ -108,7 +108,7 @@ class Watching:
         self._began = time.perf_counter()
         self._last = 0.0
         self.spent = 0.0
-        """Seconds that probes and pictures took."""
+        """Seconds that probes took."""
         self._crops: Tensor | None = None
         self.newest: Outputs | None = None
         """Outputs of the newest measurement."""
@@ -141,19 +141,14 @@ class Watching:
         return MARGIN * seconds_per_image / self._passes * sum(map(len, self.chosen))
 
     @contextmanager
-    def counted(self, *, probe: bool = False) -> Iterator[None]:
-        """Add the time of the block to the cost.
-
-        Args:
-            probe: True if the next probe will take as long.
-        """
+    def counted(self) -> Iterator[None]:
+        """Add the time of the block, one probe, to the cost; the next one will take as long."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            seconds = time.perf_counter() - began
-            self.spent += seconds
-            self._last = seconds if probe else self._last
+            self._last = time.perf_counter() - began
+            self.spent += self._last
 
     def measure(self, encoder: Encoder) -> dict[str, float]:
         """Return `probe/rankme`, and `probe/top1` if the images have labels.
