@@ -23,6 +23,7 @@ ASKED_BY = ("gpus-per-node", "gres", "none")
 """Ways to request GPUs from a cluster."""
 KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a string"),
+    "int | str": ((int, str), 'a whole number or "auto"'),
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
     "bool": ((bool,), "true or false"),
@@ -161,6 +162,9 @@ class Site:
     """Processes that decode images for one run; 0 to decode in the run's own process."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints of a pretraining run, and so the maximum that a kill can lose."""
+    probe_every: int | str = "auto"
+    """Epochs between two online probes of a pretraining (`nn/probe.py`), which change nothing in the run; 0
+    for no probe and no pictures; `auto` to spend at most 3 % of the time of training on them."""
     recompute: bool = False
     """True if methods whose loss couples all views keep the activations of one view at a time, for one more
     forward pass. No number changes."""
@@ -182,6 +186,10 @@ class Site:
             raise InvalidError(f"device is {self.device!r}: auto, cpu, cuda or cuda:0, ... is expected.")
         if self.checkpoint_every < 1:
             raise InvalidError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
+        if self.probe_every != "auto" and not (isinstance(self.probe_every, int) and self.probe_every >= 0):
+            raise InvalidError(
+                f"probe_every is {self.probe_every!r}: a number of epochs, 0 for never, or auto is expected."
+            )
         if self.devices < 1:
             raise InvalidError(f"devices is {self.devices}: at least 1 is expected.")
         if not 0 < self.heartbeat < math.inf:

@@ -10,6 +10,7 @@ current step.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,13 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.data import inventory, views
 from reproduce.data.images import Batch as Decoded
-from reproduce.data.images import CentreCrop, Images, batches
+from reproduce.data.images import CentreCrop, Images, Whole, batches
 from reproduce.data.inventory import Inventory
-from reproduce.messages import InvalidError
+from reproduce.messages import InvalidError, reason_of
 from reproduce.methods.method import Batch, Epoch, Part
-from reproduce.nn import backbones, collapse, distributed, seeds
+from reproduce.nn import backbones, collapse, distributed, probe_pictures, seeds
 from reproduce.nn.encoder import FILE, Encoder
 from reproduce.nn.group_batchnorm import average_statistics, group_batchnorm
+from reproduce.nn.probe import Watching, spectrum
 from reproduce.runs import checkpoint, encoder_file, environment, interrupt
 from reproduce.runs.progress import Progress, Record, epoch_note, log_epoch
 from reproduce.site import Site
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 LOG_EVERY = 50
 """Steps between two logged points. The last step of an epoch is always logged."""
+
+logger = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -98,7 +102,11 @@ def pretrain(
         # Buffers are equal after each step. Within one, rank 0's would overwrite those of the others.
         network.online = DistributedDataParallel(network.online, broadcast_buffers=False)
 
-    # Loop over epochs and steps: train, log, report, save.
+    watching = _watching(spec, site, images, device)
+    if watching and num_steps and saved is None:
+        meter.leave_out(_draw_views(spec, images, watching, folder, record))
+
+    # Loop over epochs and steps: train, log, probe, report, save.
     with interrupt.deferred() as stop_reason:
         for epoch in range(first_epoch, spec.epochs):
             first = first_index if epoch == first_epoch else 0
@@ -124,6 +132,9 @@ def pretrain(
                 if (step + 1) % LOG_EVERY == 0 or last:
                     measured = meter.read(step) | {"lr": lr, **followed}
                     record.log(step + 1, measured)
+                if watching and last:
+                    trained = (step + 1 - first_epoch * steps_per_epoch - first_index, num_steps)
+                    meter.leave_out(_probe(spec, network, watching, folder, record, step + 1, *trained))
                 seen, total = (step + 1) * spec.batch_size, num_steps * spec.batch_size
                 report(Progress(seen, total, "images", epoch_note(epoch + 1, spec.epochs, measured)))
                 if last and distributed.main_process():
@@ -149,7 +160,93 @@ def pretrain(
     if distributed.main_process():
         hold()
         encoder_of(spec, online).save(folder)
+        if watching and watching.newest is not None:
+            _upload(folder / probe_pictures.NEAREST, record)
     return measured
+
+
+def _watching(spec: Pretrain, site: Site, images: Images, device: torch.device) -> Watching | None:
+    """Return the probe of this run, or None if this process does not measure."""
+    if not distributed.main_process():
+        return None
+    passes = sum(spec.method.passes(view) for view in range(spec.method.num_views))
+    watching = Watching(site.probe_every, spec.dataset, images, device, passes=passes)
+    return watching if watching.on else None
+
+
+def _draw_views(spec: Pretrain, images: Images, watching: Watching, folder: Path, record: Record) -> float:
+    """Record the views that some images have in the first epoch, and return the seconds it took."""
+    began = time.perf_counter()
+    try:
+        which = watching.chosen.held_out[: probe_pictures.IMAGES]
+        pixels, sizes, indices = images.decode(which, Whole())
+        sampled = views.sample_all(
+            pixels,
+            sizes,
+            indices,
+            augmentation=spec.augmentation,
+            size=spec.dataset.size,
+            seed=spec.seed,
+            epoch=0,
+            num_views=spec.method.num_views,
+        )
+        rows = list(zip(*((view * 255).round().byte() for view in sampled.views), strict=True))
+        probe_pictures.grid(folder / probe_pictures.VIEWS, rows)
+    except Exception as error:  # a picture is worth no run
+        logger.warning("The picture of the views is missing: %s", reason_of(error))
+    else:
+        _upload(folder / probe_pictures.VIEWS, record)
+    return time.perf_counter() - began
+
+
+def _probe(
+    spec: Pretrain,
+    network: Any,
+    watching: Watching,
+    folder: Path,
+    record: Record,
+    step: int,
+    trained: int,
+    num_steps: int,
+) -> float:
+    """Measure the network if that is due after `step` steps, and return the seconds it took.
+
+    After the last step, the spectrum is recorded, too, and the neighbours of some images are drawn. None of
+    these numbers comes from an evaluation: they are not among the final values.
+
+    Args:
+        trained: steps of this process; others were taken before it resumed.
+    """
+    end, steps_per_epoch = step == num_steps, num_steps // spec.epochs
+    done = trained / (trained + num_steps - step)
+    if not watching.due(step // steps_per_epoch, done=done, seen=trained * spec.batch_size):
+        return 0.0
+    before, measured, eigenvalues = watching.spent, dict[str, float](), list[float]()
+    with watching.counted():
+        try:
+            measured = watching.measure(encoder_of(spec, distributed.unwrapped(network.online)))
+            if end and watching.newest is not None:
+                eigenvalues = spectrum(watching.newest.embeddings)
+                pictures = watching.shown(probe_pictures.IMAGES, probe_pictures.NEIGHBOURS)
+                probe_pictures.grid(folder / probe_pictures.NEAREST, *pictures)
+        except Exception as error:  # such as a full disk; a probe is worth no run
+            watching.newest = None
+            logger.warning("The probe after step %d is missing: %s", step, reason_of(error))
+        if eigenvalues:
+            record.flush()
+        for index, value in enumerate(eigenvalues, start=1):
+            record.log(index, {"spectrum": value})
+        if measured:
+            record.log(step, measured)
+    return watching.spent - before
+
+
+def _upload(path: Path, record: Record) -> None:
+    """Record a picture; if that fails, the log says so and the run continues."""
+    try:
+        record.artifact(path)
+    except Exception as error:
+        logger.warning("%s is not in the record: %s", path.name, reason_of(error))
 
 
 def _check(spec: Pretrain, device: torch.device, num_images: int) -> None:
@@ -284,6 +381,10 @@ class Meter:
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._embeddings = part.embeddings
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave out time in which nothing was trained, such as that of a probe, from images/s."""
+        self._since += seconds
 
     def count(self, images: int) -> None:
         """Count a finished step of `images` images."""

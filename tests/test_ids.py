@@ -216,6 +216,7 @@ devices = 8
 heartbeat = 3.5
 workers = 5
 checkpoint_every = 9
+probe_every = 5
 recompute = true
 cache_gb = 0.5
 features_gb = 0.25

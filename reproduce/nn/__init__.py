@@ -2,6 +2,8 @@
 
 A module imports only from modules listed below its own line.
 
+    probe.py            an online probe of a pretraining
+    probe_pictures.py   its pictures: views, and nearest neighbours
     classifiers.py      linear classifiers trained with SGD on augmented views
     features.py         features of whole splits
     feature_cache.py    features on disk, computed once
