@@ -71,6 +71,15 @@ def evaluate(c: Context, options: given.EvaluateOptions) -> None:
     start(c, options)
 
 
+@command(given.PretrainOptions, "method", "dataset", "scale", "seeds", "set", *PLANNED)
+def pretrain(c: Context, options: given.PretrainOptions) -> None:
+    """Pretrain an encoder by one method on one data set, and print how to evaluate it.
+
+    Example: `invoke pretrain --method msbreg --dataset folder --set dataset.root=/my/images`.
+    """
+    start(c, options)
+
+
 @command()
 def status(c: Context) -> None:
     """List the runs and their states: running, finished, failed, interrupted, queued, or locked in doubt."""
@@ -278,7 +287,7 @@ def module(name: str, *arguments: str) -> None:
 
 
 TABLES = [table_task(path.stem, part) for path in FILES for part in parts(path)]
-MAKE = [tables, reports, evaluate, show, seeds, status, why, diff, settings]
+MAKE = [tables, reports, pretrain, evaluate, show, seeds, status, why, diff, settings]
 KEEP = [redo, verify, gc, unlock, export, receive, doctor, ui, download, docs, test, bench]
 namespace = Collection(*TABLES, *MAKE, *KEEP)
 invoke.main.program.__class__ = CommandLine  # `invoke` creates its program before it reads this file

@@ -220,7 +220,8 @@ class EvaluateOptions(Options):
     protocol: str = ""
     """Evaluation of reproduce/protocols by name, such as weighted_knn, linear_sgd, semi or svm."""
     dataset: str = ""
-    """Data set of reproduce/data by name, such as imagenette or synthetic_folder."""
+    """Data set of reproduce/data by name, such as imagenette or synthetic_folder. `folder` is one of
+    your own: --set dataset.root=/my/images, with train/<class>/* and val/<class>/*."""
     backbone: tuple[str, ...] = ()
     """Network of the checkpoint, such as resnet18_cifar. Default: the one that its tensors fit."""
     prefix: tuple[str, ...] = ()
@@ -241,6 +242,11 @@ class EvaluateOptions(Options):
                 "evaluate needs --checkpoint FILE --protocol NAME --dataset NAME, such as "
                 "`invoke evaluate --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette`."
             )
+        changes = self.set
+        if self.dataset == "folder":
+            from reproduce import site as sites
+
+            changes = plan.located(self.dataset, changes, sites.load())
         request, path = plan.evaluation(
             self.checkpoint,
             _only("backbone", self.backbone),
@@ -248,9 +254,55 @@ class EvaluateOptions(Options):
             protocol=self.protocol,
             dataset=self.dataset,
             seeds=self.num_seeds(),
-            changes=self.set,
+            changes=changes,
         )
         return [request], {request.weights.sha256: path} if path else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(Options):
+    """Options of `invoke pretrain`."""
+
+    method: str = ""
+    """Method of reproduce/methods by name, such as msbreg, byol or simclr."""
+    dataset: str = ""
+    """Data set of reproduce/data by name, such as imagenette or synthetic_folder. `folder` is one of
+    your own: --set dataset.root=/my/images, with train/<class>/* and val/<class>/*."""
+    scale: str = "smoke"
+    """Scale of the network and the epochs: smoke, small or paper. Smoke and small replace ImageNet,
+    ImageNet-100 and STL-10 as in the tables."""
+    seeds: str = "1"
+    """Number of encoders to train: seeds 0 to N - 1."""
+    set: tuple[str, ...] = ()
+    """Setting as key=value, such as epochs=5, batch_size=64, method.num_views=8 or dataset.size=96."""
+
+    def orders(self, tables: Iterable[str] = ()) -> tuple[list[Order], dict[str, Path]]:
+        """Return the request for the pretraining.
+
+        Raises:
+            UserError: an option is missing or does not fit; see `plan.Pretraining.build`.
+        """
+        from reproduce import plan
+
+        if not any((self.method, self.dataset)):
+            raise InvalidError(
+                "pretrain needs --method NAME --dataset NAME, such as "
+                "`invoke pretrain --method msbreg --dataset synthetic_folder`."
+            )
+        changes = self.set
+        if self.dataset == "folder":
+            from reproduce import site as sites
+
+            changes = plan.located(self.dataset, changes, sites.load())
+        request = plan.Pretraining(
+            method=self.method,
+            dataset=self.dataset,
+            scale=self.scale,
+            seeds=self.num_seeds(),
+            changes=changes,
+        )
+        request.build()
+        return [request], {}
 
 
 @dataclass(frozen=True, kw_only=True)

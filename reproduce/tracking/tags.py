@@ -56,6 +56,8 @@ PARENT = "mlflow.parentRunId"
 ENCODER, TRAINED = "encoder_digest", "trained_encoder_digest"
 """Tags with the digest of an encoder's tensors: of the one that an evaluation measured, and of the one that a
 pretraining made."""
+ENCODER_FILE = "encoder_file"
+"""Tag with the name of the user's file that an evaluation measured."""
 FACTS = (ENCODER, TRAINED, PARENT)
 """Tags of a finished run that, with those of its data, decide whether it is reused (`reuse.py`)."""
 SETTINGS = "spec.json"
@@ -207,13 +209,13 @@ def title(spec: Spec | Weights) -> str:
         if "labels" in settings:
             words.append(settings["labels"])
         if not isinstance(spec.encoder, Pretrain) or spec.dataset != spec.encoder.dataset:
-            words += ["on", spec.dataset.name]
+            words += ["on", spec.dataset.label]
         return f"{' '.join(words)}: {title(spec.encoder)}"
     method = spec.method
     names = _short_names([path for path, _ in method.leaves()])
     changed = [f"{names[path]}={_short(value)}" for path, value in method.changed() if path != "num_views"]
     words = [method.name, f"K={method.num_views}", *changed]
-    return " ".join((*words, spec.dataset.name, counted(spec.epochs, "epoch"), f"seed {spec.seed}"))
+    return " ".join((*words, spec.dataset.label, counted(spec.epochs, "epoch"), f"seed {spec.seed}"))
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -246,6 +248,8 @@ def first_tags(spec: Spec, scale: str) -> dict[str, str]:
     """Return every tag that a run has from its start."""
     commit, dirty = environment.code()
     own = {SPEC: spec.id, GROUP: group(spec), SCALE: scale, "commit": commit, "dirty": str(dirty)}
+    if isinstance(spec, Evaluate) and isinstance(spec.encoder, Weights) and spec.encoder.file:
+        own[ENCODER_FILE] = spec.encoder.file
     return shown_settings(spec) | own | {"kind": spec.name, "mlflow.source.git.commit": commit}
 
 
