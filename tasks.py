@@ -119,7 +119,10 @@ def seeds(c: Context, options: given.SeedsOptions) -> None:
             finish(make.produce(list(found.requests), site))
 
 
-@command(given.TableOptions, "table", "row", "column", "scale", "seeds", "set", "baselines")
+@command(
+    given.TableOptions,
+    *("table", "row", "column", "scale", "seeds", "set", "baselines", "add_row", "backbone", "prefix"),
+)
 def why(c: Context, options: given.TableOptions) -> None:
     """Explain a cell's number: its runs, settings, data, code and MLflow pages, or how to fill it."""
     from reproduce.commands import why

@@ -283,8 +283,8 @@ class Pretraining:
                 f"{', '.join(fitting)}."
             )
         run: Pretrain = importlib.import_module("configs.methods").run(method, dataset, self.scale)
-        # `override` changes evaluations. This one only carries the pretraining.
-        carrier = importlib.import_module("configs.evaluate").linear(run)
+        # `override` changes evaluations. This one only carries the pretraining and has few names of its own.
+        carrier = importlib.import_module("configs.evaluate").knn5(run)
         names: list[str] = []
         for change in self.changes:
             key, _ = parsed(change)

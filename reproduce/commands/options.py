@@ -23,6 +23,7 @@ from reproduce.messages import InvalidError, NotFoundError, unknown
 
 if TYPE_CHECKING:
     from reproduce.commands.make import Limits
+    from reproduce.nn.weights import Weights
     from reproduce.plan import Order, Request
     from reproduce.site import Site
 
@@ -94,14 +95,7 @@ class Options:
         """
         from reproduce import plan
 
-        added = [plan.added_row(text) for text in self.add_row]
-        labels = [label for label, _ in added]
-        backbones = _by_row("backbone", self.backbone, labels)
-        prefixes = _by_row("prefix", self.prefix, labels)
-        rows = [
-            (label, *plan.weights_of(given, backbones.get(label, ""), prefixes.get(label, "")))
-            for label, given in added
-        ]
+        rows = self.added()
         requests = plan.requests(
             tables,
             scale=self.scale,
@@ -113,6 +107,23 @@ class Options:
             added=tuple((label, weights) for label, weights, _ in rows),
         )
         return [*requests], {weights.sha256: path for _, weights, path in rows if path}
+
+    def added(self) -> list[tuple[str, Weights, Path | None]]:
+        """Return the label, the encoder and the file of each added row; None for a released encoder.
+
+        Raises:
+            UserError: a row, a backbone or a prefix does not fit; see `plan.weights_of`.
+        """
+        from reproduce import plan
+
+        added = [plan.added_row(text) for text in self.add_row]
+        labels = [label for label, _ in added]
+        backbones = _by_row("backbone", self.backbone, labels)
+        prefixes = _by_row("prefix", self.prefix, labels)
+        return [
+            (label, *plan.weights_of(given, backbones.get(label, ""), prefixes.get(label, "")))
+            for label, given in added
+        ]
 
     def num_seeds(self) -> int:
         """Return the value of --seeds.
@@ -320,7 +331,7 @@ class TableOptions(Options):
         """Return the request for the chosen cells.
 
         Raises:
-            InvalidError: `seeds` is not a whole number.
+            UserError: `seeds` is not a whole number, or an added row does not fit.
         """
         from reproduce.plan import Request
 
@@ -332,6 +343,7 @@ class TableOptions(Options):
             seeds=self.num_seeds(),
             changes=self.set,
             baselines=self.baselines,
+            added=tuple((label, weights) for label, weights, _ in self.added()),
         )
 
 
