@@ -77,7 +77,7 @@ def imported(home: Home, *arguments: str) -> set[str]:
         pytest.param(("table8", "--rows", "nobody"), marks=pytest.mark.slow),
         ("settings", "table8"),
         ("evaluate",),
-        ("pretrain", "--method", "msbreg", "--dataset", "synthetic_folder", "--dry-run"),
+        ("pretrain",),
         ("table8", "--scale", "paper", "--dry-run"),
     ],
     ids=" ".join,
