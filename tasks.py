@@ -71,6 +71,15 @@ def evaluate(c: Context, options: given.EvaluateOptions) -> None:
     start(c, options)
 
 
+@command(given.PretrainOptions, "method", "dataset", "scale", "seeds", "set", *PLANNED)
+def pretrain(c: Context, options: given.PretrainOptions) -> None:
+    """Pretrain an encoder by one method on one data set, and print how to evaluate it.
+
+    Example: `invoke pretrain --method msbreg --dataset folder --set dataset.root=/my/images`.
+    """
+    start(c, options)
+
+
 @command(given.StatusOptions)
 def status(c: Context, options: given.StatusOptions) -> None:
     """List the runs and their states, and the progress and time left of those under way."""
@@ -110,7 +119,10 @@ def seeds(c: Context, options: given.SeedsOptions) -> None:
             finish(make.produce(list(found.requests), site))
 
 
-@command(given.TableOptions, "table", "row", "column", "scale", "seeds", "set", "baselines")
+@command(
+    given.TableOptions,
+    *("table", "row", "column", "scale", "seeds", "set", "baselines", "add_row", "backbone", "prefix"),
+)
 def why(c: Context, options: given.TableOptions) -> None:
     """Explain a cell's number: its runs, settings, data, code and MLflow pages, or how to fill it."""
     from reproduce.commands import why
@@ -282,7 +294,7 @@ def module(name: str, *arguments: str) -> None:
 
 
 TABLES = [table_task(path.stem, part) for path in FILES for part in parts(path)]
-MAKE = [tables, reports, evaluate, show, seeds, status, why, diff, settings]
+MAKE = [tables, reports, pretrain, evaluate, show, seeds, status, why, diff, settings]
 KEEP = [redo, verify, gc, unlock, export, receive, doctor, ui, download, docs, test, bench]
 namespace = Collection(*TABLES, *MAKE, *KEEP)
 invoke.main.program.__class__ = CommandLine  # `invoke` creates its program before it reads this file

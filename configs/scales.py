@@ -103,7 +103,7 @@ def _small_pretrain(run: Pretrain) -> Pretrain:
         optimizer=run.optimizer.smaller("small"),
         dataset=dataset,
         backbone="resnet18_3x3",
-        augmentation=_resized(run.augmentation, run.dataset, dataset),
+        augmentation=resized(run.augmentation, run.dataset, dataset),
         precision="bfloat16",
         batch_size=min(run.batch_size, LARGEST_BATCH),
     )
@@ -229,7 +229,7 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
         method=run.method.smaller("smoke"),
         dataset=dataset,
         backbone="small",
-        augmentation=_wider_crops(_resized(run.augmentation, run.dataset, dataset)),
+        augmentation=_wider_crops(resized(run.augmentation, run.dataset, dataset)),
         optimizer=optimizer.smaller("smoke"),
         epochs=math.ceil(min(run.epochs, 320) / 80),
         batch_size=min(run.batch_size, LARGEST_BATCH) // 16,
@@ -249,7 +249,7 @@ def _wider_crops(augmentation: Augmentation) -> Augmentation:
     return replace(augmentation, crop_scale=CROPS, every_second=wider, small=small)
 
 
-def _resized(augmentation: Augmentation, before: Dataset, after: Dataset) -> Augmentation:
+def resized(augmentation: Augmentation, before: Dataset, after: Dataset) -> Augmentation:
     """Return `augmentation` with small crops that have the same size relative to the views: 3 / 7.
 
     Args:

@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 ADDED_LATER = "added_later"
+NAME_ONLY = "name_only"
 LENGTH = 12
 """Hexadecimal digits of an id: 48 bits. The chance of a clash among 10 000 runs is below 1e-6."""
 ID = re.compile(f"[0-9a-f]{{{LENGTH}}}")
@@ -27,6 +28,14 @@ def added_later(default: Any, version: str) -> Any:
     It enters the id only if it differs from `default`.
     """
     return dataclasses.field(default=default, metadata={ADDED_LATER: version})
+
+
+def name_only() -> Any:
+    """Return a dataclass field for a text that only names something in titles, such as the name of a file.
+
+    It is not a setting: it enters neither the id nor a comparison, and `--set` cannot change it.
+    """
+    return dataclasses.field(default="", compare=False, metadata={NAME_ONLY: True})
 
 
 def digest(settings: object) -> str:
@@ -75,7 +84,7 @@ def canonical(value: object, where: str = "settings") -> Any:
         fields = {"component": name}
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
-            if ADDED_LATER in field.metadata and item == field.default:
+            if NAME_ONLY in field.metadata or (ADDED_LATER in field.metadata and item == field.default):
                 continue
             fields[field.name] = canonical(item, f"{where}.{field.name}")
         return fields

@@ -2,6 +2,7 @@
 
     Request(table="table4", scale="small")                     # a table
     Evaluation(weights=..., protocol="knn", dataset="stl10")   # one evaluation of a given encoder
+    Pretraining(method="msbreg", dataset="stl10")              # one pretraining
 
 A request is plain data. A worker on another machine builds the same table from it and finds its run by id.
 Only this module looks up to `tables` and `configs`, by the names in a request.
@@ -13,8 +14,9 @@ import importlib
 import json
 import logging
 import pkgutil
+import shlex
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +28,7 @@ from reproduce.data.inventory import AnyDataset
 from reproduce.messages import InvalidError, NotFoundError, reason_of, table_command, unknown
 from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
-from reproduce.overrides import check_once, override, parsed
+from reproduce.overrides import EVALUATION, check_once, override, parsed, settings_named
 from reproduce.report.markup import literal
 from reproduce.report.table import Cell, Measured, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
@@ -49,6 +51,10 @@ LONGEST_LABEL = 100
 """Maximum number of characters in the label of an added row."""
 UNKNOWN_FACT = "–"
 """Content of an added row in the columns of facts."""
+ROOT_KEYS = ("root", "dataset.root")
+"""Keys of --set that name the user's folder of images."""
+CONTENT_KEYS = ("content", "dataset.content")
+"""Keys of --set that name a folder of images by its content."""
 NORMALISATION = ("mean", "std")
 """Settings that a given encoder decides even for images that are drawn at one size."""
 
@@ -214,12 +220,19 @@ class Evaluation:
             names.append(name)
             check_once(names)
         _check_backbone(run)
+        _check_named(run.dataset)
         _check(run, by_user=True)
         return run, tuple(names)
 
     def specs(self) -> tuple[Spec, ...]:
         """Return the evaluation at every seed."""
         return self.build().at_seeds(self.seeds)
+
+    def command(self) -> str:
+        """Return the command that makes this request."""
+        given = self.weights.url or self.weights.file or "FILE"
+        options = {"--checkpoint": given, "--protocol": self.protocol, "--dataset": self.dataset}
+        return _line("evaluate", options, self.seeds, self.changes)
 
     def dumps(self) -> str:
         """Return the request as one line of JSON, for a worker."""
@@ -232,13 +245,148 @@ class Evaluation:
         return cls(**{**fields, "changes": tuple(fields["changes"]), "weights": _weights(fields["weights"])})
 
 
-Order = Request | Evaluation
-"""Either kind of request; a worker receives one with the id of its run."""
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """One pretraining, as the command line asks for it."""
+
+    method: str
+    """Name of a class of `reproduce/methods`."""
+    dataset: str
+    """Name of a class of `reproduce/data`."""
+    scale: str = "smoke"
+    seeds: int = 1
+    changes: tuple[str, ...] = ()
+    """Changes as `key=value`; each changes a setting of the run."""
+
+    def __str__(self) -> str:
+        return f"the pretraining by {self.method} on {self.dataset} at {self.scale} scale"
+
+    def build(self) -> Pretrain:
+        """Return the pretraining of seed 0, with the settings of `configs/methods.py`, then the changes.
+
+        Raises:
+            NotFoundError: the method, data set, scale or setting does not exist; the message names the
+                nearest.
+            InvalidError: a setting does not accept its value, or the data set has no pretraining split.
+        """
+        return self._build()[0]
+
+    def changed(self) -> tuple[str, ...]:
+        """Return the changes, settings by their full names."""
+        return self._build()[1]
+
+    def _build(self) -> tuple[Pretrain, tuple[str, ...]]:
+        from reproduce.methods.method import Method
+
+        _check_seeds(self.seeds)
+        if self.scale not in SCALES:
+            raise NotFoundError(unknown("scale", self.scale, SCALES))
+        method = _component("method", self.method, "reproduce.methods", Method)
+        dataset = _component("data set", self.dataset, "reproduce.data", Dataset, DetectionDataset)
+        if not isinstance(dataset, Dataset):
+            fitting = sorted(components("reproduce.data", Dataset))
+            raise InvalidError(
+                f"pretrain needs a data set of whole images, but {dataset.name} has boxes: choose one of "
+                f"{', '.join(fitting)}."
+            )
+        run: Pretrain = importlib.import_module("configs.methods").run(method, dataset, self.scale)
+        # `override` changes evaluations. This one only carries the pretraining and has few names of its own.
+        carrier = importlib.import_module("configs.evaluate").knn5(run)
+        names: list[str] = []
+        for change in self.changes:
+            key, _ = parsed(change)
+            if not any(path.startswith("encoder.") for path in settings_named(key, carrier)[:1]):
+                known = (path for path, _ in run.leaves() if path != "seed")
+                raise NotFoundError(unknown("setting of a pretraining", key, sorted(known)))
+            apply, name = override([carrier], change)
+            carrier = apply(carrier)
+            names.append(name)
+            check_once(names)
+        run = carrier.encoder
+        _check_backbone(carrier)
+        _check_named(run.dataset)
+        _check(run, by_user=True)
+        return run, tuple(names)
+
+    def specs(self) -> tuple[Spec, ...]:
+        """Return the pretraining at every seed."""
+        run = self.build()
+        return tuple(replace(run, seed=seed) for seed in range(self.seeds))
+
+    def stand_in(self) -> str:
+        """Return a sentence about data that the scale replaces; empty if it replaces none."""
+        if self.build().dataset.name == self.dataset:
+            return ""
+        text: str = importlib.import_module("configs.scales").STAND_INS[self.scale]
+        return text
+
+    def command(self) -> str:
+        """Return the command that makes this request."""
+        options = {"--method": self.method, "--dataset": self.dataset, "--scale": self.scale}
+        return _line("pretrain", options, self.seeds, self.changes)
+
+    def dumps(self) -> str:
+        """Return the request as one line of JSON, for a worker."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Pretraining:
+        """Return the request that `dumps` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "changes": tuple(fields["changes"])})
+
+
+def _line(task: str, options: Mapping[str, str], seeds: int, changes: Iterable[str]) -> str:
+    """Return a command line, without the options that have their usual values."""
+    words = ["invoke", task, *(word for pair in options.items() for word in pair)]
+    words += ["--seeds", str(seeds)] if seeds != 1 else []
+    return shlex.join([*words, *(word for change in changes for word in ("--set", change))])
+
+
+Order = Request | Evaluation | Pretraining
+"""Any kind of request; a worker receives one with the id of its run."""
 
 
 def loads(text: str) -> Order:
-    """Return the request that `dumps` of either kind wrote."""
-    return Request.loads(text) if "table" in json.loads(text) else Evaluation.loads(text)
+    """Return the request that `dumps` of any kind wrote."""
+    fields = json.loads(text)
+    if "table" in fields:
+        return Request.loads(text)
+    return Pretraining.loads(text) if "method" in fields else Evaluation.loads(text)
+
+
+def located(dataset: str, changes: tuple[str, ...], site: Site) -> tuple[str, ...]:
+    """Return the changes with the content of the user's folder of images in place of its path.
+
+    Changes for another data set stay as they are.
+
+    Raises:
+        UserError: the folder does not exist, contains something else than images, or is named twice.
+    """
+    from reproduce.data import folder
+
+    if dataset != folder.Folder.name:
+        return changes
+    keys = [parsed(change)[0].removeprefix(EVALUATION) for change in changes]
+    paths = [parsed(change)[1] for change, key in zip(changes, keys, strict=True) if key in ROOT_KEYS]
+    if len(paths) > 1:
+        raise InvalidError(f"--set gives {folder.ROOT} twice, {paths[0]} and {paths[1]}: give it once.")
+    if not paths and any(key in CONTENT_KEYS for key in keys):
+        return changes
+    try:
+        content = folder.named(paths[0] if paths else "", site)
+    except OSError as error:
+        raise InvalidError(f"{folder.ROOT}: {error.filename or error} cannot be read or written.") from None
+    others = (change for change, key in zip(changes, keys, strict=True) if key not in ROOT_KEYS)
+    return (f"dataset.content={content}", *others)
+
+
+def _check_named(dataset: Settings) -> None:
+    """Raise InvalidError if a folder of images is not named by its content."""
+    from reproduce.data import folder
+
+    if isinstance(dataset, folder.Folder) and not dataset.content:
+        raise InvalidError(f"{dataset.name} needs --set {folder.ROOT}=FOLDER. Layout: {folder.LAYOUT}.")
 
 
 def _weights(plain: dict[str, Any]) -> Weights:

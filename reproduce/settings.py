@@ -150,14 +150,15 @@ class Settings:
 
 
 def field_types(cls: Any) -> dict[str, Any]:
-    """Return the fields of a settings class with their types, in order of declaration."""
+    """Return the settings of a class with their types, in order of declaration."""
     return _field_types(cls)  # typed: a type checker refuses a class as the argument of a cached function
 
 
 @cache
 def _field_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    fields = (field for field in dataclasses.fields(cls) if identity.NAME_ONLY not in field.metadata)
+    return {field.name: hints[field.name] for field in fields}
 
 
 def limited_types(cls: Any) -> dict[str, Any]:

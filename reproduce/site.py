@@ -244,6 +244,10 @@ class Site:
             self.without_secrets(text),
         )
 
+    def folders(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return the root folders of those keys that are set."""
+        return {key: str(self.data[key]) for key in keys if key in self.data}
+
     def root(self, key: str, layout: str, source: str, holds: Iterable[str] = ()) -> Path:
         """Return the folder of the data set `key`.
 

@@ -36,7 +36,7 @@ from reproduce import site as sites
 from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn import distributed
 from reproduce.nn.weights import Weights
-from reproduce.plan import Evaluation, Order, loads
+from reproduce.plan import Order, Request, loads
 from reproduce.runs import checkpoint, encoder_file, environment, interrupt, journal, output, processes
 from reproduce.runs import lease as leases
 from reproduce.runs.files import atomic, read_regular, write_atomic
@@ -88,9 +88,8 @@ def purpose_of(request: Order, spec: Spec) -> Purpose:
     """Return what asks for a run, for its description in the UI."""
     from reproduce.tracking.about import Purpose
 
-    if isinstance(request, Evaluation):
-        given = f"--protocol {request.protocol} --dataset {request.dataset}"
-        return Purpose(command=f"invoke evaluate --checkpoint FILE {given}")
+    if not isinstance(request, Request):
+        return Purpose(command=request.command())
     table = request.build()
     cells = tuple(
         f"{row.label}, {column.key}"

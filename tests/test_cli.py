@@ -29,6 +29,7 @@ TASKS = (
     *TABLES[5:],
     "tables",
     "reports",
+    "pretrain",
     "evaluate",
     "show",
     "seeds",
@@ -76,6 +77,7 @@ def imported(home: Home, *arguments: str) -> set[str]:
         pytest.param(("table8", "--rows", "nobody"), marks=pytest.mark.slow),
         ("settings", "table8"),
         ("evaluate",),
+        ("pretrain",),
         ("table8", "--scale", "paper", "--dry-run"),
     ],
     ids=" ".join,
@@ -236,6 +238,7 @@ def test_the_help_of_each_option_ends_with_its_default(
             ("evaluate",),
             "evaluate needs --checkpoint FILE --protocol NAME --dataset NAME, such as `invoke ev",
         ),
+        (("pretrain",), "pretrain needs --method NAME --dataset NAME, such as `invoke pretrain --method"),
         (("settings", "tabel8"), "There is no table 'tabel8'. Did you mean 'table8'? Known: "),
         (("settings", "table8", "--scale", "smol"), "There is no scale 'smol'. Did you mean 'smoke'?"),
         (

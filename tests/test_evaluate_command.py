@@ -109,7 +109,7 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
         (
             {"dataset": "voc0712"},
             "knn needs a data set with one or more labels for each image, which voc0712 does not have: "
-            "choose one of imagenet, imagenet100",
+            "choose one of folder, imagenet, imagenet100",
         ),
         (
             {"protocol": "voc_detection", "dataset": "coco2017"},

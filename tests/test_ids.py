@@ -88,11 +88,10 @@ def of_every_component() -> tuple[tuple[Request, Spec], ...]:
 
 
 def test_the_runs_here_have_every_component() -> None:
-    """Whatever is added to the suite is tested below, or this fails."""
+    """Whatever is added to the suite is tested below, or this fails. A table has no folder of the user's."""
     assert len(classes()) > 30
-    assert {component.name for _, spec in of_every_component() for component in inside(spec)} == set(
-        classes()
-    )
+    found = {component.name for _, spec in of_every_component() for component in inside(spec)}
+    assert found == set(classes()) - {"folder"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,8 +117,7 @@ def test_a_root_in_another_layout_is_noticed(site: Site) -> None:
 def test_of_a_large_split_only_the_folders_are_checked_and_a_replaced_file_takes_a_reading(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (inventory, datasets):
-        monkeypatch.setattr(module, "MOST_FILES", 29)
+    monkeypatch.setattr(datasets.Dataset, "most_checked", 29)
     monkeypatch.setattr(inventory, "MOST_BYTES", 29 * 14)
     _, before = inventory.load(NETTE, "train", site)
     assert before.content == "", "too large to be read by a run"

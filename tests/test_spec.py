@@ -73,6 +73,8 @@ def settings_in(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield every (dotted path, value, type) inside, by the dataclasses' own fields."""
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value):
+        if identity.NAME_ONLY in field.metadata:  # it names something in titles, and is not a setting
+            continue
         item, where = getattr(value, field.name), path + field.name
         yield where, item, hints[field.name]
         if dataclasses.is_dataclass(item):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -16,13 +17,13 @@ from reproduce.commands.console import Console
 from reproduce.commands.time_left import Expected
 from reproduce.messages import clock, counted, from_here
 from reproduce.nn import weight_files
-from reproduce.nn.weights import Weights
-from reproduce.plan import Evaluation, Job, Order, Request, jobs, registered
+from reproduce.nn.weights import GEOMETRY, Weights
+from reproduce.plan import Evaluation, Job, Order, Pretraining, Request, jobs, registered
 from reproduce.readiness import Counts, RefusedError, blocked, launcher
 from reproduce.report.counts import incomplete
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
-from reproduce.spec import Evaluate
+from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking.errors import StoreError
 from reproduce.tracking.retry import RETRY_SECONDS
 from reproduce.tracking.tags import title
@@ -101,6 +102,51 @@ def evaluate(request: Evaluation, site: Site, *, limits: Limits = NO_LIMITS) -> 
         print("  ".join(_printed(name, [metrics[name] for metrics in measured]) for name in measured[0]))
     print(done.summary())
     return done.code
+
+
+def pretrain(request: Pretraining, site: Site, *, limits: Limits = NO_LIMITS) -> int:
+    """Execute one pretraining unless it is finished, and print where its encoders are and what uses them.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        RefusedError: the pretraining cannot start because its data are missing, or the limits forbid the
+            plan.
+    """
+    from reproduce.nn.encoder import FILE
+
+    _check([request], site, limits)
+    if replaced := request.stand_in():
+        print(replaced)
+    done = _carry_out(jobs([request]), site)
+    specs = [job.spec for job in done.wanted if job.spec.id in done.finished]
+    files = {spec.id: site.runs / spec.id / FILE for spec in specs}
+    print(title(request.build()))
+    for spec in specs:
+        place = files[spec.id] if files[spec.id].exists() else "in the tracking store"
+        print(from_here(f"seed {spec.seed}: run {spec.id}, encoder {place}"))
+    here = [spec for spec in specs if files[spec.id].exists()]
+    if here and isinstance(here[0], Pretrain):
+        print(from_here(f"to evaluate it: {_evaluation_of(here[0], files[here[0].id], site)}"))
+    print(done.summary())
+    return done.code
+
+
+def _evaluation_of(spec: Pretrain, file: Path, site: Site) -> str:
+    """Return a command that evaluates an encoder on the data set on which it was trained."""
+    dataset = spec.dataset
+    changes = [f"dataset.root={root}" for root in dataset.folders(site).values() if dataset.name == "folder"]
+    assumed = Weights(sha256="any", **weight_files.GEOMETRY_OF.get(spec.backbone, {}))
+    # Resize and canvas come before the size, which must fit them.
+    for key in sorted(GEOMETRY, key="size".__eq__):
+        value = getattr(dataset, key)
+        if value != getattr(assumed, key):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            changes.append(f"encoder.{key}={text}")
+    options = {"checkpoint": str(file), "backbone": spec.backbone, "protocol": "knn", "dataset": dataset.name}
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    return shlex.join(["invoke", "evaluate", *words, *(word for each in changes for word in ("--set", each))])
 
 
 def remarks(files: Mapping[str, Path], requests: Iterable[Order]) -> list[str]:

@@ -24,6 +24,7 @@ from reproduce.messages import InvalidError, NotFoundError, unknown
 if TYPE_CHECKING:
     from reproduce.commands.make import Limits
     from reproduce.commands.status import Filter
+    from reproduce.nn.weights import Weights
     from reproduce.plan import Order, Request
     from reproduce.site import Site
 
@@ -97,14 +98,7 @@ class Options:
         """
         from reproduce import plan
 
-        added = [plan.added_row(text) for text in self.add_row]
-        labels = [label for label, _ in added]
-        backbones = _by_row("backbone", self.backbone, labels)
-        prefixes = _by_row("prefix", self.prefix, labels)
-        rows = [
-            (label, *plan.weights_of(given, backbones.get(label, ""), prefixes.get(label, "")))
-            for label, given in added
-        ]
+        rows = self.added()
         requests = plan.requests(
             tables,
             scale=self.scale,
@@ -116,6 +110,23 @@ class Options:
             added=tuple((label, weights) for label, weights, _ in rows),
         )
         return [*requests], {weights.sha256: path for _, weights, path in rows if path}
+
+    def added(self) -> list[tuple[str, Weights, Path | None]]:
+        """Return the label, the encoder and the file of each added row; None for a released encoder.
+
+        Raises:
+            UserError: a row, a backbone or a prefix does not fit; see `plan.weights_of`.
+        """
+        from reproduce import plan
+
+        added = [plan.added_row(text) for text in self.add_row]
+        labels = [label for label, _ in added]
+        backbones = _by_row("backbone", self.backbone, labels)
+        prefixes = _by_row("prefix", self.prefix, labels)
+        return [
+            (label, *plan.weights_of(given, backbones.get(label, ""), prefixes.get(label, "")))
+            for label, given in added
+        ]
 
     def num_seeds(self) -> int:
         """Return the value of --seeds.
@@ -223,7 +234,8 @@ class EvaluateOptions(Options):
     protocol: str = ""
     """Evaluation of reproduce/protocols by name, such as weighted_knn, linear_sgd, semi or svm."""
     dataset: str = ""
-    """Data set of reproduce/data by name, such as imagenette or synthetic_folder."""
+    """Data set of reproduce/data by name, such as imagenette or synthetic_folder. `folder` is one of
+    your own: --set dataset.root=/my/images, with train/<class>/* and val/<class>/*."""
     backbone: tuple[str, ...] = ()
     """Network of the checkpoint, such as resnet18_cifar. Default: the one that its tensors fit."""
     prefix: tuple[str, ...] = ()
@@ -244,6 +256,11 @@ class EvaluateOptions(Options):
                 "evaluate needs --checkpoint FILE --protocol NAME --dataset NAME, such as "
                 "`invoke evaluate --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette`."
             )
+        changes = self.set
+        if self.dataset == "folder":
+            from reproduce import site as sites
+
+            changes = plan.located(self.dataset, changes, sites.load())
         request, path = plan.evaluation(
             self.checkpoint,
             _only("backbone", self.backbone),
@@ -251,9 +268,55 @@ class EvaluateOptions(Options):
             protocol=self.protocol,
             dataset=self.dataset,
             seeds=self.num_seeds(),
-            changes=self.set,
+            changes=changes,
         )
         return [request], {request.weights.sha256: path} if path else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(Options):
+    """Options of `invoke pretrain`."""
+
+    method: str = ""
+    """Method of reproduce/methods by name, such as msbreg, byol or simclr."""
+    dataset: str = ""
+    """Data set of reproduce/data by name, such as imagenette or synthetic_folder. `folder` is one of
+    your own: --set dataset.root=/my/images, with train/<class>/* and val/<class>/*."""
+    scale: str = "smoke"
+    """Scale of the network and the epochs: smoke, small or paper. Smoke and small replace ImageNet,
+    ImageNet-100 and STL-10 as in the tables."""
+    seeds: str = "1"
+    """Number of encoders to train: seeds 0 to N - 1."""
+    set: tuple[str, ...] = ()
+    """Setting as key=value, such as epochs=5, batch_size=64, method.num_views=8 or dataset.size=96."""
+
+    def orders(self, tables: Iterable[str] = ()) -> tuple[list[Order], dict[str, Path]]:
+        """Return the request for the pretraining.
+
+        Raises:
+            UserError: an option is missing or does not fit; see `plan.Pretraining.build`.
+        """
+        from reproduce import plan
+
+        if not any((self.method, self.dataset)):
+            raise InvalidError(
+                "pretrain needs --method NAME --dataset NAME, such as "
+                "`invoke pretrain --method msbreg --dataset synthetic_folder`."
+            )
+        changes = self.set
+        if self.dataset == "folder":
+            from reproduce import site as sites
+
+            changes = plan.located(self.dataset, changes, sites.load())
+        request = plan.Pretraining(
+            method=self.method,
+            dataset=self.dataset,
+            scale=self.scale,
+            seeds=self.num_seeds(),
+            changes=changes,
+        )
+        request.build()
+        return [request], {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +334,7 @@ class TableOptions(Options):
         """Return the request for the chosen cells.
 
         Raises:
-            InvalidError: `seeds` is not a whole number.
+            UserError: `seeds` is not a whole number, or an added row does not fit.
         """
         from reproduce.plan import Request
 
@@ -283,6 +346,7 @@ class TableOptions(Options):
             seeds=self.num_seeds(),
             changes=self.set,
             baselines=self.baselines,
+            added=tuple((label, weights) for label, weights, _ in self.added()),
         )
 
 

@@ -231,9 +231,9 @@ def store() -> tuple[Site, Store]:
 
 @stoppable()
 def start(c: Context, options: Options, *tables: str) -> None:
-    """Make tables, or the one evaluation that the options name; with --dry-run, print the plan."""
+    """Make tables, or the evaluation or pretraining that the options name; --dry-run prints the plan."""
     from reproduce.commands import make
-    from reproduce.plan import Evaluation, Request
+    from reproduce.plan import Evaluation, Pretraining, Request
 
     plan_only = options.dry_run or c.config.run.dry
     limits = options.limits()
@@ -249,6 +249,8 @@ def start(c: Context, options: Options, *tables: str) -> None:
             finish(make.show_plan(orders, site, limits, verbose=options.verbose))
         elif isinstance(orders[0], Evaluation):
             finish(make.evaluate(orders[0], site, limits=limits))
+        elif isinstance(orders[0], Pretraining):
+            finish(make.pretrain(orders[0], site, limits=limits))
         else:
             requests = [order for order in orders if isinstance(order, Request)]
             finish(make.produce(requests, site, render_only=options.render_only, limits=limits))

@@ -62,6 +62,8 @@ class Dataset(Settings):
     """Keys of its folders under [data] in the site file; empty for the name of the data set."""
     multi_label: ClassVar[bool] = False
     """True if an image can have several labels."""
+    most_checked: ClassVar[int] = MOST_FILES
+    """Maximum number of files of a split whose states are checked each time."""
 
     def check(self) -> None:
         check_sizes(self.name, self.size, self.resize, self.canvas)
@@ -76,6 +78,15 @@ class Dataset(Settings):
         counts = [self.published.get(part) or getattr(self, f"num_{part}", None) for part in split.split("+")]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
+
+    @property
+    def label(self) -> str:
+        """Name in the titles of runs."""
+        return self.short or self.name
+
+    def folders(self, site: Site) -> Mapping[str, str]:
+        """Return its folders by their keys; empty for generated images, or if none is set."""
+        return site.folders(self.roots or (self.name,))
 
     def check_root(self, site: Site) -> None:
         """Raise LookupError if the site file names no root, or if a folder or list of the layout is missing.
@@ -100,7 +111,7 @@ class Dataset(Settings):
                 file.
         """
         images = self.load(split, site)
-        if len(images) <= MOST_FILES:
+        if len(images) <= self.most_checked:
             _ = images.states  # raises for such a file
         return len(images)
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from reproduce.data.dataset import MOST_FILES
 from reproduce.data.sources import State, state
 from reproduce.messages import InvalidError
 from reproduce.settings import Channels, Deviations, Settings
@@ -132,6 +133,8 @@ class DetectionDataset(Settings):
     """Benchmark whose rules govern annotation and scoring."""
     published: ClassVar[Mapping[str, int]] = {}
     """Number of images in each split, if known in advance. The images on disk are compared with it."""
+    most_checked: ClassVar[int] = MOST_FILES
+    """Maximum number of files of a split whose states are checked each time."""
     roots: ClassVar[tuple[str, ...]] = ()
     """Keys of its folders under [data] in the site file; empty for the name of the data set."""
 
@@ -140,6 +143,15 @@ class DetectionDataset(Settings):
             split = getattr(self, key)
             if not set(split.split("+") if self.benchmark == "voc" else [split]) <= set(self.splits):
                 raise ValueError(f"{self.name} has no {key} '{split}'. Known: {', '.join(self.splits)}.")
+
+    @property
+    def label(self) -> str:
+        """Name in the titles of runs."""
+        return self.short or self.name
+
+    def folders(self, site: Site) -> Mapping[str, str]:
+        """Return its folders by their keys; empty for generated images, or if none is set."""
+        return site.folders(self.roots or (self.name,))
 
     def check_root(self, site: Site) -> None:
         """Raise LookupError if the site file names no root, or if a folder or list of the layout is missing.

@@ -5,10 +5,10 @@
     inventory.here(dataset, "train", site)                   # in a command: the record if nothing changed
 
 A record is a file of `<runs>/data`, one for each split and root, because a root may be read-only. It holds as
-long as the size and times of each folder and file are those of the record. In splits of more than
-`MOST_FILES` files only those of the folders and lists are compared. The times include the one that only the
-system sets (ctime), so a replaced file is noticed even if its size and time of writing are the same. What
-changed is listed again, which takes torch and seconds; the check alone takes hundredths of a second.
+long as the size and times of each folder and file are those of the record. In splits of more files than the
+data set's `most_checked` only those of the folders and lists are compared. The times include the one that
+only the system sets (ctime), so a replaced file is noticed even if its size and time of writing are the same.
+What changed is listed again, which takes torch and seconds; the check alone takes hundredths of a second.
 
 `digest` covers names, sizes and labels, `content` every byte. The latter is computed by the first run that
 reads a split of at most `MOST_BYTES`, and for any split by `invoke verify --data`.
@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reproduce.data.dataset import MOST_FILES, Dataset
+from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.sources import shown, state
 from reproduce.messages import InvalidError, UserError, grouped
@@ -97,7 +97,8 @@ class _Record:
     folders: Mapping[str, list[int]]
     """Times of each folder: of its last write and of its last change of state."""
     checked: list[str]
-    """Files whose states are checked each time: all of at most MOST_FILES, else those besides the images."""
+    """Files whose states are checked each time: all of a split that is not large, else those besides the
+    images."""
     checked_signature: str
     """SHA-256 of the states of these."""
 
@@ -216,8 +217,7 @@ def shortfall(dataset: AnyDataset, split: str, found: int | None) -> str:
 
 def _roots(dataset: AnyDataset, site: Site) -> dict[str, str]:
     """Return the folders of a data set by their keys; empty for generated images, or if none is set."""
-    keys = dataset.roots or (dataset.name,)
-    return {key: str(site.data[key]) for key in keys if key in site.data}
+    return dict(dataset.folders(site))
 
 
 def _path(dataset: AnyDataset, split: str, site: Site) -> Path:
@@ -241,7 +241,7 @@ def _load(
         return images, Inventory(num_images=len(images), digest=images.digest)
     path = _path(dataset, split, site)
     sidecars = [str(each) for each in dataset.sidecars(split, site)]
-    record, changed = _taken(images, sidecars, roots.values())
+    record, changed = _taken(images, sidecars, roots.values(), dataset.most_checked)
     before = _read(path) if trusting else None
     if before and (before.signature, before.inventory.digest) == (record.signature, images.digest):
         record = replace(record, inventory=replace(record.inventory, content=before.inventory.content))
@@ -255,14 +255,17 @@ def _load(
     return images, record.inventory
 
 
-def _taken(images: Any, sidecars: list[str], roots: Iterable[str]) -> tuple[_Record, int]:
+def _taken(images: Any, sidecars: list[str], roots: Iterable[str], most_checked: int) -> tuple[_Record, int]:
     """Return the record of a split that was just read, without its content, and the time of its last change.
 
     The time is in nanoseconds.
+
+    Args:
+        most_checked: maximum number of files whose states are checked each time.
     """
     of_images, of_others = [tuple(map(int, each)) for each in images.states], list(map(state, sidecars))
     states = [*of_images, *of_others]
-    few = len(states) <= MOST_FILES
+    few = len(states) <= most_checked
     folders = {os.path.dirname(path) for path in (*map(os.fsdecode, images.paths()), *sidecars)}  # noqa: PTH120
     times = {path: _times(path) for path in sorted(_with_parents(folders, roots))}
     record = _Record(

@@ -104,6 +104,7 @@ def describe(path: Path, backbone: str = "", prefix: str = "") -> Weights:
         backbone=match.backbone,
         sha256=sha256(path),
         prefix=(match.prefix or NO_PREFIX) if prefix else "",
+        file=printable(path.name),
         **GEOMETRY_OF.get(match.backbone, {}),
     )
 

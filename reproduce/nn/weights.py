@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reproduce.data.dataset import check_sizes
+from reproduce.identity import name_only
 from reproduce.settings import Channels, Deviations, Pixels, Settings, field_types
 
 
@@ -33,6 +34,9 @@ class Weights(Settings, name="weights"):
     std: Deviations = (0.229, 0.224, 0.225)
     """Standard deviation of the RGB channels in its normalisation, for values from 0 to 1 (ImageNet's)."""
 
+    file: str = name_only()
+    """Name of the user's file, for titles. Empty for a release."""
+
     def check(self) -> None:
         if not self.url and not self.sha256:
             raise ValueError("weights need the url of a release or the sha256 of a file, but both are empty.")
@@ -40,13 +44,13 @@ class Weights(Settings, name="weights"):
 
     @property
     def title(self) -> str:
-        """Name in reports: the last two parts of the address, or the beginning of the file's SHA-256.
+        """Name in reports: the last two parts of the address, or the file's name and its SHA-256's beginning.
 
         Releases share names such as `checkpoint_0099.pth.tar`, hence two parts. A file with several networks
         has a title for each.
         """
         place = f" ({self.prefix})" if self.prefix else ""
-        return "/".join(self.url.split("/")[-2:]) or f"file {self.sha256[:12]}{place}"
+        return "/".join(self.url.split("/")[-2:]) or f"{self.file or 'file'} {self.sha256[:12]}{place}"
 
 
 GEOMETRY = ("size", "resize", "canvas", "mean", "std")

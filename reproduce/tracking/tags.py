@@ -68,6 +68,8 @@ OF_TABLE, NUMBERS = "of_table", "numbers"
 ENCODER, TRAINED = "encoder_digest", "trained_encoder_digest"
 """Tags with the digest of an encoder's tensors: of the one that an evaluation measured, and of the one that a
 pretraining made."""
+ENCODER_FILE = "encoder_file"
+"""Tag with the name of the user's file that an evaluation measured."""
 FACTS = (ENCODER, TRAINED, PARENT)
 """Tags of a finished run that, with those of its data, decide whether it is reused (`reuse.py`)."""
 SETTINGS = "spec.json"
@@ -259,7 +261,7 @@ def _method(method: Method) -> Iterator[str]:
 
 def _data(spec: Spec) -> str:
     """Return a data set as a title shows it."""
-    return spec.dataset.short or spec.dataset.name
+    return spec.dataset.label
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -293,6 +295,7 @@ def first_tags(spec: Spec, scale: str) -> dict[str, str]:
     commit, dirty = environment.code()
     pretrain = spec.encoder if isinstance(spec, Evaluate) else spec
     method = pretrain.method.name if isinstance(pretrain, Pretrain) else pretrain.name
+    given = isinstance(spec, Evaluate) and isinstance(spec.encoder, Weights) and spec.encoder.file
     return {
         SPEC: spec.id,
         GROUP: group(spec),
@@ -303,7 +306,7 @@ def first_tags(spec: Spec, scale: str) -> dict[str, str]:
         "dirty": str(dirty),
         "mlflow.source.git.commit": commit,
         USER: user(),
-    }
+    } | ({ENCODER_FILE: str(given)} if given else {})
 
 
 def user() -> str:
