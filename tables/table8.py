@@ -146,7 +146,7 @@ FIGURES = (
             Curve(metric="L_byol", title="BYOL's loss"),
             Curve(metric="L_c", title=r"$\mathcal{L}_c$"),
             Curve(metric="L_b", title=r"$\mathcal{L}_b$"),
-            Curve(metric="L_s", title=r"$\mathcal{L}_s$", log=True),
+            Curve(metric="L_s", title=r"$\mathcal{L}_s$"),
         ),
         strips=STRIPS,
     ),

@@ -1,4 +1,4 @@
-"""Drawings as files: SVG for pages and print, PNG for Markdown and MLflow. Only this module uses matplotlib.
+"""Drawings as files: SVG for pages and print, PNG for Markdown and MLflow.
 
     svg, png = files("table8-curves", drawing, alternative)
 
@@ -7,8 +7,9 @@ and the user's own settings of matplotlib do not count. In the SVG, text and axe
 background is transparent, so a page can include it in either colour scheme. As a file of its own it follows
 the reader's scheme. The PNG is dark on white.
 
-Lines are told apart by colour (Okabe and Ito, Color universal design, 2008), marker and dash. Heat maps are
-cividis and, around zero, blue to orange; the colour-blind can tell both apart.
+Lines differ in colour (Okabe and Ito, Color universal design, 2008), in marker and in dash. Heat maps are
+cividis and, around zero, blue to orange; the colour-blind can distinguish both. This module alone imports
+matplotlib.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def files(name: str, drawing: Drawing, alternative: str) -> dict[str, bytes]:
 
     Args:
         name: name of the figure, which makes the ids in the SVG distinct on a page.
-        alternative: what it shows, in words.
+        alternative: its content in words.
     """
     with _matplotlib():
         figure = _figure(drawing)
@@ -107,7 +108,8 @@ def _matplotlib() -> Iterator[None]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
+        for name, value in SETTINGS.items():
+            matplotlib.rcParams[name] = value  # type: ignore[index]
         _use_own_fonts()
         yield
 
@@ -149,7 +151,7 @@ def _figure(drawing: Drawing) -> Figure:
             part.suptitle(_text(strip.title), fontsize=7.5, fontweight="bold", x=0.01, ha="left")
         if len(legend) > 1:
             part.legend(
-                [_handle(series) for series in legend.values()],
+                [_handle(series, strip.panels[0].kind) for series in legend.values()],
                 [_text(label) for label in legend],
                 loc="outside lower center",
                 ncols=_legend_columns(legend),
@@ -255,7 +257,11 @@ def _series(axes: Axes, panel: Panel, series: Series) -> None:
             series.x, series.y, yerr=(below, above), fmt="none", ecolor=colour, elinewidth=0.8, zorder=2
         )
     for x, y, text in zip(series.x, series.y, series.texts, strict=False):
-        axes.annotate(_text(text), (x, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
+        # Every second style has its text below, so neighbours do not cover each other's.
+        place, side = ((0, 5), "bottom") if series.style % 2 == 0 else ((0, -5), "top")
+        axes.annotate(
+            _text(text), (x, y), xytext=place, textcoords="offset points", ha="center", va=side, fontsize=7
+        )
 
 
 def _look(series: Series) -> tuple[str, str, Any]:
@@ -269,12 +275,12 @@ def _look(series: Series) -> tuple[str, str, Any]:
     )
 
 
-def _handle(series: Series) -> Any:
-    """Return the sample of a line for the legend."""
+def _handle(series: Series, kind: str) -> Any:
+    """Return the sample of a line, or of a point, for the legend."""
     from matplotlib.lines import Line2D
 
     colour, marker, dash = _look(series)
-    line = dash if len(series.x) > 1 else "none"
+    line: Any = dash if kind == "lines" else "none"
     return Line2D([], [], color=colour, marker=marker, linestyle=line, markersize=3.5)
 
 
@@ -295,6 +301,7 @@ def _grid(axes: Axes, panel: Panel, grid: Grid) -> None:
                     edgecolor="none" if face else INK,
                     linewidth=0.4,
                     linestyle=":" if face is None else "-",
+                    clip_on=False,
                 )
             )
             axes.text(

@@ -113,7 +113,7 @@ class Illustration:
     title: str
     """Caption, as markup."""
     alternative: str
-    """What the figure shows, in words, for readers who do not see it; plain text."""
+    """Content of the figure in words, for readers who do not see it; plain text."""
     drawing: Drawing
     """Numbers and texts of the figure."""
 

@@ -163,7 +163,7 @@ def _agreement(plot: Agreement, material: _Material) -> tuple[Drawing, list[str]
     filled = material.filled
     panels, words, number = [], [], 0
     for unit, group in _by_unit(filled.columns):
-        series = []
+        series: list[Series] = []
         for column in group:
             cells = [(row, row.cells[column.key]) for row in filled.rows]
             both = [(row, cell) for row, cell in cells if cell.paper is not None and cell.value is not None]
@@ -173,7 +173,7 @@ def _agreement(plot: Agreement, material: _Material) -> tuple[Drawing, list[str]
             whole = any(cell.interval for _, cell in both)
             series.append(
                 Series(
-                    label=_heading(column) if len(filled.columns) > 1 else "ours",
+                    label=_heading(column) if len(group) > 1 else "ours",
                     style=len(series),
                     x=tuple(float(cell.paper or 0) for _, cell in both),
                     y=tuple(cell.value or 0.0 for _, cell in both),
@@ -184,12 +184,12 @@ def _agreement(plot: Agreement, material: _Material) -> tuple[Drawing, list[str]
             number += len(both)
             words.append(_pairs(column, both, filled.scale))
         if series:
-            ours = "ours" if unit else f"{plain(series[0].label)}, ours"
+            ours = "ours" if unit else f"{_heading(group[0])}, ours"
             panels.append(
                 Panel(
                     kind="points",
                     x_title=f"paper{_unit(unit)}",
-                    y_title=f"{literal(ours)}{_unit(unit)}",
+                    y_title=f"{ours}{_unit(unit)}",
                     series=tuple(series),
                     diagonal=filled.scale == "paper",
                 )
@@ -199,11 +199,8 @@ def _agreement(plot: Agreement, material: _Material) -> tuple[Drawing, list[str]
     notes = ["On the line, both are equal." if filled.scale == "paper" else _not_comparable(filled.scale)]
     if any(series.low for panel in panels for series in panel.series):
         notes.append(f"Bars are {100 * (1 - filled.alpha):.10g} % intervals over training seeds.")
-    return (
-        Drawing(strips=(Strip(panels=tuple(panels)),)),
-        notes,
-        f"{counted(number, 'cell')}. {' '.join(words)}",
-    )
+    words = [f"{counted(number, 'cell')}.", *words]
+    return Drawing(strips=(Strip(panels=tuple(panels)),)), notes, " ".join(words)
 
 
 def _pairs(column: Column, both: Sequence[tuple[FilledRow, FilledCell]], scale: str) -> str:
@@ -294,7 +291,10 @@ def _heat_maps(plot: HeatMaps, material: _Material) -> tuple[Drawing, list[str],
     notes = ["Each map has its own range of colours; lighter is higher."]
     if filled.scale != "paper":
         notes.append(_not_comparable(filled.scale) + " The difference is drawn at paper scale only.")
-    notes.append(f"{DASH} is a missing number" + (f", {ILLEGIBLE} an illegible one." if lost else "."))
+    notes.append(
+        f"{DASH} is a missing number or a row that is left out"
+        + (f", {ILLEGIBLE} an illegible one." if lost else ".")
+    )
     return Drawing(strips=tuple(strips)), notes, " ".join(words)
 
 

@@ -18,7 +18,7 @@ NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """What all figures have."""
+    """The part that all figures share."""
 
     name: str
     """Name in the table, such as `curves`: its files are `figures/table8-curves.svg` and `.png`."""
@@ -112,7 +112,7 @@ class Curves(Plot):
     curves: tuple[Curve, ...]
     strips: Mapping[str, Mapping[str, str]]
     """Rows that share axes: the name of each by its label, for each title."""
-    x_title: str = "Step"
+    x_title: str = "step"
     log_x: bool = False
     """True for a logarithmic axis."""
 
