@@ -149,7 +149,9 @@ def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, orig
         "claims.md",
         "index.html",
         *(f"table4.{kind}" for kind in archive.render.FORMATS),
+        "figures",
     }
+    assert "smoke/figures/table4-agreement.svg" in tree(site.reports)
     assert tree(site.reports) == tree(origin.reports)
     assert (origin.reports / "smoke" / "runs.csv").exists()
     shutil.rmtree(site.reports)
