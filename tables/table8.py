@@ -153,7 +153,7 @@ FIGURES = (
     Curves(
         name="spectrum",
         title=r"Eigenvalues of the covariance of the embeddings after pretraining, divided by their sum: "
-        r"$\mathcal{L}_s$ makes them equal",
+        r"the singular value loss $\mathcal{L}_s$ acts on them",
         curves=(Curve(metric="spectrum", title="share", log=True),),
         strips=STRIPS,
         x_title="index of the eigenvalue",

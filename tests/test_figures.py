@@ -145,6 +145,17 @@ def test_curves_are_logged_points_and_name_what_is_missing() -> None:
     assert "loss 1 at 1, 0.001 at 1000." in found.alternative
 
 
+def test_the_spectrum_has_one_panel_for_each_method() -> None:
+    spectrum = [(1, 0.75), (2, 0.25), (3, 0.0)]
+    logged = {f"training of {label}": {"spectrum": spectrum} for label in ("BYOL", "Ours (K=4) + L_s")}
+    filled = drawn(table("table8"), {"BYOL": 0.7, "Ours (K=4) + L_s": 0.8}, logged)
+    (strip,) = figure(filled, "spectrum").drawing.strips
+    assert [panel.title for panel in strip.panels] == ["BYOL ($K = 2$)", "Ours ($K = 4$)"]
+    points = (strip.panels[1].series[0].x, strip.panels[1].series[0].y)
+    assert points == ((1, 2), (0.75, 0.25))  # zero has no place on a logarithmic axis
+    assert strip.panels[1].series[0].style == 1
+
+
 def test_the_time_of_training_follows_from_the_logged_speed() -> None:
     one = table("table8")
     batch = next(ours.spec.encoder.batch_size for row, _, ours in one.measured() if row.label == "BYOL")

@@ -77,8 +77,8 @@ DOTS = 170
 LINE, GRID_LINE, STRIP_TITLE, LEGEND_LINE, NAME_LINE = 1.35, 1.6, 0.2, 0.16, 0.125
 """Inches: heights of a strip of lines and of a strip of heat maps, of a title, of a line of the legend, and
 of a name on the vertical axis."""
-FEW_POINTS = 30
-"""Maximum number of points of a line that shows its markers."""
+MARKED = 8
+"""Number of points of a long line that have markers."""
 
 
 def files(name: str, drawing: Drawing, alternative: str) -> dict[str, bytes]:
@@ -239,13 +239,13 @@ def _scales(axes: Axes, panel: Panel) -> None:
 def _series(axes: Axes, panel: Panel, series: Series) -> None:
     colour, marker, dash = _look(series)
     line = panel.kind == "lines"
-    few = len(series.x) <= FEW_POINTS
     axes.plot(
         series.x,
         series.y,
         color=colour,
         linestyle=dash if line else "none",
-        marker=marker if few or not line else None,
+        marker=marker,
+        markevery=-(-len(series.x) // MARKED) if line and len(series.x) > 2 * MARKED else 1,
         markerfacecolor="none" if series.dashed else colour,
         markersize=3 if line else 4,
         zorder=3,
@@ -307,7 +307,7 @@ def _grid(axes: Axes, panel: Panel, grid: Grid) -> None:
             axes.text(
                 x + 0.5,
                 y + 0.52,
-                _text(text),
+                _text(text.replace("-", "−")),
                 ha="center",
                 va="center",
                 fontsize=6.5,

@@ -500,6 +500,9 @@ def _curves(plot: Curves, material: _Material) -> tuple[Drawing, list[str], str]
         raise NothingToDrawError(
             f"no finished pretraining of these rows has logged {literal(', '.join(absent))}"
         )
+    if len(plot.curves) == 1:
+        side = (replace(strip.panels[0], title=strip.title, y_title=plot.curves[0].title) for strip in strips)
+        strips = [Strip(panels=tuple(side))]
     notes = [f"Not logged by these runs: {', '.join(absent.values())}."] if absent else []
     if without:
         by_reason = ((why, [name for name in without if without[name] == why]) for why in _once(without))
