@@ -156,7 +156,7 @@ FIGURES = (
         r"the singular value loss $\mathcal{L}_s$ acts on them",
         curves=(Curve(metric="spectrum", title="share", log=True),),
         strips=STRIPS,
-        x_title="index of the eigenvalue",
+        x_title="index",
         log_x=True,
     ),
     Agreement(),
