@@ -20,6 +20,7 @@ from configs.evaluate import knn5, linear
 from configs.pretrain import byol, byol_tuned_imagenet100, byol_tuned_stl10, imagenet100, msbreg, stl10
 from configs.rows import CHOICES, OWN_TAU, paper_row
 from reproduce.report.claim import Claim, Contrast, Number
+from reproduce.report.plots import Agreement
 from reproduce.report.table import Cell, Column, Measured, Row, Table
 from reproduce.spec import Pretrain
 
@@ -113,6 +114,7 @@ def table() -> Table:
         columns=COLUMNS,
         rows=rows,
         claims=CLAIMS,
+        figures=(Agreement(),),
         notes=(
             "Backbones and views × epochs are those at paper scale; where the data sets differ, ImageNet-100 "
             "comes first. The budgets are not equal: an epoch with K views costs K / 2 times as much as one "

@@ -23,6 +23,7 @@ from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
 from configs.rows import CHOICES, COCO_MARGIN, LAMBDAS_ON_IMAGENET, OWN_TAU, SMALL_DETECTORS, paper_row
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Number, Sum, within
+from reproduce.report.plots import Agreement, Classes
 from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
 
@@ -96,6 +97,16 @@ def table() -> Table:
         columns=COLUMNS,
         rows=rows,
         claims=CLAIMS,
+        figures=(
+            Classes(
+                name="classes",
+                title="Average precision (%) by class",
+                parts={"box_ap_class/": "AP, boxes", "mask_ap_class/": "AP, masks"},
+                column="box_ap",
+                lines={"BYOL": "BYOL", OURS: "Ours ($K = 4$)"},
+            ),
+            Agreement(),
+        ),
         notes=(
             "The box head has four convolutions and a fully connected layer, with BatchNorm. This is a "
             "choice, as neither the paper nor its sources describe the head. The alternative is --set "

@@ -19,6 +19,7 @@ from configs.evaluate import linear
 from configs.pretrain import byol, imagenet100, msbreg
 from configs.rows import CHOICES, HALF_AT_TWO_VIEWS, paper_row
 from reproduce.report.claim import Claim, Contrast, Number, Sum, rising
+from reproduce.report.plots import Agreement, HeatMaps
 from reproduce.report.table import Column, Measured, Row, Table
 from reproduce.spec import Pretrain
 
@@ -70,6 +71,16 @@ def table() -> Table:
         columns=COLUMNS,
         rows=tuple(_row(lambda_s, lambda_b) for lambda_s in LAMBDA_S for lambda_b in LAMBDA_B),
         claims=CLAIMS,
+        figures=(
+            HeatMaps(
+                name="lambdas",
+                title=r"Top-1 (%) over $\lambda_s$ and $\lambda_b$ at each $K$",
+                x_title=r"$\lambda_s$",
+                y_title=r"$\lambda_b$",
+                cells={_label(*pair): pair for pair in PRINTED},
+            ),
+            Agreement(),
+        ),
         notes=(
             "Section 10 trains for 300 epochs; section 7.1 gives 320, and Table 8 prints the same numbers. "
             "We use 320 at paper scale.",

@@ -20,6 +20,7 @@ from configs.evaluate import alignment, linear
 from configs.pretrain import byol, imagenet100, msbreg
 from configs.rows import CHOICES, HALF_AT_TWO_VIEWS, paper_row
 from reproduce.report.claim import Claim, Number, Sum, best, lowest, rising
+from reproduce.report.plots import Agreement, Plane
 from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
 
@@ -67,6 +68,7 @@ def table() -> Table:
         columns=COLUMNS,
         rows=rows,
         claims=CLAIMS,
+        figures=FIGURES,
         notes=(
             "The paper states neither the layer nor the temperature of the two losses. Ours are measured on "
             "the projections of two views of validation images, at $t = 2$; the losses of the pooled "
@@ -101,6 +103,22 @@ def _numbers(key: str) -> dict[str, Sum]:
 ACC, ALIGNMENT, UNIFORMITY = map(_numbers, ("acc", "alignment", "uniformity"))
 BY_UNIFORMITY = ("BYOL", "BYOL + L_b + L_s", "BYOL + L_uniform", OURS)
 """Rows from the least to the most uniform, by the paper's numbers."""
+FIGURES = (
+    Plane(
+        name="plane",
+        title="Alignment and uniformity of the embeddings; lower is more aligned and more uniform",
+        x="alignment",
+        y="uniformity",
+        text="acc",
+        lines={
+            "BYOL": "BYOL",
+            "BYOL + L_uniform": r"BYOL + $\mathcal{L}_\text{uniform}$",
+            "BYOL + L_b + L_s": r"BYOL + $\mathcal{L}_b$ + $\mathcal{L}_s$",
+            OURS: "Ours ($K = 4$)",
+        },
+    ),
+    Agreement(),
+)
 SECTION = "section 11"
 CLAIMS = (
     Claim(

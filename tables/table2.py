@@ -23,6 +23,7 @@ from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
 from configs.rows import CHOICES, IMAGENET_MARGIN, LAMBDAS_ON_IMAGENET, OWN_TAU, paper_row
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Contrast, Number, known
+from reproduce.report.plots import Agreement
 from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
 
@@ -145,6 +146,7 @@ def table() -> Table:
         columns=COLUMNS,
         rows=rows,
         claims=CLAIMS,
+        figures=(Agreement(),),
         notes=(
             "The heading of the first column is missing from the scan and is read as 100 epochs. Batch "
             "sizes and epochs are those at paper scale.",

@@ -23,6 +23,7 @@ from configs.pretrain import byol_tuned_imagenet, msbreg_imagenet
 from configs.rows import CHOICES, EPOCHS, LAMBDAS_ON_IMAGENET, OWN_TAU, paper_row
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Contrast, Number
+from reproduce.report.plots import Agreement
 from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
 
@@ -105,6 +106,7 @@ def table() -> Table:
         columns=COLUMNS,
         rows=rows,
         claims=CLAIMS,
+        figures=(Agreement(),),
         notes=(
             EPOCHS,
             LAMBDAS_ON_IMAGENET,

@@ -32,6 +32,7 @@ from configs.rows import (
 )
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, Contrast, Number, at_most_below, best
+from reproduce.report.plots import Agreement, Classes
 from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
 
@@ -152,6 +153,16 @@ def table() -> Table:
         columns=COLUMNS,
         rows=rows,
         claims=CLAIMS,
+        figures=(
+            Classes(
+                name="classes",
+                title="Average precision (%) by class",
+                parts={"ap_class/": "AP, boxes"},
+                column="ap",
+                lines={"BYOL": "BYOL", OURS: "Ours ($K = 4$)"},
+            ),
+            Agreement(),
+        ),
         notes=(
             f"The rows mix 200 to 1000 epochs of pretraining, which the paper does not show. {EPOCHS}",
             "At paper scale, detection uses the paper's schedule in each of our rows. In their own papers, "

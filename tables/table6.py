@@ -17,6 +17,7 @@ from configs.pretrain import byol, msbreg, stl10
 from configs.rows import CHOICES, HALF_AT_TWO_VIEWS
 from reproduce.nn.heads import Heads
 from reproduce.report.claim import Claim, Contrast, Number, Sum
+from reproduce.report.plots import Agreement, Curve, Curves
 from reproduce.report.table import Cell, Column, Measured, Reported, Row, Table
 from reproduce.spec import Pretrain
 
@@ -62,6 +63,7 @@ def table() -> Table:
             _ours("LN", "5e-2", Reported(value=None, note=LOST)),
         ),
         claims=CLAIMS,
+        figures=FIGURES,
         notes=(
             r"K, $\lambda_s$ and the epochs are not stated. BYOL has $K = 2$ and $\lambda_s = 0$, ours is "
             r"the full method at its defaults $K = 4$ and $\lambda_s = 0.004$, and all are trained for 320 "
@@ -133,6 +135,35 @@ OURS_LN = {
     lambda_b: Number(f"Ours (LN, lambda_b={lambda_b})", "acc")
     for lambda_b in ("5e-5", "5e-4", "5e-3", "5e-2")
 }
+FIGURES = (
+    Curves(
+        name="collapse",
+        title="Collapse as it happens: standard deviation of the normalised embeddings, and their effective "
+        "rank, over pretraining",
+        note="Embeddings that have collapsed to a point have a standard deviation of 0.",
+        curves=(
+            Curve(metric="std", title="standard deviation"),
+            Curve(metric="rank", title="rank"),
+            Curve(metric="probe/top1", title="20-NN top-1"),
+        ),
+        strips={
+            "BYOL": {
+                "BYOL (BN)": "BN",
+                "BYOL (LN)": "LN",
+                "BYOL + our L_b (LN, lambda_b=5e-3)": r"LN, with our $\mathcal{L}_b$",
+                "BYOL (LN, batch 1024)": "LN, batch 1024",
+            },
+            "Ours": {
+                "Ours (BN, lambda_b=5e-2)": r"BN, $\lambda_b = 5 \times 10^{-2}$",
+                **{
+                    f"Ours (LN, lambda_b=5e-{power})": rf"LN, $\lambda_b = 5 \times 10^{{-{power}}}$"
+                    for power in (5, 4, 3, 2)
+                },
+            },
+        },
+    ),
+    Agreement(),
+)
 SECTION = "section 4.3"
 CLAIMS = (
     Claim(

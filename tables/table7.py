@@ -18,6 +18,7 @@ from configs.evaluate import imagenet_linear
 from configs.pretrain import byol_imagenet, byol_multicrop, msbreg_imagenet
 from configs.rows import CHOICES, IMAGENET_MARGIN, LAMBDAS_ON_IMAGENET, paper_row
 from reproduce.report.claim import Claim, Number
+from reproduce.report.plots import Agreement
 from reproduce.report.table import Column, Measured, Table
 from reproduce.spec import Pretrain
 
@@ -69,6 +70,7 @@ def table() -> Table:
             ),
         ),
         claims=CLAIMS,
+        figures=(Agreement(),),
         notes=(
             "The paper's multi-crop loss is the sum over all 56 ordered pairs of the 8 views. Ours is "
             "divided by their number and doubled, so that with two views it is BYOL's loss.",

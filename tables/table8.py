@@ -16,6 +16,7 @@ from configs.evaluate import linear
 from configs.pretrain import byol, imagenet100, msbreg
 from configs.rows import CHOICES, HALF_AT_TWO_VIEWS, paper_row, with_formula
 from reproduce.report.claim import Claim, Number, Sum, best, within
+from reproduce.report.plots import Agreement, Curve, Curves, Views
 from reproduce.report.table import Column, Measured, Row, Table
 from reproduce.spec import Pretrain
 
@@ -52,6 +53,7 @@ def table() -> Table:
             for losses, printed in zip(LOSSES, numbers, strict=True)
         ),
         claims=CLAIMS,
+        figures=FIGURES,
         notes=(
             "Section 7.1 trains for 320 epochs; section 10 gives 300 for the same numbers. We use 320 at "
             "paper scale.",
@@ -108,6 +110,57 @@ GAINS = {("BYOL", " + L_b"): 0.92, ("BYOL", " + L_s"): 0.92, (K4, " + L_s"): 1.4
 """Percentage points that the text says each loss gains."""
 NEAR = 0.5
 """Percentage points within which a gain is that of the text; a choice."""
+LEGEND = {
+    "": r"no $\mathcal{L}_b$, no $\mathcal{L}_s$",
+    " + L_s": r"$\mathcal{L}_s$",
+    " + L_b": r"$\mathcal{L}_b$",
+    " + L_b + L_s": r"$\mathcal{L}_b$ + $\mathcal{L}_s$",
+}
+TITLES = {"BYOL": "BYOL ($K = 2$)", K4: "Ours ($K = 4$)", K8: "Ours ($K = 8$)"}
+STRIPS = {title: {method + losses: LEGEND[losses] for losses in LOSSES} for method, title in TITLES.items()}
+FIGURES = (
+    Views(
+        name="views",
+        title="Accuracy and time of training over the number of views $K$; $K = 2$ is BYOL",
+        column="acc",
+        lines={
+            LEGEND[losses]: {2: "BYOL" + losses, **{OURS[method]: method + losses for method in OURS}}
+            for losses in LOSSES
+        },
+    ),
+    Curves(
+        name="curves",
+        title="Pretraining: loss, accuracy of a 20-nearest-neighbour classifier on images held out from "
+        "training, and effective rank of the embeddings",
+        curves=(
+            Curve(metric="loss", title="loss"),
+            Curve(metric="probe/top1", title="20-NN top-1"),
+            Curve(metric="rank", title="rank"),
+        ),
+        strips=STRIPS,
+    ),
+    Curves(
+        name="losses",
+        title="Terms of the loss over pretraining; each row logs those that it has",
+        curves=(
+            Curve(metric="L_byol", title="BYOL's loss"),
+            Curve(metric="L_c", title=r"$\mathcal{L}_c$"),
+            Curve(metric="L_b", title=r"$\mathcal{L}_b$"),
+            Curve(metric="L_s", title=r"$\mathcal{L}_s$"),
+        ),
+        strips=STRIPS,
+    ),
+    Curves(
+        name="spectrum",
+        title=r"Eigenvalues of the covariance of the embeddings after pretraining, divided by their sum: "
+        r"the singular value loss $\mathcal{L}_s$ acts on them",
+        curves=(Curve(metric="spectrum", title="share", log=True),),
+        strips=STRIPS,
+        x_title="index",
+        log_x=True,
+    ),
+    Agreement(),
+)
 SECTION = "section 4.5"
 CLAIMS = (
     Claim(

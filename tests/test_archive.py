@@ -151,7 +151,9 @@ def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, orig
         "report.tex",
         *(["report.pdf"] if shutil.which("pdflatex") else []),
         *(f"table4.{kind}" for kind in archive.render.FORMATS),
+        "figures",
     }
+    assert "smoke/figures/table4-agreement.svg" in tree(site.reports)
     assert tree(site.reports) == tree(origin.reports)
     assert (origin.reports / "smoke" / "runs.csv").exists()
     shutil.rmtree(site.reports)
@@ -665,7 +667,7 @@ def test_a_report_that_cannot_be_shown_is_skipped_and_all_else_arrives(
     sent: Path, origin: Site, site: Site, tmp_path: Path
 ) -> None:
     """Its runs are there, so a command renders it again; nothing of the report itself is written."""
-    other = json.loads(members(sent)["reports/smoke/table4.json"]) | {"table": "table44"}
+    other = json.loads(members(sent)["reports/smoke/table4.json"]) | {"table": "table44", "figures": []}
     other["rows"][0]["note"] = "$x"
     content = listed(members(sent) | {"reports/smoke/table44.json": json.dumps(other).encode()})
     received = receive(zipped(tmp_path / "other.zip", content), site, Store(site))
@@ -685,7 +687,8 @@ def test_pages_arrive_as_their_numbers_are_rendered_here(
     sent: Path, origin: Site, site: Site, tmp_path: Path
 ) -> None:
     page = b"<script>alert(1)</script>"
-    content = listed(members(sent) | {"reports/smoke/table4.html": page, "reports/smoke/index.html": page})
+    names = ("table4.html", "index.html", "figures/table4-agreement.svg", "figures/table4-other.svg")
+    content = listed(members(sent) | {f"reports/smoke/{name}": page for name in names})
     receive(zipped(tmp_path / "other.zip", content), site, Store(site))
     assert tree(site.reports) == tree(origin.reports)
 

@@ -193,6 +193,30 @@ def test_every_question_is_answered_as_by_mlflow(site: Site) -> None:
     assert sorted(found[0]) == sorted(found[1])
 
 
+def test_histories_are_those_of_mlflow(site: Site) -> None:
+    ours, theirs, writer = Store(site), by_mlflow(site), Writer(site)
+    from mlflow.entities import Metric
+
+    experiment = ours.connection.experiments("smoke")[0]
+    runs = [writer.add(experiment), writer.add(experiment)]
+    points = [("loss", 1.0, 10, 1), ("loss", 2.0, 20, 1), ("loss", math.inf, 30, 3), ("loss", 0.5, 5, 2)]
+    points += [("ap_class/dog", 0.25, 1, 7), ("ap", 0.5, 1, 7), ("rank", math.nan, 1, 2)]
+    for key, value, at, step in points:
+        writer.client.log_metric(runs[0], key, value, at, step)
+    writer.client.log_batch(runs[1], [Metric("loss", 9.0, 1, 1)])
+    names = ["loss", "ap_class/*", "rank", "absent"]
+    found = [store.histories(runs, names) for store in (ours, theirs)]
+    answers = [
+        {(run, key): str(points) for run in runs for key, points in each[run].items()} for each in found
+    ]
+    assert answers[0] == answers[1]  # as text, so that NaN equals NaN
+    of = found[0][runs[0]]
+    assert of["loss"][:2] == [(1, 2.0), (2, 0.5)]  # of a repeated step, the later one
+    assert of.keys() == {"ap_class/dog", "loss", "rank"}
+    assert math.isnan(of["rank"][0][1])
+    assert ours.histories([], names) == ours.histories(runs, []) == {}
+
+
 def test_the_store_says_the_same_by_either_way(site: Site) -> None:
     names = populated(site)
     ours, theirs = Store(site), by_mlflow(site)
@@ -407,6 +431,7 @@ def test_nothing_heavy_is_imported_where_nothing_is_to_be_done(
     }
     assert "sqlite3" in imported
     assert not imported & {"mlflow", "torch", "torchvision", "pandas", "numpy", "sqlalchemy", "sklearn"}
+    assert "matplotlib" not in imported
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

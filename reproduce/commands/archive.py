@@ -47,6 +47,11 @@ REPORT = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 """Names of rendered files. `runs.csv` stays: it contains the ids that one tracking store gave to its runs."""
+FIGURE = re.compile(
+    rf"reports/({'|'.join(SCALES)})/{render.FIGURES}/([a-z0-9]\w{{0,99}})-[a-z0-9-]{{1,100}}\.(svg|png)",
+    re.ASCII | re.IGNORECASE,
+)
+"""Names of figures, with the scale and the table. An import draws them from the table's numbers."""
 CHUNK = 1 << 20
 """Number of bytes that are read at a time."""
 
@@ -128,6 +133,12 @@ def _reports(site: Site, scales: Iterable[str]) -> tuple[dict[str, bytes], dict[
         except ValueError as error:
             damaged[_table(name)] = str(error)
     whole = {name: content for name, content in found.items() if _table(name) not in damaged}
+    for scale in scales:
+        for path in sorted((site.reports / scale / render.FIGURES).glob("*")):
+            name = f"reports/{scale}/{render.FIGURES}/{path.name}"
+            match = FIGURE.fullmatch(name)
+            if match and path.is_file() and f"reports/{scale}/{match[2]}.json" in whole:
+                whole[name] = path.read_bytes()
     if any(name.endswith(".json") for name in whole):
         return whole, cited, list(damaged.values())
     if damaged:
@@ -149,7 +160,7 @@ def tables_of(names: Iterable[str]) -> dict[str, set[str]]:
     """Return the tables among report files, by scale."""
     found: dict[str, set[str]] = {}
     for name in names:
-        if name.rpartition("/")[2] not in SHARED:
+        if not FIGURE.fullmatch(name) and name.rpartition("/")[2] not in SHARED:
             scale, table = _table(name)
             found.setdefault(scale, set()).add(table)
     return found

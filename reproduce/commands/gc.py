@@ -424,9 +424,9 @@ def _replaced(runs: _Runs) -> Iterator[Item]:
 
 def _drafts(site: Site, unwanted: Iterable[str]) -> Iterator[Item]:
     """Yield drafts of killed processes outside `unwanted` folders, and folders of interrupted calls."""
-    places = [path for pattern in DRAFTS for path in site.runs.glob(pattern)] + list(
-        site.reports.glob("*/.*.tmp")
-    )
+    places = [path for pattern in DRAFTS for path in site.runs.glob(pattern)] + [
+        path for pattern in ("*/.*.tmp", "*/figures/.*.tmp") for path in site.reports.glob(pattern)
+    ]
     for path in sorted(path for path in places if path.parent.name not in unwanted):
         size, age = _measured([path])
         if path.is_file() and age > OLD:

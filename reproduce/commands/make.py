@@ -411,7 +411,8 @@ def _log(table: Table, filled: Filled, paths: list[Path], store: Store) -> None:
         with publish.locked(folder):
             if report.read_text(encoding="utf-8") != render.json(filled):
                 return
-            copied = [Path(shutil.copy(path, copies)) for path in paths]
+            pictures = [path for path in render.figure_paths(filled, folder) if path.suffix == ".png"]
+            copied = [Path(shutil.copy(path, copies)) for path in (*paths, *pictures)]
         store.log_table(filled, copied, table)
 
 
@@ -438,6 +439,7 @@ def _render(request: Request, site: Site, done: _Outcome, *, shown: bool) -> tup
             folder,
             request.dumps(),
             partial(registered, request.scale),
+            None if done.unasked else done.store.histories,
         )
     except OSError as error:
         raise OSError(

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from reproduce.commands.archive import KIND, MANIFEST, RECORD, REPORT, VERSION, cited_by, tables_of
+from reproduce.commands.archive import FIGURE, KIND, MANIFEST, RECORD, REPORT, VERSION, cited_by, tables_of
 from reproduce.messages import InvalidError, NotFoundError, counted, first_line, size
 from reproduce.nn.encoder import FILE, check_backbone
 from reproduce.plan import CUSTOM, SCALES, registered
@@ -131,7 +131,9 @@ def _check_places(archive: Archive, content: _Content, site: Site) -> None:
     """
     paths = [site.runs / spec_id / FILE for spec_id in content.encoders]
     for scale, tables in content.tables.items():
-        paths += [path for table in tables for path in render.paths(table, site.reports / scale)]
+        folder = site.reports / scale
+        for table, filled in tables.items():
+            paths += [*render.paths(table, folder), *render.figure_paths(filled, folder)]
     folders = {path.parent for path in paths} | {site.runs}
     for folder in sorted(folders):
         existing = _existing(folder)
@@ -221,8 +223,10 @@ def _receive_reports(scale: str, tables: Mapping[str, Filled], folder: Path, rec
                     f"kept: {folder / table}.* differs from the archive's table: "
                     f"`invoke reports --scale {scale}` renders it from the runs."
                 )
-            elif len(here) < len(files):
-                for path in files:
+            elif len(here) < len(files) or not all(
+                path.is_file() for path in render.figure_paths(filled, folder)
+            ):
+                for path in (*files, *render.figure_paths(filled, folder)):
                     remove_drafts(path)
                 render.write(filled, folder)
                 received.tables[scale] = received.tables.get(scale, 0) + 1
@@ -327,7 +331,7 @@ class Archive:
         for info in infos:
             kind = stat.S_IFMT(info.external_attr >> 16)
             if info.filename != MANIFEST and not (
-                REPORT.fullmatch(info.filename) or RUN.fullmatch(info.filename)
+                any(kind.fullmatch(info.filename) for kind in (REPORT, FIGURE, RUN))
             ):
                 self.refuse(f"{info.filename!r:.200} is not a name of a report or of a run's file")
             if kind not in (0, stat.S_IFREG):

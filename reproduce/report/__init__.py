@@ -7,12 +7,16 @@ Imports point down this page.
     register.py  every claim of a scale's tables with its verdicts
     terminal.py  a table as plain text that fits a terminal
     render.py    files in six formats, and the index
+    figures.py   drawings as SVG and PNG
     latex.py     a table as LaTeX: bare, and complete with its notes
     display.py   layout that all formats share
+    illustrate.py  a table's figures, from its numbers and its runs' measurements
     filled.py    a table with its numbers
+    drawing.py   a drawing as plain data
     counts.py    finished runs on other data than the published
     observe.py   finished runs as one tidy frame, and runs.csv
     table.py     a table as data: cells, claims, runs
+    plots.py     figures as data: what each shows
     verdicts.py  what our numbers show: claims, cells against the paper, emphasis
     claim.py     the paper's sentences as contrasts between cells
     stats.py     means, deviations, intervals and tests

@@ -18,9 +18,12 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from reproduce.messages import InvalidError, table_command, unprintable
+from reproduce.report import drawing
 from reproduce.report.claim import Claim
+from reproduce.report.drawing import Drawing
 from reproduce.report.markup import literal
 from reproduce.report.observe import Statistics, statistics
+from reproduce.report.plots import NAME
 from reproduce.report.stats import Sample, estimate
 from reproduce.report.table import Cell, Column, Margin, Row, Table, baselines_in, settings_in
 from reproduce.report.verdicts import (
@@ -110,7 +113,9 @@ class Illustration:
     title: str
     """Caption, as markup."""
     alternative: str
-    """Content of the figure in words, for readers who do not see it."""
+    """Content of the figure in words, for readers who do not see it; plain text."""
+    drawing: Drawing
+    """Numbers and texts of the figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,8 @@ class Filled:
     columns: tuple[Column, ...]
     rows: tuple[FilledRow, ...]
     claims: tuple[JudgedClaim, ...]
+    not_drawn: tuple[str, ...] = ()
+    """Figures that are left out, each with the reason as a sentence."""
     figures: tuple[Illustration, ...] = ()
 
     @property
@@ -190,7 +197,7 @@ def from_json(data: Mapping[str, Any]) -> Filled:
     Raises:
         KeyError, TypeError: another version of `to_json` wrote the data.
     """
-    parts = dict(data) | {"notes": tuple(data["notes"]), "changes": tuple(data["changes"])}
+    parts = dict(data) | {key: tuple(data[key]) for key in ("notes", "changes", "not_drawn")}
     parts["columns"] = tuple(
         Column(**column | {"margin": column["margin"] and Margin(**column["margin"])})
         for column in data["columns"]
@@ -199,7 +206,10 @@ def from_json(data: Mapping[str, Any]) -> Filled:
         JudgedClaim(**claim | {"effect": claim["effect"] and Effect(**claim["effect"])})
         for claim in data["claims"]
     )
-    parts["figures"] = tuple(Illustration(**figure) for figure in data["figures"])
+    parts["figures"] = tuple(
+        Illustration(**figure | {"drawing": drawing.from_json(figure["drawing"])})
+        for figure in data["figures"]
+    )
     parts["rows"] = tuple(
         FilledRow(**row | {"cells": {key: _cell_from_json(cell) for key, cell in row["cells"].items()}})
         for row in data["rows"]
@@ -231,6 +241,12 @@ def _check(filled: Filled) -> None:
     columns = [column.key for column in filled.columns]
     _check_distinct(columns, "column")
     _check_distinct((row.label for row in filled.rows), "row")
+    _check_distinct((figure.name for figure in filled.figures), "figure")
+    for figure in filled.figures:
+        name = figure.name.removeprefix(f"{filled.table}-")
+        if name == figure.name or not NAME.fullmatch(name):
+            raise ValueError(f"a figure is named {figure.name!r:.60}")
+        drawing.check(figure.drawing)
     if not 0 < filled.alpha < 1:
         raise ValueError(f"alpha is {filled.alpha}")
     for column in filled.columns:

@@ -4,8 +4,8 @@
 
 `.rendered` in the folder records what each table was rendered from: a digest of the request, of the numbers
 of its runs and of the code, and the SHA-256 of each file. If all of these still hold, the numbers are read
-back from `tableN.json`; then nothing is written, and neither pandas nor jinja2 is imported. A file that was
-edited or deleted is written again.
+back from `tableN.json`; then nothing is written, and neither pandas, jinja2 nor matplotlib is imported. A
+file that was edited or deleted is written again.
 
 One process at a time writes the reports of a scale (`.rendered.lock`), and the files of a table are renamed
 together. Two commands that render one table with other options leave the files of one of them.
@@ -25,6 +25,7 @@ from typing import Any
 from reproduce.report import document, register, render
 from reproduce.report.counts import incomplete
 from reproduce.report.filled import Filled, fill, loads
+from reproduce.report.illustrate import Histories, illustrate, no_histories, sources
 from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, write_runs
 from reproduce.report.table import Table
 from reproduce.runs.files import write_atomic
@@ -47,6 +48,7 @@ def publish(
     folder: Path,
     request: str,
     registered: Registered,
+    histories: Histories | None = None,
 ) -> tuple[Filled, list[Path]]:
     """Write the table in every format, its rows of `runs.csv`, the index and the register of claims.
 
@@ -58,6 +60,9 @@ def publish(
         folder: the reports of one scale.
         request: what the table was built from, as text.
         registered: returns every table at the scale, for the register of claims.
+        histories: returns the measurements of runs, for the figures. It is called only if the table is
+            rendered; the ids of the runs decide that. None if they cannot be read now: the figures are
+            drawn without them, and again once they can be read.
 
     Returns:
         The table with its numbers, and its files.
@@ -66,7 +71,8 @@ def publish(
         OSError: a file cannot be written.
     """
     other_data = incomplete(table.specs(seeds), finished)
-    inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons), other_data)
+    shown = None if histories is None else sources(table, seeds, finished)
+    inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons), other_data, shown)
     paths = render.paths(table.name, folder)
     filled = _current(table.name, inputs, folder)
     if filled is not None and _shared_are_current(folder):
@@ -76,9 +82,11 @@ def publish(
         if filled is None:
             runs = frame(table, seeds, finished, reasons) if any(table.measured()) else None
             filled = fill(table, seeds, runs, other_data)
+            filled = illustrate(table, filled, seeds, finished, histories or no_histories)
             render.write(filled, folder)
             write_runs(runs, table.name, folder)
-            _record(folder, table.name, inputs, _files_of(table.name, paths, folder))
+            figures = render.figure_paths(filled, folder)
+            _record(folder, table.name, inputs, _files_of(table.name, [*paths, *figures], folder))
         publish_shared(table.scale, folder, registered)
     return filled, paths
 
@@ -150,7 +158,10 @@ def damaged(folder: Path) -> list[Path]:
 def _current(table: str, inputs: str, folder: Path) -> Filled | None:
     """Return the table as it was rendered from `inputs`; None if a file of it is another one now."""
     recorded = _state(folder).get(table)
-    if recorded != {"inputs": inputs, "files": _files_of(table, render.paths(table, folder), folder)}:
+    known = recorded.get("files") if isinstance(recorded, dict) else None
+    figures = [folder / name for name in known or () if name.startswith(f"{render.FIGURES}/")]
+    files = _files_of(table, [*render.paths(table, folder), *figures], folder)
+    if recorded != {"inputs": inputs, "files": files}:
         return None
     report = folder / f"{table}.json"
     try:
@@ -185,7 +196,8 @@ def _numbers(
 
 def _files_of(table: str, paths: Sequence[Path], folder: Path) -> dict[str, str]:
     """Return a digest of each of a table's files, and of its rows in `runs.csv`, as they are now."""
-    return {path.name: _sha256(path) for path in paths} | {RUNS: _digest(rows_of(folder / RUNS, table))}
+    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    return digests | {RUNS: _digest(rows_of(folder / RUNS, table))}
 
 
 def _state(folder: Path) -> dict[str, Any]:

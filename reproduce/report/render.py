@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from reproduce.messages import InvalidError, counted, first_line
-from reproduce.report import latex, markup
+from reproduce.report import figures, latex, markup
 from reproduce.report.display import DASH, Display, Line, Shown, display, evidence
 from reproduce.report.filled import Filled, loads, to_json
 from reproduce.report.observe import natural
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 FORMATS = ("md", "tex", "tabular.tex", "html", "csv", "json")
+FIGURES = "figures"
+"""Folder of the figures in that of the reports."""
 INDEX = "index.html"
 
 
@@ -62,13 +64,35 @@ def rendered(filled: Filled) -> dict[str, str]:
 def write(filled: Filled, folder: Path) -> list[Path]:
     """Write the table in every format into `folder` (the reports of one scale), and return the files.
 
-    No file is replaced before all of them are written.
+    Its figures are written, too, and those that it no longer has are deleted. No file is replaced before all
+    of them are written.
     """
     files = paths(filled.table, folder)
+    pictures = (
+        content
+        for figure in filled.figures
+        for content in figures.files(figure.name, figure.drawing, figure.alternative).values()
+    )
+    drawn = figure_paths(filled, folder)
     with ExitStack() as drafts:
         for path, text in zip(files, rendered(filled).values(), strict=True):
             drafts.enter_context(atomic(path, durable=True)).write_bytes(text.encode())
+        for path, content in zip(drawn, pictures, strict=True):
+            drafts.enter_context(atomic(path, durable=True)).write_bytes(content)
+    for ending in figures.ENDINGS:
+        for path in (folder / FIGURES).glob(f"{filled.table}-*.{ending}"):
+            if path not in drawn:
+                path.unlink(missing_ok=True)
     return files
+
+
+def figure_paths(filled: Filled, folder: Path) -> list[Path]:
+    """Return the files of a table's figures, in their order."""
+    return [
+        folder / FIGURES / f"{figure.name}.{ending}"
+        for figure in filled.figures
+        for ending in figures.ENDINGS
+    ]
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -134,8 +158,13 @@ def summary(filled: Filled) -> str:
 
 
 def json(filled: Filled) -> str:
-    """Return the table for programs."""
-    return json_files.dumps(to_json(filled), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Return the table for programs; each figure is on one line."""
+    data = to_json(filled)
+    figures = data.pop("figures")
+    lines = [json_files.dumps(figure, ensure_ascii=False, allow_nan=False) for figure in figures]
+    joined = "".join(f"\n    {line}," for line in lines).removesuffix(",") + "\n  " * bool(lines)
+    text = json_files.dumps(data, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    return f'{text},\n  "figures": [{joined}]\n}}\n'
 
 
 def csv(filled: Filled) -> str:
@@ -181,6 +210,11 @@ def markdown(filled: Filled) -> str:
     if filled.claims:
         blocks += ["**Claims**", *([markup.markdown(shown.verdicts)] if shown.verdicts else [])]
         blocks.append("\n".join(_markdown_claim(claim, why, shown) for claim, why in shown.claims))
+    for figure in filled.figures:
+        alternative = markup.markdown(markup.literal(figure.alternative))
+        blocks.append(f"![{alternative}]({FIGURES}/{figure.name}.png)")
+        blocks.append(markup.markdown(figure.title))
+    blocks += [f"Not drawn. {markup.markdown(reason)}" for reason in filled.not_drawn]
     if runs := [
         f"- {markup.markdown(markup.literal(line.name))}: {_runs(line, '`{}`')}"
         for line in shown.lines

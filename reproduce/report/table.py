@@ -20,6 +20,7 @@ from typing import Any, Literal
 from reproduce.messages import NotFoundError, unknown
 from reproduce.nn.weights import Weights
 from reproduce.report.claim import Claim, MissingNumberError, PaperVerdict
+from reproduce.report.plots import Plot
 from reproduce.spec import Evaluate, Spec
 
 
@@ -158,6 +159,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...] = ()
+    figures: tuple[Plot, ...] = ()
     notes: tuple[str, ...] = ()
     """Footnotes to the table as a whole (errata, choices)."""
     row_title: str = "Method"
@@ -197,8 +199,10 @@ class Table:
                     f"{self.name}, row '{row.label}': its facts are {', '.join(row.facts) or 'none'}, "
                     f"the first row's are {first}. All rows need the same."
                 )
+        self._check_unique("figure", [plot.name for plot in self.figures])
         if self.whole is None:
             self._check_claims()
+            self._check_figures()
 
     def _check_unique(self, kind: str, names: Iterable[str]) -> None:
         repeated = [name for name, number in Counter(names).items() if number > 1]
@@ -213,6 +217,17 @@ class Table:
                 for kind, asked, known in (("row", label, labels), ("column", key, keys)):
                     if asked not in known:
                         raise LookupError(f"A claim of {self.name}: {unknown(kind, asked, known)}")
+
+    def _check_figures(self) -> None:
+        """Raise LookupError for a figure of an unknown row or column."""
+        labels, keys = [row.label for row in self.rows], [column.key for column in self.columns]
+        for plot in self.figures:
+            for kind, named, known in (("row", plot.rows(), labels), ("column", plot.columns(), keys)):
+                for asked in named:
+                    if asked not in known:
+                        raise LookupError(
+                            f"The figure '{plot.name}' of {self.name}: {unknown(kind, asked, known)}"
+                        )
 
     def check_name(self, module: str) -> None:
         """Raise ValueError unless the table has the name of its module: `table8` in tables/table8.py."""

@@ -141,6 +141,31 @@ class SqliteReader:
                 found = _entries(database, ids[start : start + AT_ONCE])
             yield from found
 
+    def histories(
+        self, runs: Collection[str], names: Collection[str]
+    ) -> dict[str, dict[str, list[tuple[int, float]]]]:
+        """Return the steps and values of measurements by run and name, in order of steps.
+
+        Of a repeated step, the value is the one that was logged last.
+
+        Args:
+            names: names; a `*` at the end of one stands for any text.
+
+        Raises:
+            StoreError: see `search`.
+        """
+        tests = " OR ".join("key GLOB ?" if name.endswith("*") else "key = ?" for name in names)
+        query = (
+            "SELECT run_uuid, key, step, value, is_nan FROM metrics "
+            f"WHERE run_uuid IN (SELECT value FROM json_each(?)) AND ({tests or 'FALSE'}) "
+            "ORDER BY run_uuid, key, step, timestamp, rowid"
+        )
+        found: dict[str, dict[str, dict[int, float]]] = {}
+        with self._reading() as database:
+            for run, key, step, value, is_nan in database.execute(query, [json.dumps([*runs]), *names]):
+                found.setdefault(run, {}).setdefault(key, {})[step] = math.nan if is_nan else value
+        return {run: {key: [*steps.items()] for key, steps in by.items()} for run, by in found.items()}
+
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """Open one transaction, in which nothing changes.

@@ -20,7 +20,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -380,6 +380,37 @@ class Store:
         If a resumed run repeated a step, the value is the one that was logged last.
         """
         return [(metric.step, metric.value) for metric in self._points(run_id, key)]
+
+    def histories(
+        self, runs: Collection[str], names: Collection[str]
+    ) -> dict[str, dict[str, list[tuple[int, float]]]]:
+        """Return (step, value) of measurements by run and name, as `history` does for one.
+
+        Args:
+            runs: ids of runs in this store.
+            names: names; a `*` at the end of one stands for any text.
+        """
+        return self.connection.retrying(lambda: self._histories(runs, names))
+
+    def _histories(
+        self, runs: Collection[str], names: Collection[str]
+    ) -> dict[str, dict[str, list[tuple[int, float]]]]:
+        if not runs or self.connection.absent:
+            return {}
+        if self.connection.reader is not None:
+            return self.connection.reader.histories(runs, names)
+
+        def wanted(key: str) -> bool:
+            return any(key.startswith(name[:-1]) if name.endswith("*") else key == name for name in names)
+
+        return {
+            run: {
+                key: self.history(run, key)
+                for key in self.connection.client.get_run(run).data.metrics
+                if wanted(key)
+            }
+            for run in sorted(runs)
+        }
 
     def download(self, run_id: str, name: str, folder: Path) -> Path:
         """Copy the artifact `name` of a run into `folder` and return its path.
