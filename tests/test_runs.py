@@ -172,7 +172,13 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
         "index.html",
         "runs.csv",
         *(f"table8.{kind}" for kind in KINDS),
+        "figures",
     }
+    figures = sorted(path.name for path in (home.reports / "smoke" / "figures").iterdir())
+    shown = ("curves", "losses", "views")
+    assert [name for name in figures if name.partition("-")[2].partition(".")[0] in shown] == [
+        f"table8-{name}.{ending}" for name in shown for ending in ("png", "svg")
+    ]
     ours = cell(home)
     assert 0 <= ours["value"] <= 100
     assert ours["reason"] is None
@@ -183,18 +189,23 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
 
 def test_a_second_call_starts_nothing_and_writes_the_same_bytes(finished: tuple[Home, str]) -> None:
     home, _ = finished
-    reports = {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()}
+
+    def read() -> dict[Path, bytes]:
+        files = (path for path in (home.reports / "smoke").rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
+
+    reports = read()
     written = {path: path.stat().st_mtime_ns for path in reports}
     runs = {path: path.stat().st_mtime_ns for path in home.runs.glob("[0-9a-f]*/*")}
     again = home.invoke(*row(epochs=EPOCHS))
-    assert {path: path.stat().st_mtime_ns for path in (home.reports / "smoke").iterdir()} == written
+    assert {path: path.stat().st_mtime_ns for path in read()} == written
     for path in reports:
         path.unlink()
     done = home.invoke(*row(epochs=EPOCHS))
     assert (done.returncode, done.stderr) == (again.returncode, again.stderr) == (0, "")
     assert done.stdout.splitlines()[1:] == again.stdout.splitlines()[1:]
     assert done.stdout.startswith("0 runs done, 2 reused, 0 missing, in ")
-    assert {path: path.read_bytes() for path in (home.reports / "smoke").iterdir()} == reports
+    assert read() == reports
     assert {path: path.stat().st_mtime_ns for path in home.runs.glob("[0-9a-f]*/*")} == runs
     planned = home.invoke(*row(epochs=EPOCHS), "--dry-run").stdout.splitlines()
     assert [line.split()[0] for line in planned] == ["reuse", "reuse", "2", "Changed", "Plan"]

@@ -340,18 +340,20 @@ def _views(plot: Views, material: _Material) -> tuple[Drawing, list[str], str]:
                 if (hours := _hours(plot, label, material)) is not None:
                     points["hours"][number] = hours
         for side, values in points.items():
-            if values:
-                found[side].append(
-                    Series(
-                        label=name,
-                        style=style,
-                        x=tuple(float(views.index(number)) for number in values),
-                        y=tuple(_short(value) for value in values.values()),
-                    )
+            if not values:
+                continue
+            found[side].append(
+                Series(
+                    label=name,
+                    style=style,
+                    x=tuple(float(views.index(number)) for number in values),
+                    y=tuple(_short(value) for value in values.values()),
                 )
+            )
+            # Times differ from machine to machine. Without them, the reports of equal runs are equal.
+            if side != "hours":
                 shown = ", ".join(
-                    f"{_spoken(side, value, column.digits)} at K = {number}"
-                    for number, value in values.items()
+                    f"{printed(value, column.digits)} at K = {number}" for number, value in values.items()
                 )
                 words.append(f"{plain(name)}, {side}: {shown}.")
     if not found["ours"]:
@@ -382,17 +384,11 @@ def _views(plot: Views, material: _Material) -> tuple[Drawing, list[str], str]:
     notes = [_not_comparable(filled.scale)] if filled.scale != "paper" and found["paper"] else []
     notes.append(
         "The time of training is that of one run, by its logged images per second; on several GPUs, each of "
-        "them is used for that time."
+        f"them is used for that time. {filled.table}.json has the numbers."
         if found["hours"]
         else "The runs have not logged their speed, so the time of training is not drawn."
     )
     return Drawing(strips=(Strip(panels=panels),)), notes, " ".join(words)
-
-
-def _spoken(side: str, value: float, digits: int) -> str:
-    if side != "hours":
-        return printed(value, digits)
-    return f"{value:.3g} hours" if value >= 1 else f"{60 * value:.3g} minutes"
 
 
 def _hours(plot: Views, label: str, material: _Material) -> float | None:
