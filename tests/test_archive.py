@@ -148,7 +148,9 @@ def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, orig
         "claims.html",
         "claims.md",
         "index.html",
+        "report.html",
         "report.tex",
+        "runs",
         *(["report.pdf"] if shutil.which("pdflatex") else []),
         *(f"table4.{kind}" for kind in archive.render.FORMATS),
     }

@@ -3,6 +3,7 @@
 Imports point down this page.
 
     publish.py   a table's files, rendered if something changed
+    overview.py  every table of a scale as one page in HTML, the index, and a page for each run
     document.py  every table of a scale as one LaTeX document, and its PDF
     register.py  every claim of a scale's tables with its verdicts
     terminal.py  a table as plain text that fits a terminal
@@ -10,6 +11,7 @@ Imports point down this page.
     latex.py     a table as LaTeX: bare, and complete with its notes
     display.py   layout that all formats share
     filled.py    a table with its numbers
+    record.py    the record of a run as pages show it; cost in hours and kWh
     counts.py    finished runs on other data than the published
     observe.py   finished runs as one tidy frame, and runs.csv
     table.py     a table as data: cells, claims, runs
