@@ -286,8 +286,8 @@ def _unit(kind: str) -> str:
 
 
 def hours_of(hours: float) -> str:
-    """Return hours with at least two digits: `12.3`, `0.042`."""
-    return printed(hours, 1) if hours >= 10 else f"{hours:.2g}"
+    """Return hours with one decimal, or with two digits if they are less than one: `12.3`, `0.042`."""
+    return printed(hours, 1) if hours >= 1 else f"{hours:.2g}"
 
 
 def _environment(runs: Runs) -> Iterator[tuple[str, list[tuple[str, int]]]]:

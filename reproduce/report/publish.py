@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -124,8 +124,6 @@ def publish_shared(scale: str, folder: Path, registered: Registered, records: Re
         paths.append(folder / name)
         paths[-1].parent.mkdir(exist_ok=True)
         write_atomic(paths[-1], page(), durable=True)
-    for path in unused_pages(folder, runs.uses):
-        path.unlink(missing_ok=True)
     if runs.uses.keys() <= known.keys():
         _record(
             folder,
@@ -135,19 +133,24 @@ def publish_shared(scale: str, folder: Path, registered: Registered, records: Re
         )
     else:
         _forget(folder, render.INDEX)
+    for path in unused_pages(folder):
+        path.unlink(missing_ok=True)
     if not (folder / document.PDF).exists():
         _forget(folder, document.PDF)
 
 
-def unused_pages(folder: Path, used: Iterable[str]) -> list[Path]:
-    """Return the pages of runs that no table cites.
-
-    Args:
-        used: ids of the runs behind the tables, and of those upstream.
-    """
-    names = {f"{spec_id}.html" for spec_id in used}
+def unused_pages(folder: Path) -> list[Path]:
+    """Return the pages of runs that no table of the folder needs; none before the tables were rendered."""
+    recorded = _state(folder).get(render.INDEX)
+    files = recorded.get("files") if isinstance(recorded, dict) else None
+    if not isinstance(files, dict):
+        return []
     found = sorted((folder / overview.RUNS).glob("*.html"))
-    return [path for path in found if identity.ID.fullmatch(path.stem) and path.name not in names]
+    return [
+        path
+        for path in found
+        if identity.ID.fullmatch(path.stem) and path.relative_to(folder).as_posix() not in files
+    ]
 
 
 def publish_pdf(folder: Path) -> str:
