@@ -314,6 +314,18 @@ def test_the_files_of_a_run_that_was_executed_again_are_listed(place: tuple[Site
     assert not old.exists()
 
 
+def test_pages_of_runs_that_no_report_needs_are_listed(place: tuple[Site, Store]) -> None:
+    site, store = place
+    needed, left = (put(site.reports / "smoke" / "runs" / f"{spec.id}.html") for spec in (FINISHED, STRANGE))
+    assert names(gc.find(site, store, 0.0), "page") == set(), "no record of what was rendered"
+    rendered = {"index.html": {"inputs": "", "files": {f"runs/{FINISHED.id}.html": ""}}}
+    (site.reports / "smoke" / ".rendered").write_text(json.dumps(rendered))
+    found = gc.find(site, store, 0.0)
+    assert names(found, "page") == {f"reports/smoke/runs/{STRANGE.id}.html"}
+    gc.remove(found)
+    assert (needed.exists(), left.exists()) == (True, False)
+
+
 def test_deleted_records_can_be_restored(place: tuple[Site, Store]) -> None:
     site, store = place
     found = gc.find(site, store, 0.0)
@@ -422,13 +434,19 @@ def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tu
     assert not aside[0].exists()
 
 
+def rendered(home: Home) -> dict[Path, bytes]:
+    """Return the content of every report."""
+    files = (path for path in (home.reports / "smoke").rglob("[!.]*") if path.is_file())
+    return {path: path.read_bytes() for path in files}
+
+
 def test_tables_are_as_before(place: tuple[Site, Store]) -> None:
     """A finished table is reused, and rendered to the same bytes, after everything else is gone."""
     site, store = place
     store.connection.client  # noqa: B018 (the first to open a copied store says that it corrects paths)
     home, table = Home(site.runs.parent), ("table8", "--rows", "BYOL", "--set", "epochs=3")
     assert home.invoke(*table).returncode == 0
-    reports = {path: path.read_bytes() for path in (home.reports / "smoke").rglob("[!.]*") if path.is_file()}
+    reports = rendered(home)
 
     now = ("--older-than", "0")
     for arguments in (("--dry", "gc", "--delete", *now), ("gc", "--delete", *now)):
@@ -438,6 +456,4 @@ def test_tables_are_as_before(place: tuple[Site, Store]) -> None:
         assert "3 runs, 1 checkpoint set, 3 drafts, 2 feature files, 3 records: " in listed.stdout
     done = home.invoke(*table)
     assert done.stdout.startswith("0 runs done, 2 reused, 0 missing, in ")
-    assert {
-        path: path.read_bytes() for path in (home.reports / "smoke").rglob("[!.]*") if path.is_file()
-    } == reports
+    assert rendered(home) == reports

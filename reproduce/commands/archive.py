@@ -27,7 +27,7 @@ from reproduce import identity
 from reproduce.messages import InvalidError, NotFoundError, counted, first_line, size, unknown
 from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES
-from reproduce.report import register, render
+from reproduce.report import overview, register, render
 from reproduce.report.filled import Filled
 from reproduce.runs.files import atomic
 from reproduce.site import Site
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 KIND, VERSION = "msbreg archive", 1
 MANIFEST, RECORD = "manifest.json", "record.json"
-SHARED = (render.INDEX, *register.FILES)
+SHARED = (render.INDEX, overview.REPORT, *register.FILES)
 """Reports over all tables of a scale."""
 DATE = (1980, 1, 1, 0, 0, 0)
 """Date of every member: the earliest that a zip can contain."""
 REPORT = re.compile(
-    rf"reports/({'|'.join(SCALES)})/((?!runs\.csv)(?!report\.)(?!claims\.(?!html|md))(?!index\.(?!html))[a-z0-9]\w{{0,99}})\.({'|'.join(render.FORMATS)})",
+    rf"reports/({'|'.join(SCALES)})/((?!runs\.csv)(?!report\.(?!html))(?!claims\.(?!html|md))(?!index\.(?!html))[a-z0-9]\w{{0,99}})\.({'|'.join(render.FORMATS)})",
     re.ASCII | re.IGNORECASE,
 )
 """Names of rendered files. `runs.csv` stays: it contains the ids that one tracking store gave to its runs."""

@@ -7,7 +7,7 @@
 The folder of a run is listed if the run is unfinished, no table uses it at any scale (with default options,
 `SEEDS` seeds, all kinds of baselines), no process owns it, and no finished evaluation used its
 encoder. Also listed are checkpoints of finished runs, abandoned drafts, features of encoders that no local
-run evaluated, and files of runs that `invoke redo` replaced.
+run evaluated, files of runs that `invoke redo` replaced, and pages of runs that no report needs.
 
 Nothing is listed that changed in the last `MONTH`, and no run that could resume from a checkpoint. If the
 user names an age, everything older is listed.
@@ -38,6 +38,7 @@ from reproduce.commands import redo
 from reproduce.nn import feature_cache
 from reproduce.nn.encoder import FILE
 from reproduce.plan import BASELINES, SCALES, NotHereError, Request, table_names
+from reproduce.report import publish
 from reproduce.runs import checkpoint, encoder_file, journal, lease, processes
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
@@ -64,7 +65,7 @@ EVERY = 1_000_000
 DRAFTS = ("*/.*.tmp", "weights/*/.*.tmp")
 """Patterns of drafts in the folder of runs."""
 
-Kind = Literal["run", "checkpoints", "draft", "replaced", "features", "record"]
+Kind = Literal["run", "checkpoints", "draft", "replaced", "features", "record", "page"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +158,7 @@ def find(site: Site, store: Store, older_than: float | None = None) -> Found:
         *_features(runs, unwanted, store),
         *_drafts(site, unwanted),
         *_replaced(runs),
+        *_pages(site),
     ]
     option = "" if older_than is None else f" --older-than {older_than:g}{'s' if older_than else ''}"
     listed = tuple(item for item in items if _asked(item, older_than))
@@ -516,9 +518,30 @@ NAMES: Mapping[Kind, str] = {
     "draft": "draft",
     "replaced": "replaced run",
     "features": "feature file",
+    "page": "page",
     "record": "record",
 }
 """Name of one item of each kind."""
+
+
+def _pages(site: Site) -> Iterator[Item]:
+    """Yield the pages of runs that no report needs; a command that was killed may leave them."""
+    for scale in SCALES:
+        for path in publish.unused_pages(site.reports / scale):
+            size, age = _measured([path])
+            yield Item(
+                kind="page",
+                name=f"reports/{path.relative_to(site.reports).as_posix()}",
+                size=size,
+                age=age,
+                why="no report needs this page of a run",
+                remove=partial(_remove_page, path),
+            )
+
+
+def _remove_page(path: Path) -> str:
+    path.unlink()
+    return ""
 
 
 def _counted(items: Iterable[Item]) -> str:

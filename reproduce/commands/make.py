@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.commands.console import Console
+from reproduce.commands.pages import records_of
 from reproduce.commands.time_left import Expected
 from reproduce.messages import clock, counted, from_here
 from reproduce.nn import weight_files
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from reproduce.commands.forecast import Forecast
     from reproduce.report.filled import Filled
     from reproduce.report.observe import Finished
+    from reproduce.report.record import Records
     from reproduce.report.table import Table
     from reproduce.tracking.store import Store
 
@@ -208,6 +210,8 @@ class _Outcome:
     """Number of these that other processes executed."""
     started: float
     store: Store
+    records: Records
+    """Function that returns the records of runs, for their pages."""
     unasked: str = ""
     """Why the store could not be asked after the runs; empty if it could."""
 
@@ -283,7 +287,9 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     # A run that was killed after its record was complete is finished.
     failed = {spec_id: reason for spec_id, reason in reasons.items() if spec_id not in finished}
     attached &= finished.keys()
-    return _Outcome(wanted, finished, missing, failed, ran, len(attached), started, store, unasked)
+    return _Outcome(
+        wanted, finished, missing, failed, ran, len(attached), started, store, records_of(store), unasked
+    )
 
 
 def _expected(
@@ -440,6 +446,7 @@ def _render(request: Request, site: Site, done: _Outcome, *, shown: bool) -> tup
             request.dumps(),
             partial(registered, request.scale),
             None if done.unasked else done.store.histories,
+            records=done.records,
         )
     except OSError as error:
         raise OSError(

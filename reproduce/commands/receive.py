@@ -27,11 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from reproduce.commands.archive import FIGURE, KIND, MANIFEST, RECORD, REPORT, VERSION, cited_by, tables_of
+from reproduce.commands.pages import records_of
 from reproduce.messages import InvalidError, NotFoundError, counted, first_line, size
 from reproduce.nn.encoder import FILE, check_backbone
 from reproduce.plan import CUSTOM, SCALES, registered
 from reproduce.report import publish, render
 from reproduce.report.filled import Filled
+from reproduce.report.record import Records
 from reproduce.runs import encoder_file
 from reproduce.runs.files import remove_drafts, write_atomic
 from reproduce.site import Site
@@ -117,8 +119,9 @@ def receive(file: Path, site: Site, store: Store) -> Received:
         for run in upstream_first:
             here = present.get(run.spec_id) or store.adopt(run, archive.digest)
             _receive_run(run, here, content, archive, site, received)
+    records = records_of(store)
     for scale, tables in content.tables.items():
-        _receive_reports(scale, tables, site.reports / scale, received)
+        _receive_reports(scale, tables, site.reports / scale, received, records)
     return received
 
 
@@ -212,7 +215,9 @@ def _differing(here: Mapping[str, float], there: Mapping[str, float]) -> str:
     return "; ".join(shown)
 
 
-def _receive_reports(scale: str, tables: Mapping[str, Filled], folder: Path, received: Received) -> None:
+def _receive_reports(
+    scale: str, tables: Mapping[str, Filled], folder: Path, received: Received, records: Records
+) -> None:
     """Add the tables of a scale that do not differ from local ones, and write the index of all tables."""
     with publish.locked(folder):
         for table, filled in sorted(tables.items()):
@@ -230,7 +235,7 @@ def _receive_reports(scale: str, tables: Mapping[str, Filled], folder: Path, rec
                     remove_drafts(path)
                 render.write(filled, folder)
                 received.tables[scale] = received.tables.get(scale, 0) + 1
-        publish.publish_shared(scale, folder, partial(registered, scale))
+        publish.publish_shared(scale, folder, partial(registered, scale), records)
     publish.publish_pdf(folder)
 
 

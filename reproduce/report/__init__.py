@@ -3,6 +3,7 @@
 Imports point down this page.
 
     publish.py   a table's files, rendered if something changed
+    overview.py  every table of a scale as one page in HTML, the index, and a page for each run
     document.py  every table of a scale as one LaTeX document, and its PDF
     register.py  every claim of a scale's tables with its verdicts
     terminal.py  a table as plain text that fits a terminal
@@ -13,6 +14,7 @@ Imports point down this page.
     illustrate.py  a table's figures, from its numbers and its runs' measurements
     filled.py    a table with its numbers
     drawing.py   a drawing as plain data
+    record.py    the record of a run as pages show it; cost in hours and kWh
     counts.py    finished runs on other data than the published
     observe.py   finished runs as one tidy frame, and runs.csv
     table.py     a table as data: cells, claims, runs

@@ -8,6 +8,7 @@ formats; text is markup (`markup.py`).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ class Line:
     name: str
     """Label by which `--rows` and `invoke why` find the row; unique, as plain text."""
     label: str
+    """Printed name, as markup; rows that differ in their facts alone have the same."""
+    distinct: str
+    """Printed name that no other row has, for readers who do not see the facts next to it."""
     marks: tuple[str, ...]
     facts: tuple[str, ...]
     rule_before: bool
@@ -103,7 +107,7 @@ class Display:
     """(reason, number of cells) of our empty cells; the last one may stand for several. Each is named by its
     place, from 1 on (`Shown.why`)."""
     ours_empty: str
-    """What the empty cells are called."""
+    """Name of the empty cells in print."""
     claims: tuple[tuple[JudgedClaim, str], ...]
     """Each claim with what decides it on our numbers, unless one reason holds for all of them."""
     verdicts: str
@@ -142,7 +146,9 @@ def display(filled: Filled) -> Display:
     marks = _Marks()
     causes = _causes(filled)
     lines = []
+    names = Counter(row.shown for row in filled.rows)
     for row in filled.rows:
+        distinct = row.shown if names[row.shown] == 1 else _with_formulas(row.label)
         label_marks = marks.of(row.note) + ((ADDED_MARK,) if row.added else ())
         cells = tuple(
             _paper(row.cells[sub.column.key], marks)
@@ -156,7 +162,16 @@ def display(filled: Filled) -> Display:
             if row.cells[column.key].runs
         )
         lines.append(
-            Line(row.label, row.shown, label_marks, tuple(row.facts.values()), row.rule_before, cells, runs)
+            Line(
+                row.label,
+                row.shown,
+                distinct,
+                label_marks,
+                tuple(row.facts.values()),
+                row.rule_before,
+                cells,
+                runs,
+            )
         )
     added = "An added row; the paper's table does not have it." if filled.number else "An added row."
     has_added = any(row.added for row in filled.rows)
@@ -176,6 +191,12 @@ def display(filled: Filled) -> Display:
         claims=tuple((claim, "" if same else evidence(claim)) for claim in filled.claims),
         verdicts=f"{'On our numbers' if sided else 'Verdicts'}: {reasons.pop()}." if same else "",
     )
+
+
+def _with_formulas(label: str) -> str:
+    """Return a row's label as markup, with its losses and its number of views as formulas."""
+    with_losses = re.sub(r"\bL_([a-z])\b", r"$\\mathcal{L}_\1$", literal(label))
+    return re.sub(r"\(K=(\d+)\)", r"($K = \1$)", with_losses)
 
 
 def confidence(alpha: float) -> str:

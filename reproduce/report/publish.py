@@ -22,11 +22,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reproduce.report import document, register, render
+from reproduce import identity
+from reproduce.report import document, overview, register, render
 from reproduce.report.counts import incomplete
 from reproduce.report.filled import Filled, fill, loads
 from reproduce.report.illustrate import Histories, illustrate, no_histories, sources
 from reproduce.report.observe import RUNS, Finished, frame, observe, rows_of, write_runs
+from reproduce.report.record import Records, no_records
 from reproduce.report.table import Table
 from reproduce.runs.files import write_atomic
 from reproduce.site import PROJECT
@@ -49,6 +51,8 @@ def publish(
     request: str,
     registered: Registered,
     histories: Histories | None = None,
+    *,
+    records: Records = no_records,
 ) -> tuple[Filled, list[Path]]:
     """Write the table in every format, its rows of `runs.csv`, the index and the register of claims.
 
@@ -63,6 +67,8 @@ def publish(
         histories: returns the measurements of runs, for the figures. It is called only if the table is
             rendered; the ids of the runs decide that. None if they cannot be read now: the figures are
             drawn without them, and again once they can be read.
+        records: returns the records of runs, for the report and the pages of runs. It is called only if
+            something changed.
 
     Returns:
         The table with its numbers, and its files.
@@ -73,21 +79,22 @@ def publish(
     other_data = incomplete(table.specs(seeds), finished)
     shown = None if histories is None else sources(table, seeds, finished)
     inputs = _digest(_code(), request, _numbers(table, seeds, finished, reasons), other_data, shown)
+    runs = _runs(table, seeds, finished)
     paths = render.paths(table.name, folder)
-    filled = _current(table.name, inputs, folder)
+    filled = _current(table.name, inputs, runs, folder)
     if filled is not None and _shared_are_current(folder):
         return filled, paths
     with locked(folder):
-        filled = _current(table.name, inputs, folder)
+        filled = _current(table.name, inputs, runs, folder)
         if filled is None:
-            runs = frame(table, seeds, finished, reasons) if any(table.measured()) else None
-            filled = fill(table, seeds, runs, other_data)
+            numbers = frame(table, seeds, finished, reasons) if any(table.measured()) else None
+            filled = fill(table, seeds, numbers, other_data)
             filled = illustrate(table, filled, seeds, finished, histories or no_histories)
             render.write(filled, folder)
-            write_runs(runs, table.name, folder)
+            write_runs(numbers, table.name, folder)
             figures = render.figure_paths(filled, folder)
-            _record(folder, table.name, inputs, _files_of(table.name, [*paths, *figures], folder))
-        publish_shared(table.scale, folder, registered)
+            _record(folder, table.name, inputs, _files_of(table.name, [*paths, *figures], folder), runs)
+        publish_shared(table.scale, folder, registered, records)
     return filled, paths
 
 
@@ -105,17 +112,53 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def publish_shared(scale: str, folder: Path, registered: Registered) -> None:
-    """Write the index and the register of claims unless they are up to date; the caller holds the lock."""
-    if not _shared_are_current(folder):
-        inputs, tables = _shared_inputs(folder), render.read_all(folder)
-        paths = [render.write_index(tables, folder)]
-        found = register.entries(registered(), {filled.table: filled for filled in tables})
-        paths += register.write(found, scale, folder)
-        paths.append(document.write(tables, found, scale, folder))
-        _record(folder, render.INDEX, inputs, {path.name: _sha256(path) for path in paths})
-        if not (folder / document.PDF).exists():
-            _forget(folder, document.PDF)
+def publish_shared(scale: str, folder: Path, registered: Registered, records: Records = no_records) -> None:
+    """Write the pages over all tables and those of the runs, unless they are up to date.
+
+    The caller holds the lock. If the store did not answer for a run, the next call writes them again.
+    """
+    if _shared_are_current(folder):
+        return
+    inputs, tables = _shared_inputs(folder), render.read_all(folder)
+    found = register.entries(registered(), {filled.table: filled for filled in tables})
+    known = records(overview.cited(tables))
+    runs = overview.Runs(tables, known)
+    paths = register.write(found, scale, folder)
+    paths.append(document.write(tables, found, scale, folder))
+    pages = overview.pages(runs, scale)
+    pages |= {overview.REPORT: lambda: overview.report(tables, found, runs, scale, folder)}
+    pages |= {render.INDEX: lambda: overview.index(tables, found, scale)}
+    for name, page in pages.items():
+        paths.append(folder / name)
+        paths[-1].parent.mkdir(exist_ok=True)
+        write_atomic(paths[-1], page(), durable=True)
+    if runs.uses.keys() <= known.keys():
+        _record(
+            folder,
+            render.INDEX,
+            inputs,
+            {path.relative_to(folder).as_posix(): _sha256(path) for path in paths},
+        )
+    else:
+        _forget(folder, render.INDEX)
+    for path in unused_pages(folder):
+        path.unlink(missing_ok=True)
+    if not (folder / document.PDF).exists():
+        _forget(folder, document.PDF)
+
+
+def unused_pages(folder: Path) -> list[Path]:
+    """Return the pages of runs that no table of the folder needs; none before the tables were rendered."""
+    recorded = _state(folder).get(render.INDEX)
+    files = recorded.get("files") if isinstance(recorded, dict) else None
+    if not isinstance(files, dict):
+        return []
+    found = sorted((folder / overview.RUNS).glob("*.html"))
+    return [
+        path
+        for path in found
+        if identity.ID.fullmatch(path.stem) and path.relative_to(folder).as_posix() not in files
+    ]
 
 
 def publish_pdf(folder: Path) -> str:
@@ -155,13 +198,13 @@ def damaged(folder: Path) -> list[Path]:
     return found
 
 
-def _current(table: str, inputs: str, folder: Path) -> Filled | None:
+def _current(table: str, inputs: str, runs: str, folder: Path) -> Filled | None:
     """Return the table as it was rendered from `inputs`; None if a file of it is another one now."""
     recorded = _state(folder).get(table)
     known = recorded.get("files") if isinstance(recorded, dict) else None
     figures = [folder / name for name in known or () if name.startswith(f"{render.FIGURES}/")]
     files = _files_of(table, [*render.paths(table, folder), *figures], folder)
-    if recorded != {"inputs": inputs, "files": files}:
+    if recorded != {"inputs": inputs, "files": files, "runs": runs}:
         return None
     report = folder / f"{table}.json"
     try:
@@ -174,13 +217,28 @@ def _current(table: str, inputs: str, folder: Path) -> Filled | None:
 
 
 def _shared_are_current(folder: Path) -> bool:
-    files = {name: _sha256(folder / name) for name in (render.INDEX, document.TEX, *register.FILES)}
-    return bool(_state(folder).get(render.INDEX) == {"inputs": _shared_inputs(folder), "files": files})
+    recorded = _state(folder).get(render.INDEX)
+    if not isinstance(recorded, dict) or not isinstance(files := recorded.get("files"), dict):
+        return False
+    return (
+        {render.INDEX, overview.REPORT, document.TEX, *register.FILES} <= files.keys()
+        and recorded.get("inputs") == _shared_inputs(folder)
+        and all(_sha256(folder / name) == digest for name, digest in files.items())
+    )
 
 
 def _shared_inputs(folder: Path) -> str:
-    """Return a digest of everything that the index and the register show."""
-    return _digest(_code(), *(f"{each.name} {_sha256(each)}" for each in render.tables_in(folder)))
+    """Return a digest of everything that the pages over all tables and those of the runs show."""
+    state, tables = _state(folder), render.tables_in(folder)
+    rendered = (state.get(each.stem) for each in tables)
+    runs = [entry.get("runs") if isinstance(entry, dict) else None for entry in rendered]
+    figures = sorted((folder / document.FIGURES).glob("*.svg"))
+    return _digest(_code(), *(f"{each.name} {_sha256(each)}" for each in (*tables, *figures)), runs)
+
+
+def _runs(table: Table, seeds: int, finished: Mapping[str, Finished]) -> str:
+    """Return a digest of the store's ids of all runs of a table: one that was made again has another page."""
+    return _digest([finished[spec.id].run_id for spec in table.specs(seeds) if spec.id in finished])
 
 
 def _numbers(
@@ -209,9 +267,10 @@ def _state(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _record(folder: Path, name: str, inputs: str, files: Mapping[str, str]) -> None:
+def _record(folder: Path, name: str, inputs: str, files: Mapping[str, str], runs: str = "") -> None:
     """Write one entry of `.rendered`; the caller holds the lock."""
-    state = _state(folder) | {name: {"inputs": inputs, "files": files}}
+    entry = {"inputs": inputs, "files": files} | ({"runs": runs} if runs else {})
+    state = _state(folder) | {name: entry}
     write_atomic(folder / STATE, json.dumps(state, indent=1, sort_keys=True) + "\n", durable=True)
 
 

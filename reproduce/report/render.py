@@ -1,9 +1,9 @@
-"""Filled tables as files: `tableN.md`, `.tex`, `.tabular.tex`, `.html`, `.csv`, `.json`, and `index.html`.
+"""Filled tables as files: `tableN.md`, `.tex`, `.tabular.tex`, `.html`, `.csv` and `.json`.
 
     write(filled, reports / "smoke")
-    write_index(read_all(reports / "smoke"), reports / "smoke")
+    read_all(reports / "smoke")
 
-The same filled table gives the same bytes. Only `html` and `index` import jinja2. `publish.py` calls `write`
+The same filled table gives the same bytes. Only `html` imports jinja2. `publish.py` calls `write`
 when something changed.
 """
 
@@ -26,7 +26,7 @@ from reproduce.report.display import DASH, Display, Line, Shown, display, eviden
 from reproduce.report.filled import Filled, loads, to_json
 from reproduce.report.observe import natural
 from reproduce.report.verdicts import JudgedClaim, Verdict
-from reproduce.runs.files import atomic, write_atomic
+from reproduce.runs.files import atomic
 
 logger = logging.getLogger(__name__)
 
@@ -145,15 +145,10 @@ def read_all(folder: Path) -> list[Filled]:
     return tables
 
 
-def write_index(tables: Sequence[Filled], folder: Path) -> Path:
-    """Write `index.html` over the tables, and return its path."""
-    return write_atomic(folder / INDEX, index(tables), durable=True)
-
-
 def summary(filled: Filled) -> str:
     """Return one line for the terminal: how many cells are filled, and the verdicts on the claims."""
     claims = tally(claim.ours for claim in filled.claims)
-    line = f"{filled.table} ({filled.scale}): {_cell_counts(filled)} cells filled"
+    line = f"{filled.table} ({filled.scale}): {cell_counts(filled)} cells filled"
     return f"{line}; claims: {claims}" if claims else line
 
 
@@ -240,7 +235,7 @@ def _markdown_table(shown: Display) -> str:
     ]
     body = [
         [
-            markup.markdown(line.label) + _markdown_marks(line.marks),
+            markup.markdown(line.distinct) + _markdown_marks(line.marks),
             *map(markup.markdown, line.facts),
             *map(_markdown_cell, line.cells),
         ]
@@ -286,24 +281,6 @@ def html(filled: Filled) -> str:
     return environment().get_template("table.html").render(filled=filled, shown=display(filled))
 
 
-def index(tables: Sequence[Filled]) -> str:
-    """Return one page over the tables of a scale."""
-    entries = [
-        {
-            "filled": filled,
-            "shown": display(filled),
-            "summary": _cell_counts(filled),
-            "claims": {
-                "paper": tally(claim.paper for claim in filled.claims),
-                "ours": tally(claim.ours for claim in filled.claims),
-            },
-        }
-        for filled in tables
-    ]
-    scales = sorted({filled.scale for filled in tables})
-    return environment().get_template("index.html").render(entries=entries, scale=", ".join(scales))
-
-
 @cache
 def environment() -> Environment:
     """Return the templates of this folder. Every value is escaped, and text goes through `markup.html`."""
@@ -333,7 +310,8 @@ def environment() -> Environment:
     return environment
 
 
-def _cell_counts(filled: Filled) -> str:
+def cell_counts(filled: Filled) -> str:
+    """Return how many cells are filled: `12 of 24`."""
     cells = [cell for row in filled.rows for cell in row.cells.values()]
     return f"{sum(cell.value is not None for cell in cells)} of {len(cells)}"
 

@@ -30,13 +30,17 @@ def record() -> dict[str, Any]:
     """
     commit, dirty = code()
     torch = sys.modules.get("torch")
+    gpu = bool(torch and torch.cuda.is_available())
+    distributed = torch.distributed if torch and torch.distributed.is_available() else None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": commit,
         "dirty": dirty,
-        "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else processor(),
+        "device": torch.cuda.get_device_name() if torch and gpu else processor(),
+        "kind": "GPU" if gpu else "CPU",
+        "processes": distributed.get_world_size() if distributed and distributed.is_initialized() else 1,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
     }
