@@ -162,9 +162,9 @@ def test_a_terminal_shows_what_each_run_does_and_keeps_what_became_of_it(width: 
     assert screen.longest <= width, "a line is wrapped"
     lines = [line.rstrip() for line in screen.lines if line.strip()]
     assert lines[0] == "2 runs to do, 3 reused."
-    assert lines[1].startswith("[1/2] byol K=2 ")
+    assert lines[1].startswith("[1/2] byol · synth 4ep · s0: ")
     assert re.search(r": \d+ s, [\d,]+ images/s$", lines[1])
-    assert lines[2].startswith("[2/2] linear: byol K=2")
+    assert lines[2].startswith("[2/2] linear ← byol · synth")
     assert " ".join(" ".join(lines[2:]).split()).endswith("a reason of many words ends here")
     assert "ended" not in "".join(lines), "the live lines stay behind"
 
@@ -173,10 +173,11 @@ def test_a_run_under_way_has_its_epoch_loss_speed_and_time_left_on_one_line_of_8
     drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", played().output)
     (line, *_) = re.findall(r"[^\r\n]*epoch 2/4[^\r\n]*", drawn)
     assert re.fullmatch(
-        r"byol K=2 .*… +epoch 2/4, loss 0\.4125  [\d,]+ images/s  \d.* left *", line.replace("\r", "")
+        r"byol · synth 4ep · s0 +epoch 2/4, loss 0\.4125  [\d,]+ images/s  \d.* left *",
+        line.replace("\r", ""),
     ), line
     assert len(line) <= WIDTH
-    assert re.search(r"byol K=2 .*…  loading images and network, 0 s", drawn)
+    assert re.search(r"byol · synth 4ep · s0 +loading images and network, 0 s", drawn)
     assert re.search(r"━━━━─+  0 of 2 runs ended  \S+( s)? left", drawn), "a quarter of all work is done"
     assert re.search(r"1 of 2 runs ended  ", drawn)
 
@@ -202,16 +203,16 @@ def test_a_dumb_terminal_and_a_pipe_get_plain_lines() -> None:
     assert piped.stderr == ""
     first, one, two = piped.stdout.splitlines()
     assert first == "2 runs to do, 3 reused."
-    assert re.fullmatch(r"\[1/2\] byol K=2 .* seed 0: \d+ s, [\d,]+ images/s", one)
-    assert re.fullmatch(r"\[2/2\] linear: byol K=2 .*: FAILED: ValueError: a reason .* ends here", two)
+    assert re.fullmatch(r"\[1/2\] byol · synth 4ep · s0: \d+ s, [\d,]+ images/s", one)
+    assert re.fullmatch(r"\[2/2\] linear ← byol .*: FAILED: ValueError: a reason .* ends here", two)
     assert [re.sub(r"[\d,]+ images", "", line) for line in dumb.splitlines()] == [
         re.sub(r"[\d,]+ images", "", line) for line in piped.stdout.splitlines()
     ]
 
 
-def test_a_terminal_that_shows_no_greek_gets_numbers_and_is_not_wrapped() -> None:
+def test_a_terminal_without_the_signs_of_titles_gets_their_numbers_and_is_not_wrapped() -> None:
     terminal = played(PYTHONIOENCODING="ascii")
-    assert r"\u03c4=.95" in terminal.output
+    assert r"byol \xb7 synth" in terminal.output
     assert terminal.output.isascii()
     assert terminal.screen().longest <= WIDTH
 

@@ -282,7 +282,7 @@ def test_the_example_of_the_site_file_has_every_key() -> None:
 
 def test_the_images_of_a_root_are_compared_with_the_published_ones(tmp_path: Path) -> None:
     site = Site(runs=tmp_path / "runs", data={"imagenette": image_folder(tmp_path / "root", train=25, val=5)})
-    assert told(site)["imagenette"] == (
+    assert told(site, "table8", "small")["imagenette"] == (
         "available, but not as published: 250 of 9 469 images of Imagenette's train split; "
         "50 of 3 925 images of Imagenette's val split"
     )
@@ -296,7 +296,7 @@ def test_a_list_that_would_be_fetched_counts_as_here_and_is_not_fetched(tmp_path
     assert not list(missing(Imagenette(), SemiSupervised(), site, fetch=False))
     assert (
         "the first run that needs SimCLR's lists of labelled images fetches them, once"
-        in told(site)["imagenet_subsets"]
+        in told(site, "table3", "small")["imagenet_subsets"]
     )
     assert not site.runs.exists()
 

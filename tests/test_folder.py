@@ -137,12 +137,12 @@ def test_the_name_of_a_file_is_in_titles_and_in_no_id(root: Path, tmp_path: Path
     request = Request(table="table4", rows="Mine", added=(("Mine", named),))
     assert plan.loads(request.dumps()).build().changes == ("row Mine=mine.pth 3f3f3f3f3f3f",)  # type: ignore[union-attr]
     (spec,) = request.specs()
-    assert title(spec).endswith(": mine.pth 3f3f3f3f3f3f")
+    assert title(spec).endswith(" ← mine.pth 3f3f3f3f3f3f")
     evaluation = knn(root, site(tmp_path))
     found = plan.loads(evaluation.dumps())
     assert isinstance(found, Evaluation)
     assert found.weights.file == "mine.pth"
-    assert f"on folder {dict(found.build().leaves())['dataset.content'][:12]}: mine" in title(found.build())
+    assert f"on folder {dict(found.build().leaves())['dataset.content'][:12]} ← mine" in title(found.build())
 
 
 # invoke pretrain

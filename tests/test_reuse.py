@@ -38,8 +38,9 @@ from reproduce.protocols.knn import NearestNeighbours
 from reproduce.readiness import RefusedError, blocked
 from reproduce.report.counts import incomplete
 from reproduce.report.filled import fill
+from reproduce.report.latex import table as tex
 from reproduce.report.observe import Finished, frame
-from reproduce.report.render import html, markdown, tex
+from reproduce.report.render import html, markdown
 from reproduce.runs import interrupt, journal
 from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.journal import Result
