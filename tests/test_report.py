@@ -908,7 +908,8 @@ def test_the_html_table_says_what_it_must() -> None:
         "95 % interval 68.29 to 93.71, seed 0: run {}, seed 1: run {}".format(*ids("byol"))
     )
     assert body[3][4][1]["title"] == f"seed 1 of 2: {FAILED}"
-    assert page.links[:5] == ["index.html", "table99.md", "table99.tex", "table99.tabular.tex", "table99.csv"]
+    files = [f"table99.{ending}" for ending in ("md", "tex", "tabular.tex", "csv", "json")]
+    assert page.links[:7] == ["index.html", "report.html#table99", *files]
     assert "http" not in golden("table99.html"), "the page is not self-contained"
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from reproduce.messages import clock, counted, table_command
-from reproduce.report import markup, register, render
+from reproduce.report import figures, markup, register, render
 from reproduce.report.claim import PaperVerdict
 from reproduce.report.deviations import CHOICES
 from reproduce.report.display import display
@@ -243,7 +243,7 @@ def _svg(figure: Illustration, folder: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
-    return Markup(text[text.index("<svg") :].strip()) if "<svg" in text else ""  # noqa: S704 (drawn here)
+    return Markup(figures.inline(text)) if "<svg" in text else ""  # noqa: S704 (drawn here)
 
 
 def _with_code(text: str) -> Any:

@@ -179,7 +179,8 @@ class Table:
 
     def __str__(self) -> str:
         """Return the name in messages: `Table 8`, or that of its task if it is not from the paper."""
-        return f"Table {self.number}" if self.number else self.name
+        several = "" if self.number.isdigit() else "s"
+        return f"Table{several} {self.number}" if self.number else self.name
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
