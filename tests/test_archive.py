@@ -157,6 +157,11 @@ def test_the_reports_rendered_from_an_import_are_the_same_bytes(sent: Path, orig
     }
     assert "smoke/figures/table4-agreement.svg" in tree(site.reports)
     assert tree(site.reports) == tree(origin.reports)
+    assert {path.stem for path in site.reports.glob("smoke/runs/*.html")} == {
+        spec.id for spec in REQUEST.specs()
+    }
+    linked = b'href="report.pdf"' in tree(site.reports)["smoke/index.html"]
+    assert linked == bool(shutil.which("pdflatex"))
     assert (origin.reports / "smoke" / "runs.csv").exists()
     shutil.rmtree(site.reports)
     assert produce([REQUEST], site, render_only=True) == 0

@@ -144,12 +144,8 @@ def report(tables: Sequence[Filled], found: Sequence[Entry], runs: Runs, scale: 
     )
 
 
-def index(tables: Sequence[Filled], found: Sequence[Entry], scale: str, *, pdf: bool = False) -> str:
-    """Return the front page: the scoreboard, and one card for each table.
-
-    Args:
-        pdf: True if the report exists as a PDF.
-    """
+def index(tables: Sequence[Filled], found: Sequence[Entry], scale: str) -> str:
+    """Return the front page: the scoreboard, and one card for each table."""
     cards = [
         {
             "filled": filled,
@@ -169,10 +165,16 @@ def index(tables: Sequence[Filled], found: Sequence[Entry], scale: str, *, pdf: 
             banner=_banner(tables, scale),
             board=scoreboard(found, tables),
             counts=_sentences(found),
-            pdf=PDF if pdf else "",
             name_of=name_of,
         )
     )
+
+
+def with_pdf(front: str, *, exists: bool) -> str:
+    """Return the front page with a link to the report as a PDF, or without one if it does not exist."""
+    link, claims = f' <a href="{PDF}">PDF</a>', '<a href="claims.html">Claims</a>'
+    front = front.replace(link, "", 1)
+    return front.replace(claims, claims + link, 1) if exists else front
 
 
 def scoreboard(found: Sequence[Entry], tables: Sequence[Filled]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def publish_shared(scale: str, folder: Path, registered: Registered, records: Re
     paths.append(document.write(tables, found, scale, folder))
     pages = overview.pages(runs, scale)
     pages |= {overview.REPORT: lambda: overview.report(tables, found, runs, scale, folder)}
-    pages |= {render.INDEX: lambda: overview.index(tables, found, scale)}
+    pages |= {render.INDEX: lambda: _front(overview.index(tables, found, scale), folder)}
     for name, page in pages.items():
         paths.append(folder / name)
         paths[-1].parent.mkdir(exist_ok=True)
@@ -180,7 +180,21 @@ def publish_pdf(folder: Path) -> str:
             _forget(folder, document.PDF)
         else:
             _record(folder, document.PDF, inputs, {document.PDF: _sha256(folder / document.PDF)})
+        _link_pdf(folder)
         return problem
+
+
+def _link_pdf(folder: Path) -> None:
+    """Have the front page link to the PDF if it exists; one that was edited is left to `publish_shared`."""
+    path, entry = folder / render.INDEX, _state(folder).get(render.INDEX)
+    if not isinstance(entry, dict) or entry.get("files", {}).get(render.INDEX) != _sha256(path):
+        return
+    write_atomic(path, _front(path.read_text(encoding="utf-8"), folder), durable=True)
+    _record(folder, render.INDEX, entry["inputs"], entry["files"] | {render.INDEX: _sha256(path)})
+
+
+def _front(text: str, folder: Path) -> str:
+    return overview.with_pdf(text, exists=(folder / document.PDF).exists())
 
 
 def damaged(folder: Path) -> list[Path]:
