@@ -264,14 +264,18 @@ def download(c: Context, options: given.DownloadOptions) -> None:
         print(download(options.dataset, sites.load()))
 
 
-@command()
-def docs(c: Context) -> None:
+@command(given.DocsOptions)
+def docs(c: Context, options: given.DocsOptions) -> None:
     """Write the generated pages of the documentation: docs/settings.md and docs/deviations.md."""
-    from reproduce.commands import deviations, reference
+    from reproduce import site as sites
+    from reproduce.commands import deviations, pictures, reference
 
     for name, page in {"settings.md": reference.page, "deviations.md": deviations.page}.items():
         (PROJECT / "docs" / name).write_text(page(), encoding="utf-8")
         print(f"docs/{name}")
+    if options.pictures:
+        for path in pictures.take(sites.load().reports, PROJECT / "docs"):
+            print(path.relative_to(PROJECT))
 
 
 @command(given.TestOptions)

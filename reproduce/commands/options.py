@@ -587,6 +587,14 @@ class DownloadOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DocsOptions:
+    """Options of `invoke docs`."""
+
+    pictures: bool = False
+    """Take the pictures again, too, from the rendered reports (with Chromium)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TestOptions:
     """Options of `invoke test`."""
 
