@@ -213,5 +213,5 @@ def test_an_encoder_is_trained_on_a_folder_and_evaluated_by_the_printed_command(
     again = place.invoke(*(word.replace(str(root), str(copy)) for word in words[1:]))
     assert "0 runs done, 1 reused" in again.stdout, again.stdout + again.stderr
     status = place.invoke("status").stdout
-    assert ": encoder.safetensors " in status
+    assert " ← encoder.safetensors " in status
     assert str(root) not in status

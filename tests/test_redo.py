@@ -78,7 +78,7 @@ def test_a_marked_run_is_not_finished_however_the_store_is_read(place: Home) -> 
     chosen = redo.choose(TRAINED.id[:6], site, store)
     first, second, last = chosen.lines()
     assert {first.split()[1], second.split()[1]} == {EVALUATION.id, ANOTHER.id}
-    assert last.startswith(f"again  {TRAINED.id}  byol K=2 ")
+    assert last.startswith(f"again  {TRAINED.id}  byol ")
     (shown,) = [line for line in (first, second) if EVALUATION.id in line]
     assert shown.endswith(f"an evaluation of the encoder of {TRAINED.id}; shown in {SHOWN}")
     (line,) = redo.mark(chosen, site, store)

@@ -109,7 +109,7 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def _defaults(component: str) -> Mapping[str, Any]:
     """Return the defaults of a settings class as JSON data; empty if no loaded class has that name."""
-    cls: Any = _classes().get(component)
+    cls: Any = _class(component)
     fields = dataclasses.fields(cls) if cls else ()
     return {
         field.name: identity.canonical(field.default)
@@ -119,11 +119,24 @@ def _defaults(component: str) -> Mapping[str, Any]:
 
 
 @cache
-def _classes() -> Mapping[str, type]:
+def _class(component: str) -> Any:
+    """Return the settings class of that name; None if there is none.
+
+    Most are loaded with the table. The others are looked for in all components, which takes seconds.
+    """
+    return _loaded().get(component) or _all_components().get(component)
+
+
+@cache
+def _all_components() -> Mapping[str, type]:
     """Return every settings class by its name, after all components are imported."""
     for package in COMPONENTS:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
+    return _loaded()
+
+
+def _loaded() -> Mapping[str, type]:
     return {vars(cls)["name"]: cls for cls in _below(Settings) if "name" in vars(cls)}
 
 

@@ -24,6 +24,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import unquote, urlsplit
 
 from reproduce.tracking.errors import StoreError, of_file
 from reproduce.tracking.locks import holders
@@ -165,6 +166,34 @@ class SqliteReader:
             for run, key, step, value, is_nan in database.execute(query, [json.dumps([*runs]), *names]):
                 found.setdefault(run, {}).setdefault(key, {})[step] = math.nan if is_nan else value
         return {run: {key: [*steps.items()] for key, steps in by.items()} for run, by in found.items()}
+
+    def points(self, run: str) -> dict[str, list[tuple[int, float, int]]]:
+        """Return (step, value, time in milliseconds) of every measurement of a run, as `histories` does.
+
+        Raises:
+            StoreError: see `search`.
+        """
+        query = (
+            "SELECT key, step, value, is_nan, timestamp FROM metrics WHERE run_uuid = ? "
+            "ORDER BY key, step, timestamp, rowid"
+        )
+        found: dict[str, dict[int, tuple[int, float, int]]] = {}
+        with self._reading() as database:
+            for key, step, value, is_nan, time in database.execute(query, [run]):
+                found.setdefault(key, {})[step] = step, math.nan if is_nan else value, time
+        return {key: [*steps.values()] for key, steps in found.items()}
+
+    def artifacts(self, run: str) -> Path | None:
+        """Return the folder of a run's artifacts; None if it is not a folder of this machine.
+
+        Raises:
+            StoreError: see `search`.
+        """
+        with self._reading() as database:
+            row = database.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", [run]).fetchone()
+        address = urlsplit(row[0] if row else "")
+        folder = Path(unquote(address.path))
+        return folder if address.scheme in ("file", "") and address.path and folder.is_dir() else None
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

@@ -445,12 +445,24 @@ class Store:
         if run is None:
             raise NotFoundError(f"{self.address} has no finished run {spec_id}.")
         run_id, found = run.info.run_id, run.data.tags
+        reader = self.connection.reader
+        here = reader.artifacts(run_id) if reader is not None else None
         with tempfile.TemporaryDirectory() as folder:
 
             def artifact(name: str) -> Any:
-                return json.loads(self.download(run_id, name, Path(folder)).read_text(encoding="utf-8"))
+                local = here is not None and (here / name).is_file()
+                path = here / name if here and local else self.download(run_id, name, Path(folder))
+                return json.loads(path.read_text(encoding="utf-8"))
 
-            names = (file.path for file in self.connection.client.list_artifacts(run_id))
+            if reader is not None and here is not None:  # a file of this machine is read without MLflow
+                names = [path.name for path in here.iterdir()]
+                points = reader.points(run_id)
+            else:
+                names = [file.path for file in self.connection.client.list_artifacts(run_id)]
+                points = {
+                    key: [(each.step, each.value, each.timestamp) for each in self._points(run_id, key)]
+                    for key in run.data.metrics
+                }
             return PortableRun(
                 spec_id=spec_id,
                 name=run.info.run_name,
@@ -460,11 +472,7 @@ class Store:
                 tags={key: value for key, value in found.items() if travels(key, OF_THIS_STORE)},
                 params=dict(run.data.params),
                 final=tags.final(run),
-                histories={
-                    key: tuple((each.step, each.value, each.timestamp) for each in self._points(run_id, key))
-                    for key in run.data.metrics
-                    if not key.startswith(FINAL)
-                },
+                histories={key: tuple(points[key]) for key in sorted(points) if not key.startswith(FINAL)},
                 environments={name: artifact(name) for name in names if ENVIRONMENT.fullmatch(name)},
             )
 
