@@ -80,7 +80,7 @@ class Line:
     label: str
     """Printed name, as markup; rows that differ in their facts alone have the same."""
     distinct: str
-    """Printed name that no other row has, for readers who do not see the facts next to it."""
+    """Printed name for HTML and Markdown, which extends `label` if other rows have it, too."""
     marks: tuple[str, ...]
     facts: tuple[str, ...]
     rule_before: bool
@@ -148,7 +148,9 @@ def display(filled: Filled) -> Display:
     lines = []
     names = Counter(row.shown for row in filled.rows)
     for row in filled.rows:
-        distinct = row.shown if names[row.shown] == 1 else _with_formulas(row.label)
+        named = _with_formulas(row.label)
+        # A label of settings alone, as in Table 11, would only repeat the facts.
+        distinct = named if names[row.shown] > 1 and named.startswith(row.shown) else row.shown
         label_marks = marks.of(row.note) + ((ADDED_MARK,) if row.added else ())
         cells = tuple(
             _paper(row.cells[sub.column.key], marks)
