@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -85,7 +86,7 @@ def wait(browser: Any, script: str) -> Any:
     """Return what a script returns as soon as that is true."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, 60).until(lambda each: each.execute_script(f"return {script}"))
+    return WebDriverWait(browser, 120).until(lambda each: each.execute_script(f"return {script}"))
 
 
 def page(store: Store, port: int, experiment: str, view: str) -> str:
@@ -97,10 +98,10 @@ def test_the_list_of_a_view_shows_top1_and_k_without_a_click(
     served: tuple[Store, int], browser: Any, view: str
 ) -> None:
     browser.get(page(*served, "smoke", view))
-    text = wait(browser, "document.body.innerText.includes('12 matching runs') && document.body.innerText")
-    lines = text.splitlines()
-    assert {"final/top1", "K"} <= set(lines)
-    assert "linear ← K4 λs.01 λb2 · synth 4ep · s0" in lines
+    shown = ["12 matching runs", "final/top1", "K", "linear ← K4 λs.01 λb2 · synth 4ep · s0"]
+    lines = r"document.body.innerText.split('\n').map(line => line.trim())"
+    for line in shown:  # the parts of the page appear one after another
+        assert wait(browser, f"{lines}.includes({json.dumps(line)})"), line
     best = wait(browser, 'document.querySelector(\'[row-index="0"] [col-id*="final/top1"]\')?.innerText')
     assert best == "0.23"  # the last of 24 runs: the list is sorted by top-1
 
@@ -124,8 +125,7 @@ def test_ours_against_the_paper_is_drawn(served: tuple[Store, int], browser: Any
     runs = [ours.info.run_id, paper.info.run_id]
     browser.get(views.compared(f"http://127.0.0.1:{port}", ours.info.experiment_id, runs))
     assert wait(browser, "document.querySelectorAll('.js-plotly-plot .parcoords path').length") > 0
-    text = wait(browser, "document.body.innerText.includes('Run details') && document.body.innerText")
-    assert "Table 11, paper" in text
-    assert "Table 11, ours, smoke" in text
+    for text in ("Run details", "Table 11, paper", "Table 11, ours, smoke"):
+        assert wait(browser, f"document.body.innerText.includes({json.dumps(text)})"), text
     browser.get(views.charts(page(store, port, "tables", "table11")))
     assert wait(browser, "document.body.innerText.includes('Ours against the paper')")
