@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import REASONS, SEEDS, TABLE, Page, finished, ids, run_of
+from test_report import REASONS, SEEDS, TABLE, Page, filled_with_three_seeds, finished, ids, run_of
 
 from reproduce import identity
 from reproduce.commands.pages import record
 from reproduce.plan import registered
 from reproduce.report import overview, register, render
-from reproduce.report.filled import Filled, fill
-from reproduce.report.observe import Finished, frame
 from reproduce.report.publish import publish
 from reproduce.report.record import RunRecord, cost
-from reproduce.report.table import Table
-from reproduce.spec import Evaluate
 from reproduce.tracking.portable import PortableRun
 
 HOUR = 3_600_000
@@ -259,20 +255,6 @@ def test_in_a_browser_no_page_is_too_wide_or_too_pale(browser: Any, tmp_path: Pa
             assert browser.execute_script(page) == 0, f"{name} at {width}"
             assert browser.execute_script(CONTRAST) == [], f"{name}, {scheme}"
     assert browser.get_log("browser") == []
-
-
-def filled_with_three_seeds(table: Table) -> Filled:
-    """Return a table in which each of our numbers has its spread."""
-    runs = {
-        spec.id: Finished(
-            spec_id=spec.id,
-            run_id="0" * 32,
-            metrics=dict.fromkeys(spec.protocol.metrics, 0.5 + 0.25 * (index % 3)),
-        )
-        for index, spec in enumerate(table.specs(3))
-        if isinstance(spec, Evaluate)
-    }
-    return fill(table, 3, frame(table, 3, runs, {}) if any(table.measured()) else None)
 
 
 @pytest.mark.slow

@@ -1059,6 +1059,20 @@ def compiled(folder: Path, source: str) -> tuple[str, str]:
     return done.stdout.decode("utf-8", "replace"), text.stdout.decode("utf-8")
 
 
+def filled_with_three_seeds(table: Table) -> Filled:
+    """Return a table in which each of our numbers has its spread."""
+    runs = {
+        spec.id: Finished(
+            spec_id=spec.id,
+            run_id="0" * 32,
+            metrics=dict.fromkeys(spec.protocol.metrics, 0.5 + 0.25 * (index % 3)),
+        )
+        for index, spec in enumerate(table.specs(3))
+        if isinstance(spec, Evaluate)
+    }
+    return fill(table, 3, frame(table, 3, runs, {}) if any(table.measured()) else None)
+
+
 def overflows(log: str) -> list[str]:
     """Return the warnings about what does not fit its line or its page."""
     widths = [float(width) for width in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log)]
@@ -1070,20 +1084,12 @@ def overflows(log: str) -> list[str]:
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_every_table_fits_the_page_of_an_article(scale: str, measured: bool, tmp_path: Path) -> None:
     """With three seeds, each of our numbers has its spread; the line is the narrow one of the class."""
-    tables = []
-    for table in registered(scale):
-        runs = {
-            spec.id: Finished(
-                spec_id=spec.id,
-                run_id="0" * 32,
-                metrics=dict.fromkeys(spec.protocol.metrics, 0.5 + 0.25 * (index % 3)),
-            )
-            for index, spec in enumerate(table.specs(3))
-            if isinstance(spec, Evaluate)
-        }
-        found = frame(table, 3, runs if measured else {}, {}) if any(table.measured()) else None
-        tables.append(fill(table, 3, found))
-        render.write(tables[-1], tmp_path)
+    tables = [
+        filled_with_three_seeds(table) if measured else fill_from(table, 3, {}, {})
+        for table in registered(scale)
+    ]
+    for each in tables:
+        render.write(each, tmp_path)
     inputs = "".join(f"\\input{{{filled.table}}}\\clearpage\n" for filled in tables)
     head = "\\documentclass{article}\\usepackage{booktabs,amssymb,graphicx}\\begin{document}\n"
     log, text = compiled(tmp_path, f"{head}{inputs}\\end{{document}}\n")

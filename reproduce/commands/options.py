@@ -224,6 +224,16 @@ def _by_row(option: str, values: Collection[str], labels: Collection[str]) -> di
     return found
 
 
+def _located(dataset: str, changes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the changes with the content of the user's folder of images in place of its path."""
+    if dataset != "folder":
+        return changes  # the site file is not needed
+    from reproduce import plan
+    from reproduce import site as sites
+
+    return plan.located(dataset, changes, sites.load())
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(Options):
     """Options of `invoke evaluate`."""
@@ -256,11 +266,7 @@ class EvaluateOptions(Options):
                 "evaluate needs --checkpoint FILE --protocol NAME --dataset NAME, such as "
                 "`invoke evaluate --checkpoint encoder.pth --protocol weighted_knn --dataset imagenette`."
             )
-        changes = self.set
-        if self.dataset == "folder":
-            from reproduce import site as sites
-
-            changes = plan.located(self.dataset, changes, sites.load())
+        changes = _located(self.dataset, self.set)
         request, path = plan.evaluation(
             self.checkpoint,
             _only("backbone", self.backbone),
@@ -303,11 +309,7 @@ class PretrainOptions(Options):
                 "pretrain needs --method NAME --dataset NAME, such as "
                 "`invoke pretrain --method msbreg --dataset synthetic_folder`."
             )
-        changes = self.set
-        if self.dataset == "folder":
-            from reproduce import site as sites
-
-            changes = plan.located(self.dataset, changes, sites.load())
+        changes = _located(self.dataset, self.set)
         request = plan.Pretraining(
             method=self.method,
             dataset=self.dataset,

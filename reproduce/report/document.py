@@ -24,7 +24,7 @@ from reproduce.report.deviations import CHOICES
 from reproduce.report.display import display
 from reproduce.report.filled import SMOKE_WITHOUT_PAPER, Filled
 from reproduce.report.register import Entry
-from reproduce.report.render import tally
+from reproduce.report.render import cell_counts, tally
 from reproduce.runs.files import write_atomic
 
 TEX, PDF = "report.tex", "report.pdf"
@@ -123,24 +123,18 @@ def _scoreboard(tables: Sequence[Filled], found: Sequence[Entry]) -> list[str]:
         if entry.table in rendered:
             filled = rendered[entry.table]
             name = rf"\hyperref[{latex.label(filled)}]{{{name}}}"
-            cells = _cells(filled)
+            cells = cell_counts(filled)
         sides = ([claim.paper for claim in entry.claims], [claim.ours for claim in entry.claims])
         lines.append(" & ".join([name, cells, *(rf"\raggedright {tally(side)}" for side in sides)]))
         lines[-1] += r"\tabularnewline"
     return [*lines, r"\bottomrule", r"\end{tabular}}"]
 
 
-def _cells(filled: Filled) -> str:
-    cells = [cell for row in filled.rows for cell in row.cells.values()]
-    return f"{sum(cell.value is not None for cell in cells)} of {len(cells)}"
-
-
 def _section(filled: Filled) -> list[str]:
     """Return one table with its notes, claims and figures; nothing floats away from its section."""
     shown = display(filled)
-    name = filled.head.removesuffix(" of the paper.") or filled.table
     return [
-        rf"\clearpage\section{{{markup.tex(name)}}}\label{{{latex.label(filled)}}}",
+        rf"\clearpage\section{{{markup.tex(filled.name)}}}\label{{{latex.label(filled)}}}",
         rf"{{\raggedright {markup.tex(filled.body, breaks=True)}\par}}",
         r"\begingroup\centering\medskip",
         *latex.panels(shown, LINE),

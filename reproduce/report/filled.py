@@ -145,6 +145,11 @@ class Filled:
         return _head(self.number)
 
     @property
+    def name(self) -> str:
+        """Name of the table in print, such as `Table 8`."""
+        return self.head.removesuffix(" of the paper.") or self.table
+
+    @property
     def body(self) -> str:
         """The caption without its first words."""
         return self.caption.removeprefix(self.head).lstrip()

@@ -107,18 +107,13 @@ def _uses(tables: Iterable[Filled]) -> Iterator[tuple[str, Use]]:
                         spec_id,
                         Use(
                             filled.table,
-                            name_of(filled),
+                            filled.name,
                             row.label,
                             titles[key],
                             seed,
                             "" if added and row.added else command,
                         ),
                     )
-
-
-def name_of(filled: Filled) -> str:
-    """Return the name of a table in print, such as `Table 8`."""
-    return filled.head.removesuffix(" of the paper.") or filled.table
 
 
 # The report and the index
@@ -140,7 +135,6 @@ def report(tables: Sequence[Filled], found: Sequence[Entry], runs: Runs, scale: 
         commits=_commits(runs),
         num_runs=len(runs.uses),
         code=_with_code,
-        name_of=name_of,
     )
 
 
@@ -165,7 +159,6 @@ def index(tables: Sequence[Filled], found: Sequence[Entry], scale: str) -> str:
             banner=_banner(tables, scale),
             board=scoreboard(found, tables),
             counts=_sentences(found),
-            name_of=name_of,
         )
     )
 
@@ -231,7 +224,7 @@ def _count(claims: Iterable[JudgedClaim], side: str, verdict: str) -> int:
 def _part(filled: Filled, folder: Path) -> dict[str, Any]:
     """Return one table for the template, with the drawings of its figures."""
     shown = display(filled)
-    drawn = [(figure, picture) for figure in filled.figures if (picture := _svg(figure, folder))]
+    drawn = {figure.name: _svg(figure, folder) for figure in filled.figures}
     width = len(shown.sub_columns) + len(shown.fact_titles)
     return {"filled": filled, "shown": shown, "figures": drawn, "wide": width > WIDE}
 

@@ -48,7 +48,7 @@ def entries(registered: Sequence[Table], rendered: Mapping[str, Filled]) -> list
     found = [_entry(table, rendered.get(table.name)) for table in registered]
     known = {table.name for table in registered}
     found += [
-        Entry(name, _name(filled), True, filled.alpha, filled.claims)
+        Entry(name, filled.name, True, filled.alpha, filled.claims)
         for name, filled in rendered.items()
         if name not in known
     ]
@@ -67,10 +67,6 @@ def _entry(table: Table, filled: Filled | None) -> Entry:
         for claim, paper in zip(table.claims, table.judge_paper(), strict=True)
     )
     return Entry(table.name, str(table), False, table.alpha, claims)
-
-
-def _name(filled: Filled) -> str:
-    return filled.head.removesuffix(" of the paper.") or filled.table
 
 
 def write(found: Sequence[Entry], scale: str, folder: Path) -> list[Path]:

@@ -74,7 +74,7 @@ def splits_of(spec: Spec, facts: Mapping[str, str]) -> list[Split]:
             context = "training" if training else "evaluation"
             found.append(
                 Split(
-                    f"{spec.dataset.short or spec.dataset.name} {split}",
+                    f"{spec.dataset.label} {split}",
                     digest[:LONGEST_DIGEST],
                     split,
                     context,

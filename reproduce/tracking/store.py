@@ -450,8 +450,9 @@ class Store:
         with tempfile.TemporaryDirectory() as folder:
 
             def artifact(name: str) -> Any:
-                local = here is not None and (here / name).is_file()
-                path = here / name if here and local else self.download(run_id, name, Path(folder))
+                path = here / name if here is not None else Path()
+                if not path.is_file():
+                    path = self.download(run_id, name, Path(folder))
                 return json.loads(path.read_text(encoding="utf-8"))
 
             if reader is not None and here is not None:  # a file of this machine is read without MLflow
