@@ -361,7 +361,11 @@ def test_a_second_command_attaches_to_the_first_and_both_end_with_the_same_table
     assert errors == ""
     assert re.search(rf"^attached to process {worker.pid} on \S+: byol ", out, re.M), out
     assert "by other processes), 0 reused, 0 missing" in out
-    assert place.invoke("reports").returncode == 3
+    assert place.invoke("reports", "--set", f"epochs={LONG}").returncode == 3
+    for name in ("table2", "table8"):
+        assert json.loads((place.reports / "smoke" / f"{name}.json").read_text())["changes"] == [
+            f"epochs={LONG}"
+        ]
     assert place.invoke(*row(epochs=LONG)).stdout.startswith("0 runs done, 2 reused")
     assert (place.reports / "smoke" / "table8.md").read_bytes() == report
     for spec in (pretraining, evaluation):

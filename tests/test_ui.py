@@ -21,6 +21,7 @@ from reproduce.plan import Request
 from reproduce.site import Site
 from reproduce.spec import Evaluate
 from reproduce.tracking import views
+from reproduce.tracking.about import Purpose
 from reproduce.tracking.sqlite import Wanted
 from reproduce.tracking.store import Store
 
@@ -42,8 +43,9 @@ def served(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     site = Site(runs=tmp_path_factory.mktemp("ui"))
     shutil.copy(template, site.runs)
     store = Store(site)
+    purpose = Purpose(table="table11", named="Table 11", cells=("a cell",), command="invoke table11")
     for number, spec in enumerate(PART.specs()):
-        with store.start(spec, scale="smoke") as run:
+        with store.start(spec, scale="smoke", purpose=purpose) as run:
             run.finish({"top1": number / 100} if isinstance(spec, Evaluate) else {"loss": 1.0})
     table = PART.build()
     report = site.runs / "table11.md"
@@ -112,6 +114,19 @@ def test_the_view_of_table_11_draws_its_three_charts(served: tuple[Store, int], 
     for element in ("g.contourlayer path", "g.barlayer path", ".parcoords canvas"):
         assert wait(browser, drawn.format(element)) > 0
     assert "Charts" in wait(browser, "document.body.innerText")
+
+
+def test_the_description_of_a_run_leads_to_the_report(served: tuple[Store, int], browser: Any) -> None:
+    store, port = served
+    run = store.record_of(PART.specs()[-1].id)
+    assert run is not None
+    experiment = store.connection.experiment("smoke")
+    browser.get(f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs/{run.state.run_id}")
+    assert wait(browser, "document.body.innerText.includes('Made by invoke table11.')")
+    link = "[...document.querySelectorAll('a')].find(link => link.innerText === 'the records of Table 11')"
+    browser.get(wait(browser, f"{link}?.href"))
+    for text in ("Table 11, paper", "Table 11, ours, smoke"):
+        assert wait(browser, f"document.body.innerText.includes({json.dumps(text)})"), text
 
 
 def test_ours_against_the_paper_is_drawn(served: tuple[Store, int], browser: Any) -> None:

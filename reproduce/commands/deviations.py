@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from reproduce.plan import SCALES, Request, table_names
 from reproduce.report.deviations import CHOICES
-from reproduce.report.markup import literal, markdown
+from reproduce.report.markup import literal, markdown, with_code
 from reproduce.report.table import Cell, Table
 
 HEAD = """# Deviations from the paper
@@ -48,8 +48,7 @@ def _bullets(texts: Iterable[str]) -> str:
 
 def _with_code(text: str) -> str:
     """Return markup as Markdown, with the text between backticks as code."""
-    pieces = text.split("`")
-    return "".join(f"`{piece}`" if index % 2 else markdown(piece) for index, piece in enumerate(pieces))
+    return with_code(text, markdown, lambda code: f"`{code}`")
 
 
 def _heading(table: Table) -> str:

@@ -137,7 +137,7 @@ def _section(filled: Filled) -> list[str]:
         rf"\clearpage\section{{{markup.tex(filled.name)}}}\label{{{latex.label(filled)}}}",
         rf"{{\raggedright {markup.tex(filled.body, breaks=True)}\par}}",
         r"\begingroup\centering\medskip",
-        *latex.panels(shown, LINE),
+        *(text for part in latex.floats(shown, LINE) for text in (*part, r"\par\medskip")),
         r"\par\endgroup",
         *latex.notes(filled, shown, r"\textbf{Notes.}"),
         *_figures(filled),
@@ -165,8 +165,11 @@ def figure_file(name: str) -> str:
 
 def _with_code(text: str) -> str:
     """Return markup as LaTeX, with the text between backticks as code."""
-    pieces = [markup.tex(piece, breaks=True) for piece in text.split("`")]
-    return "".join(rf"\texttt{{{piece}}}" if index % 2 else piece for index, piece in enumerate(pieces))
+
+    def words(piece: str) -> str:
+        return markup.tex(piece, breaks=True)
+
+    return markup.with_code(text, words, lambda code: rf"\texttt{{{words(code)}}}")
 
 
 # The PDF

@@ -4,7 +4,8 @@ r"""Filled tables as LaTeX for pdflatex: a bare `tabular`, a complete table, and
     table(filled)       a float with a caption, and the notes and claims as text after it
 
 A complete table that is wider than a page of LaTeX's article class is split by columns into panels, one below
-the other. If a panel is still wider than the line, graphicx shrinks it to the line.
+the other. If a panel is still wider than the line, graphicx shrinks it to the line. Panels that do not fit
+one page continue in a further float.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ SIZES = (("normalsize", 1.0), ("small", 0.92), ("footnotesize", 0.85))
 """Sizes of type that a table may have, each with its width relative to the first."""
 SPREAD = 0.75
 """Width of a spread over the seeds relative to the number before it, which is set larger."""
-HIGHEST = 32
-"""Number of lines above which a table is shrunk to the height of a page."""
+HIGHEST = 36
+"""Maximum number of lines of a float; a single panel with more lines is shrunk to the height of a page."""
 
 
 def tabular(filled: Filled) -> str:
@@ -47,17 +48,25 @@ def table(filled: Filled) -> str:
 
     The notes can be longer than a page, so they are outside of the float.
     """
-    shown = display(filled)
+    shown, name = display(filled), label(filled)
+    first, *further = floats(shown)
     lines = [
         _usage(filled, PACKAGES, filled.table),
         r"\begin{table}[tbp]",
         r"\centering\setlength{\belowcaptionskip}{8pt}",
         rf"\caption{{{caption(filled)}}}",
-        rf"\label{{{label(filled)}}}",
-        *panels(shown),
+        rf"\label{{{name}}}",
+        *first,
         r"\end{table}",
-        *notes(filled, shown, rf"\textbf{{Notes on Table~\ref{{{label(filled)}}}.}}"),
     ]
+    for each in further:
+        lines += [
+            r"\begin{table}[tbp]",
+            r"\centering",
+            rf"Table~\ref{{{name}}}, continued.\par\vspace{{8pt}}",
+        ]
+        lines += [*each, r"\end{table}"]
+    lines += notes(filled, shown, rf"\textbf{{Notes on Table~\ref{{{name}}}.}}")
     return "\n".join(lines) + "\n"
 
 
@@ -95,25 +104,34 @@ class _Split:
     size: str
 
 
-def panels(shown: Display, line: float = LINE) -> list[str]:
-    """Return the numbers, centred; wide tables in several panels, one below the other.
+def floats(shown: Display, line: float = LINE) -> list[list[str]]:
+    """Return the numbers, centred, in parts that each fit a page; a part contains one or more panels.
 
     Args:
         line: width of a line in pt for which the panels are made.
     """
     split = _split(shown, line)
-    high = len(split.panels) * (len(shown.lines) + 3) > HIGHEST
-    lines = [r"\setlength{\tabcolsep}{4pt}" + (rf"\{split.size}" if split.size != "normalsize" else "")]
-    if high:
-        lines.append(r"\resizebox*{!}{\ifdim\totalheight>.65\textheight.65\textheight\else\totalheight\fi}{%")
-        lines.append(r"\begin{tabular}{@{}c@{}}")
-    for index, columns in enumerate(split.panels):
-        if index:
-            lines.append(r"\\[10pt]" if high else r"\par\vspace{10pt}")
-        lines.append(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%")
-        lines += _tabular(shown, columns)
-        lines[-1] += "}"
-    return [*lines, r"\end{tabular}}"] if high else lines
+    size = rf"\{split.size}" if split.size != "normalsize" else ""
+    lines = len(shown.lines) + 3
+    at_once = max(HIGHEST // lines, 1)
+    parts = []
+    for start in range(0, len(split.panels), at_once):
+        part = [rf"\setlength{{\tabcolsep}}{{4pt}}{size}"]
+        for index, columns in enumerate(split.panels[start : start + at_once]):
+            part += [r"\par\vspace{10pt}"] if index else []
+            part += _shrunk(_tabular(shown, columns), too_high=lines > HIGHEST)
+        parts.append(part)
+    return parts
+
+
+def _shrunk(body: list[str], *, too_high: bool) -> list[str]:
+    """Return a `tabular` that is shrunk to the line where it is wider, and to a page where it is higher."""
+    width = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+    found = [width, *body[:-1], body[-1] + "}"]
+    if too_high:
+        height = r"\resizebox*{!}{\ifdim\totalheight>.65\textheight.65\textheight\else\totalheight\fi}{%"
+        found = [height, *found[:-1], found[-1] + "}"]
+    return found
 
 
 def _split(shown: Display, line: float) -> _Split:

@@ -99,6 +99,12 @@ def tex(text: str, *, breaks: bool = False) -> str:
     return _translate(text, _TEX_WITH_BREAKS if breaks else _TEX)
 
 
+def with_code(text: str, words: Callable[[str], str], code: Callable[[str], str]) -> str:
+    """Return `text` translated by `words`, and the parts of it between backticks by `code`."""
+    pieces = text.split("`")
+    return "".join(code(piece) if index % 2 else words(piece) for index, piece in enumerate(pieces))
+
+
 def _translate(text: str, form: _Format) -> str:
     """Return `text` with every piece written as the format requires.
 

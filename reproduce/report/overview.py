@@ -245,13 +245,8 @@ def _with_code(text: str) -> Any:
     """Return markup as HTML, with the text between backticks as code."""
     from markupsafe import Markup
 
-    pieces = text.split("`")
-    return Markup(  # noqa: S704 (both functions escape)
-        "".join(
-            f"<code>{html_entities.escape(piece)}</code>" if index % 2 else markup.html(piece)
-            for index, piece in enumerate(pieces)
-        )
-    )
+    found = markup.with_code(text, markup.html, lambda code: f"<code>{html_entities.escape(code)}</code>")
+    return Markup(found)  # noqa: S704 (both functions escape)
 
 
 def _spent(runs: Runs) -> list[str]:

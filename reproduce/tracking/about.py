@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from reproduce.nn.weights import Weights
 from reproduce.spec import Evaluate, Spec
+from reproduce.tracking import views
 from reproduce.tracking.tags import NOTE, SOURCE, TABLES, title
 
 MOST_CELLS = 20
@@ -29,8 +30,12 @@ class Purpose:
     """Command that makes the run."""
 
 
-def shown(spec: Spec, scale: str, purpose: Purpose | None) -> dict[str, str]:
-    """Return the tags that describe a run in the UI."""
+def shown(spec: Spec, scale: str, purpose: Purpose | None, tables: str = "") -> dict[str, str]:
+    """Return the tags that describe a run in the UI.
+
+    Args:
+        tables: MLflow's id of the experiment with the records of tables, to which the description links.
+    """
     purpose = purpose or Purpose()
     lines = [_words(spec)]
     if purpose.cells:
@@ -40,12 +45,20 @@ def shown(spec: Spec, scale: str, purpose: Purpose | None) -> dict[str, str]:
     if purpose.command:
         lines.append(f"Made by {_code(purpose.command)}.")
     if purpose.table:
-        report = f"reports/{scale}/{purpose.table}.html"
-        lines.append(f"Report: {_code(report)}, also an artifact of the table's record in `msbreg/tables`.")
+        records = views.address(".", tables, purpose.table).removeprefix("./")  # on the same server
+        lines.append(
+            f"Report: an artifact of [the records of {purpose.named}]({records}), "
+            f"also {_code(f'reports/{scale}/{purpose.table}.html')}."
+        )
     found = {NOTE: "\n\n".join(lines)}
     if purpose.command:
         found |= {SOURCE: purpose.command, "mlflow.source.type": "LOCAL"}
     return found | ({TABLES: f"/{purpose.table}/"} if purpose.table else {})
+
+
+def imported(name: str, source: str) -> str:
+    """Return the description of a run that was executed elsewhere."""
+    return f"{_code(name)}, imported from {_code(source)}. Encoders and pictures are not imported."
 
 
 def _words(spec: Spec) -> str:

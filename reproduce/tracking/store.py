@@ -148,9 +148,10 @@ class Store:
             and (parent := self.finished([spec.encoder.id]))
         ):
             parent_run_id = parent[spec.encoder.id].run_id
+        tables = self.connection.retrying(lambda: self.connection.experiment("tables"))
         first = (
             tags.first_tags(spec, scale)
-            | about.shown(spec, scale, purpose)
+            | about.shown(spec, scale, purpose, tables)
             | dict(labels or {})
             | ({PARENT: parent_run_id} if parent_run_id else {})
         )
@@ -752,6 +753,7 @@ class Store:
         labels |= {SPEC: run.spec_id, OWNER: json.dumps(processes.process()), IMPORTED: source} | (
             {PARENT: parent.info.run_id} if parent else {}
         )
+        labels[NOTE] = about.imported(run.name, source)
         run_id = self.connection.client.create_run(
             experiment, start_time=run.started, run_name=run.name, tags=labels
         ).info.run_id
