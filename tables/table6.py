@@ -144,7 +144,7 @@ FIGURES = (
         curves=(
             Curve(metric="std", title="standard deviation"),
             Curve(metric="rank", title="rank"),
-            Curve(metric="probe/top1", title="20-NN top-1"),
+            Curve(metric="probe/top1", title="20-NN top-1", percent=True),
         ),
         strips={
             "BYOL": {

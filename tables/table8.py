@@ -121,7 +121,7 @@ STRIPS = {title: {method + losses: LEGEND[losses] for losses in LOSSES} for meth
 FIGURES = (
     Views(
         name="views",
-        title="Accuracy and time of training over the number of views $K$; $K = 2$ is BYOL",
+        title="Accuracy and cost of training over the number of views $K$; $K = 2$ is BYOL",
         column="acc",
         lines={
             LEGEND[losses]: {2: "BYOL" + losses, **{OURS[method]: method + losses for method in OURS}}
@@ -134,7 +134,7 @@ FIGURES = (
         "training, and effective rank of the embeddings",
         curves=(
             Curve(metric="loss", title="loss"),
-            Curve(metric="probe/top1", title="20-NN top-1"),
+            Curve(metric="probe/top1", title="20-NN top-1", percent=True),
             Curve(metric="rank", title="rank"),
         ),
         strips=STRIPS,
@@ -154,9 +154,9 @@ FIGURES = (
         name="spectrum",
         title=r"Eigenvalues of the covariance of the embeddings after pretraining, divided by their sum: "
         r"the singular value loss $\mathcal{L}_s$ acts on them",
-        curves=(Curve(metric="spectrum", title="share", log=True),),
+        curves=(Curve(metric="spectrum", title="share of the sum", log=True),),
         strips=STRIPS,
-        x_title="index",
+        x_title="eigenvalue",
         log_x=True,
     ),
     Agreement(),

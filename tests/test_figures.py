@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from reproduce.report.illustrate import MOST_POINTS, History, illustrate, no_his
 from reproduce.report.observe import Finished, frame
 from reproduce.report.plots import Agreement
 from reproduce.report.publish import damaged, publish
+from reproduce.report.record import RunRecord
 from reproduce.report.table import Table
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +55,17 @@ def drawn(
     def read(wanted: Collection[str], names: Collection[str]) -> Mapping[str, Mapping[str, History]]:
         return {run: (histories or {}).get(run, {}) for run in wanted}
 
-    return illustrate(of, filled, 1, runs, read)
+    def records(ids: Iterable[str]) -> Mapping[str, RunRecord | None]:
+        return {spec_id: record(spec_id) for spec_id in ids}
+
+    return illustrate(of, filled, 1, runs, read, records)
+
+
+def record(spec_id: str) -> RunRecord:
+    """Return the record of a run that was executed on two GPUs."""
+    facts = {"title": "", "is_pretraining": True, "started": 0, "ended": 1, "attempts": 1, "commit": ""}
+    facts |= {"dirty": False, "settings": {}, "final": {}, "histories": {}}
+    return RunRecord(spec_id=spec_id, environments=[{"kind": "GPU", "processes": 2}], **facts)
 
 
 def figure(filled: Filled, name: str) -> Illustration:
@@ -104,8 +115,9 @@ def test_at_other_scales_no_difference_from_the_paper_is_drawn() -> None:
 def test_agreement_has_a_point_for_each_cell_with_both_numbers() -> None:
     filled = drawn(table("table8"), {"BYOL": 0.72, "Ours (K=4) + L_s": 0.8})
     (panel,) = figure(filled, "agreement").drawing.strips[0].panels
-    (series,) = panel.series
-    assert (series.x, series.y, series.low) == ((71.92, 79.68), (72.0, 80.0), ())
+    others, own = panel.series
+    assert (others.x, others.y, others.low, others.dashed) == ((71.92,), (72.0,), (), True)
+    assert (own.x, own.y, own.low, own.dashed) == ((79.68,), (80.0,), (), False)
     assert panel.diagonal
     assert "BYOL 71.92 and 72.00; Ours (K=4) + L_s 79.68 and 80.00" in figure(filled, "agreement").alternative
     smoke = drawn(table("table8", "smoke"), {"BYOL": 0.2, "BYOL + L_s": 0.3})
@@ -156,7 +168,7 @@ def test_the_spectrum_has_one_panel_for_each_method() -> None:
     assert strip.panels[1].series[0].style == 1
 
 
-def test_the_time_of_training_follows_from_the_logged_speed() -> None:
+def test_the_cost_of_training_follows_from_the_logged_speed_and_the_devices() -> None:
     one = table("table8")
     batch = next(ours.spec.encoder.batch_size for row, _, ours in one.measured() if row.label == "BYOL")
     assert batch == 512
@@ -164,8 +176,8 @@ def test_the_time_of_training_follows_from_the_logged_speed() -> None:
     speed = {"training of BYOL": {"images_per_second": [(10, 100.0), (20, 50.0)]}}
     found = figure(drawn(one, {"BYOL": 0.7}, speed), "views")
     hours = found.drawing.strips[0].panels[-1]
-    assert (hours.title, hours.y_title) == ("time of training", "minutes")
-    assert hours.series[0].y == (float(f"{(51.2 + 102.4) / 60:.6g}"),)
+    assert (hours.title, hours.y_title) == ("cost of training", "GPU-minutes")
+    assert hours.series[0].y == (float(f"{2 * (51.2 + 102.4) / 60:.6g}"),)
     # A report of equal runs on another machine has the same text.
     printed = "no ℒ_b, no ℒ_s, paper: 71.92 at K = 2, 78.24 at K = 4, 79.54 at K = 8."
     assert found.alternative.startswith(printed)

@@ -258,6 +258,30 @@ def test_in_a_browser_no_page_is_too_wide_or_too_pale(browser: Any, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_in_a_browser_figures_stand_beside_a_narrow_table_and_below_a_wide_one(
+    browser: Any, tmp_path: Path
+) -> None:
+    places = """
+    return ['numbers', 'words', 'figures'].map(name => document.querySelector('.' + name))
+        .map(each => each.getBoundingClientRect()).map(box => [box.left, box.top, box.right])
+    """
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    for name, beside in (("table8", "numbers"), ("table1", "words")):
+        table = next(table for table in registered("paper") if table.name == name)
+        filled = replace(filled_with_three_seeds(table), not_drawn=("A reason",))
+        page = tmp_path / f"{name}.html"
+        page.write_text(render.html(filled), encoding="utf-8")
+        browser.get(page.as_uri())
+        boxes = dict(zip(("numbers", "words", "figures"), browser.execute_script(places), strict=True))
+        (_, top, right), (left, figures_top, _) = boxes[beside], boxes["figures"]
+        assert left > right, name
+        assert figures_top == pytest.approx(top, abs=1), name
+
+
+@pytest.mark.slow
 def test_in_print_no_table_is_cut(browser: Any, tmp_path: Path) -> None:
     tables = [filled_with_three_seeds(table) for table in registered("paper")]
     page = tmp_path / "report.html"

@@ -40,6 +40,7 @@ from reproduce.report.claim import Claim, MissingNumberError, Number
 from reproduce.report.display import display
 from reproduce.report.filled import Filled, fill, from_json, to_json
 from reproduce.report.observe import COLUMNS, Finished, frame, rows_of, statistics, write_runs
+from reproduce.report.origin import origin
 from reproduce.report.publish import publish, publish_pdf
 from reproduce.report.stats import printed
 from reproduce.report.table import Cell, Column, Measured, Reported, Row, Table
@@ -221,7 +222,11 @@ WHY = {
     **{(0, 7): "1", (1, 6): "1", (1, 7): "1", (3, 7): "1", (4, 6): "1", (4, 7): "1"},
     **{(1, 4): "2", (3, 4): "3", (3, 6): "3"},
 }
-"""Number of the reason next to each dash of ours in HTML, by row and column: no run, quoted, failed."""
+"""Number of the reason next to each dash of ours, by row and column: no run, quoted, failed."""
+WITH_REASONS = [
+    [f"{text} {WHY[row, column]}" if (row, column) in WHY else text for column, text in enumerate(texts)]
+    for row, texts in enumerate(EXPECTED)
+]
 BOLD = {"80.38", "-3.8"}
 UNDERLINED = {"79.9", "81.56", "-3.0"}
 
@@ -822,7 +827,7 @@ def test_the_markdown_table_says_what_it_must() -> None:
         "Embeddings Loss (nats), paper", "Embeddings Loss (nats), ours", "Embeddings Rank, ours",
     ]  # fmt: skip
     assert all(re.fullmatch("-+:?", rule) for rule in cells[1])
-    assert [[markdown_text(part) for part in row] for row in cells[2:]] == EXPECTED
+    assert [[markdown_text(part) for part in row] for row in cells[2:]] == WITH_REASONS
     body = " ".join(part for row in cells[2:] for part in row)
     assert set(re.findall(r"\*\*(.*?)\*\*", body)) == BOLD
     assert set(re.findall("<u>(.*?)</u>", body)) == UNDERLINED
@@ -887,13 +892,7 @@ def test_the_html_table_says_what_it_must() -> None:
     page = Page(golden("table99.html"))
     body = [row for row in page.rows if row[0][0] == "th" and row[0][1].get("scope") == "row"]
     found = [[words(text) for _, _, text in row] for row in body]
-    assert found == [
-        [
-            f"{text} {WHY[place]}" if (place := (row, column)) in WHY else text
-            for column, text in enumerate(texts)
-        ]
-        for row, texts in enumerate(EXPECTED)
-    ]
+    assert found == WITH_REASONS
     dashes, reasons = (
         golden("table99.html").count(each) for each in (">–</span>", 'aria-label="no number: ')
     )
@@ -1021,6 +1020,7 @@ def typeset(folder: Path, names: list[str]) -> str:
 def test_the_latex_table_compiles_and_says_what_it_must(tmp_path: Path) -> None:
     shutil.copy(GOLDEN / "table99.tex", tmp_path)
     text = words(typeset(tmp_path, ["table99"])).replace("−", "-")
+    assert "(3) failed: NaN" in text
     for part in (
         "81.56 ± 0.00 (2)",
         "0.00 ± 0.00 (2)",
@@ -1095,7 +1095,7 @@ def test_every_table_fits_the_page_of_an_article(scale: str, measured: bool, tmp
     log, text = compiled(tmp_path, f"{head}{inputs}\\end{{document}}\n")
     assert overflows(log) == []
     (tmp_path / "whole.aux").unlink()
-    whole = document.document(tables, register.entries(registered(scale), {}), scale)
+    whole = document.document(tables, register.entries(registered(scale), {}), origin([None]), scale)
     log, report = compiled(tmp_path, whole)
     assert overflows(log) == []
     for filled in tables:

@@ -177,6 +177,9 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
         *(f"table8.{kind}" for kind in KINDS),
         "figures",
     }
+    page = (home.reports / "smoke" / "runs" / f"{pretraining}.html").read_text()
+    assert f"<pre>epoch 1/{EPOCHS}: loss " in page
+    assert str(home.folder) not in page
     figures = sorted(path.name for path in (home.reports / "smoke" / "figures").iterdir())
     shown = ("curves", "losses", "views")
     assert [name for name in figures if name.partition("-")[2].partition(".")[0] in shown] == [

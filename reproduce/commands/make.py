@@ -288,7 +288,16 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     failed = {spec_id: reason for spec_id, reason in reasons.items() if spec_id not in finished}
     attached &= finished.keys()
     return _Outcome(
-        wanted, finished, missing, failed, ran, len(attached), started, store, records_of(store), unasked
+        wanted,
+        finished,
+        missing,
+        failed,
+        ran,
+        len(attached),
+        started,
+        store,
+        records_of(store, site),
+        unasked,
     )
 
 

@@ -1,12 +1,13 @@
 """Records of runs from the tracking store, for the report and for the pages of runs.
 
-publish(..., records=records_of(store))
+publish(..., records=records_of(store, site))
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from reproduce import identity
 from reproduce.data import inventory
+from reproduce.messages import UNPRINTABLE
 from reproduce.report.record import Records, RunRecord
 from reproduce.settings import Settings
+from reproduce.site import Site
 from reproduce.tracking.errors import StoreError
 from reproduce.tracking.portable import PortableRun
 from reproduce.tracking.tags import ATTEMPTS, ENCODER, TRAINED
@@ -24,11 +27,13 @@ if TYPE_CHECKING:
     from reproduce.tracking.store import Store
 
 
+LOG, MOST_LOG = "log.txt", 20_000
+"""Name of a run's log in its folder, and the maximum number of its last bytes on the run's page."""
 COMPONENTS = ("reproduce.data", "reproduce.methods", "reproduce.protocols")
 """Packages whose modules define settings; the other classes are imported by these."""
 
 
-def records_of(store: Store) -> Records:
+def records_of(store: Store, site: Site) -> Records:
     """Return the function that reads records, each once, and those of the pretrainings upstream."""
     known: dict[str, RunRecord | None] = {}
 
@@ -39,7 +44,9 @@ def records_of(store: Store) -> Records:
             spec_id = wanted.pop()
             if spec_id not in known:
                 try:
-                    known[spec_id] = record(store.portable(spec_id), _address(store, spec_id))
+                    known[spec_id] = record(
+                        store.portable(spec_id), _address(store, spec_id), _log(site, spec_id)
+                    )
                 except StoreError:
                     continue
                 except (LookupError, ValueError):
@@ -58,7 +65,20 @@ def _address(store: Store, spec_id: str) -> str:
     return found.address if found else ""
 
 
-def record(run: PortableRun, address: str = "") -> RunRecord:
+def _log(site: Site, spec_id: str) -> str:
+    """Return the last lines of a run's log without this machine's folders; empty if this machine has none."""
+    try:
+        with (site.runs / spec_id / LOG).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MOST_LOG))
+            text = file.read(MOST_LOG).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = text.splitlines()[size > MOST_LOG :]
+    return site.without_places("\n".join(UNPRINTABLE.sub("", line) for line in lines))
+
+
+def record(run: PortableRun, address: str = "", log: str = "") -> RunRecord:
     """Return the part of a portable record that pages show."""
     paths = dict(_leaves(run.settings))
     attempts = run.tags.get(ATTEMPTS, "")
@@ -83,6 +103,7 @@ def record(run: PortableRun, address: str = "") -> RunRecord:
         },
         needs=run.needs or "",
         address=address,
+        log=log,
     )
 
 

@@ -119,7 +119,7 @@ def receive(file: Path, site: Site, store: Store) -> Received:
         for run in upstream_first:
             here = present.get(run.spec_id) or store.adopt(run, archive.digest)
             _receive_run(run, here, content, archive, site, received)
-    records = records_of(store)
+    records = records_of(store, site)
     for scale, tables in content.tables.items():
         _receive_reports(scale, tables, site.reports / scale, received, records)
     return received

@@ -14,6 +14,7 @@ Imports point down this page.
     illustrate.py  a table's figures, from its numbers and its runs' measurements
     filled.py    a table with its numbers
     drawing.py   a drawing as plain data
+    origin.py    cost, code and environment of the runs behind a report, in words
     record.py    the record of a run as pages show it; cost in hours and kWh
     counts.py    finished runs on other data than the published
     observe.py   finished runs as one tidy frame, and runs.csv

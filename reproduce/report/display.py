@@ -17,7 +17,7 @@ from typing import Literal
 
 from reproduce.messages import counted
 from reproduce.report.filled import ADDED_ROW, NOT_IN_PAPER, Filled, FilledCell
-from reproduce.report.markup import literal
+from reproduce.report.markup import literal, plain
 from reproduce.report.stats import printed
 from reproduce.report.table import Column
 from reproduce.report.verdicts import FEW_SEEDS, CellVerdict, Emphasis, JudgedClaim
@@ -26,6 +26,15 @@ DASH = "–"
 """Printed in an empty cell."""
 ADDED_MARK = "*"
 """Footnote mark of an added row."""
+FORMULAS = {
+    r"\bL_([a-z])\b": r"$\\mathcal{L}_\1$",
+    r"\(K=(\d+)\)": r"($K = \1$)",
+    r"\blambda_([a-z]+)=(\d+)e-(\d+)\b": r"$\\lambda_\1 = \2 \\times 10^{-\3}$",
+    r"\blambda_([a-z]+)=([\d.]+)\b": r"$\\lambda_\1 = \2$",
+}
+"""Formulas by the text of a row's label that they replace."""
+WIDE, NUMBER = 75, 9
+"""Number of characters of a row beyond which a table leaves no room next to it, and those of a number."""
 EFFECT_DIGITS = 2
 """Decimals of a contrast and of its interval."""
 SIGNS: Mapping[CellVerdict, str] = {"reproduced": "=", "not reproduced": "≠", "inconclusive": "?"}
@@ -81,6 +90,8 @@ class Line:
     """Printed name, as markup; rows that differ in their facts alone have the same."""
     distinct: str
     """Printed name for HTML and Markdown, which extends `label` if other rows have it, too."""
+    listed: str
+    """Name in a list of rows, where no facts stand next to it, as markup."""
     marks: tuple[str, ...]
     facts: tuple[str, ...]
     rule_before: bool
@@ -114,6 +125,13 @@ class Display:
     """Why our numbers decide no claim, if one reason holds for all of them."""
 
     @property
+    def wide(self) -> bool:
+        """True if the table takes the whole width of a page."""
+        left = ((line.distinct, *line.facts) for line in self.lines)
+        names = sum(max(len(plain(text)) for text in column) for column in zip(*left, strict=True))
+        return names + NUMBER * len(self.sub_columns) > WIDE
+
+    @property
     def groups(self) -> list[tuple[str, int]]:
         """(heading, number of sub-columns) over neighbouring columns, empty headings included.
 
@@ -132,10 +150,18 @@ class Display:
         return [(members[0].heading, len(members)) for members in spans]
 
     @property
+    def headings_by_key(self) -> dict[str, str]:
+        """Name of every column with its group, as markup."""
+        columns = [sub.column for sub in self.sub_columns]
+        return {column.key: f"{column.group} {column.title}".strip() for column in columns}
+
+    @property
     def empty_cells(self) -> tuple[str, ...]:
-        """One sentence that counts our empty cells by their reason, if there are any."""
+        """One sentence that counts our empty cells by their reason, numbered as next to the dashes."""
         parts = [
-            f"{reason} ({counted(number, 'cell')})" if number else reason for reason, number in self.reasons
+            (f"({place}) " if len(self.reasons) > 1 else "")
+            + (f"{reason} ({counted(number, 'cell')})" if number else reason)
+            for place, (reason, number) in enumerate(self.reasons, start=1)
         ]
         return (f"{self.ours_empty}: {'; '.join(parts)}.",) if parts else ()
 
@@ -148,7 +174,7 @@ def display(filled: Filled) -> Display:
     lines = []
     names = Counter(row.shown for row in filled.rows)
     for row in filled.rows:
-        named = _with_formulas(row.label)
+        named = with_formulas(row.label)
         # A label of settings alone, as in Table 11, would only repeat the facts.
         distinct = named if names[row.shown] > 1 and named.startswith(row.shown) else row.shown
         label_marks = marks.of(row.note) + ((ADDED_MARK,) if row.added else ())
@@ -168,6 +194,7 @@ def display(filled: Filled) -> Display:
                 row.label,
                 row.shown,
                 distinct,
+                named if names[row.shown] > 1 else row.shown,
                 label_marks,
                 tuple(row.facts.values()),
                 row.rule_before,
@@ -195,10 +222,12 @@ def display(filled: Filled) -> Display:
     )
 
 
-def _with_formulas(label: str) -> str:
-    """Return a row's label as markup, with its losses and its number of views as formulas."""
-    with_losses = re.sub(r"\bL_([a-z])\b", r"$\\mathcal{L}_\1$", literal(label))
-    return re.sub(r"\(K=(\d+)\)", r"($K = \1$)", with_losses)
+def with_formulas(label: str) -> str:
+    """Return a row's label as markup, with its losses and its settings as formulas."""
+    text = literal(label)
+    for pattern, formula in FORMULAS.items():
+        text = re.sub(pattern, formula, text)
+    return text
 
 
 def confidence(alpha: float) -> str:

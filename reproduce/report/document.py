@@ -23,6 +23,7 @@ from reproduce.report import latex, markup, register
 from reproduce.report.deviations import CHOICES
 from reproduce.report.display import display
 from reproduce.report.filled import SMOKE_WITHOUT_PAPER, Filled
+from reproduce.report.origin import Origin
 from reproduce.report.register import Entry
 from reproduce.report.render import cell_counts, tally
 from reproduce.runs.files import write_atomic
@@ -62,21 +63,22 @@ PREAMBLE = r"""\documentclass[a4paper]{article}
 """
 
 
-def write(tables: Sequence[Filled], found: Sequence[Entry], scale: str, folder: Path) -> Path:
+def write(tables: Sequence[Filled], found: Sequence[Entry], of: Origin, scale: str, folder: Path) -> Path:
     """Write `report.tex` and return its path; a `report.pdf` of other tables is deleted.
 
     Args:
         found: the register of claims.
+        of: origin of the runs.
         folder: the reports of the scale.
     """
-    text = document(tables, found, scale)
+    text = document(tables, found, of, scale)
     path = folder / TEX
     if _text(path) != text:
         (folder / PDF).unlink(missing_ok=True)
     return write_atomic(path, text, durable=True)
 
 
-def document(tables: Sequence[Filled], found: Sequence[Entry], scale: str) -> str:
+def document(tables: Sequence[Filled], found: Sequence[Entry], of: Origin, scale: str) -> str:
     """Return the whole document."""
     title = f"MSBReg: reproduced tables, {markup.tex(scale)} scale"
     banner = markup.tex(BANNERS.get(scale, ""))
@@ -99,6 +101,7 @@ def document(tables: Sequence[Filled], found: Sequence[Entry], scale: str) -> st
         r"\begin{itemize}\setlength{\itemsep}{2pt}\raggedright",
         *(rf"\item {_with_code(choice)}" for choice in CHOICES),
         r"\end{itemize}",
+        *_origin(of),
         r"\end{document}",
     ]
     return "\n".join(lines) + "\n"
@@ -130,6 +133,29 @@ def _scoreboard(tables: Sequence[Filled], found: Sequence[Entry]) -> list[str]:
     return [*lines, r"\bottomrule", r"\end{tabular}}"]
 
 
+def _origin(of: Origin) -> list[str]:
+    """Return the cost of the runs, their commits and their environment."""
+    facts = [
+        (
+            "Commit",
+            [(commit + (" with uncommitted changes" if dirty else ""), n) for commit, dirty, n in of.commits],
+        )
+    ]
+    facts += [(title, list(values)) for title, values in of.facts]
+    lines = [r"\section{Cost}", *(markup.tex(markup.literal(line)) + r"\par" for line in of.spent)]
+    if not of.commits:
+        return lines
+    lines += [r"\section{Environment}", f"As the {counted(of.num_runs, 'run')} recorded it.", r"\par\medskip"]
+    lines += [r"\begingroup\footnotesize\raggedright\setlength{\parskip}{1pt}"]
+    for title, values in facts:
+        shown = "; ".join(f"{value} ({counted(number, 'run')})" for value, number in values)
+        lines.append(
+            rf"\hangindent=9em\hangafter=1\makebox[9em][l]{{{markup.tex(markup.literal(title))}}}"
+            rf"{markup.tex(markup.literal(shown), breaks=True)}\par"
+        )
+    return [*lines, r"\endgroup"]
+
+
 def _section(filled: Filled) -> list[str]:
     """Return one table with its notes, claims and figures; nothing floats away from its section."""
     shown = display(filled)
@@ -152,7 +178,7 @@ def _figures(filled: Filled) -> list[str]:
             title = rf"\par\footnotesize {markup.tex(figure.title, breaks=True)}\par"
             lines += [
                 rf"\IfFileExists{{{file}}}{{\begin{{center}}",
-                rf"\includegraphics[width=.95\linewidth,height=.45\textheight,keepaspectratio]{{{file}}}",
+                rf"\includegraphics[width=124mm,height=.88\textheight,keepaspectratio]{{{file}}}",
                 rf"{title}\end{{center}}}}{{}}",
             ]
     return lines

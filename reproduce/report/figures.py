@@ -7,9 +7,9 @@ and the user's own settings of matplotlib do not count. In the SVG, text and axe
 background is transparent, so a page can include it in either colour scheme. As a file of its own it follows
 the reader's scheme. The PNG is dark on white.
 
-Lines differ in colour (Okabe and Ito, Color universal design, 2008), in marker and in dash. Heat maps are
-cividis and, around zero, blue to orange; the colour-blind can distinguish both. This module alone imports
-matplotlib.
+Lines differ in colour, in marker and in dash; the first four colours are those of Okabe and Ito (Color
+universal design, 2008). Heat maps are cividis and, around zero, blue to orange; the colour-blind can
+distinguish both. This module alone imports matplotlib.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDINGS = ("svg", "png")
-WIDTH = 4.9
-"""Inches: 470 pixels of a page, so that text is readable where a screen has 400 pixels."""
+WIDTH = 4.7
+"""Inches: 450 pixels of a page, so that text is readable where a screen has 400 pixels."""
 INK, INK_IN_THE_DARK, PAPER = "#1d1d1f", "#e8e6e1", "#ffffff"
 """Colours of text and axes, and the background of the PNG."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
-"""Colours of lines and points; the first four have a contrast of 3 on white and on black."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a67c00", "#808080", INK)
+"""Colours of lines and points, with a contrast of 3 on white and on the pages' black."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)))
 DARK_TEXT, LIGHT_TEXT = "#000000", "#ffffff"
@@ -44,16 +44,16 @@ DIVERGING = ("#0072b2", "#f7f7f7", "#d55e00")
 """Colours below zero, at zero and above."""
 SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
-    "font.size": 7.5,
+    "font.size": 8,
     "mathtext.fontset": "dejavusans",
     "mathtext.default": "it",
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
     "axes.titlepad": 4,
     "axes.labelpad": 2,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
     "legend.frameon": False,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -72,11 +72,15 @@ SETTINGS: dict[str, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "msbreg",
 }
-DOTS = 170
+DOTS = 220
 """Pixels of the PNG for each inch."""
 LINE, GRID_LINE, STRIP_TITLE, LEGEND_LINE, NAME_LINE = 1.35, 1.6, 0.2, 0.16, 0.125
 """Inches: heights of a strip of lines and of a strip of heat maps, of a title, of a line of the legend, and
 of a name on the vertical axis."""
+WIDEST = 1.9
+"""Points: width of the first line of a panel; the next ones are narrower."""
+STEPS = (1, 2, 2.5, 5, 10)
+"""Leading digits of the distance between two ticks."""
 MARKED = 8
 """Number of points of a long line that have markers."""
 
@@ -136,6 +140,7 @@ def _figure(drawing: Drawing) -> Figure:
         for index, legend in enumerate(legends)
     ]
     heights = [_height(strip, legend) for strip, legend in zip(drawing.strips, shown, strict=True)]
+    ends = _shared_ends(drawing)
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.03)  # type: ignore[union-attr,call-arg]
@@ -145,8 +150,12 @@ def _figure(drawing: Drawing) -> Figure:
         axes = part.subplots(1, _places(strip), squeeze=False)[0]
         for each in axes[len(strip.panels) :]:
             each.set_axis_off()
+        before = ""
         for each, panel in zip(axes, strip.panels, strict=False):
-            _panel(each, panel, first=panel is strip.panels[0])
+            _panel(each, panel, before)
+            before = panel.y_title
+            if panel.kind == "lines" and not panel.x_names:
+                each.set_xlim(*ends)
         if strip.title:
             part.suptitle(_text(strip.title), fontsize=7.5, fontweight="bold", x=0.01, ha="left")
         if len(legend) > 1:
@@ -161,6 +170,17 @@ def _figure(drawing: Drawing) -> Figure:
                 labelspacing=0.3,
             )
     return figure
+
+
+def _shared_ends(drawing: Drawing) -> tuple[float, float]:
+    """Return the ends of the horizontal axis that all curves of a drawing share, with a margin."""
+    panels = [panel for strip in drawing.strips for panel in strip.panels if panel.kind == "lines"]
+    xs = [x for panel in panels for series in panel.series for x in series.x]
+    low, high = min(xs, default=0.0), max(xs, default=1.0)
+    if any(panel.log_x for panel in panels):
+        return low / 1.15, high * 1.15
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _places(strip: Strip) -> int:
@@ -190,19 +210,20 @@ def _height(strip: Strip, legend: dict[str, Series]) -> float:
     return body + (STRIP_TITLE if strip.title else 0.0) + LEGEND_LINE * lines
 
 
-def _panel(axes: Axes, panel: Panel, *, first: bool) -> None:
+def _panel(axes: Axes, panel: Panel, before: str) -> None:
+    """Draw a panel; `before` is the title of the vertical axis to its left, which is not repeated."""
     if panel.title:
         axes.set_title(_text(panel.title))
     axes.set_xlabel(_text(panel.x_title))
-    if panel.y_title and (panel.grid is None or first):
+    if panel.y_title != before:
         axes.set_ylabel(_text(panel.y_title))
     if panel.grid is not None:
         _grid(axes, panel, panel.grid)
         return
     axes.grid(visible=True, color=INK, alpha=0.13, linewidth=0.5)
     axes.set_axisbelow(True)
-    for series in panel.series:
-        _series(axes, panel, series)
+    for number, series in enumerate(panel.series):
+        _series(axes, panel, series, number)
     _scales(axes, panel)
     if panel.diagonal:
         # After the limits: the line must not widen them.
@@ -219,7 +240,7 @@ def _scales(axes: Axes, panel: Panel) -> None:
         axes.set_xticks(range(len(panel.x_names)), [_text(name) for name in panel.x_names])
         axes.set_xlim(-0.4, len(panel.x_names) - 0.6)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
         if max(max(map(abs, series.x)) for series in panel.series) >= 10_000:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.log_y:
@@ -228,17 +249,22 @@ def _scales(axes: Axes, panel: Panel) -> None:
         axes.set_yticks(range(len(panel.y_names)), [_text(name) for name in panel.y_names], fontsize=6.5)
         axes.set_ylim(-0.7, len(panel.y_names) - 0.3)
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
         if max(max(map(abs, series.y)) for series in panel.series) >= 10_000:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(0.08)
     if panel.series[0].texts and not panel.log_x:
-        axes.margins(0.25, 0.2)
+        axes.margins(0.25, 0.3)
+    if panel.y_names and (least := min(min(series.x) for series in panel.series)) >= 0:
+        most = max(max(series.x) for series in panel.series)
+        axes.set_xlim(left=min(least, -0.03 * most))
 
 
-def _series(axes: Axes, panel: Panel, series: Series) -> None:
+def _series(axes: Axes, panel: Panel, series: Series, number: int) -> None:
+    """Draw a series so that it stays visible where the next one covers it: wider, or with an open marker."""
     colour, marker, dash = _look(series)
     line = panel.kind == "lines"
+    is_open = series.dashed or (panel.y_names and number % 2 == 1)
     axes.plot(
         series.x,
         series.y,
@@ -246,8 +272,9 @@ def _series(axes: Axes, panel: Panel, series: Series) -> None:
         linestyle=dash if line else "none",
         marker=marker,
         markevery=-(-len(series.x) // MARKED) if line and len(series.x) > 2 * MARKED else 1,
-        markerfacecolor="none" if series.dashed else colour,
-        markersize=3 if line else 4,
+        linewidth=max(1.0, WIDEST - 0.3 * number),
+        markerfacecolor="none" if is_open else colour,
+        markersize=3 if line else 5.5 if is_open else 4,
         zorder=3,
     )
     if series.low:
@@ -371,7 +398,8 @@ def _page_svg(svg: str, name: str, alternative: str) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(INK, "currentColor")
     style = (
-        f"svg:root{{color:{INK}}}@media (prefers-color-scheme:dark){{svg:root{{color:{INK_IN_THE_DARK}}}}}"
+        f"svg:root{{color-scheme:light dark;color:{INK}}}"
+        f"@media (prefers-color-scheme:dark){{svg:root{{color:{INK_IN_THE_DARK}}}}}"
     )
     label = html.escape(alternative, quote=True)
     return re.sub(

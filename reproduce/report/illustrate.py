@@ -20,6 +20,7 @@ from reproduce.report.filled import Filled, FilledCell, FilledRow, Illustration
 from reproduce.report.markup import literal, plain
 from reproduce.report.observe import Finished
 from reproduce.report.plots import Agreement, Classes, Curves, HeatMaps, Plane, Plot, Views
+from reproduce.report.record import Records, no_records
 from reproduce.report.stats import printed
 from reproduce.report.table import Column, Table
 from reproduce.spec import Evaluate, Pretrain
@@ -39,6 +40,8 @@ SPEED = "images_per_second"
 DASH, ILLEGIBLE = "–", "?"
 """Texts of cells without a number: nothing is known, and the paper has a number that cannot be read."""
 MISSING, HOUR = "missing", 3600
+HIGHEST = 45
+"""Maximum number of names on a vertical axis."""
 MANY = 12
 """Maximum number of cells that an alternative text lists."""
 
@@ -56,6 +59,7 @@ class _Material:
     seeds: int
     finished: Mapping[str, Finished]
     histories: Mapping[str, Mapping[str, History]]
+    records: Records
 
     def row(self, label: str) -> FilledRow | None:
         """Return a row by its label; None if `--rows` left it out."""
@@ -74,17 +78,23 @@ def no_histories(
 
 
 def illustrate(
-    table: Table, filled: Filled, seeds: int, finished: Mapping[str, Finished], histories: Histories
+    table: Table,
+    filled: Filled,
+    seeds: int,
+    finished: Mapping[str, Finished],
+    histories: Histories,
+    records: Records = no_records,
 ) -> Filled:
     """Return the table with its figures.
 
     Args:
         finished: finished runs by spec id, pretrainings included.
+        records: returns the records of runs, which have their numbers of devices.
     """
     wanted = sorted({name for plot in table.figures for name in _names(plot)})
     runs = sorted(set(sources(table, seeds, finished).values()))
     found = histories(runs, wanted) if runs and wanted else {}
-    material = _Material(table, filled, seeds, finished, found)
+    material = _Material(table, filled, seeds, finished, found, records)
     figures, not_drawn = [], []
     for plot in table.figures:
         try:
@@ -162,6 +172,7 @@ def _drawn(plot: Plot, material: _Material) -> tuple[Drawing, list[str], str]:
 def _agreement(plot: Agreement, material: _Material) -> tuple[Drawing, list[str], str]:
     filled = material.filled
     panels, words, number = [], [], 0
+    own = any(_is_own(row) for row in filled.rows)
     for unit, group in _by_unit(filled.columns):
         series: list[Series] = []
         for column in group:
@@ -169,27 +180,32 @@ def _agreement(plot: Agreement, material: _Material) -> tuple[Drawing, list[str]
             both = [(row, cell) for row, cell in cells if cell.paper is not None and cell.value is not None]
             if not both:
                 continue
-            ends = [cell.interval or (cell.value or 0.0, cell.value or 0.0) for _, cell in both]
             whole = any(cell.interval for _, cell in both)
-            series.append(
-                Series(
-                    label=_heading(column) if len(group) > 1 else "ours",
-                    style=len(series),
-                    x=tuple(float(cell.paper or 0) for _, cell in both),
-                    y=tuple(cell.value or 0.0 for _, cell in both),
-                    low=tuple(low for low, _ in ends) if whole else (),
-                    high=tuple(high for _, high in ends) if whole else (),
-                )
-            )
+            style = len({each.style for each in series})
+            for open_points in (True, False):
+                some = [cell for row, cell in both if open_points == (own and not _is_own(row))]
+                ends = [cell.interval or (cell.value or 0.0, cell.value or 0.0) for cell in some]
+                if some:
+                    series.append(
+                        Series(
+                            label=_heading(column),
+                            style=style,
+                            x=tuple(float(cell.paper or 0) for cell in some),
+                            y=tuple(cell.value or 0.0 for cell in some),
+                            low=tuple(low for low, _ in ends) if whole else (),
+                            high=tuple(high for _, high in ends) if whole else (),
+                            dashed=open_points,
+                        )
+                    )
             number += len(both)
             words.append(_pairs(column, both, filled.scale))
         if series:
-            ours = "ours" if unit else f"{_heading(group[0])}, ours"
+            alone = f"{_heading(group[0])}, " if len(group) == 1 else ""
             panels.append(
                 Panel(
                     kind="points",
-                    x_title=f"paper{_unit(unit)}",
-                    y_title=f"{ours}{_unit(unit)}",
+                    x_title=f"{alone}paper{_unit(unit)}",
+                    y_title=f"{alone}ours{_unit(unit)}",
                     series=tuple(series),
                     diagonal=filled.scale == "paper",
                 )
@@ -197,10 +213,17 @@ def _agreement(plot: Agreement, material: _Material) -> tuple[Drawing, list[str]
     if number < 2:
         raise NothingToDrawError(f"at least two cells with both numbers are needed, and there are {number}")
     notes = ["On the line, both are equal." if filled.scale == "paper" else _not_comparable(filled.scale)]
+    if own:
+        notes.append("Filled points are MSBReg's (ours in the table), open ones the other rows'.")
     if any(series.low for panel in panels for series in panel.series):
         notes.append(f"Bars are {100 * (1 - filled.alpha):.10g} % intervals over training seeds.")
     words = [f"{counted(number, 'cell')}.", *words]
     return Drawing(strips=(Strip(panels=tuple(panels)),)), notes, " ".join(words)
+
+
+def _is_own(row: FilledRow) -> bool:
+    """Return True for a row of the method that the paper proposes."""
+    return row.label.startswith("Ours")
 
 
 def _pairs(column: Column, both: Sequence[tuple[FilledRow, FilledCell]], scale: str) -> str:
@@ -326,6 +349,7 @@ def _views(plot: Views, material: _Material) -> tuple[Drawing, list[str], str]:
     column = next((each for each in filled.columns if each.key == plot.column), None)
     if column is None:
         raise NothingToDrawError("its column is left out")
+    devices = _devices(plot, material)
     views = sorted({number for line in plot.lines.values() for number in line})
     found: dict[str, list[Series]] = {"paper": [], "ours": [], "hours": []}
     words = []
@@ -337,8 +361,8 @@ def _views(plot: Views, material: _Material) -> tuple[Drawing, list[str], str]:
                 points["paper"][number] = float(cell.paper)
             if cell is not None and cell.value is not None:
                 points["ours"][number] = cell.value
-                if (hours := _hours(plot, label, material)) is not None:
-                    points["hours"][number] = hours
+                if label in devices and (hours := _hours(plot, label, material)) is not None:
+                    points["hours"][number] = hours * devices[label][0]
         for side, values in points.items():
             if not values:
                 continue
@@ -358,6 +382,9 @@ def _views(plot: Views, material: _Material) -> tuple[Drawing, list[str], str]:
                 words.append(f"{plain(name)}, {side}: {shown}.")
     if not found["ours"]:
         raise NothingToDrawError("no cell of ours is filled")
+    kinds = {kind for _, kind in devices.values()}
+    if len(kinds) > 1:
+        found["hours"] = []
     longest = max((max(series.y) for series in found["hours"]), default=0.0)
     if longest < 1:
         found["hours"] = [
@@ -366,9 +393,9 @@ def _views(plot: Views, material: _Material) -> tuple[Drawing, list[str], str]:
     titles = {
         "paper": column.title,
         "ours": column.title,
-        "hours": "hours" if longest >= 1 else "minutes",
+        "hours": f"{next(iter(kinds), '')}-{'hours' if longest >= 1 else 'minutes'}",
     }
-    heads = {"paper": "paper", "ours": "ours", "hours": "time of training"}
+    heads = {"paper": "paper", "ours": "ours", "hours": "cost of training"}
     panels = tuple(
         Panel(
             kind="lines",
@@ -383,16 +410,32 @@ def _views(plot: Views, material: _Material) -> tuple[Drawing, list[str], str]:
     )
     notes = [_not_comparable(filled.scale)] if filled.scale != "paper" and found["paper"] else []
     notes.append(
-        "The time of training is that of one run, by its logged images per second; on several GPUs, each of "
-        f"them is used for that time. {filled.table}.json has the numbers."
+        "The cost of training is that of one run, by its logged images per second and its number of devices. "
+        f"{filled.table}.json has the numbers."
         if found["hours"]
-        else "The runs have not logged their speed, so the time of training is not drawn."
+        else "The cost of training is not drawn: the runs have not logged their speed and one kind of device."
     )
     return Drawing(strips=(Strip(panels=panels),)), notes, " ".join(words)
 
 
+def _devices(plot: Views, material: _Material) -> dict[str, tuple[int, str]]:
+    """Return the number and the kind of devices of the pretraining behind each row, where they are known."""
+    runs = {}
+    for label in plot.rows():
+        if material.row(label) and _run_of(material.table, plot, label, material.seeds, material.finished):
+            specs = _evaluations(material.table, plot, label, material.seeds)
+            runs[label] = next(spec.encoder.id for spec in specs if spec.encoder.id in material.finished)
+    known = material.records(runs.values())
+    found = {}
+    for label, spec_id in runs.items():
+        record = known.get(spec_id)
+        if record and record.devices:
+            found[label] = (record.devices, "GPU" if record.kind == "GPU" else "core")
+    return found
+
+
 def _hours(plot: Views, label: str, material: _Material) -> float | None:
-    """Return the hours of a pretraining by its logged speed; None if the speed is not known."""
+    """Return the duration of a pretraining in hours by its logged speed; None if that is not known."""
     run = _run_of(material.table, plot, label, material.seeds, material.finished)
     points = material.histories.get(run or "", {}).get(SPEED, ())
     spec = next(_evaluations(material.table, plot, label, material.seeds)).encoder
@@ -470,20 +513,22 @@ def _curves(plot: Curves, material: _Material) -> tuple[Drawing, list[str], str]
         for curve in plot.curves:
             series = []
             for style, (label, name) in enumerate(lines.items()):
-                points = _thinned(runs.get(label, {}).get(curve.metric, ()), curve.log, plot.log_x)
+                logged = runs.get(label, {}).get(curve.metric, ())
+                shown = [(step, 100 * value) for step, value in logged] if curve.percent else logged
+                points = _thinned(shown, curve.log, plot.log_x)
                 if not points:
                     continue
                 xs, ys = zip(*points, strict=True)
                 series.append(
                     Series(label=name, style=style, x=tuple(map(float, xs)), y=tuple(map(_short, ys)))
                 )
-                words.append(_course(f"{title} {plain(name)}", plain(curve.title), points))
+                words.append(_course(f"{plain(title)}, {plain(name)}", plain(curve.heading), points))
             if series:
                 absent.pop(curve.metric, None)
                 panels.append(
                     Panel(
                         kind="lines",
-                        title=curve.title,
+                        title=curve.heading,
                         x_title=plot.x_title,
                         series=tuple(series),
                         log_x=plot.log_x,
@@ -543,7 +588,7 @@ def _thinned(points: History, log_y: bool, log_x: bool) -> list[tuple[int, float
 
 
 def _classes(plot: Classes, material: _Material) -> tuple[Drawing, list[str], str]:
-    panels, words = [], []
+    strips, words = list[Strip](), []
     for prefix, title in plot.parts.items():
         found: dict[str, dict[str, float]] = {}
         for label in plot.lines:
@@ -568,11 +613,7 @@ def _classes(plot: Classes, material: _Material) -> tuple[Drawing, list[str], st
             if values
         )
         if series:
-            panels.append(
-                Panel(
-                    kind="points", title=title, x_title="%", y_names=tuple(map(literal, names)), series=series
-                )
-            )
+            strips.append(Strip(panels=tuple(_by_columns(title, names, series))))
             words += [
                 f"{plain(title)}, {plain(plot.lines[label])}: "
                 + ", ".join(f"{name} {100 * values[name]:.1f}" for name in sorted(values))
@@ -580,9 +621,31 @@ def _classes(plot: Classes, material: _Material) -> tuple[Drawing, list[str], st
                 for label, values in found.items()
                 if values
             ]
-    if not panels:
+    if not strips:
         raise NothingToDrawError("no finished run of ours has logged average precision by class")
-    return Drawing(strips=(Strip(panels=tuple(panels)),)), [], " ".join(words)
+    if all(len(strip.panels) == 1 for strip in strips):
+        strips = [Strip(panels=tuple(strip.panels[0] for strip in strips))]
+    return Drawing(strips=tuple(strips)), [], " ".join(words)
+
+
+def _by_columns(title: str, names: Sequence[str], series: Sequence[Series]) -> Iterator[Panel]:
+    """Yield the points over named places in panels of at most HIGHEST names, in order from the top left."""
+    count = math.ceil(len(names) / HIGHEST)
+    high = math.ceil(len(names) / count)
+    for top in range(len(names), 0, -high):
+        low = max(0, top - high)
+        inside = [[at for at, y in enumerate(each.y) if low <= y < top] for each in series]
+        yield Panel(
+            kind="points",
+            title=title,
+            x_title="%",
+            y_names=tuple(map(literal, names[low:top])),
+            series=tuple(
+                replace(each, x=tuple(each.x[i] for i in at), y=tuple(each.y[i] - low for i in at))
+                for each, at in zip(series, inside, strict=True)
+                if at
+            ),
+        )
 
 
 # Words
@@ -604,7 +667,7 @@ def _name(row: FilledRow) -> str:
 
 
 def _not_comparable(scale: str) -> str:
-    return f"The paper's numbers are not of the scale {scale}, so the two are not comparable."
+    return f"The paper's numbers are not at {scale} scale, so the two are not comparable."
 
 
 def _short(value: float) -> float:

@@ -36,8 +36,10 @@ HIGHEST = 36
 
 
 def tabular(filled: Filled) -> str:
-    """Return the whole table as a bare `tabular`, without caption and notes."""
+    """Return the whole table as a bare `tabular`, without caption, notes and the numbers of reasons."""
     shown = display(filled)
+    lines = (replace(line, cells=tuple(replace(cell, why="") for cell in line.cells)) for line in shown.lines)
+    shown = replace(shown, lines=tuple(lines))
     body = _tabular(shown, range(len(shown.sub_columns)))
     packages = "booktabs,amssymb" if any(r"\checkmark" in line for line in body) else "booktabs"
     return "\n".join([_usage(filled, packages, f"{filled.table}.tabular"), *body]) + "\n"
@@ -52,7 +54,7 @@ def table(filled: Filled) -> str:
     first, *further = floats(shown)
     lines = [
         _usage(filled, PACKAGES, filled.table),
-        r"\begin{table}[tbp]",
+        r"\begin{table}[htbp]",
         r"\centering\setlength{\belowcaptionskip}{8pt}",
         rf"\caption{{{caption(filled)}}}",
         rf"\label{{{name}}}",
@@ -61,7 +63,7 @@ def table(filled: Filled) -> str:
     ]
     for each in further:
         lines += [
-            r"\begin{table}[tbp]",
+            r"\begin{table}[htbp]",
             r"\centering",
             rf"Table~\ref{{{name}}}, continued.\par\vspace{{8pt}}",
         ]
@@ -258,7 +260,7 @@ def _cell(cell: Shown) -> str:
         around % _number(cell.number)
         + spread
         + (rf"\ {markup.tex(cell.against)}" if cell.against else "")
-        + (rf"\rlap{{{_marks(cell.marks)}}}" if cell.marks else "")
+        + (rf"\rlap{{{_marks(marks)}}}" if (marks := (*cell.marks, *filter(None, [cell.why]))) else "")
     )
 
 

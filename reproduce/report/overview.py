@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import html as html_entities
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from reproduce.messages import clock, counted, table_command
+from reproduce.messages import clock, table_command
 from reproduce.report import figures, markup, register, render
 from reproduce.report.claim import PaperVerdict
 from reproduce.report.deviations import CHOICES
-from reproduce.report.display import display
+from reproduce.report.display import display, with_formulas
 from reproduce.report.document import BANNERS, FIGURES, PDF
 from reproduce.report.filled import Filled, Illustration
-from reproduce.report.record import RunRecord, cost
+from reproduce.report.origin import Origin, hours_of, origin, unit
+from reproduce.report.record import RunRecord
 from reproduce.report.register import Entry
 from reproduce.report.stats import printed
 from reproduce.report.table import ADDED, baselines_in
@@ -39,8 +40,6 @@ SIDES: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Verdicts on the paper's numbers and on ours, in the order of the scoreboard."""
 MOST_POINTS = 200
 """Maximum number of points of a curve."""
-WIDE = 8
-"""Number of columns beyond which a table is printed on a page in landscape format."""
 SYSTEM = "system/"
 """Prefix of measurements of the machine, whose curves come last."""
 
@@ -54,7 +53,7 @@ class Use:
     """Name of the table in print."""
     row: str
     column: str
-    """Title of the column, as markup."""
+    """Names of the row and of the column, as markup."""
     seed: int
     command: str
     """Command that executes the run if it is missing; empty if it needs a file of the user's."""
@@ -78,6 +77,11 @@ class Runs:
                 self.uses.setdefault(each, []).append(use)
             if needs and spec_id not in self.evaluations.setdefault(needs, []):
                 self.evaluations[needs].append(spec_id)
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Cost, code and environment of the runs."""
+        return origin([self.records.get(spec_id) for spec_id in self.uses])
 
     def title(self, spec_id: str) -> str:
         """Return the title of a run; its id if it has no record."""
@@ -108,7 +112,7 @@ def _uses(tables: Iterable[Filled]) -> Iterator[tuple[str, Use]]:
                         Use(
                             filled.table,
                             filled.name,
-                            row.label,
+                            with_formulas(row.label),
                             titles[key],
                             seed,
                             "" if added and row.added else command,
@@ -130,10 +134,7 @@ def report(tables: Sequence[Filled], found: Sequence[Entry], runs: Runs, scale: 
         board=scoreboard(found, tables),
         counts=_sentences(found),
         choices=CHOICES,
-        spent=_spent(runs),
-        facts=list(_environment(runs)),
-        commits=_commits(runs),
-        num_runs=len(runs.uses),
+        origin=runs.origin,
         code=_with_code,
     )
 
@@ -181,11 +182,12 @@ def scoreboard(found: Sequence[Entry], tables: Sequence[Filled]) -> dict[str, An
         and (side == "ours" or _of_a_paper(claims))
     ]
     names = {"paper": "on the paper's numbers", "ours": "on ours" if _of_a_paper(claims) else "verdicts"}
-    rendered = {filled.table for filled in tables}
+    rendered = {filled.table: filled for filled in tables}
     lines = [
         {
             "name": entry.name,
             "table": entry.table if entry.table in rendered else "",
+            "cells": render.cell_counts(rendered[entry.table]) if entry.table in rendered else "",
             "numbers": [_count(entry.claims, *head) for head in heads],
         }
         for entry in found
@@ -225,8 +227,7 @@ def _part(filled: Filled, folder: Path) -> dict[str, Any]:
     """Return one table for the template, with the drawings of its figures."""
     shown = display(filled)
     drawn = {figure.name: _svg(figure, folder) for figure in filled.figures}
-    width = len(shown.sub_columns) + len(shown.fact_titles)
-    return {"filled": filled, "shown": shown, "figures": drawn, "wide": width > WIDE}
+    return {"filled": filled, "shown": shown, "figures": drawn}
 
 
 def _svg(figure: Illustration, folder: Path) -> Any:
@@ -247,62 +248,6 @@ def _with_code(text: str) -> Any:
 
     found = markup.with_code(text, markup.html, lambda code: f"<code>{html_entities.escape(code)}</code>")
     return Markup(found)  # noqa: S704 (both functions escape)
-
-
-def _spent(runs: Runs) -> list[str]:
-    """Return sentences on the hours and the energy of the runs, each with the number that is unknown."""
-    if not runs.uses:
-        return ["No run is behind these tables."]
-    spent = cost([runs.records.get(spec_id) for spec_id in runs.uses])
-    known = [f"{hours_of(hours)} {_unit(kind)}" for kind, hours in spent.hours.items()]
-    num = f"of {counted(spent.num_runs, 'run')}"
-    lines = [f"Hours: {', '.join(known) or 'unknown'}{_unknown(spent.unknown_hours, num, bool(known))}."]
-    energy = "unknown" if spent.kwh is None else f"{printed(spent.kwh, 3)} kWh"
-    lines.append(
-        f"Energy of the GPUs: {energy}{_unknown(spent.unknown_kwh, num, spent.kwh is not None)}. It is the "
-        "power of every GPU that the run's process saw, between the first and the last sample."
-    )
-    return lines
-
-
-def _unknown(number: int, of: str, some: bool) -> str:
-    if not number:
-        return ""
-    return f"; unknown for {number} {of}" if some else f" for {number} {of}"
-
-
-def _unit(kind: str) -> str:
-    return "GPU-hours" if kind == "GPU" else "core-hours"
-
-
-def hours_of(hours: float) -> str:
-    """Return hours with one decimal, or with two digits if they are less than one: `12.3`, `0.042`."""
-    return printed(hours, 1) if hours >= 1 else f"{hours:.2g}"
-
-
-def _environment(runs: Runs) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """Yield each fact about where the runs were executed, with its values and their numbers of runs."""
-    environments = [
-        record.environment
-        for spec_id in runs.uses
-        if (record := runs.records.get(spec_id)) is not None and record.environment
-    ]
-    for title, key in (("Device", "device"), ("Python", "python"), ("Platform", "platform")):
-        yield title, _counted(str(each.get(key, "not recorded")) for each in environments)
-    versions = [dict(each.get("packages") or {}) for each in environments]
-    for package in sorted({name for each in versions for name in each}):
-        yield package, _counted(str(each.get(package, "not recorded")) for each in versions)
-
-
-def _commits(runs: Runs) -> list[tuple[str, bool, int]]:
-    """Return each commit, True if the code had uncommitted changes, and the number of its runs."""
-    known = (record for spec_id in runs.uses if (record := runs.records.get(spec_id)) is not None)
-    counts = Counter((record.commit, record.dirty) for record in known)
-    return [(commit, dirty, counts[commit, dirty]) for commit, dirty in sorted(counts)]
-
-
-def _counted(values: Iterable[str]) -> list[tuple[str, int]]:
-    return sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))
 
 
 # Pages of runs
@@ -364,7 +309,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "Duration", clock((record.ended - record.started) / 1000)
     yield "Attempts", str(record.attempts or "not recorded")
     hours = record.hours
-    yield "Cost", "unknown" if hours is None else f"{hours_of(hours)} {_unit(record.kind)}"
+    yield "Cost", "unknown" if hours is None else f"{hours_of(hours)} {unit(record.kind)}"
     yield "Energy of the GPUs", "unknown" if record.kwh is None else f"{printed(record.kwh, 3)} kWh"
     yield "Commit", record.commit + (" with uncommitted changes" if record.dirty else "")
     for key in ("device", "processes", "threads", "python", "platform"):

@@ -63,7 +63,7 @@ class HeatMaps(Plot):
 
 @dataclass(frozen=True, kw_only=True)
 class Views(Plot):
-    """A column over the number of views K, and the hours that the trainings took."""
+    """A column over the number of views K, and the GPU-hours of the trainings."""
 
     column: str
     lines: Mapping[str, Mapping[int, str]]
@@ -103,6 +103,13 @@ class Curve:
     title: str
     log: bool = False
     """True for a logarithmic axis."""
+    percent: bool = False
+    """True for a share that is drawn in per cent."""
+
+    @property
+    def heading(self) -> str:
+        """Title with its unit."""
+        return f"{self.title} (%)" if self.percent else self.title
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def publish(
         if filled is None:
             numbers = frame(table, seeds, finished, reasons) if any(table.measured()) else None
             filled = fill(table, seeds, numbers, other_data)
-            filled = illustrate(table, filled, seeds, finished, histories or no_histories)
+            filled = illustrate(table, filled, seeds, finished, histories or no_histories, records)
             render.write(filled, folder)
             write_runs(numbers, table.name, folder)
             figures = render.figure_paths(filled, folder)
@@ -124,7 +124,7 @@ def publish_shared(scale: str, folder: Path, registered: Registered, records: Re
     known = records(overview.cited(tables))
     runs = overview.Runs(tables, known)
     paths = register.write(found, scale, folder)
-    paths.append(document.write(tables, found, scale, folder))
+    paths.append(document.write(tables, found, runs.origin, scale, folder))
     pages = overview.pages(runs, scale)
     pages |= {overview.REPORT: lambda: overview.report(tables, found, runs, scale, folder)}
     pages |= {render.INDEX: lambda: _front(overview.index(tables, found, scale), folder)}

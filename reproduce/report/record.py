@@ -2,8 +2,8 @@
 
     cost([record, ...])          # Cost(hours={"GPU": 12.3}, unknown_hours=2, kwh=1.2, unknown_kwh=3)
 
-`commands/pages.py` reads the records from the tracking store. They are the same in every store that has the
-run, also after an import.
+`commands/pages.py` reads the records from the tracking store. Except for the log, they are the same in every
+store that has the run, also after an import.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class RunRecord:
     histories: Mapping[str, Sequence[Point]]
     environments: Sequence[Mapping[str, Any]]
     """Versions, code and machine of each attempt."""
+    log: str = ""
+    """Last lines of the run's log; empty if it is not on this machine."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Digests of the data and of the encoder, and numbers of images."""
     needs: str = ""
@@ -65,17 +67,22 @@ class RunRecord:
         return kind if kind in ("GPU", "CPU") else ""
 
     @property
+    def devices(self) -> int | None:
+        """Number of GPUs, or of cores without one; None if not recorded."""
+        processes, threads = (self.environment.get(key) for key in ("processes", "threads"))
+        devices = processes if self.kind == "GPU" else _product(processes, threads)
+        return devices if self.kind and isinstance(devices, int) else None
+
+    @property
     def hours(self) -> float | None:
         """Hours of a GPU, or of a core without one; None if they are unknown.
 
         They are unknown if the number of devices was not recorded, or if several attempts have pauses between
         them.
         """
-        processes, threads = (self.environment.get(key) for key in ("processes", "threads"))
-        devices = processes if self.kind == "GPU" else _product(processes, threads)
-        if not self.kind or self.attempts != 1 or not isinstance(devices, int):
+        if self.devices is None or self.attempts != 1:
             return None
-        return devices * (self.ended - self.started) / HOUR
+        return self.devices * (self.ended - self.started) / HOUR
 
     @property
     def kwh(self) -> float | None:

@@ -13,6 +13,7 @@ import csv as csv_files
 import io
 import json as json_files
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("md", "tex", "tabular.tex", "html", "csv", "json")
 FIGURES = "figures"
+OPTION = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
+"""Options of the command line in a text, which no line break may cut."""
 """Folder of the figures in that of the reports."""
 INDEX = "index.html"
 
@@ -264,7 +267,7 @@ def _markdown_cell(cell: Shown) -> str:
         around.format(cell.number)
         + (f" ± {cell.std} ({cell.n})" if cell.std else "")
         + (f" {cell.against}" if cell.against else "")
-        + _markdown_marks(cell.marks)
+        + _markdown_marks((*cell.marks, *filter(None, [cell.why])))
     )
 
 
@@ -297,7 +300,8 @@ def environment() -> Environment:
     )
 
     def text(value: str) -> Any:
-        return Markup(markup.html(value))  # noqa: S704  markup.html escapes every character
+        shown = OPTION.sub(r'<span class="option">\1</span>', markup.html(value))
+        return Markup(shown)  # noqa: S704  markup.html escapes every character
 
     environment.filters |= {
         "text": text,
