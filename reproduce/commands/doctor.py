@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +30,9 @@ from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Request, real_data_sets, table_names
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.protocol import Protocol
-from reproduce.readiness import Counts, in_vain, launcher, missing
+from reproduce.readiness import GPU_MEMORY, Counts, gpu_memory, in_vain, launcher, missing, too_large
+from reproduce.resources import memory
+from reproduce.resources.memory import Peak
 from reproduce.runs import environment
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -111,6 +113,18 @@ class Machine:
 
         return at_once(self.site)
 
+    @cached_property
+    def gpu_memory(self) -> int | None:
+        """Memory of a GPU that runs may use in bytes; None without one, or if it is unknown."""
+        return gpu_memory(self.site)
+
+    def has_memory(self, spec: Spec) -> bool:
+        """Return False if a run is refused because a GPU has too little memory for it."""
+        devices = self.site.devices if isinstance(spec, Pretrain) else 1
+        found = memory.estimate(spec, devices, recompute=self.site.recompute)
+        peak = None if found is None else Peak(found)
+        return too_large(spec, devices, self.site, self.gpu_memory, peak) is None
+
     def has_gpu(self, spec: Spec) -> bool | None:
         """Return True if the GPU that a run needs is available, or None if it needs none."""
         if isinstance(spec, Pretrain) and spec.precision == "bfloat16":
@@ -155,6 +169,8 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
     for label, text in _machine(machine):
         if everything or detects or label != DETECTRON2:
             yield from _entry(label, text)
+    if text := _memory(specs, site):
+        yield from _entry(GPU_MEMORY, text)
     names = {name for spec in needed for name in (spec.dataset.name, *_requirement(spec))}
     data = list(_data(machine, None if everything else names))
     if data:
@@ -192,6 +208,8 @@ def need(specs: Iterable[Spec], machine: Machine, scale: str = "") -> Need:
         has_gpu = machine.has_gpu(spec)
         if has_gpu is False:
             names.append(GPU)
+        if not machine.has_memory(spec):
+            names.append(GPU_MEMORY)
         required |= dict.fromkeys([*_required(spec, machine.site), *([GPU] if has_gpu else [])])
         for needed in spec.needs():
             names += lacking[needed.id]
@@ -268,6 +286,19 @@ def _gpu(machine: Machine) -> str:
         f"{listed}{unused}. Pretraining in bfloat16, the default at the small and paper scales, needs a GPU; "
         "--set precision=float32 works without one"
     )
+
+
+def _memory(specs: Mapping[Request, Iterable[Spec]], site: Site) -> str:
+    """Return the largest estimates of the pretrainings of each scale; empty if none is known."""
+    largest: dict[str, int] = {}
+    for request, runs in specs.items():
+        for spec in runs:
+            if isinstance(spec, Pretrain):
+                found = memory.estimate(spec, site.devices, recompute=site.recompute) or 0
+                largest[request.scale] = max(found, largest.get(request.scale, 0))
+    known = ", ".join(f"{size(found)} at {scale}" for scale, found in largest.items() if found)
+    gpus = "a GPU" if site.devices == 1 else f"each of {site.devices} GPUs"
+    return f"a pretraining needs up to {known} on {gpus}, as estimated (devices, recompute)" if known else ""
 
 
 def _detectron2(site: Site) -> str:
