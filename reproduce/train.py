@@ -81,9 +81,9 @@ def pretrain(
     steps_per_epoch = len(images) // spec.batch_size
     num_steps = spec.epochs * steps_per_epoch
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     network, optimizer = start(spec, device, len(images), recompute=site.recompute)
+    if device.type == "cuda":  # which must be initialised, as it is now
+        torch.cuda.reset_peak_memory_stats(device)
     meter = Meter()
 
     # Resume from the run's newest intact checkpoint, if there is one.

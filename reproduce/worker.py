@@ -400,8 +400,8 @@ def serve(site: Site, events: TextIO) -> None:
         if ended.is_set():  # before `working` was set, so nothing would interrupt the run
             return
         code = attempt(order["request"], order["id"], site, events)
-        _free_gpu()
         working.clear()
+        _free_gpu()
         if code == INTERRUPTED:
             return
 

@@ -15,6 +15,7 @@ from conftest import Home
 from toys import recorded
 
 from configs.pretrain import WIDE, byol, imagenet, imagenet100, msbreg, stl10
+from reproduce.commands import doctor
 from reproduce.data.voc0712 import VOC0712
 from reproduce.launch import local
 from reproduce.methods.barlow_twins import BarlowTwins
@@ -297,6 +298,24 @@ def test_what_may_not_fit_is_told_in_one_line(card: str, template: Path, tmp_pat
     assert tight([tiny], site, Store(site)) == []
     (line,) = tight([tiny], replace(site, runs_per_gpu=9), Store(site))
     assert line.startswith(f"9 runs such as {tiny.spec.id} at a time (runs_per_gpu) may need ")
+
+
+def test_doctor_shows_peaks_and_shares_and_what_is_too_large(
+    card: str, template: Path, tmp_path: Path
+) -> None:
+    shutil.copy(template, tmp_path)
+    site = Site(runs=tmp_path)
+    made = doctor.Machine(site, Store(site))
+    requests = [Request(table="table2", scale=scale) for scale in ("smoke", "paper")]
+    specs = {request: request.specs() for request in requests}
+    assert doctor._memory(specs, made) == (
+        "estimated peak of a pretraining: up to 518 MB at smoke, 187 GB at paper, on its GPU; "
+        "runs that share a GPU: up to 1 at smoke, 1 at paper (runs_per_gpu)"
+    )
+    assert doctor.GPU_MEMORY in doctor.need(specs[requests[1]], made, "paper").missing
+    assert doctor.GPU_MEMORY not in doctor.need(specs[requests[0]], made, "smoke").missing
+    alone = doctor.Machine(replace(site, device="cpu", devices=8), Store(site))
+    assert doctor._memory(specs, alone).endswith(" at paper, on each of its 8 GPUs")
 
 
 def test_a_command_refuses_what_does_not_fit_before_it_starts(card: str, home: Home) -> None:

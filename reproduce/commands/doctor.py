@@ -27,12 +27,13 @@ from reproduce.lazy import torch
 from reproduce.messages import InvalidError, UserError, counted, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
-from reproduce.plan import SCALES, SYNTHETIC, Request, real_data_sets, table_names
+from reproduce.plan import SCALES, SYNTHETIC, Job, Request, real_data_sets, table_names
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.protocol import Protocol
 from reproduce.readiness import GPU_MEMORY, Counts, gpu_memory, in_vain, launcher, missing, too_large
 from reproduce.resources import memory
 from reproduce.resources.memory import Peak
+from reproduce.resources.sharing import runs_per_gpu
 from reproduce.runs import environment
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -169,8 +170,8 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
     for label, text in _machine(machine):
         if everything or detects or label != DETECTRON2:
             yield from _entry(label, text)
-    if text := _memory(specs, site):
-        yield from _entry(GPU_MEMORY, text)
+        if label == GPU and (peaks := _memory(specs, machine)):
+            yield from _entry(GPU_MEMORY, peaks)
     names = {name for spec in needed for name in (spec.dataset.name, *_requirement(spec))}
     data = list(_data(machine, None if everything else names))
     if data:
@@ -288,17 +289,28 @@ def _gpu(machine: Machine) -> str:
     )
 
 
-def _memory(specs: Mapping[Request, Iterable[Spec]], site: Site) -> str:
-    """Return the largest estimates of the pretrainings of each scale; empty if none is known."""
+def _memory(specs: Mapping[Request, Iterable[Spec]], machine: Machine) -> str:
+    """Return the largest estimate of each scale's pretrainings, and how many share a GPU; may be empty."""
+    site, card = machine.site, machine.gpu_memory
     largest: dict[str, int] = {}
+    shared: dict[str, int] = {}
     for request, runs in specs.items():
         for spec in runs:
-            if isinstance(spec, Pretrain):
-                found = memory.estimate(spec, site.devices, recompute=site.recompute) or 0
-                largest[request.scale] = max(found, largest.get(request.scale, 0))
-    known = ", ".join(f"{size(found)} at {scale}" for scale, found in largest.items() if found)
-    gpus = "a GPU" if site.devices == 1 else f"each of {site.devices} GPUs"
-    return f"a pretraining needs up to {known} on {gpus}, as estimated (devices, recompute)" if known else ""
+            job, scale = Job(spec, request), request.scale
+            found = memory.estimate(spec, job.devices(site), recompute=site.recompute)
+            if isinstance(spec, Pretrain) and found is not None:
+                number = runs_per_gpu(job, site, gpus=1, card=card, peak=Peak(found))
+                largest[scale] = max(found, largest.get(scale, 0))
+                shared[scale] = max(number, shared.get(scale, 0))
+    if not largest:
+        return ""
+    known = ", ".join(f"{size(found)} at {scale}" for scale, found in largest.items())
+    gpus = "its GPU" if site.devices == 1 else f"each of its {site.devices} GPUs"
+    text = f"estimated peak of a pretraining: up to {known}, on {gpus}"
+    if card is None:
+        return text
+    numbers = ", ".join(f"{number} at {scale}" for scale, number in shared.items())
+    return f"{text}; runs that share a GPU: up to {numbers} (runs_per_gpu)"
 
 
 def _detectron2(site: Site) -> str:
