@@ -10,6 +10,7 @@ the lines below its own, never from those above it. `tests/test_architecture.py`
       commands/       one file per invoke task that does work: make, forecast, doctor, why, gc, archive, ...
       launch/         where runs start: this machine, or a Slurm cluster
       readiness.py    whether a run can start here, and what it lacks
+      resources/      memory of GPUs, and shares of them, that runs need
       worker.py       one run in a process of its own: train or evaluate, and record it
       plan.py         from a request to the runs that it needs
       overrides.py    the settings that `--set` changes

@@ -7,6 +7,7 @@ import importlib.util
 import pkgutil
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,16 +16,26 @@ from reproduce.data import inventory
 from reproduce.data.dataset import Dataset
 from reproduce.data.inventory import AnyDataset
 from reproduce.data.sources import shown
-from reproduce.messages import NotFoundError, UserError, grouped, unknown
+from reproduce.messages import NotFoundError, UserError, counted, grouped, size, unknown
 from reproduce.nn import distributed
 from reproduce.plan import Job
 from reproduce.protocols.protocol import Protocol
+from reproduce.resources import memory
+from reproduce.resources.memory import Peak
+from reproduce.resources.sharing import USABLE
 from reproduce.runs.checkpoint import DETECTRON2
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
+from reproduce.tracking.tags import title
 
 if TYPE_CHECKING:
     from reproduce.tracking.store import Store
+
+
+MARGIN = 1.3
+"""Ratio of an estimated peak to the memory of a GPU up to which a run starts: estimates may be wrong."""
+GPU_MEMORY = "GPU memory"
+"""Name of what a run lacks whose peak exceeds the memory of its GPU."""
 
 
 class RefusedError(UserError):
@@ -58,6 +69,8 @@ def blocked(
         job.spec.id: (job.spec.dataset, job.spec.protocol if isinstance(job.spec, Evaluate) else None)
         for job in todo
     }
+    card = gpu_memory(site)
+    peaks = memory.peaks(todo, site, store) if card else {}
     problems = {
         each: next(missing(*each, site, fetch=fetch), None) for each in dict.fromkeys(wanted.values())
     }
@@ -66,6 +79,7 @@ def blocked(
         (
             job,
             _problem_of_devices(job, site)
+            or too_large(job.spec, job.devices(site), site, card, peaks.get(job.spec.id))
             or counts.problem(job.spec, job.request.scale)
             or paused.get(job.spec.id),
         )
@@ -140,6 +154,76 @@ def _imprecise(job: Job, site: Site) -> Missing | None:
         f"Pretraining in {job.spec.precision} needs a GPU, which runs do not have here: use one, or "
         "--set precision=float32.",
     )
+
+
+def gpu_memory(site: Site) -> int | None:
+    """Return the memory of a GPU of the site in bytes; None without one, or if the launcher does not know."""
+    known = getattr(launcher(site), "memory", None)
+    return known(site) if known else None
+
+
+def too_large(spec: Spec, devices: int, site: Site, card: int | None, peak: Peak | None) -> Missing | None:
+    """Return the problem of a pretraining that does not fit in the memory of a GPU, or None.
+
+    Args:
+        devices: number of GPUs of the run.
+        card: memory of each; None if it is unknown.
+        peak: peak of the run on each; None if it is unknown.
+    """
+    if not isinstance(spec, Pretrain) or card is None or peak is None:
+        return None
+    if peak.num_bytes <= card * (1 if peak.recorded else MARGIN):
+        return None
+    what = f"Run {spec.id} ({title(spec)}) at batch {spec.batch_size}"
+    source = "as a comparable run recorded" if peak.recorded else "estimated"
+    remedies = ", or ".join(_remedies(spec, devices, site, int(USABLE * card)))
+    return Missing(
+        GPU_MEMORY,
+        f"{what} needs {size(peak.num_bytes)} of memory on each GPU ({source}), which has {size(card)}: "
+        f"{remedies or 'use a larger GPU'}.",
+    )
+
+
+def _remedies(spec: Pretrain, devices: int, site: Site, usable: int) -> Iterator[str]:
+    """Yield the settings with which a pretraining fits in `usable` bytes of each GPU, in words."""
+
+    def fits(run: Pretrain, num: int, *, recompute: bool = site.recompute) -> bool:
+        found = memory.estimate(run, num, recompute=recompute)
+        return found is not None and found <= usable
+
+    batch = spec.batch_size
+    parts = [part for part in range(2, batch // 2 + 1) if batch % part == 0]
+    if num := next((num for num in parts if num > devices and fits(spec, num)), 0):
+        yield f"set devices to {num} in the site file, which changes no number"
+    if spec.method.recomputes and not site.recompute and fits(spec, devices, recompute=True):
+        yield "set recompute to true in the site file, which changes no number"
+    smaller = (batch // part for part in parts)
+    if other := next((each for each in smaller if fits(replace(spec, batch_size=each), devices)), 0):
+        yield f"--set batch_size={other}, which is another run"
+
+
+def tight(todo: Iterable[Job], site: Site, store: Store) -> list[str]:
+    """Return a line if pretrainings may not fit in the memory of a GPU although they are not refused.
+
+    A number as `runs_per_gpu` in the site file is obeyed, but the line says what it needs.
+    """
+    card, jobs = gpu_memory(site), [job for job in todo if isinstance(job.spec, Pretrain)]
+    if card is None:
+        return []
+    found = memory.peaks(jobs, site, store)
+    asked = site.runs_per_gpu if isinstance(site.runs_per_gpu, int) else 1
+    needs = {
+        job.spec.id: found[job.spec.id].num_bytes * (asked if job.devices(site) == 1 else 1)
+        for job in jobs
+        if job.spec.id in found
+    }
+    if not needs or max(needs.values()) <= card:
+        return []
+    largest = max(needs, key=needs.__getitem__)
+    others = sum(num_bytes > card for num_bytes in needs.values()) - 1
+    more = f"; the same holds for {counted(others, 'other run')}" if others else ""
+    what = f"{asked} runs such as {largest} at a time (runs_per_gpu)" if asked > 1 else f"Run {largest}"
+    return [f"{what} may need {size(needs[largest])} of a GPU, which has {size(card)}{more}."]
 
 
 @cache

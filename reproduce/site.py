@@ -152,7 +152,11 @@ class Site:
     launcher: str = "local"
     """Name of a module of `reproduce/launch`."""
     jobs: int = 0
-    """Number of runs at the same time; 0 for one on each GPU, or on each core without a GPU."""
+    """Maximum number of runs at the same time; 0 for `runs_per_gpu` on each GPU, or one on each core without
+    a GPU."""
+    runs_per_gpu: int | str = "auto"
+    """Number of one-device runs that share a GPU at a time; `auto` for several small ones, as far as memory
+    allows, and one of those that keep a GPU busy (`resources/sharing.py`). Jobs of Slurm do not share."""
     devices: int = 1
     """GPUs, or processes on a CPU, for each pretraining and each Detectron2 fine-tuning; other evaluations
     use one."""
@@ -189,6 +193,11 @@ class Site:
         if self.probe_every != "auto" and not (isinstance(self.probe_every, int) and self.probe_every >= 0):
             raise InvalidError(
                 f"probe_every is {self.probe_every!r}: a number of epochs, 0 for never, or auto is expected."
+            )
+        shared = self.runs_per_gpu
+        if shared != "auto" and not (isinstance(shared, int) and shared >= 1):
+            raise InvalidError(
+                f"runs_per_gpu is {shared!r}: a number of runs of at least 1, or auto is expected."
             )
         if self.devices < 1:
             raise InvalidError(f"devices is {self.devices}: at least 1 is expected.")

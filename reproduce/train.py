@@ -35,6 +35,7 @@ from reproduce.runs import checkpoint, encoder_file, environment, interrupt
 from reproduce.runs.progress import Progress, Record, epoch_note, log_epoch
 from reproduce.site import Site
 from reproduce.spec import Pretrain
+from reproduce.tracking.tags import PER_GPU, per_gpu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +66,8 @@ def pretrain(
             over the run.
 
     Returns:
-        The measurements of the last epoch: loss, its terms, std and rank of the embeddings, images/s.
+        The measurements of the last epoch: loss, its terms, std and rank of the embeddings, images/s. On a
+        GPU also the peak of the memory of its tensors in 10^9 bytes, without CUDA's own.
 
     Raises:
         FloatingPointError: The loss is not finite.
@@ -80,6 +82,8 @@ def pretrain(
     num_steps = spec.epochs * steps_per_epoch
 
     network, optimizer = start(spec, device, len(images), recompute=site.recompute)
+    if device.type == "cuda":  # which must be initialised, as it is now
+        torch.cuda.reset_peak_memory_stats(device)
     meter = Meter()
 
     # Resume from the run's newest intact checkpoint, if there is one.
@@ -162,6 +166,9 @@ def pretrain(
         encoder_of(spec, online).save(folder)
         if watching and watching.newest is not None:
             _upload(folder / probe_pictures.NEAREST, record)
+    if device.type == "cuda":
+        record.tag(PER_GPU, per_gpu(spec, distributed.world_size(), recompute=site.recompute))
+        measured = measured | {"peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
     return measured
 
 

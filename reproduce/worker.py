@@ -14,6 +14,7 @@ it is finished or another process executes it, 1 if it failed, and 143 if it was
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -125,6 +126,7 @@ def perform(
 
     folder = site.runs / spec.id
     device = distributed.device(site.device)
+    distributed.make_current(device)
     main = distributed.rank() == 0
     with _owned(folder, spec.id, site, main, job) as held:
         store = Store(site, retry_seconds=RETRY_SECONDS)
@@ -399,8 +401,17 @@ def serve(site: Site, events: TextIO) -> None:
             return
         code = attempt(order["request"], order["id"], site, events)
         working.clear()
+        _free_gpu()
         if code == INTERRUPTED:
             return
+
+
+def _free_gpu() -> None:
+    """Return memory that the last run no longer uses to the GPU, which other processes may share."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        gc.collect()  # networks and optimisers refer to themselves
+        torch.cuda.empty_cache()
 
 
 def attempt(request: str, spec_id: str, site: Site, events: TextIO | None, job: str = "") -> int:

@@ -87,12 +87,12 @@ class Home:
             check=False,
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Starts `invoke` in a process group of its own, as a shell does."""
         return subprocess.Popen(
             [*INVOKE, *arguments],
             cwd=ROOT,
-            env=self.environment,
+            env=self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

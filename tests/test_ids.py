@@ -211,6 +211,7 @@ tracking_uri = "http://127.0.0.1:1"
 device = "cuda:1"
 launcher = "slurm"
 jobs = 7
+runs_per_gpu = 3
 devices = 8
 heartbeat = 3.5
 workers = 5

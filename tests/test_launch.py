@@ -1,8 +1,9 @@
-"""The places of runs: a run must not depend on its neighbours, and one GPU executes one run at a time."""
+"""The places of runs: a run must not depend on its neighbours, and a GPU executes one for each share."""
 
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -31,7 +32,25 @@ def test_each_gpu_takes_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local._places(Site(), 1)] == ["2"]
     assert len(local._places(Site(device="cuda:1"), 24)) == 1
     assert (local._gpus_of(Site(device="cuda:1")), local._gpus_of(Site(device="cuda:2"))) == (["5"], [])
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local._places(Site(jobs=3), 24)] == ["2", "5", "2"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local._places(Site(jobs=3), 24)] == ["2", "5"]
+
+
+def test_runs_share_a_gpu_if_the_site_file_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The memory of these GPUs is unknown, so none is shared by itself."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    wanted = plan.jobs([Request(table="table8", rows="BYOL", columns="acc")])
+
+    def shares(**site: Any) -> set[Fraction]:
+        return set(local._shares(wanted, Site(**site)).values())
+
+    assert shares() == shares(jobs=2) == shares(devices=2) == {1}
+    assert shares(runs_per_gpu=4) == {Fraction(1, 4)}
+    assert shares(jobs=3) == {Fraction(1, 2)}, "three runs at once on two GPUs"
+    assert shares(device="cpu", runs_per_gpu=4) == shares(device="cpu", jobs=9) == {1}
+    assert [local.at_once(Site(runs_per_gpu=number)) for number in ("auto", 1, 4)] == [2, 2, 8]
+    assert local.at_once(Site(runs_per_gpu=4, jobs=3)) == 3
+    assert local.at_once(Site(runs_per_gpu=4, device="cpu")) == local._cores()
 
 
 def test_a_run_on_several_gpus_has_them_all_and_needs_as_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,14 @@ def test_hours_and_energy_by_hand_and_what_is_unknown_stays_unknown() -> None:
     }
     measured = a_record(histories=power)
     assert (measured.hours, measured.kwh) == (4.0, pytest.approx(0.1 + 0.2 + 0.1))
+    own = {"kind": "GPU", "processes": 1, "gpus": [{"index": 0, "uuid": "GPU-0a1b2c3d"}]}
+    one = a_record(histories=power, environments=[own])
+    assert (one.hours, one.kwh) == (2.0, pytest.approx(0.1 + 0.2)), "the other GPU is not its own"
+    shared = a_record(histories=power, environments=[own | {"runs_per_gpu": 4}])
+    assert (shared.hours, shared.kwh) == (0.5, pytest.approx(0.3 / 4))
+    for unknown in ([{"index": None}], [{"index": 0}, {}], "0", 3):
+        assert a_record(histories=power, environments=[own | {"gpus": unknown}]).kwh == measured.kwh
+    assert a_record(histories=power, environments=[own | {"gpus": [{"index": 7}]}]).kwh is None
     cores = a_record(environments=[{"kind": "CPU", "processes": 1, "threads": 4}])
     assert (cores.hours, cores.kwh) == (8.0, None)
     resumed, unrecorded = replace(measured, attempts=2), a_record(environments=[{"kind": "GPU"}])

@@ -50,6 +50,8 @@ def note(spec):
     line = os.open(os.environ["STAND_IN_NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(line, f"{spec.id}\\n".encode())
     os.close(line)
+    with open(f"{os.environ['STAND_IN_NOTES']}.{os.getpid()}", "w") as place:
+        place.write(f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['MSBREG_RUNS_PER_GPU']}")
 
 def work(report):
     from reproduce.runs.progress import Progress
@@ -192,6 +194,23 @@ def test_no_run_is_done_twice(trial: int, stage: Stage) -> None:
     for path in sorted((stage.reports / "smoke").iterdir()):
         if path.suffix in (".md", ".tex", ".csv") and path.stem not in RESERVED:  # these are of all tables
             assert REPORTS.setdefault(path.name, path.read_bytes()) == path.read_bytes(), path.name
+
+
+def test_runs_that_share_a_gpu_are_done_once(stage: Stage) -> None:
+    """Two commands at once, and a GPU that is only a name: the workers find none and use the CPU."""
+    stage.site_file.write_text(f'runs = "{stage.runs}"\nreports = "{stage.reports}"\nruns_per_gpu = 2\n')
+    rows, columns = "BYOL,BYOL + L_b + L_s", "acc"
+    chosen = ("table8", "--rows", rows, "--columns", columns)
+    commands = [stage.start(*chosen, CUDA_VISIBLE_DEVICES="3") for _ in range(2)]
+    printed = [command.communicate(timeout=600) for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], printed
+    wanted = [spec.id for spec in Request(table="table8", rows=rows, columns=columns).specs()]
+    assert len(wanted) == 4
+    assert Counter(stage.notes.read_text().split()) == Counter(wanted), printed
+    places = [path.read_text() for path in stage.notes.parent.glob("notes.txt.*")]
+    assert set(places) == {"3 2"}
+    assert 2 <= len(places) <= 4, "each command has two workers on the GPU"
+    assert not stage.processes()
 
 
 def shown(table: str) -> list[tuple[Spec, str]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,10 +27,13 @@ from reproduce.lazy import torch
 from reproduce.messages import InvalidError, UserError, counted, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
-from reproduce.plan import SCALES, SYNTHETIC, Request, real_data_sets, table_names
+from reproduce.plan import SCALES, SYNTHETIC, Job, Request, real_data_sets, table_names
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.protocol import Protocol
-from reproduce.readiness import Counts, in_vain, launcher, missing
+from reproduce.readiness import GPU_MEMORY, Counts, gpu_memory, in_vain, launcher, missing, too_large
+from reproduce.resources import memory
+from reproduce.resources.memory import Peak
+from reproduce.resources.sharing import runs_per_gpu
 from reproduce.runs import environment
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -111,6 +114,18 @@ class Machine:
 
         return at_once(self.site)
 
+    @cached_property
+    def gpu_memory(self) -> int | None:
+        """Memory of a GPU that runs may use in bytes; None without one, or if it is unknown."""
+        return gpu_memory(self.site)
+
+    def has_memory(self, spec: Spec) -> bool:
+        """Return False if a run is refused because a GPU has too little memory for it."""
+        devices = self.site.devices if isinstance(spec, Pretrain) else 1
+        found = memory.estimate(spec, devices, recompute=self.site.recompute)
+        peak = None if found is None else Peak(found)
+        return too_large(spec, devices, self.site, self.gpu_memory, peak) is None
+
     def has_gpu(self, spec: Spec) -> bool | None:
         """Return True if the GPU that a run needs is available, or None if it needs none."""
         if isinstance(spec, Pretrain) and spec.precision == "bfloat16":
@@ -155,6 +170,8 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
     for label, text in _machine(machine):
         if everything or detects or label != DETECTRON2:
             yield from _entry(label, text)
+        if label == GPU and (peaks := _memory(specs, machine)):
+            yield from _entry(GPU_MEMORY, peaks)
     names = {name for spec in needed for name in (spec.dataset.name, *_requirement(spec))}
     data = list(_data(machine, None if everything else names))
     if data:
@@ -192,6 +209,8 @@ def need(specs: Iterable[Spec], machine: Machine, scale: str = "") -> Need:
         has_gpu = machine.has_gpu(spec)
         if has_gpu is False:
             names.append(GPU)
+        if not machine.has_memory(spec):
+            names.append(GPU_MEMORY)
         required |= dict.fromkeys([*_required(spec, machine.site), *([GPU] if has_gpu else [])])
         for needed in spec.needs():
             names += lacking[needed.id]
@@ -268,6 +287,30 @@ def _gpu(machine: Machine) -> str:
         f"{listed}{unused}. Pretraining in bfloat16, the default at the small and paper scales, needs a GPU; "
         "--set precision=float32 works without one"
     )
+
+
+def _memory(specs: Mapping[Request, Iterable[Spec]], machine: Machine) -> str:
+    """Return the largest estimate of each scale's pretrainings, and how many share a GPU; may be empty."""
+    site, card = machine.site, machine.gpu_memory
+    largest: dict[str, int] = {}
+    shared: dict[str, int] = {}
+    for request, runs in specs.items():
+        for spec in runs:
+            job, scale = Job(spec, request), request.scale
+            found = memory.estimate(spec, job.devices(site), recompute=site.recompute)
+            if isinstance(spec, Pretrain) and found is not None:
+                number = runs_per_gpu(job, site, gpus=1, card=card, peak=Peak(found))
+                largest[scale] = max(found, largest.get(scale, 0))
+                shared[scale] = max(number, shared.get(scale, 0))
+    if not largest:
+        return ""
+    known = ", ".join(f"{size(found)} at {scale}" for scale, found in largest.items())
+    gpus = "its GPU" if site.devices == 1 else f"each of its {site.devices} GPUs"
+    text = f"estimated peak of a pretraining: up to {known}, on {gpus}"
+    if card is None:
+        return text
+    numbers = ", ".join(f"{number} at {scale}" for scale, number in shared.items())
+    return f"{text}; runs that share a GPU: up to {numbers} (runs_per_gpu)"
 
 
 def _detectron2(site: Site) -> str:

@@ -519,10 +519,13 @@ def estimate(spec: Spec, past: Sequence[Record], device: str, model: str) -> Est
 
 
 def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float | None:
-    """Return the seconds of a finished run, scaled to ours, or None if the two are not comparable."""
+    """Return the seconds of a finished run, scaled to ours, or None if the two are not comparable.
+
+    Runs that shared a GPU divide its time.
+    """
     theirs = record.settings
     assert record.ended is not None
-    seconds = (record.ended - record.state.started).total_seconds()
+    seconds = (record.ended - record.state.started).total_seconds() / record.sharing
     if not pretraining:
         keys = {key for key in (*ours, *theirs) if key.startswith(("protocol", "dataset"))}
         keys.add("encoder.backbone")

@@ -20,7 +20,7 @@ from reproduce.messages import clock, counted, from_here
 from reproduce.nn import weight_files
 from reproduce.nn.weights import GEOMETRY, Weights
 from reproduce.plan import Evaluation, Job, Order, Pretraining, Request, jobs, registered
-from reproduce.readiness import Counts, RefusedError, blocked, launcher
+from reproduce.readiness import Counts, RefusedError, blocked, launcher, tight
 from reproduce.report.counts import incomplete
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
@@ -266,6 +266,8 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     if todo and not render_only:
         _make_folder(site)
         store.mark_dead_runs()
+        for line in tight(todo, site, store):
+            print(line)
         with Console(todo, len(finished), partial(_expected, todo, store, site)) as console:
             reasons = launch(todo, site, console.watch)
             attached = console.attached

@@ -1,9 +1,9 @@
-"""Runs on this machine: by default one at a time on each GPU, or on each core without a GPU.
+"""Runs on this machine: by default one or several small ones on each GPU, or one on each core without a GPU.
 
-A worker executes one run after the other, so that it imports torch only once. A run on several devices has
-processes of its own, started by torchrun. Workers run in sessions of their own and stop when their standard
-input closes, so no process outlives the command that started it. The launcher waits for runs that other
-processes execute, here or on another machine.
+A worker executes one run after the other, so that it imports torch only once. Runs that share a GPU have a
+worker each. A run on several devices has processes of its own, started by torchrun. Workers run in sessions
+of their own and stop when their standard input closes, so no process outlives the command that started it.
+The launcher waits for runs that other processes execute, here or on another machine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -25,9 +27,12 @@ from reproduce.launch import variables
 from reproduce.messages import counted
 from reproduce.plan import Job
 from reproduce.readiness import RefusedError
+from reproduce.resources import sharing
+from reproduce.resources.memory import Peak, peaks
 from reproduce.runs import environment
 from reproduce.runs.claims import POLL, Claims
 from reproduce.site import PROJECT, Site
+from reproduce.spec import Spec
 
 GRACE = 30.0
 """Seconds for workers to write their checkpoints and stop, before they are killed."""
@@ -59,8 +64,14 @@ def launch(jobs: list[Job], site: Site, watch: Watch) -> dict[str, str]:
 
 
 def at_once(site: Site) -> int:
-    """Return the maximum number of one-device runs that are executed at the same time."""
-    return site.jobs or len(_places(site, sys.maxsize))
+    """Return the number of one-device runs that are executed at the same time, as forecasts count them.
+
+    With `runs_per_gpu` = `auto` that is one on each GPU: several small ones share its time.
+    """
+    if site.jobs:
+        return site.jobs
+    shared = site.runs_per_gpu if isinstance(site.runs_per_gpu, int) and _gpus_of(site) else 1
+    return shared * len(_places(site, sys.maxsize))
 
 
 def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
@@ -78,6 +89,24 @@ def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
         return "GPU", ""
 
 
+def memory(site: Site) -> int | None:
+    """Return the memory in bytes of the smallest GPU that runs may use; None if it is unknown."""
+    gpus = tuple(_gpus_of(site))
+    return _memory(gpus) if gpus else None
+
+
+@cache
+def _memory(gpus: tuple[str, ...]) -> int | None:
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(
+            [*command, f"--id={','.join(gpus)}"], capture_output=True, text=True, timeout=30, check=True
+        )
+        return min(int(line) for line in listed.stdout.splitlines()) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):  # such as a share of a GPU (MIG)
+        return None
+
+
 class _Launch:
     """The state of a launch: waiting jobs, workers, and the runs of other processes."""
 
@@ -85,12 +114,13 @@ class _Launch:
         self._watch = watch
         self._devices = {job.spec.id: job.devices(site) for job in jobs}
         self._places = _places(site, sum(self._devices.values()))
-        self._free = list(range(len(self._places)))
-        self._most = site.jobs or len(self._places)
+        self._shares = _shares(jobs, site)
+        self._room = sharing.Room(len(self._places))
+        self._most = site.jobs or sys.maxsize
         self._waiting, self._unfinished = list(jobs), {job.spec.id for job in jobs}
         self._failed: dict[str, str] = {}
         self._events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
-        self._idle: dict[int, _Worker] = {}
+        self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
         self._claims = Claims(site)
         self._runs = site.runs
@@ -112,7 +142,7 @@ class _Launch:
             )
             raise
         finally:
-            _stop([*self._busy, *self._idle.values()])
+            _stop([*self._busy, *self._idle])
         return self._failed
 
     def _attach(self) -> None:
@@ -136,22 +166,12 @@ class _Launch:
     def _start(self) -> None:
         """Start jobs in order, as long as enough devices are free for the first that is ready.
 
-        A job on several devices is not overtaken by later ones.
+        A job that waits for several devices, or for a whole one, is not overtaken by later ones.
         """
-        while (
-            len(self._busy) < self._most
-            and (job := self._ready())
-            and (taken := self._free_places(self._devices[job.spec.id]))
-        ):
+        while len(self._busy) < self._most and (job := self._ready()) and (taken := self._free_places(job)):
             self._claims.release(job.spec.id)
             self._waiting.remove(job)
-            self._free = [place for place in self._free if place not in taken]
-            worker = self._idle.pop(taken[0], None) if len(taken) == 1 else None
-            # An idle worker would keep its GPU's memory.
-            _stop([self._idle.pop(place) for place in taken if place in self._idle])
-            worker = worker or _Worker(
-                tuple(taken), _merged([self._places[place] for place in taken]), self._events, self._runs
-            )
+            worker = self._worker(job, taken)
             self._busy.append(worker)
             self._watch({"event": "starting", "id": job.spec.id})
             worker.give(job)
@@ -170,12 +190,52 @@ class _Launch:
                 return job
         return None
 
-    def _free_places(self, num: int) -> list[int]:
-        """Return `num` free places, each on a different device, or none if there are fewer."""
-        found: dict[str, int] = {}
-        for place in self._free:
-            found.setdefault(self._places[place].get(GPU, str(place)), place)
-        return list(found.values())[:num] if len(found) >= num else []
+    def _free_places(self, job: Job) -> list[int]:
+        """Return the places for a job, each on a different device, or none if there are too few.
+
+        An evaluation prefers a place with a worker that waits, whose libraries are loaded.
+        """
+        num, places = self._devices[job.spec.id], self._room.having(self._shares[job.spec.id])
+        if num == 1 and job.spec.needs():
+            warm = [worker.places[0] for worker in self._suited(job)]
+            places.sort(key=lambda place: warm.index(place) if place in warm else len(warm))
+        return places[:num] if len(places) >= num else []
+
+    def _suited(self, job: Job) -> list[_Worker]:
+        """Return the idle workers that may execute a job, those that used its encoder last first."""
+        share, encoder = self._shares[job.spec.id], _encoder(job.spec)
+        suited = [worker for worker in self._idle if worker.share == share]
+        return sorted(suited, key=lambda worker: worker.encoder != encoder)
+
+    def _worker(self, job: Job, places: list[int]) -> _Worker:
+        """Return the worker that executes a job on these places, after taking its share of them."""
+        share = self._shares[job.spec.id]
+        self._room.take(places, share)
+        worker = next((each for each in self._suited(job) if each.places == tuple(places)), None)
+        if worker:
+            self._idle.remove(worker)
+        surplus = [each for place in places for each in self._surplus(place)]
+        self._idle = [each for each in self._idle if each not in surplus]
+        _stop(surplus)  # they would keep memory of their GPU
+        own = _merged([self._places[place] for place in places])
+        return worker or _Worker(
+            tuple(places),
+            own | {environment.SHARING: str(share.denominator)},
+            self._events,
+            self._runs,
+            share=share,
+        )
+
+    def _surplus(self, place: int) -> list[_Worker]:
+        """Return the idle workers of a device that have no room next to its runs."""
+        room, surplus = self._room.free(place), []
+        for worker in self._idle:
+            if worker.places == (place,):
+                if worker.share > room:
+                    surplus.append(worker)
+                else:
+                    room -= worker.share
+        return surplus
 
     def _next(self) -> None:
         """Wait for an event of a worker, at most until the leases are due to be read again."""
@@ -192,9 +252,9 @@ class _Launch:
         if event["event"] in ENDS:
             job, worker.job = worker.job, None
             self._busy.remove(worker)
-            self._free = sorted((*self._free, *worker.places))
+            self._room.give_back(worker.places, worker.share)
             if worker.serves:
-                self._idle[worker.places[0]] = worker
+                self._idle.append(worker)
             if event["event"] == "busy":  # another process was faster, or this one was about to end
                 assert job is not None
                 self._waiting.insert(0, job)
@@ -217,7 +277,7 @@ class _Launch:
 
 
 def _places(site: Site, most: int) -> list[dict[str, str]]:
-    """Return the environment of each process: with a GPU of its own, or with one thread of the CPU.
+    """Return the environment of the runs on each GPU, or on each core, where a run has one thread.
 
     Args:
         most: maximum number of places that are needed.
@@ -237,9 +297,24 @@ def _places(site: Site, most: int) -> list[dict[str, str]]:
     per_job = 1 if gpus else site.devices
     wanted = site.jobs * per_job or len(gpus) or _cores()
     count = max(1, min(wanted, most), site.devices)
-    if gpus:
-        return [own | {GPU: gpus[index % len(gpus)]} for index in range(count)]
-    return [own] * count
+    return [own | {GPU: gpu} for gpu in gpus[:count]] if gpus else [own] * count
+
+
+def _shares(jobs: Sequence[Job], site: Site) -> dict[str, Fraction]:
+    """Return the share of each of its devices that a run takes, by id; a run on cores takes all of them."""
+    gpus, card, found = len(_gpus_of(site)), memory(site), dict[str, Peak]()
+    if not gpus:
+        return {job.spec.id: Fraction(1) for job in jobs}
+    if card and site.runs_per_gpu == "auto":
+        from reproduce.tracking.store import Store
+
+        found = peaks(jobs, site, Store(site))
+    return {
+        job.spec.id: Fraction(
+            1, sharing.runs_per_gpu(job, site, gpus=gpus, card=card, peak=found.get(job.spec.id))
+        )
+        for job in jobs
+    }
 
 
 def _merged(places: Sequence[dict[str, str]]) -> dict[str, str]:
@@ -285,6 +360,10 @@ class _Worker:
     events: Queue[tuple[_Worker, dict[str, Any] | None]]
     runs: Path = PROJECT / "runs"
     job: Job | None = None
+    share: Fraction = Fraction(1)
+    """Share of its device that its runs take, each the same."""
+    encoder: str = ""
+    """Id of the pretraining that it executed last, or that of the encoder that it evaluated last."""
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
     ending: bool = False
     """True if the process may have ended before it received the job: after a run, a stop request ends it
@@ -297,7 +376,7 @@ class _Worker:
 
     def give(self, job: Job) -> None:
         """Start `job` on this worker."""
-        self.job = job
+        self.job, self.encoder = job, _encoder(job.spec)
         if not self.serves:
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(self.places)}"]
             with _log(self.runs / job.spec.id) as log:
@@ -381,6 +460,11 @@ class _Worker:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         self.process.wait()
+
+
+def _encoder(spec: Spec) -> str:
+    """Return the id of the encoder that a run trains or evaluates."""
+    return next((needed.id for needed in spec.needs()), spec.id)
 
 
 def _log(folder: Path) -> contextlib.AbstractContextManager[Any]:

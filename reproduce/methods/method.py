@@ -92,6 +92,11 @@ class Method(Settings):
         """
         raise NotImplementedError
 
+    @property
+    def recomputes(self) -> bool:
+        """True if `recompute` in the site file has the method keep the activations of one view at a time."""
+        return self.num_parts == 1
+
     def passes(self, view: int) -> float:
         """Return the forward passes of a backbone that cost as much as a step on view number `view`.
 

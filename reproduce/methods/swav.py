@@ -84,6 +84,10 @@ class SwAV(Method, name="swav"):
     def num_parts(self) -> int:
         return self.num_views if self.crop_by_crop else 1
 
+    @property
+    def recomputes(self) -> bool:
+        return False  # its views share the statistics of BatchNorm, or pass one by one
+
     def passes(self, view: int) -> float:
         return 4.0 if self.crop_by_crop and view < CODED else 3.0
 

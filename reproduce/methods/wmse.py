@@ -67,6 +67,10 @@ class WMSE(Method, name="wmse"):
     def num_parts(self) -> int:
         return 1
 
+    @property
+    def recomputes(self) -> bool:
+        return self.joint != "all"
+
     def layout(self, num_features: int) -> Layout:
         return cost.Layout(cost.head(num_features, self.head))
 

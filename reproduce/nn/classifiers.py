@@ -121,7 +121,8 @@ class Classifiers:
 
         A classifier whose rate is 0 does not change.
         """
-        step = torch.tensor(rates, device=x.device).view(-1, 1)
+        # Without waiting for the GPU, as `torch.tensor(rates, device=...)` would.
+        step = torch.tensor(rates).to(x.device, non_blocking=True).view(-1, 1)
         torch.mm(residual.flatten(1).T, x, out=self._gradient.flatten(0, 1))
         self._move(self.weight, self._gradient, self._velocities[0], step[..., None])
         self._move(self.bias, residual.sum(dim=0), self._velocities[1], step)
@@ -246,7 +247,7 @@ class Stream:
             normalised = views.normalise(sampled, self.dataset.mean, self.dataset.std).contiguous(
                 memory_format=torch.channels_last
             )
-            yield Batch(normalised, self.split.labels[part].to(self.device))
+            yield Batch(normalised, self.split.labels[part].to(self.device, non_blocking=True))
 
 
 def bounds(n: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""Cost of a backbone: operations per image and bytes of its files, counted from its layers.
+"""Cost of a backbone: operations and memory per image and bytes of its files, counted from its layers.
 
     network("resnet50").operations(224)           # 8.2e9, forward, a multiply-add as two
+    network("resnet50").activations(224, 2)       # 43e6 bytes for the backward pass, in bfloat16
     sizes(network("small"), siamese(64, Heads()))   # bytes of its encoder and of a checkpoint
 
 It does not need torch, whose import takes seconds. A test counts the same with torch, so that this file and
@@ -16,8 +17,8 @@ from reproduce.nn.heads import Head, Heads
 
 SMALL_STEMS = {"resnet18_3x3": (2, 0), "resnet18_cifar": (1, 0), "resnet18_cifar_pad2": (1, 2)}
 """ResNet-18 with a 3x3 stem: the reduction by max pooling, and the pixels that the padding adds."""
-FLOAT, COUNTER = 4, 8
-"""Bytes of a float32, and of the counter of batches in each BatchNorm."""
+FLOAT, COUNTER, INDEX = 4, 8, 8
+"""Bytes of a float32, of the counter of batches in each BatchNorm, and of an index of max pooling."""
 VECTORS = {"none": 0, "scale": 1, "fixed": 0, "affine": 2}
 """Trained vectors of a normalisation after the last layer."""
 HIDDEN_NORMS = {"batchnorm": "affine", "none": "none"}
@@ -32,6 +33,12 @@ class Conv(NamedTuple):
     kernel: int
     reduction: int
     """Ratio of the image's side to that of the output."""
+    kept: int = 2
+    """Outputs that the backward pass needs: those of the convolution and of the BatchNorm.
+
+    The second is also that of the ReLU, which works in place, and the input of the next convolution. A
+    shortcut keeps one, since the sum of two branches needs neither.
+    """
 
 
 class Network(NamedTuple):
@@ -40,6 +47,8 @@ class Network(NamedTuple):
     layers: tuple[Conv, ...]
     margin: int = 0
     """Pixels that the padding of the first convolution adds to the side of its output."""
+    pooled: bool = False
+    """True if a max pooling of stride 2 follows the first convolution."""
 
     @property
     def num_features(self) -> int:
@@ -69,6 +78,22 @@ class Network(NamedTuple):
             )
         )
 
+    def activations(self, size: int, bytes_each: int) -> int:
+        """Return the bytes of an image of `size` x `size` pixels that the backward pass needs.
+
+        The image itself is left out.
+
+        Args:
+            bytes_each: bytes of a number: 4 for float32, 2 for bfloat16.
+        """
+        side = size + self.margin
+        outputs = sum(conv.kept * conv.outputs * (-(-side // conv.reduction)) ** 2 for conv in self.layers)
+        if not self.pooled:
+            return bytes_each * outputs
+        stem = self.layers[0]
+        pooled = stem.outputs * (-(-side // (2 * stem.reduction))) ** 2
+        return bytes_each * (outputs + pooled) + INDEX * pooled
+
 
 class Block(NamedTuple):
     """A part of a network, such as a head, a queue or prototypes."""
@@ -77,6 +102,8 @@ class Block(NamedTuple):
     """Number of trained parameters."""
     buffers: int = 0
     """Size in bytes of what is saved and not trained."""
+    outputs: int = 0
+    """Numbers of an embedding's layers that the backward pass needs."""
 
 
 class Layout(NamedTuple):
@@ -100,14 +127,15 @@ class Sizes(NamedTuple):
 
 def head(inputs: int, head: Head) -> Block:
     """Return the size of a head with `inputs` input dimensions."""
-    parameters = buffers = 0
+    parameters = buffers = outputs = 0
     last = len(head.widths) - 1
     for index, (before, width) in enumerate(zip((inputs, *head.widths), head.widths, strict=False)):
         bias = head.last_bias if index == last else head.bias
         norm = head.last_norm if index == last else HIDDEN_NORMS[head.norm]
         parameters += before * width + bias * width + VECTORS[norm] * width
         buffers += (2 * FLOAT * width + COUNTER) * (norm != "none")
-    return Block(parameters, buffers)
+        outputs += width * (1 + (norm != "none"))
+    return Block(parameters, buffers, outputs)
 
 
 def network(backbone: str) -> Network | None:
@@ -117,12 +145,13 @@ def network(backbone: str) -> Network | None:
             (Conv(3, 16, 3, 2), *_basic(16, 16, 2, 1), *_basic(16, 32, 4, 2), *_basic(32, 64, 8, 2))
         )
     if backbone == "resnet18":
-        return Network((Conv(3, 64, 7, 2), *_stages((2, 2, 2, 2), 4, bottleneck=False)))
+        return Network((Conv(3, 64, 7, 2), *_stages((2, 2, 2, 2), 4, bottleneck=False)), pooled=True)
     if backbone in SMALL_STEMS:
         reduction, margin = SMALL_STEMS[backbone]
-        return Network((Conv(3, 64, 3, 1), *_stages((2, 2, 2, 2), reduction, bottleneck=False)), margin)
+        layers = (Conv(3, 64, 3, 1), *_stages((2, 2, 2, 2), reduction, bottleneck=False))
+        return Network(layers, margin, pooled=reduction == 2)
     if backbone == "resnet50":
-        return Network((Conv(3, 64, 7, 2), *_stages((3, 4, 6, 3), 4, bottleneck=True)))
+        return Network((Conv(3, 64, 7, 2), *_stages((3, 4, 6, 3), 4, bottleneck=True)), pooled=True)
     return None
 
 
@@ -145,7 +174,7 @@ def _stages(depths: Iterable[int], reduction: int, *, bottleneck: bool) -> Itera
 def _basic(inputs: int, outputs: int, reduction: int, stride: int) -> Iterable[Conv]:
     """Yield two 3x3 convolutions, and a 1x1 on the shortcut if the shape changes."""
     if stride != 1 or inputs != outputs:
-        yield Conv(inputs, outputs, 1, reduction)
+        yield Conv(inputs, outputs, 1, reduction, kept=1)
     yield from (Conv(inputs, outputs, 3, reduction), Conv(outputs, outputs, 3, reduction))
 
 
@@ -155,7 +184,7 @@ def _bottleneck(inputs: int, width: int, reduction: int, stride: int) -> Iterabl
     As in torchvision, the 3x3 has the stride. A 1x1 on the shortcut comes first if the shape changes.
     """
     if stride != 1 or inputs != 4 * width:
-        yield Conv(inputs, 4 * width, 1, reduction)
+        yield Conv(inputs, 4 * width, 1, reduction, kept=1)
     yield from (
         Conv(inputs, width, 1, reduction // stride),
         Conv(width, width, 3, reduction),
@@ -186,4 +215,5 @@ def _mlp(inputs: int, heads: Heads) -> Block:
     """Return the two layers and the normalisation between them."""
     first = inputs * heads.hidden + heads.hidden + (heads.norm != "ws") * 2 * heads.hidden
     parameters = first + heads.hidden * heads.output + heads.last_bias * heads.output
-    return Block(parameters, (2 * FLOAT * heads.hidden + COUNTER) if heads.norm == "batchnorm" else 0)
+    buffers = (2 * FLOAT * heads.hidden + COUNTER) if heads.norm == "batchnorm" else 0
+    return Block(parameters, buffers, 2 * heads.hidden + heads.output)

@@ -46,6 +46,12 @@ def device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if _started_by_torchrun() else found
 
 
+def make_current(device: torch.device) -> None:
+    """Make a GPU the current one of this process, whose name the record of a run contains."""
+    if device.index is not None:
+        torch.cuda.set_device(device)
+
+
 @contextmanager
 def processes(name: str) -> Iterator[None]:
     """Join the process group of torchrun, if there is one, for the duration of the block.
@@ -59,8 +65,7 @@ def processes(name: str) -> Iterator[None]:
         yield
         return
     chosen = device(name)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    make_current(chosen)
     # With GPUs there is a CPU group as well, so that the agreement in each step (`anyone`) does not wait for
     # the GPUs.
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.data import views
@@ -251,12 +252,16 @@ def in_order(num_rows: int, mine: Iterable[Tensor], chunk: int = CHUNK) -> Tenso
         mine: this process's chunks, each (at most `chunk`, d), on any device.
     """
     step = chunk * distributed.world_size()
+    everyone = (
+        (first, distributed.gather(F.pad(rows.float(), (0, 0, 0, chunk - len(rows)))))
+        for first, rows in zip(range(0, num_rows, step), mine, strict=True)
+    )
     result = torch.empty(0, 0)
-    for first, rows in zip(range(0, num_rows, step), mine, strict=True):
-        padded = F.pad(rows.float(), (0, 0, 0, chunk - len(rows)))
+    # One chunk later: the copy waits for the GPU, which computes a chunk while the CPU decodes the next.
+    for (first, rows), _ in pairwise(chain(everyone, [(num_rows, result)])):
         if first == 0:
             result = torch.empty(num_rows, rows.shape[1])
-        result[first : first + step] = distributed.gather(padded)[: num_rows - first].cpu()
+        result[first : first + step] = rows[: num_rows - first].cpu()
     return result
 
 

@@ -92,7 +92,7 @@ class LinearEvaluation(Protocol, name="linear"):
             optimizer, gamma=(self.last_lr / self.lr) ** (1 / self.epochs)
         )
         for _ in range(self.epochs):
-            order = torch.randperm(len(x), generator=generator).to(x.device)
+            order = torch.randperm(len(x), generator=generator).to(x.device, non_blocking=True)
             for batch in torch.split(order, self.batch_size):
                 loss = F.cross_entropy(F.linear(x[batch], weight, bias), y[batch])
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -418,8 +418,11 @@ def _views(plot: Views, material: _Material) -> tuple[Drawing, list[str], str]:
     return Drawing(strips=(Strip(panels=panels),)), notes, " ".join(words)
 
 
-def _devices(plot: Views, material: _Material) -> dict[str, tuple[int, str]]:
-    """Return the number and the kind of devices of the pretraining behind each row, where they are known."""
+def _devices(plot: Views, material: _Material) -> dict[str, tuple[float, str]]:
+    """Return the number and the kind of devices of the pretraining behind each row, where they are known.
+
+    Runs that share a GPU divide it.
+    """
     runs = {}
     for label in plot.rows():
         if material.row(label) and _run_of(material.table, plot, label, material.seeds, material.finished):
@@ -430,7 +433,7 @@ def _devices(plot: Views, material: _Material) -> dict[str, tuple[int, str]]:
     for label, spec_id in runs.items():
         record = known.get(spec_id)
         if record and record.devices:
-            found[label] = (record.devices, "GPU" if record.kind == "GPU" else "core")
+            found[label] = (record.devices / record.sharing, "GPU" if record.kind == "GPU" else "core")
     return found
 
 

@@ -61,7 +61,8 @@ def _spent(records: Sequence[RunRecord | None]) -> Iterator[str]:
     energy = "unknown" if spent.kwh is None else f"{printed(spent.kwh, 3)} kWh"
     yield (
         f"Energy of the GPUs: {energy}{_unknown(spent.unknown_kwh, num, spent.kwh is not None)}. It is the "
-        "power of every GPU that the run's process saw, between the first and the last sample."
+        "power of the run's GPUs, or of every GPU that its process saw if the record does not name them, "
+        "between the first and the last sample. Runs that share a GPU divide its hours and its energy."
     )
 
 

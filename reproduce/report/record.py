@@ -16,8 +16,8 @@ from typing import Any
 
 HOUR = 3_600_000.0
 """Milliseconds of an hour."""
-POWER = re.compile(r"system/gpu_\d+_power_usage_watts")
-"""Measurements of the power of a GPU, by MLflow's names."""
+POWER = re.compile(r"system/gpu_(\d+)_power_usage_watts")
+"""Measurements of the power of a GPU, by MLflow's names, with the driver's number of the GPU."""
 Point = tuple[int, float, int]
 """Step, value, and time of logging in milliseconds since 1970."""
 
@@ -74,24 +74,46 @@ class RunRecord:
         return devices if self.kind and isinstance(devices, int) else None
 
     @property
+    def sharing(self) -> int:
+        """Number of runs that shared its GPU, itself included; 1 if not recorded."""
+        found = self.environment.get("runs_per_gpu")
+        return found if isinstance(found, int) and found > 0 and self.kind == "GPU" else 1
+
+    @property
+    def gpus(self) -> frozenset[int]:
+        """The driver's numbers of its GPUs; empty if not all are recorded."""
+        listed = self.environment.get("gpus")
+        entries = listed if isinstance(listed, list) else []
+        numbers = [entry.get("index") if isinstance(entry, Mapping) else None for entry in entries]
+        known = frozenset(number for number in numbers if isinstance(number, int))
+        return frozenset() if None in numbers else known
+
+    @property
     def hours(self) -> float | None:
         """Hours of a GPU, or of a core without one; None if they are unknown.
 
         They are unknown if the number of devices was not recorded, or if several attempts have pauses between
-        them.
+        them. Runs that share a GPU divide its hours.
         """
         if self.devices is None or self.attempts != 1:
             return None
-        return self.devices * (self.ended - self.started) / HOUR
+        return self.devices / self.sharing * (self.ended - self.started) / HOUR
 
     @property
     def kwh(self) -> float | None:
-        """Energy of the GPUs between the first and the last sample of their power; None if not measured."""
+        """Energy of its GPUs between the first and the last sample of their power; None if not measured.
+
+        Without their numbers, every GPU counts that its process saw. Runs that share a GPU divide its energy.
+        """
         if self.attempts != 1:
             return None
-        each = [_kwh(points) for name, points in self.histories.items() if POWER.fullmatch(name)]
+        each = [
+            _kwh(points)
+            for name, points in self.histories.items()
+            if (found := POWER.fullmatch(name)) and (not self.gpus or int(found[1]) in self.gpus)
+        ]
         known = [energy for energy in each if energy is not None]
-        return sum(known) if known and len(known) == len(each) else None
+        return sum(known) / self.sharing if known and len(known) == len(each) else None
 
 
 Records = Callable[[Iterable[str]], Mapping[str, RunRecord | None]]

@@ -5,6 +5,7 @@ Every run records them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -19,6 +20,8 @@ from reproduce.site import PROJECT
 
 PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "scikit-learn", "pandas", "pillow", "safetensors")
 """Packages whose version can explain a number."""
+SHARING = "MSBREG_RUNS_PER_GPU"
+"""Environment variable by which a launcher gives a run the number of runs that share its GPU."""
 UNKNOWN = "unknown"
 """Commit of code that is not the top of a repository which git can read."""
 
@@ -40,10 +43,46 @@ def record() -> dict[str, Any]:
         "dirty": dirty,
         "device": torch.cuda.get_device_name() if torch and gpu else processor(),
         "kind": "GPU" if gpu else "CPU",
+        "gpus": _gpus(torch) if gpu else [],
+        "runs_per_gpu": sharing() if gpu else 1,
         "processes": distributed.get_world_size() if distributed and distributed.is_initialized() else 1,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
     }
+
+
+def sharing() -> int:
+    """Return the number of runs that share the GPU of this process, itself included."""
+    found = os.environ.get(SHARING, "")
+    return int(found) if found.isdecimal() and int(found) else 1
+
+
+def _gpus(torch: Any) -> list[dict[str, Any]]:
+    """Return the GPUs that the run uses on this machine, each with its number in the driver and its UUID.
+
+    The number is that in the names of MLflow's measurements, which follows neither CUDA_VISIBLE_DEVICES nor
+    CUDA's order. It is None if the driver does not know the UUID, such as that of a part of a GPU.
+    """
+    found = []
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    first = 0 if processes > 1 else torch.cuda.current_device()
+    for number in range(first, first + processes):
+        # Older versions of torch have no UUID. A fact about the machine is worth no run.
+        with contextlib.suppress(Exception):
+            uuid = f"GPU-{torch.cuda.get_device_properties(number).uuid}"
+            found.append({"index": _index(uuid), "uuid": uuid[:12]})
+    return found
+
+
+def _index(uuid: str) -> int | None:
+    """Return the driver's number of a GPU, or None if it does not know it."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetHandleByUUID(uuid)))
+    except Exception:  # nvidia-ml-py is optional
+        return None
 
 
 @cache

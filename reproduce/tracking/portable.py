@@ -46,7 +46,7 @@ AHEAD = 86_400_000
 """Maximum milliseconds by which the clock of another machine may be ahead of this one's."""
 DEEPEST = 32
 """Maximum number of levels of settings and of an environment."""
-OF_THE_MACHINE = ("images_per_second",)
+OF_THE_MACHINE = ("images_per_second", "peak_memory_gb")
 """Final values that depend on the machine rather than the result, and so differ between any two trainings."""
 
 

@@ -45,6 +45,7 @@ from reproduce.tracking.tags import (
     MODEL,
     REASON,
     SETTINGS,
+    SHARING,
     SHORT_NAMES,
     SPEC,
     TRAINED,
@@ -137,9 +138,9 @@ class Run:
                     self._connection.log_document(self.run_id, SETTINGS, identity.canonical(self.spec))
                 name = "environment.json" if attempt == 1 else f"environment-{attempt}.json"
                 self._connection.log_document(self.run_id, name, found)
-                self._connection.log_batches(
-                    self.run_id, tags={DEVICE: str(found["device"]), ATTEMPTS: str(attempt)}
-                )
+                facts = {DEVICE: str(found["device"]), ATTEMPTS: str(attempt)}
+                shared = {SHARING: str(found["runs_per_gpu"])} if found["runs_per_gpu"] > 1 else {}
+                self._connection.log_batches(self.run_id, tags=facts | shared)
 
         try:
             self._connection.retrying(describe)

@@ -56,6 +56,10 @@ OF_THIS_STORE = (SPEC, COMPLETE, OWNER, REASON, IMPORTED, SUPERSEDED, "model_id"
 """Tags that each store gives a run itself; an archive does not contain them."""
 DEVICE, ATTEMPTS = "device", "attempts"
 """Tags that make the times of finished runs comparable: the device, and the number of attempts."""
+SHARING = "runs_per_gpu"
+"""Tag of a run that shared its GPU: the number of runs, itself included."""
+PER_GPU = "per_gpu"
+"""Tag that makes the peak memory of finished runs comparable: images of a step on each GPU."""
 PARENT = "mlflow.parentRunId"
 NOTE, USER, SOURCE = "mlflow.note.content", "mlflow.user", "mlflow.source.name"
 """Tags that fill the description and the columns of MLflow's UI."""
@@ -163,6 +167,10 @@ class Record:
     """Machine of the process that owns or owned the run."""
     imported: bool = False
     """True if the run was executed elsewhere; its encoder may not be here."""
+    sharing: int = 1
+    """Number of runs that shared its GPU, itself included."""
+    per_gpu: str = ""
+    """Images of a step on each GPU, as `per_gpu` writes them; empty if the run recorded no peak memory."""
 
     @property
     def is_pretraining(self) -> bool:
@@ -208,7 +216,14 @@ def record_of(run: Any, runs: Path, server: str) -> Record:
         attempts=int(tags[ATTEMPTS]) if tags.get(ATTEMPTS, "").isdecimal() else None,
         host=str(owner(run).get("host", "")),
         imported=IMPORTED in tags,
+        sharing=int(tags[SHARING]) if re.fullmatch(r"[1-9]\d{0,3}", tags.get(SHARING, "")) else 1,
+        per_gpu=tags.get(PER_GPU, ""),
     )
+
+
+def per_gpu(spec: Pretrain, devices: int, *, recompute: bool) -> str:
+    """Return the images of a step on each of `devices` GPUs, and the site's way to compute them, in words."""
+    return f"{spec.batch_size // devices} images{', recomputed' if recompute else ''}"
 
 
 def title(spec: Spec | Weights) -> str:

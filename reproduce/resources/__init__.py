@@ -1,0 +1,7 @@
+"""Memory of GPUs, and shares of them, that runs need.
+
+A module imports only from modules listed below its own line.
+
+    sharing.py    the number of runs that share a GPU, and the free parts of each device
+    memory.py     peak memory of a run, estimated from its settings or recorded by comparable runs
+"""
