@@ -398,7 +398,7 @@ def _rule(machine: Machine) -> str:
         "Hours and disk are estimates that ignore finished runs. Disk is the sum of the encoder of each "
         f"pretraining{twice}, and of {CHECKPOINTS} checkpoints for each of the runs that are executed at the "
         f"same time, up to {machine.at_once} on this machine. Logs, the tracking database and the images of "
-        f"the smoke scale add about {size(2e8)} in all. For the paper scale, the paper used {PAPER_GPUS} GPUs "
+        f"the smoke scale add about {size(2e8)} in all. At the paper scale, the paper used {PAPER_GPUS} GPUs "
         "of 16 GB."
         f"{on}"
     )

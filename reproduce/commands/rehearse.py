@@ -11,6 +11,7 @@ left there is removed by the next one.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import shutil
 import signal
@@ -35,7 +36,7 @@ from reproduce.site import PROJECT, Site
 from reproduce.spec import Pretrain, Spec
 
 if TYPE_CHECKING:
-    from reproduce.commands.trial import Photographs
+    from reproduce.commands.photographs import Photographs
 
 FOLDER, LOCK = "rehearsal", "rehearsal.lock"
 """Folder of generated images, and the lock of the process that rehearses, in the folder of runs."""
@@ -82,7 +83,7 @@ def rehearse(requests: Sequence[Request], site: Site) -> None:
         InvalidError: the device does not exist, or another process rehearses.
         Interrupted: the process received a stop request. What was measured is kept.
     """
-    from reproduce.commands import trial
+    from reproduce.commands.photographs import Photographs
     from reproduce.nn import distributed
 
     device = distributed.device(site.device)
@@ -91,17 +92,17 @@ def rehearse(requests: Sequence[Request], site: Site) -> None:
     found = shapes_of(wanted, site)
     print(f"{counted(len(found), 'shape')} of {counted(len(wanted), 'run')} on {model}.", flush=True)
     with _workplace(site) as folder:
-        photographs = trial.Photographs(folder)
+        photographs = Photographs(folder)
         measured = rehearsed.read(site)
         for number, (shape, runs) in enumerate(found.items(), 1):
             print(f"{number}/{len(found)}  {shape}, {counted(len(runs), 'run')}", flush=True)
             try:
                 made = _measure(shape, runs[0], site, photographs, device)
-            except torch.cuda.OutOfMemoryError:
-                print(f"  {_without_room(runs[0], site, photographs, device, model, measured)}", flush=True)
-                continue
             except (ValueError, FloatingPointError) as error:
                 print(f"  not rehearsed: {reason_of(error)}", flush=True)
+                continue
+            if made is None:
+                print(f"  {_without_room(runs[0], site, photographs, device, model, measured)}", flush=True)
                 continue
             measured[shape, model] = made
             measured.save(site)
@@ -135,15 +136,17 @@ def _workplace(site: Site) -> Iterator[Path]:
         lock.release()
 
 
-def _measure(shape: Shape, job: Job, site: Site, photographs: Photographs, device: Any) -> Measurement:
-    """Return the measurement of a shape, by a run that has it.
+def _measure(shape: Shape, job: Job, site: Site, photographs: Photographs, device: Any) -> Measurement | None:
+    """Return the measurement of a shape, by a run that has it; None if a step does not fit on the GPU.
 
     Raises:
         ValueError, FloatingPointError: the settings do not fit a share of the batch, or the loss diverges.
-        torch.cuda.OutOfMemoryError: a step does not fit on the GPU.
     """
     from reproduce.commands import trial
 
+    if device.type == "cuda":  # what the shape before has left
+        gc.collect()
+        torch.cuda.empty_cache()
     spec = job.spec
     try:
         if isinstance(spec, Pretrain):
@@ -151,9 +154,8 @@ def _measure(shape: Shape, job: Job, site: Site, photographs: Photographs, devic
         if shape.kind == "encoder":
             return trial.encoder(spec, site, photographs, device)
         return trial.classifier(spec, device)
-    finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    except torch.cuda.OutOfMemoryError:  # its traceback would keep the tensors alive
+        return None
 
 
 def remedies(spec: Spec, site: Site) -> Iterator[Site]:
@@ -182,7 +184,9 @@ def _without_room(
         (shape,) = rehearsed.shapes(job.spec, changed, job.devices(changed))
         try:
             made = _measure(shape, job, changed, photographs, device)
-        except (torch.cuda.OutOfMemoryError, ValueError, FloatingPointError):
+        except (ValueError, FloatingPointError):
+            continue
+        if made is None:
             continue
         measured[shape, model] = made
         measured.save(site)

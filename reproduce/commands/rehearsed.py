@@ -65,7 +65,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a rehearsal measured."""
+    """Result of a rehearsal."""
 
     seconds: float
     """Seconds of a step."""
@@ -74,7 +74,7 @@ class Measurement:
     steps: int
     """Number of steps that were timed."""
     limit: Limit
-    """What the step waits for."""
+    """Resource that the step waits for."""
     memory: int | None = None
     """Maximum bytes of tensors on the GPU; None on a CPU."""
     busy: float | None = None

@@ -14,22 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Generator, Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
+from reproduce.commands.photographs import Generated, Photographs
 from reproduce.commands.rehearsed import Limit, Measurement, in_memory, now
+from reproduce.commands.stand_in import StandIn
 from reproduce.data.dataset import Dataset
-from reproduce.data.images import Batch, Images, Shape, Whole
+from reproduce.data.images import Images
 from reproduce.messages import InvalidError
 from reproduce.nn import backbones, cost, features
 from reproduce.nn.encoder import Encoder
@@ -47,10 +44,6 @@ LONGEST = 60.0
 """Seconds after which no further step is timed, once there are LEAST."""
 LEAST = 3
 """Minimum number of timed steps."""
-FILES, DISTINCT = 256, 16
-"""Number of generated files, and of different photographs; the other files are shifted copies."""
-QUALITY = 95
-"""Quality of the JPEG files, which are about as large as ImageNet's: 110 kB at 500 x 375 pixels."""
 NUM_IMAGES = 100_000
 """Images of a split whose number is unknown in advance."""
 NUM_CLASSES = 100
@@ -78,122 +71,16 @@ def limit(seconds: float, ready: float, busy: float | None, *, gpu: bool) -> Lim
     return "launch" if busy is not None and busy < BUSY else "GPU"
 
 
-# The images
-
-
-class Photographs:
-    """Generated JPEG files by the size of the image, in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def files(self, width: int, height: int) -> tuple[Path, ...]:
-        """Return the files of images of a size, which are written on first use."""
-        folder = self._folder / f"{width}x{height}"
-        paths = tuple(folder / f"{number:03}.jpg" for number in range(FILES))
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            random = np.random.default_rng(0)
-            photographs = [photograph(width, height, random) for _ in range(DISTINCT)]
-            for number, path in enumerate(paths):
-                shift = tuple(random.integers((height, width)))
-                pixels = np.roll(photographs[number % DISTINCT], shift, axis=(0, 1))
-                Image.fromarray(pixels).save(path, quality=QUALITY)
-        return paths
-
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """Yield an empty folder, which is removed after the block."""
-        folder = self._folder / "run"
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder)
-
-
-def photograph(width: int, height: int, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Return an image with structures of every size, as in photographs, (height, width, 3).
-
-    An octave of noise has an amplitude proportional to the size of its structures, so the power falls with
-    the square of the frequency.
-    """
-    pixels = np.full((height, width, 3), 128.0, np.float32)
-    for cell in (64, 32, 16, 8, 4, 2, 1):
-        rows, columns = height // cell + 2, width // cell + 2
-        noise = random.normal(0, 6 * cell**0.5, (rows, columns, 3)).astype(np.float32)
-        for channel in range(3):
-            layer = Image.fromarray(noise[..., channel])
-            pixels[..., channel] += np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC))
-    return pixels.clip(0, 255).astype(np.uint8)
-
-
-class _Generated(Images):
-    """A split of as many images as the real one; image i is the file i modulo their number."""
-
-    def __init__(
-        self, files: tuple[Path, ...], num_images: int, *, ready: bool = False, cache_gb: float = 0.0
-    ) -> None:
-        """Create the images.
-
-        Args:
-            ready: True to decode each file once, now, as if all images were in memory.
-            cache_gb: see `Images`.
-        """
-        super().__init__(np.zeros(num_images, np.int64), ("any",), cache_gb)
-        self._files = files
-        self._decoded: Batch | None = None
-        if ready:
-            self._decoded = self.decode(np.arange(len(files)), Whole())
-
-    def name(self, index: int) -> str:
-        return str(self._files[index % len(self._files)])
-
-    def open(self, index: int) -> Image.Image:
-        return Image.open(self._files[index % len(self._files)])
-
-    @property
-    def digest(self) -> str:
-        return ""
-
-    def read(self, indices: ArrayLike, shape: Shape) -> Batch:
-        if self._decoded is None or not isinstance(shape, Whole):
-            return super().read(indices, shape)
-        chosen = torch.tensor(np.asarray(indices, np.int64))
-        files = chosen % len(self._files)
-        return Batch(self._decoded.pixels[files], self._decoded.sizes[files], chosen)
-
-    def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
-        return super().missing(indices, shape) if self._decoded is None else np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stand(Dataset, name="rehearsal"):
-    """A data set's geometry with generated images."""
-
-    files: tuple[str, ...]
-    """Paths of the images."""
-    num_images_of: int
-    """Number of images."""
-    ready: bool
-    """True if the images are decoded in advance."""
-
-    title: ClassVar[str] = "generated photographs"
-
-    def load(self, split: str, site: Site) -> Images:
-        return _Generated(tuple(map(Path, self.files)), self.num_images_of, ready=self.ready)
-
-
-def _stand_in(spec: Pretrain, photographs: Photographs, *, ready: bool) -> _Stand:
+def _stand_in(spec: Pretrain, photographs: Photographs, *, ready: bool) -> StandIn:
     real = spec.dataset
-    return _Stand(
+    return StandIn(
         size=real.size,
         resize=real.resize,
         canvas=real.canvas,
         mean=real.mean,
         std=real.std,
         files=tuple(map(str, photographs.files(*real.typical))),
-        num_images_of=real.num_images(real.pretrain_split) or NUM_IMAGES,
+        total=real.num_images(real.pretrain_split) or NUM_IMAGES,
         ready=ready,
     )
 
@@ -336,10 +223,10 @@ def encoder(spec: Evaluate, site: Site, photographs: Photographs, device: torch.
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds(_Generated(files, CHUNK))  # the warm-up
-    slow = seconds(_Generated(files, CHUNK))
+    seconds(Generated(files, CHUNK))  # the warm-up
+    slow = seconds(Generated(files, CHUNK))
     passes = max(LEAST, min(STEPS, int(LONGEST / slow)))
-    images = _Generated(files, passes * CHUNK, cache_gb=CACHED)
+    images = Generated(files, passes * CHUNK, cache_gb=CACHED)
     from_files = seconds(images) / passes
     from_memory = seconds(images) / passes
     gpu = device.type == "cuda"
