@@ -10,7 +10,6 @@ Imports point down this page.
     make.py         makes tables and single evaluations
     rehearse.py     measures each distinct shape of run by some real steps
     trial.py        the steps of one shape, timed
-    stand_in.py     the data set of generated images that they read
     photographs.py  generated photographs
     doctor.py       what this machine has and what each table needs
     forecast.py     what a command would run, and the hours and disk it takes

@@ -15,8 +15,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Generator, Iterable
-from dataclasses import replace
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from reproduce.commands.photographs import Generated, Photographs
 from reproduce.commands.rehearsed import Limit, Measurement, in_memory, now
-from reproduce.commands.stand_in import StandIn
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
 from reproduce.messages import InvalidError
@@ -71,18 +70,19 @@ def limit(seconds: float, ready: float, busy: float | None, *, gpu: bool) -> Lim
     return "launch" if busy is not None and busy < BUSY else "GPU"
 
 
-def _stand_in(spec: Pretrain, photographs: Photographs, *, ready: bool) -> StandIn:
-    real = spec.dataset
-    return StandIn(
-        size=real.size,
-        resize=real.resize,
-        canvas=real.canvas,
-        mean=real.mean,
-        std=real.std,
-        files=tuple(map(str, photographs.files(*real.typical))),
-        total=real.num_images(real.pretrain_split) or NUM_IMAGES,
-        ready=ready,
-    )
+def _stand_in(real: Dataset, photographs: Photographs, *, ready: bool) -> Dataset:
+    """Return a data set with the settings of the real one whose splits consist of generated images."""
+    files = photographs.files(*real.typical)
+
+    def load(self: Dataset, split: str, site: Site) -> Images:
+        return Generated(files, real.num_images(split) or NUM_IMAGES, ready=ready)
+
+    def folders(self: Dataset, site: Site) -> Mapping[str, str]:
+        return {}
+
+    kind: Any = type("StandIn", (type(real),), {"load": load, "folders": folders})
+    same: Dataset = kind(**{field.name: getattr(real, field.name) for field in fields(real)})
+    return same
 
 
 # The trials
@@ -136,7 +136,7 @@ def _steps(
     spec: Pretrain, site: Site, photographs: Photographs, device: torch.device, *, ready: bool
 ) -> _Timed:
     """Return the times of the first steps of the real loop, which is left before it saves anything."""
-    generated = replace(spec, dataset=_stand_in(spec, photographs, ready=ready))
+    generated = replace(spec, dataset=_stand_in(spec.dataset, photographs, ready=ready))
     clock, found = _clock(device), list[_Timed]()
 
     def report(progress: Progress) -> None:
