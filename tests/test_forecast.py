@@ -400,6 +400,11 @@ def test_a_plan_on_another_card_says_where_its_hours_come_from() -> None:
         "  1 estimated for NVIDIA T4 from its datasheet; within a factor of two.",
     ]
     assert lines[-1].startswith("NVIDIA T4 has no bfloat16, ")
+    large = replace(made(*steps), card=find("t4"), memory=(10**9, 21 * 10**9, 17 * 10**9))
+    assert any(
+        line.startswith("NVIDIA T4 has 16 GB, but 2 runs needed up to 21 GB when rehearsed: ")
+        for line in large.lines()
+    )
     assert not any("bfloat16" in line for line in replace(made(*steps), card=find("h100")).lines())
 
 

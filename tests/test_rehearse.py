@@ -337,6 +337,7 @@ def test_photographs_are_as_large_as_those_of_imagenet(tmp_path: Path) -> None:
         (["rehearse", "--table", "table2"], ["rehearse", "--table", "table2"]),
         (["table2", "--scale", "small"], ["table2", "--scale", "small"]),
         (["rehearse", "--help"], ["rehearse", "--help"]),
+        (["rehearse", "--dry", "table8"], ["rehearse", "--dry", "--table", "table8"]),
     ],
 )
 def test_names_after_the_task_are_tables_to_rehearse_and_not_tasks(given: list[str], read: list[str]) -> None:

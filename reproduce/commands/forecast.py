@@ -137,6 +137,8 @@ class Forecast:
     """A phrase for each split that does not have exactly the published images."""
     card: Card | None = None
     """Card of the estimates if it is not this machine's."""
+    memory: tuple[int, ...] = ()
+    """Bytes that the runs need on a GPU, each as far as it was rehearsed on any."""
 
     @property
     def digest(self) -> str:
@@ -233,7 +235,12 @@ class Forecast:
             yield f"  {len(unknown)} unknown: {', '.join(sorted({_kind(spec) for spec in unknown}))}."
 
     def _about(self, card: Card) -> Iterator[str]:
-        """Yield what a plan on a card must know about it."""
+        """Yield the lines on what a card lacks for the plan."""
+        if large := [each for each in self.memory if each > card.memory]:
+            yield (
+                f"{card.title} has {size(card.memory)}, but {counted(len(large), 'run')} needed up to "
+                f"{size(max(large))} when rehearsed: `devices` in the site file shares a batch among several."
+            )
         specs = [step.spec for step in (*self.todo, *self.blocked)]
         halves = any(isinstance(spec, Pretrain) and spec.precision == "bfloat16" for spec in specs)
         if halves and not card.bfloat16:
@@ -294,6 +301,7 @@ def forecast(
     unfinished = [job for job in wanted if job.spec.id not in found.finished]
     lacking = blocked([job for job in unfinished if job.spec.id not in claimed])
     hours_of = Hours(store, site, card)
+    memory: list[int] = []
     steps = []
     for job in wanted:
         spec_id = job.spec.id
@@ -310,6 +318,7 @@ def forecast(
             step = replace(step, why=step.why or nearest(step.spec, hours_of.past(job)))
         if step.starts or step.action == "blocked":
             step = replace(step, estimate=hours_of.of(job))
+            memory += hours_of.memory(job)
         steps.append(step)
     at_once = (site.jobs or 1) * site.devices if card else where.at_once(site)
     problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.action == "blocked")
@@ -330,6 +339,7 @@ def forecast(
         problems=tuple(problems),
         other_data=tuple(dict.fromkeys(other_data)),
         card=card,
+        memory=tuple(memory),
     )
 
 
@@ -386,6 +396,13 @@ class Hours:
         if key not in self._past:
             self._past[key] = Past(self._store.newest_finished(*key, NEWEST) if self._store else ())
         return self._past[key]
+
+    def memory(self, job: Job) -> list[int]:
+        """Return the bytes that a run needs on a GPU, or [] if it was rehearsed on none."""
+        needed = rehearsed.shapes(job.spec, self._site, job.devices(self._site)) if self._measured else ()
+        found = [self._measured.get((shape, name)) for shape in needed for name in self._measured.devices]
+        known = [each.memory for each in found if each and each.memory is not None]
+        return [max(known)] if known else []
 
     def of(self, job: Job) -> Estimate | None:
         """Return the estimate of a run, or None if it is unknown."""

@@ -37,8 +37,8 @@ WRONG_USE = 2
 """Exit code of a command that cannot be understood."""
 REST = {"rehearse": "--table"}
 """Tasks that accept names after them, and the option that receives each of these."""
-WITHOUT_VALUE = ("--help", "-h")
-"""Options that such a task accepts without a value."""
+WITHOUT_VALUE = ("--help", "-h", "--dry", "-R", "--echo", "-e")
+"""Options that such a task, and invoke after it, accept without a value."""
 
 Body = Callable[..., None]
 

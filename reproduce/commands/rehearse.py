@@ -119,7 +119,7 @@ def _workplace(site: Site) -> Iterator[Path]:
         InvalidError: another process has it.
     """
     site.runs.mkdir(parents=True, exist_ok=True)
-    folder, lock = site.runs / FOLDER, filelock.FileLock(site.runs / LOCK, blocking=False)
+    folder, lock = site.runs / FOLDER, filelock.FileLock(site.runs / LOCK, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
