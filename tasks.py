@@ -233,10 +233,27 @@ def doctor(c: Context, options: given.DoctorOptions) -> None:
     from reproduce import readiness
     from reproduce.commands import doctor
 
-    requests = doctor.requests(options.table, options.scale)
+    requests, card = doctor.requests(options.table, options.scale), options.card()
     site, opened = store()
     readiness.launcher(site)
-    print("\n".join(doctor.report(requests, site, opened)))
+    print("\n".join(doctor.report(requests, site, opened, card)))
+
+
+@command(given.RehearseOptions, "table", "scale", "rows", "columns", "set", "baselines")
+def rehearse(c: Context, options: given.RehearseOptions) -> None:
+    """Measure the speed of each distinct shape of run by some real steps; forecasts then use it.
+
+    Example: `invoke rehearse --scale small table8`. The runs' own data are not needed.
+    """
+    from reproduce.commands import rehearse
+
+    requests, (site, _) = options.requests(), store()
+    words, environment = rehearse.command(requests, site)
+    if c.config.run.dry:
+        print("\n".join(rehearse.planned(requests, site)))
+        return
+    sys.stdout.flush()
+    os.execvpe(words[0], words, {**os.environ, **environment})  # noqa: S606 (it replaces this process)
 
 
 @command(given.UiOptions)
@@ -299,7 +316,7 @@ def module(name: str, *arguments: str) -> None:
 
 TABLES = [table_task(path.stem, part) for path in FILES for part in parts(path)]
 MAKE = [tables, reports, pretrain, evaluate, show, seeds, status, why, diff, settings]
-KEEP = [redo, verify, gc, unlock, export, receive, doctor, ui, download, docs, test, bench]
+KEEP = [redo, verify, gc, unlock, export, receive, doctor, rehearse, ui, download, docs, test, bench]
 namespace = Collection(*TABLES, *MAKE, *KEEP)
 invoke.main.program.__class__ = CommandLine  # `invoke` creates its program before it reads this file
 

@@ -24,6 +24,8 @@ SECRET_OPTION = re.compile(
 """An option of an address, such as `?password=...`, and its secret value."""
 NO_PORT = re.compile(r"^((?:\w[\w+.-]*://)?(?:\[[^]/?#]*\]|[^][:/?#]*):)(?!//|\d*(?:[/?#]|$))([^/?#]+)")
 """An address with text in place of its port, such as the password if the host was forgotten."""
+DAY = 86400
+"""Seconds of a day."""
 SHORTEST_SECRET = 4
 """Minimum characters of a secret that is hidden without its address: a shorter one is in every text."""
 
@@ -159,7 +161,10 @@ def grouped(number: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as `12 s`, `3:05` or `2:04:09`."""
+    """Return a duration as `12 s`, `3:05`, `2:04:09` or, over two days, `3.4 days`."""
+    if round(seconds) > 2 * DAY:
+        days = seconds / DAY
+        return f"{days:.1f} days" if days < 9.95 else f"{days:.0f} days"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -168,7 +173,10 @@ def clock(seconds: float) -> str:
 
 
 def hours(seconds: float) -> str:
-    """Return an estimated duration in hours, with two digits: `140`, `2.4`, `under 0.01`."""
+    """Return a cost in hours of a device, with two digits: `140`, `2.4`, `under 0.01`.
+
+    A cost is never in days, as budgets are in hours.
+    """
     number = seconds / 3600
     if number >= 100:
         return f"{number:.0f}"
@@ -189,7 +197,7 @@ def age(seconds: float) -> str:
     for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (48 * 3600, "h", 3600)):
         if seconds < limit:
             return f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86400:.0f} days"
+    return f"{seconds / DAY:.0f} days"
 
 
 def rate(per_second: float) -> str:

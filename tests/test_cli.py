@@ -44,6 +44,7 @@ TASKS = (
     "export",
     "import",
     "doctor",
+    "rehearse",
     "ui",
     "download",
     "docs",

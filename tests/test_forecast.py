@@ -19,6 +19,7 @@ from toys import image_folder
 from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
 from reproduce.commands import doctor
+from reproduce.commands.cards import find
 from reproduce.commands.forecast import (
     Estimate,
     Forecast,
@@ -32,6 +33,7 @@ from reproduce.commands.forecast import (
 )
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.detection.cost import operations
+from reproduce.messages import clock, hours
 from reproduce.nn import backbones, cost
 from reproduce.nn.cost import Conv, Network
 from reproduce.nn.heads import Heads
@@ -254,7 +256,7 @@ def test_an_evaluation_takes_what_the_same_one_of_another_encoder_took() -> None
     )
     other = estimate(ours, [finished(evaluation(tiny(), k=20), 7)], "CPU", "Chip")
     assert other is not None
-    assert other == (pytest.approx((1200 + 1000) * SMALL_FORWARD / 20e9), "FLOPs")
+    assert other == (pytest.approx((1200 + 1000) * SMALL_FORWARD / 20e9), "FLOPs", "")
 
 
 def test_the_published_sizes_of_real_data_give_an_estimate_at_paper_scale() -> None:
@@ -361,6 +363,68 @@ def test_the_summary_counts_adds_up_and_says_what_is_not_known() -> None:
         == "GPU-hours: unknown for 1 of 2 runs; the other one needs 2. Wall time: unknown, 2 runs at once."
     )
     assert "  1 unknown: knn on synthetic_folder." in unknown
+
+
+def test_what_is_blocked_has_hours_of_its_own() -> None:
+    """One run of 4 days cannot start, and the evaluation of 30 min after it; another of 2 h can."""
+    waiting = (step(tiny(), 4 * 86400, "blocked"), step(evaluation(tiny()), 1800, "blocked"))
+    lines = list(made(*waiting).lines())
+    assert lines[2:-1] == [
+        "2 runs: 2 blocked.",
+        "Blocked: 2 runs, 96 GPU-hours. Wall time: 4.0 days, 2 runs at once.",
+        "  2 estimated from comparable finished runs.",
+    ]
+    plan = made(step(tiny(seed=1), 7200), *waiting[:1], step(evaluation(tiny()), action="blocked"))
+    assert plan.hours == 2, "the limit of hours is about what would start"
+    assert list(plan.lines())[4:-1] == [
+        "GPU-hours: 2. Wall time: 2:00:00, 1 run at once.",
+        "  1 estimated from comparable finished runs.",
+        "Disk: 1 GB.",
+        "Blocked: 2 runs, GPU-hours unknown for 1 of 2 runs; the other one needs 96. "
+        "Wall time with them: unknown, 2 runs at once.",
+        "  1 estimated from comparable finished runs.",
+        "  1 unknown: knn on synthetic_folder.",
+    ]
+
+
+def test_a_plan_on_another_card_says_where_its_hours_come_from() -> None:
+    half = tiny(precision="bfloat16")
+    sources = [Estimate(3600, "FLOPs"), Estimate(3600, "rehearsed", "NVIDIA H200")]
+    steps = [
+        replace(step(each), estimate=source) for each, source in zip((half, tiny()), sources, strict=True)
+    ]
+    lines = list(replace(made(*steps), card=find("t4")).lines())[3:-1]
+    assert lines[:3] == [
+        "GPU-hours: 2. Wall time: 1:00:00, 2 runs at once.",
+        "  1 scaled to NVIDIA T4 from a rehearsal on NVIDIA H200.",
+        "  1 estimated for NVIDIA T4 from its datasheet; within a factor of two.",
+    ]
+    assert lines[-1].startswith("NVIDIA T4 has no bfloat16, ")
+    large = replace(made(*steps), card=find("t4"), memory=(10**9, 21 * 10**9, 17 * 10**9))
+    assert any(
+        line.startswith("NVIDIA T4 has 16 GB, but 2 runs needed up to 21 GB when rehearsed: ")
+        for line in large.lines()
+    )
+    assert not any("bfloat16" in line for line in replace(made(*steps), card=find("h100")).lines())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (12, "12 s"),
+        (185, "3:05"),
+        (7449, "2:04:09"),
+        (172_800, "48:00:00"),
+        (172_801, "2.0 days"),
+        (293_760, "3.4 days"),
+        (859_000, "9.9 days"),
+        (860_000, "10 days"),
+        (34_560_000, "400 days"),
+    ],
+)
+def test_a_time_over_two_days_is_in_days_and_a_cost_is_not(seconds: float, words: str) -> None:
+    assert clock(seconds) == words
+    assert "days" not in hours(seconds)
 
 
 def test_a_large_group_is_one_line_and_a_small_one_is_listed() -> None:

@@ -8,8 +8,13 @@ Imports point down this page.
     show.py         a table's report in the terminal
     seeds.py        the seeds that would decide the most claims for the fewest hours
     make.py         makes tables and single evaluations
-    forecast.py     what a command would run, and the hours and disk it takes
+    rehearse.py     measures each distinct shape of run by some real steps
+    trial.py        the steps of one shape, timed
+    photographs.py  generated photographs
     doctor.py       what this machine has and what each table needs
+    forecast.py     what a command would run, and the hours and disk it takes
+    rehearsed.py    shapes of runs, and the speeds that were measured
+    cards.py        the datasheets of GPUs
     why.py          where a number comes from; what two runs differ in
     ui.py           addresses of the UI, and its saved views
     status.py       states of the runs, and the faults that are known

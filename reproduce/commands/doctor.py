@@ -10,6 +10,7 @@ import torch and torchvision, and longer if ImageNet must be listed.
 
 from __future__ import annotations
 
+import math
 import shutil
 import textwrap
 from collections import Counter
@@ -18,13 +19,14 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from reproduce.commands import forecast, rehearsed
 from reproduce.commands.disk import CHECKPOINTS, disk_needed, num_parameters, sizes, weightless
 from reproduce.data import inventory, lists
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.inventory import AnyDataset
 from reproduce.lazy import torch
-from reproduce.messages import InvalidError, UserError, counted, size
+from reproduce.messages import InvalidError, UserError, counted, hours, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Job, Request, real_data_sets, table_names
@@ -39,6 +41,7 @@ from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 if TYPE_CHECKING:
+    from reproduce.commands.cards import Card
     from reproduce.tracking.store import Store
 
 WIDTH = 120
@@ -49,6 +52,8 @@ AVAILABLE = "available"
 """Text for an entry that lacks nothing."""
 DETECTRON2 = "Detectron2"
 """Label of the line about the engine of detection."""
+REHEARSED = "rehearsed"
+"""Label of the line about measured speeds."""
 GPU, DISK = "GPU", "disk"
 """Names of what can be missing besides data and engines; lines with these labels describe them."""
 PAPER_GPUS = 8
@@ -68,6 +73,8 @@ class Need(NamedTuple):
     """Names of what the runs need and have, except the packages of requirements.txt."""
     disk: int
     """Estimated number of bytes."""
+    hours: str = ""
+    """Estimated hours of all runs with the kind of device; empty without runs, or if they are unknown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +85,8 @@ class Machine:
     store: Store
     sizes: dict[object, Sizes] = field(default_factory=dict)
     """Sizes of files by network, filled by `disk.sizes`."""
+    card: Card | None = None
+    """Card for which hours are estimated; None for the devices of the site."""
 
     @cached_property
     def counts(self) -> Counts:
@@ -106,6 +115,11 @@ class Machine:
         while not place.exists():
             place = place.parent
         return shutil.disk_usage(place).free
+
+    @cached_property
+    def hours_of(self) -> forecast.Hours:
+        """Estimates for its devices, or for the card."""
+        return forecast.Hours(None, self.site, self.card)
 
     @cached_property
     def at_once(self) -> int:
@@ -159,9 +173,13 @@ def requests(table: str, scale: str) -> list[Request]:
     return made
 
 
-def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[str]:
-    """Yield the lines of the report: the machine, the data, the tables of `requests`, the next step."""
-    machine, requests = Machine(site, store), list(requests)
+def report(requests: Iterable[Request], site: Site, store: Store, card: Card | None = None) -> Iterator[str]:
+    """Yield the lines of the report: the machine, the data, the tables of `requests`, the next step.
+
+    Args:
+        card: card for which hours are estimated; None for the devices of the site.
+    """
+    machine, requests = Machine(site, store, card=card), list(requests)
     specs = {request: request.specs() for request in requests}
     needed = {spec for runs in specs.values() for spec in runs}
     everything = len({request.table for request in requests}) > 1
@@ -181,10 +199,16 @@ def report(requests: Iterable[Request], site: Site, store: Store) -> Iterator[st
     yield from (
         "",
         *_wrapped(
-            f"Tables: runs that can start, disk for all runs, missing and available needs. {_rule(machine)}"
+            "Tables: runs that can start, disk and hours for all runs, missing and available needs. "
+            f"{_rule(machine)}"
         ),
     )
-    needs = {request: need(specs[request], machine, request.scale) for request in requests}
+    needs = {
+        request: need(specs[request], machine, request.scale)._replace(
+            hours=_hours([Job(spec, request) for spec in specs[request]], machine)
+        )
+        for request in requests
+    }
     for request, found in needs.items():
         # One line, however long.
         yield f"  {f'{request.table:<9}{request.scale}':<{LABEL - 1}} {_state(found)}"
@@ -268,6 +292,7 @@ def _machine(machine: Machine) -> Iterator[tuple[str, str]]:
     kept = shared if machine.site.features_gb else "features are not kept (features_gb)"
     yield DISK, f"{size(machine.free_disk)} free in {machine.site.runs}; {kept}"
     yield "tracking", machine.store.described()
+    yield REHEARSED, _rehearsed(machine.site)
     yield DETECTRON2, _detectron2(machine.site)
     found_latex = shutil.which("pdflatex") is not None
     yield "pdflatex", AVAILABLE if found_latex else "missing; optional, typesets the reports' .tex files"
@@ -311,6 +336,15 @@ def _memory(specs: Mapping[Request, Iterable[Spec]], machine: Machine) -> str:
         return text
     numbers = ", ".join(f"{number} at {scale}" for scale, number in shared.items())
     return f"{text}; runs that share a GPU: up to {numbers} (runs_per_gpu)"
+
+
+def _rehearsed(site: Site) -> str:
+    """Return the devices whose speed was measured, in words."""
+    measured = rehearsed.read(site)
+    if not measured:
+        return "nothing, so hours assume a speed; `invoke rehearse --scale NAME` measures it"
+    counts = Counter(device for _, device in measured)
+    return "; ".join(f"{counted(number, 'shape')} of runs on {device}" for device, number in counts.items())
 
 
 def _detectron2(site: Site) -> str:
@@ -384,18 +418,32 @@ def _state(need: Need) -> str:
     state = f"missing: {', '.join(need.missing)}" if need.missing else "ready"
     if need.available:
         state += f"; available: {', '.join(need.available)}"
-    return f"{need.startable:>3} of {need.num_runs:<3}  {size(need.disk):>12}  {state}"
+    return f"{need.startable:>3} of {need.num_runs:<3}  {size(need.disk):>12}  {need.hours:>18}  {state}"
+
+
+def _hours(wanted: list[Job], machine: Machine) -> str:
+    """Return the hours that the runs take from the start, or "" if they are unknown.
+
+    They come from rehearsals and operations. Finished runs are compared by `--dry-run` only.
+    """
+    seconds = [step.seconds for step in forecast.fresh(wanted, machine.hours_of, machine.site)]
+    known = [each for each in seconds if each is not None]
+    complete = known and len(known) == len(seconds)
+    return f"{hours(math.fsum(known))} {machine.hours_of.device}-hours" if complete else ""
 
 
 def _rule(machine: Machine) -> str:
+    on = f" Hours are those on {machine.card.title}, within a factor of two." if machine.card else ""
     twice = ""
     if machine.store.keeps_artifacts_here:
         twice = ", twice (in its run's folder and as an MLflow artifact)"
     return (
-        "Disk is an estimate that ignores finished runs. It is the sum of the encoder of each pretraining"
-        f"{twice}, and of {CHECKPOINTS} checkpoints for each of the runs that are executed at the same time, "
-        f"up to {machine.at_once} on this machine. Logs, the tracking database and the images of the smoke "
-        f"scale add about {size(2e8)} in all. For the paper scale, the paper used {PAPER_GPUS} GPUs of 16 GB."
+        "Hours and disk are estimates that ignore finished runs. Disk is the sum of the encoder of each "
+        f"pretraining{twice}, and of {CHECKPOINTS} checkpoints for each of the runs that are executed at the "
+        f"same time, up to {machine.at_once} on this machine. Logs, the tracking database and the images of "
+        f"the smoke scale add about {size(2e8)} in all. At the paper scale, the paper used {PAPER_GPUS} GPUs "
+        "of 16 GB."
+        f"{on}"
     )
 
 

@@ -5,8 +5,11 @@
     made.digest                                    # '3f0c2a9d1e77', the argument of `--apply`
 
 Each run is listed once, with the reason of its action. Hours come from comparable finished runs in the store
-that took one attempt on a device of the same name. Without any, they come from the number of operations, at
-an assumed speed (`SPEEDS`). If that is unknown too, the hours are unknown. Needs neither torch nor pandas.
+that took one attempt on a device of the same name. Without any, they come from what `invoke rehearse`
+measured on such a device, then from the number of operations, at an assumed speed (`SPEEDS`). If that is
+unknown too, the hours are unknown. The hours on another card (`--on`) are those here, or on any known card,
+times the ratio of the cards' speeds (`cards.py`), or follow from the operations. Needs neither torch nor
+pandas.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from reproduce.commands import cards, rehearsed
+from reproduce.commands.cards import Card
+from reproduce.commands.rehearsed import Measured
 from reproduce.commands.status import progress
 from reproduce.data.dataset import Dataset
 from reproduce.detection import cost as detectors
@@ -78,7 +84,9 @@ class Estimate(NamedTuple):
     """The duration of a run alone on its GPU or core."""
 
     seconds: float
-    source: Literal["finished runs", "FLOPs"]
+    source: Literal["finished runs", "rehearsed", "FLOPs"]
+    on: str = ""
+    """Device that the source is about: of a rehearsal its own, of another card the measured one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +101,8 @@ class Step:
     devices: int = 1
     """Number of GPUs or cores that it uses at once."""
     estimate: Estimate | None = None
-    """Estimate of the whole run on one device; None if it is unknown, or if nothing remains."""
+    """Estimate of the whole run on one device, of a blocked one too; None if it is unknown, or if nothing is
+    to be done."""
 
     @property
     def starts(self) -> bool:
@@ -102,7 +111,7 @@ class Step:
 
     @property
     def seconds(self) -> float | None:
-        """Remaining seconds, summed over its devices; None if they are unknown or the run is not started."""
+        """Remaining seconds, summed over its devices; None if they are unknown or nothing is to be done."""
         return self.left * self.estimate.seconds if self.estimate else None
 
     def __str__(self) -> str:
@@ -126,6 +135,10 @@ class Forecast:
     """Descriptions of what the blocked runs lack, and of what would provide it."""
     other_data: tuple[str, ...] = ()
     """A phrase for each split that does not have exactly the published images."""
+    card: Card | None = None
+    """Card of the estimates if it is not this machine's."""
+    memory: tuple[int, ...] = ()
+    """Bytes that the runs need on a GPU, each as far as it was rehearsed on any."""
 
     @property
     def digest(self) -> str:
@@ -137,6 +150,11 @@ class Forecast:
     def todo(self) -> tuple[Step, ...]:
         """Steps that would be started."""
         return tuple(step for step in self.steps if step.starts)
+
+    @property
+    def blocked(self) -> tuple[Step, ...]:
+        """Steps that cannot start."""
+        return tuple(step for step in self.steps if step.action == "blocked")
 
     @property
     def hours(self) -> float | None:
@@ -162,38 +180,86 @@ class Forecast:
             yield f"Changed settings: {', '.join(self.changes)}."
         if self.todo:
             yield from self.estimates()
+        if self.blocked:
+            yield from self._blocked()
+        if self.card:
+            yield from self._about(self.card)
         yield f"Plan {self.digest}: --apply {self.digest} runs exactly this plan."
 
     def estimates(self) -> Iterator[str]:
         """Yield the lines on hours, their origin, wall time and disk of the runs that would be started."""
-        at_once = min(self.at_once, sum(step.devices for step in self.todo))
-        one_each = all(step.devices == 1 for step in self.todo)
-        parallel = f"{counted(at_once, 'run' if one_each else self.device)} at once"
-        unknown = [step.spec for step in self.todo if not step.estimate]
-        wall = "unknown" if unknown else clock(makespan(self.todo, at_once))
-        yield f"{self.device}-hours: {self._hours_in_words()}. Wall time: {wall}, {parallel}."
-        sources = Counter(step.estimate.source for step in self.todo if step.estimate)
-        if sources["finished runs"]:
-            yield f"  {sources['finished runs']} estimated from comparable finished runs."
-        if sources["FLOPs"]:
-            speed = f"{SPEEDS[self.device]:.1e} per second"
-            yield f"  {sources['FLOPs']} estimated roughly, from FLOPs at an assumed {speed}."
-        if unknown:
-            yield f"  {len(unknown)} unknown: {', '.join(sorted({_kind(spec) for spec in unknown}))}."
+        yield f"{self.device}-hours: {_hours_in_words(self.todo)}. {self._wall_time(self.todo)}."
+        yield from self._sources(self.todo)
         if attached := sum(step.action == "attach" for step in self.steps):
             yield f"  Not counted: {counted(attached, 'run')} of other processes."
         yield f"Disk: {'unknown' if self.disk is None else size(self.disk, digits=2)}."
 
-    def _hours_in_words(self) -> str:
-        """Return the hours, or for how many runs they are unknown and what the others need."""
-        known = [step.seconds or 0.0 for step in self.todo if step.estimate]
-        num_unknown = len(self.todo) - len(known)
-        if not num_unknown:
-            return hours(math.fsum(known))
-        if not known:
-            return "unknown"
-        others = "the other one needs" if len(known) == 1 else f"the other {len(known)} need"
-        return f"unknown for {num_unknown} of {len(self.todo)} runs; {others} {hours(math.fsum(known))}"
+    def _blocked(self) -> Iterator[str]:
+        """Yield the lines on hours of the runs that cannot start."""
+        cost = _hours_in_words(self.blocked)
+        hours_of_all = f"{cost} {self.device}-hours" if cost[0].isdigit() else f"{self.device}-hours {cost}"
+        every = self._wall_time((*self.todo, *self.blocked))
+        every = every.replace("Wall time", "Wall time with them") if self.todo else every
+        yield f"Blocked: {counted(len(self.blocked), 'run')}, {hours_of_all}. {every}."
+        yield from self._sources(self.blocked)
+
+    def _wall_time(self, steps: Sequence[Step]) -> str:
+        """Return the time until all of these steps are done, in words."""
+        at_once = min(self.at_once, sum(step.devices for step in steps))
+        one_each = all(step.devices == 1 for step in steps)
+        parallel = f"{counted(at_once, 'run' if one_each else self.device)} at once"
+        known = all(step.estimate for step in steps)
+        return f"Wall time: {clock(makespan(steps, at_once)) if known else 'unknown'}, {parallel}"
+
+    def _sources(self, steps: Sequence[Step]) -> Iterator[str]:
+        """Yield one line for each origin of the hours of these steps."""
+        known = (step.estimate for step in steps if step.estimate)
+        counts = Counter((each.source, each.on) for each in known)
+        for source, on in sorted(counts, key=lambda key: (ORIGINS.index(key[0]), key[1])):
+            number = counts[source, on]
+            if self.card and source == "FLOPs":
+                yield (
+                    f"  {number} estimated for {self.card.title} from its datasheet; within a factor of two."
+                )
+            elif self.card:
+                what = "finished runs" if source == "finished runs" else "a rehearsal"
+                yield f"  {number} scaled to {self.card.title} from {what} on {on}."
+            elif source == "FLOPs":
+                speed = f"{SPEEDS[self.device]:.1e} per second"
+                yield f"  {number} estimated roughly, from FLOPs at an assumed {speed}."
+            elif source == "rehearsed":
+                yield f"  {number} rehearsed on {on}."
+            else:
+                yield f"  {number} estimated from comparable finished runs."
+        if unknown := [step.spec for step in steps if not step.estimate]:
+            yield f"  {len(unknown)} unknown: {', '.join(sorted({_kind(spec) for spec in unknown}))}."
+
+    def _about(self, card: Card) -> Iterator[str]:
+        """Yield the lines on what a card lacks for the plan."""
+        if large := [each for each in self.memory if each > card.memory]:
+            yield (
+                f"{card.title} has {size(card.memory)}, but {counted(len(large), 'run')} needed up to "
+                f"{size(max(large))} when rehearsed: `devices` in the site file shares a batch among several."
+            )
+        specs = [step.spec for step in (*self.todo, *self.blocked)]
+        halves = any(isinstance(spec, Pretrain) and spec.precision == "bfloat16" for spec in specs)
+        if halves and not card.bfloat16:
+            yield (
+                f"{card.title} has no bfloat16, the precision of this plan, in hardware. The estimates are "
+                "those of float16, so these runs take several times longer."
+            )
+
+
+def _hours_in_words(steps: Sequence[Step]) -> str:
+    """Return the hours of steps, or for how many they are unknown and what the others need."""
+    known = [step.seconds or 0.0 for step in steps if step.estimate]
+    num_unknown = len(steps) - len(known)
+    if not num_unknown:
+        return hours(math.fsum(known))
+    if not known:
+        return "unknown"
+    others = "the other one needs" if len(known) == 1 else f"the other {len(known)} need"
+    return f"unknown for {num_unknown} of {len(steps)} runs; {others} {hours(math.fsum(known))}"
 
 
 ACTIONS: dict[Action, str] = {
@@ -204,6 +270,8 @@ ACTIONS: dict[Action, str] = {
     "blocked": "blocked",
 }
 """Words for the actions in the line that counts them."""
+ORIGINS = ("finished runs", "rehearsed", "FLOPs")
+"""Origins of an estimate, the most trusted first."""
 
 
 def forecast(
@@ -212,12 +280,14 @@ def forecast(
     store: Store,
     site: Site,
     counts: Counts | None = None,
+    card: Card | None = None,
 ) -> Forecast:
     """Return what the real command would do with the runs `wanted`, upstream first, and what that costs.
 
     Args:
         blocked: function that returns the unfinished runs that cannot start.
         counts: numbers of images that `blocked` looked up.
+        card: card for which hours are estimated; None for the devices of this site.
 
     Raises:
         ConnectionError: the tracking server does not answer.
@@ -230,8 +300,8 @@ def forecast(
     claimed = Claims(site).leases(job.spec.id for job in wanted)
     unfinished = [job for job in wanted if job.spec.id not in found.finished]
     lacking = blocked([job for job in unfinished if job.spec.id not in claimed])
-    past: dict[tuple[str, str], Past] = {}
-    device, model = where.device(site)
+    hours_of = Hours(store, site, card)
+    memory: list[int] = []
     steps = []
     for job in wanted:
         spec_id = job.spec.id
@@ -245,12 +315,12 @@ def forecast(
         )
         step = replace(step, devices=job.devices(site))
         if step.starts:
-            key = job.spec.name, job.request.scale
-            if key not in past:
-                past[key] = Past(store.newest_finished(*key, NEWEST))
-            step = _completed(step, past[key], device, model)
+            step = replace(step, why=step.why or nearest(step.spec, hours_of.past(job)))
+        if step.starts or step.action == "blocked":
+            step = replace(step, estimate=hours_of.of(job))
+            memory += hours_of.memory(job)
         steps.append(step)
-    at_once = where.at_once(site)
+    at_once = (site.jobs or 1) * site.devices if card else where.at_once(site)
     problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.action == "blocked")
     disk = _disk([step.spec for step in steps if step.starts], store, at_once)
     changes = {
@@ -262,24 +332,22 @@ def forecast(
     )
     return Forecast(
         steps=tuple(steps),
-        device=device,
+        device=hours_of.device,
         at_once=at_once,
         disk=disk,
         changes=tuple(changes),
         problems=tuple(problems),
         other_data=tuple(dict.fromkeys(other_data)),
+        card=card,
+        memory=tuple(memory),
     )
 
 
 def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
     """Return the steps of runs that are to be executed, with their estimates, to follow them."""
-    device, model = launcher(site).device(site)
-    past: dict[tuple[str, str], Past] = {}
+    hours_of = Hours(store, site)
     steps = []
     for job in todo:
-        key = job.spec.name, job.request.scale
-        if key not in past:
-            past[key] = Past(store.newest_finished(*key, NEWEST))
         found = _checkpoint(job.spec, site.runs / job.spec.id)
         steps.append(
             Step(
@@ -288,10 +356,60 @@ def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
                 why="",
                 left=found[1] if found else 1.0,
                 devices=job.devices(site),
-                estimate=estimate(job.spec, past[key], device, model),
+                estimate=hours_of.of(job),
             )
         )
     return steps
+
+
+def fresh(wanted: Iterable[Job], hours_of: Hours, site: Site) -> list[Step]:
+    """Return the steps of runs as if none of them had begun, with their estimates."""
+    return [
+        Step(spec=job.spec, action="run", why="", devices=job.devices(site), estimate=hours_of.of(job))
+        for job in wanted
+    ]
+
+
+class Hours:
+    """Estimates for the devices of a site, or for another card."""
+
+    def __init__(self, store: Store | None, site: Site, card: Card | None = None) -> None:
+        """Read what is known about the devices.
+
+        Args:
+            store: source of finished runs to compare with; None to compare with none.
+            card: card for which hours are estimated; None for the devices of the site.
+        """
+        self.device, self._model = launcher(site).device(site)
+        if card:
+            self.device = "GPU"
+        self._store, self._site, self._card = store, site, card
+        self._measured = rehearsed.read(site)
+        self._past: dict[tuple[str, str], Past] = {}
+        gpus = [name for name in self._measured.devices if cards.of_device(name)]
+        if not self._model and self.device == "GPU" and len(gpus) == 1:  # a cluster's, where it rehearsed
+            self._model = gpus[0]
+
+    def past(self, job: Job) -> Past:
+        """Return the finished runs of a run's kind and scale, the newest first."""
+        key = job.spec.name, job.request.scale
+        if key not in self._past:
+            self._past[key] = Past(self._store.newest_finished(*key, NEWEST) if self._store else ())
+        return self._past[key]
+
+    def memory(self, job: Job) -> list[int]:
+        """Return the bytes that a run needs on a GPU, or [] if it was rehearsed on none."""
+        needed = rehearsed.shapes(job.spec, self._site, job.devices(self._site)) if self._measured else ()
+        found = [self._measured.get((shape, name)) for shape in needed for name in self._measured.devices]
+        known = [each.memory for each in found if each and each.memory is not None]
+        return [max(known)] if known else []
+
+    def of(self, job: Job) -> Estimate | None:
+        """Return the estimate of a run, or None if it is unknown."""
+        given = job.spec, self.past(job), self._measured, job.devices(self._site), self._site
+        if self._card:
+            return estimate_on(self._card, *given)
+        return estimate(job.spec, given[1], self.device, self._model, *given[2:])
 
 
 def _grouped(steps: Iterable[Step]) -> Iterator[str]:
@@ -457,12 +575,6 @@ class Past(tuple["Record", ...]):
         return self[counts.index(min(counts))]
 
 
-def _completed(step: Step, past: Past, device: str, model: str) -> Step:
-    """Return a step that is to be executed with its estimate and, for a new run, the nearest finished run."""
-    why = step.why or nearest(step.spec, past)
-    return replace(step, why=why, estimate=estimate(step.spec, past, device, model))
-
-
 def nearest(spec: Spec, past: Past) -> str:
     """Return why a run is not reused: the finished run that differs in the fewest settings, in words.
 
@@ -500,22 +612,74 @@ def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str
 # The duration of a run
 
 
-def estimate(spec: Spec, past: Sequence[Record], device: str, model: str) -> Estimate | None:
+def estimate(
+    spec: Spec,
+    past: Sequence[Record],
+    device: str,
+    model: str,
+    measured: Measured | None = None,
+    devices: int = 1,
+    site: Site | None = None,
+) -> Estimate | None:
     """Return the duration of `spec` from start to end, or None if it is unknown.
 
     Args:
         past: finished runs of its kind, the newest first.
         device: `GPU` or `CPU`.
         model: name of the device.
+        measured: measurements of rehearsals; None for none.
+        devices: number of devices that share its images.
+        site: site of the run, whose settings may change its speed; None for the defaults.
     """
+    found = _measured_on(model, spec, past, measured or Measured(), devices, site or Site())
+    if found:
+        return found
+    operations = _operations(spec)
+    return None if operations is None else Estimate(operations / SPEEDS[device], "FLOPs")
+
+
+def estimate_on(
+    card: Card, spec: Spec, past: Sequence[Record], measured: Measured, devices: int, site: Site
+) -> Estimate | None:
+    """Return the duration of `spec` on a card, or None if it is unknown.
+
+    What was measured on the card itself comes first, then what was measured on another known card.
+
+    Args:
+        past, measured, devices, site: see `estimate`.
+    """
+    names = dict.fromkeys((*(record.device for record in past), *measured.devices))
+    known = [(other, name) for name in names if (other := cards.of_device(name))]
+    for other, name in sorted(known, key=lambda pair: pair[0] != card):
+        found = _measured_on(name, spec, past, measured, devices, site)
+        if found:
+            return Estimate(found.seconds * other.speed / card.speed, found.source, name)
+    operations = _operations(spec)
+    return None if operations is None else Estimate(operations / card.speed, "FLOPs")
+
+
+def num_images(spec: Spec, split: str) -> int | None:
+    """Return the number of images of a split that a run reads, or None if it cannot be looked up."""
+    return _num_images(tags.settings(spec), split)
+
+
+def _measured_on(
+    model: str, spec: Spec, past: Sequence[Record], measured: Measured, devices: int, site: Site
+) -> Estimate | None:
+    """Return the duration by finished runs on a device or by a rehearsal there, or None without both."""
     ours = tags.settings(spec)
     usable = (record for record in past if record.device == model and record.attempts == 1 and record.ended)
     scaled = (_scaled(ours, record, isinstance(spec, Pretrain)) for record in usable)
     found = list(itertools.islice((each for each in scaled if each is not None), ALIKE))
     if found:
         return Estimate(statistics.median(found), "finished runs")
-    operations = _pretraining(spec) if isinstance(spec, Pretrain) else _evaluation(spec)
-    return None if operations is None else Estimate(operations / SPEEDS[device], "FLOPs")
+    seconds = measured.seconds(spec, devices, model, site, num_images) if measured else None
+    return None if seconds is None else Estimate(seconds, "rehearsed", model)
+
+
+def _operations(spec: Spec) -> float | None:
+    """Return the operations of a run in the backbone, or None if they are unknown."""
+    return _pretraining(spec) if isinstance(spec, Pretrain) else _evaluation(spec)
 
 
 def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float | None:

@@ -30,6 +30,7 @@ from reproduce.tracking.retry import RETRY_SECONDS
 from reproduce.tracking.tags import title
 
 if TYPE_CHECKING:
+    from reproduce.commands.cards import Card
     from reproduce.commands.forecast import Forecast
     from reproduce.report.filled import Filled
     from reproduce.report.observe import Finished
@@ -332,12 +333,18 @@ def _make_folder(site: Site) -> None:
 
 
 def show_plan(
-    requests: Iterable[Order], site: Site, limits: Limits = NO_LIMITS, *, verbose: bool = False
+    requests: Iterable[Order],
+    site: Site,
+    limits: Limits = NO_LIMITS,
+    *,
+    verbose: bool = False,
+    card: Card | None = None,
 ) -> int:
     """Print the plan: what happens to each run, what it costs, and a scheduler's scripts; start nothing.
 
     Args:
         verbose: True to list each run of a large group.
+        card: card for which hours are estimated; None for the devices of this site.
 
     Raises:
         RefusedError: the limits forbid this plan.
@@ -345,7 +352,7 @@ def show_plan(
     from reproduce.commands import forecast
 
     requests = list(requests)
-    made = _forecast(requests, site)
+    made = _forecast(requests, site, card)
     print("\n".join(made.lines(verbose=verbose)), flush=True)
     scripts = getattr(launcher(site), "scripts", None)
     starting = {step.spec.id for step in made.todo}
@@ -366,7 +373,7 @@ def _check(requests: Iterable[Order], site: Site, limits: Limits) -> None:
         forecast.check(_forecast(requests, site), *limits)
 
 
-def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
+def _forecast(requests: Iterable[Order], site: Site, card: Card | None = None) -> Forecast:
     from reproduce.commands import forecast
     from reproduce.tracking.store import Store
 
@@ -377,6 +384,7 @@ def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
         opened,
         site,
         counts,
+        card,
     )
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from reproduce.messages import InvalidError, NotFoundError, unknown
 
 if TYPE_CHECKING:
+    from reproduce.commands.cards import Card
     from reproduce.commands.make import Limits
     from reproduce.commands.status import Filter
     from reproduce.nn.weights import Weights
@@ -38,7 +39,7 @@ AGE = re.compile(r"(\d{1,6}(?:\.\d{1,6})?) ?([smhdw]?)", re.ASCII)
 """A span of time with its unit."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 """Seconds in each unit of a span of time."""
-PLANNED = ("dry_run", "verbose", "apply", "max_gpu_hours", "jobs", "launcher")
+PLANNED = ("dry_run", "verbose", "on", "apply", "max_gpu_hours", "jobs", "launcher")
 """Fields that ask for a plan, bind what starts to it, or choose where it starts."""
 ENCODER = ("checkpoint", "protocol", "dataset", "backbone", "prefix")
 """Fields that name one evaluation."""
@@ -77,6 +78,9 @@ class Options:
     digest of the plan."""
     verbose: bool = False
     """With --dry-run: list each run, and not only groups of them."""
+    on: str = ""
+    """With --dry-run: estimate the hours for another card, such as h100 or rtx4090; --jobs is the number of
+    runs at once. Default: the devices of this site."""
     apply: str = ""
     """Digest of a plan, as --dry-run prints it: run this plan and refuse any other. Default: any plan."""
     max_gpu_hours: str = ""
@@ -156,6 +160,22 @@ class Options:
             raise InvalidError(f"--render-only starts nothing: leave it out, or {' and '.join(vain)}.")
         return Limits(self.apply, float(self.max_gpu_hours) if self.max_gpu_hours else None)
 
+    def card(self) -> Card | None:
+        """Return the card that --on names, or None if it was not given.
+
+        Raises:
+            InvalidError: the command is not a dry run.
+            NotFoundError: the card is unknown.
+        """
+        from reproduce.commands import cards
+
+        if not self.on:
+            return None
+        found = cards.find(self.on)
+        if not self.dry_run:
+            raise InvalidError(f"--on {self.on} only estimates the hours on a {found.title}: add --dry-run.")
+        return found
+
     def applied_to(self, site: Site) -> Site:
         """Return the site with the changes that --jobs and --launcher make.
 
@@ -232,6 +252,29 @@ def _located(dataset: str, changes: tuple[str, ...]) -> tuple[str, ...]:
     from reproduce import site as sites
 
     return plan.located(dataset, changes, sites.load())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearseOptions(Options):
+    """Options of `invoke rehearse`."""
+
+    table: tuple[str, ...] = ()
+    """Table whose runs are rehearsed, such as table8; names after the task are tables, too. Default: every
+    table."""
+
+    def requests(self) -> list[Request]:
+        """Return the requests for the tables.
+
+        Raises:
+            UserError: an option does not fit the tables; see `plan.requests`.
+        """
+        from reproduce import plan
+
+        for name in self.table:
+            if name not in plan.table_names():
+                raise NotFoundError(unknown("table", name, plan.table_names()))
+        orders, _ = self.orders(self.table or plan.table_names())
+        return [order for order in orders if isinstance(order, plan.Request)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -558,6 +601,18 @@ class DoctorOptions:
     """Table, such as table5. Default: all."""
     scale: str = ""
     """Scale: smoke, small or paper. Default: all."""
+    on: str = ""
+    """Card for which hours are estimated, such as h100 or rtx4090. Default: the devices of this site."""
+
+    def card(self) -> Card | None:
+        """Return the card that --on names, or None if it was not given.
+
+        Raises:
+            NotFoundError: the card is unknown.
+        """
+        from reproduce.commands import cards
+
+        return cards.find(self.on) if self.on else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 
 WRONG_USE = 2
 """Exit code of a command that cannot be understood."""
+REST = {"rehearse": "--table"}
+"""Tasks that accept names after them, and the option that receives each of these."""
+WITHOUT_VALUE = ("--help", "-h", "--dry", "-R", "--echo", "-e")
+"""Options that such a task, and invoke after it, accept without a value."""
 
 Body = Callable[..., None]
 
@@ -59,6 +65,7 @@ class CommandLine(Program):
         output.prepare()
         if self.core.unparsed[1:2] in (["--help"], ["-h"]):  # else a task takes it for its first argument
             self.core[0].args.help.value, self.core.unparsed = self.core.unparsed[0], []
+        self.core.unparsed = _with_rest(self.core.unparsed)
         problem = ""
         try:
             super().parse_tasks()
@@ -93,6 +100,25 @@ class CommandTask(Task[Any]):
             if each.kind is list:
                 each.raw_value = None  # otherwise the empty list counts as a value
         return arguments
+
+
+def _with_rest(tokens: list[str]) -> list[str]:
+    """Return the words of a command line, in which the names after a task of REST are values of its option.
+
+    Otherwise invoke would take them for tasks, and start them. Each option of such a task needs a value.
+    """
+    place = next((number for number, token in enumerate(tokens) if token in REST), None)
+    if place is None:
+        return tokens
+    found, rest = tokens[: place + 1], iter(tokens[place + 1 :])
+    for token in rest:
+        if not token.startswith("-"):
+            found += [REST[tokens[place]], token]
+        elif "=" in token or token in WITHOUT_VALUE:
+            found.append(token)
+        else:
+            found += [token, *itertools.islice(rest, 1)]
+    return found
 
 
 def _problem(error: ParseError, tasks: Mapping[str, ParserContext]) -> str:
@@ -236,7 +262,7 @@ def start(c: Context, options: Options, *tables: str) -> None:
     from reproduce.plan import Evaluation, Pretraining, Request
 
     plan_only = options.dry_run or c.config.run.dry
-    limits = options.limits()
+    limits, card = options.limits(), replace(options, dry_run=plan_only).card()
     orders, files = options.orders(tables)
     site = options.applied_to(store()[0])
     if files and not options.render_only:
@@ -246,7 +272,7 @@ def start(c: Context, options: Options, *tables: str) -> None:
                 make.keep(files, orders, site)
     with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
         if plan_only:
-            finish(make.show_plan(orders, site, limits, verbose=options.verbose))
+            finish(make.show_plan(orders, site, limits, verbose=options.verbose, card=card))
         elif isinstance(orders[0], Evaluation):
             finish(make.evaluate(orders[0], site, limits=limits))
         elif isinstance(orders[0], Pretraining):

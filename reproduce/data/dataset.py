@@ -58,6 +58,11 @@ class Dataset(Settings):
     published: ClassVar[Mapping[str, int]] = {}
     """Number of images in each split, if known in advance. The images on disk are compared with it, and
     estimates of time use it. A field `num_<split>` serves the latter purpose."""
+    typical: ClassVar[tuple[int, int]] = (500, 375)
+    """Typical width and height of an image in pixels, for rehearsals: by default a landscape photograph of
+    ImageNet or VOC, most of which have a longer side of 500."""
+    raw: ClassVar[bool] = False
+    """True if the images are stored as pixels, which need no decoding."""
     roots: ClassVar[tuple[str, ...]] = ()
     """Keys of its folders under [data] in the site file; empty for the name of the data set."""
     multi_label: ClassVar[bool] = False

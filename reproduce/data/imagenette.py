@@ -53,6 +53,7 @@ class Imagenette(Dataset, name="imagenette"):
     title: ClassVar[str] = "Imagenette"
     short: ClassVar[str] = "INette"
     published: ClassVar[Mapping[str, int]] = {"train": 9_469, "val": 3_925}
+    typical: ClassVar[tuple[int, int]] = (213, 160)  # those of RELEASE
 
     def check_root(self, site: Site) -> None:
         root = site.root(KEY, LAYOUT, SOURCE)

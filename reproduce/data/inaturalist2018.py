@@ -52,6 +52,10 @@ class INaturalist2018(Dataset, name="inaturalist2018"):
     title: ClassVar[str] = "iNaturalist 2018"
     short: ClassVar[str] = "iNat18"
     published: ClassVar[Mapping[str, int]] = {"train": 437_513, "val": 24_426}
+    typical: ClassVar[tuple[int, int]] = (
+        800,
+        600,
+    )  # a longer side of at most 800 (inat_comp, 2018/README.md)
 
     def check_root(self, site: Site) -> None:
         site.root(KEY, LAYOUT, SOURCE, holds=(*(f"{split}2018.json" for split in SPLITS), "train_val2018"))

@@ -62,6 +62,7 @@ class Places205(Dataset, name="places205"):
     title: ClassVar[str] = "Places205"
     short: ClassVar[str] = "Places"
     published: ClassVar[Mapping[str, int]] = {"train": 2_448_873, "val": 20_500}
+    typical: ClassVar[tuple[int, int]] = (256, 256)  # those of the release
 
     def check_root(self, site: Site) -> None:
         _images_folder(site.root(KEY, LAYOUT, SOURCE))

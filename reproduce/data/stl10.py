@@ -66,6 +66,8 @@ class STL10(Dataset, name="stl10"):
     title: ClassVar[str] = "STL-10"
     short: ClassVar[str] = "STL10"
     published: ClassVar[Mapping[str, int]] = {"train": 5_000, "test": 8_000, "unlabeled": 100_000}
+    typical: ClassVar[tuple[int, int]] = (SIDE, SIDE)
+    raw: ClassVar[bool] = True
 
     def check_root(self, site: Site) -> None:
         folder = f"{FOLDER}/" if (site.root(KEY, LAYOUT, SOURCE) / FOLDER).is_dir() else ""

@@ -65,6 +65,8 @@ class _Synthetic(Dataset):
     version: Literal[1] = 1
     """Version of the generator. It changes when the scenes do, and every id changes with it."""
 
+    typical: ClassVar[tuple[int, int]] = (SIDE, SIDE)
+
     def folder(self, site: Site) -> Path:
         """Return the folder of the scenes of these settings."""
         return site.runs / "synthetic" / f"{self.name}-{self.id}"
@@ -149,6 +151,8 @@ class SyntheticSTL10(_Synthetic, name="synthetic_stl10"):
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "unlabeled", "train+unlabeled")
     title: ClassVar[str] = "synthetic scenes (STL-10 layout)"
     short: ClassVar[str] = "synthSTL10"
+    typical: ClassVar[tuple[int, int]] = (96, 96)
+    raw: ClassVar[bool] = True
 
     def load(self, split: str, site: Site) -> Images:
         from reproduce.data import stl10
@@ -188,6 +192,7 @@ class SyntheticVOC2007(_Synthetic, name="synthetic_voc2007"):
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "trainval", "test")
     title: ClassVar[str] = "synthetic scenes (VOC2007 layout)"
     short: ClassVar[str] = "synthVOC07"
+    typical: ClassVar[tuple[int, int]] = (2 * SIDE, 2 * SIDE)
     multi_label = True
 
     def check(self) -> None:

@@ -1,0 +1,269 @@
+"""The speed of each distinct shape of run on this machine, from some real steps: `invoke rehearse`.
+
+    shapes_of(jobs(requests), site)     # each shape, with the runs that have it
+    command(requests, site)             # a process that measures them and writes <runs>/rehearsed.json
+
+Steps run in a process with the environment of a worker. Nothing is written to the tracking store. Generated
+images and unfinished steps are in `<runs>/rehearsal`, which is removed at the end. What a killed rehearsal
+left there is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from reproduce import site as sites
+from reproduce.commands import forecast, rehearsed
+from reproduce.commands.rehearsed import Measured, Measurement, Shape
+from reproduce.launch import variables
+from reproduce.lazy import torch
+from reproduce.messages import InvalidError, UserError, clock, counted, hours, rate, reason_of, size
+from reproduce.plan import Job, Request, jobs
+from reproduce.readiness import launcher
+from reproduce.runs import environment, interrupt, output
+from reproduce.site import PROJECT, Site
+from reproduce.spec import Pretrain, Spec
+
+if TYPE_CHECKING:
+    from reproduce.commands.photographs import Photographs
+
+FOLDER, LOCK = "rehearsal", "rehearsal.lock"
+"""Folder of generated images, and the lock of the process that rehearses, in the folder of runs."""
+MOST_DEVICES = 64
+"""Maximum number of devices among which a batch is split to see if a step then fits."""
+WRONG_USE, INTERRUPTED = 2, 128
+"""Exit codes: nothing can be measured; interrupted, to which the number of the signal is added."""
+
+
+def shapes_of(wanted: Iterable[Job], site: Site) -> dict[Shape, list[Job]]:
+    """Return each distinct shape once, with the runs that have it."""
+    found: dict[Shape, list[Job]] = {}
+    for job in wanted:
+        for shape in rehearsed.shapes(job.spec, site, job.devices(site)):
+            found.setdefault(shape, []).append(job)
+    return found
+
+
+def planned(requests: Iterable[Request], site: Site) -> list[str]:
+    """Return one line for each shape that would be measured, and for each reason why runs are not."""
+    wanted = jobs(requests)
+    found = shapes_of(wanted, site)
+    return [
+        *(f"{shape}, {counted(len(runs), 'run')}" for shape, runs in found.items()),
+        *_skipped(wanted),
+    ]
+
+
+def command(requests: Iterable[Request], site: Site) -> tuple[list[str], dict[str, str]]:
+    """Return the command line of the process that rehearses, and the variables of its environment.
+
+    Raises:
+        NotFoundError: the launcher does not exist.
+    """
+    gpus = launcher(site).device(site)[0] == "GPU"
+    words = [sys.executable, "-m", "reproduce.commands.rehearse", *(each.dumps() for each in requests)]
+    return words, variables(site, gpus=gpus) | {"PYTHONPATH": str(PROJECT)}
+
+
+def rehearse(requests: Sequence[Request], site: Site) -> None:
+    """Measure every shape of the requests, print what was found, and keep it in the file.
+
+    Raises:
+        InvalidError: the device does not exist, or another process rehearses.
+        Interrupted: the process received a stop request. What was measured is kept.
+    """
+    from reproduce.commands.photographs import Photographs
+    from reproduce.nn import distributed
+
+    device = distributed.device(site.device)
+    model = environment.record()["device"]
+    wanted = jobs(requests)
+    found = shapes_of(wanted, site)
+    print(f"{counted(len(found), 'shape')} of {counted(len(wanted), 'run')} on {model}.", flush=True)
+    with _workplace(site) as folder:
+        photographs = Photographs(folder)
+        measured = rehearsed.read(site)
+        for number, (shape, runs) in enumerate(found.items(), 1):
+            print(f"{number}/{len(found)}  {shape}, {counted(len(runs), 'run')}", flush=True)
+            try:
+                made = _measure(shape, runs[0], site, photographs, device)
+            except (ValueError, FloatingPointError) as error:
+                print(f"  not rehearsed: {reason_of(error)}", flush=True)
+                continue
+            if made is None:
+                print(f"  {_without_room(runs[0], site, photographs, device, model, measured)}", flush=True)
+                continue
+            measured[shape, model] = made
+            measured.save(site)
+            print(f"  {_words(made)}{_duration(runs, measured, model, site)}", flush=True)
+    for line in (*_skipped(wanted), *_tables(requests, site)):
+        print(line, flush=True)
+
+
+@contextlib.contextmanager
+def _workplace(site: Site) -> Iterator[Path]:
+    """Yield an empty folder, which is removed after the block; one process has it at a time.
+
+    Raises:
+        InvalidError: another process has it.
+    """
+    site.runs.mkdir(parents=True, exist_ok=True)
+    folder, lock = site.runs / FOLDER, filelock.FileLock(site.runs / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise InvalidError(
+            f"Another process rehearses in {site.runs}: wait for it, since two at once would slow each other."
+        ) from None
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        (site.runs / LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def _measure(shape: Shape, job: Job, site: Site, photographs: Photographs, device: Any) -> Measurement | None:
+    """Return the measurement of a shape, by a run that has it; None if a step does not fit on the GPU.
+
+    Raises:
+        ValueError, FloatingPointError: the settings do not fit a share of the batch, or the loss diverges.
+    """
+    from reproduce.commands import trial
+
+    if device.type == "cuda":  # what the shape before has left
+        gc.collect()
+        torch.cuda.empty_cache()
+    spec = job.spec
+    try:
+        if isinstance(spec, Pretrain):
+            return trial.pretraining(spec, site, job.devices(site), photographs, device)
+        if shape.kind == "encoder":
+            return trial.encoder(spec, site, photographs, device)
+        return trial.classifier(spec, device)
+    except torch.cuda.OutOfMemoryError:  # its traceback would keep the tensors alive
+        return None
+
+
+def remedies(spec: Spec, site: Site) -> Iterator[Site]:
+    """Yield sites on which a run may fit on a GPU, without a change of a number.
+
+    First the activations of one view at a time, if the method couples its views; then more and more devices,
+    among which the batch is split.
+    """
+    if not isinstance(spec, Pretrain):
+        return
+    if spec.method.num_parts == 1 and not site.recompute:
+        site = replace(site, recompute=True)
+        yield site
+    devices = 2 * site.devices
+    while devices <= MOST_DEVICES and spec.batch_size % devices == 0 and spec.batch_size // devices > 1:
+        yield replace(site, devices=devices)
+        devices *= 2
+
+
+def _without_room(
+    job: Job, site: Site, photographs: Photographs, device: Any, model: str, measured: Measured
+) -> str:
+    """Return which settings make a run fit that does not, after trying them; what fits is measured, too."""
+    total = size(torch.cuda.get_device_properties(device).total_memory)
+    for changed in remedies(job.spec, site):
+        (shape,) = rehearsed.shapes(job.spec, changed, job.devices(changed))
+        try:
+            made = _measure(shape, job, changed, photographs, device)
+        except (ValueError, FloatingPointError):
+            continue
+        if made is None:
+            continue
+        measured[shape, model] = made
+        measured.save(site)
+        names = [f"devices = {changed.devices}"] if changed.devices != site.devices else []
+        names += ["recompute = true"] if changed.recompute != site.recompute else []
+        return (
+            f"does not fit in {total}. With `{'` and `'.join(names)}` in the site file it does, and no "
+            f"number changes: {_words(made)}"
+        )
+    return f"does not fit in {total}, nor with more devices: --set batch_size=N changes it, and the numbers."
+
+
+def _words(made: Measurement) -> str:
+    """Return a measurement in words."""
+    parts = [f"{rate(made.images / made.seconds)} images/s", f"{made.seconds:.3g} s a step"]
+    parts += [] if made.memory is None else [f"{size(made.memory)} of memory"]
+    parts += [] if made.busy is None else [f"GPU busy {100 * made.busy:.0f} %"]
+    return f"{', '.join(parts)}; limit: {made.limit}"
+
+
+def _duration(runs: Iterable[Job], measured: Measured, model: str, site: Site) -> str:
+    """Return the wall time of the runs of a shape, in words; empty if it is unknown."""
+    found = [
+        seconds / devices
+        for job in runs
+        for devices in [job.devices(site)]
+        if (seconds := measured.seconds(job.spec, devices, model, site, forecast.num_images)) is not None
+    ]
+    if not found:
+        return ""
+    least, most = clock(min(found)), clock(max(found))
+    return f"; {least if least == most else f'{least} to {most}'} a run"
+
+
+def _skipped(wanted: Iterable[Job]) -> Iterator[str]:
+    """Yield one line for each reason why runs are not rehearsed."""
+    reasons: dict[str, int] = {}
+    for job in wanted:
+        if why := rehearsed.why_not(job.spec):
+            reasons[why] = reasons.get(why, 0) + 1
+    for why, number in reasons.items():
+        yield f"not rehearsed: {counted(number, 'run')}, since {why}"
+
+
+def _tables(requests: Iterable[Request], site: Site) -> Iterator[str]:
+    """Yield what each table takes on as many such devices as the site uses, finished runs included."""
+    at_once, hours_of = launcher(site).at_once(site), forecast.Hours(None, site)
+    for request in requests:
+        steps, kind = forecast.fresh(jobs([request]), hours_of, site), hours_of.device
+        known = [step for step in steps if step.estimate]
+        if not known:
+            continue
+        unknown = f", unknown for {len(steps) - len(known)}" if len(known) < len(steps) else ""
+        assumed = sum(step.estimate.source == "FLOPs" for step in known if step.estimate)
+        rough = f", {assumed} of them estimated roughly" if assumed else ""
+        total = hours(math.fsum(step.seconds or 0.0 for step in known))
+        places = counted(at_once, "GPU" if kind == "GPU" else "core")
+        yield (
+            f"{request}: {counted(len(steps), 'run')}{rough}{unknown}: {total} {kind}-hours, "
+            f"{clock(forecast.makespan(known, at_once))} on {places}"
+        )
+
+
+def main() -> int:
+    """Rehearse the requests of the command line and return the exit code."""
+    interrupt.listen()
+    output.prepare()
+    try:
+        rehearse([Request.loads(text) for text in sys.argv[1:]], sites.load())
+    except interrupt.Interrupted as error:
+        print("Interrupted: what was measured is kept.", flush=True)
+        return INTERRUPTED + signal.Signals[str(error)]
+    except (UserError, OSError) as error:
+        print(error, file=sys.stderr)
+        return WRONG_USE
+    return output.code()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
