@@ -236,7 +236,7 @@ def test_the_lease_is_looked_at_before_each_copy_each_name_of_a_file_and_the_enc
 ) -> None:
     with pytest.raises(TakenOverError):
         trained(BYOL_TOY, tmp_path, hold=loses(call))
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == files
+    assert sorted(path.name for path in (tmp_path / "run").glob("*")) == files
 
 
 # Wrong loops: the toy is strong enough and the tolerance small enough to notice one wrong line.

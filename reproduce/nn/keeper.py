@@ -49,7 +49,11 @@ class Checkpoints:
         """
         self._folder, self._spec_id, self._seconds = folder, spec_id, seconds
         self._record, self._hold = record, hold
-        self._last, self._stop, self._stop_reason = time.monotonic(), "", lambda: ""
+        self._last = time.monotonic()
+        """Time at which the last checkpoint began."""
+        self._stop = ""
+        """Reason of a stop request on which all processes have agreed; empty if there is none."""
+        self._stop_reason: Callable[[], str] = str
         self._copy, self._writer = Copy(), Writer()
 
     @contextmanager
@@ -112,14 +116,20 @@ class Checkpoints:
             self._last = time.monotonic()
             self._hold()
             self._record.flush()  # a run that resumes from here does not repeat earlier measurements
-            done, of_epoch = (epoch, step) if step < steps else (epoch + 1, 0)
-            place = {"step": of_epoch, "steps": steps, "hold": self._hold}
-            write = partial(checkpoint.save, self._folder, self._spec_id, epoch=done, **place)
+            write = partial(
+                checkpoint.save,
+                self._folder,
+                self._spec_id,
+                epoch=epoch + (step == steps),
+                step=step % steps,
+                steps=steps,
+                hold=self._hold,
+            )
             if last or self._stop:
-                write(state)
+                write(state=state)
             else:
                 copied, complete = self._copy.take(state)
-                self._writer.start(lambda: (complete(), write(copied)))
+                self._writer.start(lambda: (complete(), write(state=copied)))
         if self._stop:
             # The other ranks wait for the file: torchrun ends all processes as soon as one has ended.
             distributed.agreed(True)

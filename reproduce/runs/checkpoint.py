@@ -77,7 +77,7 @@ def save(
     move_foreign(path, spec_id)
     with new_file(path, durable=True, ready=hold) as file:
         hashed = _Hashed(file)
-        torch.save(state, hashed)
+        torch.save(state, hashed)  # type: ignore[arg-type]  # it needs these two methods alone
         hashed.check()
         file.write(_seal(hashed.total, spec_id))
     newest = _newest_first(folder, spec_id)[:keep]

@@ -50,7 +50,8 @@ class Copy:
         copied = self._taken(state, (), devices)
         events = []
         for device in devices:
-            event = torch.cuda.Event(blocking=True)  # a thread that waits for it leaves its core to others
+            # A thread that waits for a blocking event leaves its core to others.
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(device))
             events.append(event)
 
