@@ -21,6 +21,10 @@ from reproduce.messages import InvalidError, NotFoundError, public, unknown, wit
 PROJECT = Path(__file__).resolve().parent.parent
 ASKED_BY = ("gpus-per-node", "gres", "none")
 """Ways to request GPUs from a cluster."""
+REPLACED = {
+    "checkpoint_every": "checkpoints are now as far apart as 'checkpoint_seconds' says, whose default is 60"
+}
+"""Keys of earlier versions, and what replaces them."""
 KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a string"),
     "int | str": ((int, str), 'a whole number or "auto"'),
@@ -164,8 +168,9 @@ class Site:
     """Seconds between two heartbeats of a run's owner, which counts as dead after three missing ones."""
     workers: int = 0
     """Processes that decode images for one run; 0 to decode in the run's own process."""
-    checkpoint_every: int = 1
-    """Epochs between two checkpoints of a pretraining run, and so the maximum that a kill can lose."""
+    checkpoint_seconds: float = 60.0
+    """Maximum number of seconds of training that a kill can lose, but for the time that it takes to write a
+    checkpoint; 0 for a checkpoint after each epoch of a pretraining and each step of an evaluation."""
     probe_every: int | str = "auto"
     """Epochs between two online probes of a pretraining (`nn/probe.py`), which change nothing in the run; 0
     for no probe and no pictures; `auto` to spend at most 3 % of the time of training on them."""
@@ -188,8 +193,6 @@ class Site:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device, re.ASCII):
             raise InvalidError(f"device is {self.device!r}: auto, cpu, cuda or cuda:0, ... is expected.")
-        if self.checkpoint_every < 1:
-            raise InvalidError(f"checkpoint_every is {self.checkpoint_every}: at least 1 epoch is expected.")
         if self.probe_every != "auto" and not (isinstance(self.probe_every, int) and self.probe_every >= 0):
             raise InvalidError(
                 f"probe_every is {self.probe_every!r}: a number of epochs, 0 for never, or auto is expected."
@@ -203,7 +206,7 @@ class Site:
             raise InvalidError(f"devices is {self.devices}: at least 1 is expected.")
         if not 0 < self.heartbeat < math.inf:
             raise InvalidError(f"heartbeat is {self.heartbeat}: a number of seconds above 0 is expected.")
-        for key in ("jobs", "workers", "cache_gb", "features_gb"):
+        for key in ("jobs", "workers", "checkpoint_seconds", "cache_gb", "features_gb"):
             if not getattr(self, key) >= 0:  # nan is not
                 raise InvalidError(f"{key} is {getattr(self, key)}: at least 0 is expected.")
 
@@ -392,6 +395,8 @@ def _check_keys(path: Path, text: str, table: str, keys: Iterable[str]) -> None:
         if key in known[table]:
             continue
         place = f"{path}{_line_of(text, table, key)}"
+        if key in REPLACED:
+            raise InvalidError(f"{place}: '{key}' is no longer a key: {REPLACED[key]}.")
         for other, names in known.items():
             if key in names:
                 where = f"below [{other}]" if other else "at the beginning of the file"

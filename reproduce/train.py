@@ -4,8 +4,9 @@ All randomness follows from the spec's seed and from counters (epoch, image, vie
 of a generator. A resumed run therefore ends with the weights of an uninterrupted one, and any number of
 processes sees the same batches, views and noise.
 
-Checkpoints are written after whole epochs. If the run receives a stop request, one is also written after the
-current step.
+Checkpoints are as far apart as the site says, and follow a step, which need not end an epoch. A thread writes
+them from a copy. One is also written at the end, and after the current step if the run receives a stop
+request.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from reproduce.methods.method import Batch, Epoch, Part
 from reproduce.nn import backbones, collapse, distributed, probe_pictures, seeds
 from reproduce.nn.encoder import FILE, Encoder
 from reproduce.nn.group_batchnorm import average_statistics, group_batchnorm
+from reproduce.nn.keeper import Checkpoints
 from reproduce.nn.probe import Watching, spectrum
-from reproduce.runs import checkpoint, encoder_file, environment, interrupt
+from reproduce.runs import checkpoint, encoder_file, environment
 from reproduce.runs.progress import Progress, Record, epoch_note, log_epoch
 from reproduce.site import Site
 from reproduce.spec import Pretrain
@@ -58,7 +60,7 @@ def pretrain(
     """Train the encoder of `spec` and write it to `folder`.
 
     Args:
-        site: settings that do not change any number, such as the number of epochs between checkpoints.
+        site: settings that do not change any number, such as the time between checkpoints.
         folder: folder of the checkpoints. Training resumes from the newest intact one of this run.
         record: receives the measurements.
         report: called after every step.
@@ -111,7 +113,8 @@ def pretrain(
         meter.leave_out(_draw_views(spec, images, watching, folder, record))
 
     # Loop over epochs and steps: train, log, probe, report, save.
-    with interrupt.deferred() as stop_reason:
+    checkpoints = Checkpoints(folder, spec.id, seconds=site.checkpoint_seconds, record=record, hold=hold)
+    with checkpoints.interruptible() as due:
         for epoch in range(first_epoch, spec.epochs):
             first = first_index if epoch == first_epoch else 0
             if first == 0:
@@ -144,20 +147,12 @@ def pretrain(
                 if last and distributed.main_process():
                     log_epoch(epoch + 1, spec.epochs, measured)
 
-                # Save a checkpoint if one is due, and always before a stop.
-                stopping = distributed.anyone(bool(stop_reason()))
-                due = last and ((epoch + 1) % site.checkpoint_every == 0 or epoch + 1 == spec.epochs)
-                if due or stopping:
+                # Save a checkpoint if one is due, at the end, and before a stop, which `save` makes.
+                end = step + 1 == num_steps
+                if due(last) or end:
                     done = (epoch + 1, 0) if last else (epoch, index + 1)
                     state = _state(network, optimizer, meter, *done, measured, found)
-                    if distributed.main_process():
-                        hold()
-                        record.flush()  # a resumed run does not repeat the measurements before its checkpoint
-                        checkpoint.save(folder, spec.id, state, done[0], step=done[1], steps=steps_per_epoch)
-                if stopping:
-                    # All processes wait for the file: torchrun ends them all as soon as one has ended.
-                    distributed.agreed(True)
-                    interrupt.stop(stop_reason() or interrupt.ELSEWHERE)
+                    checkpoints.save(state, epoch, index + 1, steps_per_epoch, last=end)
 
     # Save the encoder.
     online = distributed.unwrapped(network.online)
@@ -423,7 +418,7 @@ class Meter:
         """Return the sums of every process since the last reading. All processes must call this together."""
         return {
             "sums": {  # (processes,) each
-                name: distributed.gather(total.reshape(1)).cpu() for name, total in self._sums.items()
+                name: distributed.gather(total.reshape(1)) for name, total in self._sums.items()
             },
             "steps": self._steps,
             "images": self._images,

@@ -50,10 +50,10 @@ def pytest_collection_finish() -> None:
 @dataclass
 class Home:
     """Runs and reports in `folder`; two runs at once, so that each takes one thread on a machine with two
-    cores."""
+    cores. Pretraining writes a checkpoint after each epoch, however short."""
 
     folder: Path
-    site: str = 'device = "cpu"\njobs = 2\n'
+    site: str = 'device = "cpu"\njobs = 2\ncheckpoint_seconds = 0\n'
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

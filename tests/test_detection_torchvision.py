@@ -596,12 +596,12 @@ SHORT = replace(COCO, iterations=6, drops=(5,))
 
 
 def measure(
-    folder: Path, data: Path, report: Any = lambda progress: None
+    folder: Path, data: Path, report: Any = lambda progress: None, site: Site = SITE
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Fine-tune with checkpoints in `folder`; return average precisions and the last logged values."""
     train, test, notes = annotated(data / "train", 12, 0), annotated(data / "test", 6, 1), Notes()
     measured = engine.fine_tune(
-        SHORT, encoder(), DATA, train, test, SITE, CPU, 3, Watch(notes, report, folder)
+        SHORT, encoder(), DATA, train, test, site, CPU, 3, Watch(notes, report, folder)
     )
     return measured, notes.logged[24]
 
@@ -652,10 +652,10 @@ def test_a_training_that_is_told_to_stop_goes_on_to_the_same_bits(
 def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path: Path, one_thread: None) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from reproduce.nn import keeper; keeper.EVERY = 0.0\n"  # a checkpoint after each step
         "import torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path; from test_detection_torchvision import measure\n"
-        "measure(Path(sys.argv[3]), Path(sys.argv[4]), lambda progress: print(progress.done, flush=True))\n"
+        "from pathlib import Path; from test_detection_torchvision import Site, measure\n"
+        "measure(Path(sys.argv[3]), Path(sys.argv[4]), lambda progress: print(progress.done, flush=True),\n"
+        "        Site(checkpoint_seconds=0))\n"  # a checkpoint after each step
     )
     command = [
         sys.executable,

@@ -22,7 +22,7 @@ from toys import CPU, READ, Notes, Toy, encoder, images_read, on_two_processes, 
 
 from reproduce.data import views
 from reproduce.data.augmentation import CROP_AND_FLIP
-from reproduce.nn import classifiers, features, keeper, schedules, seeds
+from reproduce.nn import classifiers, features, schedules, seeds
 from reproduce.nn.classifiers import Classifiers, Stream
 from reproduce.nn.encoder import Encoder
 from reproduce.protocols.linear_sgd import LinearSGD
@@ -421,6 +421,10 @@ def test_settings_that_make_no_sense_are_errors_in_one_line(changes: dict[str, A
 
 # Stopped and begun again
 
+SITE = Site()
+EACH_STEP = Site(checkpoint_seconds=0)
+"""A site at which an evaluation writes a checkpoint after each step."""
+
 
 def struck(
     protocol: LinearSGD,
@@ -429,6 +433,8 @@ def struck(
     strike: Callable[[], Any],
     notes: Notes,
     network: Encoder | None = None,
+    *,
+    site: Site = SITE,
 ) -> Any:
     """Return what the protocol measures, or let its interruption through.
 
@@ -436,7 +442,7 @@ def struck(
     """
     steps = itertools.count(1)
     watch = Watch(notes, lambda progress: strike() if next(steps) == stop_at else None, folder)
-    return protocol.run(network or encoder(), Toy(), Site(), CPU, 5, watch)
+    return protocol.run(network or encoder(), Toy(), site, CPU, 5, watch)
 
 
 @pytest.mark.parametrize("base_lrs", [(1.0, 30.0, 10.0), (3e38, 0.1)])
@@ -461,18 +467,15 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_numbers(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_killed_goes_on_from_its_newest_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_killed_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
     found = measure(SWEEP)
     with pytest.raises(ZeroDivisionError):
         struck(SWEEP, tmp_path, 6, lambda: 1 / 0, Notes())
     assert not list(tmp_path.iterdir()), "a training of seconds writes none"
-    monkeypatch.setattr(keeper, "EVERY", 0.0)
     with pytest.raises(ZeroDivisionError):
-        struck(SWEEP, tmp_path, 6, lambda: 1 / 0, Notes())
+        struck(SWEEP, tmp_path, 6, lambda: 1 / 0, Notes(), site=EACH_STEP)
     assert checkpoint.newest(tmp_path, "") == 5 / 4
-    assert struck(SWEEP, tmp_path, 0, lambda: None, Notes()) == found
+    assert struck(SWEEP, tmp_path, 0, lambda: None, Notes(), site=EACH_STEP) == found
 
 
 def test_a_checkpoint_of_another_encoder_or_of_other_images_is_refused(tmp_path: Path) -> None:

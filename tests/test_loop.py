@@ -79,12 +79,10 @@ class Left:
 
 def trained(spec: Pretrain, folder: Path, log_every: int = 1, hold: Any = lambda: None) -> Left:
     """Pretrain in `folder`, with a checkpoint after each epoch, and return what is left."""
-    notes = Notes()
+    notes, site = Notes(), Site(runs=folder, checkpoint_seconds=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "LOG_EVERY", log_every)
-        measured = train.pretrain(
-            spec, Site(runs=folder), folder / "run", CPU, notes, lambda progress: None, hold
-        )
+        measured = train.pretrain(spec, site, folder / "run", CPU, notes, lambda progress: None, hold)
     torch.distributed.is_initialized() and torch.distributed.barrier()  # rank 0 writes, both read
     state = checkpoint.latest(folder / "run", spec.id)
     assert state is not None
@@ -216,7 +214,7 @@ def loses(call: int) -> Any:
 def test_a_run_that_resumes_ends_where_the_plain_loop_ends(tmp_path: Path, both: Any) -> None:
     spec, _, expected = both
     with pytest.raises(TakenOverError):  # in the second epoch, before its checkpoint
-        trained(spec, tmp_path, hold=loses(2))
+        trained(spec, tmp_path, hold=loses(3))
     resumed = trained(spec, tmp_path)
     assert list(resumed.logged) == [4, 5, 6]
     check(resumed, expected)
@@ -224,9 +222,16 @@ def test_a_run_that_resumes_ends_where_the_plain_loop_ends(tmp_path: Path, both:
 
 
 @pytest.mark.parametrize(
-    ("call", "files"), [(1, []), (2, ["epoch-00001.pt"]), (3, ["epoch-00001.pt", "epoch-00002.pt"])]
+    ("call", "files"),
+    [
+        (1, []),
+        (2, []),
+        (3, ["epoch-00001.pt"]),
+        (4, ["epoch-00001.pt"]),
+        (5, ["epoch-00001.pt", "epoch-00002.pt"]),
+    ],
 )
-def test_the_lease_is_looked_at_before_each_checkpoint_and_before_the_encoder(
+def test_the_lease_is_looked_at_before_each_copy_each_name_of_a_file_and_the_encoder(
     tmp_path: Path, call: int, files: list[str]
 ) -> None:
     with pytest.raises(TakenOverError):

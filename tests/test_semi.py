@@ -34,7 +34,7 @@ from toys import (
 from reproduce.commands.make import _cannot_start
 from reproduce.data import views
 from reproduce.data.synthetic import SyntheticSTL10
-from reproduce.nn import features, keeper, seeds
+from reproduce.nn import features, seeds
 from reproduce.nn.classifiers import Classifiers
 from reproduce.nn.encoder import Encoder
 from reproduce.plan import Job, Request
@@ -320,6 +320,10 @@ def test_a_missing_list_is_found_before_anything_starts(tmp_path: Path) -> None:
 
 # Stopped and begun again
 
+SITE = Site()
+EACH_STEP = Site(checkpoint_seconds=0)
+"""A site at which an evaluation writes a checkpoint after each step."""
+
 
 def struck(
     protocol: SemiSupervised,
@@ -328,6 +332,8 @@ def struck(
     strike: Callable[[], Any],
     notes: Notes,
     network: Encoder | None = None,
+    *,
+    site: Site = SITE,
 ) -> Any:
     """Return what the protocol measures, or let its interruption through.
 
@@ -335,7 +341,7 @@ def struck(
     """
     steps = itertools.count(1)
     watch = Watch(notes, lambda progress: strike() if next(steps) == stop_at else None, folder)
-    return protocol.run(network or encoder(), Toy(), Site(), CPU, 5, watch)
+    return protocol.run(network or encoder(), Toy(), site, CPU, 5, watch)
 
 
 @pytest.mark.parametrize(
@@ -362,18 +368,15 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(
 
 
 @pytest.mark.slow
-def test_the_best_training_and_the_lost_ones_are_kept_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_training_and_the_lost_ones_are_kept_too(tmp_path: Path) -> None:
     """The first training is the best, and one diverges. A kill in the last one must not change that."""
-    monkeypatch.setattr(keeper, "EVERY", 0.0)
     protocol = replace(TUNED, epochs=(2, 1, 3), encoder_lr=1e-6)
     whole, parts = Notes(), Notes()
     found = measure(protocol, notes=whole)
     assert found["epochs"] == 2, "the others would be chosen anyway, and this test shows nothing"
     with pytest.raises(ZeroDivisionError):
-        struck(protocol, tmp_path, 15, lambda: 1 / 0, parts)
-    assert struck(protocol, tmp_path, 0, lambda: None, parts) == found
+        struck(protocol, tmp_path, 15, lambda: 1 / 0, parts, site=EACH_STEP)
+    assert struck(protocol, tmp_path, 0, lambda: None, parts, site=EACH_STEP) == found
     assert parts.logged == whole.logged
     state = checkpoint.latest(tmp_path, "")
     assert state is not None

@@ -68,6 +68,15 @@ def test_a_key_of_another_table_is_refused_with_its_line_and_its_place(
         ("jobs = 1\n[slrum]\nqos='x'\n", ", line 2: There is no key 'slrum'. Did you mean 'slurm'?"),
         ("[slurm]\nmem='1G'\n", ", line 2: There is no key of [slurm] 'mem'. Did you mean 'memory'?"),
         ("[slurm.more]\nmem='1G'\n", ": There is no key of [slurm] 'more'."),
+        (
+            "jobs = 1\ncheckpoint_every = 2\n",
+            ", line 2: 'checkpoint_every' is no longer a key: checkpoints are now as far apart as "
+            "'checkpoint_seconds' says, whose default is 60.",
+        ),
+        (
+            "checkpoint_second = 2\n",
+            ", line 1: There is no key 'checkpoint_second'. Did you mean 'checkpoint_s",
+        ),
         ("jobs = 1\njobs = 2\n", " is not valid TOML: Cannot overwrite a value (at line 2, column 9)."),
     ],
 )
@@ -116,6 +125,15 @@ def test_a_value_that_is_not_a_folder_is_refused(content: str, said: str, file: 
     file.write_text(f"{content}\n")
     with pytest.raises(InvalidError, match=refused(f"{file}: {said}")):
         sites.load()
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan"])
+def test_seconds_between_checkpoints_that_are_none_are_refused(seconds: str, file: Path) -> None:
+    file.write_text(f"checkpoint_seconds = {seconds}\n")
+    with pytest.raises(InvalidError, match=r"^checkpoint_seconds is (-1|nan): at least 0 is expected\.$"):
+        sites.load()
+    file.write_text("checkpoint_seconds = 0\n")
+    assert sites.load().checkpoint_seconds == 0
 
 
 @pytest.mark.parametrize("device", ["mps", "gpu", "", "cuda:", "cuda:-1", "cuda:1 "])

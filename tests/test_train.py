@@ -75,24 +75,6 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
         train(site)
 
 
-def test_checkpoints_are_as_far_apart_as_the_site_says_and_the_last_epoch_has_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written: list[int] = []
-    save = checkpoint.save
-    monkeypatch.setattr(
-        checkpoint,
-        "save",
-        lambda folder, spec_id, state, epoch, **place: (
-            written.append(epoch) or save(folder, spec_id, state, epoch)
-        ),
-    )
-    train(Site(runs=tmp_path, checkpoint_every=2), epochs=5)
-    assert written == [2, 4, 5]
-    with pytest.raises(ValueError, match="checkpoint_every is 0: at least 1 epoch is expected"):
-        Site(checkpoint_every=0)
-
-
 def views_of_an_epoch(folder: Path) -> list[torch.Tensor]:
     """Return what this process is shown from the second step of epoch 1 on.
 

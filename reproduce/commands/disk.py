@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from reproduce.tracking.store import Store
 
 CHECKPOINTS = 3
-"""Number of files that a run needs space for: `checkpoint.save` keeps two, and writes the third before it
-deletes the first."""
+"""Number of files that a run needs space for: `checkpoint.save` keeps two while a thread writes the third."""
 HEADS = 22_000_000
 """Number of parameters that Detectron2 adds to a backbone. torchvision's documentation counts 44.4 million
 for a Mask R-CNN, including 23.5 million of the ResNet-50; the box head of four convolutions has 1.3 million

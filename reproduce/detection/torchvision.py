@@ -114,7 +114,7 @@ def fit(
     optimizer = torch.optim.SGD(
         parameter_groups(detector, protocol), lr=protocol.rate(0), momentum=protocol.momentum
     )
-    kept = Keeper(watch, {"list of images": train.digest})
+    kept = Keeper(watch, {"list of images": train.digest}, seconds=site.checkpoint_seconds)
     first = _resume(detector, optimizer, kept)
     shown = batches(protocol, train, site, seed, first, iterations + protocol.precise_bn_iterations)
     detector.train()
@@ -138,8 +138,9 @@ def fit(
             if done % record.LOG_EVERY == 0 or done == iterations:
                 watch.record.log(done, measured | {"lr": lr})
             watch.report(Progress(done * size, iterations * size, "images", f"loss {measured['loss']:.3g}"))
-            if due() or done == iterations:  # always at the end, as the test may be interrupted too
-                kept.save(_state(detector, optimizer, done), iteration, 1, 1)
+            end = done == iterations  # where there always is one, as the test may be interrupted too
+            if due() or end:
+                kept.save(_state(detector, optimizer, done), iteration, 1, 1, last=end)
     _precise_batchnorm(detector, protocol, shown, device, seed)
 
 

@@ -149,7 +149,7 @@ def whitened_loss(views: Tensor, sub_batches: Tensor) -> Tensor:
     Raises:
         LinAlgError: a covariance is not positive definite.
     """
-    rows = views[:, sub_batches.to(views.device)]  # (V, sub-batches, w_size, d)
+    rows = views[:, sub_batches.to(views.device, non_blocking=True)]  # (V, sub-batches, w_size, d)
     w = F.normalize(whitened(rows), dim=-1)
     pairs = [2 - 2 * (w[i] * w[j]).sum(dim=-1).mean() for i, j in combinations(range(len(w)), 2)]
     return torch.stack(pairs).mean()

@@ -7,7 +7,7 @@ A module imports only from modules listed below its own line.
     classifiers.py      linear classifiers trained with SGD on augmented views
     features.py         features of whole splits
     feature_cache.py    features on disk, computed once
-    keeper.py           checkpoints of long evaluations
+    keeper.py           checkpoints of a training: when they are due, and who writes them
     weight_files.py     encoders from elsewhere: fetched, described, kept, loaded
     weight_matching.py  which backbone is in a file, and where
     weight_layouts.py   names that other libraries give to a ResNet's tensors

@@ -415,7 +415,8 @@ def keeper(encoder: Encoder, stream: Stream, watch: Watch) -> Keeper:
     """
     # Only if needed: the digest of a million files takes a while.
     wanted = watch.folder is not None and distributed.main_process()
-    return Keeper(watch, {"encoder": encoder.digest, "choice of images": stream.digest} if wanted else {})
+    about = {"encoder": encoder.digest, "choice of images": stream.digest} if wanted else {}
+    return Keeper(watch, about, seconds=stream.site.checkpoint_seconds)
 
 
 def _end_of_epoch(

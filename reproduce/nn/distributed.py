@@ -134,7 +134,7 @@ def exchange(x: Tensor, permutation: Tensor) -> Tensor:
         permutation: (world_size x n,), the same in all processes, such as `seeds.shuffled` returns.
     """
     assert len(permutation) == len(x) * world_size(), "the permutation is one of the whole batch"
-    mine = permutation[rank() * len(x) :][: len(x)].to(x.device)
+    mine = permutation[rank() * len(x) :][: len(x)].to(x.device, non_blocking=True)
     with torch.no_grad():
         rows = gather(x.detach())[mine]
     channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
@@ -163,16 +163,21 @@ def agreed(decision: bool) -> bool:
     return decisions[0]
 
 
-def anyone(decision: bool) -> bool:
-    """Return on every process whether any process made the decision.
+def highest(number: int) -> int:
+    """Return on every process the highest number of all processes.
 
     The processes wait for one another, but not for busy GPUs.
     """
     if world_size() == 1:
-        return decision
-    decisions = torch.tensor(int(decision))
-    torch.distributed.all_reduce(decisions, op=torch.distributed.ReduceOp.MAX)
-    return bool(decisions)
+        return number
+    numbers = torch.tensor(number)
+    torch.distributed.all_reduce(numbers, op=torch.distributed.ReduceOp.MAX)
+    return int(numbers)
+
+
+def anyone(decision: bool) -> bool:
+    """Return True on every process if any process made the decision; see `highest`."""
+    return bool(highest(int(decision)))
 
 
 def from_first(x: Tensor | None, num_rows: int, device: torch.device) -> Tensor:

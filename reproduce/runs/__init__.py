@@ -7,6 +7,7 @@ Imports point down this page.
     processes.py     identity of a process, and of the job that it belongs to
     place.py         a name of the folder of runs that machines share
     journal.py       measurements that wait on disk until the tracking store has them
+    writing.py       a thread that writes checkpoints, and the copy that it writes
     checkpoint.py    training states that survive a crash
     encoder_file.py  the encoder that a run trained
     files.py         files that are written whole or not at all

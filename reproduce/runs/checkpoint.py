@@ -19,12 +19,12 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from reproduce.lazy import torch
-from reproduce.runs.files import read_regular, synchronise, write_atomic
+from reproduce.runs.files import new_file, read_regular, synchronise
 
 MARK, ID_BYTES, DIGEST_BYTES = b"msbreg\x001", 24, 32
 """First bytes of a seal; the number of bytes of the id after them, and of the digest after that."""
@@ -51,16 +51,19 @@ def save(
     step: int = 0,
     steps: int = 0,
     keep: int = 2,
+    hold: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write the checkpoint of `epoch` and delete all but the `keep` newest of the run.
 
-    Half-written files of killed processes are deleted too. Files of other runs stay.
+    Half-written files of killed processes are deleted too. Files of other runs stay. Nothing of the state is
+    collected in memory, and other threads continue while it is hashed and written.
 
     Args:
         spec_id: id of the run.
         state: dicts, lists, tuples, tensors, numbers, strings and None, nested in any way.
         epoch: number of finished epochs.
         step: number of finished steps of the next epoch, out of `steps`; 0 between two epochs.
+        hold: called right before the file gets its name. It raises if another process has taken over the run.
 
     Raises:
         TypeError: `state` contains another type, which could not be read back; the message names it.
@@ -68,14 +71,15 @@ def save(
             intact.
     """
     _check(state, "state")
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getbuffer()
     path = _path(folder, epoch, step, steps)
     for leftover in folder.glob(".epoch-*.tmp"):
         leftover.unlink(missing_ok=True)
     move_foreign(path, spec_id)
-    write_atomic(path, content, _seal(hashlib.sha256(content), spec_id), durable=True)
+    with new_file(path, durable=True, ready=hold) as file:
+        hashed = _Hashed(file)
+        torch.save(state, hashed)  # type: ignore[arg-type]  # it needs these two methods alone
+        hashed.check()
+        file.write(_seal(hashed.total, spec_id))
     newest = _newest_first(folder, spec_id)[:keep]
     for old in _newest_first(folder):
         if old not in newest and owner(old) in (spec_id, None):
@@ -166,6 +170,36 @@ def leftovers(folder: Path) -> list[Path]:
         *moved,
         *([folder / DETECTRON2] if (folder / DETECTRON2).is_dir() else []),
     ]
+
+
+class _Hashed:
+    """A file that torch writes a state to, and the hash of its content.
+
+    An error of the disk waits for `check`, because torch would replace it by an error of its own.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+        self.total = hashlib.sha256()
+
+    def write(self, data: memoryview) -> int:
+        """Write and hash a piece; neither keeps other threads from running."""
+        if self._error is None:
+            try:
+                self._file.write(data)
+                self.total.update(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: the file is synchronised when it is complete."""
+
+    def check(self) -> None:
+        """Raise the first error of the disk, if there was one."""
+        if self._error is not None:
+            raise self._error
 
 
 def _seal(payload: Any, spec_id: str) -> bytes:

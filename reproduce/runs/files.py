@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, even if their process is killed or the machine crashes.
 
     write_atomic(path, text)                  # the content is in memory
+    with new_file(path) as file: ...          # it is written piece by piece
     with atomic(path) as draft: ...           # another library writes the file `draft`
     content, status = read_regular(path, 10_000)
 
@@ -16,20 +17,22 @@ import glob
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 DRAFT = ".tmp"
 """End of the name of a draft."""
 
 
 @contextmanager
-def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def atomic(path: Path, *, durable: bool = False, ready: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yield the path of a draft, and rename it to `path` unless the block raises.
 
     Args:
         durable: synchronise the folder too, so that a crash of the machine leaves the new file.
+        ready: called right before the draft is renamed, when it is on disk. If it raises, nothing is renamed.
 
     Raises:
         OSError: the file cannot be written; the previous file at `path` is unchanged.
@@ -39,12 +42,33 @@ def atomic(path: Path, *, durable: bool = False) -> Iterator[Path]:
     try:
         yield draft
         synchronise(draft)
+        ready()
         draft.replace(path)
     except BaseException:  # also a second Ctrl-C
         draft.unlink(missing_ok=True)
         raise
     if durable:
         synchronise(path.parent)
+
+
+@contextmanager
+def new_file(
+    path: Path, *, durable: bool = False, ready: Callable[[], None] = lambda: None
+) -> Iterator[BinaryIO]:
+    """Yield a file to write to, which replaces the one at `path` unless the block raises.
+
+    Args:
+        durable, ready: see `atomic`.
+
+    Raises:
+        OSError: the disk is full or permission is missing; the previous file at `path` is unchanged.
+    """
+    try:
+        with atomic(path, durable=durable, ready=ready) as draft, draft.open("wb") as file:
+            yield file
+    except OSError as error:
+        message = f"{path} cannot be written ({error.strerror}); what was saved before is intact"
+        raise OSError(error.errno, message) from error
 
 
 def write_atomic(path: Path, *parts: str | bytes | memoryview, durable: bool = False) -> Path:
@@ -56,13 +80,9 @@ def write_atomic(path: Path, *parts: str | bytes | memoryview, durable: bool = F
     Raises:
         OSError: the disk is full or permission is missing; the previous file at `path` is unchanged.
     """
-    try:
-        with atomic(path, durable=durable) as draft, draft.open("wb") as file:
-            for part in parts:
-                file.write(part.encode() if isinstance(part, str) else part)
-    except OSError as error:
-        message = f"{path} cannot be written ({error.strerror}); what was saved before is intact"
-        raise OSError(error.errno, message) from error
+    with new_file(path, durable=durable) as file:
+        for part in parts:
+            file.write(part.encode() if isinstance(part, str) else part)
     return path
 
 
