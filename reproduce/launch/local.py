@@ -25,7 +25,7 @@ from reproduce.launch import variables
 from reproduce.messages import counted
 from reproduce.plan import Job
 from reproduce.readiness import RefusedError
-from reproduce.runs import environment
+from reproduce.runs import cores, environment
 from reproduce.runs.claims import POLL, Claims
 from reproduce.site import PROJECT, Site
 
@@ -85,6 +85,8 @@ class _Launch:
         self._watch = watch
         self._devices = {job.spec.id: job.devices(site) for job in jobs}
         self._places = _places(site, sum(self._devices.values()))
+        shared = {cores.PROCESSES: str(len(self._places))}
+        self._places = [place | shared for place in self._places]
         self._free = list(range(len(self._places)))
         self._most = site.jobs or len(self._places)
         self._waiting, self._unfinished = list(jobs), {job.spec.id for job in jobs}
@@ -250,7 +252,7 @@ def _merged(places: Sequence[dict[str, str]]) -> dict[str, str]:
 
 def _cores() -> int:
     """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores.usable()
 
 
 def _gpus_of(site: Site) -> list[str]:

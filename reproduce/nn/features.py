@@ -16,6 +16,7 @@ from reproduce.data.images import CentreCrop, batches
 from reproduce.lazy import F, torch
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, feature_cache
+from reproduce.runs import cores
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -112,8 +113,9 @@ def extract(
 
     def rows() -> Iterator[Tensor]:
         mine = split.indices[shares(len(split.indices))]
+        workers = cores.decoders(site.workers, device.type)
         for batch in batches(
-            split.images, mine, CHUNK, crop=crop_of(dataset, squash=squash), workers=site.workers
+            split.images, mine, CHUNK, crop=crop_of(dataset, squash=squash), workers=workers
         ):
             crops = batch.pixels.to(device).float() / 255
             yield encoder.backbone(views.normalise(crops, dataset.mean, dataset.std))
@@ -188,7 +190,8 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
     widths: list[int] = []
 
     def rows() -> Iterator[Tensor]:
-        for batch in batches(images, shares(len(images)), CHUNK, workers=site.workers):
+        workers = cores.decoders(site.workers, device.type)
+        for batch in batches(images, shares(len(images)), CHUNK, workers=workers):
             pixels, outputs = batch.pixels.to(device), []
             for view in range(2):
                 sampled = views.sample(
