@@ -182,7 +182,7 @@ def _draw_views(spec: Pretrain, images: Images, watching: Watching, folder: Path
     began = time.perf_counter()
     try:
         which = watching.chosen.held_out[: probe_pictures.IMAGES]
-        pixels, sizes, indices = images.decode(which, Whole())
+        pixels, sizes, indices = images.decode(which, _shape(spec))
         sampled = views.sample_all(
             pixels,
             sizes,
@@ -462,10 +462,15 @@ def _batches(
         list(shares(epoch)[max(0, first - epoch * steps) :])
         for epoch in range(first // steps if steps else 0, spec.epochs)
     )
-    on_device = Resident(device)
-    for step, found in enumerate(found_in(images, epochs, Whole(), workers), first):
+    shape, on_device = _shape(spec), Resident(device)
+    for step, found in enumerate(found_in(images, epochs, shape, workers), first):
         place = {"epoch": step // steps, "step": step, "steps_per_epoch": steps}
         yield batch_of(spec, on_device(found), torch.from_numpy(found.indices), **place)
+
+
+def _shape(spec: Pretrain) -> Whole:
+    """Return how the images of a run are decoded."""
+    return Whole(spec.augmentation.least(spec.dataset.size, spec.method.num_views))
 
 
 def draw_batch(

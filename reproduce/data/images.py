@@ -12,6 +12,7 @@ The bytes do not depend on the cache or on the number of workers.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -55,7 +56,8 @@ class Batch(NamedTuple):
     """(n, 3, height, width) uint8 if all have one size. Otherwise the red, green and blue plane of each image
     in turn, (3 height_1 width_1 + 3 height_2 width_2 + ...,) uint8."""
     sizes: torch.Tensor
-    """(n, 2) int64, height and width of the original images in pixels."""
+    """(n, 2) int64, height and width of the original images in pixels; of what is decoded if a whole JPEG is
+    decoded at a fraction of its size."""
     indices: torch.Tensor
     """(n,) int64, indices in the split."""
 
@@ -66,7 +68,7 @@ class Found(NamedTuple):
     images: Originals
     """Their pixels, which the cache may own: not to be changed."""
     sizes: NDArray[np.int64]
-    """Height and width of the original images in pixels, (n, 2)."""
+    """Height and width of the original images in pixels, (n, 2); see `Batch`."""
     indices: NDArray[np.int64]
     """Indices in the split, (n,)."""
     cached: bool = False
@@ -91,10 +93,25 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole image at its own size.
+    """The whole image at its own size, or a JPEG at a fraction of it.
 
-    A JPEG is never decoded at a fraction of its size. A view would then be resampled twice.
+    A fraction changes the pixels of the views, which are then resampled twice. So it is a setting of the run.
     """
+
+    least: tuple[float, float] | None = None
+    """If given, a JPEG is decoded at the smallest of 1/8, 1/4 and 1/2 of its sides for which the square root
+    of its area and its shorter side keep these numbers of pixels (`Augmentation.least`)."""
+
+    def reduce(self, image: Image.Image) -> None:
+        """Make an image that is not decoded yet decode at the fraction; only JPEG files have one."""
+        if self.least is None:
+            return
+        width, height = image.size
+        for divisor in (8, 4, 2):
+            least = [divisor * each for each in self.least]
+            if math.sqrt(width * height) >= least[0] and min(width, height) >= least[1]:
+                image.draft(None, (width // divisor, height // divisor))
+                return
 
     def cut(self, image: Image.Image) -> Image.Image:
         """Return the image in RGB."""
@@ -312,6 +329,8 @@ class Images(ABC):
         for index in indices.tolist():
             try:
                 with self.open(index) as image:
+                    if isinstance(shape, Whole):
+                        shape.reduce(image)
                     sizes.append([image.height, image.width])
                     images.append(_planes(shape.cut(image)))
             except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
@@ -336,7 +355,9 @@ class Images(ABC):
             if shape not in self._stores:
                 kept = sum(len(store.values) for store in self._stores.values() if store)
                 free = int(self.cache_gb * 1e9) - kept
-                need = len(self) * 3 * shape.size**2 if isinstance(shape, CentreCrop) else self._estimate()
+                need = (
+                    len(self) * 3 * shape.size**2 if isinstance(shape, CentreCrop) else self._estimate(shape)
+                )
                 # Photographs differ, so their estimate gets a margin of a tenth, if there is so much memory.
                 most = min(free, need + need // 10)
                 self._stores[shape] = _Store(len(self), most) if need <= free else None
@@ -346,12 +367,13 @@ class Images(ABC):
         """Return True if images in this shape are cached."""
         return self._store(shape) is not None
 
-    def _estimate(self) -> int:
+    def _estimate(self, shape: Whole) -> int:
         """Return the approximate size in bytes of all images, from the headers of `SAMPLED` of them."""
         some = np.linspace(0, len(self) - 1, min(len(self), SAMPLED)).astype(np.int64).tolist()
         found = []
         for index in some:
             with suppress(Exception), self.open(index) as image:  # a broken one raises when it is decoded
+                shape.reduce(image)
                 found.append(3 * image.width * image.height)
         return len(self) * sum(found) // max(1, len(found))
 

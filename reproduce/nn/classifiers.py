@@ -237,7 +237,8 @@ class Stream:
         parts = torch.tensor_split(order, self.num_steps)[first:]
         mine = [self.split.indices[part[slice(*bounds(len(part)))]] for part in parts]
         workers = cores.decoders(self.site.workers, self.device.type)
-        for part, found in zip(parts, found_in(self.split.images, [mine], Whole(), workers), strict=True):
+        shape = Whole(self.augmentation.least(self.dataset.size, num_views=1))
+        for part, found in zip(parts, found_in(self.split.images, [mine], shape, workers), strict=True):
             (view,) = views.sample_originals(
                 found.images.on(self.device),
                 found.indices,
