@@ -8,8 +8,9 @@ Imports point down this page.
     show.py         a table's report in the terminal
     seeds.py        the seeds that would decide the most claims for the fewest hours
     make.py         makes tables and single evaluations
-    forecast.py     what a command would run, and the hours and disk it takes
     doctor.py       what this machine has and what each table needs
+    decoders.py     what decodes the images of a run, and how fast
+    forecast.py     what a command would run, and the hours and disk it takes
     why.py          where a number comes from; what two runs differ in
     ui.py           addresses of the UI, and its saved views
     status.py       states of the runs, and the faults that are known
