@@ -9,7 +9,7 @@ Imports point down this page.
     seeds.py        the seeds that would decide the most claims for the fewest hours
     make.py         makes tables and single evaluations
     doctor.py       what this machine has and what each table needs
-    decoders.py     what decodes the images of a run, and how fast
+    decoders.py     the processes that decode images, and their speed
     forecast.py     what a command would run, and the hours and disk it takes
     why.py          where a number comes from; what two runs differ in
     ui.py           addresses of the UI, and its saved views

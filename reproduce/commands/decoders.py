@@ -1,4 +1,4 @@
-"""What decodes the images of a run, how fast, and what limits a pretraining: the data or the GPU."""
+"""The processes that decode the images of a run, their speed, and the limit of a pretraining: data or GPU."""
 
 from __future__ import annotations
 

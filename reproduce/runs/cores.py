@@ -9,7 +9,7 @@ from pathlib import Path
 PROCESSES = "MSBREG_PROCESSES"
 """Environment variable with the number of training processes that share the cores, set by the launcher."""
 CGROUPS = Path("/sys/fs/cgroup")
-"""Where Linux shows the limits of groups of processes."""
+"""Folder in which Linux shows the limits of groups of processes."""
 
 
 def usable(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
