@@ -27,7 +27,7 @@ from bench.compare import in_turns, machine, prepare, record
 from configs import pretrain
 from reproduce.data.dataset import Dataset
 from reproduce.data.imagenet import ImageNet
-from reproduce.data.images import Batch, Images, Shape
+from reproduce.data.images import Batch, Found, Images, Shape
 from reproduce.nn import backbones, classifiers
 from reproduce.nn.classifiers import Classifiers, Stream
 from reproduce.nn.encoder import Encoder
@@ -100,12 +100,14 @@ class Noise(Images):
     def digest(self) -> str:
         return ""
 
-    def read(self, indices: Any, shape: Shape) -> Batch:
+    def find(self, indices: Any, shape: Shape) -> Found:
         which: NDArray[np.int64] = np.asarray(indices)
-        return Batch(
-            self._pixels[which % len(self._pixels)],
-            torch.full((len(which), 2), self._pixels.shape[-1]),
-            torch.tensor(which),
+        return Found.of(
+            Batch(
+                self._pixels[which % len(self._pixels)],
+                torch.full((len(which), 2), self._pixels.shape[-1]),
+                torch.tensor(which),
+            )
         )
 
 

@@ -166,8 +166,9 @@ class Site:
     use one."""
     heartbeat: float = 10.0
     """Seconds between two heartbeats of a run's owner, which counts as dead after three missing ones."""
-    workers: int = 0
-    """Processes that decode images for one run; 0 to decode in the run's own process."""
+    workers: int | str = "auto"
+    """Processes that decode images for one run; 0 for one thread in the run's own process; `auto` for the
+    cores of a run on a GPU but one (`runs/cores.py`), and for 0 on a CPU."""
     checkpoint_seconds: float = 60.0
     """Maximum number of seconds of training that a kill can lose, but for the time that it takes to write a
     checkpoint; 0 for a checkpoint after each epoch of a pretraining and each step of an evaluation."""
@@ -202,11 +203,15 @@ class Site:
             raise InvalidError(
                 f"runs_per_gpu is {shared!r}: a number of runs of at least 1, or auto is expected."
             )
+        if self.workers != "auto" and not (isinstance(self.workers, int) and self.workers >= 0):
+            raise InvalidError(
+                f"workers is {self.workers!r}: a number of processes, 0 for none, or auto is expected."
+            )
         if self.devices < 1:
             raise InvalidError(f"devices is {self.devices}: at least 1 is expected.")
         if not 0 < self.heartbeat < math.inf:
             raise InvalidError(f"heartbeat is {self.heartbeat}: a number of seconds above 0 is expected.")
-        for key in ("jobs", "workers", "checkpoint_seconds", "cache_gb", "features_gb"):
+        for key in ("jobs", "checkpoint_seconds", "cache_gb", "features_gb"):
             if not getattr(self, key) >= 0:  # nan is not
                 raise InvalidError(f"{key} is {getattr(self, key)}: at least 0 is expected.")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from reproduce.data import inventory, views
-from reproduce.data.images import Batch as Decoded
-from reproduce.data.images import CentreCrop, Images, Whole, batches
+from reproduce.data.ahead import ahead
+from reproduce.data.images import CentreCrop, Images, Whole, batches, found_in
 from reproduce.data.inventory import Inventory
+from reproduce.data.originals import Originals
+from reproduce.data.resident import Resident
 from reproduce.messages import InvalidError, reason_of
 from reproduce.methods.method import Batch, Epoch, Part
 from reproduce.nn import backbones, collapse, distributed, probe_pictures, seeds
@@ -33,7 +35,7 @@ from reproduce.nn.encoder import FILE, Encoder
 from reproduce.nn.group_batchnorm import average_statistics, group_batchnorm
 from reproduce.nn.keeper import Checkpoints
 from reproduce.nn.probe import Watching, spectrum
-from reproduce.runs import checkpoint, encoder_file, environment
+from reproduce.runs import checkpoint, cores, encoder_file, environment
 from reproduce.runs.progress import Progress, Record, epoch_note, log_epoch
 from reproduce.site import Site
 from reproduce.spec import Pretrain
@@ -114,14 +116,16 @@ def pretrain(
 
     # Loop over epochs and steps: train, log, probe, report, save.
     checkpoints = Checkpoints(folder, spec.id, seconds=site.checkpoint_seconds, record=record, hold=hold)
-    with checkpoints.interruptible() as due:
+    shown = _batches(spec, site, images, device, first_epoch * steps_per_epoch + first_index)
+    with (
+        checkpoints.interruptible() as due,
+        ahead(shown, device, tensors=lambda batch: batch.views) as prepared,
+    ):
         for epoch in range(first_epoch, spec.epochs):
             first = first_index if epoch == first_epoch else 0
             if first == 0:
                 method.before_epoch(network, _epoch(spec, site, images, device, epoch))
-            for index, (pixels, sizes, which) in enumerate(
-                _batches(spec, site, images, epoch, steps_per_epoch, first), first
-            ):
+            for index in range(first, steps_per_epoch):
                 # Train.
                 step, last = epoch * steps_per_epoch + index, index + 1 == steps_per_epoch
                 lr = spec.optimizer.rate(
@@ -131,8 +135,7 @@ def pretrain(
                     steps_per_epoch=steps_per_epoch,
                     epochs=spec.epochs,
                 )
-                place = {"epoch": epoch, "step": step, "steps_per_epoch": steps_per_epoch}
-                batch = draw_batch(spec, pixels.to(device, non_blocking=True), sizes, which, **place)
+                batch = next(prepared)
                 followed = train_step(spec, network, optimizer, meter, batch, lr=lr)
 
                 # Log and report.
@@ -181,7 +184,7 @@ def _draw_views(spec: Pretrain, images: Images, watching: Watching, folder: Path
     began = time.perf_counter()
     try:
         which = watching.chosen.held_out[: probe_pictures.IMAGES]
-        pixels, sizes, indices = images.decode(which, Whole())
+        pixels, sizes, indices = images.decode(which, _shape(spec))
         sampled = views.sample_all(
             pixels,
             sizes,
@@ -440,21 +443,36 @@ class Meter:
 
 
 def _batches(
-    spec: Pretrain, site: Site, images: Images, epoch: int, steps: int, first: int
-) -> Iterator[Decoded]:
-    """Yield this process's share of the epoch's batches from number `first` on.
+    spec: Pretrain, site: Site, images: Images, device: torch.device, first: int = 0
+) -> Generator[Batch]:
+    """Yield this process's share of each batch of the run from step number `first` on, ready on `device`.
 
     A batch is cut into contiguous shares in the order of the ranks, so gathered rows are in the same order as
     with one process.
-
-    Yields:
-        Pixels (uint8), sizes and indices of the images.
     """
-    order = torch.randperm(len(images), generator=seeds.generator("order", spec.seed, epoch))
-    share = spec.batch_size // distributed.world_size()
-    shares = order[: steps * spec.batch_size].view(steps, distributed.world_size(), share)
-    mine = shares[first:, distributed.rank()].reshape(-1)
-    yield from batches(images, mine, share, workers=site.workers)
+    steps = len(images) // spec.batch_size
+    workers = cores.decoders(site.workers, device.type)
+    if workers <= 1 and device.type != "cpu" and distributed.main_process():
+        logger.warning("%s", cores.few(workers))
+
+    def shares(epoch: int) -> Tensor:
+        order = torch.randperm(len(images), generator=seeds.generator("order", spec.seed, epoch))
+        share = spec.batch_size // distributed.world_size()
+        return order[: steps * spec.batch_size].view(steps, -1, share)[:, distributed.rank()]
+
+    epochs = (
+        list(shares(epoch)[max(0, first - epoch * steps) :])
+        for epoch in range(first // steps if steps else 0, spec.epochs)
+    )
+    shape, on_device = _shape(spec), Resident(device)
+    for step, found in enumerate(found_in(images, epochs, shape, workers), first):
+        place = {"epoch": step // steps, "step": step, "steps_per_epoch": steps}
+        yield batch_of(spec, on_device(found), torch.from_numpy(found.indices), **place)
+
+
+def _shape(spec: Pretrain) -> Whole:
+    """Return how the images of a run are decoded."""
+    return Whole(spec.augmentation.least(spec.dataset.size, spec.method.num_views))
 
 
 def draw_batch(
@@ -469,19 +487,27 @@ def draw_batch(
 ) -> Batch:
     """Return the K normalised views of this process's images in the run's precision, and the step's place.
 
-    With multi-crop, the sizes of the views differ. Autocast would round a float32 view to bfloat16 in the
-    first layer of both networks anyway. Rounding here gives the same numbers with half the memory.
-
     Args:
         pixels: whole images in either form (`views.sample`), on the device of the run.
         sizes: heights and widths of the images, (n, 2).
         which: numbers of the images, (n,).
     """
+    originals = Originals.of(pixels, sizes.numpy())
+    return batch_of(spec, originals, which, epoch=epoch, step=step, steps_per_epoch=steps_per_epoch)
+
+
+def batch_of(
+    spec: Pretrain, originals: Originals, which: Tensor, *, epoch: int, step: int, steps_per_epoch: int
+) -> Batch:
+    """Return the batch of `draw_batch`, from images anywhere in one tensor.
+
+    With multi-crop, the sizes of the views differ. Autocast would round a float32 view to bfloat16 in the
+    first layer of both networks anyway. Rounding here gives the same numbers with half the memory.
+    """
     method, dataset, augmentation = spec.method, spec.dataset, spec.augmentation
-    sampled = views.sample_all(
-        pixels,
-        sizes,
-        which,
+    sampled = views.sample_originals(
+        originals,
+        which.numpy(),
         augmentation=augmentation,
         size=dataset.size,
         seed=spec.seed,
@@ -512,7 +538,8 @@ def _epoch(spec: Pretrain, site: Site, images: Images, device: torch.device, num
     def centre_crops() -> Iterator[tuple[Tensor, Tensor]]:
         mine = range(distributed.rank(), len(images), distributed.world_size())
         crop = CentreCrop(dataset.resize, dataset.size, dataset.test_resampling)
-        for pixels, _, which in batches(images, mine, spec.batch_size, crop=crop, workers=site.workers):
+        workers = cores.decoders(site.workers, device.type)
+        for pixels, _, which in batches(images, mine, spec.batch_size, crop=crop, workers=workers):
             yield which, views.normalise(pixels.to(device).float() / 255, dataset.mean, dataset.std)
 
     return Epoch(number=number, seed=spec.seed, images=centre_crops)

@@ -22,6 +22,7 @@ import torch
 from conftest import ROOT, Home
 from toys import CPU, Notes, on_two_processes
 
+from reproduce.data import ahead
 from reproduce.data.images import batches
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.launch.local import GRACE
@@ -221,6 +222,32 @@ def test_a_run_that_is_stopped_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path
     assert last.logged.keys() == {0, 10}, "what was measured before is not measured again"
     assert steady(last.logged[10]) == steady(whole.logged[10])
     assert weights(tmp_path / "struck") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_batches_that_are_prepared_ahead_change_no_bit_and_end_with_a_run_that_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, before = train(Site(runs=tmp_path, cache_gb=0), "whole"), set(psutil.Process().children())
+    monkeypatch.setitem(ahead.DEPTH, "cpu", 2)
+    for name, site in {
+        "by processes": Site(runs=tmp_path, cache_gb=0, workers=2),
+        "from memory": Site(runs=tmp_path, workers=0),
+    }.items():
+        with pytest.raises(Interrupted):
+            train(site, name, stop_at=3)
+        last = train(site, name)
+        assert steady(last.logged[10]) == steady(whole.logged[10])
+        assert weights(tmp_path / name) == weights(tmp_path / "whole")
+
+        def lost() -> None:
+            raise BrokenPipeError
+
+        with pytest.raises(BrokenPipeError):  # in the loop, with batches ahead
+            train(site, f"{name}, failed", stop_at=4, strike=lost)
+        assert not {ahead.NAME, "decode_0"} & {thread.name for thread in threading.enumerate()}
+        assert not set(psutil.Process().children()) - before
 
 
 @pytest.mark.slow

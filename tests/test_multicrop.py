@@ -224,8 +224,8 @@ def test_training_draws_eight_views_and_logs_the_loss_of_their_pairs(tmp_path: P
     measured = train.pretrain(run, site, tmp_path / "run", cpu, Silent(), lambda progress: None)
     assert isinstance(run.dataset, Dataset)
     images = run.dataset.load("train", site)
-    ((pixels, sizes, which),) = train._batches(run, site, images, epoch=0, steps=1, first=0)
-    views = train.draw_batch(run, pixels, sizes, which).views
+    (shown,) = train._batches(run, site, images, cpu)
+    views = shown.views
     assert [view.shape[-1] for view in views] == [32] * 2 + [14] * 6
     network, _ = train.start(run, cpu)
     assert measured["loss"] == pytest.approx(loss_of_section_4_4(network, views).item(), rel=1e-4)

@@ -125,7 +125,7 @@ def has_one_value(path: str, hint: Any) -> bool:
 
     It is a choice of one, or an `every_second` leaves it to the distribution with which it alternates.
     """
-    inside = ("every_second.every_second", "every_second.small")
+    inside = ("every_second.every_second", "every_second.small", "every_second.draft")
     return (typing.get_origin(hint) is Literal and len(typing.get_args(hint)) == 1) or path.endswith(inside)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from reproduce.plan import Request
 from reproduce.runs import checkpoint
 from reproduce.site import Site
 from reproduce.spec import Pretrain
-from reproduce.train import _batches, draw_batch, pretrain
+from reproduce.train import _batches, pretrain
 
 CHANGES = ("num_train=64", "num_val=20")
 
@@ -80,15 +81,12 @@ def views_of_an_epoch(folder: Path) -> list[torch.Tensor]:
 
     For each step these are the indices, then both views.
     """
-    spec = Request(table="table8", rows="BYOL", changes=("batch_size=16", *CHANGES)).specs()[0]
+    spec = Request(table="table8", rows="BYOL", changes=("batch_size=16", "epochs=2", *CHANGES)).specs()[0]
     assert isinstance(spec, Pretrain)
     site, dataset = Site(runs=folder), spec.dataset
-    shown = _batches(spec, site, dataset.load(dataset.pretrain_split, site), epoch=1, steps=4, first=1)
-    return [
-        tensor
-        for pixels, sizes, which in shown
-        for tensor in (which, *draw_batch(spec, pixels, sizes, which, epoch=1).views)
-    ]
+    images = dataset.load(dataset.pretrain_split, site)
+    shown = _batches(spec, site, images, torch.device("cpu"), first=5)
+    return [tensor for batch in islice(shown, 3) for tensor in (batch.indices, *batch.views)]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from PIL import Image
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
-from reproduce.data.images import Batch, CentreCrop, Images, Shape, Whole
+from reproduce.data.images import CentreCrop, Found, Images, Shape, Whole
 from reproduce.methods.method import Batch as Step
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones
@@ -85,10 +85,10 @@ class Arrays(Pictures):
         super().__init__(brighter_by_class(labels, noise=90, step=20, seed=seed), labels, CLASSES)
         self.split = split
 
-    def read(self, indices: Any, shape: Shape) -> Batch:
+    def find(self, indices: Any, shape: Shape) -> Found:
         key = self.split if isinstance(shape, Whole) else f"{self.split} crops"
         READ.setdefault(key, []).append(np.asarray(indices).tolist())
-        return super().read(indices, shape)
+        return super().find(indices, shape)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ Imports point down this page.
     trial.py        the steps of one shape, timed
     photographs.py  generated photographs
     doctor.py       what this machine has and what each table needs
+    decoders.py     the processes that decode images, and their speed
     forecast.py     what a command would run, and the hours and disk it takes
     rehearsed.py    shapes of runs, and the speeds that were measured
     cards.py        the datasheets of GPUs

@@ -14,12 +14,12 @@ import math
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from reproduce.commands import forecast, rehearsed
+from reproduce.commands import decoders, forecast, rehearsed
 from reproduce.commands.disk import CHECKPOINTS, disk_needed, num_parameters, sizes, weightless
 from reproduce.data import inventory, lists
 from reproduce.data.dataset import Dataset
@@ -54,6 +54,8 @@ DETECTRON2 = "Detectron2"
 """Label of the line about the engine of detection."""
 REHEARSED = "rehearsed"
 """Label of the line about measured speeds."""
+DECODING = "decoding"
+"""Label of the line about the processes that decode images."""
 GPU, DISK = "GPU", "disk"
 """Names of what can be missing besides data and engines; lines with these labels describe them."""
 PAPER_GPUS = 8
@@ -191,7 +193,7 @@ def report(requests: Iterable[Request], site: Site, store: Store, card: Card | N
         if label == GPU and (peaks := _memory(specs, machine)):
             yield from _entry(GPU_MEMORY, peaks)
     names = {name for spec in needed for name in (spec.dataset.name, *_requirement(spec))}
-    data = list(_data(machine, None if everything else names))
+    data = list(_data(machine, specs, None if everything else names))
     if data:
         yield from ("", "Data")
     for label, text in data:
@@ -287,6 +289,7 @@ def _machine(machine: Machine) -> Iterator[tuple[str, str]]:
     yield GPU, _gpu(machine)
     free = size(memory.available)
     yield "CPU", f"{found['cores']} cores ({processor}), {size(memory.total)} of memory, {free} free"
+    yield DECODING, decoders.chosen(machine.site, machine.device or "cpu", machine.at_once)
     features = size(machine.site.features_gb * 1e9)
     shared = f"shared features take up to {features} (features_gb)"
     kept = shared if machine.site.features_gb else "features are not kept (features_gb)"
@@ -360,10 +363,13 @@ def _detectron2(site: Site) -> str:
     return f"{AVAILABLE}, the source folder {site.detectron2}, commit {commit}"
 
 
-def _data(machine: Machine, names: Container[str] | None = None) -> Iterator[tuple[str, str]]:
+def _data(
+    machine: Machine, specs: Mapping[Request, Sequence[Spec]], names: Container[str] | None = None
+) -> Iterator[tuple[str, str]]:
     """Yield each data set of real images and separate lists.
 
     Args:
+        specs: the runs of each table.
         names: names of those that are needed; None for all.
     """
     site = machine.site
@@ -371,7 +377,11 @@ def _data(machine: Machine, names: Container[str] | None = None) -> Iterator[tup
         if names is not None and dataset.name not in names:
             continue
         problems = [each.why for each in missing(dataset, None, site, fetch=False)]
-        yield dataset.name, " ".join(problems) or _counted(dataset, machine.counts)
+        text = " ".join(problems) or _counted(dataset, machine.counts)
+        if text.startswith(AVAILABLE) and isinstance(dataset, Dataset):
+            where = machine.site, machine.store, machine.device or "cpu", machine.at_once
+            text = "; ".join(filter(None, (text, decoders.limits(dataset, specs, *where))))
+        yield dataset.name, text
     if names is None or lists.KEY in names:
         yield lists.KEY, _subsets(site)
 

@@ -6,6 +6,8 @@ line.
     download.py              the public data sets that `invoke download` fetches
     views.py                 augmented views of a batch, as tensor operations
     draws.py                 random parameters of the views
+    ahead.py                 items prepared ahead of the caller, on a GPU in a stream of their own
+    resident.py              the images of a split on a GPU
     augmentation.py          settings of the distribution of views
     synthetic_detection.py   montages of scenes in the layouts of VOC and COCO
     synthetic.py             small scenes in the layouts of the real data sets
@@ -27,6 +29,7 @@ line.
     detection.py             base class of data sets with boxes
     dataset.py               base class of data sets with labels
     images.py                decoding of the images of one split
+    originals.py             images in flat memory
     decoding.py              faults of image files
     sources.py               state of a data set's files on disk
 """

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -20,6 +21,9 @@ from reproduce.settings import (
     Ratio,
     Settings,
 )
+
+MARGIN = 2
+"""Pixels of a crop for each pixel of its view, along an axis, that a reduced image keeps at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,12 @@ class Augmentation(Settings, name="augmentation"):
     datasets/transforms.py). The contrast jitter then uses the mean of the whole image. Views cost more time,
     as images are larger than they are."""
 
+    draft: bool = identity.added_later(False, "0.2")
+    """If true, a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled decoding), which is
+    faster. It must keep, along each axis, at least two pixels of the smallest possible crop for each pixel of
+    its view. The pixels of its views change. At 224 px and crops from .08 of the area on, only images of more
+    than 13 megapixels are so large."""
+
     def check(self) -> None:
         for key in ("crop_scale", "crop_ratio", "blur_sigma"):
             _check_range(f"augmentation.{key}", getattr(self, key))
@@ -98,6 +108,33 @@ class Augmentation(Settings, name="augmentation"):
             raise ValueError(
                 "augmentation.every_second has its own small crops, but augmentation.small covers all views."
             )
+
+        if self.every_second is not None and self.every_second.draft:
+            raise ValueError(
+                "augmentation.every_second has its own draft, but augmentation.draft covers all views."
+            )
+
+    def least(self, size: int, num_views: int) -> tuple[float, float] | None:
+        """Return the size that a JPEG decoded at a fraction keeps, or None if it is decoded whole.
+
+        A crop of the share s of an image's area A and the ratio r has the sides sqrt(A s r) and
+        sqrt(A s / r). If none fits, it is the largest central crop with a ratio in range.
+
+        Args:
+            size: side of an ordinary view in pixels.
+
+        Returns:
+            The square root of the area, and the shorter side, in pixels.
+        """
+        if not self.draft:
+            return None
+        area, shorter = 0.0, 0.0
+        for view in range(num_views):
+            own, kept = self.of_view(view), MARGIN * self.size_of_view(view, size)
+            low, high = own.crop_ratio
+            area = max(area, kept / math.sqrt(own.crop_scale[0] * min(low, 1 / high)))
+            shorter = max(shorter, kept / min(1, 1 / low, high))
+        return area, shorter
 
     def of_view(self, view: int) -> Augmentation:
         """Return the distribution of view number `view`, counted from 0."""

@@ -5,23 +5,26 @@
         ...  # pixels: (256, 3, 96, 96) uint8, or one image after the other if their sizes differ
 
 An image is decoded once for all its views: whole, in RGB, at its own size. Decoded images stay in memory if
-the whole split fits. The bytes do not depend on the cache or on the number of workers.
+the whole split fits. They then lie in one flat tensor, from which views are made without a copy (`found_in`).
+The bytes do not depend on the cache or on the number of workers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import threading
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +35,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from reproduce.data import decoding
+from reproduce.data.originals import Originals
 from reproduce.data.sources import shown, state
-from reproduce.messages import InvalidError
+from reproduce.messages import InvalidError, size
 from reproduce.settings import Resampling
 
 PIECE = 16
@@ -52,17 +56,62 @@ class Batch(NamedTuple):
     """(n, 3, height, width) uint8 if all have one size. Otherwise the red, green and blue plane of each image
     in turn, (3 height_1 width_1 + 3 height_2 width_2 + ...,) uint8."""
     sizes: torch.Tensor
-    """(n, 2) int64, height and width of the original images in pixels."""
+    """(n, 2) int64, height and width of the original images in pixels; of what is decoded if a whole JPEG is
+    decoded at a fraction of its size."""
     indices: torch.Tensor
     """(n,) int64, indices in the split."""
 
 
+class Found(NamedTuple):
+    """Images in memory, in the order of the request."""
+
+    images: Originals
+    """Their pixels, which the cache may own: not to be changed."""
+    sizes: NDArray[np.int64]
+    """Height and width of the original images in pixels, (n, 2); see `Batch`."""
+    indices: NDArray[np.int64]
+    """Indices in the split, (n,)."""
+    cached: bool = False
+    """True if the pixels lie in the memory of the whole split. It is filled from the start, in any order of
+    the images, and what is filled no longer changes."""
+
+    @staticmethod
+    def of(batch: Batch) -> Found:
+        """Return the images of a batch, in its memory."""
+        sizes = batch.sizes.numpy()
+        shapes = np.empty_like(sizes)
+        shapes[:] = batch.pixels.shape[2:] if batch.pixels.ndim > 1 else sizes
+        return Found(Originals.of(batch.pixels, shapes), sizes, batch.indices.numpy())
+
+    def batch(self) -> Batch:
+        """Return the images as a batch, which the caller may change."""
+        images = self.images.packed() if self.cached else self.images
+        one = bool(len(images.sizes)) and images.one_size
+        pixels = images.values.view(-1, 3, *images.sizes[0].tolist()) if one else images.values
+        return Batch(pixels, torch.from_numpy(self.sizes), torch.tensor(self.indices))
+
+
 @dataclass(frozen=True)
 class Whole:
-    """The whole image at its own size.
+    """The whole image at its own size, or a JPEG at a fraction of it.
 
-    A JPEG is never decoded at a fraction of its size. A view would then be resampled twice.
+    A fraction changes the pixels of the views, which are then resampled twice. So it is a setting of the run.
     """
+
+    least: tuple[float, float] | None = None
+    """If given, a JPEG is decoded at the smallest of 1/8, 1/4 and 1/2 of its sides for which the square root
+    of its area and its shorter side keep these numbers of pixels (`Augmentation.least`)."""
+
+    def reduce(self, image: Image.Image) -> None:
+        """Make an image that is not decoded yet decode at the fraction; only JPEG files have one."""
+        if self.least is None:
+            return
+        width, height = image.size
+        for divisor in (8, 4, 2):
+            least = [divisor * each for each in self.least]
+            if math.sqrt(width * height) >= least[0] and min(width, height) >= least[1]:
+                image.draft(None, (width // divisor, height // divisor))
+                return
 
     def cut(self, image: Image.Image) -> Image.Image:
         """Return the image in RGB."""
@@ -113,26 +162,45 @@ def _resized(image: Image.Image, size: tuple[int, int], resampling: Resampling =
 
 
 class _Store:
-    """Decoded images of a split in one shape, up to a number of bytes."""
+    """Decoded images of a split in one shape, one after the other as they come, up to a number of bytes."""
 
     def __init__(self, num_images: int, most: int) -> None:
-        self.most = most
-        """Maximum size in bytes."""
-        self.images: dict[int, torch.Tensor] = {}
-        """(3, height, width) uint8 by index."""
-        self.sizes = np.empty((num_images, 2), np.int64)
+        try:
+            self.values = torch.empty(most, dtype=torch.uint8)
+        except RuntimeError:
+            raise InvalidError(
+                f"{size(most)} of memory for decoded images are not available. Lower `cache_gb` in the site "
+                "file."
+            ) from None
+        self.end = 0
+        """Number of values that are filled."""
+        self.starts = np.zeros(num_images, np.int64)
+        """Place of the first value of each image."""
+        self.shapes = np.zeros((num_images, 2), np.int64)
+        """Height and width of each image as it is stored."""
+        self.sizes = np.zeros((num_images, 2), np.int64)
+        """Height and width of each original image."""
         self.filled = np.zeros(num_images, np.bool_)
-        self._size = 0
+        self._lock = threading.Lock()
 
     def put(self, batch: Batch) -> None:
         """Store copies of the images that fit."""
-        for image, size, index in zip(
-            planes(batch), batch.sizes.numpy(), batch.indices.tolist(), strict=True
-        ):
-            if not self.filled[index] and self._size + image.numel() <= self.most:
-                self._size += image.numel()
-                self.images[index], self.sizes[index] = image.clone(), size
+        found = Found.of(batch)
+        starts, lengths = found.images.starts.tolist(), found.images.lengths.tolist()
+        with self._lock:
+            for row, index in enumerate(found.indices.tolist()):
+                start, end = self.end, self.end + lengths[row]
+                if self.filled[index] or end > len(self.values):
+                    continue
+                self.values[start:end] = found.images.values[starts[row] : starts[row] + lengths[row]]
+                self.starts[index], self.end = start, end
+                self.shapes[index], self.sizes[index] = found.images.sizes[row], found.sizes[row]
                 self.filled[index] = True  # last, so that another thread never reads an incomplete image
+
+    def find(self, indices: NDArray[np.int64]) -> Found:
+        """Return images that are all stored."""
+        images = Originals(self.values, self.starts[indices], self.shapes[indices])
+        return Found(images, self.sizes[indices], indices, cached=True)
 
 
 def planes(batch: Batch) -> list[torch.Tensor]:
@@ -169,6 +237,7 @@ class Images(ABC):
         self.classes = tuple(classes)
         self.cache_gb = cache_gb
         self._stores: dict[Shape, _Store | None] = {}
+        self._choosing = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -178,8 +247,11 @@ class Images(ABC):
 
         These are the decoded images and the states of the files.
         """
-        kept = {key: value for key, value in vars(self).items() if key not in ("_stores", "states")}
-        return kept | {"_stores": {}}
+        left_out = ("_stores", "_choosing", "states")
+        return {key: value for key, value in vars(self).items() if key not in left_out}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, _stores={}, _choosing=threading.Lock())
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -221,37 +293,35 @@ class Images(ABC):
         return _sha256(self.states.astype("<i8").tobytes())
 
     def read(self, indices: ArrayLike, shape: Shape) -> Batch:
-        """Return the images at `indices`, (n,), from memory if they are cached.
+        """Return copies of the images at `indices`, (n,), from memory if they are cached.
 
         Raises:
             IndexError: the split has no such image.
             ValueError: an image is broken or has more than 8 bits per channel. The message names it.
         """
+        return self.find(indices, shape).batch()
+
+    def find(self, indices: ArrayLike, shape: Shape) -> Found:
+        """Return the images at `indices`, (n,), where they are if they are cached; raises as `read`."""
         chosen = self._chosen(indices)
         missing = self.missing(chosen, shape)
         return self.joined(chosen, shape, [self.decode(missing, shape)] if len(missing) else [])
 
-    def joined(self, indices: NDArray[np.int64], shape: Shape, decoded: Sequence[Batch]) -> Batch:
+    def joined(self, indices: NDArray[np.int64], shape: Shape, decoded: Sequence[Batch]) -> Found:
         """Return the images at `indices`, those in `decoded` and the cached ones, and cache the former."""
         store = self._store(shape)
         if store is not None:
             for batch in decoded:
                 store.put(batch)
-        if len(decoded) == 1 and np.array_equal(decoded[0].indices.numpy(), indices):
-            return decoded[0]
-        fresh = {
-            index: (image, size)
-            for batch in decoded
-            for image, size, index in zip(
-                planes(batch), batch.sizes.tolist(), batch.indices.tolist(), strict=True
-            )
-        }
-        if len(fresh) < len(indices) and store is not None:
-            cached = [index for index in indices.tolist() if index not in fresh]
-            sizes = store.sizes[cached].tolist()
-            fresh |= {i: (store.images[i], size) for i, size in zip(cached, sizes, strict=True)}
-        chosen = [fresh[index] for index in indices.tolist()]
-        return _batch(indices, [image for image, _ in chosen], [size for _, size in chosen])
+            if store.filled[indices].all():
+                return store.find(indices)
+        parts = [Found.of(batch) for batch in decoded or [_batch(indices[:0], [], [])]]
+        there = np.concatenate([part.indices for part in parts])
+        if np.array_equal(there, indices):
+            return parts[0] if len(parts) == 1 else _joined(parts)
+        if store is not None:
+            parts.append(store.find(np.setdiff1d(indices, there)))
+        return _ordered(parts, indices)
 
     def decode(self, indices: NDArray[np.int64], shape: Shape) -> Batch:
         """Decode the images at `indices`, (n,), bypassing the cache."""
@@ -259,6 +329,8 @@ class Images(ABC):
         for index in indices.tolist():
             try:
                 with self.open(index) as image:
+                    if isinstance(shape, Whole):
+                        shape.reduce(image)
                     sizes.append([image.height, image.width])
                     images.append(_planes(shape.cut(image)))
             except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
@@ -279,20 +351,29 @@ class Images(ABC):
 
     def _store(self, shape: Shape) -> _Store | None:
         """Return the cache for `shape`, or None if the split does not fit in memory."""
-        if shape not in self._stores:
-            free = int(self.cache_gb * 1e9) - sum(store.most for store in self._stores.values() if store)
-            need = len(self) * 3 * shape.size**2 if isinstance(shape, CentreCrop) else self._estimate()
-            # Photographs differ, so their estimate gets a margin of a tenth, if there is so much memory.
-            store = _Store(len(self), min(free, need + need // 10)) if need <= free else None
-            self._stores.setdefault(shape, store)
-        return self._stores[shape]
+        with self._choosing:
+            if shape not in self._stores:
+                kept = sum(len(store.values) for store in self._stores.values() if store)
+                free = int(self.cache_gb * 1e9) - kept
+                need = (
+                    len(self) * 3 * shape.size**2 if isinstance(shape, CentreCrop) else self._estimate(shape)
+                )
+                # Photographs differ, so their estimate gets a margin of a tenth, if there is so much memory.
+                most = min(free, need + need // 10)
+                self._stores[shape] = _Store(len(self), most) if need <= free else None
+            return self._stores[shape]
 
-    def _estimate(self) -> int:
+    def keeps(self, shape: Shape) -> bool:
+        """Return True if images in this shape are cached."""
+        return self._store(shape) is not None
+
+    def _estimate(self, shape: Whole) -> int:
         """Return the approximate size in bytes of all images, from the headers of `SAMPLED` of them."""
         some = np.linspace(0, len(self) - 1, min(len(self), SAMPLED)).astype(np.int64).tolist()
         found = []
         for index in some:
             with suppress(Exception), self.open(index) as image:  # a broken one raises when it is decoded
+                shape.reduce(image)
                 found.append(3 * image.width * image.height)
         return len(self) * sum(found) // max(1, len(found))
 
@@ -444,14 +525,17 @@ class Planes(Images):
         sizes = torch.full((len(indices), 2), self._side)
         return Batch(torch.from_numpy(self._gather(indices)), sizes, torch.tensor(indices))
 
-    def read(self, indices: ArrayLike, shape: Shape) -> Batch:
+    def find(self, indices: ArrayLike, shape: Shape) -> Found:
         if not isinstance(shape, Whole):
-            return super().read(indices, shape)
+            return super().find(indices, shape)
         # Not cached: the system caches the file itself, and a second copy would waste memory.
-        return self.decode(self._chosen(indices), shape)
+        return Found.of(self.decode(self._chosen(indices), shape))
 
     def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
         return super().missing(indices, shape) if not isinstance(shape, Whole) else np.empty(0, np.int64)
+
+    def _store(self, shape: Shape) -> _Store | None:
+        return super()._store(shape) if not isinstance(shape, Whole) else None
 
     @cached_property
     def _maps(self) -> tuple[NDArray[np.uint8], ...]:
@@ -506,6 +590,24 @@ def _batch(
     return Batch(pixels, torch.tensor(sizes, dtype=torch.int64).view(-1, 2), torch.tensor(indices))
 
 
+def _joined(parts: Sequence[Found]) -> Found:
+    """Return copies of the images of all parts, each of which has its pixels alone and in order."""
+    sizes = np.concatenate([part.sizes for part in parts])
+    shapes = np.concatenate([part.images.sizes for part in parts])
+    values = torch.cat([part.images.values for part in parts])
+    return Found(Originals.of(values, shapes), sizes, np.concatenate([part.indices for part in parts]))
+
+
+def _ordered(parts: Sequence[Found], indices: NDArray[np.int64]) -> Found:
+    """Return copies of the images at `indices`, each of which is in one of the parts."""
+    places = {index: (part, row) for part in parts for row, index in enumerate(part.indices.tolist())}
+    chosen = [places[index] for index in indices.tolist()]
+    sizes = np.stack([part.sizes[row] for part, row in chosen])
+    shapes = np.stack([part.images.sizes[row] for part, row in chosen])
+    values = torch.cat([part.images.image(row).flatten() for part, row in chosen])
+    return Found(Originals.of(values, shapes), sizes, indices)
+
+
 def batches(
     images: Images,
     order: ArrayLike,
@@ -542,26 +644,57 @@ def in_parts(images: Images, parts: Sequence[ArrayLike], shape: Shape, workers: 
 
     Everything else is as in `batches`.
     """
-    chosen = [np.asarray(part, np.int64) for part in parts]
-    if workers and any(len(images.missing(part, shape)) for part in chosen):
-        return _by_processes(images, chosen, shape, workers)
-    return _ahead(images, chosen, shape)
+    pieces = sum(-(-len(np.asarray(part)) // PIECE) for part in parts)
+    return (part.batch() for part in found_in(images, [parts], shape, min(workers, pieces)))
 
 
-def _ahead(images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape) -> Iterator[Batch]:
-    """Yield batches that one thread reads while the caller works on earlier ones.
+def found_in(
+    images: Images, epochs: Iterable[Sequence[ArrayLike]], shape: Shape, workers: int = 0
+) -> Iterator[Found]:
+    """Yield the images of each part of each epoch, without copying those that are cached.
+
+    An epoch is requested when the one before it is being decoded, so nothing waits between them. Processes
+    that decode live until the end, or until everything is cached.
+
+    Args:
+        epochs: the parts of each epoch, each of them indices, (n,); no image twice in an epoch.
+        shape, workers: see `batches`.
+
+    Raises:
+        ValueError: as in `batches`.
+    """
+    stretches = ([np.asarray(part, np.int64) for part in parts] for parts in epochs)
+    for parts in stretches:
+        if workers and images.keeps(shape):
+            missing = sum(len(images.missing(part, shape)) for part in parts)
+            number = min(workers, -(-missing // PIECE))
+            yield from _by_processes(images, parts, shape, number) if number else _ahead(images, parts, shape)
+        else:  # all epochs are alike
+            every = chain(parts, chain.from_iterable(stretches))
+            number = workers if parts and len(images.missing(parts[0], shape)) else 0
+            yield from _by_processes(images, every, shape, number) if number else _ahead(images, every, shape)
+
+
+def _ahead(images: Images, parts: Iterable[NDArray[np.int64]], shape: Shape) -> Iterator[Found]:
+    """Yield images that one thread decodes while the caller works on earlier ones.
 
     Pillow decodes without holding the interpreter's lock.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
     try:
-        waiting: deque[Future[Batch]] = deque()
+        waiting: deque[Future[Found] | NDArray[np.int64]] = deque()
+
+        def first() -> Found:
+            part = waiting.popleft()
+            return images.find(part, shape) if isinstance(part, np.ndarray) else part.result()
+
         for part in parts:
-            waiting.append(thread.submit(images.read, part, shape))
+            decode = len(images.missing(part, shape)) or not images.keeps(shape)
+            waiting.append(thread.submit(images.find, part, shape) if decode else part)
             if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
     finally:
         # A caller that stops early waits for at most one batch, not for all that are queued.
         thread.shutdown(cancel_futures=True)
@@ -584,12 +717,19 @@ class _Pieces(Dataset[Any]):
 
 
 def _by_processes(
-    images: Images, parts: Sequence[NDArray[np.int64]], shape: Shape, workers: int
-) -> Iterator[Batch]:
-    """Yield batches; worker processes decode the images that are not cached."""
-    missing = [images.missing(part, shape) for part in parts]
-    pieces = [[part[begin : begin + PIECE] for begin in range(0, len(part), PIECE)] for part in missing]
-    sampler: Any = [piece for part in pieces for piece in part]
+    images: Images, parts: Iterable[NDArray[np.int64]], shape: Shape, workers: int
+) -> Iterator[Found]:
+    """Yield images; worker processes decode those that are not cached."""
+    planned: deque[tuple[NDArray[np.int64], int]] = deque()  # parts that have begun, and their pieces
+
+    def pieces() -> Iterator[NDArray[np.int64]]:
+        for part in parts:
+            missing = images.missing(part, shape)
+            cut = [missing[begin : begin + PIECE] for begin in range(0, len(missing), PIECE)]
+            planned.append((part, len(cut)))
+            yield from cut
+
+    sampler: Any = pieces()
     # With its default generator the loader draws from torch's global one, and the number of workers would
     # change the results of a run.
     generator = torch.Generator()
@@ -604,8 +744,10 @@ def _by_processes(
         )
     )
     try:
-        for part, expected in zip(parts, pieces, strict=True):
-            got = [_raised(next(decoded)) for _ in expected]
+        # The loader requests pieces ahead of those that it returns, so the next part is always planned.
+        while planned:
+            part, number = planned.popleft()
+            got = [_raised(next(decoded)) for _ in range(number)]
             yield images.joined(part, shape, got)
     finally:
         # Ends the workers now. An iterator that a traceback or the garbage collector keeps alive would end

@@ -33,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from reproduce.data.originals import Originals
 from reproduce.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def sample(
     Raises:
         ValueError: the pixels are not those of n images of these sizes, or the number of indices is not n.
     """
-    return _sample(pixels, sizes, indices, augmentation, size, seed, epoch, [view]).views[0]
+    images, which = _originals(pixels, sizes, indices)
+    return _sample(images, which, augmentation, size, seed, epoch, [view]).views[0]
 
 
 class Sampled(NamedTuple):
@@ -110,13 +112,32 @@ def sample_all(
     Views of one form are made in one pass: a small batch takes half the time of K passes. Large views are
     bit-equal to those of a run without small crops.
     """
-    return _sample(pixels, sizes, indices, augmentation, size, seed, epoch, range(num_views))
+    images, which = _originals(pixels, sizes, indices)
+    return _sample(images, which, augmentation, size, seed, epoch, range(num_views))
+
+
+def sample_originals(
+    images: Originals,
+    indices: Ints,
+    *,
+    augmentation: Augmentation,
+    size: int,
+    seed: int,
+    epoch: int,
+    num_views: int,
+) -> Sampled:
+    """Return the views of `sample_all`, of images anywhere in one tensor, which are not copied before.
+
+    Args:
+        images: the images, on the device of the views.
+        indices: numbers of the images in their data set, (n,).
+    """
+    return _sample(images, indices, augmentation, size, seed, epoch, range(num_views))
 
 
 def _sample(
-    pixels: Tensor,
-    sizes: Tensor,
-    indices: Tensor,
+    images: Originals,
+    which: Ints,
     augmentation: Augmentation,
     size: int,
     seed: int,
@@ -125,11 +146,8 @@ def _sample(
 ) -> Sampled:
     from reproduce.data.draws import Draws, draw
 
-    shapes, which = _array(sizes), _array(indices)
-    _check(pixels, shapes, which)
-    images = Originals.of(pixels, shapes)
     drawn = {
-        view: draw(augmentation.of_view(view), shapes, which, seed=seed, epoch=epoch, view=view)
+        view: draw(augmentation.of_view(view), images.sizes, which, seed=seed, epoch=epoch, view=view)
         for view in views
     }
     forms = {view: Form.of_view(augmentation, view, size) for view in views}
@@ -162,41 +180,14 @@ class Form(NamedTuple):
 
 def normalise(x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """Return (x - mean) / std for each of the RGB channels of x, (n, 3, height, width)."""
-    shift, scale = (
-        torch.tensor(values, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for values in (mean, std)
-    )
+    shift, scale = (_constants(values, x.dtype, x.device) for values in (mean, std))
     return x.sub(shift).div_(scale)
 
 
-class Originals(NamedTuple):
-    """The images of a batch, each at its own size."""
-
-    values: Tensor
-    """Red, green and blue plane of each image in turn, (values,) uint8."""
-    starts: Ints
-    """Place of the first value of each image, (n,)."""
-    sizes: Ints
-    """Height and width of each image, (n, 2)."""
-
-    @staticmethod
-    def of(pixels: Tensor, sizes: Ints) -> Originals:
-        """Return the images of `pixels` in either form; see `sample`."""
-        lengths = 3 * sizes.prod(axis=1)
-        return Originals(pixels.flatten(), lengths.cumsum() - lengths, sizes)
-
-    def image(self, index: int) -> Tensor:
-        """Return one image, (3, height, width) uint8, in the same memory."""
-        start, (height, width) = int(self.starts[index]), self.sizes[index].tolist()
-        return self.values[start : start + 3 * height * width].view(3, height, width)
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.values.device.type == "cpu"
-
-    @property
-    def small(self) -> bool:
-        """True if the images have one size of at most `SMALL` pixels."""
-        return bool((self.sizes == self.sizes[:1]).all()) and int(self.sizes.max(initial=0)) <= SMALL
+@cache
+def _constants(values: tuple[float, float, float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a number for each channel; a GPU would wait for each copy of them."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, 3, 1, 1)
 
 
 def apply(images: Originals, drawn: Draws, form: Form) -> Tensor:
@@ -208,7 +199,7 @@ def apply(images: Originals, drawn: Draws, form: Form) -> Tensor:
     """
     import numpy as np
 
-    device, size, small = images.values.device, form.size, images.small
+    device, size, small = images.values.device, form.size, _small(images)
     of = np.arange(len(drawn.flip)) % max(1, len(images.sizes))  # number of each view's image
     out = torch.empty(len(of), 3, size, size, device=device)
     threads = torch.get_num_threads() if images.on_cpu else 1
@@ -234,10 +225,16 @@ def apply(images: Originals, drawn: Draws, form: Form) -> Tensor:
             if not form.colour_first:
                 _colour_(x, parameters, scratch)
             _blur_and_solarize_(x, parameters, scratch)
-            out.index_copy_(0, torch.from_numpy(rows.copy()).to(device), x.clamp_(0, 1))
+            where = torch.from_numpy(rows.copy()).to(device, non_blocking=True)
+            out.index_copy_(0, where, x.clamp_(0, 1))
 
     _in_threads(work, chunks, threads)
     return out
+
+
+def _small(images: Originals) -> bool:
+    """Return True if the images have one size of at most `SMALL` pixels."""
+    return images.one_size and int(images.sizes.max(initial=0)) <= SMALL
 
 
 def _in_threads(work: Callable[[list[Ints]], None], chunks: list[Ints], threads: int) -> None:
@@ -309,7 +306,7 @@ def _resize_together_(
     kernel, box = KERNELS[form.resampling], drawn.box
     if form.colour_first:
         pixels = _coloured(images, of, drawn, scratch, coloured)
-    elif images.small:
+    elif _small(images):
         pixels = whole(images, of)
     else:
         pixels, box = padded(images, of, box), box * (0, 0, 1, 1)
@@ -331,11 +328,11 @@ def whole(images: Originals, of: Ints) -> Tensor:
     """Return the images `of` in one tensor, (m, 3, height, width) uint8, padded as in `padded`."""
     import numpy as np
 
+    stacked = images.stacked(of)
+    if stacked is not None:
+        return stacked
     sizes = images.sizes[of]
-    if len(images.sizes) and (images.sizes != images.sizes[0]).any():
-        return padded(images, of, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
-    pixels = images.values.view(len(images.sizes), 3, *images.sizes.max(axis=0, initial=0).tolist())
-    return pixels.index_select(0, torch.from_numpy(of).to(pixels.device))
+    return padded(images, of, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
 
 
 def padded(images: Originals, of: Ints, boxes: Ints) -> Tensor:
@@ -363,7 +360,8 @@ def gather_(out: Tensor, images: Originals, of: Ints, boxes: Ints) -> Tensor:
 
     numbers = np.concatenate([images.starts[of, None], images.sizes[of], boxes], axis=1)
     start, high, wide, top, left, height, width = (
-        values.view(-1, 1, 1) for values in torch.from_numpy(numbers.T.copy()).to(out.device)
+        values.view(-1, 1, 1)
+        for values in torch.from_numpy(numbers.T.copy()).to(out.device, non_blocking=True)
     )
     rows, columns = (torch.arange(extent, device=out.device) for extent in out.shape[2:])
     row, column = torch.minimum(rows.view(-1, 1), height - 1), torch.minimum(columns, width - 1)
@@ -661,18 +659,28 @@ def _replace(x: Tensor, mask: Bools, operation_: Callable[[Tensor, Ints], Tensor
     if len(on) == len(x):
         operation_(x, on)
     elif len(on):
-        where = torch.from_numpy(on).to(x.device)
+        where = torch.from_numpy(on).to(x.device, non_blocking=True)
         x.index_copy_(0, where, operation_(x.index_select(0, where), on))
 
 
 def _like(x: Tensor, values: Floats) -> Tensor:
-    """Return `values` as float32 on the device of x."""
-    return torch.from_numpy(values).to(x.device, torch.float32)
+    """Return `values` as float32 on the device of x.
+
+    A GPU does not make this process wait: CUDA has read memory that is not pinned before the call returns.
+    """
+    return torch.from_numpy(values).to(x.device, torch.float32, non_blocking=True)
 
 
 def _array(values: Tensor) -> Ints:
     """Return `values` as 64-bit integers of NumPy."""
     return values.detach().cpu().to(torch.int64).numpy()
+
+
+def _originals(pixels: Tensor, sizes: Tensor, indices: Tensor) -> tuple[Originals, Ints]:
+    """Return the images of `sample` and their numbers, checked."""
+    shapes, which = _array(sizes), _array(indices)
+    _check(pixels, shapes, which)
+    return Originals.of(pixels, shapes), which
 
 
 def _check(pixels: Tensor, sizes: Ints, indices: Ints) -> None:

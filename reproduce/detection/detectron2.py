@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from reproduce.detection import conversion, record
 from reproduce.detection import detectron2_config as config
 from reproduce.detection import detectron2_formats as formats
+from reproduce.detection.examples import decoders
 from reproduce.detection.predictions import Predicted
 from reproduce.lazy import torch
 from reproduce.messages import NotFoundError
@@ -184,7 +185,7 @@ def fine_tune(
             folder,
             prepare,
             seed=seed,
-            workers=site.workers,
+            workers=decoders(site),
             watch=watch.part(0, shown),
         )
         results, found = _test(model, cfg, dataset, test, folder / VOC, site, watch.part(trained_on, shown))
@@ -391,7 +392,7 @@ def _test(
     loader = build_detection_test_loader(
         [formats.dictionary(picture, masks=False) for picture in test.pictures],
         mapper=partial(mapped, map_one),
-        num_workers=site.workers,
+        num_workers=decoders(site),
     )
     MetadataCatalog.pop(DATASET, None)
     MetadataCatalog.get(DATASET).set(**formats.metadata(dataset, test, voc))

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from reproduce.data import detection
 from reproduce.data.detection import Box, Instance, Picture
 from reproduce.lazy import torch
+from reproduce.nn import distributed
+from reproduce.runs import cores
+from reproduce.site import Site
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +86,11 @@ def prepared(
                 yield [each.result() for each in waiting.popleft()]
         while waiting:
             yield [each.result() for each in waiting.popleft()]
+
+
+def decoders(site: Site) -> int:
+    """Return the number of threads or processes that decode images for this process; 0 for itself."""
+    return cores.decoders(site.workers, distributed.device(site.device).type)
 
 
 def _learnt(picture: Picture, masks: bool) -> list[Instance]:

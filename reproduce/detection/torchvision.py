@@ -15,6 +15,7 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from reproduce.detection import examples, record, stream
+from reproduce.detection.examples import decoders
 from reproduce.detection.predictions import Predicted
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError
@@ -164,7 +165,7 @@ def batches(
     def example(picture: Picture) -> tuple[Tensor, dict[str, Tensor]]:
         return examples.pixels(picture), examples.target(picture, masks=protocol.masks)
 
-    return examples.prepared(groups, example, site.workers)
+    return examples.prepared(groups, example, decoders(site))
 
 
 def detect(detector: Any, test: Annotated, site: Site, device: torch.device, watch: Watch) -> list[Predicted]:
@@ -178,7 +179,7 @@ def detect(detector: Any, test: Annotated, site: Site, device: torch.device, wat
     found: list[Predicted] = []
     with torch.no_grad():
         for group, images in zip(
-            groups, examples.prepared(groups, examples.pixels, site.workers), strict=True
+            groups, examples.prepared(groups, examples.pixels, decoders(site)), strict=True
         ):
             outputs = detector([image.to(device) for image in images])
             found += [_predicted(each, output) for each, output in zip(group, outputs, strict=True)]

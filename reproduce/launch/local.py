@@ -29,7 +29,7 @@ from reproduce.plan import Job
 from reproduce.readiness import RefusedError
 from reproduce.resources import sharing
 from reproduce.resources.memory import Peak, peaks
-from reproduce.runs import environment
+from reproduce.runs import cores, environment
 from reproduce.runs.claims import POLL, Claims
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Spec
@@ -218,9 +218,10 @@ class _Launch:
         self._idle = [each for each in self._idle if each not in surplus]
         _stop(surplus)  # they would keep memory of their GPU
         own = _merged([self._places[place] for place in places])
+        together = min(self._most, len(self._places) * share.denominator)
         return worker or _Worker(
             tuple(places),
-            own | {environment.SHARING: str(share.denominator)},
+            own | {environment.SHARING: str(share.denominator), cores.PROCESSES: str(together)},
             self._events,
             self._runs,
             share=share,
@@ -325,7 +326,7 @@ def _merged(places: Sequence[dict[str, str]]) -> dict[str, str]:
 
 def _cores() -> int:
     """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores.usable()
 
 
 def _gpus_of(site: Site) -> list[str]:

@@ -13,17 +13,18 @@ features take 3 tensors of 41 MB (weights, velocities, gradient) and, at batch 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.data import views
+from reproduce.data.ahead import ahead
 from reproduce.data.dataset import Dataset
 from reproduce.lazy import F, torch
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.nn.keeper import Keeper
-from reproduce.runs import encoder_file
+from reproduce.runs import cores, encoder_file
 from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
@@ -225,26 +226,30 @@ class Stream:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch number `epoch`, from batch number `first` on; both count from 0."""
-        from reproduce.data.images import Whole, in_parts
+        with ahead(self._epoch(epoch, first), self.device, tensors=lambda batch: batch) as batches:
+            yield from batches
+
+    def _epoch(self, epoch: int, first: int) -> Generator[Batch]:
+        from reproduce.data.images import Whole, found_in
 
         order = torch.randperm(
             len(self.split.indices), generator=seeds.generator("classifier order", self.seed, epoch)
         )
         parts = torch.tensor_split(order, self.num_steps)[first:]
         mine = [self.split.indices[part[slice(*bounds(len(part)))]] for part in parts]
-        decoded = in_parts(self.split.images, mine, Whole(), self.site.workers)
-        for part, (pixels, sizes, which) in zip(parts, decoded, strict=True):
-            sampled = views.sample(
-                pixels.to(self.device, non_blocking=True),
-                sizes,
-                which,
+        workers = cores.decoders(self.site.workers, self.device.type)
+        shape = Whole(self.augmentation.least(self.dataset.size, num_views=1))
+        for part, found in zip(parts, found_in(self.split.images, [mine], shape, workers), strict=True):
+            (view,) = views.sample_originals(
+                found.images.on(self.device),
+                found.indices,
                 augmentation=self.augmentation,
                 size=self.dataset.size,
                 seed=self.seed,
                 epoch=epoch,
-                view=0,
-            )
-            normalised = views.normalise(sampled, self.dataset.mean, self.dataset.std).contiguous(
+                num_views=1,
+            ).views
+            normalised = views.normalise(view, self.dataset.mean, self.dataset.std).contiguous(
                 memory_format=torch.channels_last
             )
             yield Batch(normalised, self.split.labels[part].to(self.device, non_blocking=True))

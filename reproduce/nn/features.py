@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
-from reproduce.data.images import CentreCrop, batches
+from reproduce.data.images import CentreCrop, Whole, batches, found_in
 from reproduce.lazy import F, torch
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, feature_cache
+from reproduce.runs import cores
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -113,8 +114,9 @@ def extract(
 
     def rows() -> Iterator[Tensor]:
         mine = split.indices[shares(len(split.indices))]
+        workers = cores.decoders(site.workers, device.type)
         for batch in batches(
-            split.images, mine, CHUNK, crop=crop_of(dataset, squash=squash), workers=site.workers
+            split.images, mine, CHUNK, crop=crop_of(dataset, squash=squash), workers=workers
         ):
             crops = batch.pixels.to(device).float() / 255
             yield encoder.backbone(views.normalise(crops, dataset.mean, dataset.std))
@@ -189,19 +191,21 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
     widths: list[int] = []
 
     def rows() -> Iterator[Tensor]:
-        for batch in batches(images, shares(len(images)), CHUNK, workers=site.workers):
-            pixels, outputs = batch.pixels.to(device), []
-            for view in range(2):
-                sampled = views.sample(
-                    pixels,
-                    batch.sizes,
-                    batch.indices,
-                    augmentation=augmentation,
-                    size=dataset.size,
-                    seed=seed,
-                    epoch=0,
-                    view=view,
-                )
+        workers = cores.decoders(site.workers, device.type)
+        parts = torch.split(shares(len(images)), CHUNK)
+        shape = Whole(augmentation.least(dataset.size, num_views=2))
+        for found in found_in(images, [parts], shape, workers):
+            outputs = []
+            both = views.sample_originals(
+                found.images.on(device),
+                found.indices,
+                augmentation=augmentation,
+                size=dataset.size,
+                seed=seed,
+                epoch=0,
+                num_views=2,
+            )
+            for sampled in both.views:
                 features = encoder.backbone(views.normalise(sampled, dataset.mean, dataset.std))
                 outputs += [projector(features).float(), features.float()]
             widths[:] = [output.shape[1] for output in outputs]

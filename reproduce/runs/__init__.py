@@ -13,6 +13,7 @@ Imports point down this page.
     files.py         files that are written whole or not at all
     kinds.py         kinds of files in place of the one that a name promises
     environment.py   versions, code and machine; the load of the machine
+    cores.py         cores of this machine, and their share that decodes images
     output.py        standard output that never stops a command
     squeue.py        the jobs that Slurm still lists
     progress.py      what a run reports while it is executed
