@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from reproduce.data.images import Batch, Images, Shape, Whole
+from reproduce.data.images import Found, Images, Shape, Whole
+from reproduce.data.originals import Originals
 
 FILES, DISTINCT = 256, 16
 """Number of generated files, and of different photographs; the other files are shifted copies."""
@@ -85,9 +85,7 @@ class Generated(Images):
         """
         super().__init__(np.zeros(num_images, np.int64), ("any",), cache_gb)
         self._files = files
-        self._decoded: Batch | None = None
-        if ready:
-            self._decoded = self.decode(np.arange(len(files)), Whole())
+        self._decoded = Found.of(self.decode(np.arange(len(files)), Whole())) if ready else None
 
     def name(self, index: int) -> str:
         return str(self._files[index % len(self._files)])
@@ -99,12 +97,13 @@ class Generated(Images):
     def digest(self) -> str:
         return ""
 
-    def read(self, indices: ArrayLike, shape: Shape) -> Batch:
+    def find(self, indices: ArrayLike, shape: Shape) -> Found:
         if self._decoded is None or not isinstance(shape, Whole):
-            return super().read(indices, shape)
-        chosen = torch.tensor(np.asarray(indices, np.int64))
-        files = chosen % len(self._files)
-        return Batch(self._decoded.pixels[files], self._decoded.sizes[files], chosen)
+            return super().find(indices, shape)
+        chosen = np.asarray(indices, np.int64)
+        images, files = self._decoded.images, chosen % len(self._files)
+        shown = Originals(images.values, images.starts[files], images.sizes[files])
+        return Found(shown, self._decoded.sizes[files], chosen, cached=True)
 
     def missing(self, indices: ArrayLike, shape: Shape) -> NDArray[np.int64]:
         return super().missing(indices, shape) if self._decoded is None else np.empty(0, np.int64)
