@@ -27,6 +27,7 @@ KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
     "bool": ((bool,), "true or false"),
+    "bool | str": ((bool, str), 'true, false or "auto"'),
     "Path": ((str,), "a path in quotes"),
 }
 """Types of a value in the site file, and their description, by the type of its field."""
@@ -168,6 +169,9 @@ class Site:
     recompute: bool = False
     """True if methods whose loss couples all views keep the activations of one view at a time, for one more
     forward pass. No number changes."""
+    compile: bool | str = "auto"
+    """True if torch.compile compiles the backbones of pretrainings (`nn/compiled.py`), which takes one to two
+    minutes; numbers change within rounding. `auto` on a GPU for runs that are long enough to gain from it."""
     cache_gb: float = 4.0
     """Maximum size of decoded images, in 10^9 bytes, for which a data set is kept in memory."""
     features_gb: float = 20.0
@@ -190,6 +194,8 @@ class Site:
             raise InvalidError(
                 f"probe_every is {self.probe_every!r}: a number of epochs, 0 for never, or auto is expected."
             )
+        if not isinstance(self.compile, bool) and self.compile != "auto":
+            raise InvalidError(f"compile is {self.compile!r}: true, false or auto is expected.")
         if self.devices < 1:
             raise InvalidError(f"devices is {self.devices}: at least 1 is expected.")
         if not 0 < self.heartbeat < math.inf:
@@ -472,6 +478,6 @@ def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
         ValueError: `value` has another type.
     """
     wanted, words = KINDS[kind]
-    if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
+    if not isinstance(value, wanted) or (isinstance(value, bool) and not kind.startswith("bool")):
         raise InvalidError(f"{path}: {key} is {without_secrets(repr(value))}: {words} is expected.")
     return value

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reproduce import identity
 from reproduce.data import inventory
+from reproduce.nn import compiled
 from reproduce.report.record import Records, RunRecord
 from reproduce.settings import Settings
 from reproduce.tracking.errors import StoreError
@@ -79,7 +80,7 @@ def record(run: PortableRun, address: str = "") -> RunRecord:
         facts={
             key: value
             for key, value in sorted(run.tags.items())
-            if key in (ENCODER, TRAINED) or key.startswith(inventory.PREFIXES)
+            if key in (ENCODER, TRAINED, compiled.TAG) or key.startswith(inventory.PREFIXES)
         },
         needs=run.needs or "",
         address=address,

@@ -47,7 +47,7 @@ class RunRecord:
     environments: Sequence[Mapping[str, Any]]
     """Versions, code and machine of each attempt."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the data and of the encoder, and numbers of images."""
+    """Digests of the data and of the encoder, numbers of images, and the compiler of the backbones."""
     needs: str = ""
     """Id of the pretraining whose encoder the run evaluates; empty if it needs none."""
     address: str = ""
