@@ -217,6 +217,7 @@ workers = 5
 checkpoint_every = 9
 probe_every = 5
 recompute = true
+compile = true
 cache_gb = 0.5
 features_gb = 0.25
 detectron2 = "/elsewhere/detectron2"
