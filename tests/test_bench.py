@@ -29,7 +29,7 @@ def bench(tmp_path, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["methods", "step", "sweep"])
+@pytest.mark.parametrize("name", ["methods", "pretraining", "step", "sweep"])
 def test_a_benchmark_prints_a_table_and_writes_one_json(tmp_path, name):
     done = bench(tmp_path, name, "--quick")
     assert done.returncode == 0, done.stderr
@@ -46,7 +46,7 @@ def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
     assert done.returncode == 2
     assert (
         done.stderr.strip() == "There is no benchmark 'stepp'. Did you mean 'step'? "
-        "Known: knn, lightly, memory, methods, optim, step, sweep, views."
+        "Known: knn, lightly, memory, methods, optim, pretraining, step, sweep, views."
     )
     assert not (tmp_path / "bench.json").exists()
 
