@@ -1,4 +1,4 @@
-"""What a new GPU runs first: the benchmarks of a GPU, then a first table on Imagenette, within nine minutes.
+"""First measurements on a new GPU: its benchmarks and a first table on Imagenette, within nine minutes.
 
     python -m bench.device                    # writes bench/results/<card>.json and <card>.zip
     python -m bench.device --out FOLDER       # writes both there
@@ -218,9 +218,9 @@ def table(session: Session) -> None:
     changes = [word for change in SETTINGS for word in ("--set", change)]
     invoke = [sys.executable, "-m", "invoke"]
     asked = [name, "--scale", "small", "--rows", ROWS, "--jobs", str(AT_ONCE), *changes]
-    session.process(name, [*invoke, *asked], seconds, shown=True)
+    done = session.process(name, [*invoke, *asked], seconds, shown=True)
     report = site.reports / "small" / f"{name}.csv"
-    if report.is_file():
+    if done is not None and report.is_file():  # otherwise it may be an earlier one
         with report.open(encoding="utf-8", newline="") as file:
             cells = list(csv.DictReader(file))
         session.result[name] = [{key: cell[key] for key in OF_CELL} for cell in cells]

@@ -1,13 +1,9 @@
-"""The page of measured speeds: `docs/speed.md`, generated from the results of `bench/device.py`.
-
-from reproduce.commands.speed import page
-text = page()
-"""
+"""The page of measured speeds: `docs/speed.md`, generated from the results of `bench/device.py`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +13,11 @@ from reproduce.site import PROJECT
 RESULTS = PROJECT / "bench" / "results"
 HEAD = """# Speed on a GPU
 
-`python -m bench.device` measures a new GPU within nine minutes and writes `bench/results/<card>.json`. It compares
-the training step with the backbone alone, the whole pretraining from JPEG files with the step, and several runs at once
-with one. If the site file names the images of Imagenette, it also trains a
-[first result](small-scale.md#4-first-result-three-rows-40-epochs). This page shows the results. It is generated:
-`invoke docs` writes it. Do not edit it by hand."""
+`python -m bench.device` measures a new GPU within nine minutes and writes `bench/results/<card>.json`. It
+compares the training step with the backbone alone, the whole pretraining from JPEG files with the step, and
+several runs at once with one. If the site file names the images of Imagenette, it also trains a
+[first result](small-scale.md#4-first-result-three-rows-40-epochs). This page shows the results. It is
+generated: `invoke docs` writes it. Do not edit it by hand."""
 NONE = "No GPU has been measured with this script yet."
 
 
@@ -64,7 +60,7 @@ def _value(record: Mapping[str, Any]) -> str:
     return "-" if record["value"] is None else f"{record['value']:.2f} {record['unit']}"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a table; bars in its cells are escaped."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
