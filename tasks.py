@@ -283,11 +283,12 @@ def download(c: Context, options: given.DownloadOptions) -> None:
 
 @command(given.DocsOptions)
 def docs(c: Context, options: given.DocsOptions) -> None:
-    """Write the generated pages of the documentation: docs/settings.md and docs/deviations.md."""
+    """Write the generated pages of the documentation: docs/settings.md, deviations.md and speed.md."""
     from reproduce import site as sites
-    from reproduce.commands import deviations, pictures, reference
+    from reproduce.commands import deviations, pictures, reference, speed
 
-    for name, page in {"settings.md": reference.page, "deviations.md": deviations.page}.items():
+    pages = {"settings.md": reference.page, "deviations.md": deviations.page, "speed.md": speed.page}
+    for name, page in pages.items():
         (PROJECT / "docs" / name).write_text(page(), encoding="utf-8")
         print(f"docs/{name}")
     if options.pictures:

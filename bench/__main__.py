@@ -22,6 +22,8 @@ from reproduce.messages import unknown
 
 FOLDER = Path(__file__).resolve().parent
 FAILED, WRONG_USE = 1, 2
+NAME = 13
+"""Columns of a benchmark's name."""
 
 
 def names() -> list[str]:
@@ -44,7 +46,7 @@ def run(name: str, options: list[str]) -> list[dict[str, Any]]:
 def lines(records: list[dict[str, Any]]) -> list[str]:
     """Return a readable table, with one line for each record and one for its details."""
     width = max(len(record["case"]) for record in records)
-    return [line for record in records for line in (_line(record, width), f"{'':10}{record['detail']}")]
+    return [line for record in records for line in (_line(record, width), f"{'':{NAME}}{record['detail']}")]
 
 
 def _line(record: dict[str, Any], width: int) -> str:
@@ -52,7 +54,7 @@ def _line(record: dict[str, Any], width: int) -> str:
     verdict = {True: f"holds (bar {record['bar']})", False: f"FAILS (bar {record['bar']})", None: ""}[
         record["holds"]
     ]
-    return f"{record['bench']:10}{record['case']:{width}}  {value:>8}  {verdict}".rstrip()
+    return f"{record['bench']:{NAME}}{record['case']:{width}}  {value:>8}  {verdict}".rstrip()
 
 
 def main(arguments: list[str]) -> int:
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> int:
         try:
             found = run(name, options)
         except subprocess.CalledProcessError as error:
-            print(f"{name:10}failed with exit code {error.returncode}", file=sys.stderr)
+            print(f"{name:{NAME}}failed with exit code {error.returncode}", file=sys.stderr)
             failed.append(name)
         else:
             records += found

@@ -6,7 +6,8 @@
 Both steps train the same backbone with heads of the same width on the same two views. Lightly's step follows
 its BYOL example and its ImageNet benchmark (examples/pytorch/byol.py, benchmarks/imagenet/resnet50/byol.py),
 with its own LARS. Both pipelines draw views of BYOL's T and T' from decoded images and return normalised
-float32 tensors, on one core.
+float32 tensors, on one core. On a GPU, the whole pretraining from JPEG files is compared, too: `pretrain`
+with the defaults of the site file, and lightly's step in bfloat16 with a DataLoader of WORKERS processes.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench import bench_pretraining
 from bench.bench_step import LEARNING_RATE, random_batch
 from bench.compare import Comparison, in_turns, machine, prepare, record
 from configs import pretrain
@@ -36,14 +41,15 @@ STEP, VIEWS = (
     "BYOL step: ours over lightly's, {}, 64 px, batch {}",
     "BYOL views/s: ours over lightly's, 64 px from {} px",
 )
-SIZE, SIDE = 64, 96
+SIZE, SIDE, WORKERS = 64, 96, 16
+WHOLE, BAR = "BYOL pretraining from JPEG files: ours over lightly's, {}", 4.0
 T = Augmentation(blur=1.0, solarize=0.0)
 T_AND_T_PRIME = replace(T, every_second=replace(T, blur=0.1, solarize=0.2))
 """Defaults of lightly's BYOLTransform, which are BYOL's."""
 
 
 def measure(quick: bool = False) -> list[dict[str, Any]]:
-    """Return one record for the step and one for the views."""
+    """Return one record for the step, one for the views and, on a GPU, one for the whole pretraining."""
     device = prepare()
     backbone, images, rounds = ("small", 4, 1) if quick else ("resnet18", 64, 7)
     step, views = STEP.format(backbone, images), VIEWS.format(SIDE)
@@ -75,7 +81,62 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
             unit="x",
             detail=f"{rates[0]:.0f} over {rates[1]:.0f} views/s; one CPU core",
         ),
+        *([] if quick or device.type == "cpu" else [_whole(device)]),
     ]
+
+
+def _whole(device: torch.device) -> dict[str, Any]:
+    """Compare the images/s of whole pretrainings after their first epoch."""
+    case = bench_pretraining.SMALL
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images = case.images(folder / "images")
+        spec = replace(pretrain.byol(pretrain.stl10, batch_size=case.batch_size), augmentation=T_AND_T_PRIME)
+        site = case.site(images, folder / "runs", device)
+        ours = bench_pretraining.speed(bench_pretraining.run(case, site, device, method=spec.method))
+        theirs = _lightly_speed(spec, images / "train", case.epochs // 2, device)
+    return record(
+        "lightly",
+        WHOLE.format(case),
+        ours / theirs,
+        unit="x",
+        detail=f"{ours:.0f} over {theirs:.0f} images/s, {WORKERS} workers; {machine(device)}",
+        at_least=BAR,
+    )
+
+
+def _lightly_speed(spec: Pretrain, images: Path, epochs: int, device: torch.device) -> float:
+    """Return the images/s of lightly's BYOL after its first epoch."""
+    from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    transform = BYOLTransform(BYOLView1Transform(input_size=SIZE), BYOLView2Transform(input_size=SIZE))
+    loader = DataLoader(
+        ImageFolder(str(images), transform=transform),
+        batch_size=spec.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=WORKERS,
+        pin_memory=True,
+        persistent_workers=True,
+    )
+    assert isinstance(spec.method, BYOL)
+    backbone = backbones.build(spec.backbone, seed=0).to(device, memory_format=torch.channels_last)
+    views = [torch.empty(0, device=device)] * 2
+    step = lightly_step(backbone, spec.method.heads, views)
+    began, seen = 0.0, 0
+    for epoch in range(epochs + 1):
+        for drawn, _ in loader:
+            views[:] = [
+                view.to(device, non_blocking=True, memory_format=torch.channels_last) for view in drawn
+            ]
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                step()
+            seen += spec.batch_size * (epoch > 0)
+        torch.cuda.synchronize(device)
+        began = began or time.perf_counter()
+    return seen / (time.perf_counter() - began)
 
 
 def _steps(spec: Pretrain, rounds: int, device: torch.device) -> Comparison:

@@ -23,7 +23,7 @@ from reproduce.methods.method import Batch
 from reproduce.spec import Pretrain
 from reproduce.train import Meter, start, train_step
 
-BAR = 1.10
+BAR, BAR_COMPILED = 1.10, 1.08
 LEARNING_RATE = 1e-3
 """Learning rate. Its value does not change the time of a step; a small one keeps the weights almost
 unchanged."""
@@ -40,6 +40,8 @@ class Case:
     num_views: int
     rounds: int
     bar: float | None = None
+    compiled: bool = False
+    """True to compile the backbones of both sides (`compile` of the site)."""
 
     def spec(self, device: torch.device) -> Pretrain:
         """Return the full method, with every term of the loss."""
@@ -50,7 +52,7 @@ class Case:
 
     def __str__(self) -> str:
         setting = f"{self.backbone}, {self.size} px, batch {self.batch_size}, K = {self.num_views}"
-        return f"{setting}: step over backbone alone"
+        return f"{setting}: step over {'compiled ' if self.compiled else ''}backbone alone"
 
 
 ON_CPU = (
@@ -60,6 +62,15 @@ ON_CPU = (
 ON_GPU = (
     Case(backbone="resnet18", size=64, batch_size=512, num_views=2, rounds=30, bar=BAR),
     Case(backbone="resnet18_3x3", size=64, batch_size=512, num_views=4, rounds=30),
+    Case(
+        backbone="resnet50",
+        size=224,
+        batch_size=128,
+        num_views=4,
+        rounds=20,
+        bar=BAR_COMPILED,
+        compiled=True,
+    ),
 )
 QUICK = (Case(backbone="small", size=8, batch_size=4, num_views=2, rounds=1),)
 """Case that shows that the benchmark runs; its number means nothing."""
@@ -75,7 +86,7 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
 def compare(case: Case, device: torch.device) -> Comparison:
     """Time the training step and the backbone alone, in turns."""
     spec = case.spec(device)
-    network, optimizer = start(spec, device)
+    network, optimizer = start(spec, device, compile_=case.compiled)
     batch = random_batch(case.num_views, case.batch_size, case.size, device)
     direction = torch.randn(case.batch_size, network.online.backbone.num_features, device=device)
     meter = Meter()
@@ -113,12 +124,13 @@ def backbone_alone(network: Any, views: list[Tensor], direction: Tensor, precisi
     Args:
         direction: gradient of the features, (images, num_features), with any values.
     """
+    online, target = (part.compiled or part.backbone for part in (network.online, network.target))
     with torch.no_grad(), _autocast(direction.device, precision):
         for view in views:
-            network.target.backbone(view)
+            target(view)
     for view in views:
         with _autocast(direction.device, precision):
-            features = network.online.backbone(view)
+            features = online(view)
         features.backward(direction.to(features.dtype))
     network.online.zero_grad(set_to_none=True)
 

@@ -1,4 +1,6 @@
-"""Folders, devices and the tracking store of this machine: nothing that can change a number.
+"""Folders, devices and the tracking store of this machine.
+
+Nothing here can change a number beyond rounding, which `compile` and `devices` do.
 
 `load()` reads `configs/site.toml`, or the file that `MSBREG_SITE` points to. Every key has a default, so a
 site file is needed only for real data. See `configs/site.example.toml`.
@@ -31,6 +33,7 @@ KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
     "bool": ((bool,), "true or false"),
+    "bool | str": ((bool, str), 'true, false or "auto"'),
     "Path": ((str,), "a path in quotes"),
 }
 """Types of a value in the site file, and their description, by the type of its field."""
@@ -178,6 +181,9 @@ class Site:
     recompute: bool = False
     """True if methods whose loss couples all views keep the activations of one view at a time, for one more
     forward pass. No number changes."""
+    compile: bool | str = "auto"
+    """True if torch.compile compiles the backbones of pretrainings (`nn/compiled.py`), which takes one to two
+    minutes; numbers change within rounding. `auto` on a GPU for runs that are long enough to gain from it."""
     cache_gb: float = 4.0
     """Maximum size of decoded images, in 10^9 bytes, for which a data set is kept in memory."""
     features_gb: float = 20.0
@@ -207,6 +213,8 @@ class Site:
             raise InvalidError(
                 f"workers is {self.workers!r}: a number of processes, 0 for none, or auto is expected."
             )
+        if not isinstance(self.compile, bool) and self.compile != "auto":
+            raise InvalidError(f"compile is {self.compile!r}: true, false or auto is expected.")
         if self.devices < 1:
             raise InvalidError(f"devices is {self.devices}: at least 1 is expected.")
         if not 0 < self.heartbeat < math.inf:
@@ -491,6 +499,6 @@ def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
         ValueError: `value` has another type.
     """
     wanted, words = KINDS[kind]
-    if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
+    if not isinstance(value, wanted) or (isinstance(value, bool) and not kind.startswith("bool")):
         raise InvalidError(f"{path}: {key} is {without_secrets(repr(value))}: {words} is expected.")
     return value

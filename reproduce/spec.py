@@ -21,6 +21,7 @@ from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.methods.method import Method
+from reproduce.nn import cost
 from reproduce.nn.optimizers import LARC, LARS, SGD, Adam
 from reproduce.nn.weights import Weights
 from reproduce.protocols.protocol import Protocol
@@ -98,6 +99,22 @@ class Pretrain(Settings, name="pretrain"):
                 f"{num_steps} steps: set epochs to at least {math.ceil(asked / steps_per_epoch)}, or "
                 f"warmup_steps to at most {num_steps}."
             )
+
+    def operations(self, num_images: int) -> float | None:
+        """Return the operations of the run in its backbones, or None if they are unknown.
+
+        Args:
+            num_images: images of the data set.
+        """
+        network = cost.network(self.backbone)
+        if network is None:
+            return None
+        views = (
+            self.method.passes(view)
+            * network.operations(self.augmentation.size_of_view(view, self.dataset.size))
+            for view in range(self.method.num_views)
+        )
+        return self.epochs * num_images * math.fsum(views)
 
     def needs(self) -> tuple[Pretrain, ...]:
         """Return the runs that must be finished before this one can start."""

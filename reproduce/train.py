@@ -30,7 +30,7 @@ from reproduce.data.originals import Originals
 from reproduce.data.resident import Resident
 from reproduce.messages import InvalidError, reason_of
 from reproduce.methods.method import Batch, Epoch, Part
-from reproduce.nn import backbones, collapse, distributed, probe_pictures, seeds
+from reproduce.nn import backbones, collapse, compiled, distributed, probe_pictures, seeds
 from reproduce.nn.encoder import FILE, Encoder
 from reproduce.nn.group_batchnorm import average_statistics, group_batchnorm
 from reproduce.nn.keeper import Checkpoints
@@ -85,7 +85,7 @@ def pretrain(
     steps_per_epoch = len(images) // spec.batch_size
     num_steps = spec.epochs * steps_per_epoch
 
-    network, optimizer = start(spec, device, len(images), recompute=site.recompute)
+    network, optimizer = start(spec, device, len(images), recompute=site.recompute, compile_=site.compile)
     if device.type == "cuda":  # which must be initialised, as it is now
         torch.cuda.reset_peak_memory_stats(device)
     meter = Meter()
@@ -137,6 +137,8 @@ def pretrain(
                 )
                 batch = next(prepared)
                 followed = train_step(spec, network, optimizer, meter, batch, lr=lr)
+                if (epoch, index) == (first_epoch, first_index):
+                    record.facts(compiled.facts(network))
 
                 # Log and report.
                 if (step + 1) % LOG_EVERY == 0 or last:
@@ -325,13 +327,22 @@ def load_encoder(spec: Pretrain, folder: Path, device: torch.device) -> Encoder:
 
 
 def start(
-    spec: Pretrain, device: torch.device, num_images: int = 1, *, recompute: bool = False
+    spec: Pretrain,
+    device: torch.device,
+    num_images: int = 1,
+    *,
+    recompute: bool = False,
+    compile_: bool | str = False,
 ) -> tuple[Any, torch.optim.Optimizer]:
     """Return the network of `spec` with initial weights, ready to train on `device`, and its optimiser.
 
     Args:
         num_images: images of the data set.
         recompute: True if a method whose loss couples the views keeps the activations of one view at a time.
+        compile_: see `compile` of the site.
+
+    Raises:
+        InvalidError: the backbones are to be compiled, and a compiler is missing.
     """
     network: Any = build_network(spec, num_images).to(device=device, memory_format=torch.channels_last)
     network = group_batchnorm(
@@ -341,6 +352,7 @@ def start(
     for part in (network.online, network.target):
         if part is not None:
             part.mixed = spec.precision == "bfloat16"
+    compiled.compile_backbones(network, compile_, operations=spec.operations(num_images), device=device)
     return network, spec.optimizer.build(network.online)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_methods, bench_step
+from bench import bench_methods, bench_step, device
 from bench.compare import in_turns, record
 from reproduce.train import Meter, draw_batch, start, train_step
 
@@ -38,7 +38,7 @@ def test_a_benchmark_prints_a_table_and_writes_one_json(tmp_path, name):
     assert found["bench"] == name
     assert found["value"] > 0
     assert found["holds"] is None, "the quick setting has no bar"
-    assert done.stdout.startswith(f"{name:10}{found['case']}")
+    assert done.stdout.startswith(f"{name:13}{found['case']}")
 
 
 def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
@@ -46,7 +46,7 @@ def test_an_unknown_benchmark_is_named_with_the_nearest(tmp_path):
     assert done.returncode == 2
     assert (
         done.stderr.strip() == "There is no benchmark 'stepp'. Did you mean 'step'? "
-        "Known: knn, lightly, memory, methods, optim, step, sweep, views."
+        "Known: knn, lightly, memory, methods, optim, pretraining, step, sweep, views."
     )
     assert not (tmp_path / "bench.json").exists()
 
@@ -132,3 +132,44 @@ def test_views_that_are_stored_in_bfloat16_change_no_weight():
         train_step(spec, network, optimizer, Meter(), step, lr=0.5)
         trained.append(network.state_dict())
     assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
+
+
+@pytest.mark.slow
+def test_a_new_device_leaves_one_json_named_after_it(tmp_path):
+    command = [sys.executable, "-m", "bench.device", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.iterdir()
+    assert done.stdout.splitlines()[-1] == str(path)
+    found = json.loads(path.read_text())
+    assert path.stem == device._file_name(found["device"])
+    assert [record["bench"] for record in found["records"]] == ["step", "pretraining"]
+    assert found["failed"] == {}
+    assert found["skipped"] == {"table8": "--quick trains no table"}
+    assert {"commit", "packages", "cores", "seconds"} <= found.keys()
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_hangs_or_does_not_fit_is_named_and_the_next_one_runs(tmp_path):
+    session = device.Session(tmp_path)
+    session.measure(device.Part("broken", "bench.no_such_benchmark"))
+    session.measure(device.Part("endless", "http.server", ("0", "--bind", "127.0.0.1"), seconds=1))
+    session.measure(device.Part("silent", "platform"))
+    session.measure(device.Part("large", "bench.bench_step", seconds=1e6))
+    session.measure(device.Part("step", "bench.bench_step", ("--quick",)))
+    found = json.loads(session.path.read_text())
+    assert [record["bench"] for record in found["records"]] == ["step"]
+    assert found["failed"] == {
+        "broken": "exit code 1; its last words are above",
+        "endless": "it took longer than 1 s",
+        "silent": "it printed no records",
+    }
+    assert list(found["skipped"]) == ["large"]
+    again = device.Session(tmp_path)
+    again.resume()
+    assert again.result == {key: found[key] for key in again.result}
+
+
+def test_a_name_of_a_card_becomes_the_name_of_a_file():
+    assert device._file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert device._file_name("") == "unknown"

@@ -11,6 +11,7 @@ exist. Blocks of Python and TOML always run. Code spans that begin with `invoke`
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections import Counter
@@ -26,7 +27,7 @@ from invoke.program import Program
 import tasks
 from reproduce import plan
 from reproduce import site as sites
-from reproduce.commands import deviations
+from reproduce.commands import deviations, speed
 from reproduce.spec import Pretrain
 
 if TYPE_CHECKING:
@@ -326,6 +327,46 @@ def test_the_page_of_data_has_every_root() -> None:
 def test_the_page_of_deviations_is_what_the_tables_say() -> None:
     page = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8")
     assert page == deviations.page(), "docs/deviations.md is out of date: `invoke docs` writes it"
+
+
+def test_the_page_of_speeds_is_what_the_results_say() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert page == speed.page(), "docs/speed.md is out of date: `invoke docs` writes it"
+
+
+def test_the_page_of_speeds_shows_results_and_parts_without_one(tmp_path: Path) -> None:
+    record = {"case": "a over b", "value": 0.914, "unit": "x", "bar": ">= 0.9", "detail": "9 over 10"}
+    missing = {"case": "c", "value": None, "unit": "x", "bar": None, "detail": "no d"}
+    cell = {"row": "BYOL", "value": "56.9", "unit": "%", "reason": ""}
+    result = {
+        "device": "NVIDIA H200",
+        "cores": 16,
+        "packages": {"torch": "2.11"},
+        "commit": "0123456789",
+        "dirty": False,
+        "records": [record, missing],
+        "table8": [cell],
+        "failed": {},
+        "skipped": {"large": "1 s are left"},
+    }
+    (tmp_path / "nvidia-h200.json").write_text(json.dumps(result))
+    assert speed.page(tmp_path).partition("## ")[2].splitlines() == [
+        "NVIDIA H200",
+        "",
+        "16 cores, PyTorch 2.11, commit 0123456.",
+        "",
+        "| case | result | bar | detail |",
+        "| --- | --- | --- | --- |",
+        "| a over b | 0.91 x | >= 0.9 | 9 over 10 |",
+        "| c | - |  | no d |",
+        "",
+        "| row of Table 8 at small scale, 40 epochs | value | unit | reason |",
+        "| --- | --- | --- | --- |",
+        "| BYOL | 56.9 | % |  |",
+        "",
+        "Skipped: large (1 s are left).",
+    ]
+    assert speed.page(tmp_path / "none").endswith(f"{speed.NONE}\n")
 
 
 def test_the_choices_that_the_page_lists_are_those_of_the_runs() -> None:

@@ -218,6 +218,7 @@ workers = 5
 checkpoint_seconds = 9.5
 probe_every = 5
 recompute = true
+compile = true
 cache_gb = 0.5
 features_gb = 0.25
 detectron2 = "/elsewhere/detectron2"

@@ -95,7 +95,13 @@ def test_the_settings_of_a_record_that_differ_from_the_defaults_are_known() -> N
         started=START,
         ended=START,
         settings=identity.canonical(spec),
-        tags={"scale": "smoke", "attempts": "1", "dirty": "True", "commit": "c" * 40},
+        tags={
+            "scale": "smoke",
+            "attempts": "1",
+            "dirty": "True",
+            "commit": "c" * 40,
+            "compiled": "inductor",
+        },
         params={},
         final={"loss": 1.0},
         histories={},
@@ -105,6 +111,7 @@ def test_the_settings_of_a_record_that_differ_from_the_defaults_are_known() -> N
     assert found.changed >= {"epochs", "backbone", "method", "method.label", "optimizer.base_lr"}
     assert "optimizer.momentum" in found.settings.keys() - found.changed
     assert (found.environment, found.dirty, found.attempts) == ({"python": "b"}, True, 1)
+    assert ("Compiled", "inductor") in overview._facts(found)
 
 
 def records(spec_ids: Iterable[str]) -> Mapping[str, RunRecord | None]:

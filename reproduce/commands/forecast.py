@@ -771,16 +771,9 @@ def _published(dataset: str) -> Mapping[str, int]:
 
 def _pretraining(spec: Pretrain) -> float | None:
     """Return the operations of a pretraining in the backbone, or None if they are unknown."""
-    settings, network = tags.settings(spec), cost.network(spec.backbone)
+    settings = tags.settings(spec)
     images = _num_images(settings, settings.get("dataset.pretrain_split", ""))
-    if network is None or images is None:
-        return None
-    augmentation, size = spec.augmentation, spec.dataset.size
-    views = (
-        spec.method.passes(view) * network.operations(augmentation.size_of_view(view, size))
-        for view in range(spec.method.num_views)
-    )
-    return spec.epochs * images * math.fsum(views)
+    return None if images is None else spec.operations(images)
 
 
 def _evaluation(spec: Evaluate) -> float | None:

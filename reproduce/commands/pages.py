@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from reproduce import identity
 from reproduce.data import inventory
 from reproduce.messages import UNPRINTABLE
+from reproduce.nn import compiled
 from reproduce.report.record import Records, RunRecord
 from reproduce.settings import Settings
 from reproduce.site import Site
@@ -99,7 +100,7 @@ def record(run: PortableRun, address: str = "", log: str = "") -> RunRecord:
         facts={
             key: value
             for key, value in sorted(run.tags.items())
-            if key in (ENCODER, TRAINED) or key.startswith(inventory.PREFIXES)
+            if key in (ENCODER, TRAINED, compiled.TAG) or key.startswith(inventory.PREFIXES)
         },
         needs=run.needs or "",
         address=address,

@@ -236,6 +236,7 @@ def _pretraining(spec: Pretrain, site: Site, devices: int) -> Shape:
         "image": _size(dataset),
         "read": "from memory" if in_memory(spec, site) else "from files",
         "workers": str(site.workers),
+        "compile": str(site.compile),
     }
     if method.num_parts == 1:
         facts["recompute"] = str(site.recompute)

@@ -18,6 +18,7 @@ A module imports only from modules listed below its own line.
     key_network.py      a query network, a key network and queues of keys
     prototypes.py       prototypes, and balanced codes over them
     networks.py         the online and the target network
+    compiled.py         compiled backbones
     queue.py            earlier keys, as negatives
     group_batchnorm.py  batch normalisation over groups of images
     dispersion.py       dispersive losses on the embeddings

@@ -15,7 +15,7 @@ If `mixed`, the backbones compute in bfloat16. Features, heads and losses are al
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from reproduce.nn import distributed, schedules
+from reproduce.nn.compiled import Compiled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,8 @@ class Online(nn.Module):
     """
     mixed: bool = False
     """If true, autocast to bfloat16 covers the backbone."""
+    compiled: Compiled | None = None
+    """The compiled backbone; None to run it eagerly."""
 
     def __init__(
         self,
@@ -103,7 +106,7 @@ class Online(nn.Module):
                 yield self._features(view)
 
     def _features(self, view: Tensor) -> Tensor:
-        return features(self.backbone, view, mixed=self.mixed)
+        return features(self.compiled or self.backbone, view, mixed=self.mixed)
 
     def _heads(self, features: Tensor) -> Outputs:
         z = self.projector(features)
@@ -143,10 +146,10 @@ def _rows(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def features(backbone: nn.Module, view: Tensor, *, mixed: bool) -> Tensor:
+def features(backbone: Callable[[Tensor], Tensor], view: Tensor, *, mixed: bool) -> Tensor:
     """Return f(v), (n, num_features), in float32 even if `mixed` lets the backbone compute in bfloat16."""
     with torch.autocast(view.device.type, dtype=torch.bfloat16, enabled=mixed):
-        found: Tensor = backbone(view)
+        found = backbone(view)
     return found.float() if mixed else found
 
 
@@ -155,6 +158,8 @@ class Target(nn.Module):
 
     mixed: bool = False
     """If true, autocast to bfloat16 covers the backbone."""
+    compiled: Compiled | None = None
+    """The compiled backbone; None to run it eagerly."""
 
     def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -164,7 +169,7 @@ class Target(nn.Module):
 
     def forward(self, view: Tensor) -> Tensor:
         """Return the projections z' of one view, (n, d), un-normalised."""
-        z: Tensor = self.projector(features(self.backbone, view, mixed=self.mixed))
+        z: Tensor = self.projector(features(self.compiled or self.backbone, view, mixed=self.mixed))
         return z
 
 

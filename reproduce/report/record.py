@@ -49,7 +49,7 @@ class RunRecord:
     log: str = ""
     """Last lines of the run's log; empty if it is not on this machine."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the data and of the encoder, and numbers of images."""
+    """Digests of the data and of the encoder, numbers of images, and the compiler of the backbones."""
     needs: str = ""
     """Id of the pretraining whose encoder the run evaluates; empty if it needs none."""
     address: str = ""

@@ -1,0 +1,181 @@
+"""The backbones of a pretraining, compiled by torch.compile (`compile` of the site).
+
+    compiled.compile_backbones(network, "auto", operations=spec.operations(num_images), device=device)
+    train_step(...)                        # the first step compiles, in one to two minutes
+    compiled.facts(network)                # {"compiled": "inductor"}, which the run records
+
+Only training uses the compiled code: a backbone in eval mode, such as that of a probe, runs eagerly. Tensors
+keep their names and memory formats, so a checkpoint of a compiled run resumes eagerly, and the other way
+round. Kernels are fused, so sums have another order: numbers agree within rounding. In bfloat16 the fused
+kernels round where the single ones do.
+
+CUDA graphs (`mode="reduce-overhead"`) are not offered. The gradients of K backward passes are accumulated.
+A graph would leave the first of them in its own memory and overwrite it in its next replay.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from reproduce.lazy import torch
+from reproduce.messages import InvalidError
+from reproduce.nn import distributed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TAG, BACKEND = "compiled", "inductor"
+"""Tag of a run whose backbones were compiled, and its value."""
+EARLY_BACKWARD = "force_non_lazy_backward_lowering"
+"""Switch of torch by which both passes are compiled before either runs."""
+OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_casts": True}
+"""Options of inductor: in bfloat16, the values inside a fused kernel are rounded as between single ones."""
+SPEED = 1e14
+"""Operations per second of a fast GPU: 737 images/s of a ResNet-50 at 224 px with K = 4, on one H200. Each of
+the four views takes 4 forward passes of 8.2e9 operations. A slower GPU has more to gain."""
+GAIN = 1 - 1 / 1.28
+"""Share of the time that compilation saves: a step there took 1.28 times as long as the compiled backbone."""
+COST = 120.0
+"""Seconds of compilation at most. A ResNet-18 takes 95 s on a CPU, and a GPU one to two minutes."""
+COMPILERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "cuda": ("a C compiler", "CC", ("gcc", "clang", "cc")),
+    "cpu": ("a C++ compiler", "CXX", ("g++", "clang++")),
+}
+"""Compiler that a device needs: name, environment variable that chooses one, and the usual programs."""
+
+logger = logging.getLogger(__name__)
+
+
+class Compiled:
+    """A function that passes views through a backbone, with compiled code if the backbone is in training.
+
+    It is not an `nn.Module`, so the network that keeps it has the same tensors as without it.
+    """
+
+    def __init__(self, backbone: nn.Module, *, optional: bool, backend: str = BACKEND) -> None:
+        """Prepare the compilation, which the first call executes.
+
+        Args:
+            optional: True if the backbone runs eagerly should the compilation fail; False to raise the error.
+            backend: backend of torch.compile.
+        """
+        from torch._functorch import config
+
+        # Both passes are compiled before either runs, so that a failure leaves nothing half done.
+        setattr(config, EARLY_BACKWARD, True)
+        self._backbone, self._optional = backbone, optional
+        # One compilation for each size of views. A compilation for any size would be slower.
+        self._compiled: Any = torch.compile(
+            backbone, backend=backend, dynamic=False, options=OPTIONS if backend == BACKEND else None
+        )
+        self.backend = backend
+        """Backend of torch.compile."""
+        self.failed = False
+        """True if the compilation failed and the backbone runs eagerly."""
+
+    def __call__(self, view: Tensor) -> Tensor:
+        """Return f(v), (n, num_features).
+
+        Raises:
+            InvalidError: the compilation failed and is not optional.
+        """
+        found: Tensor
+        if self.failed or not self._backbone.training:
+            found = self._backbone(view)
+            return found
+        try:
+            found = self._compiled(view)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = _first_line(error)
+            if not self._optional:
+                raise InvalidError(
+                    f'The backbone cannot be compiled: {reason}. compile = "auto" in the site file runs it '
+                    "eagerly."
+                ) from error
+            logger.warning("The backbone runs eagerly, because its compilation failed: %s.", reason)
+            self.failed = True
+            found = self._backbone(view)
+        return found
+
+
+def compile_backbones(
+    network: Any,
+    asked: bool | str,
+    *,
+    operations: float | None,
+    device: torch.device,
+    backend: str = BACKEND,
+) -> None:
+    """Compile the backbones of the online and the target network, if that is asked for or worth it.
+
+    "auto" compiles on a GPU if the run is long enough. It does not if BatchNorm is synchronised between
+    processes: each of its layers would end a compiled piece.
+
+    Args:
+        network: the network on its device, with its final BatchNorms, before DistributedDataParallel.
+        asked: True, False, or "auto".
+        operations: operations of the whole run in the backbones; None if unknown.
+        backend: backend of torch.compile.
+
+    Raises:
+        InvalidError: `asked` is True, and a compiler is missing.
+    """
+    if asked is False or (asked == "auto" and not _is_worth_it(network, operations, device)):
+        return
+    if missing := lacking(device):
+        if asked is True:
+            raise InvalidError(
+                f'compile is true, but {missing} is missing: install it, or set compile to "auto" in the '
+                "site file."
+            )
+        logger.warning("The backbone runs eagerly, because %s is missing to compile it.", missing)
+        return
+    for part in (network.online, network.target):
+        if part is not None:
+            part.compiled = Compiled(part.backbone, optional=asked == "auto", backend=backend)
+
+
+def _is_worth_it(network: Any, operations: float | None, device: torch.device) -> bool:
+    """Return True if a compiled run ends earlier than an eager one, as far as its settings show."""
+    if device.type != "cuda" or operations is None or _is_synchronised(network.online.backbone):
+        return False
+    return GAIN * operations / SPEED > COST
+
+
+def _is_synchronised(backbone: nn.Module) -> bool:
+    from reproduce.nn import sync_batchnorm
+
+    kinds = (sync_batchnorm.SyncBatchNorm, torch.nn.SyncBatchNorm)
+    return any(isinstance(module, kinds) for module in backbone.modules())
+
+
+def lacking(device: torch.device) -> str:
+    """Return what this machine lacks to compile for a device, or "" if it has everything."""
+    from torch._functorch import config
+
+    if not hasattr(config, EARLY_BACKWARD):
+        return "the version of torch in requirements.txt"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton"
+    name, variable, programs = COMPILERS[device.type]
+    if os.environ.get(variable) or any(map(shutil.which, programs)):
+        return ""
+    return f"{name} ({' or '.join(programs)})"
+
+
+def facts(network: Any) -> dict[str, str]:
+    """Return the tags of a run after its first step: none if the online backbone runs eagerly."""
+    compiled = distributed.unwrapped(network.online).compiled
+    return {} if compiled is None or compiled.failed else {TAG: compiled.backend}
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of the innermost reason of a failed compilation."""
+    reason = getattr(error, "inner_exception", error)
+    text = str(reason).strip() or type(reason).__name__
+    return text.splitlines()[0].rstrip(".")
