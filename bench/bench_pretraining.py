@@ -44,8 +44,8 @@ from reproduce.site import Site
 from reproduce.spec import Pretrain
 
 LEARNING_RATE = 1e-3
-IMAGENETTE, IMAGENET = {"width": 213, "height": 160}, {"width": 500, "height": 375, "noise": 24.0}
-"""Usual sizes of the images, and noise for files of their usual bytes."""
+IMAGENETTE, IMAGENET = {"width": 213, "height": 160}, {"width": 500, "height": 375}
+"""Usual sizes of the images in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)

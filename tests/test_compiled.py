@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Inductor imports it, which fails once another test has looked for pip in the same process.
+import setuptools  # noqa: F401
 import torch
 from test_train import Notes, settings
 from torch import nn

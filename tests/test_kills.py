@@ -206,7 +206,8 @@ def left_by(home: Home) -> Finished:
         path
         for path in (home.reports / "smoke").iterdir()
         if path.suffix in (".md", ".tex", ".csv")
-        and path.name != "runs.csv"  # which holds the ids of one store
+        # These contain the ids of one store, and the cost, which is unknown for a run that was resumed.
+        and path.name not in ("runs.csv", "report.tex")
     ]
     return Finished(metrics, encoder, {path.name: path.read_bytes() for path in paths}, 0.0)
 

@@ -240,10 +240,15 @@ def test_only_apply_starts_the_plan_and_show_notices_runs_that_a_report_lacks(
     assert show("table12", "small", site, Store(site))[-1].startswith("table12 (small): 2 of 12 cells filled")
 
     command = ("seeds", "table12", *of_table, "--seeds", "2", "--apply")
+
+    def folders() -> set[str]:
+        return {path.name for path in place.runs.iterdir() if path.is_dir() and len(path.name) == 12}
+
+    before = folders()
     planned = place.invoke("--dry", *command)
     assert (planned.returncode, planned.stderr) == (0, "")
     assert "4 runs to start." in planned.stdout
-    assert not [path for path in place.runs.iterdir() if path.is_dir() and len(path.name) == 12]
+    assert folders() == before
     applied = place.invoke(*command)
     assert (applied.returncode, applied.stderr) == (0, "")
     assert applied.stdout.startswith(planned.stdout)
