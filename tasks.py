@@ -104,7 +104,7 @@ def show(c: Context, options: given.TableOptions) -> None:
 def seeds(c: Context, options: given.SeedsOptions) -> None:
     """Plan the seeds that would decide the most claims for the fewest hours; --apply executes the plan."""
     from reproduce.commands import make, seeds
-    from reproduce.report import terminal
+    from reproduce.runs import output
 
     request, most, budget = options.request(), options.num_seeds(), options.hours()
     request.build()
@@ -114,7 +114,7 @@ def seeds(c: Context, options: given.SeedsOptions) -> None:
     site, opened = store()
     with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
         found = seeds.propose(request, most, budget, site, opened)
-        print("\n".join(found.lines(terminal.width())), flush=True)
+        print("\n".join(found.lines(output.width())), flush=True)
         if options.apply and found.requests and not c.config.run.dry:
             finish(make.produce(list(found.requests), site))
 

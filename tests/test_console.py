@@ -189,6 +189,22 @@ def test_failed_runs_are_red_and_finished_ones_green_unless_no_colour_is_wanted(
     assert not re.search(r"\x1b\[[\d;]*3[0-9][\d;]*m", played(NO_COLOR="1").output)
 
 
+def test_the_width_of_a_table_is_that_of_the_terminal() -> None:
+    code = "from reproduce.runs import output; output.prepare(); print(output.width(), output.width(116))"
+    for width, changes, shown in ((50, {}, "50 50"), (50, {"COLUMNS": "70"}, "70 70")):
+        terminal = Terminal([sys.executable, "-c", code], environment(**changes), width)
+        assert terminal.end() == 0
+        assert terminal.screen().lines[0].strip() == shown
+    piped = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(COLUMNS="wide"),
+        capture_output=True,
+        check=False,
+    )
+    assert piped.stdout == b"110 116\n"
+
+
 def test_a_dumb_terminal_and_a_pipe_get_plain_lines() -> None:
     dumb = played(TERM="dumb").output.replace("\r\n", "\n")
     assert "\x1b" not in dumb

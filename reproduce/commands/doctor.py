@@ -31,7 +31,7 @@ from reproduce.plan import SCALES, SYNTHETIC, Request, real_data_sets, table_nam
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.protocol import Protocol
 from reproduce.readiness import Counts, in_vain, launcher, missing
-from reproduce.runs import environment
+from reproduce.runs import environment, output
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
@@ -393,7 +393,7 @@ def _entry(label: str, text: str) -> Iterator[str]:
 def _wrapped(text: str, first: str = "", indent: str = "") -> list[str]:
     return textwrap.wrap(
         text,
-        WIDTH,
+        min(WIDTH, output.width(WIDTH)),
         initial_indent=first,
         subsequent_indent=indent,
         break_long_words=False,

@@ -22,6 +22,7 @@ from reproduce.nn.weights import GEOMETRY, Weights
 from reproduce.plan import Evaluation, Job, Order, Pretraining, Request, jobs, registered
 from reproduce.readiness import Counts, RefusedError, blocked, launcher
 from reproduce.report.counts import incomplete
+from reproduce.runs import output
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
@@ -455,7 +456,7 @@ def _render(request: Request, site: Site, done: _Outcome, *, shown: bool) -> tup
             "the folder is writable."
         ) from error
     if shown:
-        print("\n".join(terminal.lines(filled, terminal.width())))
+        print("\n".join(terminal.lines(filled, output.width())))
     page = next(path for path in paths if path.suffix == ".md")
     print(from_here(f"{render.summary(filled)}: {page}"), flush=True)
     return table, filled, paths

@@ -1,6 +1,7 @@
 """Standard output and standard error that never stop a command.
 
     output.prepare()     # once, before anything is printed
+    output.width()       # columns of the terminal
 
 A terminal that cannot show a character shows its number instead: `\\u03bb` for λ. A reader that goes away, as
 `head` does, ends the printing but not the command. Any other error, such as a full disk, is one line.
@@ -17,6 +18,8 @@ from typing import Any
 
 FAILED = 1
 """Exit code of a command whose output was lost, although there was a reader."""
+WIDTH = 110
+"""Columns of a text if the output is not a terminal."""
 
 
 class Output(io.TextIOWrapper):
@@ -62,6 +65,20 @@ def prepare() -> None:
         stream = getattr(sys, name)
         if mode == "w" and isinstance(stream, io.TextIOWrapper) and not isinstance(stream, Output):
             setattr(sys, name, Output(stream))
+
+
+def width(otherwise: int = WIDTH) -> int:
+    """Return the columns of the terminal on standard output, or `otherwise` if it is not a terminal.
+
+    The environment variable COLUMNS takes precedence. `shutil.get_terminal_size` asks `sys.__stdout__`, which
+    has no file any more after `prepare`.
+    """
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(1).columns or otherwise
+    return otherwise
 
 
 def code() -> int:

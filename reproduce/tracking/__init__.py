@@ -13,8 +13,8 @@ Imports point down this page.
     errors.py       one line for each error of MLflow and the libraries below it
     locks.py        processes that hold a lock
     address.py      the store's address, checked and without its password
-    views.py        saved views of the UI, made from the tables
     about.py        the description of a run in the UI
+    views.py        saved views of the UI, made from the tables
     tags.py         tags and titles of runs, and their true state
     portable.py     a record as plain data, for export and import
 """
