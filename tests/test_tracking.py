@@ -22,10 +22,11 @@ from pathlib import Path
 import pytest
 from toys import PRETRAIN, Judge, Recorded, ended, fill_from
 
-from reproduce import identity
+from reproduce import identity, worker
 from reproduce.methods.byol import BYOL
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
+from reproduce.nn.weights import Weights
 from reproduce.plan import Request
 from reproduce.report.filled import Filled
 from reproduce.report.observe import Finished
@@ -34,6 +35,7 @@ from reproduce.runs import interrupt, processes
 from reproduce.runs.journal import now
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain
+from reproduce.tracking import uses, views
 from reproduce.tracking.monitor import Monitor
 from reproduce.tracking.recording import Run
 from reproduce.tracking.sqlite import Wanted
@@ -547,6 +549,35 @@ def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
     smoke = replace(table, scale="smoke", changes=())
     data = store.connection.client.get_run(store.log_table(fill_from(smoke, 2, runs, {}), [report])).data
     assert data.tags["verdict/BYOL/acc"] == "not comparable"
+
+
+def test_the_view_of_a_table_leaves_out_runs_with_changed_settings(site: Site, tmp_path: Path) -> None:
+    store, report = Store(site), tmp_path / "table8.md"
+    report.write_text("| 80 |")
+    made = {}
+    for changes in ((), ("epochs=2",)):
+        request = Request(table="table8", rows="BYOL", changes=changes)
+        for spec in request.specs():
+            with store.start(spec, scale="smoke", purpose=worker.purpose_of(request, spec)) as run:
+                run.finish({"top1": 0.8})
+            made[changes, spec.name] = run.run_id
+        table = replace(Request(table="table8", changes=changes).build(), number="")
+        store.log_table(fill_from(table, 1, {}, {}), [report], table)
+    client, experiment = store.connection.client, store.connection.experiment("smoke")
+    view = json.loads(client.get_experiment(experiment).tags[views.tag("table8")])
+    assert view == views.of_table(Request(table="table8").build())
+    shown = client.search_runs([experiment], view["searchFilter"])
+    assert [run.info.run_id for run in shown] == [made[(), "evaluate"]]
+    ours, trial = (client.get_run(made[changes, "pretrain"]).data.tags for changes in ((), ("epochs=2",)))
+    assert (ours["tables"], trial["tables"]) == ("/table1/table8/table11/table12/", "/table8 with changes/")
+    assert "Used by Table 11:\n\n- `lambda_s=0 lambda_b=0, k2`" in ours["mlflow.note.content"]
+    assert "Used by Table 8, with changed settings" in trial["mlflow.note.content"]
+
+
+def test_a_row_of_the_user_is_no_part_of_the_table() -> None:
+    request = Request(table="table4", rows="Mine", added=(("Mine", Weights(sha256="a" * 64)),))
+    ((use,),) = uses.of([request.build()]).values()
+    assert (uses.as_tag([use]), use.cells) == ("/table4 with changes/", ["Mine, top1_20", "Mine, top1_200"])
 
 
 def test_titles_and_groups() -> None:

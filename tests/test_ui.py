@@ -24,6 +24,7 @@ from reproduce.tracking import views
 from reproduce.tracking.about import Purpose
 from reproduce.tracking.sqlite import Wanted
 from reproduce.tracking.store import Store
+from reproduce.tracking.uses import Use
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -43,7 +44,8 @@ def served(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     site = Site(runs=tmp_path_factory.mktemp("ui"))
     shutil.copy(template, site.runs)
     store = Store(site)
-    purpose = Purpose(table="table11", named="Table 11", cells=("a cell",), command="invoke table11")
+    use = Use(table="table11", named="Table 11", cells=["a cell"])
+    purpose = Purpose(table="table11", named="Table 11", uses=(use,), command="invoke table11")
     for number, spec in enumerate(PART.specs()):
         with store.start(spec, scale="smoke", purpose=purpose) as run:
             run.finish({"top1": number / 100} if isinstance(spec, Evaluate) else {"loss": 1.0})

@@ -31,7 +31,7 @@ from reproduce.runs.journal import Point, points
 from reproduce.runs.lease import Held
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Spec
-from reproduce.tracking import about, tags, views
+from reproduce.tracking import about, tags, uses, views
 from reproduce.tracking.about import Purpose
 from reproduce.tracking.connection import EXPERIMENTS, Connection
 from reproduce.tracking.errors import NOT_FOUND, StoreError
@@ -548,8 +548,9 @@ class Store:
             self.connection.client.set_terminated(run_id)
             if table is not None:
                 self._log_views("tables", {table.name: views.of_records(table, [*printed] or [*values])})
-                self._log_views(filled.scale, {table.name: views.of_table(table)})
-                self._tag_runs(filled.scale, views.groups([table], tags.group))
+                if not table.changes:
+                    self._log_views(filled.scale, {table.name: views.of_table(table)})
+                self._tag_runs(filled.scale, uses.groups([table]))
             self.connection.client.set_tag(run_id, DIGEST, digest)
         return run_id
 
@@ -602,7 +603,7 @@ class Store:
         for scale, known in tables.items():
             with self.connection.lock():
                 self._log_views(scale, views.of_experiment(known))
-                self._tag_runs(scale, views.groups(known, tags.group))
+                self._tag_runs(scale, uses.groups(known))
 
     def _log_views(self, scale: str, wanted: Mapping[str, Mapping[str, Any]]) -> None:
         """Write views as tags of an experiment."""
@@ -622,7 +623,7 @@ class Store:
         wanted = Wanted(tags={GROUP: sorted(groups)}, present=(SPEC,))
         for run in list(self.connection.search(wanted, self.connection.experiments(scale))):
             known = run.data.tags.get(TABLES, "")
-            found = views.joined(known, groups[run.data.tags[GROUP]])
+            found = uses.joined(known, groups[run.data.tags[GROUP]])
             if found != known:
                 self.connection.client.set_tag(run.info.run_id, TABLES, found)
 

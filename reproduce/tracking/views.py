@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from reproduce.report.table import Table
-from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking.tags import FINAL, NUMBERS, OF_TABLE, SHORT_NAMES, SUPERSEDED, TABLES, shown_settings
 
 TAG = "mlflow.sharedViewState."
@@ -209,24 +208,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def groups(tables: Iterable[Table], group: Any) -> dict[str, str]:
-    """Return the tables that use the runs of an experiment, in the form of the tag, by the runs' group.
-
-    Args:
-        group: returns the group of a spec.
-    """
-    found: dict[str, dict[str, None]] = {}
-    for table in tables:
-        for *_, ours in table.measured():
-            used: tuple[Evaluate | Pretrain, ...] = (*ours.spec.needs(), ours.spec)
-            for spec in used:
-                found.setdefault(group(spec), {})[table.name] = None
-    return {each: f"/{'/'.join(names)}/" for each, names in found.items()}
-
-
-def joined(known: str, more: str) -> str:
-    """Return the tables of two values of the tag in one, each once."""
-    names = dict.fromkeys(name for name in f"{known}{more}".split("/") if name)
-    return f"/{'/'.join(names)}/"
