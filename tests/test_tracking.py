@@ -565,7 +565,7 @@ def test_the_view_of_a_table_leaves_out_runs_with_changed_settings(site: Site, t
         store.log_table(fill_from(table, 1, {}, {}), [report], table)
     client, experiment = store.connection.client, store.connection.experiment("smoke")
     view = json.loads(client.get_experiment(experiment).tags[views.tag("table8")])
-    assert view == views.of_table(Request(table="table8").build())
+    assert view == views.of_table(Request(table="table8").build())["table8"]
     shown = client.search_runs([experiment], view["searchFilter"])
     assert [run.info.run_id for run in shown] == [made[(), "evaluate"]]
     ours, trial = (client.get_run(made[changes, "pretrain"]).data.tags for changes in ((), ("epochs=2",)))

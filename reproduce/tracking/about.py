@@ -47,7 +47,8 @@ def shown(spec: Spec, scale: str, purpose: Purpose | None, tables: str = "") -> 
     if purpose.command:
         lines.append(f"Made by {_code(purpose.command)}.")
     if purpose.table:
-        records = views.address(".", tables, purpose.table).removeprefix("./")  # on the same server
+        # On the same server, and also where no view of the table was saved.
+        records = views.filtered(".", tables, views.of_record(purpose.table)).removeprefix("./")
         lines.append(
             f"Report: an artifact of [the records of {purpose.named}]({records}), "
             f"also {_code(f'reports/{scale}/{purpose.table}.html')}."

@@ -549,7 +549,7 @@ class Store:
             if table is not None:
                 self._log_views("tables", {table.name: views.of_records(table, [*printed] or [*values])})
                 if not table.changes:
-                    self._log_views(filled.scale, {table.name: views.of_table(table)})
+                    self._log_views(filled.scale, views.of_table(table))
                 self._tag_runs(filled.scale, uses.groups([table]))
             self.connection.client.set_tag(run_id, DIGEST, digest)
         return run_id

@@ -3,7 +3,7 @@
     found = uses.of([table])["5f0c2a9d1e77"]       # [Use(table="table8", cells=["BYOL, acc"], ...)]
     uses.as_tag(found)                             # "/table8/"
 
-A run that a request changed by `--set`, and a run of the user's row, is told apart: `/table8 with changes/`.
+The tag of a run that a request changed by `--set`, or of the user's row, is another: `/table8 with changes/`.
 The filter of the table's saved view does not match it.
 """
 
