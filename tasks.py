@@ -243,14 +243,18 @@ def doctor(c: Context, options: given.DoctorOptions) -> None:
 def ui(c: Context, options: given.UiOptions) -> None:
     """Serve the MLflow UI of the project's store on 127.0.0.1 until Ctrl-C."""
     from reproduce.commands import ui
+    from reproduce.runs import output
 
     port, (_, opened) = options.number(), store()
     with one_line(ConnectionError, OSError):
-        lines = ui.addresses(opened, port, options.table) or [f"no runs yet: http://127.0.0.1:{port}"]
-        print("\n".join(lines), flush=True)
+        if not opened.connection.server:
+            ui.check_port(port)
+        print("\n".join(ui.addresses(opened, port, options.table)), flush=True)
         if opened.connection.server:
             return
         server, environment = opened.ui_command(port)
+    if output.unread():  # the addresses were all that was wanted
+        return
     os.execvpe(server[0], server, {**os.environ, **environment})  # noqa: S606 (it replaces this process)
 
 

@@ -805,6 +805,23 @@ def table_names() -> list[str]:
     return sorted(names, key=lambda name: (len(name), name))
 
 
+def table_named(name: str) -> tuple[str, str]:
+    """Return the table that a task's name means, and the glob of its columns if it is that of a part.
+
+    A name that no task of a table has is returned as it is.
+    """
+    if name in table_names():
+        return name, "*"
+    for table in table_names():
+        module = importlib.import_module(f"tables.{table}")
+        for part, (columns, _) in getattr(module, "PARTS", {}).items():
+            if name in (part, part.replace("-", "_")):
+                return table, columns
+        if name in getattr(module, "ALIASES", ()):
+            return table, "*"
+    return name, "*"
+
+
 def _datasets(table: Table) -> set[Settings]:
     """Return the data sets on which the table's encoders are trained and evaluated."""
     specs = [ours.spec for *_, ours in table.measured()]

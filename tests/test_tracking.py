@@ -669,3 +669,4 @@ def test_a_server_on_this_machine_keeps_runs_as_sqlite_does(site: Site, tmp_path
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
     assert Store(site).finished([PRETRAIN.id])[PRETRAIN.id].run_id == run.run_id
+    assert "Warning" not in (tmp_path / "server.log").read_text()

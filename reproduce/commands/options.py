@@ -14,7 +14,7 @@ import functools
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,14 +176,17 @@ class Options:
         return site
 
 
-def _whole(option: str, value: str) -> int:
+def _whole(option: str, value: str, bound: str = "") -> int:
     """Return the value of an option that is a whole number.
+
+    Args:
+        bound: the numbers that are accepted, for the message.
 
     Raises:
         InvalidError: it is not.
     """
     if not WHOLE.fullmatch(value):
-        raise InvalidError(f"--{option} must be a whole number, not '{value}'.")
+        raise InvalidError(f"--{option} must be a whole number{bound}, not '{value}'.")
     return int(value)
 
 
@@ -409,7 +412,7 @@ class StatusOptions:
     """Table whose runs are listed, such as table8, with any seed, but without changes by --set. Default:
     all runs."""
     limit: str = ""
-    """Maximum number of listed runs, the newest first. Default: no limit."""
+    """Maximum number of listed runs, 0 or more, the newest first. Default: no limit."""
 
     def chosen(self) -> Filter:
         """Return the filter of the listed runs.
@@ -419,7 +422,7 @@ class StatusOptions:
         """
         from reproduce.commands.status import Filter
 
-        limit = _whole("limit", self.limit) if self.limit else None
+        limit = _whole("limit", self.limit, ", 0 or more") if self.limit else None
         return Filter(scale=self.scale, state=self.state, table=self.table, limit=limit)
 
 
@@ -452,7 +455,7 @@ class RedoOptions(Options):
         Raises:
             InvalidError: a table is named without --rows, or a run with an option of tables.
         """
-        from reproduce.plan import Request, table_names
+        from reproduce.plan import Request, table_named, table_names
 
         of_table = (
             self.rows,
@@ -462,7 +465,8 @@ class RedoOptions(Options):
             self.baselines != "quoted",
             *self.set,
         )
-        if self.run not in table_names():
+        table, part = table_named(self.run)
+        if table not in table_names():
             if any(of_table):
                 raise InvalidError(
                     f"'{self.run}' is not a table: --rows, --columns, --scale, --seeds, --set and "
@@ -475,9 +479,9 @@ class RedoOptions(Options):
                 "--rows '*' means all of them."
             )
         return Request(
-            table=self.run,
+            table=table,
             rows=self.rows,
-            columns=self.columns,
+            columns=part if self.columns == "*" else self.columns,
             scale=self.scale,
             seeds=self.num_seeds(),
             changes=self.set,
@@ -626,6 +630,8 @@ def with_options(
 ) -> Callable[..., None]:
     """Return the body of a task: `function`, where fields of a class of options are parameters.
 
+    A field `table` accepts every name of a table's tasks, such as `ablation-grid`.
+
     Args:
         function: called with the context and an instance of `options`.
         options: a dataclass, such as `Options`.
@@ -636,7 +642,7 @@ def with_options(
     @functools.wraps(function)
     def body(c: object, **given: Any) -> None:
         frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        function(c, options(**frozen))
+        function(c, options(**_named(frozen)))
 
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
     known = inspect.signature(options).parameters
@@ -647,6 +653,17 @@ def with_options(
     parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)  # required ones first
     vars(body)["__signature__"] = inspect.Signature(parameters)
     return body
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of options with the table, and the columns of its part, that a task's name means."""
+    if not values.get("table"):
+        return dict(values)
+    from reproduce.plan import table_named
+
+    table, columns = table_named(values["table"])
+    part = {"column": columns} if values.get("column") == "*" else {}
+    return {**values, "table": table, **part}
 
 
 def repeatable(body: Callable[..., None]) -> list[str]:

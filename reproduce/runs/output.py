@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,8 @@ class Output(io.TextIOWrapper):
         super().__init__(stream.detach(), errors="backslashreplace", **kept)
         self.lost = ""
         """Error that ended the printing, unless the reader went away; else empty."""
+        self.unread = False
+        """True if the reader went away."""
 
     def write(self, text: str) -> int:
         return self._guarded(lambda: super(Output, self).write(text)) or len(text)
@@ -45,7 +48,8 @@ class Output(io.TextIOWrapper):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            if not isinstance(error, BrokenPipeError):
+            self.unread = isinstance(error, BrokenPipeError)
+            if not self.unread:
                 self.lost = error.strerror or type(error).__name__
                 print(f"The output cannot be written ({self.lost}).", file=sys.stderr)
         return None
@@ -79,6 +83,14 @@ def width(otherwise: int = WIDTH) -> int:
     with contextlib.suppress(OSError):
         return os.get_terminal_size(1).columns or otherwise
     return otherwise
+
+
+def unread() -> bool:
+    """Return True if the reader of standard output has gone away."""
+    sys.stdout.flush()
+    poll = select.poll()
+    poll.register(1, 0)
+    return getattr(sys.stdout, "unread", False) or any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def code() -> int:

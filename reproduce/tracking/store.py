@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import re
 import sys
 import tempfile
@@ -71,6 +72,8 @@ ABSENT = (None, errno.ENOENT, errno.ENOTDIR)
 """Error numbers of an artifact that does not exist; MLflow's own error has none."""
 
 
+QUIET = "ignore:starlette.middleware.wsgi is deprecated"
+"""Python's filter of a warning of MLflow's server, which prints a line of source code."""
 LONGEST_VIEW = 5000
 """Maximum characters of a saved view: databases limit a tag of an experiment."""
 
@@ -676,7 +679,13 @@ class Store:
             # With job execution the server would be ten processes and 1.85 GB instead of two and 0.5 GB.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            # Starlette warns about the adapter that MLflow uses. The user's own filters take precedence.
+            "PYTHONWARNINGS": ",".join(filter(None, (QUIET, os.environ.get("PYTHONWARNINGS", "")))),
         }
+
+    def served(self, port: int) -> str:
+        """Return the address of the UI: the tracking server if there is one, else 127.0.0.1."""
+        return self.address if self.connection.server else f"http://127.0.0.1:{port}"
 
     def pages(self, port: int) -> dict[str, Page]:
         """Return the pages of each experiment in the UI, by the experiment's name.
@@ -685,7 +694,7 @@ class Store:
         """
         if self.connection.absent:
             return {}
-        server = self.address if self.connection.server else f"http://127.0.0.1:{port}"
+        server = self.served(port)
         found = self.connection.client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
         return {
             each.name.removeprefix(EXPERIMENTS): Page(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from reproduce.report.table import Table, settings_in
+from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking import tags
 
 CHANGED = " with changes"
@@ -45,7 +46,8 @@ def of(tables: Iterable[Table]) -> dict[str, list[Use]]:
         with_changes = bool(settings_in(table.changes))
         for row, column, ours in table.measured():
             changed = with_changes or row.added
-            for spec in (*ours.spec.needs(), ours.spec):
+            used: tuple[Evaluate | Pretrain, ...] = (*ours.spec.needs(), ours.spec)
+            for spec in used:
                 use = Use(table=table.name, named=str(table), changed=changed)
                 known = found.setdefault(tags.group(spec), {})
                 known.setdefault((use.table, changed), use).cells.append(f"{row.label}, {column.key}")
