@@ -164,6 +164,15 @@ class Evaluation:
     seeds: int = 1
     changes: tuple[str, ...] = ()
     """Changes as `key=value`; each changes a setting of the run."""
+    typed: tuple[str, ...] | None = None
+    """Changes as the user typed them, with the path of a folder in place of its content. None if they are
+    `changes`."""
+    checkpoint: str = ""
+    """Encoder as the user typed it: a path, or the name of a release. Empty if unknown."""
+    backbone: str = ""
+    """Network of the encoder as the user typed it."""
+    prefix: str = ""
+    """Prefix of the encoder's tensors as the user typed it."""
 
     def __str__(self) -> str:
         return f"the evaluation by {self.protocol} on {self.dataset}"
@@ -186,8 +195,8 @@ class Evaluation:
         return self._build()[0]
 
     def changed(self) -> tuple[str, ...]:
-        """Return the changes, settings by their full names."""
-        return self._build()[1]
+        """Return the changes, settings by their full names, and a folder by its path."""
+        return _as_typed(self._build()[1], self.typed)
 
     def _build(self) -> tuple[Evaluate, tuple[str, ...]]:
         from reproduce.data.dataset import Dataset
@@ -229,10 +238,12 @@ class Evaluation:
         return self.build().at_seeds(self.seeds)
 
     def command(self) -> str:
-        """Return the command that makes this request."""
-        given = self.weights.url or self.weights.file or "FILE"
-        options = {"--checkpoint": given, "--protocol": self.protocol, "--dataset": self.dataset}
-        return _line("evaluate", options, self.seeds, self.changes)
+        """Return the command that makes this request, as the user typed it."""
+        given = self.checkpoint or self.weights.url or self.weights.file or "FILE"
+        network = {"--backbone": self.backbone, "--prefix": self.prefix}
+        options = {"--checkpoint": given, **{key: value for key, value in network.items() if value}}
+        options |= {"--protocol": self.protocol, "--dataset": self.dataset}
+        return _line("evaluate", options, self.seeds, self.changes if self.typed is None else self.typed)
 
     def dumps(self) -> str:
         """Return the request as one line of JSON, for a worker."""
@@ -241,8 +252,8 @@ class Evaluation:
     @classmethod
     def loads(cls, text: str) -> Evaluation:
         """Return the request that `dumps` wrote."""
-        fields = json.loads(text)
-        return cls(**{**fields, "changes": tuple(fields["changes"]), "weights": _weights(fields["weights"])})
+        fields = _read(text)
+        return cls(**{**fields, "weights": _weights(fields["weights"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +268,9 @@ class Pretraining:
     seeds: int = 1
     changes: tuple[str, ...] = ()
     """Changes as `key=value`; each changes a setting of the run."""
+    typed: tuple[str, ...] | None = None
+    """Changes as the user typed them, with the path of a folder in place of its content. None if they are
+    `changes`."""
 
     def __str__(self) -> str:
         return f"the pretraining by {self.method} on {self.dataset} at {self.scale} scale"
@@ -272,8 +286,8 @@ class Pretraining:
         return self._build()[0]
 
     def changed(self) -> tuple[str, ...]:
-        """Return the changes, settings by their full names."""
-        return self._build()[1]
+        """Return the changes, settings by their full names, and a folder by its path."""
+        return _as_typed(self._build()[1], self.typed)
 
     def _build(self) -> tuple[Pretrain, tuple[str, ...]]:
         from reproduce.methods.method import Method
@@ -321,9 +335,9 @@ class Pretraining:
         return text
 
     def command(self) -> str:
-        """Return the command that makes this request."""
+        """Return the command that makes this request, as the user typed it."""
         options = {"--method": self.method, "--dataset": self.dataset, "--scale": self.scale}
-        return _line("pretrain", options, self.seeds, self.changes)
+        return _line("pretrain", options, self.seeds, self.changes if self.typed is None else self.typed)
 
     def dumps(self) -> str:
         """Return the request as one line of JSON, for a worker."""
@@ -332,8 +346,32 @@ class Pretraining:
     @classmethod
     def loads(cls, text: str) -> Pretraining:
         """Return the request that `dumps` wrote."""
-        fields = json.loads(text)
-        return cls(**{**fields, "changes": tuple(fields["changes"])})
+        return cls(**_read(text))
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Return the fields of a request that `dumps` wrote, with tuples of changes."""
+    fields: dict[str, Any] = json.loads(text)
+    typed = fields.get("typed")
+    return {
+        **fields,
+        "changes": tuple(fields["changes"]),
+        "typed": None if typed is None else tuple(typed),
+    }
+
+
+def _as_typed(names: tuple[str, ...], typed: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return changes by their full names, with the folder as the user typed it in place of its content.
+
+    Args:
+        typed: changes as the user typed them; None if they are those of `names`.
+    """
+    if typed is None:
+        return names
+    pairs = [parsed(change) for change in typed]
+    root = [f"dataset.root={value}" for key, value in pairs if key.removeprefix(EVALUATION) in ROOT_KEYS]
+    others = [name for name in names if name.partition("=")[0] not in CONTENT_KEYS]
+    return (*root, *others)
 
 
 def _line(task: str, options: Mapping[str, str], seeds: int, changes: Iterable[str]) -> str:
@@ -514,7 +552,8 @@ def evaluation(
     weights, path = weights_of(
         checkpoint, backbone or named.get("backbone", ""), prefix or named.get("prefix", "")
     )
-    return Evaluation(weights=weights, **fields), path
+    named = {"checkpoint": checkpoint, "backbone": backbone, "prefix": prefix}
+    return Evaluation(weights=weights, **named, **fields), path
 
 
 def added_row(text: str) -> tuple[str, str]:

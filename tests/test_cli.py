@@ -399,10 +399,10 @@ def test_a_mistake_in_the_code_shows_its_place(
 def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
     planned = home.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--dry-run").stdout.splitlines()
     what = [line.split(maxsplit=2)[2] for line in planned[:2]]
-    pretraining = "K4 λs.004 λb.5 · synth 4ep · s0"
+    method, data = "K4 λs.004 λb.5", " · synth 4ep · s0"
     assert [line.rpartition(": no finished run")[0] for line in what] == [
-        pretraining,
-        f"linear ← {pretraining}",
+        f"{method}{data}",
+        f"{method} → linear{data}",
     ]
 
 

@@ -164,7 +164,7 @@ def test_a_terminal_shows_what_each_run_does_and_keeps_what_became_of_it(width: 
     assert lines[0] == "2 runs to do, 3 reused."
     assert lines[1].startswith("[1/2] byol · synth 4ep · s0: ")
     assert re.search(r": \d+ s, [\d,]+ images/s$", lines[1])
-    assert lines[2].startswith("[2/2] linear ← byol · synth")
+    assert lines[2].startswith("[2/2] byol → linear · synth")
     assert " ".join(" ".join(lines[2:]).split()).endswith("a reason of many words ends here")
     assert "ended" not in "".join(lines), "the live lines stay behind"
 
@@ -220,7 +220,7 @@ def test_a_dumb_terminal_and_a_pipe_get_plain_lines() -> None:
     first, one, two = piped.stdout.splitlines()
     assert first == "2 runs to do, 3 reused."
     assert re.fullmatch(r"\[1/2\] byol · synth 4ep · s0: \d+ s, [\d,]+ images/s", one)
-    assert re.fullmatch(r"\[2/2\] linear ← byol .*: FAILED: ValueError: a reason .* ends here", two)
+    assert re.fullmatch(r"\[2/2\] byol → linear .*: FAILED: ValueError: a reason .* ends here", two)
     assert [re.sub(r"[\d,]+ images", "", line) for line in dumb.splitlines()] == [
         re.sub(r"[\d,]+ images", "", line) for line in piped.stdout.splitlines()
     ]

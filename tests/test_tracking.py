@@ -582,7 +582,7 @@ def test_a_row_of_the_user_is_no_part_of_the_table() -> None:
 
 def test_titles_and_groups() -> None:
     assert title(PRETRAIN) == "K4 λs.004 λb.5 · toy 3ep · s0"
-    assert title(EVALUATE) == "toy k5 ← K4 λs.004 λb.5 · toy 3ep · s0"
+    assert title(EVALUATE) == "K4 λs.004 λb.5 → toy k5 · toy 3ep · s0"
     normed = replace(
         PRETRAIN,
         method=MSBReg(num_views=8, lambda_s=0.0, lambda_b=1.5, heads=Heads(norm="layernorm")),

@@ -102,7 +102,7 @@ def test_the_list_of_a_view_shows_top1_and_k_without_a_click(
     served: tuple[Store, int], browser: Any, view: str
 ) -> None:
     browser.get(page(*served, "smoke", view))
-    shown = ["12 matching runs", "final/top1", "K", "linear ← K4 λs.01 λb2 · synth 4ep · s0"]
+    shown = ["12 matching runs", "final/top1", "K", "K4 λs.01 λb2 → linear · synth 4ep · s0"]
     lines = r"document.body.innerText.split('\n').map(line => line.trim())"
     for line in shown:  # the parts of the page appear one after another
         assert wait(browser, f"{lines}.includes({json.dumps(line)})"), line

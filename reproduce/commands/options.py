@@ -278,6 +278,7 @@ class EvaluateOptions(Options):
             dataset=self.dataset,
             seeds=self.num_seeds(),
             changes=changes,
+            typed=None if changes == self.set else self.set,
         )
         return [request], {request.weights.sha256: path} if path else {}
 
@@ -319,6 +320,7 @@ class PretrainOptions(Options):
             scale=self.scale,
             seeds=self.num_seeds(),
             changes=changes,
+            typed=None if changes == self.set else self.set,
         )
         request.build()
         return [request], {}
