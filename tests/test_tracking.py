@@ -40,7 +40,7 @@ from reproduce.tracking.monitor import Monitor
 from reproduce.tracking.recording import Run
 from reproduce.tracking.sqlite import Wanted
 from reproduce.tracking.store import AlreadyRunningError, Store
-from reproduce.tracking.tags import group, title
+from reproduce.tracking.tags import group, title, user
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
@@ -526,7 +526,7 @@ def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
     table = Table(
         name="table8",
         number="8",
-        title="Terms",
+        title=r"$\mathcal{L}_c$",
         columns=(Column(key="acc", title="top-1", margin=Margin(1.0, "made up")),),
         rows=(Row(label="BYOL", cells={"acc": Cell(paper=Reported(value="95"), ours=ours)}),),
     )
@@ -534,7 +534,9 @@ def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
         spec.id: Finished(spec_id=spec.id, run_id="r", metrics={"top1": value})
         for spec, value in zip(ours.runs(2), (0.79, 0.81), strict=True)
     }
-    data = store.connection.client.get_run(store.log_table(fill_from(table, 2, runs, {}), [report])).data
+    filled_in = fill_from(table, 2, runs, {})
+    run_id = store.log_table(filled_in, [report], command="invoke table8")
+    data = store.connection.client.get_run(run_id).data
     assert data.metrics == {
         "BYOL/acc": 80.0,
         "BYOL/acc/n": 2,
@@ -544,11 +546,18 @@ def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
     }
     assert data.tags["verdict/BYOL/acc"] == "not reproduced"
     (paper,) = store.connection.search(Wanted(tags={"numbers": ["paper"]}))
+    shown = ("The numbers that the paper printed. ℒ_c", "invoke table8", "LOCAL")
+    named = ("mlflow.note.content", "mlflow.source.name", "mlflow.source.type")
+    assert tuple(paper.data.tags[name] for name in named) == shown
+    assert data.tags["title"] == "ℒ_c"
+    assert data.tags["mlflow.user"] == user()
     assert (paper.info.run_name, paper.data.metrics) == ("Table 8, paper", {"BYOL/acc": 95.0})
     assert "table" not in " ".join(row.name for row in store.status()).lower()  # neither is a run of ours
     smoke = replace(table, scale="smoke", changes=())
     data = store.connection.client.get_run(store.log_table(fill_from(smoke, 2, runs, {}), [report])).data
     assert data.tags["verdict/BYOL/acc"] == "not comparable"
+    (again,) = store.connection.search(Wanted(tags={"numbers": ["paper"]}))
+    assert (again.info.status, again.info.end_time) == ("FINISHED", paper.info.end_time)
 
 
 def test_the_view_of_a_table_leaves_out_runs_with_changed_settings(site: Site, tmp_path: Path) -> None:

@@ -80,10 +80,10 @@ def produce(
     print(done.summary(), flush=True)
     shown = len({request.table for request in requests}) == 1
     rendered = [_render(request, site, done, shown=shown) for request in requests]
-    for table, filled, paths in rendered:
+    for request, (table, filled, paths) in zip(requests, rendered, strict=True):
         # A part of a table would empty the cells that it lacks.
         if done.finished and not done.unasked and not table.left_out:
-            _log(table, filled, paths, done.store)
+            _log(table, filled, paths, done.store, request.command())
     _typeset(requests, site, told=not shown)
     return done.code
 
@@ -409,7 +409,7 @@ def _typeset(requests: Iterable[Request], site: Site, *, told: bool) -> None:
             print(problem, flush=True)
 
 
-def _log(table: Table, filled: Filled, paths: list[Path], store: Store) -> None:
+def _log(table: Table, filled: Filled, paths: list[Path], store: Store, command: str) -> None:
     """Record a table's numbers and files, unless another command has rendered and recorded it since."""
     from reproduce.report import publish, render
 
@@ -420,7 +420,7 @@ def _log(table: Table, filled: Filled, paths: list[Path], store: Store) -> None:
                 return
             pictures = [path for path in render.figure_paths(filled, folder) if path.suffix == ".png"]
             copied = [Path(shutil.copy(path, copies)) for path in (*paths, *pictures)]
-        store.log_table(filled, copied, table)
+        store.log_table(filled, copied, table, command)
 
 
 def _render(request: Request, site: Site, done: _Outcome, *, shown: bool) -> tuple[Table, Filled, list[Path]]:

@@ -118,7 +118,7 @@ def _grid(shown: Display, labels: Sequence[str], blocks: Sequence[_Block], label
         if number == 0 and not shown.sided:
             yield rule
             continue
-        if number and shown.lines[number - 1].rule_before:
+        if number > 1 and shown.lines[number - 1].rule_before:
             yield rule
         halves = (
             padded(half[number], room, right=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from reproduce.nn.weights import Weights
 from reproduce.spec import Evaluate, Spec
 from reproduce.tracking import views
-from reproduce.tracking.tags import NOTE, SOURCE, TABLES, title
+from reproduce.tracking.tags import NOTE, SOURCE, SOURCE_TYPE, TABLES, title
 from reproduce.tracking.uses import Use, as_tag
 
 MOST_CELLS = 20
@@ -55,7 +55,7 @@ def shown(spec: Spec, scale: str, purpose: Purpose | None, tables: str = "") -> 
         )
     found = {NOTE: "\n\n".join(lines)}
     if purpose.command:
-        found |= {SOURCE: purpose.command, "mlflow.source.type": "LOCAL"}
+        found |= {SOURCE: purpose.command, SOURCE_TYPE: "LOCAL"}
     return found | ({TABLES: as_tag(purpose.uses)} if purpose.uses else {})
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.messages import InvalidError, NotFoundError, reason_of
+from reproduce.report.markup import plain
 from reproduce.report.observe import Finished
 from reproduce.runs import interrupt, processes
 from reproduce.runs.journal import Point, points
@@ -55,10 +56,13 @@ from reproduce.tracking.tags import (
     REASON,
     SCALE,
     SETTINGS,
+    SOURCE,
+    SOURCE_TYPE,
     SPEC,
     SUPERSEDED,
     TABLE,
     TABLES,
+    USER,
     Record,
     RunState,
 )
@@ -509,7 +513,9 @@ class Store:
                 ) from None
         return None
 
-    def log_table(self, filled: Filled, paths: Sequence[Path], table: Table | None = None) -> str:
+    def log_table(
+        self, filled: Filled, paths: Sequence[Path], table: Table | None = None, command: str = ""
+    ) -> str:
         """Record a table's numbers, verdicts and files as one run, and the paper's numbers as another.
 
         There is one run per table, scale and set of changes, and one of the paper's numbers per table, so
@@ -519,6 +525,7 @@ class Store:
         Args:
             paths: the rendered files.
             table: the table, for its views; None to write none.
+            command: command that makes the table.
 
         Returns:
             The MLflow id of the run of our numbers.
@@ -526,9 +533,9 @@ class Store:
         Raises:
             StoreError: the store does not answer, or cannot be written.
         """
-        return self.connection.retrying(lambda: self._log_table(filled, paths, table))
+        return self.connection.retrying(lambda: self._log_table(filled, paths, table, command))
 
-    def _log_table(self, filled: Filled, paths: Sequence[Path], table: Table | None) -> str:
+    def _log_table(self, filled: Filled, paths: Sequence[Path], table: Table | None, command: str) -> str:
         name = " ".join((filled.table, filled.scale, *filled.changes)).replace("'", "")  # used in a filter
         shown = f"Table {filled.number}" if filled.number else filled.table
         title = ", ".join((shown, "ours", filled.scale, *filled.changes))
@@ -540,8 +547,10 @@ class Store:
                 return str(run.info.run_id)
             printed = tags.paper_values(filled)
             if filled.number and printed:
-                self._log_numbers(f"{filled.table} of the paper", f"{shown}, paper", "paper", filled, printed)
-            run_id = self._log_numbers(name, title, "ours", filled, values)
+                self._log_numbers(
+                    f"{filled.table} of the paper", f"{shown}, paper", "paper", filled, printed, command
+                )
+            run_id = self._log_numbers(name, title, "ours", filled, values, command)
             known_tags = {} if run is None else run.data.tags
             for key in {key for key in known_tags if key.startswith("verdict/")} - verdicts.keys():
                 self.connection.client.delete_tag(run_id, key)
@@ -565,7 +574,7 @@ class Store:
         return next(found, None)
 
     def _log_numbers(
-        self, name: str, title: str, whose: str, filled: Filled, values: Mapping[str, float]
+        self, name: str, title: str, whose: str, filled: Filled, values: Mapping[str, float], command: str
     ) -> str:
         """Write a table's numbers, ours or the paper's, to their record, and return its MLflow id."""
         run, client = self._of_table(name), self.connection.client
@@ -573,13 +582,14 @@ class Store:
             TABLE: name,
             OF_TABLE: filled.table,
             NUMBERS: whose,
-            "title": filled.title,
-            NOTE: filled.caption,
-        }
+            "title": plain(filled.title),
+            NOTE: plain(filled.caption),
+            USER: tags.user(),
+        } | ({SOURCE: command, SOURCE_TYPE: "LOCAL"} if command else {})
         if whose == "ours":
             labels[SCALE] = filled.scale
         else:
-            labels[NOTE] = f"The numbers that the paper printed. {filled.title}"
+            labels[NOTE] = f"The numbers that the paper printed. {plain(filled.title)}"
         if run is None:
             experiment = self.connection.experiment("tables")
             run = client.create_run(experiment, run_name=title, tags=labels)
@@ -590,7 +600,8 @@ class Store:
         wanted = dict.fromkeys(known, math.nan) | dict(values)
         changed = {key: value for key, value in wanted.items() if repr(known.get(key)) != repr(value)}
         self.connection.log_batches(run_id, points(changed, 0), tags=labels)
-        if whose == "paper":
+        # Later numbers, which are the same unless a table was corrected, leave its end as it is.
+        if whose == "paper" and (run is None or run.info.status == "RUNNING"):
             client.set_terminated(run_id)
         return run_id
 
