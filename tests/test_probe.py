@@ -145,6 +145,9 @@ def test_automatic_probes_keep_to_three_per_cent_and_leave_enough_for_the_last_o
             found.spent += cost
     # 11 s are 3 % of 367 s. After two probes, 3 % of 1000 s are too little for a third.
     assert due == [4, 10]
+    found._last = 100.0  # the machine was busy
+    assert not found.due(9, done=0.9, seen=9000)
+    assert found.due(10, done=1, seen=10_000)
 
 
 def test_the_first_automatic_probe_is_estimated_by_its_forward_passes() -> None:
