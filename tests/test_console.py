@@ -177,7 +177,8 @@ def test_a_run_under_way_has_its_epoch_loss_speed_and_time_left_on_one_line_of_8
         line.replace("\r", ""),
     ), line
     assert len(line) <= WIDTH
-    assert re.search(r"byol · synth 4ep · s0 +loading images and network, 0 s", drawn)
+    # A run that waits has the forecast of its time left.
+    assert re.search(r"byol · synth 4ep · s0 +loading images and network, 0 s +\d.* left \(forecast\)", drawn)
     assert re.search(r"━━━━─+  0 of 2 runs ended  \S+( s)? left", drawn), "a quarter of all work is done"
     assert re.search(r"1 of 2 runs ended  ", drawn)
 

@@ -304,3 +304,11 @@ def test_the_same_run_draws_the_same_pictures(tmp_path: Path) -> None:
         assert one.read_bytes() == other.read_bytes()
     with Image.open(tmp_path / "a" / "run" / probe_pictures.VIEWS) as image:
         assert image.size == (2 * 102 + 6, 8 * 102 + 6)  # K views of eight images, 16 pixels shown as 96
+
+
+def test_the_query_and_the_neighbours_of_its_class_are_framed(tmp_path: Path) -> None:
+    rows = [[torch.full((3, 96, 96), 128, dtype=torch.uint8)] * 3]
+    path = probe_pictures.grid(tmp_path / "picture.png", rows, [["cat", "dog", "cat"]])
+    with Image.open(path) as image:
+        frames = [image.getpixel((6 + 102 * column - 1, 50)) for column in range(3)]
+    assert frames == [probe_pictures.INK, probe_pictures.PAPER, probe_pictures.RIGHT]
