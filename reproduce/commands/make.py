@@ -32,6 +32,7 @@ from reproduce.tracking.tags import title
 
 if TYPE_CHECKING:
     from reproduce.commands.forecast import Forecast
+    from reproduce.readiness import Blocked
     from reproduce.report.filled import Filled
     from reproduce.report.observe import Finished
     from reproduce.report.record import Records
@@ -260,10 +261,11 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     attached: set[str] = set()
     unasked = ""
     measured = any(isinstance(job.spec, Evaluate) and job.spec.id in finished for job in wanted)
-    blocked = {} if render_only else _cannot_start(todo, site, measured=measured, store=store)
+    lacking = {} if render_only else _cannot_start(todo, site, measured=measured, store=store)
+    blocked = {spec_id: each.problem.why for spec_id, each in lacking.items()}
     todo = [job for job in todo if job.spec.id not in blocked]
-    if blocked:
-        print("\n".join(dict.fromkeys(blocked.values())))
+    if lacking:
+        print("\n".join(_remedies(lacking)))
     if todo and not render_only:
         _make_folder(site)
         store.mark_dead_runs()
@@ -372,10 +374,10 @@ def _forecast(requests: Iterable[Order], site: Site) -> Forecast:
 
 def _cannot_start(
     todo: list[Job], site: Site, *, measured: bool = False, store: Store | None = None
-) -> dict[str, str]:
+) -> dict[str, Blocked]:
     """Return why runs cannot start on this machine, by id; runs that other processes execute are left out.
 
-    Each data set and protocol is checked once. The reasons name a remedy.
+    Each data set and protocol is checked once.
 
     Args:
         measured: True if an evaluation is finished already, so that there are numbers to show.
@@ -386,10 +388,15 @@ def _cannot_start(
     """
     claimed = Claims(site).leases(job.spec.id for job in todo)
     free = [job for job in todo if job.spec.id not in claimed]
-    found = {spec_id: each.problem.why for spec_id, each in blocked(free, site, store=store).items()}
+    found = blocked(free, site, store=store)
     if todo and len(found) == len(todo) and not measured:
-        raise RefusedError(" ".join(dict.fromkeys(found.values())))
+        raise RefusedError(" ".join(_remedies(found)))
     return found
+
+
+def _remedies(lacking: Mapping[str, Blocked]) -> list[str]:
+    """Return what would solve each problem of runs that cannot start, each once."""
+    return list(dict.fromkeys(remedy for each in lacking.values() for remedy in each.remedies))
 
 
 def _typeset(requests: Iterable[Request], site: Site, *, told: bool) -> None:
