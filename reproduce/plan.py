@@ -393,10 +393,15 @@ def loads(text: str) -> Order:
     return Pretraining.loads(text) if "method" in fields else Evaluation.loads(text)
 
 
-def located(dataset: str, changes: tuple[str, ...], site: Site) -> tuple[str, ...]:
+def located(
+    dataset: str, changes: tuple[str, ...], site: Site, *, to_pretrain: bool = False
+) -> tuple[str, ...]:
     """Return the changes with the content of the user's folder of images in place of its path.
 
     Changes for another data set stay as they are.
+
+    Args:
+        to_pretrain: True if the folder needs no test images.
 
     Raises:
         UserError: the folder does not exist, contains something else than images, or is named twice.
@@ -412,7 +417,8 @@ def located(dataset: str, changes: tuple[str, ...], site: Site) -> tuple[str, ..
     if not paths and any(key in CONTENT_KEYS for key in keys):
         return changes
     try:
-        content = folder.named(paths[0] if paths else "", site)
+        splits = folder.Folder.splits[:1] if to_pretrain else folder.Folder.splits
+        content = folder.named(paths[0] if paths else "", site, splits)
     except OSError as error:
         raise InvalidError(f"{folder.ROOT}: {error.filename or error} cannot be read or written.") from None
     others = (change for change, key in zip(changes, keys, strict=True) if key not in ROOT_KEYS)

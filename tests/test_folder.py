@@ -107,6 +107,22 @@ def test_the_root_of_the_site_file_is_the_folder_if_none_is_named(root: Path, tm
     assert plan.located("stl10", ("k=3",), site(tmp_path)) == ("k=3",)
 
 
+def test_a_pretraining_needs_no_test_images(root: Path, tmp_path: Path) -> None:
+    here, both = site(tmp_path), plan.located("folder", (f"root={root}",), site(tmp_path))
+    shutil.move(root / "val", tmp_path / "elsewhere")
+    with pytest.raises(LookupError, match=r"which lacks val\. Layout: train/<class>/\* and val/<class>/\*"):
+        plan.located("folder", (f"root={root}",), here)
+    changes = plan.located("folder", (f"root={root}",), here, to_pretrain=True)
+    assert changes != both, "other images, another content"
+    job = plan.jobs([Pretraining(method="byol", dataset="folder", changes=(*changes, "batch_size=4"))])
+    assert blocked(job, here) == {}
+    assert len(job[0].spec.dataset.load("train", here)) == 8
+    with pytest.raises(LookupError, match=r"images lacks val, which this run reads"):
+        job[0].spec.dataset.load("val", here)
+    shutil.move(tmp_path / "elsewhere", root / "val")
+    assert plan.located("folder", (f"root={root}",), here, to_pretrain=True) == both
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -140,7 +140,9 @@ def pretrain(request: Pretraining, site: Site, *, limits: Limits = NO_LIMITS) ->
 def _evaluation_of(spec: Pretrain, file: Path, site: Site) -> str:
     """Return a command that evaluates an encoder on the data set on which it was trained."""
     dataset = spec.dataset
-    changes = [f"dataset.root={root}" for root in dataset.folders(site).values() if dataset.name == "folder"]
+    roots = dataset.folders(site).values() if dataset.name == "folder" else ()
+    # An evaluation needs test images, too.
+    changes = [f"dataset.root={root if (Path(root) / 'val').is_dir() else 'FOLDER'}" for root in roots]
     assumed = Weights(sha256="any", **weight_files.GEOMETRY_OF.get(spec.backbone, {}))
     # Resize and canvas come before the size, which must fit them.
     for key in sorted(GEOMETRY, key="size".__eq__):

@@ -227,14 +227,14 @@ def _by_row(option: str, values: Collection[str], labels: Collection[str]) -> di
     return found
 
 
-def _located(dataset: str, changes: tuple[str, ...]) -> tuple[str, ...]:
+def _located(dataset: str, changes: tuple[str, ...], *, to_pretrain: bool = False) -> tuple[str, ...]:
     """Return the changes with the content of the user's folder of images in place of its path."""
     if dataset != "folder":
         return changes  # the site file is not needed
     from reproduce import plan
     from reproduce import site as sites
 
-    return plan.located(dataset, changes, sites.load())
+    return plan.located(dataset, changes, sites.load(), to_pretrain=to_pretrain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +291,7 @@ class PretrainOptions(Options):
     """Method of reproduce/methods by name, such as msbreg, byol or simclr."""
     dataset: str = ""
     """Data set of reproduce/data by name, such as imagenette or synthetic_folder. `folder` is one of
-    your own: --set dataset.root=/my/images, with train/<class>/* and val/<class>/*."""
+    your own: --set dataset.root=/my/images, with train/<class>/*."""
     scale: str = "smoke"
     """Scale of the network and the epochs: smoke, small or paper. Smoke and small replace ImageNet,
     ImageNet-100 and STL-10 as in the tables."""
@@ -313,7 +313,7 @@ class PretrainOptions(Options):
                 "pretrain needs --method NAME --dataset NAME, such as "
                 "`invoke pretrain --method msbreg --dataset synthetic_folder`."
             )
-        changes = _located(self.dataset, self.set)
+        changes = _located(self.dataset, self.set, to_pretrain=True)
         request = plan.Pretraining(
             method=self.method,
             dataset=self.dataset,
