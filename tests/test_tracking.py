@@ -581,6 +581,10 @@ def test_the_view_of_a_table_leaves_out_runs_with_changed_settings(site: Site, t
     assert (ours["tables"], trial["tables"]) == ("/table1/table8/table11/table12/", "/table8 with changes/")
     assert "Used by Table 11:\n\n- `lambda_s=0 lambda_b=0, k2`" in ours["mlflow.note.content"]
     assert "Used by Table 8, with changed settings" in trial["mlflow.note.content"]
+    evaluated = client.get_run(made[(), "evaluate"]).data.tags
+    assert evaluated["mlflow.note.content"].startswith(
+        f"Evaluation of the encoder of run `{ours['spec_id']}`, `byol · synth 4ep · s0`, by `linear` on "
+    )
 
 
 def test_a_row_of_the_user_is_no_part_of_the_table() -> None:

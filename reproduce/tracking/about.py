@@ -67,13 +67,11 @@ def imported(name: str, source: str) -> str:
 def _words(spec: Spec) -> str:
     """Return what a run is, in a sentence of Markdown."""
     if isinstance(spec, Evaluate):
-        encoder = spec.encoder
-        what = (
-            "a given encoder" if isinstance(encoder, Weights) else f"the encoder of run {_code(encoder.id)}"
-        )
+        encoder, name = spec.encoder, _code(title(spec.encoder))
+        given = isinstance(encoder, Weights)
+        what = f"the given encoder {name}" if given else f"the encoder of run {_code(encoder.id)}, {name},"
         return (
-            f"Evaluation by {_code(spec.protocol.name)} on {spec.dataset.title} of {what} "
-            f"({_code(title(encoder))}), seed {spec.seed}."
+            f"Evaluation of {what} by {_code(spec.protocol.name)} on {spec.dataset.title}, seed {spec.seed}."
         )
     method = spec.method
     return (
