@@ -581,7 +581,7 @@ def test_no_output_of_good_and_of_failing_commands_contains_the_password(
     )
     proxy.mode = "pass"
     store = Store(site)
-    (evaluation,) = [each for each in store.status() if each.name.startswith("linear") and each.metrics]
+    (evaluation,) = [each for each in store.status() if " → linear" in each.name and each.metrics]
     recorded = [store.connection.client.get_run(each.run_id) for each in store.status()]
     assert not [form for form in FORMS if form in str([each.to_dictionary() for each in recorded])]
     store.connection.client.delete_run(evaluation.run_id)
