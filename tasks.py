@@ -104,7 +104,7 @@ def show(c: Context, options: given.TableOptions) -> None:
 def seeds(c: Context, options: given.SeedsOptions) -> None:
     """Plan the seeds that would decide the most claims for the fewest hours; --apply executes the plan."""
     from reproduce.commands import make, seeds
-    from reproduce.report import terminal
+    from reproduce.runs import output
 
     request, most, budget = options.request(), options.num_seeds(), options.hours()
     request.build()
@@ -114,7 +114,7 @@ def seeds(c: Context, options: given.SeedsOptions) -> None:
     site, opened = store()
     with one_line(OSError, code=make.FAILED), one_line(ConnectionError):
         found = seeds.propose(request, most, budget, site, opened)
-        print("\n".join(found.lines(terminal.width())), flush=True)
+        print("\n".join(found.lines(output.width())), flush=True)
         if options.apply and found.requests and not c.config.run.dry:
             finish(make.produce(list(found.requests), site))
 
@@ -260,14 +260,18 @@ def rehearse(c: Context, options: given.RehearseOptions) -> None:
 def ui(c: Context, options: given.UiOptions) -> None:
     """Serve the MLflow UI of the project's store on 127.0.0.1 until Ctrl-C."""
     from reproduce.commands import ui
+    from reproduce.runs import output
 
     port, (_, opened) = options.number(), store()
     with one_line(ConnectionError, OSError):
-        lines = ui.addresses(opened, port, options.table) or [f"no runs yet: http://127.0.0.1:{port}"]
-        print("\n".join(lines), flush=True)
+        if not opened.connection.server:
+            ui.check_port(port)
+        print("\n".join(ui.addresses(opened, port, options.table)), flush=True)
         if opened.connection.server:
             return
         server, environment = opened.ui_command(port)
+    if output.unread():  # the addresses were all that was wanted
+        return
     os.execvpe(server[0], server, {**os.environ, **environment})  # noqa: S606 (it replaces this process)
 
 

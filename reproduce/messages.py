@@ -6,7 +6,7 @@ import base64
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
@@ -153,6 +153,12 @@ def unknown(kind: str, asked: str, known: Iterable[str]) -> str:
 def counted(number: int, word: str) -> str:
     """Return a number of things: `1 run`, `2 runs`."""
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def enumerated(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: `a`, `a and b`, or `a, b and c`."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def grouped(number: int) -> str:

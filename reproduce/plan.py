@@ -164,6 +164,15 @@ class Evaluation:
     seeds: int = 1
     changes: tuple[str, ...] = ()
     """Changes as `key=value`; each changes a setting of the run."""
+    typed: tuple[str, ...] | None = None
+    """Changes as the user typed them, with the path of a folder in place of its content. None if they are
+    `changes`."""
+    checkpoint: str = ""
+    """Encoder as the user typed it: a path, or the name of a release. Empty if unknown."""
+    backbone: str = ""
+    """Network of the encoder as the user typed it."""
+    prefix: str = ""
+    """Prefix of the encoder's tensors as the user typed it."""
 
     def __str__(self) -> str:
         return f"the evaluation by {self.protocol} on {self.dataset}"
@@ -186,8 +195,8 @@ class Evaluation:
         return self._build()[0]
 
     def changed(self) -> tuple[str, ...]:
-        """Return the changes, settings by their full names."""
-        return self._build()[1]
+        """Return the changes, settings by their full names, and a folder by its path."""
+        return _as_typed(self._build()[1], self.typed)
 
     def _build(self) -> tuple[Evaluate, tuple[str, ...]]:
         from reproduce.data.dataset import Dataset
@@ -229,10 +238,12 @@ class Evaluation:
         return self.build().at_seeds(self.seeds)
 
     def command(self) -> str:
-        """Return the command that makes this request."""
-        given = self.weights.url or self.weights.file or "FILE"
-        options = {"--checkpoint": given, "--protocol": self.protocol, "--dataset": self.dataset}
-        return _line("evaluate", options, self.seeds, self.changes)
+        """Return the command that makes this request, as the user typed it."""
+        given = self.checkpoint or self.weights.url or self.weights.file or "FILE"
+        network = {"--backbone": self.backbone, "--prefix": self.prefix}
+        options = {"--checkpoint": given, **{key: value for key, value in network.items() if value}}
+        options |= {"--protocol": self.protocol, "--dataset": self.dataset}
+        return _line("evaluate", options, self.seeds, self.changes if self.typed is None else self.typed)
 
     def dumps(self) -> str:
         """Return the request as one line of JSON, for a worker."""
@@ -241,8 +252,8 @@ class Evaluation:
     @classmethod
     def loads(cls, text: str) -> Evaluation:
         """Return the request that `dumps` wrote."""
-        fields = json.loads(text)
-        return cls(**{**fields, "changes": tuple(fields["changes"]), "weights": _weights(fields["weights"])})
+        fields = _read(text)
+        return cls(**{**fields, "weights": _weights(fields["weights"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +268,9 @@ class Pretraining:
     seeds: int = 1
     changes: tuple[str, ...] = ()
     """Changes as `key=value`; each changes a setting of the run."""
+    typed: tuple[str, ...] | None = None
+    """Changes as the user typed them, with the path of a folder in place of its content. None if they are
+    `changes`."""
 
     def __str__(self) -> str:
         return f"the pretraining by {self.method} on {self.dataset} at {self.scale} scale"
@@ -272,8 +286,8 @@ class Pretraining:
         return self._build()[0]
 
     def changed(self) -> tuple[str, ...]:
-        """Return the changes, settings by their full names."""
-        return self._build()[1]
+        """Return the changes, settings by their full names, and a folder by its path."""
+        return _as_typed(self._build()[1], self.typed)
 
     def _build(self) -> tuple[Pretrain, tuple[str, ...]]:
         from reproduce.methods.method import Method
@@ -321,9 +335,9 @@ class Pretraining:
         return text
 
     def command(self) -> str:
-        """Return the command that makes this request."""
+        """Return the command that makes this request, as the user typed it."""
         options = {"--method": self.method, "--dataset": self.dataset, "--scale": self.scale}
-        return _line("pretrain", options, self.seeds, self.changes)
+        return _line("pretrain", options, self.seeds, self.changes if self.typed is None else self.typed)
 
     def dumps(self) -> str:
         """Return the request as one line of JSON, for a worker."""
@@ -332,8 +346,32 @@ class Pretraining:
     @classmethod
     def loads(cls, text: str) -> Pretraining:
         """Return the request that `dumps` wrote."""
-        fields = json.loads(text)
-        return cls(**{**fields, "changes": tuple(fields["changes"])})
+        return cls(**_read(text))
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Return the fields of a request that `dumps` wrote, with tuples of changes."""
+    fields: dict[str, Any] = json.loads(text)
+    typed = fields.get("typed")
+    return {
+        **fields,
+        "changes": tuple(fields["changes"]),
+        "typed": None if typed is None else tuple(typed),
+    }
+
+
+def _as_typed(names: tuple[str, ...], typed: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return changes by their full names, with the folder as the user typed it in place of its content.
+
+    Args:
+        typed: changes as the user typed them; None if they are those of `names`.
+    """
+    if typed is None:
+        return names
+    pairs = [parsed(change) for change in typed]
+    root = [f"dataset.root={value}" for key, value in pairs if key.removeprefix(EVALUATION) in ROOT_KEYS]
+    others = [name for name in names if name.partition("=")[0] not in CONTENT_KEYS]
+    return (*root, *others)
 
 
 def _line(task: str, options: Mapping[str, str], seeds: int, changes: Iterable[str]) -> str:
@@ -355,10 +393,15 @@ def loads(text: str) -> Order:
     return Pretraining.loads(text) if "method" in fields else Evaluation.loads(text)
 
 
-def located(dataset: str, changes: tuple[str, ...], site: Site) -> tuple[str, ...]:
+def located(
+    dataset: str, changes: tuple[str, ...], site: Site, *, to_pretrain: bool = False
+) -> tuple[str, ...]:
     """Return the changes with the content of the user's folder of images in place of its path.
 
     Changes for another data set stay as they are.
+
+    Args:
+        to_pretrain: True if the folder needs no test images.
 
     Raises:
         UserError: the folder does not exist, contains something else than images, or is named twice.
@@ -374,7 +417,8 @@ def located(dataset: str, changes: tuple[str, ...], site: Site) -> tuple[str, ..
     if not paths and any(key in CONTENT_KEYS for key in keys):
         return changes
     try:
-        content = folder.named(paths[0] if paths else "", site)
+        splits = folder.Folder.splits[:1] if to_pretrain else folder.Folder.splits
+        content = folder.named(paths[0] if paths else "", site, splits)
     except OSError as error:
         raise InvalidError(f"{folder.ROOT}: {error.filename or error} cannot be read or written.") from None
     others = (change for change, key in zip(changes, keys, strict=True) if key not in ROOT_KEYS)
@@ -514,7 +558,8 @@ def evaluation(
     weights, path = weights_of(
         checkpoint, backbone or named.get("backbone", ""), prefix or named.get("prefix", "")
     )
-    return Evaluation(weights=weights, **fields), path
+    named = {"checkpoint": checkpoint, "backbone": backbone, "prefix": prefix}
+    return Evaluation(weights=weights, **named, **fields), path
 
 
 def added_row(text: str) -> tuple[str, str]:
@@ -803,6 +848,23 @@ def table_names() -> list[str]:
     """Return the modules of `tables/` in the order of their numbers."""
     names = [module.name for module in pkgutil.iter_modules(importlib.import_module("tables").__path__)]
     return sorted(names, key=lambda name: (len(name), name))
+
+
+def table_named(name: str) -> tuple[str, str]:
+    """Return the table that a task's name means, and the glob of its columns if it is that of a part.
+
+    A name that no task of a table has is returned as it is.
+    """
+    if name in table_names():
+        return name, "*"
+    for table in table_names():
+        module = importlib.import_module(f"tables.{table}")
+        for part, (columns, _) in getattr(module, "PARTS", {}).items():
+            if name in (part, part.replace("-", "_")):
+                return table, columns
+        if name in getattr(module, "ALIASES", ()):
+            return table, "*"
+    return name, "*"
 
 
 def _datasets(table: Table) -> set[Settings]:

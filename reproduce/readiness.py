@@ -16,7 +16,7 @@ from reproduce.data import inventory
 from reproduce.data.dataset import Dataset
 from reproduce.data.inventory import AnyDataset
 from reproduce.data.sources import shown
-from reproduce.messages import NotFoundError, UserError, counted, grouped, size, unknown
+from reproduce.messages import NotFoundError, UserError, counted, enumerated, grouped, size, unknown
 from reproduce.nn import distributed
 from reproduce.plan import Job
 from reproduce.protocols.protocol import Protocol
@@ -50,7 +50,7 @@ def blocked(
     counts: Counts | None = None,
     store: Store | None = None,
 ) -> dict[str, Blocked]:
-    """Return the runs of `todo` that cannot start, each with the reason.
+    """Return the runs of `todo` that cannot start, each with all that it lacks.
 
     A run is blocked if it lacks something, if it needs a blocked run, or if only blocked runs need it. What a
     worker would refuse before its first step is found here, as far as settings, site and numbers of images
@@ -71,30 +71,29 @@ def blocked(
     }
     card = gpu_memory(site)
     peaks = memory.peaks(todo, site, store) if card else {}
-    problems = {
-        each: next(missing(*each, site, fetch=fetch), None) for each in dict.fromkeys(wanted.values())
-    }
-    found = {spec_id: Blocked(problem) for spec_id, each in wanted.items() if (problem := problems[each])}
-    others = (
-        (
-            job,
-            _problem_of_devices(job, site)
-            or too_large(job.spec, job.devices(site), site, card, peaks.get(job.spec.id))
-            or counts.problem(job.spec, job.request.scale)
-            or paused.get(job.spec.id),
+    lacking = {each: tuple(missing(*each, site, fetch=fetch)) for each in dict.fromkeys(wanted.values())}
+    found: dict[str, Blocked] = {}
+    for job in todo:
+        problems = (
+            *lacking[wanted[job.spec.id]],
+            _problem_of_devices(job, site),
+            too_large(job.spec, job.devices(site), site, card, peaks.get(job.spec.id)),
+            counts.problem(job.spec, job.request.scale),
+            paused.get(job.spec.id),
         )
-        for job in todo
-    )
-    found = {job.spec.id: Blocked(other) for job, other in others if other} | found
+        by_name: dict[str, Missing] = {}
+        for problem in filter(None, problems):
+            by_name.setdefault(problem.name, problem)
+        if by_name:
+            found[job.spec.id] = Blocked(tuple(by_name.values()))
     for job in todo:
         for needed in job.spec.needs():
             if needed.id in found:
-                found.setdefault(
-                    job.spec.id, Blocked(found[needed.id].problem, f"run {needed.id}, which it needs,")
-                )
+                through = f"run {needed.id}, which it needs,"
+                found.setdefault(job.spec.id, Blocked(found[needed.id].problems, through))
     vain = in_vain([job.spec for job in todo], found)
     return found | {
-        spec_id: Blocked(found[first].problem, f"every run that needs it is blocked: run {first}")
+        spec_id: Blocked(found[first].problems, f"every run that needs it is blocked: run {first}")
         for spec_id, first in vain.items()
     }
 
@@ -344,12 +343,23 @@ class Missing(NamedTuple):
 class Blocked(NamedTuple):
     """The reason why a run cannot start."""
 
-    problem: Missing
+    problems: tuple[Missing, ...]
+    """All that the run lacks, at least one."""
     through: str = ""
-    """Another run that has the problem, as the subject of a sentence; empty if this run has it."""
+    """Another run that has the problems, as the subject of a sentence; empty if this run has them."""
+
+    @property
+    def problem(self) -> Missing:
+        """The first problem, for a short reason."""
+        return self.problems[0]
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """Description of each problem, and of what would solve it."""
+        return tuple(each.why for each in self.problems)
 
     def __str__(self) -> str:
-        return f"{self.through} lacks {self.problem.name}".strip()
+        return f"{self.through} lacks {enumerated([each.name for each in self.problems])}".strip()
 
 
 def missing(
@@ -364,6 +374,7 @@ def missing(
         dataset.check_root(site)
     except (UserError, OSError) as error:
         yield Missing(dataset.name, in_words(error))
+        fetch = False  # a list is of no use without the images
     if protocol is not None:
         try:
             protocol.check_data(dataset, site, fetch=fetch)

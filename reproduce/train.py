@@ -164,7 +164,7 @@ def pretrain(
     if distributed.main_process():
         hold()
         encoder_of(spec, online).save(folder)
-        if watching and watching.newest is not None:
+        if watching and (folder / probe_pictures.NEAREST).is_file():
             _upload(folder / probe_pictures.NEAREST, record)
     if device.type == "cuda":
         record.tag(PER_GPU, per_gpu(spec, distributed.world_size(), recompute=site.recompute))
@@ -185,6 +185,7 @@ def _draw_views(spec: Pretrain, images: Images, watching: Watching, folder: Path
     """Record the views that some images have in the first epoch, and return the seconds it took."""
     began = time.perf_counter()
     try:
+        (folder / probe_pictures.NEAREST).unlink(missing_ok=True)  # of an earlier run of these settings
         which = watching.chosen.held_out[: probe_pictures.IMAGES]
         pixels, sizes, indices = images.decode(which, _shape(spec))
         sampled = views.sample_all(

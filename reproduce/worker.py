@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -37,7 +37,7 @@ from reproduce import site as sites
 from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn import distributed
 from reproduce.nn.weights import Weights
-from reproduce.plan import Order, Request, loads
+from reproduce.plan import SCALES, Order, Request, loads, registered
 from reproduce.runs import checkpoint, encoder_file, environment, interrupt, journal, output, processes
 from reproduce.runs import lease as leases
 from reproduce.runs.files import atomic, read_regular, write_atomic
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from reproduce.tracking.about import Purpose
     from reproduce.tracking.recording import Run
     from reproduce.tracking.store import Store
+    from reproduce.tracking.uses import Use
 
 REPORT_EVERY = 0.5
 """Seconds between two progress events."""
@@ -87,17 +88,24 @@ def find(request: Order, spec_id: str) -> Spec:
 
 def purpose_of(request: Order, spec: Spec) -> Purpose:
     """Return what asks for a run, for its description in the UI."""
+    from reproduce.tracking import tags, uses
     from reproduce.tracking.about import Purpose
 
+    group = tags.group(spec)
+    found = _uses(request.scale).get(group, []) if request.scale in SCALES else []
     if not isinstance(request, Request):
-        return Purpose(command=request.command())
+        return Purpose(uses=tuple(found), command=request.command())
     table = request.build()
-    cells = tuple(
-        f"{row.label}, {column.key}"
-        for row, column, ours in table.measured()
-        if any(spec.id in (run.id, *(each.id for each in run.needs())) for run in ours.runs(request.seeds))
-    )
-    return Purpose(table=table.name, named=str(table), cells=cells, command=request.command())
+    found = uses.merged(found, uses.of([table]).get(group, []))
+    return Purpose(table=table.name, named=str(table), uses=tuple(found), command=request.command())
+
+
+@cache
+def _uses(scale: str) -> dict[str, list[Use]]:
+    """Return the cells of every table at a scale, by the group of the runs that they use."""
+    from reproduce.tracking import uses
+
+    return uses.of(registered(scale))
 
 
 def perform(

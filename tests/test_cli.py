@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from reproduce import plan
 from reproduce.site import PROJECT
 
 if TYPE_CHECKING:
@@ -198,6 +200,8 @@ def test_the_help_of_each_option_ends_with_its_default(
         ),
         (("table8", "--seeds", "1,2"), "--seeds must be a whole number, not '1,2'."),
         (("table8", "--seeds", "-1"), "--seeds must be a whole number, not '-1'."),
+        (("status", "--limit", "-1"), "--limit must be a whole number, 0 or more, not '-1'."),
+        (("show", "ablation-grid"), "table11 at smoke scale was not rendered yet: "),
         (("table8", "--seeds", "0"), "--seeds is 0: at least one seed is needed."),
         pytest.param(
             ("table8", "--seeds", 5000 * "9"), "--seeds must be a whole number, not '999", id="5000 digits"
@@ -396,10 +400,10 @@ def test_a_mistake_in_the_code_shows_its_place(
 def test_the_plan_names_runs_by_what_they_are(home: Home) -> None:
     planned = home.invoke("table8", "--rows", "Ours (K=4) + L_b + L_s", "--dry-run").stdout.splitlines()
     what = [line.split(maxsplit=2)[2] for line in planned[:2]]
-    pretraining = "K4 λs.004 λb.5 · synth 4ep · s0"
+    method, data = "K4 λs.004 λb.5", " · synth 4ep · s0"
     assert [line.rpartition(": no finished run")[0] for line in what] == [
-        pretraining,
-        f"linear ← {pretraining}",
+        f"{method}{data}",
+        f"{method} → linear{data}",
     ]
 
 
@@ -469,6 +473,25 @@ def test_ctrl_c_before_anything_is_started_ends_with_the_code_of_its_signal(home
         command.send_signal(signal.SIGINT)
         assert command.communicate(timeout=60) == ("", "")
     assert command.returncode == 130
+
+
+def test_a_port_in_use_is_named_before_any_address(home: Home) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = home.invoke("ui", "--port", str(port))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"Port {port} is in use: use --port \d+\.\n", done.stderr)
+
+
+def test_a_table_answers_to_every_name_of_its_tasks(home: Home) -> None:
+    assert plan.table_named("table13") == ("table6", "*")
+    assert plan.table_named("voc_detection") == ("table5", "ap*")
+    assert plan.table_named("tabel8") == ("tabel8", "*")
+    shown = home.invoke("why", "voc-detection", "--row", "Ours*").stdout
+    assert "table5 at smoke scale" in shown
+    assert "column voc07" not in shown
 
 
 def test_status_of_an_empty_place_is_empty(home: Home) -> None:

@@ -164,7 +164,7 @@ def test_a_terminal_shows_what_each_run_does_and_keeps_what_became_of_it(width: 
     assert lines[0] == "2 runs to do, 3 reused."
     assert lines[1].startswith("[1/2] byol · synth 4ep · s0: ")
     assert re.search(r": \d+ s, [\d,]+ images/s$", lines[1])
-    assert lines[2].startswith("[2/2] linear ← byol · synth")
+    assert lines[2].startswith("[2/2] byol → linear · synth")
     assert " ".join(" ".join(lines[2:]).split()).endswith("a reason of many words ends here")
     assert "ended" not in "".join(lines), "the live lines stay behind"
 
@@ -177,7 +177,8 @@ def test_a_run_under_way_has_its_epoch_loss_speed_and_time_left_on_one_line_of_8
         line.replace("\r", ""),
     ), line
     assert len(line) <= WIDTH
-    assert re.search(r"byol · synth 4ep · s0 +loading images and network, 0 s", drawn)
+    # A run that waits has the forecast of its time left.
+    assert re.search(r"byol · synth 4ep · s0 +loading images and network, 0 s +\d.* left \(forecast\)", drawn)
     assert re.search(r"━━━━─+  0 of 2 runs ended  \S+( s)? left", drawn), "a quarter of all work is done"
     assert re.search(r"1 of 2 runs ended  ", drawn)
 
@@ -187,6 +188,22 @@ def test_failed_runs_are_red_and_finished_ones_green_unless_no_colour_is_wanted(
     assert re.search(r"\x1b\[32m\[1/2\]", colours)
     assert re.search(r"\x1b\[31m\[2/2\]", colours)
     assert not re.search(r"\x1b\[[\d;]*3[0-9][\d;]*m", played(NO_COLOR="1").output)
+
+
+def test_the_width_of_a_table_is_that_of_the_terminal() -> None:
+    code = "from reproduce.runs import output; output.prepare(); print(output.width(), output.width(116))"
+    for width, changes, shown in ((50, {}, "50 50"), (50, {"COLUMNS": "70"}, "70 70")):
+        terminal = Terminal([sys.executable, "-c", code], environment(**changes), width)
+        assert terminal.end() == 0
+        assert terminal.screen().lines[0].strip() == shown
+    piped = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(COLUMNS="wide"),
+        capture_output=True,
+        check=False,
+    )
+    assert piped.stdout == b"110 116\n"
 
 
 def test_a_dumb_terminal_and_a_pipe_get_plain_lines() -> None:
@@ -204,7 +221,7 @@ def test_a_dumb_terminal_and_a_pipe_get_plain_lines() -> None:
     first, one, two = piped.stdout.splitlines()
     assert first == "2 runs to do, 3 reused."
     assert re.fullmatch(r"\[1/2\] byol · synth 4ep · s0: \d+ s, [\d,]+ images/s", one)
-    assert re.fullmatch(r"\[2/2\] linear ← byol .*: FAILED: ValueError: a reason .* ends here", two)
+    assert re.fullmatch(r"\[2/2\] byol → linear .*: FAILED: ValueError: a reason .* ends here", two)
     assert [re.sub(r"[\d,]+ images", "", line) for line in dumb.splitlines()] == [
         re.sub(r"[\d,]+ images", "", line) for line in piped.stdout.splitlines()
     ]

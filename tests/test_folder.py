@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -22,7 +23,9 @@ from reproduce.plan import Evaluation, Pretraining, Request
 from reproduce.readiness import blocked
 from reproduce.site import Site
 from reproduce.spec import Pretrain
-from reproduce.tracking.tags import title
+from reproduce.tracking.sqlite import Wanted
+from reproduce.tracking.store import Store
+from reproduce.tracking.tags import SOURCE, title
 
 if TYPE_CHECKING:
     from conftest import Home
@@ -104,6 +107,22 @@ def test_the_root_of_the_site_file_is_the_folder_if_none_is_named(root: Path, tm
     assert plan.located("stl10", ("k=3",), site(tmp_path)) == ("k=3",)
 
 
+def test_a_pretraining_needs_no_test_images(root: Path, tmp_path: Path) -> None:
+    here, both = site(tmp_path), plan.located("folder", (f"root={root}",), site(tmp_path))
+    shutil.move(root / "val", tmp_path / "elsewhere")
+    with pytest.raises(LookupError, match=r"which lacks val\. Layout: train/<class>/\* and val/<class>/\*"):
+        plan.located("folder", (f"root={root}",), here)
+    changes = plan.located("folder", (f"root={root}",), here, to_pretrain=True)
+    assert changes != both, "other images, another content"
+    job = plan.jobs([Pretraining(method="byol", dataset="folder", changes=(*changes, "batch_size=4"))])
+    assert blocked(job, here) == {}
+    assert len(job[0].spec.dataset.load("train", here)) == 8
+    with pytest.raises(LookupError, match=r"images lacks val, which this run reads"):
+        job[0].spec.dataset.load("val", here)
+    shutil.move(tmp_path / "elsewhere", root / "val")
+    assert plan.located("folder", (f"root={root}",), here, to_pretrain=True) == both
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -137,12 +156,13 @@ def test_the_name_of_a_file_is_in_titles_and_in_no_id(root: Path, tmp_path: Path
     request = Request(table="table4", rows="Mine", added=(("Mine", named),))
     assert plan.loads(request.dumps()).build().changes == ("row Mine=mine.pth 3f3f3f3f3f3f",)  # type: ignore[union-attr]
     (spec,) = request.specs()
-    assert title(spec).endswith(" ← mine.pth 3f3f3f3f3f3f")
+    assert title(spec) == "mine.pth 3f3f3f3f3f3f → weighted_knn on synth"
     evaluation = knn(root, site(tmp_path))
     found = plan.loads(evaluation.dumps())
     assert isinstance(found, Evaluation)
     assert found.weights.file == "mine.pth"
-    assert f"on folder {dict(found.build().leaves())['dataset.content'][:12]} ← mine" in title(found.build())
+    content = dict(found.build().leaves())["dataset.content"]
+    assert title(found.build()).endswith(f" → knn k3 on folder {content[:12]}")
 
 
 # invoke pretrain
@@ -209,9 +229,18 @@ def test_an_encoder_is_trained_on_a_folder_and_evaluated_by_the_printed_command(
     evaluated = place.invoke(*words[1:])
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     assert "1 run done, 0 reused" in evaluated.stdout
+    store = Store(Site(runs=place.runs))
+    made = {
+        run.data.tags["kind"]: run.data.tags[SOURCE]
+        for run in store.connection.search(Wanted(present=(SOURCE,)))
+    }
+    assert shlex.split(made["evaluate"]) == words, "the command that the user typed makes the run again"
+    assert made["pretrain"].endswith(f" --set '{command[-1]}' --set epochs=0 --set std=.2,.2,.2")
+    plan_of = place.invoke(*words[1:], "--dry-run").stdout
+    assert f"Changed settings: dataset.root={root}, std=0.2,0.2,0.2." in plan_of
     copy = shutil.copytree(root, tmp_path / "copy")
     again = place.invoke(*(word.replace(str(root), str(copy)) for word in words[1:]))
     assert "0 runs done, 1 reused" in again.stdout, again.stdout + again.stderr
     status = place.invoke("status").stdout
-    assert " ← encoder.safetensors " in status
+    assert re.search(r" encoder.safetensors [0-9a-f]{12} → knn k5 on folder ", status)
     assert str(root) not in status

@@ -29,7 +29,8 @@ def test_runs_whose_data_are_missing_wait_and_the_others_start(tmp_path: Path) -
     assert {job.spec.id for job in todo if job.spec.dataset.name == "stl10"} == set(blocked)
     assert 0 < len(blocked) < len(todo)
     assert all(
-        reason.startswith("The data root 'stl10' is not set: add `stl10 = ") for reason in blocked.values()
+        each.problem.why.startswith("The data root 'stl10' is not set: add `stl10 = ")
+        for each in blocked.values()
     )
 
 

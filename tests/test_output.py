@@ -70,6 +70,22 @@ def test_a_reader_that_goes_away_ends_the_printing_and_not_the_command() -> None
     assert piped('"$1" -c "$2" first | head -1') == (b"first\n", b"end, code 0\n", 0)
 
 
+def test_a_command_that_would_serve_for_ever_notices_that_its_reader_has_left() -> None:
+    code = """
+import sys, time
+from reproduce.runs import output
+output.prepare()
+print("first", flush=True)
+end = time.monotonic() + 60
+while not output.unread() and time.monotonic() < end:
+    pass
+sys.exit(0 if output.unread() else 1)
+"""
+    assert piped(f"\"$1\" -c '{code}' | head -1") == (b"first\n", b"", 0)
+    once = "from reproduce.runs import output; output.prepare(); print(output.unread())"
+    assert piped(f'"$1" -c "{once}" | cat') == (b"False\n", b"", 0)
+
+
 def test_an_output_that_cannot_be_written_is_one_line_and_a_failure() -> None:
     said = b"The output cannot be written (No space left on device).\n"
     assert piped('"$1" -c "$2" first > /dev/full') == (b"", said + b"end, code 1\n", 0)

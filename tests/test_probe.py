@@ -145,6 +145,9 @@ def test_automatic_probes_keep_to_three_per_cent_and_leave_enough_for_the_last_o
             found.spent += cost
     # 11 s are 3 % of 367 s. After two probes, 3 % of 1000 s are too little for a third.
     assert due == [4, 10]
+    found._last = 100.0  # the machine was busy
+    assert not found.due(9, done=0.9, seen=9000)
+    assert found.due(10, done=1, seen=10_000)
 
 
 def test_the_first_automatic_probe_is_estimated_by_its_forward_passes() -> None:
@@ -301,3 +304,11 @@ def test_the_same_run_draws_the_same_pictures(tmp_path: Path) -> None:
         assert one.read_bytes() == other.read_bytes()
     with Image.open(tmp_path / "a" / "run" / probe_pictures.VIEWS) as image:
         assert image.size == (2 * 102 + 6, 8 * 102 + 6)  # K views of eight images, 16 pixels shown as 96
+
+
+def test_the_query_and_the_neighbours_of_its_class_are_framed(tmp_path: Path) -> None:
+    rows = [[torch.full((3, 96, 96), 128, dtype=torch.uint8)] * 3]
+    path = probe_pictures.grid(tmp_path / "picture.png", rows, [["cat", "dog", "cat"]])
+    with Image.open(path) as image:
+        frames = [image.getpixel((6 + 102 * column - 1, 50)) for column in range(3)]
+    assert frames == [probe_pictures.INK, probe_pictures.PAPER, probe_pictures.RIGHT]

@@ -159,7 +159,7 @@ def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home,
     assert first == "2 runs to do, 0 reused."
     took = r"[\d:]+( s)?"
     assert re.fullmatch(rf"\[1/2\] {TITLE} {EPOCHS}ep · s0: {took}, [\d,]+ images/s", one)
-    assert re.fullmatch(rf"\[2/2\] linear ← {TITLE} {EPOCHS}ep · s0: {took}", two)
+    assert re.fullmatch(rf"\[2/2\] byol → linear · synth {EPOCHS}ep · s0: {took}", two)
     assert re.fullmatch(rf"2 runs done, 0 reused, 0 missing, in {took}\.", summary)
     assert table[0].startswith("table8 (smoke): Ablation of the multiview centroid loss")
     assert table[-1].split() == ["BYOL", "71.92", f"{cell(home)['value']:.2f}"]

@@ -126,6 +126,11 @@ def test_a_table_of_ours_has_no_sides() -> None:
     ]
 
 
+def test_one_rule_separates_the_headings_from_a_first_row_with_a_rule_before_it() -> None:
+    ruled = replace(TABLE, rows=tuple(replace(each, rule_before=True) for each in TABLE.rows))
+    assert list(lines(ruled, 80)) == list(lines(TABLE, 80))
+
+
 def test_wide_characters_count_twice_and_accents_not_at_all() -> None:
     assert [width_of(text) for text in ("ours", "方法", "e\u0301", "ℒ", "")] == [4, 4, 1, 1, 0]
     assert cut("方法方法", 8) == "方法方法"

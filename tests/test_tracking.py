@@ -22,10 +22,11 @@ from pathlib import Path
 import pytest
 from toys import PRETRAIN, Judge, Recorded, ended, fill_from
 
-from reproduce import identity
+from reproduce import identity, worker
 from reproduce.methods.byol import BYOL
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn.heads import Heads
+from reproduce.nn.weights import Weights
 from reproduce.plan import Request
 from reproduce.report.filled import Filled
 from reproduce.report.observe import Finished
@@ -34,11 +35,12 @@ from reproduce.runs import interrupt, processes
 from reproduce.runs.journal import now
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain
+from reproduce.tracking import uses, views
 from reproduce.tracking.monitor import Monitor
 from reproduce.tracking.recording import Run
 from reproduce.tracking.sqlite import Wanted
 from reproduce.tracking.store import AlreadyRunningError, Store
-from reproduce.tracking.tags import group, title
+from reproduce.tracking.tags import group, title, user
 
 pytestmark = pytest.mark.slow  # MLflow takes seconds to import and its store seconds to create
 
@@ -524,7 +526,7 @@ def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
     table = Table(
         name="table8",
         number="8",
-        title="Terms",
+        title=r"$\mathcal{L}_c$",
         columns=(Column(key="acc", title="top-1", margin=Margin(1.0, "made up")),),
         rows=(Row(label="BYOL", cells={"acc": Cell(paper=Reported(value="95"), ours=ours)}),),
     )
@@ -532,7 +534,9 @@ def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
         spec.id: Finished(spec_id=spec.id, run_id="r", metrics={"top1": value})
         for spec, value in zip(ours.runs(2), (0.79, 0.81), strict=True)
     }
-    data = store.connection.client.get_run(store.log_table(fill_from(table, 2, runs, {}), [report])).data
+    filled_in = fill_from(table, 2, runs, {})
+    run_id = store.log_table(filled_in, [report], command="invoke table8")
+    data = store.connection.client.get_run(run_id).data
     assert data.metrics == {
         "BYOL/acc": 80.0,
         "BYOL/acc/n": 2,
@@ -542,16 +546,56 @@ def test_a_table_is_recorded_with_the_interval_and_the_verdict_of_each_number(
     }
     assert data.tags["verdict/BYOL/acc"] == "not reproduced"
     (paper,) = store.connection.search(Wanted(tags={"numbers": ["paper"]}))
+    shown = ("The numbers that the paper printed. ℒ_c", "invoke table8", "LOCAL")
+    named = ("mlflow.note.content", "mlflow.source.name", "mlflow.source.type")
+    assert tuple(paper.data.tags[name] for name in named) == shown
+    assert data.tags["title"] == "ℒ_c"
+    assert data.tags["mlflow.user"] == user()
     assert (paper.info.run_name, paper.data.metrics) == ("Table 8, paper", {"BYOL/acc": 95.0})
     assert "table" not in " ".join(row.name for row in store.status()).lower()  # neither is a run of ours
     smoke = replace(table, scale="smoke", changes=())
     data = store.connection.client.get_run(store.log_table(fill_from(smoke, 2, runs, {}), [report])).data
     assert data.tags["verdict/BYOL/acc"] == "not comparable"
+    (again,) = store.connection.search(Wanted(tags={"numbers": ["paper"]}))
+    assert (again.info.status, again.info.end_time) == ("FINISHED", paper.info.end_time)
+
+
+def test_the_view_of_a_table_leaves_out_runs_with_changed_settings(site: Site, tmp_path: Path) -> None:
+    store, report = Store(site), tmp_path / "table8.md"
+    report.write_text("| 80 |")
+    made = {}
+    for changes in ((), ("epochs=2",)):
+        request = Request(table="table8", rows="BYOL", changes=changes)
+        for spec in request.specs():
+            with store.start(spec, scale="smoke", purpose=worker.purpose_of(request, spec)) as run:
+                run.finish({"top1": 0.8})
+            made[changes, spec.name] = run.run_id
+        table = Request(table="table8", changes=changes).build()
+        store.log_table(fill_from(table, 1, {}, {}), [report], table)
+    client, experiment = store.connection.client, store.connection.experiment("smoke")
+    view = json.loads(client.get_experiment(experiment).tags[views.tag("table8")])
+    assert view == views.of_table(Request(table="table8").build())["table8"]
+    shown = client.search_runs([experiment], view["searchFilter"])
+    assert [run.info.run_id for run in shown] == [made[(), "evaluate"]]
+    ours, trial = (client.get_run(made[changes, "pretrain"]).data.tags for changes in ((), ("epochs=2",)))
+    assert (ours["tables"], trial["tables"]) == ("/table1/table8/table11/table12/", "/table8 with changes/")
+    assert "Used by Table 11:\n\n- `lambda_s=0 lambda_b=0, k2`" in ours["mlflow.note.content"]
+    assert "Used by Table 8, with changed settings" in trial["mlflow.note.content"]
+    evaluated = client.get_run(made[(), "evaluate"]).data.tags
+    assert evaluated["mlflow.note.content"].startswith(
+        f"Evaluation of the encoder of run `{ours['spec_id']}`, `byol · synth 4ep · s0`, by `linear` on "
+    )
+
+
+def test_a_row_of_the_user_is_no_part_of_the_table() -> None:
+    request = Request(table="table4", rows="Mine", added=(("Mine", Weights(sha256="a" * 64)),))
+    ((use,),) = uses.of([request.build()]).values()
+    assert (uses.as_tag([use]), use.cells) == ("/table4 with changes/", ["Mine, top1_20", "Mine, top1_200"])
 
 
 def test_titles_and_groups() -> None:
     assert title(PRETRAIN) == "K4 λs.004 λb.5 · toy 3ep · s0"
-    assert title(EVALUATE) == "toy k5 ← K4 λs.004 λb.5 · toy 3ep · s0"
+    assert title(EVALUATE) == "K4 λs.004 λb.5 → toy k5 · toy 3ep · s0"
     normed = replace(
         PRETRAIN,
         method=MSBReg(num_views=8, lambda_s=0.0, lambda_b=1.5, heads=Heads(norm="layernorm")),
@@ -638,3 +682,4 @@ def test_a_server_on_this_machine_keeps_runs_as_sqlite_does(site: Site, tmp_path
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
     assert Store(site).finished([PRETRAIN.id])[PRETRAIN.id].run_id == run.run_id
+    assert "Warning" not in (tmp_path / "server.log").read_text()

@@ -581,7 +581,7 @@ def test_no_output_of_good_and_of_failing_commands_contains_the_password(
     )
     proxy.mode = "pass"
     store = Store(site)
-    (evaluation,) = [each for each in store.status() if each.name.startswith("linear") and each.metrics]
+    (evaluation,) = [each for each in store.status() if " → linear" in each.name and each.metrics]
     recorded = [store.connection.client.get_run(each.run_id) for each in store.status()]
     assert not [form for form in FORMS if form in str([each.to_dictionary() for each in recorded])]
     store.connection.client.delete_run(evaluation.run_id)
@@ -592,7 +592,7 @@ def test_no_output_of_good_and_of_failing_commands_contains_the_password(
     request = Request(table="table8", rows="BYOL", changes=("epochs=0",))
     assert make.produce([request], replace(site, runs=home.runs)) == make.FAILED
     printed = capsys.readouterr().out
-    assert "[1/1] linear ← byol" in printed
+    assert "[1/1] byol → linear · " in printed
     assert printed.count("(401): it asks for a valid user and password") == 1
     assert "table8 (smoke): 0 of 1 cells filled" in printed
     assert "(401): it asks for a valid user" in (home.reports / "smoke" / "table8.json").read_text()

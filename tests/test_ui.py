@@ -24,6 +24,7 @@ from reproduce.tracking import views
 from reproduce.tracking.about import Purpose
 from reproduce.tracking.sqlite import Wanted
 from reproduce.tracking.store import Store
+from reproduce.tracking.uses import Use
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -43,7 +44,8 @@ def served(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     site = Site(runs=tmp_path_factory.mktemp("ui"))
     shutil.copy(template, site.runs)
     store = Store(site)
-    purpose = Purpose(table="table11", named="Table 11", cells=("a cell",), command="invoke table11")
+    use = Use(table="table11", named="Table 11", cells=["a cell"])
+    purpose = Purpose(table="table11", named="Table 11", uses=(use,), command="invoke table11")
     for number, spec in enumerate(PART.specs()):
         with store.start(spec, scale="smoke", purpose=purpose) as run:
             run.finish({"top1": number / 100} if isinstance(spec, Evaluate) else {"loss": 1.0})
@@ -95,12 +97,12 @@ def page(store: Store, port: int, experiment: str, view: str) -> str:
     return store.pages(port)[experiment].views[view]
 
 
-@pytest.mark.parametrize("view", ["all", "table11"])
+@pytest.mark.parametrize("view", ["all", "table11", "table11-K4"])
 def test_the_list_of_a_view_shows_top1_and_k_without_a_click(
     served: tuple[Store, int], browser: Any, view: str
 ) -> None:
     browser.get(page(*served, "smoke", view))
-    shown = ["12 matching runs", "final/top1", "K", "linear ← K4 λs.01 λb2 · synth 4ep · s0"]
+    shown = ["12 matching runs", "final/top1", "K", "K4 λs.01 λb2 → linear · synth 4ep · s0"]
     lines = r"document.body.innerText.split('\n').map(line => line.trim())"
     for line in shown:  # the parts of the page appear one after another
         assert wait(browser, f"{lines}.includes({json.dumps(line)})"), line
@@ -113,7 +115,20 @@ def test_the_view_of_table_11_draws_its_three_charts(served: tuple[Store, int], 
     drawn = "document.querySelectorAll('{}').length"
     for element in ("g.contourlayer path", "g.barlayer path", ".parcoords canvas"):
         assert wait(browser, drawn.format(element)) > 0
-    assert "Charts" in wait(browser, "document.body.innerText")
+    assert "Charts of Table 11" in wait(browser, "document.body.innerText")
+
+
+def test_the_plane_of_table_11_at_one_k_leaves_out_the_others(
+    served: tuple[Store, int], browser: Any
+) -> None:
+    assert {key for key in served[0].pages(served[1])["smoke"].views if key.startswith("table11-")} == {
+        "table11-K2",
+        "table11-K4",
+        "table11-K8",
+    }
+    browser.get(views.charts(page(*served, "smoke", "table11-K4")))
+    assert wait(browser, "document.querySelectorAll('g.contourlayer path').length") > 0
+    assert "Charts of Table 11, K = 4" in wait(browser, "document.body.innerText")
 
 
 def test_the_description_of_a_run_leads_to_the_report(served: tuple[Store, int], browser: Any) -> None:
@@ -123,10 +138,15 @@ def test_the_description_of_a_run_leads_to_the_report(served: tuple[Store, int],
     experiment = store.connection.experiment("smoke")
     browser.get(f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs/{run.state.run_id}")
     assert wait(browser, "document.body.innerText.includes('Made by invoke table11.')")
+    tables = store.connection.experiment("tables")  # the link works without a saved view
+    saved = store.connection.client.get_experiment(tables).tags[views.tag("table11")]
+    store.connection.client.delete_experiment_tag(tables, views.tag("table11"))
     link = "[...document.querySelectorAll('a')].find(link => link.innerText === 'the records of Table 11')"
     browser.get(wait(browser, f"{link}?.href"))
     for text in ("Table 11, paper", "Table 11, ours, smoke"):
         assert wait(browser, f"document.body.innerText.includes({json.dumps(text)})"), text
+    assert wait(browser, "document.body.innerText.includes('2 matching runs')")
+    store.connection.client.set_experiment_tag(tables, views.tag("table11"), saved)
 
 
 def test_ours_against_the_paper_is_drawn(served: tuple[Store, int], browser: Any) -> None:
@@ -144,3 +164,8 @@ def test_ours_against_the_paper_is_drawn(served: tuple[Store, int], browser: Any
         assert wait(browser, f"document.body.innerText.includes({json.dumps(text)})"), text
     browser.get(views.charts(page(store, port, "tables", "table11")))
     assert wait(browser, "document.body.innerText.includes('Ours against the paper')")
+    saved = store.connection.client.get_experiment(ours.info.experiment_id).tags[views.tag("table11")]
+    assert json.loads(saved)["orderByKey"] == "tags.`numbers`", "the order depends on the numbers"
+    # The paper's numbers are the baseline, and each number of ours has its distance from them.
+    text = wait(browser, "document.body.innerText.split('Compare by')[1]")
+    assert text.index("Table 11, paper") < text.index("Table 11, ours, smoke")

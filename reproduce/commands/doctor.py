@@ -26,7 +26,7 @@ from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.inventory import AnyDataset
 from reproduce.lazy import torch
-from reproduce.messages import InvalidError, UserError, counted, hours, size
+from reproduce.messages import InvalidError, UserError, counted, enumerated, hours, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Job, Request, real_data_sets, table_names
@@ -36,7 +36,7 @@ from reproduce.readiness import GPU_MEMORY, Counts, gpu_memory, in_vain, launche
 from reproduce.resources import memory
 from reproduce.resources.memory import Peak
 from reproduce.resources.sharing import runs_per_gpu
-from reproduce.runs import environment
+from reproduce.runs import environment, output
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
@@ -469,17 +469,17 @@ def _ready(needs: dict[Request, Need], specs: dict[Request, tuple[Spec, ...]], m
 
 
 def _next(needs: dict[Request, Need]) -> str:
-    """Return what most tables lack at the smallest scale with missing needs."""
+    """Return all that tables lack at the smallest scale with missing needs, the most frequent first."""
     for scale in dict.fromkeys(request.scale for request in needs):
         waiting = Counter(
             name for request, need in needs.items() if request.scale == scale for name in need.missing
         )
         if waiting:
-            ((name, count),) = waiting.most_common(1)
-            verb = "lacks" if count == 1 else "lack"
-            return (
-                f"Next: {counted(count, 'table')} at {scale} {verb} {name}; its line above names the remedy."
-            )
+            (first, count), *others = waiting.most_common()
+            parts = [f"{counted(count, 'table')} at {scale} {'lacks' if count == 1 else 'lack'} {first}"]
+            parts += [f"{count} {'lacks' if count == 1 else 'lack'} {name}" for name, count in others]
+            whose = "their lines above name the remedies" if others else "its line above names the remedy"
+            return f"Next: {enumerated(parts)}; {whose}."
     return "Next: nothing is missing; `invoke tables --scale NAME` executes all unfinished runs."
 
 
@@ -494,7 +494,7 @@ def _entry(label: str, text: str) -> Iterator[str]:
 def _wrapped(text: str, first: str = "", indent: str = "") -> list[str]:
     return textwrap.wrap(
         text,
-        WIDTH,
+        min(WIDTH, output.width(WIDTH)),
         initial_indent=first,
         subsequent_indent=indent,
         break_long_words=False,

@@ -65,6 +65,8 @@ MOST_LISTED = 3
 """Maximum number of runs of one action and reason that a plan lists one by one without --verbose."""
 NEAREST = re.compile(r"(?P<before>.*); the nearest(?: of the newest \d+)? differs in (?P<settings>.*)")
 """The reason of a run whose nearest finished run differs in some settings."""
+NEEDED = re.compile(r"run [0-9a-f]{12}, which it needs,")
+"""A run that another one needs, in the reason of the latter."""
 RUN_ID = re.compile(r"run [0-9a-f]{12}")
 """A run in the reason of another run."""
 SPEEDS = {"GPU": 18e12, "CPU": 20e9}
@@ -321,7 +323,8 @@ def forecast(
             memory += hours_of.memory(job)
         steps.append(step)
     at_once = (site.jobs or 1) * site.devices if card else where.at_once(site)
-    problems = dict.fromkeys(lacking[step.spec.id].problem.why for step in steps if step.action == "blocked")
+    blocking = [lacking[step.spec.id] for step in steps if step.action == "blocked"]
+    problems = dict.fromkeys(remedy for each in blocking for remedy in each.remedies)
     disk = _disk([step.spec for step in steps if step.starts], store, at_once)
     changes = {
         change: None for request in {job.request: None for job in wanted} for change in request.changed()
@@ -421,7 +424,8 @@ def _grouped(steps: Iterable[Step]) -> Iterator[str]:
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in steps:
         found = NEAREST.fullmatch(step.why)
-        why = found["before"] if found else RUN_ID.sub("a run", step.why)
+        general = RUN_ID.sub("a run", NEEDED.sub("the pretraining that each needs", step.why))
+        why = found["before"] if found else general
         groups.setdefault((step.action, why), []).append(step)
     large = False
     for (action, why), members in groups.items():

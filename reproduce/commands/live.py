@@ -34,6 +34,8 @@ WIDE = 60
 """Minimum columns of a terminal with a bar."""
 RESERVED = 3
 """Columns at the right end that stay empty, where a terminal shows `^C`."""
+FORECAST = " (forecast)"
+"""Words behind a time that no speed was measured for yet."""
 DUMB = ("dumb", "unknown", "")
 """Values of TERM of terminals that cannot move the cursor."""
 
@@ -167,10 +169,13 @@ class Live:
 
     def _columns(self, spec_id: str, row: _Row) -> tuple[str, str, str]:
         """Return the note, the speed and the time left of a run; empty if unknown."""
+        note, rate, left = row.note, row.rate, self._time_left.of(spec_id)
         if row.waiting_since is not None:
-            return f"{row.note}, {messages.clock(time.monotonic() - row.waiting_since)}", "", ""
-        left = self._time_left.of(spec_id)
-        return row.note, row.rate, "" if left is None else f"{messages.clock(left)} left"
+            note, rate = f"{note}, {messages.clock(time.monotonic() - row.waiting_since)}", ""
+        if left is None:
+            return note, rate, ""
+        origin = "" if self._time_left.has_speed(spec_id) else FORECAST
+        return note, rate, f"{messages.clock(left)} left{origin}"
 
     def _summary(self, width: int) -> Text:
         """Return the line for all runs."""
@@ -181,7 +186,7 @@ class Live:
         left = self._time_left.of_all()
         words = "time left unknown" if left is None else f"{messages.clock(left)} left"
         if left is not None and not self._time_left.is_measured:
-            words += " (forecast)"
+            words += FORECAST
         failed = f", {self._failed} failed" if self._failed else ""
         ended = f"{self._ended} of {messages.counted(self._num_runs, 'run')} ended{failed}"
         text = self._text(f"{full * done}{empty * (bar - done)}  {ended}  {words}".lstrip(), width)

@@ -22,6 +22,7 @@ from reproduce.nn.weights import GEOMETRY, Weights
 from reproduce.plan import Evaluation, Job, Order, Pretraining, Request, jobs, registered
 from reproduce.readiness import Counts, RefusedError, blocked, launcher, tight
 from reproduce.report.counts import incomplete
+from reproduce.runs import output
 from reproduce.runs.claims import Claims
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
@@ -32,6 +33,7 @@ from reproduce.tracking.tags import title
 if TYPE_CHECKING:
     from reproduce.commands.cards import Card
     from reproduce.commands.forecast import Forecast
+    from reproduce.readiness import Blocked
     from reproduce.report.filled import Filled
     from reproduce.report.observe import Finished
     from reproduce.report.record import Records
@@ -80,10 +82,10 @@ def produce(
     print(done.summary(), flush=True)
     shown = len({request.table for request in requests}) == 1
     rendered = [_render(request, site, done, shown=shown) for request in requests]
-    for table, filled, paths in rendered:
+    for request, (table, filled, paths) in zip(requests, rendered, strict=True):
         # A part of a table would empty the cells that it lacks.
         if done.finished and not done.unasked and not table.left_out:
-            _log(table, filled, paths, done.store)
+            _log(table, filled, paths, done.store, request.command())
     _typeset(requests, site, told=not shown)
     return done.code
 
@@ -139,7 +141,9 @@ def pretrain(request: Pretraining, site: Site, *, limits: Limits = NO_LIMITS) ->
 def _evaluation_of(spec: Pretrain, file: Path, site: Site) -> str:
     """Return a command that evaluates an encoder on the data set on which it was trained."""
     dataset = spec.dataset
-    changes = [f"dataset.root={root}" for root in dataset.folders(site).values() if dataset.name == "folder"]
+    roots = dataset.folders(site).values() if dataset.name == "folder" else ()
+    # An evaluation needs test images, too.
+    changes = [f"dataset.root={root if (Path(root) / 'val').is_dir() else 'FOLDER'}" for root in roots]
     assumed = Weights(sha256="any", **weight_files.GEOMETRY_OF.get(spec.backbone, {}))
     # Resize and canvas come before the size, which must fit them.
     for key in sorted(GEOMETRY, key="size".__eq__):
@@ -260,10 +264,11 @@ def _carry_out(wanted: list[Job], site: Site, *, render_only: bool = False) -> _
     attached: set[str] = set()
     unasked = ""
     measured = any(isinstance(job.spec, Evaluate) and job.spec.id in finished for job in wanted)
-    blocked = {} if render_only else _cannot_start(todo, site, measured=measured, store=store)
+    lacking = {} if render_only else _cannot_start(todo, site, measured=measured, store=store)
+    blocked = {spec_id: each.problem.why for spec_id, each in lacking.items()}
     todo = [job for job in todo if job.spec.id not in blocked]
-    if blocked:
-        print("\n".join(dict.fromkeys(blocked.values())))
+    if lacking:
+        print("\n".join(_remedies(lacking)))
     if todo and not render_only:
         _make_folder(site)
         store.mark_dead_runs()
@@ -390,10 +395,10 @@ def _forecast(requests: Iterable[Order], site: Site, card: Card | None = None) -
 
 def _cannot_start(
     todo: list[Job], site: Site, *, measured: bool = False, store: Store | None = None
-) -> dict[str, str]:
+) -> dict[str, Blocked]:
     """Return why runs cannot start on this machine, by id; runs that other processes execute are left out.
 
-    Each data set and protocol is checked once. The reasons name a remedy.
+    Each data set and protocol is checked once.
 
     Args:
         measured: True if an evaluation is finished already, so that there are numbers to show.
@@ -404,10 +409,15 @@ def _cannot_start(
     """
     claimed = Claims(site).leases(job.spec.id for job in todo)
     free = [job for job in todo if job.spec.id not in claimed]
-    found = {spec_id: each.problem.why for spec_id, each in blocked(free, site, store=store).items()}
+    found = blocked(free, site, store=store)
     if todo and len(found) == len(todo) and not measured:
-        raise RefusedError(" ".join(dict.fromkeys(found.values())))
+        raise RefusedError(" ".join(_remedies(found)))
     return found
+
+
+def _remedies(lacking: Mapping[str, Blocked]) -> list[str]:
+    """Return what would solve each problem of runs that cannot start, each once."""
+    return list(dict.fromkeys(remedy for each in lacking.values() for remedy in each.remedies))
 
 
 def _typeset(requests: Iterable[Request], site: Site, *, told: bool) -> None:
@@ -427,7 +437,7 @@ def _typeset(requests: Iterable[Request], site: Site, *, told: bool) -> None:
             print(problem, flush=True)
 
 
-def _log(table: Table, filled: Filled, paths: list[Path], store: Store) -> None:
+def _log(table: Table, filled: Filled, paths: list[Path], store: Store, command: str) -> None:
     """Record a table's numbers and files, unless another command has rendered and recorded it since."""
     from reproduce.report import publish, render
 
@@ -438,7 +448,7 @@ def _log(table: Table, filled: Filled, paths: list[Path], store: Store) -> None:
                 return
             pictures = [path for path in render.figure_paths(filled, folder) if path.suffix == ".png"]
             copied = [Path(shutil.copy(path, copies)) for path in (*paths, *pictures)]
-        store.log_table(filled, copied, table)
+        store.log_table(filled, copied, table, command)
 
 
 def _render(request: Request, site: Site, done: _Outcome, *, shown: bool) -> tuple[Table, Filled, list[Path]]:
@@ -474,7 +484,7 @@ def _render(request: Request, site: Site, done: _Outcome, *, shown: bool) -> tup
             "the folder is writable."
         ) from error
     if shown:
-        print("\n".join(terminal.lines(filled, terminal.width())))
+        print("\n".join(terminal.lines(filled, output.width())))
     page = next(path for path in paths if path.suffix == ".md")
     print(from_here(f"{render.summary(filled)}: {page}"), flush=True)
     return table, filled, paths

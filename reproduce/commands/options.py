@@ -14,7 +14,7 @@ import functools
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,14 +196,17 @@ class Options:
         return site
 
 
-def _whole(option: str, value: str) -> int:
+def _whole(option: str, value: str, bound: str = "") -> int:
     """Return the value of an option that is a whole number.
+
+    Args:
+        bound: the numbers that are accepted, for the message.
 
     Raises:
         InvalidError: it is not.
     """
     if not WHOLE.fullmatch(value):
-        raise InvalidError(f"--{option} must be a whole number, not '{value}'.")
+        raise InvalidError(f"--{option} must be a whole number{bound}, not '{value}'.")
     return int(value)
 
 
@@ -244,14 +247,14 @@ def _by_row(option: str, values: Collection[str], labels: Collection[str]) -> di
     return found
 
 
-def _located(dataset: str, changes: tuple[str, ...]) -> tuple[str, ...]:
+def _located(dataset: str, changes: tuple[str, ...], *, to_pretrain: bool = False) -> tuple[str, ...]:
     """Return the changes with the content of the user's folder of images in place of its path."""
     if dataset != "folder":
         return changes  # the site file is not needed
     from reproduce import plan
     from reproduce import site as sites
 
-    return plan.located(dataset, changes, sites.load())
+    return plan.located(dataset, changes, sites.load(), to_pretrain=to_pretrain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +321,7 @@ class EvaluateOptions(Options):
             dataset=self.dataset,
             seeds=self.num_seeds(),
             changes=changes,
+            typed=None if changes == self.set else self.set,
         )
         return [request], {request.weights.sha256: path} if path else {}
 
@@ -330,7 +334,7 @@ class PretrainOptions(Options):
     """Method of reproduce/methods by name, such as msbreg, byol or simclr."""
     dataset: str = ""
     """Data set of reproduce/data by name, such as imagenette or synthetic_folder. `folder` is one of
-    your own: --set dataset.root=/my/images, with train/<class>/* and val/<class>/*."""
+    your own: --set dataset.root=/my/images, with train/<class>/*."""
     scale: str = "smoke"
     """Scale of the network and the epochs: smoke, small or paper. Smoke and small replace ImageNet,
     ImageNet-100 and STL-10 as in the tables."""
@@ -352,13 +356,14 @@ class PretrainOptions(Options):
                 "pretrain needs --method NAME --dataset NAME, such as "
                 "`invoke pretrain --method msbreg --dataset synthetic_folder`."
             )
-        changes = _located(self.dataset, self.set)
+        changes = _located(self.dataset, self.set, to_pretrain=True)
         request = plan.Pretraining(
             method=self.method,
             dataset=self.dataset,
             scale=self.scale,
             seeds=self.num_seeds(),
             changes=changes,
+            typed=None if changes == self.set else self.set,
         )
         request.build()
         return [request], {}
@@ -452,7 +457,7 @@ class StatusOptions:
     """Table whose runs are listed, such as table8, with any seed, but without changes by --set. Default:
     all runs."""
     limit: str = ""
-    """Maximum number of listed runs, the newest first. Default: no limit."""
+    """Maximum number of listed runs, 0 or more, the newest first. Default: no limit."""
 
     def chosen(self) -> Filter:
         """Return the filter of the listed runs.
@@ -462,7 +467,7 @@ class StatusOptions:
         """
         from reproduce.commands.status import Filter
 
-        limit = _whole("limit", self.limit) if self.limit else None
+        limit = _whole("limit", self.limit, ", 0 or more") if self.limit else None
         return Filter(scale=self.scale, state=self.state, table=self.table, limit=limit)
 
 
@@ -495,7 +500,7 @@ class RedoOptions(Options):
         Raises:
             InvalidError: a table is named without --rows, or a run with an option of tables.
         """
-        from reproduce.plan import Request, table_names
+        from reproduce.plan import Request, table_named, table_names
 
         of_table = (
             self.rows,
@@ -505,7 +510,8 @@ class RedoOptions(Options):
             self.baselines != "quoted",
             *self.set,
         )
-        if self.run not in table_names():
+        table, part = table_named(self.run)
+        if table not in table_names():
             if any(of_table):
                 raise InvalidError(
                     f"'{self.run}' is not a table: --rows, --columns, --scale, --seeds, --set and "
@@ -518,9 +524,9 @@ class RedoOptions(Options):
                 "--rows '*' means all of them."
             )
         return Request(
-            table=self.run,
+            table=table,
             rows=self.rows,
-            columns=self.columns,
+            columns=part if self.columns == "*" else self.columns,
             scale=self.scale,
             seeds=self.num_seeds(),
             changes=self.set,
@@ -681,6 +687,8 @@ def with_options(
 ) -> Callable[..., None]:
     """Return the body of a task: `function`, where fields of a class of options are parameters.
 
+    A field `table` accepts every name of a table's tasks, such as `ablation-grid`.
+
     Args:
         function: called with the context and an instance of `options`.
         options: a dataclass, such as `Options`.
@@ -691,7 +699,7 @@ def with_options(
     @functools.wraps(function)
     def body(c: object, **given: Any) -> None:
         frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        function(c, options(**frozen))
+        function(c, options(**_named(frozen)))
 
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
     known = inspect.signature(options).parameters
@@ -702,6 +710,17 @@ def with_options(
     parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)  # required ones first
     vars(body)["__signature__"] = inspect.Signature(parameters)
     return body
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of options with the table, and the columns of its part, that a task's name means."""
+    if not values.get("table"):
+        return dict(values)
+    from reproduce.plan import table_named
+
+    table, columns = table_named(values["table"])
+    part = {"column": columns} if values.get("column") == "*" else {}
+    return {**values, "table": table, **part}
 
 
 def repeatable(body: Callable[..., None]) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import shutil
 import sys
 import textwrap
 import types
@@ -33,6 +32,7 @@ from reproduce.nn.weights import Weights
 from reproduce.overrides import full_name, paths_of, settable
 from reproduce.plan import BASELINES, Request, components
 from reproduce.protocols.protocol import Protocol
+from reproduce.runs import output
 from reproduce.settings import Settings, field_types
 from reproduce.site import PROJECT
 from reproduce.spec import Evaluate, Pretrain
@@ -88,7 +88,7 @@ def lines(table: str, scale: str, baselines: str = BASELINES[0]) -> Iterator[str
         return
     heads = Setting("SETTING", "VALUE", "TYPE", Meaning("", "SOURCE"))
     widths = [max(len(_cells(each)[column]) for each in (heads, *found)) for column in range(3)]
-    wide = max(60, shutil.get_terminal_size((110, 24)).columns) - len(INDENT)
+    wide = max(60, output.width()) - len(INDENT)
     for each in (heads, *found):
         cells = [cell.ljust(width) for cell, width in zip(_cells(each), widths, strict=True)]
         yield "  ".join((*cells, each.meaning.source)).rstrip()

@@ -17,6 +17,7 @@ from reproduce.report import render, terminal
 from reproduce.report.filled import DECIMALS, Filled, loads
 from reproduce.report.observe import observe
 from reproduce.report.table import baselines_in, settings_in
+from reproduce.runs import output
 from reproduce.site import Site
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def show(table: str, scale: str, site: Site, store: Store) -> list[str]:
     request, path = Request(table=table, scale=scale), site.reports / scale / f"{table}.json"
     try:
         filled = loads(path.read_bytes(), str(path))
-        lines = [*terminal.lines(filled, terminal.width()), render.summary(filled)]
+        lines = [*terminal.lines(filled, output.width()), render.summary(filled)]
     except FileNotFoundError:
         raise NotFoundError(
             f"{request} was not rendered yet: {_command(request)} renders it from finished runs."

@@ -81,6 +81,10 @@ class TimeLeft:
         """True if a run has a speed."""
         return any(run.measured for run in self._runs.values())
 
+    def has_speed(self, spec_id: str) -> bool:
+        """Return True if the speed of one run was measured."""
+        return self._runs[spec_id].measured > 0
+
     @property
     def share(self) -> float:
         """Share of the runs that is done, each run counted as one."""

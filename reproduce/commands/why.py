@@ -19,6 +19,7 @@ from reproduce.messages import UserError, clock, counted
 from reproduce.plan import Request
 from reproduce.report.observe import observe
 from reproduce.report.table import Cell, Measured
+from reproduce.runs import output
 from reproduce.settings import Settings, field_types
 from reproduce.spec import Spec
 from reproduce.tracking.tags import title
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 ABSENT = "–"
 """Sign for a setting or a metric that a run does not have."""
 WIDTH = 116
-"""Columns of the terminal after which a list of settings is wrapped."""
+"""Maximum number of columns of a list of settings."""
 
 
 def why(request: Request, store: Store, site: Site) -> Iterator[str]:
@@ -132,7 +133,7 @@ def _run(spec: Spec, store: Store, found: Reuse) -> Iterator[str]:
     )
     yield from textwrap.wrap(
         f"settings that differ from the defaults: {settings}",
-        WIDTH,
+        min(WIDTH, output.width(WIDTH)),
         initial_indent="  ",
         subsequent_indent=" " * 12,
         break_long_words=False,

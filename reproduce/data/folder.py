@@ -2,6 +2,7 @@
 
     --dataset folder --set dataset.root=/my/images      # train/<class>/* and val/<class>/*
 
+A pretraining reads `train` alone, so its folder needs no `val`.
 The path of the folder is not a setting. `named` replaces it by a digest of every name and byte, so copies of
 the same images at different places are one data set, and a changed image makes another one. The path is kept
 in a file of `<runs>/data`, in which workers look it up. That file is safe to delete: the next command that
@@ -17,7 +18,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -83,7 +84,7 @@ class Folder(Dataset, name="folder"):
 
     def check_root(self, site: Site) -> None:
         if not self.content:
-            site.root(KEY, LAYOUT, SOURCE, holds=("train", "val"))
+            site.root(KEY, LAYOUT, SOURCE, holds=("train",))
             return
         again = f"pass the folder again with --set {ROOT}=FOLDER"
         if KEY not in (places := self.folders(site)):
@@ -105,14 +106,18 @@ class Folder(Dataset, name="folder"):
             root = Path(self.folders(site)[KEY])
         else:
             root = site.root(KEY, LAYOUT, SOURCE)
-        return imagefolder.load(root, split, cache_gb=site.cache_gb)
+        found = _splits(root)
+        if split in self.splits and split not in found:
+            raise NotFoundError(f"{root} lacks {split}, which this run reads. Layout: {LAYOUT}.")
+        return imagefolder.load(root, split, cache_gb=site.cache_gb, splits=found)
 
 
-def named(path: str, site: Site) -> str:
+def named(path: str, site: Site, splits: Sequence[str] = Folder.splits) -> str:
     """Return the content of the user's folder, as a setting of `Folder`, and keep its path for the runs.
 
     Args:
         path: as the user wrote it. Empty for the root in the site file.
+        splits: splits that the folder must have.
 
     Raises:
         LookupError: the folder does not exist or lacks a split, or none is named.
@@ -121,12 +126,12 @@ def named(path: str, site: Site) -> str:
     """
     if path:
         root = _absolute(path)
-        missing = [split for split in Folder.splits if not (root / split).is_dir()]
+        missing = [split for split in splits if not (root / split).is_dir()]
         if not root.is_dir() or missing:
             lacks = f"lacks {' and '.join(missing)}" if root.is_dir() else "is not a folder"
-            raise NotFoundError(f"{ROOT} is {root}, which {lacks}. Layout: {LAYOUT}.")
+            raise NotFoundError(f"{ROOT} is {root}, which {lacks}. Layout: {_layout(splits)}.")
     else:
-        root = _absolute(str(site.root(KEY, LAYOUT, SOURCE, holds=Folder.splits)))
+        root = _absolute(str(site.root(KEY, _layout(splits), SOURCE, holds=splits)))
     content = identified(root, site)
     if _kept(content, site) != root:
         write_atomic(_place(content, site), json.dumps({"content": content, "root": str(root)}))
@@ -144,13 +149,23 @@ def identified(root: Path, site: Site) -> str:
     """
     there, unnamed = replace(site, data={**site.data, KEY: root}), Folder()
     digests = []
-    for split in Folder.splits:
+    for split in _splits(root):
         found = inventory.known(unnamed, split, there)
         if found is None or not found.content:
             logger.info("Reading the images in %s", root / split)
             found, _ = inventory.verify(unnamed, split, there)
         digests += [found.digest, found.content]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def _splits(root: Path) -> tuple[str, ...]:
+    """Return the splits of a folder: `train`, and `val` if it exists."""
+    return tuple(split for split in Folder.splits if split != "val" or (root / split).exists())
+
+
+def _layout(splits: Sequence[str]) -> str:
+    """Return the layout of a folder that must have these splits."""
+    return " and ".join(f"{split}/<class>/*" for split in splits)
 
 
 def _absolute(path: str) -> Path:

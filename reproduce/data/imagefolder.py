@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ def load(
     classes: Sequence[str] | None = None,
     num_classes: int | None = None,
     cache_gb: float = 0.0,
+    splits: Sequence[str] = SPLITS,
 ) -> Files:
     """Read a split of `root`, after checking that `train` and `val` have the same classes.
 
@@ -44,21 +45,22 @@ def load(
         classes: names of the folders to read. None for all.
         num_classes: expected number of classes if all are read. None for any number.
         cache_gb: see `Images`.
+        splits: splits that the data set has.
 
     Raises:
         LookupError: the split or its folder does not exist.
         ValueError: a class is missing in a split, has no images, or contains a file that is not an image, or
             a folder or an image has two labels. The message names it.
     """
-    if split not in SPLITS:
-        raise NotFoundError(unknown("split", split, SPLITS))
+    if split not in splits:
+        raise NotFoundError(unknown("split", split, splits))
     if classes is None:
-        classes = _common_classes(root)
+        classes = _common_classes(root, splits)
         if num_classes not in (None, len(classes)):
             raise InvalidError(
                 f"{root} has {len(classes)} classes, not {num_classes}: it is incomplete or another data set."
             )
-    _check_apart(root, classes)
+    _check_apart(root, classes, splits)
     images = read(root / split, classes, cache_gb=cache_gb)
     if twice := images.names.repeated(key=_identity):
         first, second = (images.name(index) for index in twice)
@@ -74,7 +76,7 @@ def _identity(name: bytes) -> bytes:
     return found[0] if found else name
 
 
-def _check_apart(root: Path, classes: Sequence[str]) -> None:
+def _check_apart(root: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
     """Raise ValueError if a class folder is missing, or is also the folder of another class or split."""
     spelled: dict[str, str] = {}
     for name in classes:
@@ -85,7 +87,7 @@ def _check_apart(root: Path, classes: Sequence[str]) -> None:
                 "encoding of their letters: one class must not have two labels. Merge them."
             )
     places: dict[tuple[int, int], Path] = {}
-    for each in SPLITS:
+    for each in splits:
         for name in classes:
             folder = _class_folder(root / each, name)
             found = folder.stat()
@@ -145,17 +147,17 @@ def find_classes(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(classes))
 
 
-def _common_classes(root: Path) -> tuple[str, ...]:
-    """Return the classes of `train` after checking that `val` has the same."""
-    classes = {split: find_classes(root / split) for split in SPLITS}
-    for split, other in (SPLITS, SPLITS[::-1]):
+def _common_classes(root: Path, splits: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes of the first split after checking that the others have the same."""
+    classes = {split: find_classes(root / split) for split in splits}
+    for split, other in permutations(splits, 2):
         missing = [name for name in classes[split] if name not in set(classes[other])]
         if missing:
             lost = f"is missing in {root / other} ({len(missing)} in all)"
             raise InvalidError(
                 f"The class {shown(str(root / split / missing[0]))} {lost}: both splits need every class."
             )
-    return classes[SPLITS[0]]
+    return classes[splits[0]]
 
 
 def _image_files(folder: Path, name: str) -> list[bytes]:

@@ -122,7 +122,7 @@ class Watching:
         """Return True if the network is to be measured now.
 
         If automatic, the cost of all probes stays below `SHARE` of the time so far. A probe during training
-        leaves enough for the one at the end.
+        leaves enough for the one at the end, which then takes place even if its cost has grown.
 
         Args:
             epoch: number of finished epochs.
@@ -131,6 +131,8 @@ class Watching:
         """
         if self.every != "auto":
             return self.on and (done >= 1 or epoch % int(self.every) == 0)
+        if done >= 1 and self.spent:
+            return True
         elapsed = time.perf_counter() - self._began
         cost = self._last or self._estimated((elapsed - self.spent) / seen)
         reserve = 0 if done >= 1 else cost

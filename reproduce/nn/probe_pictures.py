@@ -26,15 +26,20 @@ SIDE = 96
 """Side of a picture below which images are enlarged, in pixels."""
 MARGIN, TEXT = 6, 12
 """Space around an image, and height of the letters, in pixels."""
-PAPER, INK = (250, 250, 250), (0, 0, 0)
+FRAME = 3
+"""Width of the frame around an image, in pixels."""
+PAPER, INK, RIGHT = (250, 250, 250), (0, 0, 0), (0, 114, 178)
+"""Colours; the blue of a right neighbour differs from the others for every kind of sight (Wong, 2011)."""
 
 
 def grid(path: Path, rows: Sequence[Sequence[Tensor]], names: Sequence[Sequence[str]] = ()) -> Path:
     """Write a picture with one row for each of `rows`, and return `path`.
 
+    With names, the first image of a row has a dark frame, and those with its name have a blue one.
+
     Args:
         rows: images (3, side, side) uint8, whose sides may differ.
-        names: text below each image.
+        names: class of each image, as the text below it; empty if unknown.
 
     Raises:
         OSError: the file cannot be written.
@@ -51,6 +56,10 @@ def grid(path: Path, rows: Sequence[Sequence[Tensor]], names: Sequence[Sequence[
             tile = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
             width = tile.width * scale
             whole.paste(tile.resize((width, width), Image.Resampling.NEAREST), (x, y))
+            right = names and names[i][j] and names[i][j] == names[i][0]
+            if names and (j == 0 or right):
+                corners = (x - FRAME, y - FRAME, x + width + FRAME - 1, y + width + FRAME - 1)
+                pen.rectangle(corners, outline=RIGHT if j else INK, width=FRAME)
             if line:
                 pen.text(
                     (x, y + step - MARGIN), _short(names[i][j], step - MARGIN, font), fill=INK, font=font

@@ -8,7 +8,6 @@ counts them. Facts, notes and emphasis are left out; the report has them. Needs 
 
 from __future__ import annotations
 
-import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,6 @@ from reproduce.report.filled import Filled
 GAP = "  "
 """Space between two columns."""
 ELLIPSIS = "…"
-WIDTH = 110
-"""Columns if the output is not a terminal."""
 SHORTEST_LABEL = 8
 """Minimum columns of the terminal for the label of a row."""
 
@@ -52,11 +49,6 @@ class _Block:
     def width(self) -> int:
         """Width of the column."""
         return sum(self.widths) + len(GAP) * (len(self.halves) - 1)
-
-
-def width() -> int:
-    """Return the columns of this terminal."""
-    return shutil.get_terminal_size((WIDTH, 24)).columns
 
 
 def lines(filled: Filled, width: int) -> Iterator[str]:
@@ -126,7 +118,7 @@ def _grid(shown: Display, labels: Sequence[str], blocks: Sequence[_Block], label
         if number == 0 and not shown.sided:
             yield rule
             continue
-        if number and shown.lines[number - 1].rule_before:
+        if number > 1 and shown.lines[number - 1].rule_before:
             yield rule
         halves = (
             padded(half[number], room, right=True)

@@ -1,6 +1,7 @@
 """Standard output and standard error that never stop a command.
 
     output.prepare()     # once, before anything is printed
+    output.width()       # columns of the terminal
 
 A terminal that cannot show a character shows its number instead: `\\u03bb` for λ. A reader that goes away, as
 `head` does, ends the printing but not the command. Any other error, such as a full disk, is one line.
@@ -11,12 +12,15 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any
 
 FAILED = 1
 """Exit code of a command whose output was lost, although there was a reader."""
+WIDTH = 110
+"""Columns of a text if the output is not a terminal."""
 
 
 class Output(io.TextIOWrapper):
@@ -27,6 +31,8 @@ class Output(io.TextIOWrapper):
         super().__init__(stream.detach(), errors="backslashreplace", **kept)
         self.lost = ""
         """Error that ended the printing, unless the reader went away; else empty."""
+        self.unread = False
+        """True if the reader went away."""
 
     def write(self, text: str) -> int:
         return self._guarded(lambda: super(Output, self).write(text)) or len(text)
@@ -42,7 +48,8 @@ class Output(io.TextIOWrapper):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            if not isinstance(error, BrokenPipeError):
+            self.unread = isinstance(error, BrokenPipeError)
+            if not self.unread:
                 self.lost = error.strerror or type(error).__name__
                 print(f"The output cannot be written ({self.lost}).", file=sys.stderr)
         return None
@@ -62,6 +69,28 @@ def prepare() -> None:
         stream = getattr(sys, name)
         if mode == "w" and isinstance(stream, io.TextIOWrapper) and not isinstance(stream, Output):
             setattr(sys, name, Output(stream))
+
+
+def width(otherwise: int = WIDTH) -> int:
+    """Return the columns of the terminal on standard output, or `otherwise` if it is not a terminal.
+
+    The environment variable COLUMNS takes precedence. `shutil.get_terminal_size` asks `sys.__stdout__`, which
+    has no file any more after `prepare`.
+    """
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(1).columns or otherwise
+    return otherwise
+
+
+def unread() -> bool:
+    """Return True if the reader of standard output has gone away."""
+    sys.stdout.flush()
+    poll = select.poll()
+    poll.register(1, 0)
+    return getattr(sys.stdout, "unread", False) or any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def code() -> int:

@@ -15,6 +15,7 @@ Imports point down this page.
     address.py      the store's address, checked and without its password
     about.py        the description of a run in the UI
     views.py        saved views of the UI, made from the tables
+    uses.py         cells of the tables that use a run
     tags.py         tags and titles of runs, and their true state
     portable.py     a record as plain data, for export and import
 """

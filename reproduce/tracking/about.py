@@ -1,6 +1,6 @@
 """The description of a run in MLflow's UI: what it is, which cells use it, and the command that makes it.
 
-about.shown(spec, "small", Purpose(table="table8", cells=("BYOL, acc",), command="invoke table8"))
+about.shown(spec, "small", Purpose(table="table8", uses=uses, command="invoke table8"))
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from reproduce.nn.weights import Weights
 from reproduce.spec import Evaluate, Spec
 from reproduce.tracking import views
-from reproduce.tracking.tags import NOTE, SOURCE, TABLES, title
+from reproduce.tracking.tags import NOTE, SOURCE, SOURCE_TYPE, TABLES, title
+from reproduce.tracking.uses import Use, as_tag
 
 MOST_CELLS = 20
-"""Maximum number of cells that a description lists."""
+"""Maximum number of cells of a table that a description lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class Purpose:
     """Name of the table; empty for a single evaluation."""
     named: str = ""
     """Name of the table in words, such as `Table 8`."""
-    cells: tuple[str, ...] = ()
-    """Cells of the table that use the run: row and column."""
+    uses: tuple[Use, ...] = ()
+    """Cells that use the run, of every table at its scale."""
     command: str = ""
     """Command that makes the run."""
 
@@ -38,22 +39,24 @@ def shown(spec: Spec, scale: str, purpose: Purpose | None, tables: str = "") -> 
     """
     purpose = purpose or Purpose()
     lines = [_words(spec)]
-    if purpose.cells:
-        more = len(purpose.cells) - MOST_CELLS
-        cells = [f"- {_code(cell)}" for cell in purpose.cells[:MOST_CELLS]]
-        lines.append("\n".join([f"Used by {purpose.named}:", "", *cells, *([f"- {more} more"] * (more > 0))]))
+    for use in purpose.uses:
+        more = len(use.cells) - MOST_CELLS
+        cells = [f"- {_code(cell)}" for cell in use.cells[:MOST_CELLS]]
+        whose = f"{use.named}, with changed settings or in a row of your own" if use.changed else use.named
+        lines.append("\n".join([f"Used by {whose}:", "", *cells, *([f"- {more} more"] * (more > 0))]))
     if purpose.command:
         lines.append(f"Made by {_code(purpose.command)}.")
     if purpose.table:
-        records = views.address(".", tables, purpose.table).removeprefix("./")  # on the same server
+        # On the same server, and also where no view of the table was saved.
+        records = views.filtered(".", tables, views.of_record(purpose.table)).removeprefix("./")
         lines.append(
             f"Report: an artifact of [the records of {purpose.named}]({records}), "
             f"also {_code(f'reports/{scale}/{purpose.table}.html')}."
         )
     found = {NOTE: "\n\n".join(lines)}
     if purpose.command:
-        found |= {SOURCE: purpose.command, "mlflow.source.type": "LOCAL"}
-    return found | ({TABLES: f"/{purpose.table}/"} if purpose.table else {})
+        found |= {SOURCE: purpose.command, SOURCE_TYPE: "LOCAL"}
+    return found | ({TABLES: as_tag(purpose.uses)} if purpose.uses else {})
 
 
 def imported(name: str, source: str) -> str:
@@ -64,13 +67,11 @@ def imported(name: str, source: str) -> str:
 def _words(spec: Spec) -> str:
     """Return what a run is, in a sentence of Markdown."""
     if isinstance(spec, Evaluate):
-        encoder = spec.encoder
-        what = (
-            "a given encoder" if isinstance(encoder, Weights) else f"the encoder of run {_code(encoder.id)}"
-        )
+        encoder, name = spec.encoder, _code(title(spec.encoder))
+        given = isinstance(encoder, Weights)
+        what = f"the given encoder {name}" if given else f"the encoder of run {_code(encoder.id)}, {name},"
         return (
-            f"Evaluation by {_code(spec.protocol.name)} on {spec.dataset.title} of {what} "
-            f"({_code(title(encoder))}), seed {spec.seed}."
+            f"Evaluation of {what} by {_code(spec.protocol.name)} on {spec.dataset.title}, seed {spec.seed}."
         )
     method = spec.method
     return (

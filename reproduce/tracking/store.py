@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import re
 import sys
 import tempfile
@@ -25,13 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reproduce.messages import InvalidError, NotFoundError, reason_of
+from reproduce.report.markup import plain
 from reproduce.report.observe import Finished
 from reproduce.runs import interrupt, processes
 from reproduce.runs.journal import Point, points
 from reproduce.runs.lease import Held
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Spec
-from reproduce.tracking import about, tags, views
+from reproduce.tracking import about, tags, uses, views
 from reproduce.tracking.about import Purpose
 from reproduce.tracking.connection import EXPERIMENTS, Connection
 from reproduce.tracking.errors import NOT_FOUND, StoreError
@@ -54,10 +56,13 @@ from reproduce.tracking.tags import (
     REASON,
     SCALE,
     SETTINGS,
+    SOURCE,
+    SOURCE_TYPE,
     SPEC,
     SUPERSEDED,
     TABLE,
     TABLES,
+    USER,
     Record,
     RunState,
 )
@@ -71,6 +76,8 @@ ABSENT = (None, errno.ENOENT, errno.ENOTDIR)
 """Error numbers of an artifact that does not exist; MLflow's own error has none."""
 
 
+QUIET = "ignore:starlette.middleware.wsgi is deprecated"
+"""Python's filter of a warning of MLflow's server, which prints a line of source code."""
 LONGEST_VIEW = 5000
 """Maximum characters of a saved view: databases limit a tag of an experiment."""
 
@@ -506,7 +513,9 @@ class Store:
                 ) from None
         return None
 
-    def log_table(self, filled: Filled, paths: Sequence[Path], table: Table | None = None) -> str:
+    def log_table(
+        self, filled: Filled, paths: Sequence[Path], table: Table | None = None, command: str = ""
+    ) -> str:
         """Record a table's numbers, verdicts and files as one run, and the paper's numbers as another.
 
         There is one run per table, scale and set of changes, and one of the paper's numbers per table, so
@@ -516,6 +525,7 @@ class Store:
         Args:
             paths: the rendered files.
             table: the table, for its views; None to write none.
+            command: command that makes the table.
 
         Returns:
             The MLflow id of the run of our numbers.
@@ -523,9 +533,9 @@ class Store:
         Raises:
             StoreError: the store does not answer, or cannot be written.
         """
-        return self.connection.retrying(lambda: self._log_table(filled, paths, table))
+        return self.connection.retrying(lambda: self._log_table(filled, paths, table, command))
 
-    def _log_table(self, filled: Filled, paths: Sequence[Path], table: Table | None) -> str:
+    def _log_table(self, filled: Filled, paths: Sequence[Path], table: Table | None, command: str) -> str:
         name = " ".join((filled.table, filled.scale, *filled.changes)).replace("'", "")  # used in a filter
         shown = f"Table {filled.number}" if filled.number else filled.table
         title = ", ".join((shown, "ours", filled.scale, *filled.changes))
@@ -537,8 +547,10 @@ class Store:
                 return str(run.info.run_id)
             printed = tags.paper_values(filled)
             if filled.number and printed:
-                self._log_numbers(f"{filled.table} of the paper", f"{shown}, paper", "paper", filled, printed)
-            run_id = self._log_numbers(name, title, "ours", filled, values)
+                self._log_numbers(
+                    f"{filled.table} of the paper", f"{shown}, paper", "paper", filled, printed, command
+                )
+            run_id = self._log_numbers(name, title, "ours", filled, values, command)
             known_tags = {} if run is None else run.data.tags
             for key in {key for key in known_tags if key.startswith("verdict/")} - verdicts.keys():
                 self.connection.client.delete_tag(run_id, key)
@@ -548,8 +560,9 @@ class Store:
             self.connection.client.set_terminated(run_id)
             if table is not None:
                 self._log_views("tables", {table.name: views.of_records(table, [*printed] or [*values])})
-                self._log_views(filled.scale, {table.name: views.of_table(table)})
-                self._tag_runs(filled.scale, views.groups([table], tags.group))
+                if not table.changes:
+                    self._log_views(filled.scale, views.of_table(table))
+                self._tag_runs(filled.scale, uses.groups([table]))
             self.connection.client.set_tag(run_id, DIGEST, digest)
         return run_id
 
@@ -561,7 +574,7 @@ class Store:
         return next(found, None)
 
     def _log_numbers(
-        self, name: str, title: str, whose: str, filled: Filled, values: Mapping[str, float]
+        self, name: str, title: str, whose: str, filled: Filled, values: Mapping[str, float], command: str
     ) -> str:
         """Write a table's numbers, ours or the paper's, to their record, and return its MLflow id."""
         run, client = self._of_table(name), self.connection.client
@@ -569,13 +582,14 @@ class Store:
             TABLE: name,
             OF_TABLE: filled.table,
             NUMBERS: whose,
-            "title": filled.title,
-            NOTE: filled.caption,
-        }
+            "title": plain(filled.title),
+            NOTE: plain(filled.caption),
+            USER: tags.user(),
+        } | ({SOURCE: command, SOURCE_TYPE: "LOCAL"} if command else {})
         if whose == "ours":
             labels[SCALE] = filled.scale
         else:
-            labels[NOTE] = f"The numbers that the paper printed. {filled.title}"
+            labels[NOTE] = f"The numbers that the paper printed. {plain(filled.title)}"
         if run is None:
             experiment = self.connection.experiment("tables")
             run = client.create_run(experiment, run_name=title, tags=labels)
@@ -586,7 +600,8 @@ class Store:
         wanted = dict.fromkeys(known, math.nan) | dict(values)
         changed = {key: value for key, value in wanted.items() if repr(known.get(key)) != repr(value)}
         self.connection.log_batches(run_id, points(changed, 0), tags=labels)
-        if whose == "paper":
+        # Later numbers, which are the same unless a table was corrected, leave its end as it is.
+        if whose == "paper" and (run is None or run.info.status == "RUNNING"):
             client.set_terminated(run_id)
         return run_id
 
@@ -602,7 +617,7 @@ class Store:
         for scale, known in tables.items():
             with self.connection.lock():
                 self._log_views(scale, views.of_experiment(known))
-                self._tag_runs(scale, views.groups(known, tags.group))
+                self._tag_runs(scale, uses.groups(known))
 
     def _log_views(self, scale: str, wanted: Mapping[str, Mapping[str, Any]]) -> None:
         """Write views as tags of an experiment."""
@@ -622,7 +637,7 @@ class Store:
         wanted = Wanted(tags={GROUP: sorted(groups)}, present=(SPEC,))
         for run in list(self.connection.search(wanted, self.connection.experiments(scale))):
             known = run.data.tags.get(TABLES, "")
-            found = views.joined(known, groups[run.data.tags[GROUP]])
+            found = uses.joined(known, groups[run.data.tags[GROUP]])
             if found != known:
                 self.connection.client.set_tag(run.info.run_id, TABLES, found)
 
@@ -675,7 +690,13 @@ class Store:
             # With job execution the server would be ten processes and 1.85 GB instead of two and 0.5 GB.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            # Starlette warns about the adapter that MLflow uses. The user's own filters take precedence.
+            "PYTHONWARNINGS": ",".join(filter(None, (QUIET, os.environ.get("PYTHONWARNINGS", "")))),
         }
+
+    def served(self, port: int) -> str:
+        """Return the address of the UI: the tracking server if there is one, else 127.0.0.1."""
+        return self.address if self.connection.server else f"http://127.0.0.1:{port}"
 
     def pages(self, port: int) -> dict[str, Page]:
         """Return the pages of each experiment in the UI, by the experiment's name.
@@ -684,7 +705,7 @@ class Store:
         """
         if self.connection.absent:
             return {}
-        server = self.address if self.connection.server else f"http://127.0.0.1:{port}"
+        server = self.served(port)
         found = self.connection.client.search_experiments(filter_string=f"name LIKE '{EXPERIMENTS}%'")
         return {
             each.name.removeprefix(EXPERIMENTS): Page(

@@ -61,7 +61,8 @@ SHARING = "runs_per_gpu"
 PER_GPU = "per_gpu"
 """Tag that makes the peak memory of finished runs comparable: images of a step on each GPU."""
 PARENT = "mlflow.parentRunId"
-NOTE, USER, SOURCE = "mlflow.note.content", "mlflow.user", "mlflow.source.name"
+NOTE, USER = "mlflow.note.content", "mlflow.user"
+SOURCE, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
 """Tags that fill the description and the columns of MLflow's UI."""
 TABLES = "tables"
 """Tag with the tables that use a run, as `/table8/table11/`, so that a filter finds one by `/table8/`."""
@@ -234,7 +235,7 @@ def title(spec: Spec | Weights) -> str:
     It begins with the method, except for MSBReg, and with the number of views if that is not the method's
     own. The settings of the method follow that differ from those of its class, at the scale where the fewest
     differ; MSBReg's two weights are always shown. Epochs are shown unless they are the paper's. The title of
-    an evaluation is `linear ← ` and the title of its encoder.
+    an evaluation contains its protocol behind the method: `K8 λs.004 λb.5 → linear · IN100 · s0`.
     """
     if isinstance(spec, Weights):
         return spec.title
@@ -247,9 +248,17 @@ def title(spec: Spec | Weights) -> str:
             words.append(settings["labels"])
         if not isinstance(spec.encoder, Pretrain) or spec.dataset != spec.encoder.dataset:
             words += ["on", _data(spec)]
-        return f"{' '.join(words)} ← {title(spec.encoder)}"
+        if isinstance(spec.encoder, Weights):
+            return f"{spec.encoder.title} → {' '.join(words)}"
+        return _pretraining(spec.encoder, f" → {' '.join(words)}")
+    return _pretraining(spec)
+
+
+def _pretraining(spec: Pretrain, evaluation: str = "") -> str:
+    """Return the title of a pretraining, with that of an evaluation of its encoder behind the method."""
     epochs = "" if spec.epochs == USUAL_EPOCHS else f" {spec.epochs}ep"
-    return " · ".join((" ".join(_method(spec.method)), _data(spec) + epochs, f"s{spec.seed}"))
+    method = f"{' '.join(_method(spec.method))}{evaluation}"
+    return " · ".join((method, f"{_data(spec)}{epochs}", f"s{spec.seed}"))
 
 
 def _method(method: Method) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """Saved views of MLflow's UI: lists with the columns of a table, and its charts, as data.
 
-    views.of_table(table)        # {"selectedColumns": ["params.`K`", ...], "compareRunCharts": [...], ...}
+    views.of_table(table)        # {"table11": {"selectedColumns": ["params.`K`", ...]}, "table11-K2": ...}
     views.tag("table11")         # the experiment's tag that contains the view
     views.address(server, experiment, "table11")
 
 The UI reads a view from a tag of the experiment. MLflow does not document this; `tests/test_ui.py` opens the
-views in a browser. A version that does not find a view shows the plain list of runs at the same address.
-Columns and charts follow from the table: the settings in which its runs differ, and the metrics of its cells.
+views in a browser. A version that does not find a view shows its start page in place of the runs: an address
+that must always work is that of `filtered`. Columns and charts follow from the table: the settings in which
+its runs differ, and the metrics of its cells.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from reproduce.report.table import Table
-from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking.tags import FINAL, NUMBERS, OF_TABLE, SHORT_NAMES, SUPERSEDED, TABLES, shown_settings
 
 TAG = "mlflow.sharedViewState."
@@ -28,7 +28,9 @@ OVER_ALL, PRETRAINING = "all", "pretraining"
 """Keys of the view over all evaluations, and of that with the learning curves."""
 ALWAYS = ("method", "K", "lambda_s", "lambda_b")
 """Settings that every list shows."""
-CURVES = ("loss", "std", "rank", "probe/top1", "probe/rankme", "lr")
+PROBE = "probe/top1"
+"""Measurement of the online probe."""
+CURVES = ("loss", "std", "rank", PROBE, "probe/rankme", "lr")
 """Measurements of pretraining whose curves are shown; one that no run has is hidden."""
 MOST_RUNS = 100
 """Maximum number of runs in a chart."""
@@ -49,6 +51,16 @@ def address(server: str, experiment: str, key: str = "") -> str:
     return f"{server}/#/experiments/{experiment}/runs?{urlencode(query)}"
 
 
+def filtered(server: str, experiment: str, condition: str) -> str:
+    """Return the address of the runs of an experiment that fulfil a condition, in a plain list."""
+    return f"{address(server, experiment)}&{urlencode({'searchFilter': condition}, quote_via=quote)}"
+
+
+def of_record(table: str) -> str:
+    """Return the condition that the records of a table fulfil, ours and the paper's."""
+    return f"tags.{OF_TABLE} = '{table}'"
+
+
 def charts(address: str) -> str:
     """Return the address of a view that shows its charts in place of its list."""
     return f"{address}&compareRunsMode=CHART"
@@ -63,11 +75,10 @@ def compared(server: str, experiment: str, runs: Sequence[str]) -> str:
 def of_experiment(tables: Iterable[Table]) -> dict[str, dict[str, Any]]:
     """Return the views of the runs of a scale, by key."""
     measured = [table for table in tables if any(table.measured())]
-    return {
-        OVER_ALL: over_all(measured),
-        PRETRAINING: pretraining(),
-        **{table.name: of_table(table) for table in measured},
-    }
+    found = {OVER_ALL: over_all(measured), PRETRAINING: pretraining()}
+    for table in measured:
+        found |= of_table(table)
+    return found
 
 
 def over_all(tables: Iterable[Table]) -> dict[str, Any]:
@@ -83,19 +94,39 @@ def pretraining() -> dict[str, Any]:
         {"type": "LINE", "metricKey": name, "selectedMetricKeys": [name], "xAxisKey": "step"}
         for name in CURVES
     ]
-    return _view("tags.kind = 'pretrain'", list(SHORT_NAMES), CURVES[:3], curves)
+    # Losses of different methods cannot be compared, so the online probe orders the list.
+    return _view("tags.kind = 'pretrain'", list(SHORT_NAMES), (PROBE, *CURVES[:3]), curves)
 
 
-def of_table(table: Table) -> dict[str, Any]:
-    """Return the view of a table's evaluations: its axes, its metrics and its charts."""
+def of_table(table: Table) -> dict[str, dict[str, Any]]:
+    """Return the views of a table's evaluations, by key: its axes, its metrics and its charts.
+
+    A contour is the plane of two axes. If the runs differ in a further axis, each of its values has a view of
+    its own, such as `table11-K2`. A table without runs has no view.
+    """
     measured = [ours for *_, ours in table.measured()]
     metrics = [f"{FINAL}{name}" for name in dict.fromkeys(ours.metric for ours in measured)]
+    if not measured:
+        return {}
     settings = [shown_settings(ours.spec) for ours in measured]
     varied = [name for name in SHORT_NAMES if len({each[name] for each in settings if name in each}) > 1]
     columns = [name for name in SHORT_NAMES if name in varied or name in ALWAYS]
-    drawn = _charts(metrics, varied, settings) + _pairs(table)
     condition = f"tags.kind = 'evaluate' AND tags.{TABLES} LIKE '%/{table.name}/%'"
-    return _view(f"{condition} AND tags.{SUPERSEDED} IS NULL", columns, metrics, drawn)
+    condition += f" AND tags.{SUPERSEDED} IS NULL"
+    drawn = _charts(metrics, varied, settings) + _pairs(table)
+    found = {table.name: _view(condition, columns, metrics, drawn, f"Charts of {table}")}
+    for name in _further(varied, settings):
+        for value in sorted({each[name] for each in settings}, key=float):
+            part = [each for each in settings if each[name] == value]
+            drawn = _plane(metrics, [axis for axis in varied if axis != name], part) + _bars(metrics)
+            found[f"{table.name}-{name}{value}"] = _view(
+                f"{condition} AND params.`{name}` = '{value}'",
+                columns,
+                metrics,
+                drawn,
+                f"Charts of {table}, {name} = {value}",
+            )
+    return found
 
 
 def of_records(table: Table, names: Sequence[str]) -> dict[str, Any]:
@@ -110,37 +141,64 @@ def of_records(table: Table, names: Sequence[str]) -> dict[str, Any]:
         "chartName": "Ours against the paper",
     }
     chart |= {"showChangeFromBaseline": True, "showDifferencesOnly": False}
-    found = _view(f"tags.{OF_TABLE} = '{table.name}'", [], names[:MOST_COLUMNS], [chart])
-    return found | {"selectedColumns": [f"tags.`{NUMBERS}`", *found["selectedColumns"]]}
+    found = _view(of_record(table.name), [], names[:MOST_COLUMNS], [chart])
+    # The first run is the baseline of the chart: `paper` before `ours`.
+    order = {"orderByKey": f"tags.`{NUMBERS}`", "orderByAsc": False}
+    return found | order | {"selectedColumns": [f"tags.`{NUMBERS}`", *found["selectedColumns"]]}
 
 
 def _charts(
     metrics: Sequence[str], varied: Sequence[str], settings: Sequence[Mapping[str, str]]
 ) -> list[dict[str, Any]]:
     """Return parallel coordinates of the numeric axes, the contour of a plane of two, and ranked bars."""
-    values = {name: {each[name] for each in settings if name in each} for name in varied}
-    # The UI drops the runs that lack an axis.
-    everywhere = [name for name in varied if all(name in each for each in settings)]
-    axes = [name for name in everywhere if all(map(_is_number, values[name]))]
+    axes = _axes(varied, settings)
     found: list[dict[str, Any]] = []
     if axes:
         found.append({"type": "PARALLEL", "selectedParams": axes, "selectedMetrics": list(metrics)})
+    return found + _plane(metrics, varied, settings) + _bars(metrics)
+
+
+def _plane(
+    metrics: Sequence[str], varied: Sequence[str], settings: Sequence[Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """Return the contour of the first metric over the largest plane of two axes, if there is one."""
+    pair = _largest(varied, settings)
+    if pair is None:
+        return []
+    places: Iterable[tuple[str, str, str]] = (
+        ("xaxis", pair[0], "PARAM"),
+        ("yaxis", pair[1], "PARAM"),
+        ("zaxis", metrics[0], "METRIC"),
+    )
+    return [{"type": "CONTOUR"} | {place: {"key": key, "type": kind} for place, key, kind in places}]
+
+
+def _axes(varied: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the numeric settings among those that differ; the UI drops the runs that lack an axis."""
+    everywhere = [name for name in varied if all(name in each for each in settings)]
+    return [name for name in everywhere if all(_is_number(each[name]) for each in settings)]
+
+
+def _largest(varied: Sequence[str], settings: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:
+    """Return the two axes that span the largest grid of runs, or None without one."""
+    axes = _axes(varied, settings)
+    values = {name: {each[name] for each in settings} for name in axes}
     planes = [
         pair
         for pair in itertools.combinations(axes, 2)
         if min(len(values[name]) for name in pair) >= PLANE and _is_grid(pair, settings)
     ]
-    if planes:
-        x, y = max(planes, key=lambda pair: len(values[pair[0]]) * len(values[pair[1]]))
-        found.append(
-            {
-                "type": "CONTOUR",
-                "xaxis": {"key": x, "type": "PARAM"},
-                "yaxis": {"key": y, "type": "PARAM"},
-                "zaxis": {"key": metrics[0], "type": "METRIC"},
-            }
-        )
-    return found + _bars(metrics)
+    return max(planes, key=lambda pair: len(values[pair[0]]) * len(values[pair[1]]), default=None)
+
+
+def _further(varied: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the axes that tell apart the runs at one point of the plane of a contour."""
+    pair = _largest(varied, settings)
+    if pair is None:
+        return []
+    if len({tuple(each[name] for name in pair) for each in settings}) == len(settings):
+        return []
+    return [name for name in _axes(varied, settings) if name not in pair]
 
 
 def _is_grid(pair: tuple[str, str], settings: Sequence[Mapping[str, str]]) -> bool:
@@ -166,9 +224,17 @@ def _bars(metrics: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _view(
-    condition: str, params: Sequence[str], metrics: Sequence[str], drawn: Sequence[dict[str, Any]]
+    condition: str,
+    params: Sequence[str],
+    metrics: Sequence[str],
+    drawn: Sequence[dict[str, Any]],
+    title: str = "Charts",
 ) -> dict[str, Any]:
-    """Return the state of the UI: runs that fulfil a condition, the best by the first metric first."""
+    """Return the state of the UI: runs that fulfil a condition, the best by the first metric first.
+
+    Args:
+        title: heading of the charts.
+    """
     section = _uuid(condition)
     return {
         "searchFilter": condition,
@@ -181,7 +247,6 @@ def _view(
         "selectedColumns": [
             *(f"metrics.`{name}`" for name in metrics),
             *(f"params.`{name}`" for name in params),
-            "attributes.`Dataset`",
         ],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [
@@ -191,7 +256,7 @@ def _view(
             for chart in drawn
         ],
         "compareRunSections": [
-            {"uuid": section, "name": "Charts", "display": True, "isReordered": False, "deleted": False}
+            {"uuid": section, "name": title, "display": True, "isReordered": False, "deleted": False}
             | {"isGenerated": False}
         ],
         "isAccordionReordered": True,
@@ -209,24 +274,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def groups(tables: Iterable[Table], group: Any) -> dict[str, str]:
-    """Return the tables that use the runs of an experiment, in the form of the tag, by the runs' group.
-
-    Args:
-        group: returns the group of a spec.
-    """
-    found: dict[str, dict[str, None]] = {}
-    for table in tables:
-        for *_, ours in table.measured():
-            used: tuple[Evaluate | Pretrain, ...] = (*ours.spec.needs(), ours.spec)
-            for spec in used:
-                found.setdefault(group(spec), {})[table.name] = None
-    return {each: f"/{'/'.join(names)}/" for each, names in found.items()}
-
-
-def joined(known: str, more: str) -> str:
-    """Return the tables of two values of the tag in one, each once."""
-    names = dict.fromkeys(name for name in f"{known}{more}".split("/") if name)
-    return f"/{'/'.join(names)}/"
