@@ -282,3 +282,10 @@ def test_numpy_arrays_are_recognised_when_they_are_saved_by_torch() -> None:
     stream = io.BytesIO()
     torch.save(np.ones(2), stream)
     assert stream.getvalue()[:2] == b"PK"
+
+
+def test_the_tensors_of_safetensors_have_one_order(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    names = [f"{number:02}.weight" for number in range(30)]
+    save_file({name: torch.zeros(2) for name in reversed(names)}, path)
+    assert list(read(path)) == names

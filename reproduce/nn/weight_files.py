@@ -123,7 +123,7 @@ def remark(path: Path, weights: Weights) -> str:
     parts = [f"{path}: {match.backbone}{where}{names}"]
     if following := followers(match, tensors):
         parts.append(f"the networks that follow it are left out ({listed(following)})")
-    unused = sorted(match.unused(tensors))
+    unused = match.unused(tensors)
     if unused:
         parts.append(f"{len(unused)} of {counted(len(tensors), 'tensor')} are not used ({listed(unused)})")
     return f"{'; '.join(parts)}."

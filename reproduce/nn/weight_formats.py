@@ -296,7 +296,7 @@ def _deserialised(content: BinaryIO) -> Any:
     if _is_safetensors(head):
         from safetensors.torch import load as deserialise
 
-        return deserialise(content.read())
+        return dict(sorted(deserialise(content.read()).items()))  # its order differs from call to call
     replaced: list[Any] = [(instead, name) for instead, names in EXTRAS.items() for name in names]
     with (
         warnings.catch_warnings(action="ignore"),  # about old formats, which torch reads anyway
