@@ -312,7 +312,7 @@ def test_a_missing_list_is_found_before_anything_starts(tmp_path: Path) -> None:
     todo = [Job(run, Request(table="table1")) for run in runs]
     ((blocked, why),) = _cannot_start(todo, site).items()
     assert blocked == runs[0].id
-    assert "1percent" in why
+    assert "1percent" in why.remedies[0]
     with pytest.raises(RefusedError, match="1percent"):
         _cannot_start(todo[:1], site)
     assert not list(tmp_path.iterdir())
