@@ -76,11 +76,16 @@ QUICK = (Case(backbone="small", size=8, batch_size=4, num_views=2, rounds=1),)
 """Case that shows that the benchmark runs; its number means nothing."""
 
 
-def measure(quick: bool = False) -> list[dict[str, Any]]:
-    """Return one record for each case."""
+def measure(quick: bool = False, part: str = "") -> list[dict[str, Any]]:
+    """Return one record for each case.
+
+    Args:
+        part: `eager` or `compiled` for those cases alone; empty for both.
+    """
     device = prepare()
-    on_device = ON_CPU if device.type == "cpu" else ON_GPU
-    return [_record(case, compare(case, device), device) for case in (QUICK if quick else on_device)]
+    cases = QUICK if quick else ON_CPU if device.type == "cpu" else ON_GPU
+    chosen = [case for case in cases if part in ("", "compiled" if case.compiled else "eager")]
+    return [_record(case, compare(case, device), device) for case in chosen]
 
 
 def compare(case: Case, device: torch.device) -> Comparison:
@@ -146,4 +151,5 @@ def _record(case: Case, found: Comparison, device: torch.device) -> dict[str, An
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(quick="--quick" in sys.argv)))
+    asked = sys.argv[sys.argv.index("--part") + 1] if "--part" in sys.argv else ""
+    print(json.dumps(measure(quick="--quick" in sys.argv, part=asked)))

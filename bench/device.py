@@ -70,8 +70,9 @@ EXPORT_SECONDS = 30.0
 ON_GPU = (
     Part("small", "bench.bench_pretraining", ("--part", "small"), 100),
     TABLE,
-    Part("step", "bench.bench_step", seconds=110),
+    Part("step", "bench.bench_step", ("--part", "eager"), 50),
     Part("at_once", "bench.bench_pretraining", ("--part", "at_once"), 75),
+    Part("compiled", "bench.bench_step", ("--part", "compiled"), 200),
     Part("large", "bench.bench_pretraining", ("--part", "large"), 90),
     Part("outside", "bench.bench_pretraining", ("--part", "outside"), 100),
     Part("lightly", "bench.bench_lightly", seconds=90),

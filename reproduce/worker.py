@@ -419,6 +419,7 @@ def _free_gpu() -> None:
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         gc.collect()  # networks and optimisers refer to themselves
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
 
 

@@ -159,6 +159,16 @@ def test_a_backbone_in_eval_mode_runs_eagerly_and_its_tensors_keep_their_names()
     assert torch.equal(network.online(*views(16)).z, eager.online(*views(16)).z)
 
 
+def test_a_process_compiles_every_shape_of_its_runs() -> None:
+    """Torch's own limit is 8 for each network, after which it runs eagerly without a word."""
+    network = Compiled(nn.Conv2d(3, 2, 3), optional=False, backend="aot_eager")
+    counts = torch._dynamo.utils.counters["stats"]
+    for size in range(8, 20):
+        before = counts["unique_graphs"]
+        network(torch.zeros(1, 3, size, size))
+        assert counts["unique_graphs"] == before + 1, size
+
+
 def trained(site: Site, *, stop: bool) -> Notes:
     """Train a run of two epochs, to the end of the first if `stop`, and return its record."""
     notes = Notes()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import re
 import shutil
 import signal
 import sys
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 FOLDER, LOCK = "rehearsal", "rehearsal.lock"
 """Folder of generated images, and the lock of the process that rehearses, in the folder of runs."""
+NO_MEMORY = re.compile("out of memory|ALLOC_FAILED")
+"""Message of a library that lacks memory outside of torch's allocator."""
 MOST_DEVICES = 64
 """Maximum number of devices among which a batch is split to see if a step then fits."""
 WRONG_USE, INTERRUPTED = 2, 128
@@ -154,8 +157,10 @@ def _measure(shape: Shape, job: Job, site: Site, photographs: Photographs, devic
         if shape.kind == "encoder":
             return trial.encoder(spec, site, photographs, device)
         return trial.classifier(spec, device)
-    except torch.cuda.OutOfMemoryError:  # its traceback would keep the tensors alive
-        return None
+    except RuntimeError as error:
+        if not (isinstance(error, torch.cuda.OutOfMemoryError) or NO_MEMORY.search(str(error))):
+            raise
+        return None  # outside, where no traceback keeps the tensors alive
 
 
 def remedies(spec: Spec, site: Site) -> Iterator[Site]:

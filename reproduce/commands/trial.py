@@ -37,7 +37,7 @@ from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain
 from reproduce.train import pretrain
 
-WARM_UP, STEPS, PROFILED = 5, 20, 3
+WARM_UP, STEPS, PROFILED = 8, 20, 3
 """Steps that are left out, that are timed, and that are profiled afterwards on a GPU."""
 LONGEST = 60.0
 """Seconds after which no further step is timed, once there are LEAST."""
@@ -99,6 +99,9 @@ def pretraining(
     """
     memory = in_memory(spec, site)
     share = replace(spec, batch_size=spec.batch_size // devices)
+    group = spec.method.batchnorm_images(spec.batch_size)
+    if devices > 1 and site.compile == "auto" and group > share.batch_size:
+        site = replace(site, compile=False)  # as in the run, whose BatchNorm is synchronised
     timed = _steps(share, site, photographs, device, ready=memory)
     seconds = timed.seconds
     ready = seconds if memory else _steps(share, site, photographs, device, ready=True).seconds
@@ -162,8 +165,9 @@ def _clock(device: torch.device) -> Generator[None, None, _Timed]:
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
+    yield  # the first step may compile, while batches are prepared ahead; the next ones use these up
     began = time.perf_counter()
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP - 1):
         yield
         if time.perf_counter() - began > LONGEST / 2:
             break

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -63,6 +64,12 @@ def ahead(
         thread.close()
 
 
+@cache
+def _stream_of(gpu: int) -> Any:
+    """Return the stream for all items on a GPU: memory that one stream has used does not serve another."""
+    return torch.cuda.Stream(gpu, priority=-1)  # type: ignore[no-untyped-call]
+
+
 class _Ended:
     """The end of the items."""
 
@@ -84,7 +91,7 @@ class _Thread(Generic[T]):
         # Kernels of the next batch are short: on the GPU they go before those of the step.
         self._stream: Any = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+            self._stream = _stream_of(torch.cuda.current_device() if device.index is None else device.index)
         self._ready: SimpleQueue[tuple[T, Any] | _Ended] = SimpleQueue()
         self._places: SimpleQueue[Any] = SimpleQueue()
         """One for each item that may be prepared: None, or an event of the GPU to wait for."""

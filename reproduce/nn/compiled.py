@@ -33,6 +33,9 @@ TAG, BACKEND = "compiled", "inductor"
 """Tag of a run whose backbones were compiled, and its value."""
 EARLY_BACKWARD = "force_non_lazy_backward_lowering"
 """Switch of torch by which both passes are compiled before either runs."""
+SHAPES = 256
+"""Maximum number of compilations of one network in a process, which may execute many runs. Beyond torch's 8,
+further shapes would run eagerly without a word."""
 OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_casts": True}
 """Options of inductor: in bfloat16, the values inside a fused kernel are rounded as between single ones."""
 SPEED = 1e14
@@ -64,10 +67,12 @@ class Compiled:
             optional: True if the backbone runs eagerly should the compilation fail; False to raise the error.
             backend: backend of torch.compile.
         """
+        import torch._dynamo
         from torch._functorch import config
 
         # Both passes are compiled before either runs, so that a failure leaves nothing half done.
         setattr(config, EARLY_BACKWARD, True)
+        torch._dynamo.config.recompile_limit = SHAPES
         self._backbone, self._optional = backbone, optional
         # One compilation for each size of views. A compilation for any size would be slower.
         self._compiled: Any = torch.compile(

@@ -24,7 +24,9 @@ def unit_noise(n: int, d: int, *, seed: int, step: int, device: torch.device) ->
     """
     noise = torch.randn(n * distributed.world_size(), d, generator=seeds.generator("noise", seed, step))
     local = noise[distributed.rank() * n : (distributed.rank() + 1) * n]
-    return F.normalize(local, dim=1).to(device, non_blocking=True)
+    local = F.normalize(local, dim=1)
+    # From pageable memory, the copy may wait for the GPU.
+    return (local.pin_memory() if device.type == "cuda" else local).to(device, non_blocking=True)
 
 
 def brownian_loss(p: Tensor, noise: Tensor) -> Tensor:

@@ -118,7 +118,8 @@ def extract(
         for batch in batches(
             split.images, mine, CHUNK, crop=crop_of(dataset, squash=squash), workers=workers
         ):
-            crops = batch.pixels.to(device).float() / 255
+            pixels = batch.pixels.pin_memory() if device.type == "cuda" else batch.pixels
+            crops = pixels.to(device, non_blocking=True).float() / 255
             yield encoder.backbone(views.normalise(crops, dataset.mean, dataset.std))
 
     def compute() -> Tensor:
