@@ -118,6 +118,16 @@ class Settings:
             else:
                 yield path, value
 
+    def later(self, prefix: str = "") -> Iterator[str]:
+        """Yield the dotted paths of settings that earlier versions lacked and that have their default here."""
+        fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
+        for field in fields:
+            value, path = getattr(self, field.name), f"{prefix}{field.name}"
+            if identity.ADDED_LATER in field.metadata and value == field.default:
+                yield path
+            elif isinstance(value, Settings):
+                yield from value.later(f"{path}.")
+
     def changed(self) -> Iterator[tuple[str, Any]]:
         """Yield the settings that differ from the defaults of the class, or have none, as `leaves` does."""
         cls: Any = type(self)

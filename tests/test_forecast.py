@@ -184,10 +184,13 @@ def test_the_nearest_finished_run_is_told_by_what_differs(others: list[Pretrain]
     )
 
 
-def test_a_setting_that_older_runs_lack_is_no_difference_while_it_is_none() -> None:
+def test_a_setting_that_older_runs_lack_is_no_difference_while_it_has_its_default() -> None:
     older = finished(tiny(epochs=6))
-    settings = {key: value for key, value in older.settings.items() if key != "augmentation.small"}
-    assert nearest(tiny(), Past([replace(older, settings=settings)])).endswith("differs in epochs: 6, here 4")
+    later = ("augmentation.small", "augmentation.draft")
+    settings = {key: value for key, value in older.settings.items() if key not in later}
+    past = Past([replace(older, settings=settings)])
+    assert nearest(tiny(), past).endswith("differs in epochs: 6, here 4")
+    assert "draft: none, here True" in nearest(tiny().replace("augmentation.draft", True), past)
 
 
 # Hours

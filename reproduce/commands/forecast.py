@@ -589,7 +589,8 @@ def nearest(spec: Spec, past: Past) -> str:
     like = past.nearest(ours)
     if like is None:
         return "no finished run with these settings, and none of this kind at this scale"
-    found = _differences(ours, like.settings)
+    same = set(spec.later()) - like.settings.keys()  # an earlier version had no such settings
+    found = {key: pair for key, pair in _differences(ours, like.settings).items() if key not in same}
     first = itertools.islice(found.items(), MAX_NAMED)
     paths = ours.keys() | like.settings
     named = [f"{full_name(key, paths)}: {theirs}, here {here}" for key, (theirs, here) in first]
