@@ -119,7 +119,7 @@ class Settings:
                 yield path, value
 
     def later(self, prefix: str = "") -> Iterator[str]:
-        """Yield the dotted paths of settings that earlier versions lacked and that have their default here."""
+        """Yield the paths of settings that earlier versions lacked and that have their default here."""
         fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
         for field in fields:
             value, path = getattr(self, field.name), f"{prefix}{field.name}"

@@ -475,7 +475,8 @@ def _next(needs: dict[Request, Need]) -> str:
             name for request, need in needs.items() if request.scale == scale for name in need.missing
         )
         if waiting:
-            (first, count), *others = waiting.most_common()
+            named = [(f"a {name}" if name == GPU else name, count) for name, count in waiting.most_common()]
+            (first, count), *others = named
             parts = [f"{counted(count, 'table')} at {scale} {'lacks' if count == 1 else 'lack'} {first}"]
             parts += [f"{count} {'lacks' if count == 1 else 'lack'} {name}" for name, count in others]
             whose = "their lines above name the remedies" if others else "its line above names the remedy"
