@@ -37,7 +37,8 @@ from PIL import Image
 
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
-from reproduce.data.images import PIECE, Batch, Images
+from reproduce.data.images import Batch, Images
+from reproduce.data.shared_memory import PIECE
 from reproduce.nn import features, seeds
 
 if TYPE_CHECKING:
