@@ -117,7 +117,9 @@ def pretrain(
     # Loop over epochs and steps: train, log, probe, report, save.
     checkpoints = Checkpoints(folder, spec.id, seconds=site.checkpoint_seconds, record=record, hold=hold)
     shown = _batches(spec, site, images, device, first_epoch * steps_per_epoch + first_index)
+    decoders = cores.decoders(site.workers, device.type)
     with (
+        watching.decoding(decoders) if watching else nullcontext(),
         checkpoints.interruptible() as due,
         ahead(shown, device, tensors=lambda batch: batch.views) as prepared,
     ):

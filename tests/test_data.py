@@ -21,7 +21,8 @@ from reproduce.data import imagefolder, stl10
 from reproduce.data.imagenet import ImageNet
 from reproduce.data.imagenet100 import ImageNet100, read_classes
 from reproduce.data.imagenette import Imagenette
-from reproduce.data.images import PIECE, CentreCrop, Whole, batches, planes
+from reproduce.data.images import CentreCrop, Whole, batches, planes
+from reproduce.data.shared_memory import PIECE
 from reproduce.data.stl10 import STL10
 from reproduce.site import Site
 

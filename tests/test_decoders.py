@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toys import image_folder
@@ -61,7 +62,9 @@ def test_the_speed_of_decoding_is_measured_on_the_images_of_a_run(tmp_path: Path
     assert decoders.speed(Imagenette(), "train", site) is None
 
 
-def test_the_limit_of_a_run_follows_from_its_decoders_and_its_network(tmp_path: Path) -> None:
+def test_the_limit_of_a_run_follows_from_its_decoders_and_its_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = imagenette(tmp_path)
     specs = {request: request.specs() for request in [Request(table="table8", scale="small")]}
 
@@ -78,6 +81,12 @@ def test_the_limit_of_a_run_follows_from_its_decoders_and_its_network(tmp_path: 
         "the GPU is the limit",
         text(small, "cuda"),
     )
+    # Images of 3 bytes: of 30 bytes, half may be used, 5 images for 2 decoders.
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=30))
+    limited = r"shared memory \(30 B of /dev/shm for a run\) limits the decoders of a run to 2 of 15"
+    assert re.search(limited, text(site, "cuda"))
+    assert re.search(limited + r".*, 2 of a run \S+; its fastest", text(small, "cuda"))
+    assert "shared memory" not in text(small, "cpu")
     other = {request: request.specs() for request in [Request(table="table8", scale="smoke")]}
     assert decoders.limits(Imagenette(), other, small, Store(small), "cuda", 1) == ""
     assert not site.runs.exists(), "nothing is written"

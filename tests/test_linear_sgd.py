@@ -9,11 +9,12 @@ import copy
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -208,6 +209,34 @@ def a_stream(n: int, batch_size: int) -> Stream:
     )
 
 
+def batches_of(stream: Stream, epochs: int, first: int = 0) -> list[classifiers.Batch]:
+    with stream.batches(epochs, first) as batches:
+        return list(batches)
+
+
+@pytest.mark.parametrize(("workers", "starts"), [(0, range(10)), (2, (0, 4))])
+def test_batches_from_any_step_on_are_those_of_the_whole_training(
+    workers: int, starts: Iterable[int]
+) -> None:
+    whole = batches_of(a_stream(10, 4), 3)
+    assert len(whole) == 9
+    stream = replace(a_stream(10, 4), site=Site(workers=workers))
+    for first in starts:
+        found = batches_of(stream, 3, first)
+        assert len(found) == 9 - first
+        for batch, expected in zip(found, whole[first:], strict=True):
+            assert all(map(torch.equal, batch, expected))
+
+
+def test_the_batches_of_all_epochs_are_decoded_by_the_same_processes() -> None:
+    before, seen = set(psutil.Process().children()), set[psutil.Process]()
+    with replace(a_stream(40, 40), site=Site(workers=1)).batches(4) as batches:
+        for _ in batches:
+            seen |= set(psutil.Process().children()) - before
+    assert len(seen) == 1
+    assert not set(psutil.Process().children()) & seen
+
+
 @pytest.mark.parametrize(
     ("n", "batch_size", "sizes"),
     [(65, 64, [33, 32]), (64, 64, [64]), (10, 64, [10]), (10, 3, [3, 3, 2, 2]), (7, 3, [3, 2, 2])],
@@ -215,7 +244,7 @@ def a_stream(n: int, batch_size: int) -> Stream:
 def test_an_epoch_is_cut_into_batches_of_nearly_equal_size(n: int, batch_size: int, sizes: list[int]) -> None:
     stream = a_stream(n, batch_size)
     READ.clear()
-    found = list(stream.epoch(0))
+    found = batches_of(stream, 1)
     assert [len(batch.labels) for batch in found] == sizes
     assert (stream.num_steps, stream.smallest_batch) == (len(sizes), min(sizes))
     assert sorted(images_read("train")) == stream.split.indices.tolist()  # each image once
@@ -223,9 +252,8 @@ def test_an_epoch_is_cut_into_batches_of_nearly_equal_size(n: int, batch_size: i
 
 def test_orders_and_views_differ_from_epoch_to_epoch_and_follow_from_the_seed() -> None:
     stream = a_stream(10, 64)
-    (first,), (second,), (again,), (other,) = (
-        list(of.epoch(epoch))
-        for of, epoch in ((stream, 0), (stream, 1), (stream, 0), (replace(stream, seed=1), 0))
+    (first, second), (again,), (other,) = (
+        batches_of(of, epochs) for of, epochs in ((stream, 2), (stream, 1), (replace(stream, seed=1), 1))
     )
     assert torch.equal(first.views, again.views)
     assert torch.equal(first.labels, again.labels)

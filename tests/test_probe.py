@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_contracts import METHODS, with_all_terms
 from toys import CPU, PRETRAIN, READ, Arrays, Notes, Toy, encoder, on_two_processes
 
-from reproduce.data.images import Images
+from reproduce.data.images import Batch as ImageBatch
+from reproduce.data.images import Images, Shape
+from reproduce.messages import InvalidError
 from reproduce.methods.byol import BYOL
 from reproduce.methods.method import Method, Part
 from reproduce.nn import probe, probe_pictures
@@ -157,6 +163,92 @@ def test_the_first_automatic_probe_is_estimated_by_its_forward_passes() -> None:
     for seconds, expected in ((10.0, False), (100.0, True)):
         found._began = time.perf_counter() - seconds
         assert found.due(4, done=1, seen=round(1200 * seconds / 10)) is expected
+
+
+def decoded_after(
+    monkeypatch: pytest.MonkeyPatch, found: Watching, ready: Callable[[], Any], threads: int
+) -> list[str]:
+    """Let threads decode the images of a probe, each piece after a call of `ready`.
+
+    Returns:
+        The names of the threads, one for each decoded piece.
+    """
+    monkeypatch.setitem(probe.THREADS, "cpu", threads)
+    names, decode = list[str](), found.images.decode
+
+    def decode_later(indices: np.ndarray, shape: Shape) -> ImageBatch:
+        ready()
+        names.append(threading.current_thread().name)
+        return decode(indices, shape)
+
+    monkeypatch.setattr(found.images, "decode", decode_later)
+    return names
+
+
+def test_threads_decode_the_images_next_to_training_and_the_numbers_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, plain, found = encoder(), watching((0, 1, 2), 260), watching((0, 1, 2), 260, every="auto")
+    measured = plain.measure(network)
+    gate = threading.Event()
+    names = decoded_after(monkeypatch, found, gate.wait, threads=3)
+    found._began = time.perf_counter() - 10_000  # so long that a probe of any cost is due
+    with found.decoding(8):
+        assert not found.due(3, done=0.5, seen=10**9)
+        assert not found.due(6, done=1, seen=10**9), "the time until the first piece is unknown"
+        gate.set()
+        wait(found._pieces)
+        assert found.due(6, done=0.5, seen=10**9)
+        assert found.measure(network) == measured
+    assert torch.equal(found._pixels(), plain._pixels())
+    assert len(names) == 7  # pieces of 16 among 44 held-out images and 65 in the bank
+    assert all(name.startswith("probe") for name in names)
+
+
+def test_a_probe_at_the_end_counts_the_decoding_that_remains() -> None:
+    found = watching((0,), 260, every="auto")
+    found._began = time.perf_counter() - 100  # 3 % of it are 3 s
+    for since, expected in ((1.0, True), (4.0, False)):
+        # One of two pieces is decoded, so as much time remains as has passed.
+        found._pieces, found._decoding_since = [Future(), Future()], time.perf_counter() - since
+        found._pieces[0].set_result(None)  # type: ignore[arg-type]
+        assert not found.due(9, done=0.9, seen=10**9)
+        assert found.due(10, done=1, seen=10**9) is expected
+
+
+def test_the_threads_end_with_training_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = watching((0,), 260, every=1)
+    last = threading.Event()
+    names = decoded_after(monkeypatch, found, last.wait, threads=2)
+
+    def fail() -> None:
+        with found.decoding(8):
+            found._pieces[-1].add_done_callback(lambda piece: last.set())  # called when it is cancelled
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert len(names) <= 2, "what has begun is finished, and the rest is cancelled"
+    assert not [each.name for each in threading.enumerate() if each.name.startswith("probe")]
+
+
+def test_an_image_that_a_thread_finds_broken_is_a_warning_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(probe.THREADS, "cpu", 2)
+    decode = Arrays.decode
+
+    def broken(self: Images, indices: np.ndarray, shape: Shape) -> ImageBatch:
+        if threading.current_thread().name.startswith("probe"):
+            raise InvalidError("a.jpg cannot be decoded")
+        return decode(self, indices, shape)
+
+    spec = spec_of(with_all_terms(BYOL))
+    whole = left(spec, tmp_path / "whole", 1)
+    assert any(whole["probe"].values())
+    monkeypatch.setattr(Arrays, "decode", broken)
+    assert_equal(whole, left(spec, tmp_path / "broken", 1))
+    assert "The probe after step 8 is missing: a.jpg cannot be decoded" in caplog.text
 
 
 @pytest.mark.parametrize("value", [-1, "often", 1.5, True])

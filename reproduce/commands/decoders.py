@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reproduce.commands import forecast
+from reproduce.data import shared_memory
 from reproduce.data.dataset import Dataset
 from reproduce.messages import UserError, counted, rate, size
 from reproduce.readiness import launcher
@@ -55,6 +56,8 @@ class Speed(NamedTuple):
     """Images per second."""
     in_memory: int
     """Estimated bytes of all decoded images."""
+    image: int
+    """Mean bytes of a decoded image."""
 
 
 def speed(dataset: Dataset, split: str, site: Site) -> Speed | None:
@@ -71,7 +74,7 @@ def speed(dataset: Dataset, split: str, site: Site) -> Speed | None:
         seconds = time.process_time() - began
     except (UserError, OSError):
         return None
-    return Speed(len(some) / seconds, len(images) * num_bytes // len(some))
+    return Speed(len(some) / seconds, len(images) * num_bytes // len(some), num_bytes // len(some))
 
 
 def limits(
@@ -99,11 +102,16 @@ def limits(
     if found is None:
         return ""
     each = f"a core decodes {rate(found.per_second)} images/s"
+    wanted = _number(site, device, at_once) if site.launcher == "local" else 0
+    free = shared_memory.free(max(at_once, site.devices))
+    number = max(1, shared_memory.fitting(free, found.image, wanted).workers)
+    if number < wanted:
+        each += f", and shared memory ({size(free or 0)} of {shared_memory.FOLDER} for a run) limits the "
+        each += f"decoders of a run to {number} of {wanted} (--shm-size of a container)"
     if found.in_memory <= site.cache_gb * 1e9:
         return f"{each}, once for each run: {size(found.in_memory, 2)} stay in memory (cache_gb)"
     if site.launcher != "local" or device == "cpu":
         return each
-    number = max(1, _number(site, device, at_once))
     total = number * found.per_second
     needed_speed = _fastest(runs, store, site)
     text = f"{each}, {number} of a run {rate(total)}"

@@ -29,6 +29,7 @@ line.
     detection.py             base class of data sets with boxes
     dataset.py               base class of data sets with labels
     images.py                decoding of the images of one split
+    shared_memory.py         processes that decode and fit in shared memory
     originals.py             images in flat memory
     decoding.py              faults of image files
     sources.py               state of a data set's files on disk

@@ -12,6 +12,7 @@ The bytes do not depend on the cache or on the number of workers.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import signal
@@ -34,19 +35,20 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from reproduce.data import decoding
+from reproduce.data import decoding, shared_memory
 from reproduce.data.originals import Originals
+from reproduce.data.shared_memory import PIECE
 from reproduce.data.sources import shown, state
 from reproduce.messages import InvalidError, size
+from reproduce.runs import cores
 from reproduce.settings import Resampling
 
-PIECE = 16
-"""Images that a worker decodes at once: few, so that the pieces in flight fit in the shared memory of a
-container. Photographs of 500 x 375 pixels take 9 MB."""
 SAMPLED = 64
 """Images whose sizes are read to estimate the memory of a whole split."""
 AHEAD = 2
 """Batches prepared ahead of the caller."""
+
+logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -237,6 +239,7 @@ class Images(ABC):
         self.classes = tuple(classes)
         self.cache_gb = cache_gb
         self._stores: dict[Shape, _Store | None] = {}
+        self._estimates: dict[Shape, int] = {}
         self._choosing = threading.Lock()
 
     def __len__(self) -> int:
@@ -355,9 +358,7 @@ class Images(ABC):
             if shape not in self._stores:
                 kept = sum(len(store.values) for store in self._stores.values() if store)
                 free = int(self.cache_gb * 1e9) - kept
-                need = (
-                    len(self) * 3 * shape.size**2 if isinstance(shape, CentreCrop) else self._estimate(shape)
-                )
+                need = self.estimate(shape)
                 # Photographs differ, so their estimate gets a margin of a tenth, if there is so much memory.
                 most = min(free, need + need // 10)
                 self._stores[shape] = _Store(len(self), most) if need <= free else None
@@ -367,8 +368,15 @@ class Images(ABC):
         """Return True if images in this shape are cached."""
         return self._store(shape) is not None
 
+    def estimate(self, shape: Shape) -> int:
+        """Return the size in bytes of all images, estimated from the headers of `SAMPLED` whole ones."""
+        if isinstance(shape, CentreCrop):
+            return len(self) * 3 * shape.size**2
+        if shape not in self._estimates:
+            self._estimates[shape] = self._estimate(shape)
+        return self._estimates[shape]
+
     def _estimate(self, shape: Whole) -> int:
-        """Return the approximate size in bytes of all images, from the headers of `SAMPLED` of them."""
         some = np.linspace(0, len(self) - 1, min(len(self), SAMPLED)).astype(np.int64).tolist()
         found = []
         for index in some:
@@ -668,11 +676,24 @@ def found_in(
         if workers and images.keeps(shape):
             missing = sum(len(images.missing(part, shape)) for part in parts)
             number = min(workers, -(-missing // PIECE))
-            yield from _by_processes(images, parts, shape, number) if number else _ahead(images, parts, shape)
+            yield from _decoded(images, parts, shape, number)
         else:  # all epochs are alike
             every = chain(parts, chain.from_iterable(stretches))
             number = workers if parts and len(images.missing(parts[0], shape)) else 0
-            yield from _by_processes(images, every, shape, number) if number else _ahead(images, every, shape)
+            yield from _decoded(images, every, shape, number)
+
+
+def _decoded(
+    images: Images, parts: Iterable[NDArray[np.int64]], shape: Shape, workers: int
+) -> Iterator[Found]:
+    """Return an iterator over images that so many processes decode, or as many as fit in shared memory."""
+    if not workers:
+        return _ahead(images, parts, shape)
+    free, image = shared_memory.free(cores.sharing()), images.estimate(shape) // len(images)
+    number, piece = shared_memory.fitting(free, image, workers)
+    if number < workers:
+        logger.warning("%s", shared_memory.few(number, image, workers, free or 0))
+    return _by_processes(images, parts, shape, number, piece) if number else _ahead(images, parts, shape)
 
 
 def _ahead(images: Images, parts: Iterable[NDArray[np.int64]], shape: Shape) -> Iterator[Found]:
@@ -717,15 +738,15 @@ class _Pieces(Dataset[Any]):
 
 
 def _by_processes(
-    images: Images, parts: Iterable[NDArray[np.int64]], shape: Shape, workers: int
+    images: Images, parts: Iterable[NDArray[np.int64]], shape: Shape, workers: int, piece: int
 ) -> Iterator[Found]:
-    """Yield images; worker processes decode those that are not cached."""
+    """Yield images; worker processes decode those that are not cached, `piece` of them at once."""
     planned: deque[tuple[NDArray[np.int64], int]] = deque()  # parts that have begun, and their pieces
 
     def pieces() -> Iterator[NDArray[np.int64]]:
         for part in parts:
             missing = images.missing(part, shape)
-            cut = [missing[begin : begin + PIECE] for begin in range(0, len(missing), PIECE)]
+            cut = [missing[begin : begin + piece] for begin in range(0, len(missing), piece)]
             planned.append((part, len(cut)))
             yield from cut
 
@@ -739,6 +760,7 @@ def _by_processes(
             sampler=sampler,
             batch_size=None,
             num_workers=workers,
+            prefetch_factor=shared_memory.PREFETCHED,
             generator=generator,
             worker_init_fn=ignore_signals,
         )
@@ -747,7 +769,7 @@ def _by_processes(
         # The loader requests pieces ahead of those that it returns, so the next part is always planned.
         while planned:
             part, number = planned.popleft()
-            got = [_raised(next(decoded)) for _ in range(number)]
+            got = [_copied(next(decoded)) for _ in range(number)]
             yield images.joined(part, shape, got)
     finally:
         # Ends the workers now. An iterator that a traceback or the garbage collector keeps alive would end
@@ -773,7 +795,8 @@ def _obey(signals: Sequence[signal.Signals], parent: int) -> None:
     os._exit(0)
 
 
-def _raised(result: Batch | InvalidError) -> Batch:
+def _copied(result: Batch | InvalidError) -> Batch:
+    """Return a copy in memory of this process alone; shared memory could not hold a whole batch."""
     if isinstance(result, InvalidError):
         raise result
-    return result
+    return Batch(*(each.clone() for each in result))

@@ -13,7 +13,9 @@ features take 3 tensors of 41 MB (weights, velocities, gradient) and, at batch 1
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -224,29 +226,40 @@ class Stream:
         chosen = {"indices": self.split.indices, "labels": self.split.labels}
         return f"{self.split.images.digest} {encoder_file.digest(chosen)}"
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch number `epoch`, from batch number `first` on; both count from 0."""
-        with ahead(self._epoch(epoch, first), self.device, tensors=lambda batch: batch) as batches:
-            yield from batches
+    @contextmanager
+    def batches(self, epochs: int, first: int = 0) -> Iterator[Iterator[Batch]]:
+        """Provide the batches of `epochs` epochs, from step `first` on; steps count from 0 over all epochs.
 
-    def _epoch(self, epoch: int, first: int) -> Generator[Batch]:
+        The processes that decode and the batches prepared ahead are kept from one epoch to the next.
+        """
+        with ahead(self._batches(epochs, first), self.device, tensors=lambda batch: batch) as batches:
+            yield batches
+
+    def _batches(self, epochs: int, first: int) -> Generator[Batch]:
         from reproduce.data.images import Whole, found_in
 
-        order = torch.randperm(
-            len(self.split.indices), generator=seeds.generator("classifier order", self.seed, epoch)
-        )
-        parts = torch.tensor_split(order, self.num_steps)[first:]
-        mine = [self.split.indices[part[slice(*bounds(len(part)))]] for part in parts]
+        planned: deque[Tensor] = deque()  # rows of the batches that are requested, for all processes
+
+        def mine(epoch: int) -> list[Tensor]:
+            order = torch.randperm(
+                len(self.split.indices), generator=seeds.generator("classifier order", self.seed, epoch)
+            )
+            parts = torch.tensor_split(order, self.num_steps)[max(0, first - epoch * self.num_steps) :]
+            planned.extend(parts)
+            return [self.split.indices[part[slice(*bounds(len(part)))]] for part in parts]
+
+        requested = (mine(epoch) for epoch in range(first // self.num_steps, epochs))
         workers = cores.decoders(self.site.workers, self.device.type)
         shape = Whole(self.augmentation.least(self.dataset.size, num_views=1))
-        for part, found in zip(parts, found_in(self.split.images, [mine], shape, workers), strict=True):
+        for step, found in enumerate(found_in(self.split.images, requested, shape, workers), first):
+            part = planned.popleft()
             (view,) = views.sample_originals(
                 found.images.on(self.device),
                 found.indices,
                 augmentation=self.augmentation,
                 size=self.dataset.size,
                 seed=self.seed,
-                epoch=epoch,
+                epoch=step // self.num_steps,
                 num_views=1,
             ).views
             normalised = views.normalise(view, self.dataset.mean, self.dataset.std).contiguous(
@@ -378,10 +391,11 @@ def fit(
         scores, sound = kept.saved["scores"], kept.saved["sound"]
         first_epoch, first_index = kept.saved["epoch"], kept.saved["step"]
         _tag_diverged(names, sound, watch)
-    with kept.interruptible() as due:
+    start = first_epoch * stream.num_steps + first_index
+    with kept.interruptible() as due, stream.batches(epochs, start) as batches:
         for epoch in range(first_epoch, epochs):
-            first = first_index if epoch == first_epoch else 0
-            for index, batch in enumerate(stream.epoch(epoch, first), first):
+            for index in range(first_index if epoch == first_epoch else 0, stream.num_steps):
+                batch = next(batches)
                 x = gathered(_frozen(encoder, batch.views), len(batch.labels))
                 losses, residual = classifiers.residual(x, batch.labels)
                 classifiers.update(x, residual, rates(epoch * stream.num_steps + index))

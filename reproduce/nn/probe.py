@@ -1,8 +1,9 @@
 """An online probe: the state of a pretraining, measured while it trains, for curves and not for tables.
 
     watching = Watching(site.probe_every, dataset, images, device, passes=8.0)
-    watching.due(epoch=1, done=0.25, seen=1200)          # by the cost so far
-    watching.measure(encoder)                            # {"probe/top1": 0.4, "probe/rankme": 31.2}
+    with watching.decoding(15):                              # next to training
+        watching.due(epoch=1, done=0.25, seen=1200)          # by the cost so far
+        watching.measure(encoder)                            # {"probe/top1": 0.4, "probe/rankme": 31.2}
 
 A fixed share of the images of the pretraining split is held out from a fixed share of its other images, the
 bank. They are the same for every run on these images. The network was trained on both without labels, so
@@ -22,18 +23,22 @@ Memory: the crops stay in it as bytes, 0.4 GB at most at 224 px.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from reproduce.data import views
 from reproduce.data.dataset import Dataset
-from reproduce.data.images import Images
+from reproduce.data.images import Batch, Images
+from reproduce.data.shared_memory import PIECE
 from reproduce.nn import features, seeds
 
 if TYPE_CHECKING:
@@ -53,6 +58,9 @@ LEAST_IMAGES = 200
 """Minimum number of images for an automatic probe; a vote among fewer shows noise."""
 MARGIN = 1.5
 """Cost of the first probe relative to its forward passes: decoding, heads and neighbours come on top."""
+THREADS = {"cpu": 0, "cuda": 8}
+"""Maximum number of threads that decode the images next to training, by type of device. On a CPU, training
+needs the cores."""
 EPSILON = 1e-7
 """Constant of RankMe (Garrido et al., Eq. 1), for singular values in float32."""
 
@@ -110,6 +118,9 @@ class Watching:
         self.spent = 0.0
         """Seconds that probes took."""
         self._crops: Tensor | None = None
+        self._pieces: list[Future[Batch]] = []
+        """Parts of the images that threads decode, in order; empty without threads."""
+        self._decoding_since = 0.0
         self.newest: Outputs | None = None
         """Outputs of the newest measurement."""
 
@@ -122,7 +133,9 @@ class Watching:
         """Return True if the network is to be measured now.
 
         If automatic, the cost of all probes stays below `SHARE` of the time so far. A probe during training
-        leaves enough for the one at the end, which then takes place even if its cost has grown.
+        leaves enough for the one at the end, which then takes place even if its cost has grown. Only a probe
+        at the end waits for threads that still decode, if that costs little enough. The probes of a given
+        number of epochs always wait.
 
         Args:
             epoch: number of finished epochs.
@@ -133,14 +146,57 @@ class Watching:
             return self.on and (done >= 1 or epoch % int(self.every) == 0)
         if done >= 1 and self.spent:
             return True
+        remaining = self._seconds_of_decoding()
+        if remaining and done < 1:
+            return False
         elapsed = time.perf_counter() - self._began
-        cost = self._last or self._estimated((elapsed - self.spent) / seen)
+        cost = self._last or self._estimated((elapsed - self.spent) / seen) + remaining
         reserve = 0 if done >= 1 else cost
         return self.spent + cost <= SHARE * elapsed and self.spent + cost + reserve <= SHARE * elapsed / done
 
     def _estimated(self, seconds_per_image: float) -> float:
         """Return the cost of the first probe, from the time that training takes for an image."""
         return MARGIN * seconds_per_image / self._passes * sum(map(len, self.chosen))
+
+    @contextmanager
+    def decoding(self, decoders: int) -> Iterator[None]:
+        """Decode the images in threads inside the block, next to training on a GPU.
+
+        The threads end with the block, after at most one piece each. A broken image raises in `measure`.
+
+        Args:
+            decoders: number of processes that decode for training.
+        """
+        threads = min(THREADS.get(self._device.type, 0), max(1, decoders))
+        if not threads:
+            yield
+            return
+        # A process that is forked during an import by a thread could never import the same module.
+        Image.preinit()
+        Image.init()
+        together, crop = np.concatenate(self.chosen), features.crop_of(self._dataset, squash=False)
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="probe")
+        self._decoding_since = time.perf_counter()
+        try:
+            self._pieces = [
+                pool.submit(self.images.decode, together[begin : begin + PIECE], crop)
+                for begin in range(0, len(together), PIECE)
+            ]
+            yield
+        finally:
+            pool.shutdown(cancel_futures=True)
+            self._pieces = []
+
+    def _seconds_of_decoding(self) -> float:
+        """Return the estimated time until threads have decoded all images.
+
+        It is 0 without threads, and infinite if no piece is decoded yet.
+        """
+        decoded = sum(piece.done() for piece in self._pieces)
+        if decoded == len(self._pieces):
+            return 0.0
+        elapsed = time.perf_counter() - self._decoding_since
+        return elapsed * (len(self._pieces) - decoded) / decoded if decoded else math.inf
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -185,9 +241,13 @@ class Watching:
     def _pixels(self) -> Tensor:
         """Return the centre crops, first of the held-out images, (n + m, 3, size, size) uint8."""
         if self._crops is None:
-            crop = features.crop_of(self._dataset, squash=False)
             # Past the cache of the images, which belongs to training.
-            self._crops = self.images.decode(np.concatenate(self.chosen), crop).pixels
+            if self._pieces:
+                self._crops = torch.cat([piece.result().pixels for piece in self._pieces])
+                self._pieces = []
+            else:
+                crop = features.crop_of(self._dataset, squash=False)
+                self._crops = self.images.decode(np.concatenate(self.chosen), crop).pixels
         return self._crops
 
     def shown(self, num_images: int, num_neighbours: int) -> tuple[list[list[Tensor]], list[list[str]]]:

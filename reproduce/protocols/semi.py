@@ -326,10 +326,11 @@ class SemiSupervised(Protocol, name="semi"):
         tuned = network
         if distributed.world_size() > 1:
             network = torch.nn.parallel.DistributedDataParallel(network)
-        with kept.interruptible() as due:
+        start = first_epoch * stream.num_steps + first_index
+        with kept.interruptible() as due, stream.batches(epochs, start) as batches:
             for epoch in range(first_epoch, epochs):
-                first = first_index if epoch == first_epoch else 0
-                for index, batch in enumerate(stream.epoch(epoch, first), first):
+                for index in range(first_index if epoch == first_epoch else 0, stream.num_steps):
+                    batch = next(batches)
                     step, n = epoch * stream.num_steps + index, len(batch.labels)
                     mine = network(batch.views)
                     x = classifiers.gathered(mine.detach(), n)
