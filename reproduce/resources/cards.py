@@ -108,7 +108,7 @@ CARDS = (
         peak=989.5e12,
         bandwidth=4.8e12,
         memory=141e9,
-        device=r"H200\b(?!.*NVL)",
+        device=r"\bH200\b(?!.*NVL)",
         source="NVIDIA H200 Tensor Core GPU datasheet, SXM; 1 979 TFLOPS with sparsity",
     ),
     Card(

@@ -4,8 +4,8 @@
 
 FILE is a scheduler's list, ELEMENT the number of the job in its array, and NUM the maximum number of runs in
 each job. The lines NUM * ELEMENT and following (from 0) are executed, each by a `reproduce.worker --list` of
-its own. A run that fails stops no other. A stop request reaches all of them. The exit code is 143 if a run was
-interrupted, else 1 if one failed, else 0.
+its own. A run that fails stops no other. A stop request reaches all of them. The exit code is 143 if a run
+was interrupted, else 1 if one failed, else 0.
 
 A requeued job resumes the interrupted runs. It does not repeat those that finished or failed in it before.
 """
