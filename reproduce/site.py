@@ -65,7 +65,9 @@ class Slurm:
     cpus_per_gpu: int = 0
     """Cores for each GPU, or for each process on a CPU."""
     memory: str = ""
-    """Memory of the node for each GPU or process, such as 32G."""
+    """Memory of the node for each GPU or process, such as 32G; runs that share a GPU share it."""
+    gpu_memory: str = ""
+    """Memory of one GPU in powers of 1000, such as 80G; empty to take that of `gpu_type`, if it is known."""
     max_at_once: int = 0
     """Maximum number of jobs of one array at the same time; 0 for any number."""
     array_size: int = 1000
@@ -78,7 +80,8 @@ class Slurm:
     extra: tuple[str, ...] = ()
     """Further options of sbatch, passed unchanged, such as --constraint=a100."""
     setup: tuple[str, ...] = ()
-    """Lines of shell, such as `module load cuda`, executed unchanged on the node before each run."""
+    """Lines of shell, such as `module load cuda`, executed unchanged on the node at the start of each
+    job."""
 
     def __post_init__(self) -> None:
         for key in ("partition", "account", "qos", "gpu_type"):
@@ -90,6 +93,10 @@ class Slurm:
         if not re.fullmatch(r"(\d+[KMGT]?)?", self.memory, re.ASCII):
             raise InvalidError(
                 f"slurm.memory is {self.memory!r}: a number with K, M, G or T is expected, such as 32G."
+            )
+        if not re.fullmatch(r"([1-9]\d*[MGT])?", self.gpu_memory, re.ASCII):
+            raise InvalidError(
+                f"slurm.gpu_memory is {self.gpu_memory!r}: a number with M, G or T is expected, such as 80G."
             )
         if self.gpus not in ASKED_BY:
             raise InvalidError(f"slurm.gpus: {unknown('way to request GPUs', self.gpus, ASKED_BY)}")
@@ -163,7 +170,7 @@ class Site:
     a GPU."""
     runs_per_gpu: int | str = "auto"
     """Number of one-device runs that share a GPU at a time; `auto` for several small ones, as far as memory
-    allows, and one of those that keep a GPU busy (`resources/sharing.py`). Jobs of Slurm do not share."""
+    allows, and one of those that keep a GPU busy (`resources/sharing.py`). On a cluster, they share a job."""
     devices: int = 1
     """GPUs, or processes on a CPU, for each pretraining and each Detectron2 fine-tuning; other evaluations
     use one."""

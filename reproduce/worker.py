@@ -512,7 +512,8 @@ def _once(arguments: Sequence[str], site: Site, events: TextIO) -> int:
         arguments = arguments[1:]
         threading.Thread(target=_leash, args=(_input(),), daemon=True).start()
     if arguments[0] == "--list":
-        arguments, job = _listed(Path(arguments[1]), int(arguments[2])), processes.job_of_environment()
+        path, index = Path(arguments[1]), int(arguments[2])
+        arguments, job = _line(path, listed(path), index), processes.job_of_environment()
     request, spec_id = arguments
     with distributed.processes(site.device):
         return attempt(request, spec_id, site, events if distributed.main_process() else None, job)
@@ -523,11 +524,11 @@ def digest_of_list(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _listed(path: Path, index: int) -> tuple[str, str]:
-    """Return the request and the id of the run on line `index` of a scheduler's list.
+def listed(path: Path) -> list[tuple[str, str]]:
+    """Return the request and the id of each run of a scheduler's list.
 
     Raises:
-        LookupError: the list does not exist, or has no such line.
+        LookupError: the list does not exist.
         ValueError: the list is not the one that was submitted.
     """
     try:
@@ -540,11 +541,21 @@ def _listed(path: Path, index: int) -> tuple[str, str]:
         raise InvalidError(
             f"The list of runs {path} has changed since it was submitted: submit the runs again."
         )
-    lines = text.splitlines()
-    if not 0 <= index < len(lines):
-        raise NotFoundError(f"The list of runs {path} has {len(lines)} lines, but line {index} is requested.")
-    order = json.loads(lines[index])
-    return order["request"], order["id"]
+    orders = [json.loads(line) for line in text.splitlines()]
+    return [(order["request"], order["id"]) for order in orders]
+
+
+def _line(path: Path, orders: Sequence[tuple[str, str]], index: int) -> tuple[str, str]:
+    """Return line `index` of a scheduler's list.
+
+    Raises:
+        LookupError: the list has no such line.
+    """
+    if not 0 <= index < len(orders):
+        raise NotFoundError(
+            f"The list of runs {path} has {len(orders)} lines, but line {index} is requested."
+        )
+    return orders[index]
 
 
 def main() -> int:

@@ -19,7 +19,6 @@ from toys import image_folder
 from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
 from reproduce.commands import doctor
-from reproduce.commands.cards import find
 from reproduce.commands.forecast import (
     Estimate,
     Forecast,
@@ -47,6 +46,7 @@ from reproduce.protocols.protocol import Protocol
 from reproduce.protocols.semi import SemiSupervised
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.readiness import RefusedError, blocked
+from reproduce.resources.cards import find
 from reproduce.runs import checkpoint, lease, processes
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec

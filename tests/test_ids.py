@@ -234,6 +234,7 @@ gpu_type = "a100"
 gpus_per_node = 4
 cpus_per_gpu = 6
 memory = "32G"
+gpu_memory = "80G"
 max_at_once = 3
 array_size = 100
 grace = 200

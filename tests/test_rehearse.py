@@ -15,7 +15,6 @@ from PIL import Image
 from configs.pretrain import byol, imagenet100, msbreg
 from configs.scales import smoke
 from reproduce.commands import rehearsed, trial
-from reproduce.commands.cards import CARDS, find, of_device
 from reproduce.commands.forecast import Estimate, Past, estimate, estimate_on, num_images
 from reproduce.commands.photographs import Photographs
 from reproduce.commands.program import _with_rest
@@ -27,6 +26,7 @@ from reproduce.plan import Request, jobs
 from reproduce.protocols.knn import NearestNeighbours
 from reproduce.protocols.linear import LinearEvaluation
 from reproduce.protocols.voc_detection import VOCDetection
+from reproduce.resources.cards import CARDS, find, of_device
 from reproduce.runs.files import write_atomic
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from fractions import Fraction
@@ -35,7 +36,7 @@ from reproduce.resources import memory
 from reproduce.resources.memory import CUDA, EVALUATED, Peak, estimate, peaks
 from reproduce.resources.sharing import Room, runs_per_gpu
 from reproduce.runs import environment
-from reproduce.site import Site
+from reproduce.site import Site, Slurm
 from reproduce.spec import Evaluate, Pretrain
 from reproduce.tracking.store import Store
 from reproduce.tracking.tags import PER_GPU, per_gpu, title
@@ -333,6 +334,44 @@ def test_a_command_refuses_what_does_not_fit_before_it_starts(card: str, home: H
     assert (done.returncode, done.stdout) == (2, "")
     assert "MB of memory on each GPU (estimated), which has 315 MB: use a larger GPU." in done.stderr
     assert not home.runs.exists()
+
+
+def test_a_run_that_a_clusters_gpus_cannot_hold_is_not_submitted(home: Home) -> None:
+    table = 'device = "auto"\nlauncher = "slurm"\n[slurm]\ngpu_memory = "300M"\n'
+    home.site_file.write_text(f'runs = "{home.runs}"\nreports = "{home.reports}"\n{table}')
+    done = home.invoke("table8", "--rows", "BYOL", "--columns", "acc")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(
+        r"Run \w+ \(.*\) .* memory on each GPU \(estimated\), which has 300 MB: use a larger GPU\.",
+        done.stderr,
+    )
+    assert not home.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "num_bytes"),
+    [
+        ("h100", 80 * GB),
+        ("nvidia_a100-sxm4-80gb", 80 * GB),
+        ("nvidia_a100-pcie-40gb", 40 * GB),
+        ("tesla_v100-sxm2-16gb", 16 * GB),
+        ("rtx_4090", 24 * GB),
+        ("a100", None),
+        ("v100", None),
+        ("tesla_v100-sxm2-32gb", None),
+        ("a100_3g.20gb", None),
+        ("nvidia_h200_1g.18gb", None),
+        ("gh200", None),
+        ("", None),
+    ],
+)
+def test_a_clusters_type_of_gpu_has_a_memory_if_all_of_its_name_have_the_same(
+    name: str, num_bytes: int | None
+) -> None:
+    asked = Site(launcher="slurm", slurm=Slurm(gpu_type=name))
+    assert gpu_memory(asked) == num_bytes
+    assert gpu_memory(replace(asked, device="cpu")) is None
+    assert gpu_memory(replace(asked, slurm=Slurm(gpu_type=name, gpu_memory="48G"))) == 48 * GB
 
 
 # What finished runs recorded

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -61,7 +62,8 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-NodeName=localhost NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+GresTypes=gpu
+NodeName=localhost NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -84,7 +86,7 @@ def free_ports(num: int) -> list[int]:
 
 
 class Cluster:
-    """A Slurm of one node with two CPUs, with its own folders and ports."""
+    """A Slurm of one node with two CPUs and a GPU by name only, with its own folders and ports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,6 +103,7 @@ class Cluster:
             (self.folder / name).mkdir(parents=True)
         controller, daemon = free_ports(2)
         self.file.write_text(CONFIGURATION.format(folder=self.folder, controller=controller, daemon=daemon))
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(64))
@@ -338,6 +341,69 @@ def test_more_runs_than_an_array_holds_take_several(tmp_path: Path) -> None:
     assert not [option for text in texts for option in options(text) if "gpu" in option]
 
 
+def test_runs_that_share_a_gpu_are_one_element_of_an_array(tmp_path: Path) -> None:
+    """Table 8 has twelve pretrainings and twelve evaluations."""
+    asked = Slurm(array_size=2, cpus_per_gpu=8, memory="64G")
+    wanted = jobs_of("table8", scale="small")
+
+    def arrays(**fields: Any) -> list[str]:
+        texts = slurm.scripts(wanted, Site(**{"runs": tmp_path, "runs_per_gpu": 5, "slurm": asked} | fields))
+        return [option for text in texts for option in options(text) if option.startswith("--array")]
+
+    assert arrays() == ["--array=0-1", "--array=0-0"] * 2, "elements of 5, 5 and 2 runs, at most 2 an array"
+    assert arrays(runs_per_gpu=1, slurm=Slurm()) == ["--array=0-11"] * 2
+    assert arrays(device="cpu", slurm=Slurm()) == arrays(slurm=Slurm(gpus="none")) == ["--array=0-11"] * 2
+    assert arrays(devices=2, slurm=Slurm()) == ["--array=0-11", "--array=0-2"]
+    assert arrays(runs_per_gpu=99, slurm=Slurm(max_at_once=3)) == ["--array=0-0%3"] * 2
+    pretraining, *_, evaluation = slurm.scripts(
+        wanted, Site(runs=tmp_path, runs_per_gpu=5, slurm=asked, jobs=9)
+    )
+    assert {"--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=8", "--mem=64G"} <= set(
+        options(pretraining)
+    )
+    assert "--dependency=afterany:ARRAY1:ARRAY2" in options(evaluation)
+    assert starts(pretraining).endswith('/jobs.jsonl "$SLURM_ARRAY_TASK_ID" 5 &')
+    assert " -m reproduce.resources.together " in starts(pretraining)
+    alone = slurm.scripts(wanted[:1], Site(runs=tmp_path, runs_per_gpu=5))
+    assert alone == slurm.scripts(wanted[:1], Site(runs=tmp_path, runs_per_gpu=1))
+
+
+def test_the_memory_of_a_known_gpu_decides_how_many_runs_share_it(template: Path, tmp_path: Path) -> None:
+    shutil.copy(template, tmp_path)
+    wanted = [job for job in jobs_of("table8", scale="small") if isinstance(job.spec, Pretrain)]
+
+    def elements(**fields: Any) -> int:
+        (text,) = slurm.scripts(wanted, Site(runs=tmp_path, jobs=9, slurm=Slurm(**fields)))
+        (option,) = [option for option in options(text) if option.startswith("--array=0-")]
+        return int(option.removeprefix("--array=0-")) + 1
+
+    assert [elements(gpu_type=name) for name in ("", "a100", "h100")] == [12, 12, 3]
+    assert elements(gpu_type="a100", gpu_memory="80G") == 3
+    assert elements(gpu_type="h100", gpus="none") == 12
+    assert elements(gpu_type="h100", gpu_memory="1G") == 12
+
+
+def test_similar_runs_of_one_scale_share_a_gpu_the_longest_first(tmp_path: Path) -> None:
+    """Shared are runs that start together: evaluations wait for other arrays than the pretrainings."""
+    wanted = [job for scale in ("small", "paper") for job in jobs_of("table8", scale=scale)]
+    pretrainings = [job for job in wanted if isinstance(job.spec, Pretrain)]
+    groups: list[list[Job]] = []
+
+    def submit(part: Sequence[Job], after: Sequence[str], together: int) -> str:
+        assert together == 4
+        groups.append(list(part))
+        return str(len(groups))
+
+    slurm._submit(wanted, Site(runs=tmp_path, runs_per_gpu=4), {}, submit)
+    assert [len(group) for group in groups] == [12] * 4
+    for group in groups:
+        assert len({job.request.scale for job in group}) == len({type(job.spec) for job in group}) == 1
+    views = [job.spec.method.num_views for job in groups[0] if isinstance(job.spec, Pretrain)]
+    assert views == sorted(views, reverse=True)
+    assert len(set(views)) > 1
+    assert {job.spec.id for group in groups[:2] for job in group} == {job.spec.id for job in pretrainings}
+
+
 def test_a_script_is_bash_that_quotes_its_paths(tmp_path: Path) -> None:
     for text in slurm.scripts(jobs_of("table4"), Site(runs=tmp_path / "it's 50% $HOME", devices=16)):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
@@ -359,6 +425,7 @@ def test_a_script_is_bash_that_quotes_its_paths(tmp_path: Path) -> None:
         ('account = "me\\n#SBATCH --uid=0"', r"slurm\.account is "),
         ('gpus = "gers"', r"slurm\.gpus: .* Did you mean 'gres'\?"),
         ('memory = "32 GB"', r"slurm\.memory is '32 GB': a number with K, M, G or T"),
+        ('gpu_memory = "0G"', r"slurm\.gpu_memory is '0G': a number with M, G or T is expected, such as 80G"),
         ('time = "a day"', r"slurm\.time is 'a day': minutes, hours:minutes:seconds"),
         (
             'time = "3"',
@@ -589,3 +656,44 @@ def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
     alone = Home(tmp_path / "alone")
     assert alone.invoke(*asked).returncode == 0
     assert metrics(login, [pretraining, evaluation]) == metrics(alone, [pretraining, evaluation])
+
+
+@pytest.mark.slow
+def test_two_runs_share_the_gpu_of_a_job_which_is_requeued_and_outlives_a_killed_run(
+    login: LoginNode,
+) -> None:
+    """The GPU is a name; torch uses the CPU."""
+    site = login.site_file.read_text().replace('device = "cpu"', 'device = "auto"\nruns_per_gpu = 2')
+    login.site_file.write_text(site)
+    changes = ("epochs=24", "num_train=200", "warmup_epochs=1")
+    asked = ("table4", "--rows", "Ours*", "--seeds", "2", *(f"--set={change}" for change in changes))
+    wanted = Request(table="table4", rows="Ours*", changes=changes, seeds=2).specs()
+    one, two = (spec.id for spec in wanted if isinstance(spec, Pretrain))
+
+    def lease(spec_id: str) -> leases.Lease:
+        found = login.lease(spec_id)
+        assert found is not None
+        return found
+
+    def train() -> bool:
+        found = [login.lease(spec_id) for spec_id in (one, two)]
+        return all(each and each.state == "running" and each.progress for each in found)
+
+    first = login.start(*asked, "--launcher", "slurm")
+    until(train, "the first progress")
+    name = lease(one).job
+    assert name == lease(two).job
+    array, _, element = name.partition("_")
+    assert (element, set(login.cluster.queue())) == ("0", {name, f"{int(array) + 1}_0"})
+    login.cluster.ask("scancel", "--signal=USR1", "--batch", name)
+    until(lambda: {lease(one).state, lease(two).state} == {"interrupted"}, "the end of both runs")
+
+    until(train, "the progress after the time limit")
+    os.kill(lease(one).pid, signal.SIGKILL)
+    printed, errors = first.communicate(timeout=400)
+    assert first.returncode == 1, printed + errors
+    assert f"its process ended with signal 9, in Slurm job {name}" in printed
+    assert "2 runs done, 0 reused, 2 missing" in printed
+    (log,) = login.runs.glob(f"slurm/*/{name}.txt")
+    assert log.read_text().count('"event": "started"') == 4
+    assert (lease(one).state, lease(two).state) == ("failed", "finished")

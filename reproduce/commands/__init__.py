@@ -15,7 +15,6 @@ Imports point down this page.
     decoders.py     the processes that decode images, and their speed
     forecast.py     what a command would run, and the hours and disk it takes
     rehearsed.py    shapes of runs, and the speeds that were measured
-    cards.py        the datasheets of GPUs
     why.py          where a number comes from; what two runs differ in
     ui.py           addresses of the UI, and its saved views
     status.py       states of the runs, and the faults that are known

@@ -41,7 +41,7 @@ from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 
 if TYPE_CHECKING:
-    from reproduce.commands.cards import Card
+    from reproduce.resources.cards import Card
     from reproduce.tracking.store import Store
 
 WIDTH = 120

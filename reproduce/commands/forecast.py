@@ -29,8 +29,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from reproduce.commands import cards, rehearsed
-from reproduce.commands.cards import Card
+from reproduce.commands import rehearsed
 from reproduce.commands.rehearsed import Measured
 from reproduce.commands.status import progress
 from reproduce.data.dataset import Dataset
@@ -43,6 +42,8 @@ from reproduce.plan import Job, components
 from reproduce.protocols.detection import Detection
 from reproduce.readiness import Blocked, Counts, RefusedError, launcher
 from reproduce.report.counts import incomplete
+from reproduce.resources import cards
+from reproduce.resources.cards import Card
 from reproduce.runs import checkpoint
 from reproduce.runs.claims import Claims
 from reproduce.runs.lease import Lease

@@ -31,13 +31,13 @@ from reproduce.tracking.retry import RETRY_SECONDS
 from reproduce.tracking.tags import title
 
 if TYPE_CHECKING:
-    from reproduce.commands.cards import Card
     from reproduce.commands.forecast import Forecast
     from reproduce.readiness import Blocked
     from reproduce.report.filled import Filled
     from reproduce.report.observe import Finished
     from reproduce.report.record import Records
     from reproduce.report.table import Table
+    from reproduce.resources.cards import Card
     from reproduce.tracking.store import Store
 
 FRACTIONS = ("top", "majority", "map", "held_out", "ap", "box_ap", "mask_ap")

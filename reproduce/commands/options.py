@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from reproduce.messages import InvalidError, NotFoundError, unknown
 
 if TYPE_CHECKING:
-    from reproduce.commands.cards import Card
     from reproduce.commands.make import Limits
     from reproduce.commands.status import Filter
     from reproduce.nn.weights import Weights
     from reproduce.plan import Order, Request
+    from reproduce.resources.cards import Card
     from reproduce.site import Site
 
 DIGEST = re.compile("[0-9a-f]{12}")
@@ -167,7 +167,7 @@ class Options:
             InvalidError: the command is not a dry run.
             NotFoundError: the card is unknown.
         """
-        from reproduce.commands import cards
+        from reproduce.resources import cards
 
         if not self.on:
             return None
@@ -616,7 +616,7 @@ class DoctorOptions:
         Raises:
             NotFoundError: the card is unknown.
         """
-        from reproduce.commands import cards
+        from reproduce.resources import cards
 
         return cards.find(self.on) if self.on else None
 

@@ -28,7 +28,6 @@ from reproduce.messages import counted
 from reproduce.plan import Job
 from reproduce.readiness import RefusedError
 from reproduce.resources import sharing
-from reproduce.resources.memory import Peak, peaks
 from reproduce.runs import cores, environment
 from reproduce.runs.claims import POLL, Claims
 from reproduce.site import PROJECT, Site
@@ -303,19 +302,8 @@ def _places(site: Site, most: int) -> list[dict[str, str]]:
 
 def _shares(jobs: Sequence[Job], site: Site) -> dict[str, Fraction]:
     """Return the share of each of its devices that a run takes, by id; a run on cores takes all of them."""
-    gpus, card, found = len(_gpus_of(site)), memory(site), dict[str, Peak]()
-    if not gpus:
-        return {job.spec.id: Fraction(1) for job in jobs}
-    if card and site.runs_per_gpu == "auto":
-        from reproduce.tracking.store import Store
-
-        found = peaks(jobs, site, Store(site))
-    return {
-        job.spec.id: Fraction(
-            1, sharing.runs_per_gpu(job, site, gpus=gpus, card=card, peak=found.get(job.spec.id))
-        )
-        for job in jobs
-    }
+    together = sharing.of_jobs(jobs, site, gpus=len(_gpus_of(site)), card=memory(site))
+    return {spec_id: Fraction(1, num) for spec_id, num in together.items()}
 
 
 def _merged(places: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -3,7 +3,8 @@
     launcher = "slurm"        # in the site file, with the cluster's options in its table [slurm]
 
 A job is `srun python -m reproduce.worker --list runs/slurm/<digest>/jobs.jsonl INDEX`, with torchrun in place
-of python for several devices. Slurm warns the script before the time limit: the run writes a checkpoint and
+of python for several devices. Runs that share a GPU are one job, whose process starts a worker for each
+(`resources/together.py`). Slurm warns the script before the time limit: the run writes a checkpoint and
 stops, and the job is requeued. After a failure or `scancel` it is not requeued. Lists, scripts and logs stay
 in `runs/slurm`, because a job may start from them again at any time.
 
@@ -34,6 +35,7 @@ import filelock
 from reproduce.launch import variables
 from reproduce.messages import age, counted
 from reproduce.plan import Job
+from reproduce.resources import cards, sharing
 from reproduce.runs import lease as leases
 from reproduce.runs.claims import POLL, Claims
 from reproduce.runs.files import write_atomic
@@ -48,9 +50,11 @@ TIMEOUT = 300.0
 """Seconds to wait for sbatch, which retries on its own if the controller is busy."""
 
 Watch = Callable[[dict[str, Any]], None]
-Submit = Callable[[Sequence[Job], Sequence[str]], str]
-"""Function that submits jobs to start after some other Slurm jobs have ended; it returns the array's
-number."""
+Submit = Callable[[Sequence[Job], Sequence[str], int], str]
+"""Function that submits jobs to start after some other Slurm jobs have ended, with so many runs in each; it
+returns the array's number."""
+UNITS = {"M": 10**6, "G": 10**9, "T": 10**12}
+"""Bytes in the units of `gpu_memory`."""
 
 
 class SubmitError(ConnectionError):
@@ -85,8 +89,8 @@ def scripts(jobs: Sequence[Job], site: Site) -> list[str]:
     """
     texts: list[str] = []
 
-    def note(part: Sequence[Job], after: Sequence[str]) -> str:
-        texts.append(_script(part, after, site))
+    def note(part: Sequence[Job], after: Sequence[str], together: int) -> str:
+        texts.append(_script(part, after, site, together))
         return f"ARRAY{len(texts)}"
 
     _submit(jobs, site, {}, note)
@@ -94,13 +98,27 @@ def scripts(jobs: Sequence[Job], site: Site) -> list[str]:
 
 
 def at_once(site: Site) -> int:
-    """Return the maximum number of one-device runs at the same time, if the site limits it."""
-    return site.slurm.max_at_once * site.devices or sys.maxsize
+    """Return the maximum number of one-device runs at the same time, if the site limits it.
+
+    With `runs_per_gpu` = `auto`, each job counts as one run: several small ones share its time.
+    """
+    shared = site.runs_per_gpu if isinstance(site.runs_per_gpu, int) and _gpus(site) else 1
+    return site.slurm.max_at_once * (site.devices if site.devices > 1 else shared) or sys.maxsize
 
 
 def device(site: Site) -> tuple[Literal["GPU", "CPU"], str]:
     """Return the kind of device that each run uses; its model is unknown until the run starts."""
     return ("GPU" if _gpus(site) else "CPU"), ""
+
+
+def memory(site: Site) -> int | None:
+    """Return the memory of a GPU in bytes as the table [slurm] gives it; None if it is unknown."""
+    if not _gpus(site):
+        return None
+    if given := site.slurm.gpu_memory:
+        return int(given[:-1]) * UNITS[given[-1]]
+    card = cards.of_type(site.slurm.gpu_type)
+    return int(card.memory) if card else None
 
 
 class _Launch:
@@ -179,11 +197,12 @@ class _Launch:
         }
         before = set(queued.values())
 
-        def submit(part: Sequence[Job], after: Sequence[str]) -> str:
+        def submit(part: Sequence[Job], after: Sequence[str], together: int) -> str:
             with _uninterrupted():
-                array = _sbatch(part, after, self._site, taken=_arrays(set(self._jobs.values()) - before))
+                taken = _arrays(set(self._jobs.values()) - before)
+                array = _sbatch(part, after, self._site, together, taken=taken)
                 for index, job in enumerate(part):
-                    self._note(job, f"{array}_{index}")
+                    self._note(job, f"{array}_{index // together}")
             self._watch(
                 {
                     "event": "submitted",
@@ -241,7 +260,7 @@ def _needed(first: str, failed: dict[str, str]) -> str:
 
 
 def _submit(jobs: Sequence[Job], site: Site, queued: dict[str, str], submit: Submit) -> None:
-    """Submit jobs, upstream first, one array per shape of resources.
+    """Submit jobs, upstream first, one array per shape of resources and number of runs that share a GPU.
 
     A job waits until the jobs before it have ended, with or without success. Otherwise a pretraining that
     fails or is cancelled would keep the evaluations of the other pretrainings in the queue for ever. Its own
@@ -251,23 +270,39 @@ def _submit(jobs: Sequence[Job], site: Site, queued: dict[str, str], submit: Sub
         queued: job ids, in squeue's notation, of the runs that other commands have submitted, by run id.
     """
     _check(site)
+    gpus = 1 if _gpus(site) else 0  # there are as many as jobs, so `jobs` makes no runs share one
+    nums = sharing.of_jobs(jobs, replace(site, jobs=0), gpus=gpus, card=memory(site))
     own: dict[str, str] = {}
     rest = list(jobs)
     while rest:
         ids = {job.spec.id for job in rest}
         now = [job for job in rest if not {spec.id for spec in job.spec.needs()} & ids]
         rest = [job for job in rest if job not in now]
-        groups: dict[tuple[int, bool], list[Job]] = {}
+        groups: dict[tuple[Any, ...], list[Job]] = {}
         for job in now:
-            groups.setdefault(
-                (job.devices(site), any(spec.id in own or spec.id in queued for spec in job.spec.needs())), []
-            ).append(job)
-        for group in groups.values():
+            waits = any(spec.id in own or spec.id in queued for spec in job.spec.needs())
+            num = nums[job.spec.id]
+            alike = (job.request.scale, type(job.spec).__name__) if num > 1 else ()
+            groups.setdefault((num, job.devices(site), waits, *alike), []).append(job)
+        for (most, *_), group in groups.items():
             needs = {spec.id for job in group for spec in job.spec.needs()}
             after = sorted({own.get(each) or queued[each] for each in needs if each in own or each in queued})
-            for part in _parts(group, site.slurm.array_size):
-                array = submit(part, after)
+            num = min(most, len(group))
+            ordered = sorted(group, key=_length) if num > 1 else group
+            for part in _parts(ordered, site.slurm.array_size * num):
+                array = submit(part, after, num)
                 own |= {job.spec.id: array for job in part}
+
+
+def _length(job: Job) -> tuple[str, str, int]:
+    """Return a key that sorts runs of similar length together, the longest first.
+
+    A job keeps its GPU until its last run has ended.
+    """
+    spec = job.spec
+    if isinstance(spec, Pretrain):
+        return spec.dataset.name, "", -spec.epochs * spec.method.num_views
+    return spec.dataset.name, spec.protocol.name, 0
 
 
 def _parts(jobs: list[Job], size: int) -> Iterator[list[Job]]:
@@ -313,9 +348,13 @@ def _folder(jobs: Sequence[Job], site: Site) -> Path:
     return site.runs.absolute() / FOLDER / digest_of_list(_list(jobs))
 
 
-def _script(jobs: Sequence[Job], after: Sequence[str], site: Site) -> str:
-    """Return the batch script of jobs that request the same resources."""
-    options = "\n".join(f"#SBATCH {option}" for option in _options(jobs, after, site))
+def _script(jobs: Sequence[Job], after: Sequence[str], site: Site, together: int) -> str:
+    """Return the batch script of jobs that request the same resources.
+
+    Args:
+        together: maximum number of runs that share the GPU of each job.
+    """
+    options = "\n".join(f"#SBATCH {option}" for option in _options(jobs, after, site, together))
     setup = "".join(f"{line}\n" for line in site.slurm.setup)
     return f"""#!/bin/bash
 {options}
@@ -326,7 +365,7 @@ requeue=
 trap near USR1
 trap : TERM  # from scancel; the run receives it too, and the script waits for its end
 
-{_command(jobs, site)} &
+{_command(jobs, site, together)} &
 while wait $!; kill -0 $! 2>/dev/null; do :; done  # a signal ends the wait, not the run
 code=0; wait $! || code=$?
 if [ -n "$requeue" ] && [ "$code" -ne 0 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
@@ -334,7 +373,7 @@ exit "$code"
 """
 
 
-def _options(jobs: Sequence[Job], after: Sequence[str], site: Site) -> list[str]:
+def _options(jobs: Sequence[Job], after: Sequence[str], site: Site, together: int) -> list[str]:
     """Return the options for sbatch, each from a setting of the site, in Slurm's notation."""
     slurm, folder = site.slurm, _folder(jobs, site)
     devices = jobs[0].devices(site)
@@ -347,7 +386,7 @@ def _options(jobs: Sequence[Job], after: Sequence[str], site: Site) -> list[str]
     cpus = _cpus(devices, site)
     return [
         f"--job-name=msbreg-{kind}",
-        f"--array=0-{len(jobs) - 1}{at_once}",
+        f"--array=0-{(len(jobs) - 1) // together}{at_once}",
         f"--nodes={nodes}",
         "--ntasks-per-node=1",
         *([f"--cpus-per-task={cpus}"] if cpus else []),
@@ -368,8 +407,8 @@ def _options(jobs: Sequence[Job], after: Sequence[str], site: Site) -> list[str]
     ]
 
 
-def _command(jobs: Sequence[Job], site: Site) -> str:
-    """Return the command of a job's script: a worker, or torchrun on each node."""
+def _command(jobs: Sequence[Job], site: Site, together: int) -> str:
+    """Return the command of a job's script: one worker, several workers, or torchrun on each node."""
     devices = jobs[0].devices(site)
     nodes, cpus = _nodes(devices, site), _cpus(devices, site)
     share = f"--nproc-per-node={devices // nodes}"
@@ -379,6 +418,8 @@ def _command(jobs: Sequence[Job], site: Site) -> str:
     listed = shlex.quote(str(_folder(jobs, site) / "jobs.jsonl"))
     worker = f'-m reproduce.worker --list {listed} "$SLURM_ARRAY_TASK_ID"'
     start = f"{srun} {shlex.quote(sys.executable)}"
+    if together > 1:
+        return f'{start} -m reproduce.resources.together {listed} "$SLURM_ARRAY_TASK_ID" {together}'
     if devices == 1:
         return f"{start} {worker}"
     if nodes == 1:
@@ -417,17 +458,20 @@ def _quoted(path: Path | str) -> str:
     return text if text == shlex.quote(text) else f'"{text}"'
 
 
-def _sbatch(jobs: Sequence[Job], after: Sequence[str], site: Site, *, taken: Sequence[str]) -> str:
+def _sbatch(
+    jobs: Sequence[Job], after: Sequence[str], site: Site, together: int, *, taken: Sequence[str]
+) -> str:
     """Submit an array and return its number.
 
     Args:
+        together: see `_script`.
         taken: numbers of arrays that the message of a refusal names.
 
     Raises:
         SubmitError: Slurm refused the array.
     """
     folder = _folder(jobs, site)
-    for name, text in (("jobs.jsonl", _list(jobs)), ("script.sh", _script(jobs, after, site))):
+    for name, text in (("jobs.jsonl", _list(jobs)), ("script.sh", _script(jobs, after, site, together))):
         write_atomic(folder / name, text, durable=True)  # jobs outlive a crash of this machine
     command = ["sbatch", "--parsable", "--export=ALL", str(folder / "script.sh")]
     # Inside an allocation, sbatch would read Slurm's own variables as options of each job. SLURM_CONF locates

@@ -5,6 +5,7 @@ half is free, one run of n = 2 or two of n = 4 may start. A run on several GPUs 
 run that keeps a GPU busy by itself.
 
     runs_per_gpu(job, site, gpus=2, card=141_000_000_000, peak=Peak(2_700_000_000))    # 4
+    of_jobs(jobs, site, gpus=2, card=141_000_000_000)                    # such numbers of all jobs, by id
     room = Room(2)
     room.take([0], Fraction(1, 4))
     room.having(Fraction(1, 2))                                          # [1, 0], the emptiest first
@@ -12,13 +13,13 @@ run that keeps a GPU busy by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from reproduce.data.dataset import Dataset
 from reproduce.nn import cost
 from reproduce.plan import Job
-from reproduce.resources.memory import Peak, evaluated
+from reproduce.resources.memory import Peak, evaluated, peaks
 from reproduce.site import Site
 from reproduce.spec import Pretrain, Spec
 
@@ -52,6 +53,26 @@ def runs_per_gpu(job: Job, site: Site, *, gpus: int, card: int | None, peak: Pea
     if card is None or peak is None or work is None or work > BUSY:
         return least
     return max(least, min(MOST, int(USABLE * card / peak.num_bytes)))
+
+
+def of_jobs(jobs: Sequence[Job], site: Site, *, gpus: int, card: int | None) -> dict[str, int]:
+    """Return how many runs such as each of these share a GPU at a time, by id.
+
+    Args:
+        gpus: number of GPUs; 0 if runs use cores, which are not shared.
+        card: memory of each in bytes; None if it is unknown.
+    """
+    found: dict[str, Peak] = {}
+    if not gpus:
+        return {job.spec.id: 1 for job in jobs}
+    if card and site.runs_per_gpu == "auto":
+        from reproduce.tracking.store import Store
+
+        found = peaks(jobs, site, Store(site))
+    return {
+        job.spec.id: runs_per_gpu(job, site, gpus=gpus, card=card, peak=found.get(job.spec.id))
+        for job in jobs
+    }
 
 
 def _operations(spec: Spec) -> float | None:

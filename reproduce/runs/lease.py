@@ -224,6 +224,19 @@ def queue(folder: Path, spec_id: str, *, job: str, heartbeat: float) -> None:
         _write(folder, waiting)
 
 
+def fail(folder: Path, spec_id: str, *, job: str, reason: str) -> None:
+    """Record that the process of a run in a scheduler's job has ended without a record of how.
+
+    It changes no lease of another job, and none of a run that has ended.
+    """
+    if not folder.is_dir():
+        return
+    with _lock(folder):
+        found = read(folder, spec_id)
+        if found and found.job == job and found.state in ("queued", "running"):
+            _write(folder, replace(found, state="failed", reason=reason))
+
+
 def drop(folder: Path, spec_id: str, job: str) -> None:
     """Delete the record that a run is queued as `job`, unless the lease has changed since."""
     if not folder.is_dir():

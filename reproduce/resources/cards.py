@@ -1,8 +1,9 @@
-"""GPUs by name, with the figures of their datasheets: how fast they train, for `--dry-run --on CARD`.
+"""GPUs by name, with the figures of their datasheets: how fast they train, and how large their memory is.
 
     card = find("h100")
     card.speed                            # operations per second in training
     of_device("NVIDIA H100 80GB HBM3")    # the card by the name that runs record; None if unknown
+    of_type("h100")                       # the card by its type in Slurm; None if unknown
 
 Training a ResNet is bound by memory, so `speed` is the roofline of Williams et al. (2009): the peak, or the
 bandwidth times the operations that training executes for each byte that it moves. Two measurements agree on
@@ -28,6 +29,8 @@ and .10.
 """
 SPELLING = re.compile(r"[^a-z0-9]|^nvidia|^geforce")
 """Parts of a card's name that do not distinguish it."""
+PART = re.compile(r"\b\d+G\.\d+GB\b")
+"""Name of a part of a GPU (MIG), which has a part of its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class Card:
     """Document that contains these figures."""
     bfloat16: bool = True
     """False if the card computes bfloat16 by emulation only."""
+    one_size: bool = True
+    """False if cards of this name also exist with another memory."""
 
     @property
     def speed(self) -> float:
@@ -68,6 +73,7 @@ CARDS = (
         device=r"V100\b(?!.*32GB)",
         source="NVIDIA V100 Tensor Core GPU datasheet (January 2020), SXM2",
         bfloat16=False,
+        one_size=False,
     ),
     Card(
         name="a100-40",
@@ -102,7 +108,7 @@ CARDS = (
         peak=989.5e12,
         bandwidth=4.8e12,
         memory=141e9,
-        device=r"H200\b(?!.*NVL)",
+        device=r"\bH200\b(?!.*NVL)",
         source="NVIDIA H200 Tensor Core GPU datasheet, SXM; 1 979 TFLOPS with sparsity",
     ),
     Card(
@@ -171,6 +177,19 @@ def find(name: str) -> Card:
 def of_device(name: str) -> Card | None:
     """Return the card of a device by the name that its driver reports, or None if it is unknown."""
     return next((card for card in CARDS if re.search(card.device, name)), None)
+
+
+def of_type(name: str) -> Card | None:
+    """Return the card of a type of GPU as clusters name them, such as h100 or nvidia_a100-sxm4-80gb.
+
+    None if the card is unknown, if it exists with several sizes of memory, or if the type is a part of a GPU.
+    """
+    text = name.upper().replace("_", " ")
+    if PART.search(text):
+        return None
+    named = [card for card in CARDS if _bare(card.name) == _bare(name)]
+    card = of_device(text) or next(iter(named), None)
+    return card if card and (card.one_size or "GB" in text) else None
 
 
 def _bare(name: str) -> str:
