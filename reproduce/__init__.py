@@ -17,7 +17,7 @@ the lines below its own, never from those above it. `tests/test_architecture.py`
       evaluate.py     one evaluation of one encoder
       train.py        the one training loop of every method
       tracking/       the record of every run in MLflow
-      report/         tables with their numbers, rendered as Markdown, LaTeX, HTML, CSV and JSON
+      report/         tables with numbers and figures, as Markdown, LaTeX, PDF, HTML, CSV and JSON
       spec.py         what a run is: one pretraining or one evaluation, with all its settings
       detection/      fine-tuning of detectors, by Detectron2 or torchvision
       protocols/      how an encoder is evaluated, one file per evaluation
