@@ -63,7 +63,7 @@ class Together:
         codes = [FAILED for state in ended.values() if state == "failed"]
         while self._running:
             codes.append(self._next())
-        return INTERRUPTED if INTERRUPTED in codes else max(codes, default=0)
+        return max(codes, default=0)  # INTERRUPTED is the largest
 
     def _state(self, spec_id: str) -> str:
         """Return how a run ended when this job ran before; "" if it has not ended."""
@@ -91,7 +91,8 @@ class Together:
         # A killed process has recorded nothing, and the job stays in the queue for the other runs.
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         reason = f"its process ended with {how}"
-        leases.fail(self._site.runs / spec_id, spec_id, job=self._job, reason=reason)
+        with contextlib.suppress(OSError):  # the other runs continue
+            leases.fail(self._site.runs / spec_id, spec_id, job=self._job, reason=reason)
         return FAILED
 
 
