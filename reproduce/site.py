@@ -416,7 +416,7 @@ def _check_keys(path: Path, text: str, table: str, keys: Iterable[str]) -> None:
             continue
         place = f"{path}{_line_of(text, table, key)}"
         if key in REPLACED:
-            raise InvalidError(f"{place}: '{key}' is no longer a key: {REPLACED[key]}.")
+            raise InvalidError(f"{place}: '{key}' was replaced: {REPLACED[key]}.")
         for other, names in known.items():
             if key in names:
                 where = f"below [{other}]" if other else "at the beginning of the file"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from toys import image_folder
 
-from reproduce.commands import decoders
+from reproduce.commands import decoders, rehearsed
+from reproduce.commands.rehearsed import Measured, Measurement
 from reproduce.data.imagenette import Imagenette
+from reproduce.launch import local
 from reproduce.plan import Request
 from reproduce.site import Site, Slurm
+from reproduce.spec import Pretrain
 from reproduce.tracking.store import Store
 
 
@@ -81,6 +85,15 @@ def test_the_limit_of_a_run_follows_from_its_decoders_and_its_network(
         "the GPU is the limit",
         text(small, "cuda"),
     )
+    # What a rehearsal measured comes before an assumed speed: here, steps of a microsecond.
+    device = local.device(small)[1]
+    fast = Measurement(seconds=1e-6, images=1, steps=20, limit="CPU")
+    runs = (spec for needed in specs.values() for spec in needed if isinstance(spec, Pretrain))
+    measured = {(shape, device): fast for spec in runs for shape in rehearsed.shapes(spec, small, 1)}
+    known = replace(small, runs=tmp_path / "rehearsed")
+    known.runs.mkdir()
+    Measured(measured).save(known)
+    assert text(known, "cuda").endswith("the data are the limit, set `workers`")
     # Images of 3 bytes: of 30 bytes, half may be used, 5 images for 2 decoders.
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=30))
     limited = r"shared memory \(30 B of /dev/shm for a run\) limits the decoders of a run to 2 of 15"

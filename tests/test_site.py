@@ -70,7 +70,7 @@ def test_a_key_of_another_table_is_refused_with_its_line_and_its_place(
         ("[slurm.more]\nmem='1G'\n", ": There is no key of [slurm] 'more'."),
         (
             "jobs = 1\ncheckpoint_every = 2\n",
-            ", line 2: 'checkpoint_every' is no longer a key: checkpoints are now as far apart as "
+            ", line 2: 'checkpoint_every' was replaced: checkpoints are now as far apart as "
             "'checkpoint_seconds' says, whose default is 60.",
         ),
         (

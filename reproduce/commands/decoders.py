@@ -12,7 +12,7 @@ from reproduce.commands import forecast
 from reproduce.data import shared_memory
 from reproduce.data.dataset import Dataset
 from reproduce.messages import UserError, counted, rate, size
-from reproduce.readiness import launcher
+from reproduce.plan import Job
 from reproduce.runs import cores
 from reproduce.site import Site
 from reproduce.spec import Pretrain
@@ -92,13 +92,13 @@ def limits(
     Args:
         device, at_once: see `chosen`.
     """
-    runs = {
-        (request.scale, spec)
+    jobs = {
+        spec.id: Job(spec, request)
         for request, needed in specs.items()
         for spec in needed
         if isinstance(spec, Pretrain) and spec.dataset.name == dataset.name
     }
-    found = speed(dataset, dataset.pretrain_split, site) if runs else None
+    found = speed(dataset, dataset.pretrain_split, site) if jobs else None
     if found is None:
         return ""
     each = f"a core decodes {rate(found.per_second)} images/s"
@@ -113,7 +113,7 @@ def limits(
     if site.launcher != "local" or device == "cpu":
         return each
     total = number * found.per_second
-    needed_speed = _fastest(runs, store, site)
+    needed_speed = _fastest(jobs.values(), forecast.Hours(store, site))
     text = f"{each}, {number} of a run {rate(total)}"
     if needed_speed is None:
         return text
@@ -125,19 +125,17 @@ def _number(site: Site, device: str, at_once: int) -> int:
     return cores.shared(site.workers, device, cores.usable(), max(at_once, site.devices))
 
 
-def _fastest(runs: Iterable[tuple[str, Pretrain]], store: Store, site: Site) -> float | None:
+def _fastest(jobs: Iterable[Job], hours_of: forecast.Hours) -> float | None:
     """Return the largest number of images per second of these pretrainings by the forecast, or None."""
-    device, model = launcher(site).device(site)
-    past: dict[str, forecast.Past] = {}
     speeds = []
-    for scale, spec in runs:
+    for job in jobs:
+        spec = job.spec
+        assert isinstance(spec, Pretrain), "only these read images for training"
         images = spec.dataset.num_images(spec.dataset.pretrain_split)
         try:
-            if scale not in past:
-                past[scale] = forecast.Past(store.newest_finished(Pretrain.name, scale, forecast.NEWEST))
+            found = hours_of.of(job)
         except (UserError, OSError):  # the store is unreachable, which the line about it says
             return None
-        found = forecast.estimate(spec, past[scale], device, model)
         if images is not None and found is not None:
             speeds.append(spec.epochs * images / found.seconds)
     return max(speeds, default=None)
