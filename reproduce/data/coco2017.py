@@ -34,6 +34,8 @@ from reproduce.messages import InvalidError, NotFoundError, counted, unknown
 from reproduce.site import Site
 
 KEY = "coco"
+LONGEST_RUN = 60
+"""Maximum number of bits of a run in a compressed encoding; more are a mistake, and take for ever to add."""
 LAYOUT = "train2017/*.jpg, val2017/*.jpg and annotations/instances_{train,val}2017.json"
 SOURCE = (
     "https://cocodataset.org/#download (train2017.zip, val2017.zip and annotations_trainval2017.zip, 20 GB)"
@@ -376,6 +378,8 @@ def _runs(text: str) -> list[int]:
             raise InvalidError(f"has a compressed run-length encoding with the character {character!r}")
         value |= (six & 31) << shift
         shift += 5
+        if shift > LONGEST_RUN:
+            raise InvalidError("has a compressed run-length encoding with an impossible run")
         if six & 32:
             continue
         if six & 16:  # negative

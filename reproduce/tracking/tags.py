@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce import identity
 from reproduce.data import inventory
+from reproduce.messages import unprintable
 from reproduce.nn.weights import Weights
 from reproduce.report.observe import Finished
 from reproduce.runs import environment, lease, place, processes
@@ -370,9 +371,22 @@ def owner(run: Any) -> dict[str, Any]:
     """Return the marks of the process that owns an MLflow run, as `me` made them; empty if it has none."""
     try:
         owner = json.loads(run.data.tags.get(OWNER, "{}"))
-    except ValueError:  # the tag was edited
+    except (ValueError, RecursionError):  # the tag was edited
         return {}
-    return owner if isinstance(owner, dict) and {"host", "pid", "started"} <= owner.keys() else {}
+    return owner if isinstance(owner, dict) and _is_owner(owner) else {}
+
+
+def _is_owner(fields: Mapping[str, Any]) -> bool:
+    """Return True if the fields of a tag are the marks of a process."""
+    started = fields.get("started")
+    return (
+        isinstance(fields.get("host"), str)
+        and not unprintable(fields["host"])
+        and type(fields.get("pid")) is int
+        and 0 < fields["pid"] <= lease.LARGEST_PID
+        and type(started) in (int, float)
+        and -1e15 < started < 1e15
+    )
 
 
 def is_mine(run: Any) -> bool:
