@@ -525,5 +525,5 @@ def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and not kind.startswith("bool")):
         raise InvalidError(f"{path}: {key} is {without_secrets(repr(value)):.200}: {words} is expected.")
     if isinstance(value, int) and abs(value) > LARGEST:
-        raise InvalidError(f"{path}: {key} is {value:.3g}: at most {LARGEST} is expected.")
+        raise InvalidError(f"{path}: {key} is {str(value)[:20]}: at most {LARGEST} is expected.")
     return value
