@@ -8,6 +8,7 @@ come back equal from each file, and the texts of the command line.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import pandas
 import pytest
 import strategies
 import torch
@@ -913,7 +915,125 @@ def test_every_value_comes_back_from_its_file(name: str, folder: Path) -> None:
     comes_back()
 
 
-@strategies.examples(100)
+ROW_TEXTS = st.text(max_size=10)
+ROOTS = strategies.PRINTABLE.map(lambda text: "/" + text.replace("$", "").strip("/"))
+ROWS_OF_RUNS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "row": ROW_TEXTS,
+            "column": strategies.NAMES,
+            "seed": st.integers(0, 1000),
+            "value": st.none() | strategies.FINITE,
+            "reason": st.none() | ROW_TEXTS,
+        }
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@strategies.examples(25)
+@given(first=ROWS_OF_RUNS, second=ROWS_OF_RUNS)
+def test_the_rows_of_a_table_stay_when_those_of_another_are_written(
+    first: list[dict[str, Any]], second: list[dict[str, Any]], folder: Path
+) -> None:
+    """Numbers come back bit by bit, and texts with their line breaks and quotes."""
+    path = folder / observe.RUNS
+    path.unlink(missing_ok=True)
+    for table, rows in (("table8", first), ("table10", second), ("table9", first)):
+        lines = [dict.fromkeys(observe.COLUMNS) | row | {"table": table} for row in rows]
+        frame = pandas.DataFrame(lines, columns=[*observe.COLUMNS], dtype=object)
+        observe.write_runs(frame.astype({"seed": "int64", "value": "float64"}), table, folder)
+    for table, rows in (("table8", first), ("table9", first), ("table10", second)):
+        read = [
+            {**row, "seed": int(row["seed"])} | ({"value": float(row["value"])} if "value" in row else {})
+            for row in observe.rows_of(path, table)
+        ]
+        assert read == [
+            {"table": table} | {key: value for key, value in row.items() if value not in (None, "")}
+            for row in rows
+        ]
+
+
+@strategies.examples(50)
+@given(reports())
+def test_an_exported_table_has_the_numbers_of_its_cells(report: filled.Filled) -> None:
+    lines = list(csv.DictReader(io.StringIO(render.csv(report), newline="")))
+    cells = [row.cells[column.key] for row in report.rows for column in report.columns]
+    assert [line["value"] and float(line["value"]) for line in lines] == [
+        "" if cell.value is None else cell.value for cell in cells
+    ]
+    assert [line["paper"] for line in lines] == [cell.paper or "" for cell in cells]
+    assert [line["seeds"] for line in lines] == [" ".join(map(str, cell.seeds)) for cell in cells]
+
+
+SITES = st.fixed_dictionaries(
+    {},
+    optional={
+        "device": st.sampled_from(("auto", "cpu", "cuda", "cuda:12")),
+        "jobs": st.integers(0, 10**9),
+        "devices": st.integers(1, 10**9),
+        "heartbeat": st.floats(0, 1e300, exclude_min=True),
+        "checkpoint_seconds": st.floats(0, 1e300),
+        "workers": st.just("auto") | st.integers(0, 100),
+        "recompute": st.booleans(),
+        "compile": st.just("auto") | st.booleans(),
+        "tracking_uri": strategies.PRINTABLE,
+    },
+)
+SLURM = st.fixed_dictionaries(
+    {},
+    optional={
+        "partition": strategies.NAMES,
+        "grace": st.integers(1, 10**9),
+        "poll": st.floats(0.1, 1e300),
+        "setup": st.lists(strategies.PRINTABLE, max_size=3),
+    },
+)
+
+
+@strategies.examples(50)
+@given(keys=SITES, slurm=SLURM, roots=st.dictionaries(st.sampled_from(site.data_roots()), ROOTS, max_size=2))
+def test_each_value_of_a_site_file_is_the_site_s(
+    keys: dict[str, Any], slurm: dict[str, Any], roots: dict[str, str], folder: Path
+) -> None:
+    path = folder / "site.toml"
+    tables = {"": keys, "[slurm]\n": slurm, "[data]\n": roots}
+    path.write_text(
+        "".join(
+            head
+            + "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items())
+            for head, table in tables.items()
+        ),
+        encoding="utf-8",
+    )
+    found = read_site(path)
+    assert {key: getattr(found, key) for key in keys} == keys
+    assert {key: getattr(found.slurm, key) for key in slurm} == slurm | (
+        {"setup": tuple(slurm["setup"])} if "setup" in slurm else {}
+    )
+    assert {key: str(root) for key, root in found.data.items()} == {
+        key: str(Path(root)) for key, root in roots.items()
+    }
+
+
+STEMS = st.binary(min_size=1, max_size=8).filter(
+    lambda name: not set(name) & set(b"/\\.\n\r") and name.strip() == name
+)
+
+
+@strategies.examples(50)
+@given(
+    names=st.dictionaries(st.tuples(STEMS, STEMS), st.sampled_from((b"JPEG", b"png")), min_size=1, max_size=4)
+)
+def test_each_name_of_a_list_is_read(names: dict[tuple[bytes, bytes], bytes], folder: Path) -> None:
+    path = folder / "list.txt"
+    lines = {b"%s/%s" % name: b"%s/%s.%s" % (*name, ending) for name, ending in names.items()}
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines.values()) + b"\r\n")
+    assert lists.read(path) == lines
+
+
+@strategies.examples(50)
 @given(
     reason=strategies.TEXTS.map(lambda text: text * 10_000),
     note=strategies.TEXTS.map(lambda text: text * 10_000),
