@@ -186,8 +186,9 @@ def publish_pdf(folder: Path) -> str:
 
 def _link_pdf(folder: Path) -> None:
     """Have the front page link to the PDF if it exists; one that was edited is left to `publish_shared`."""
-    path, entry = folder / render.INDEX, _state(folder).get(render.INDEX)
-    files = entry.get("files") if isinstance(entry, dict) else None
+    path, found = folder / render.INDEX, _state(folder).get(render.INDEX)
+    entry = found if isinstance(found, dict) else {}
+    files = entry.get("files")
     if not isinstance(files, dict) or files.get(render.INDEX, "") != _sha256(path) or not path.is_file():
         return
     write_atomic(path, _front(path.read_text(encoding="utf-8"), folder), durable=True)

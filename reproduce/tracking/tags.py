@@ -101,6 +101,8 @@ OURS, WEIGHTS = "msbreg", ("lambda_s", "lambda_b")
 """Name of the paper's method, and the settings of it that every title shows."""
 USUAL_EPOCHS = 320
 """Epochs that a title leaves out: those of the paper's ablations (section 7.1)."""
+LATEST = 1e12
+"""Maximum of a process's start, in seconds since 1970."""
 LONGEST = 200
 """Maximum characters of a row's label in the name of a metric; MLflow accepts 250 in all."""
 GREEK = {
@@ -378,14 +380,14 @@ def owner(run: Any) -> dict[str, Any]:
 
 def _is_owner(fields: Mapping[str, Any]) -> bool:
     """Return True if the fields of a tag are the marks of a process."""
-    started = fields.get("started")
+    host, pid, started = fields.get("host"), fields.get("pid"), fields.get("started")
     return (
-        isinstance(fields.get("host"), str)
-        and not unprintable(fields["host"])
-        and type(fields.get("pid")) is int
-        and 0 < fields["pid"] <= lease.LARGEST_PID
-        and type(started) in (int, float)
-        and -1e15 < started < 1e15
+        isinstance(host, str)
+        and not unprintable(host)
+        and isinstance(pid, int)
+        and 0 < pid <= lease.LARGEST_PID
+        and isinstance(started, int | float)
+        and abs(started) < LATEST
     )
 
 
