@@ -666,7 +666,7 @@ FOUND = {
         ('"at": ', f'"at": {HUGE}, "": '),
         ('"at": ', f'"faults": [], "at": {HUGE}, "": '),
     ),
-    "record": (('"loss"', '"a\\nb"'),),
+    "record": (('"loss"', '"a\\nb"'), (RECORD.spec_id, "x" * 10_000)),
     "report": (
         ('"alpha": 0.05', f'"alpha": {HUGE}'),
         ('"value": null', f'"value": {HUGE}'),
