@@ -36,9 +36,14 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\u
 class UserError(Exception):
     """A mistake in a command, the site file or the data; the message is one line for the user.
 
+    Line breaks and control characters in it, such as those of a name in a file, are escaped.
+
     A mistake in a table, a config or a component is a programming error: it raises another exception, which
     is shown with its traceback.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(escaped(message))
 
 
 class InvalidError(UserError, ValueError):
@@ -73,6 +78,11 @@ def from_here(text: str) -> str:
     except OSError:  # the folder was deleted
         return text
     return re.sub(rf"(?<![\w./-]){re.escape(here)}/(?=.)", "", text) if here != "/" else text
+
+
+def escaped(text: str) -> str:
+    """Return a text on one line, in which characters that would garble a terminal are escaped."""
+    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def unprintable(text: str) -> str:

@@ -210,9 +210,10 @@ def _number(text: str, kind: type[int] | type[float], key: str) -> int | float:
     """Return a finite number; see `parse`."""
     try:
         number = kind(text) if text.isascii() and "_" not in text else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+        finite = math.isfinite(number)
+    except (ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
+        finite = False
+    if not finite:
         wanted = "a whole number" if kind is int else "a number"
         raise InvalidError(f"{key} must be {wanted}, not '{text:.80}'.")
     return number

@@ -13,12 +13,13 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from reproduce.messages import InvalidError, NotFoundError, public, unknown, without_secrets
+from reproduce.messages import InvalidError, NotFoundError, first_line, public, unknown, without_secrets
 
 PROJECT = Path(__file__).resolve().parent.parent
 ASKED_BY = ("gpus-per-node", "gres", "none")
@@ -39,6 +40,8 @@ KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
 """Types of a value in the site file, and their description, by the type of its field."""
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 """Environment variables that contain a secret of the tracking server."""
+LARGEST = 10**9
+"""Maximum of whole numbers: beyond it, a value is a typing error."""
 EARLIEST = 60
 """Maximum number of seconds by which Slurm may send the signal too early (sbatch(1), --signal)."""
 
@@ -371,12 +374,23 @@ def load() -> Site:
         raise InvalidError(f"{path!s:.80} cannot be read ({error.strerror}).") from None
     try:
         content = tomllib.loads(text)
-    except ValueError as error:  # also a number of thousands of digits
-        raise InvalidError(f"{path} is not valid TOML: {error}.") from None
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        raise InvalidError(f"{path} is not valid TOML: {first_line(error):.200}.") from None
     for table, keys in {"": content, "data": content.get("data"), "slurm": content.get("slurm")}.items():
         if isinstance(keys, dict):
             _check_keys(path, text, table, keys)
-    return Site(**{key: _value(path, key, value) for key, value in content.items()})
+    values = {key: _value(path, key, value) for key, value in content.items()}
+    with _named(path):
+        return Site(**values)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the site file in the error about a value that is checked inside the block."""
+    try:
+        yield
+    except InvalidError as error:
+        raise InvalidError(f"{path}: {error}") from None
 
 
 def data_roots() -> list[str]:
@@ -449,7 +463,9 @@ def _value(path: Path, key: str, value: Any) -> Any:
     if key == "slurm":
         if not isinstance(value, dict):
             raise InvalidError(f"{path}: slurm must be a table of its own, [slurm].")
-        return Slurm(**{name: _slurm_value(path, name, each) for name, each in value.items()})
+        values = {name: _slurm_value(path, name, each) for name, each in value.items()}
+        with _named(path):
+            return Slurm(**values)
     kind = kinds[key].removesuffix(" | None")
     if kind == "Path" and isinstance(value, str):
         folder = _folder(path, key, value)
@@ -507,5 +523,7 @@ def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
     """
     wanted, words = KINDS[kind]
     if not isinstance(value, wanted) or (isinstance(value, bool) and not kind.startswith("bool")):
-        raise InvalidError(f"{path}: {key} is {without_secrets(repr(value))}: {words} is expected.")
+        raise InvalidError(f"{path}: {key} is {without_secrets(repr(value)):.200}: {words} is expected.")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InvalidError(f"{path}: {key} is {str(value)[:20]}: at most {LARGEST} is expected.")
     return value

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import filelock
 
 from reproduce import site as sites
-from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
+from reproduce.messages import InvalidError, NotFoundError, UserError, escaped, reason_of
 from reproduce.nn import distributed
 from reproduce.nn.weights import Weights
 from reproduce.plan import SCALES, Order, Request, loads, registered
@@ -290,7 +290,9 @@ def _failed_elsewhere(folder: Path, spec_id: str) -> str:
         named, reason = content["spec_id"], content["reason"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ""
-    return f"another process of the run failed, {reason}" if named == spec_id else ""
+    if named != spec_id or not isinstance(reason, str):
+        return ""
+    return f"another process of the run failed, {escaped(reason)}"
 
 
 def _encoder(
@@ -470,7 +472,8 @@ def _listen(
 ) -> None:
     """Pass lines on; at the end of input, interrupt the current run."""
     for line in orders:
-        lines.put(line)
+        if line.endswith("\n"):  # a parent that was killed may leave an incomplete line
+            lines.put(line)
     ended.set()
     lines.put("")
     if working.is_set():

@@ -339,6 +339,8 @@ class Archive:
                 any(kind.fullmatch(info.filename) for kind in (REPORT, FIGURE, RUN))
             ):
                 self.refuse(f"{info.filename!r:.200} is not a name of a report or of a run's file")
+            if not 0 <= info.header_offset < self._file.stat().st_size:
+                self.refuse(f"{info.filename} lies outside the file", "copy it again, or export it again")
             if kind not in (0, stat.S_IFREG):
                 self.refuse(f"{info.filename} is a link, or otherwise not a regular file")
             if (

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
-from reproduce.messages import first_line, from_here
+from reproduce.messages import escaped, first_line, from_here, unprintable
 from reproduce.nn import cost
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.linear import LinearEvaluation
@@ -37,6 +37,8 @@ VERSION = 1
 """Version of the file; one of another version is ignored."""
 LARGEST = 10_000_000
 """Maximum size of the file in bytes."""
+LARGEST_NUMBER = 1e15
+"""Largest number of a measurement."""
 
 Kind = Literal["pretraining", "encoder", "classifier"]
 Limit = Literal["data", "launch", "GPU", "CPU"]
@@ -140,12 +142,12 @@ def read(site: Site) -> Measured:
     try:
         content = json.loads(read_regular(path, LARGEST)[0])
         if content["version"] != VERSION:
-            raise ValueError(f"its version is {content['version']!r}, not {VERSION}")
+            raise ValueError(f"its version is {content['version']!r:.60}, not {VERSION}")
         return Measured(map(_entry, content["measured"]))
     except FileNotFoundError:
         return Measured()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        why = first_line(error) or type(error).__name__
+        why = escaped(first_line(error)) or type(error).__name__
         logger.warning(
             "%s",
             from_here(
@@ -163,13 +165,25 @@ def _entry(plain: Mapping[str, Any]) -> tuple[tuple[Shape, str], Measurement]:
     """
     fields = dict(plain)
     kind, facts, device = fields.pop("kind"), fields.pop("facts"), fields.pop("device")
-    shape = Shape(kind, tuple((str(key), str(value)) for key, value in facts.items()))
     found = Measurement(**fields)
-    if not (0 < found.seconds < math.inf and 0 < found.images < math.inf):
-        raise ValueError(f"a step of {found.images!r} images in {found.seconds!r} s")
+    _check_number(found.seconds, 1e-9)
+    for number in (found.images, found.steps):
+        _check_number(number, 1)
+    for each in (found.memory, found.busy):
+        if each is not None:
+            _check_number(each, 0)
     if kind not in get_args(Kind) or found.limit not in get_args(Limit):
         raise ValueError(f"kind {kind!r} with the limit {found.limit!r}")
-    return (shape, str(device)), found
+    for text in (device, found.commit, found.at, *facts.keys(), *facts.values()):
+        if type(text) is not str or unprintable(text):
+            raise ValueError(f"a text is {text!r}")
+    return (Shape(kind, tuple(facts.items())), device), found
+
+
+def _check_number(number: Any, least: float) -> None:
+    """Raise ValueError unless a number of a measurement is between `least` and LARGEST_NUMBER."""
+    if type(number) not in (int, float) or not least <= number <= LARGEST_NUMBER:
+        raise ValueError(f"a number is {number!r:.60}")
 
 
 def now() -> str:

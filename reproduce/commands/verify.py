@@ -113,19 +113,13 @@ def verify(site: Site, store: Store, *, data: bool = False) -> Found:
             checked[kind] += 1
             faults += [fault] if fault else []
     if site.runs.is_dir():
-        content = {"at": time.time(), "faults": [asdict(fault) for fault in faults]}
-        write_atomic(site.runs / KEPT, json.dumps(content, indent=1) + "\n", durable=True)
+        _keep(site.runs / KEPT, faults)
     return Found(checked=checked, faults=tuple(faults))
 
 
 def recalled(site: Site, store: Store) -> list[str]:
     """Return a line for each fault of the last `verify` that may still be there, under a line of its age."""
-    try:
-        content = json.loads((site.runs / KEPT).read_bytes())
-        entries = [entry | {"changed": _pair(entry["changed"])} for entry in content["faults"]]
-        kept, age = [Fault(**entry) for entry in entries], time.time() - float(content["at"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return []
+    kept, age = _kept(site.runs / KEPT)
     if not kept:
         return []
     finished = {
@@ -143,6 +137,30 @@ def recalled(site: Site, store: Store) -> list[str]:
         f"`invoke verify`, {messages.age(max(0.0, age))} ago: {counted(len(there), 'fault')}",
         *map(str, there),
     ]
+
+
+def _keep(path: Path, faults: Sequence[Fault]) -> None:
+    """Write the faults of a check.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = {"at": time.time(), "faults": [asdict(fault) for fault in faults]}
+    write_atomic(path, json.dumps(content, indent=1) + "\n", durable=True)
+
+
+def _kept(path: Path) -> tuple[list[Fault], float]:
+    """Return the faults in a file and the seconds since they were found; no faults if it cannot be read."""
+    try:
+        content = json.loads(path.read_bytes())
+        entries = [entry | {"changed": _pair(entry["changed"])} for entry in content["faults"]]
+        faults = [Fault(**entry) for entry in entries]
+        texts = [text for fault in faults for key, text in vars(fault).items() if key != "changed"]
+        sound = all(type(text) is str and not messages.unprintable(text) for text in texts)
+        age = time.time() - float(content["at"])
+    except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        return [], 0.0
+    return (faults, age) if sound and math.isfinite(age) else ([], 0.0)
 
 
 def _pair(value: Any) -> tuple[int, int] | None:

@@ -34,6 +34,10 @@ from reproduce.messages import InvalidError, NotFoundError, counted, unknown
 from reproduce.site import Site
 
 KEY = "coco"
+LARGEST_SIDE = 10**6
+"""Maximum of an image's height and width in pixels."""
+LONGEST_RUN = 60
+"""Maximum number of bits of a run in a compressed encoding; more are a mistake, and take for ever to add."""
 LAYOUT = "train2017/*.jpg, val2017/*.jpg and annotations/instances_{train,val}2017.json"
 SOURCE = (
     "https://cocodataset.org/#download (train2017.zip, val2017.zip and annotations_trainval2017.zip, 20 GB)"
@@ -271,7 +275,7 @@ def _check_categories(rows: Sequence[Row]) -> None:
 def _size(row: Row, owner: str) -> tuple[int, int]:
     """Return the height and the width of an image."""
     height, width = (json_tables.value(row, side, owner) for side in ("height", "width"))
-    if not all(type(side) is int and side > 0 for side in (height, width)):
+    if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in (height, width)):
         raise InvalidError(f"{owner} has an impossible size: {quoted(width)} x {quoted(height)} pixels")
     return height, width
 
@@ -310,7 +314,10 @@ def _box(bbox: Any) -> Box:
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) < 0:
         raise InvalidError(f"has the bbox {quoted(bbox)}, not left, top, width and height in pixels")
     left, top, width, height = map(float, bbox)
-    return left, top, left + width, top + height
+    box = left, top, left + width, top + height
+    if not all(map(math.isfinite, box)):
+        raise InvalidError(f"has the bbox {quoted(bbox)}, which ends beyond every image")
+    return box
 
 
 def _is_number(value: Any) -> bool:
@@ -376,6 +383,8 @@ def _runs(text: str) -> list[int]:
             raise InvalidError(f"has a compressed run-length encoding with the character {character!r}")
         value |= (six & 31) << shift
         shift += 5
+        if shift > LONGEST_RUN:
+            raise InvalidError("has a compressed run-length encoding with an impossible run")
         if six & 32:
             continue
         if six & 16:  # negative

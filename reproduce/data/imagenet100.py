@@ -94,7 +94,7 @@ def read_classes(path: Path, sha256: str) -> tuple[str, ...]:
         name = line.decode(errors="replace")
         if not WNID.fullmatch(name):
             raise InvalidError(
-                f"{path}, line {number}: '{name}' is not the name of a class, such as n02869837."
+                f"{path}, line {number}: '{name:.80}' is not the name of a class, such as n02869837."
             )
         if name in classes:
             raise InvalidError(f"{path}, line {number}: {name} is already on line {classes[name]}.")

@@ -326,6 +326,20 @@ def _read(path: Path) -> _Record | None:
         if content.pop("version") != VERSION:
             return None
         content.pop("split")
-        return _Record(**content | {"inventory": Inventory(**content["inventory"])})
+        record = _Record(**content | {"inventory": Inventory(**content["inventory"])})
+        return record if _is_sound(record) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _is_sound(record: _Record) -> bool:
+    """Return True if each value of a record that was read from a file has its type."""
+    found = record.inventory
+    numbers = (found.num_images, record.num_bytes, *itertools.chain.from_iterable(record.folders.values()))
+    texts = (found.digest, found.content, record.signature, record.checked_signature, *record.folders)
+    return (
+        all(type(number) is int for number in numbers)
+        and all(type(text) is str for text in (*texts, *record.checked))
+        and isinstance(record.checked, list)
+        and all("\0" not in path for path in (*record.folders, *record.checked))
+    )

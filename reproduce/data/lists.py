@@ -145,7 +145,7 @@ def read(path: Path) -> dict[bytes, bytes]:
     """
     images: dict[bytes, bytes] = {}
     for number, name in numbered(path.read_bytes().splitlines()):
-        shown = name.decode(errors="replace")
+        shown = f"{name.decode(errors='replace'):.80}"
         folder, slash, file = name.rpartition(b"/")
         stem, _, ending = file.rpartition(b".")
         if not slash:

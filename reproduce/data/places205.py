@@ -181,4 +181,4 @@ def _classes(names: Names, labels: NDArray[np.int64], num_classes: int, path: Pa
 
 
 def _shown(line: bytes) -> str:
-    return line.strip().decode(errors="replace")
+    return f"{line.strip().decode(errors='replace'):.80}"

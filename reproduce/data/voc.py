@@ -120,10 +120,10 @@ def read_ids(path: Path) -> tuple[str, ...]:
         name = line.decode("ascii", errors="replace")
         if not (name.isascii() and name.replace("_", "").isalnum()):
             raise InvalidError(
-                f"{path}, line {number}: '{name}' is not the name of an image, such as 000005."
+                f"{path}, line {number}: '{name:.80}' is not the name of an image, such as 000005."
             )
         if name in ids:
-            raise InvalidError(f"{path}, line {number}: {name} is already on line {ids[name]}.")
+            raise InvalidError(f"{path}, line {number}: {name:.80} is already on line {ids[name]}.")
         ids[name] = number
     if not ids:
         raise InvalidError(f"{path} is empty: it does not name any images.")

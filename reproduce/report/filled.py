@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from reproduce.messages import InvalidError, table_command, unprintable
+from reproduce.messages import InvalidError, first_line, table_command, unprintable
 from reproduce.report import drawing
 from reproduce.report.claim import Claim
 from reproduce.report.drawing import Drawing
@@ -235,8 +236,8 @@ def loads(text: str | bytes, where: str) -> Filled:
         filled = from_json(json.loads(text))
         _check(filled)
         return filled
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        message = f"{where} is not a report that this version wrote ({error})"
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        message = f"{where} is not a report that this version wrote ({first_line(error):.200})"
         raise InvalidError(f"{message}: render the table again or delete the file.") from None
 
 
@@ -271,8 +272,7 @@ def _check(filled: Filled) -> None:
 
 
 def _check_distinct(names: Iterable[object], what: str) -> None:
-    names = list(names)
-    if again := [name for name in names if names.count(name) > 1]:
+    if again := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"the {what} {again[0]!r} is there twice")
 
 

@@ -182,7 +182,8 @@ def rows_of(path: Path, table: str) -> list[dict[str, str]]:
 
 def natural(name: str) -> list[tuple[int, str]]:
     """Return the key that sorts table10 behind table9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(parts)]
 
 
 def _observation(

@@ -186,11 +186,13 @@ def publish_pdf(folder: Path) -> str:
 
 def _link_pdf(folder: Path) -> None:
     """Have the front page link to the PDF if it exists; one that was edited is left to `publish_shared`."""
-    path, entry = folder / render.INDEX, _state(folder).get(render.INDEX)
-    if not isinstance(entry, dict) or entry.get("files", {}).get(render.INDEX) != _sha256(path):
+    path, found = folder / render.INDEX, _state(folder).get(render.INDEX)
+    entry = found if isinstance(found, dict) else {}
+    files = entry.get("files")
+    if not isinstance(files, dict) or files.get(render.INDEX, "") != _sha256(path) or not path.is_file():
         return
     write_atomic(path, _front(path.read_text(encoding="utf-8"), folder), durable=True)
-    _record(folder, render.INDEX, entry["inputs"], entry["files"] | {render.INDEX: _sha256(path)})
+    _record(folder, render.INDEX, entry.get("inputs", ""), files | {render.INDEX: _sha256(path)})
 
 
 def _front(text: str, folder: Path) -> str:
@@ -216,7 +218,8 @@ def _current(table: str, inputs: str, runs: str, folder: Path) -> Filled | None:
     """Return the table as it was rendered from `inputs`; None if a file of it is another one now."""
     recorded = _state(folder).get(table)
     known = recorded.get("files") if isinstance(recorded, dict) else None
-    figures = [folder / name for name in known or () if name.startswith(f"{render.FIGURES}/")]
+    names = known if isinstance(known, dict) else ()
+    figures = [folder / name for name in names if name.startswith(f"{render.FIGURES}/")]
     files = _files_of(table, [*render.paths(table, folder), *figures], folder)
     if recorded != {"inputs": inputs, "files": files, "runs": runs}:
         return None

@@ -149,7 +149,8 @@ def owner(path: Path) -> str | None:
 def move_foreign(path: Path, spec_id: str) -> None:
     """Rename the checkpoint at `path` if it is another run's, so that it is not overwritten."""
     if (other := owner(path)) not in (None, spec_id):
-        path.replace(path.with_name(f"{path.name}.of-{other}"))
+        named = re.sub(r"[^\w-]", "_", str(other))  # the id in a broken file may be anything
+        path.replace(path.with_name(f"{path.name}.of-{named}"))
 
 
 def discard(folder: Path, spec_id: str) -> None:
@@ -271,7 +272,7 @@ def _check(value: object, where: str) -> None:
             _check(item, f"{where}[{index}]")
     elif (
         value is not None
-        and type(value) not in (bool, int, float, str, bytes)
+        and type(value) not in (bool, int, float, str)
         and not isinstance(value, torch.Tensor)
     ):
         raise TypeError(

@@ -33,6 +33,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from reproduce.messages import escaped
 from reproduce.runs.files import read_regular, synchronise, write_atomic
 
 FILE, RESULT = "journal.jsonl", "result.json"
@@ -41,6 +42,8 @@ REFUSED, SKIPPED = "journal.refused.jsonl", "journal.skipped.jsonl"
 sent again."""
 LARGEST = 2**30
 """Maximum number of bytes of a file; a run of a year writes less."""
+LARGEST_NUMBER = 2**63 - 1
+"""Maximum of a time and of a step, as in the tracking store."""
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +155,9 @@ class Journal:
             return Waiting([], {}, 0)
         points: list[Point] = []
         tags: dict[str, str] = {}
-        entries = [self._entry(line) for line in content.splitlines(keepends=True)]
+        *lines, rest = content.split(b"\n")
+        entries = [self._entry(line + b"\n") for line in lines]
+        entries += [self._entry(rest)] if rest else []
         for entry in filter(None, entries):
             points += entry.points
             tags |= entry.tags
@@ -193,7 +198,7 @@ class Journal:
             fields = json.loads(line)
             named = fields.get("spec_id")
             entry = _Entry([_point(each) for each in fields["points"]], _tags(fields["tags"]))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             if not line.endswith(b"\n"):
                 return _Entry([], {})  # incomplete, because a process was killed while it wrote
             self._warn(
@@ -201,7 +206,7 @@ class Journal:
             )
             return None
         if named != self._spec_id:
-            other = "no run" if named is None else f"run {named!r}"
+            other = "no run" if named is None else f"run {named!r:.60}"
             self._warn(f"{self._path} has lines of {other}, not of {self._spec_id}, which are skipped.")
             return None
         return entry
@@ -224,12 +229,14 @@ def _point(fields: Any) -> Point:
     """Return a measurement from the fields of a line.
 
     Raises:
-        TypeError, ValueError: the fields are not those of a measurement.
+        TypeError, ValueError, OverflowError: the fields are not those of a measurement.
     """
     key, value, timestamp, step = fields
     if (type(key), type(timestamp), type(step)) != (str, int, int) or type(value) not in (int, float):
         raise TypeError("not a measurement")
-    return Point(key, value, timestamp, step)
+    if max(abs(timestamp), abs(step)) > LARGEST_NUMBER:
+        raise ValueError("not a number that a store accepts")
+    return Point(key, float(value), timestamp, step)
 
 
 def _tags(fields: Any) -> dict[str, str]:
@@ -296,15 +303,17 @@ def kept_result(folder: Path, spec_id: str) -> Result | None:
     try:
         content = json.loads(read_regular(path, LARGEST)[0])
         metrics = {str(name): _number(value) for name, value in content["metrics"].items()}
-        found, commit = content["spec_id"], str(content["commit"])
-        facts = {str(name): str(value) for name, value in content.get("facts", {}).items()}
+        found, commit = content["spec_id"], content["commit"]
+        facts = _tags(content.get("facts", {}))
+        if not isinstance(found, str) or not isinstance(commit, str):
+            raise TypeError("not a result")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         logger.warning("%s is broken and is skipped: the run is executed again.", path)
         return None
     if found != spec_id:
-        logger.warning("%s belongs to run %s, not to %s, and is skipped.", path, found, spec_id)
+        logger.warning("%s belongs to run %s, not to %s, and is skipped.", path, escaped(found[:60]), spec_id)
         return None
     return Result(metrics, commit, facts)
 
@@ -313,7 +322,7 @@ def _number(value: Any) -> float:
     """Return a value of a result.
 
     Raises:
-        TypeError: it is not a number.
+        TypeError, OverflowError: it is not a number.
     """
     if type(value) not in (int, float):
         raise TypeError("not a number")

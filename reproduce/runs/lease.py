@@ -39,7 +39,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
-from reproduce.messages import LONGEST, age, reason_of
+from reproduce.messages import LONGEST, age, escaped, reason_of
 from reproduce.runs.files import read_regular, write_atomic
 from reproduce.runs.processes import process, process_alive, this_host
 from reproduce.runs.progress import Progress
@@ -403,7 +403,7 @@ class Held:
             self.lease,
             **process(),
             state=state,
-            reason=reason[:LONGEST],
+            reason=reason,
             progress=self._progress,
             rate=self._rate,
         )
@@ -435,12 +435,13 @@ def _read(folder: Path, spec_id: str) -> Lease | None:
 @functools.cache
 def _warn_of_foreign(path: Path, other: str, spec_id: str) -> None:
     """Log once that a lease is another run's."""
-    logger.warning("%s is the lease of run %s, not of %s, and is not used.", path, other, spec_id)
+    named = escaped(other[:60])
+    logger.warning("%s is the lease of run %s, not of %s, and is not used.", path, named, spec_id)
 
 
 TEXTS, NUMBERS_IN_FILE = ("spec_id", "token", "host", "job", "reason"), ("pid", "started", "heartbeat")
 """Fields of a lease that are texts, and those that are numbers."""
-LARGEST_PID = 2**31 - 1
+LARGEST_PID, LARGEST_COUNT = 2**31 - 1, 2**53
 
 
 def _parsed(content: bytes) -> Lease:
@@ -465,6 +466,7 @@ def _parsed(content: bytes) -> Lease:
             and 0 < found.pid <= LARGEST_PID
             and found.heartbeat > 0
             and (found.rate is None or found.rate >= 0)
+            and (found.progress is None or max(map(abs, found.progress[:2])) <= LARGEST_COUNT)
             and found.state in get_args(State)
             and found.state != "unreadable"
             and "age" not in fields
@@ -475,7 +477,8 @@ def _parsed(content: bytes) -> Lease:
     if not sound:
         raise ValueError(f"its {len(content)} bytes are not a lease")
     if found.progress:
-        progress = found.progress._replace(note=_printable(found.progress.note))
+        unit, note = map(_printable, found.progress[2:])
+        progress = found.progress._replace(unit=unit, note=note)
     return replace(found, reason=_printable(found.reason), progress=progress)
 
 
@@ -501,6 +504,8 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
 
 def _write(folder: Path, lease: Lease) -> None:
     """Replace the lease as a whole."""
+    progress = lease.progress and lease.progress._replace(note=lease.progress.note[:LONGEST])
+    lease = replace(lease, reason=lease.reason[:LONGEST], progress=progress)
     content = {key: value for key, value in vars(lease).items() if key not in ("age", "ahead")}
     write_atomic(folder / FILE, json.dumps(content))
 

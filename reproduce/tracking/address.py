@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from reproduce.messages import InvalidError, public
+from reproduce.messages import InvalidError, public, unprintable
 
 WORKS = (
     "Set MLFLOW_TRACKING_URI, or tracking_uri in the site file, to a database (sqlite:////path/mlflow.db) or "
@@ -84,6 +84,8 @@ def parse(given: str) -> Address:
         ValueError: MLflow has no such store; the message names what would work.
     """
     shown = public(given)
+    if character := unprintable(given):
+        raise InvalidError(f"The tracking store is '{shown}', which contains {character!r}. {WORKS}")
     scheme, separator, _ = given.partition("://")
     scheme = scheme.lower()
     if scheme in SQLITE and separator:

@@ -164,7 +164,7 @@ def _check(run: PortableRun) -> None:
     """Raise ValueError if a record with the right types contradicts itself."""
     found = identity.digest_of_plain(run.settings)
     if found != run.spec_id:
-        raise InvalidError(f"its id is {run.spec_id}, but its settings are those of run {found}")
+        raise InvalidError(f"its id is {run.spec_id:.60}, but its settings are those of run {found}")
     if run.settings.get("component") not in (Pretrain.name, Evaluate.name):
         raise InvalidError("its settings are neither a pretraining's nor an evaluation's")
     if not isinstance(run.settings.get("encoder", {}), dict):

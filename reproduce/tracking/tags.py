@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce import identity
 from reproduce.data import inventory
+from reproduce.messages import unprintable
 from reproduce.nn.weights import Weights
 from reproduce.report.observe import Finished
 from reproduce.runs import environment, lease, place, processes
@@ -100,6 +101,8 @@ OURS, WEIGHTS = "msbreg", ("lambda_s", "lambda_b")
 """Name of the paper's method, and the settings of it that every title shows."""
 USUAL_EPOCHS = 320
 """Epochs that a title leaves out: those of the paper's ablations (section 7.1)."""
+LATEST = 1e12
+"""Maximum of a process's start, in seconds since 1970."""
 LONGEST = 200
 """Maximum characters of a row's label in the name of a metric; MLflow accepts 250 in all."""
 GREEK = {
@@ -370,9 +373,22 @@ def owner(run: Any) -> dict[str, Any]:
     """Return the marks of the process that owns an MLflow run, as `me` made them; empty if it has none."""
     try:
         owner = json.loads(run.data.tags.get(OWNER, "{}"))
-    except ValueError:  # the tag was edited
+    except (ValueError, RecursionError):  # the tag was edited
         return {}
-    return owner if isinstance(owner, dict) and {"host", "pid", "started"} <= owner.keys() else {}
+    return owner if isinstance(owner, dict) and _is_owner(owner) else {}
+
+
+def _is_owner(fields: Mapping[str, Any]) -> bool:
+    """Return True if the fields of a tag are the marks of a process."""
+    host, pid, started = fields.get("host"), fields.get("pid"), fields.get("started")
+    return (
+        isinstance(host, str)
+        and not unprintable(host)
+        and isinstance(pid, int)
+        and 0 < pid <= lease.LARGEST_PID
+        and isinstance(started, int | float)
+        and abs(started) < LATEST
+    )
 
 
 def is_mine(run: Any) -> bool:
