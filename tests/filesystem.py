@@ -57,7 +57,7 @@ class Call(NamedTuple):
 
 
 Before = Callable[[int, Call], None]
-"""Function of the number of a call, from 1, and the call; it is called first, and an OSError is the outcome."""
+"""Function of the number of a call, from 1, and the call. It is called first; an OSError is the outcome."""
 
 
 def no_fault(number: int, call: Call) -> None:

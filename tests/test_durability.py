@@ -14,7 +14,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from reproduce.commands.receive import Archive
 from reproduce.messages import UserError
 from reproduce.nn.encoder import FILE
 from reproduce.report import publish, render
+from reproduce.report.plots import Agreement
 from reproduce.runs import checkpoint, encoder_file, journal, lease
 from reproduce.runs.files import DRAFT, naming
 from reproduce.runs.journal import Journal, Point, Result
@@ -272,6 +273,19 @@ def test_a_fault_at_any_call_of_a_reader_is_an_error_and_never_another_content(
                 break
 
 
+def test_checkpoints_that_cannot_be_deleted_fail_no_finished_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, 1)
+    for number in itertools.count(1):
+        with Disk(tmp_path, fault(number, errno.EIO)) as disk:
+            checkpoint.discard(tmp_path, RUN)
+        if len(disk.calls) < number:
+            break
+        assert f"Checkpoints of the finished run stay in {tmp_path} (Input/output error)." in caplog.messages
+    assert not checkpoint.leftovers(tmp_path)
+
+
 def problem_of(act: Callable[[Path], object], folder: Path) -> str | None:
     """Return the one line by which an action fails; None if it succeeds."""
     try:
@@ -287,16 +301,14 @@ def problem_of(act: Callable[[Path], object], folder: Path) -> str | None:
 
 def test_a_crash_leaves_each_report_whole(tmp_path: Path) -> None:
     """A table whose second seed has arrived: every file is the old one or the new one."""
-    seeds, folder = test_report.SEEDS, tmp_path / "reports"
-    both = test_report.finished()
+    table, seeds = replace(test_report.TABLE, figures=(Agreement(),)), test_report.SEEDS
+    folder, both = tmp_path / "reports", test_report.finished()
     first = {key: run for key, run in both.items() if not run.run_id.endswith("-1")}
     folder.mkdir()
 
     def write(finished: Mapping[str, Finished], request: str) -> Disk:
         with Disk(folder) as disk:
-            publish.publish(
-                test_report.TABLE, seeds, finished, test_report.REASONS, folder, request, lambda: []
-            )
+            publish.publish(table, seeds, finished, test_report.REASONS, folder, request, lambda: [])
         disk.check()
         return disk
 
@@ -305,6 +317,7 @@ def test_a_crash_leaves_each_report_whole(tmp_path: Path) -> None:
     new = {name: content for name, content in files_in(folder).items() if not hidden(name)}
     changed = {name for name, content in new.items() if disk.start.get(name) != content}
     assert {f"table99.{kind}" for kind in render.FORMATS} | {"runs.csv", "index.html"} <= changed
+    assert "figures/table99-agreement.png" in changed
     for crash in disk.crashes():
         found = {name: content for name, content in crash.files.items() if not hidden(name)}
         torn = [name for name in found if found[name] not in (disk.start.get(name), new.get(name))]
@@ -373,9 +386,12 @@ def test_a_fault_at_any_call_costs_no_owner_its_run(tmp_path: Path, monkeypatch:
     for code in CODES:
         for number in itertools.count(1):
             with Disk(tmp_path, fault(number, code)) as disk:
-                held.check()
-                with held.guard():
-                    pass
+                try:
+                    held.check()
+                    with held.guard():
+                        pass
+                except LostError as error:
+                    pytest.fail(f"{disk.calls[-1]}: {error}")
             if len(disk.calls) < number:
                 break
 

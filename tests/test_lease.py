@@ -63,7 +63,7 @@ def own(folder: Path, ready: Any, heartbeat: float = BEAT) -> None:
 def owner(folder: Path, own: Callable[[Path, Any], None] = own) -> Any:
     """Return a process that owns the run."""
     ready = FORK.Queue()
-    process = FORK.Process(target=own, args=(folder, ready))
+    process = FORK.Process(target=own, args=(folder, ready), daemon=True)
     process.start()
     ready.get(timeout=60)
     return process
