@@ -29,7 +29,7 @@ from reproduce.nn.encoder import FILE
 from reproduce.plan import SCALES
 from reproduce.report import overview, register, render
 from reproduce.report.filled import Filled
-from reproduce.runs.files import atomic
+from reproduce.runs.files import atomic, synchronise
 from reproduce.site import Site
 from reproduce.tracking.portable import PortableRun, check, to_json
 
@@ -236,16 +236,25 @@ def _document(data: object) -> bytes:
 
 
 def _write_zip(file: Path, members: Mapping[str, bytes | Path]) -> None:
-    """Write the archive, whole or not at all."""
+    """Write the archive, whole or not at all.
+
+    Raises:
+        OSError: the archive cannot be written, or is not known to survive a crash of the machine.
+    """
     listed = {
         name: {"sha256": _sha256(members[name]), "size": _size(members[name])} for name in sorted(members)
     }
     manifest = _document({"kind": KIND, "version": VERSION, "files": listed})
-    with atomic(file, durable=True) as draft:
+    with atomic(file) as draft:
         with zipfile.ZipFile(draft, "w") as archive:
             for name, content in sorted({MANIFEST: manifest, **members}.items()):
                 _add(archive, name, content)
         _check_free(file)
+    try:
+        synchronise(file.absolute().parent)
+    except OSError:
+        file.unlink()  # a second export would not replace it
+        raise
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:

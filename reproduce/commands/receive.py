@@ -35,7 +35,7 @@ from reproduce.report import publish, render
 from reproduce.report.filled import Filled
 from reproduce.report.record import Records
 from reproduce.runs import encoder_file
-from reproduce.runs.files import remove_drafts, write_atomic
+from reproduce.runs.files import naming, remove_drafts, write_atomic
 from reproduce.site import Site
 from reproduce.tracking.portable import OF_THE_MACHINE, PortableRun, from_json
 from reproduce.tracking.tags import ENCODER
@@ -278,9 +278,12 @@ class Archive:
 
         Raises:
             ValueError: the zip itself is broken; the message is one line.
+            OSError: the file cannot be read.
         """
         try:
-            with zipfile.ZipFile(file) as zipped:
+            with naming(file):
+                zipped = zipfile.ZipFile(file)
+            with zipped:
                 yield cls(file, zipped)
         except BROKEN as error:
             raise InvalidError(
@@ -297,7 +300,12 @@ class Archive:
 
         Raises:
             ValueError: something is wrong; the message describes it.
+            OSError: the file cannot be read.
         """
+        with naming(self._file):
+            return self._checked()
+
+    def _checked(self) -> _Content:
         self._check_members()
         self._read_manifest()
         for name, said in self.files.items():
@@ -323,8 +331,10 @@ class Archive:
 
         Raises:
             ValueError: the file has changed.
+            OSError: the file cannot be read.
         """
-        content = self._zip.read(name)
+        with naming(self._file):
+            content = self._zip.read(name)
         if hashlib.sha256(content).hexdigest() != self.files[name].sha256:
             self.refuse(f"{name} does not match the manifest", "copy it again, or export it again")
         return content

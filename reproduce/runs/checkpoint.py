@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from reproduce.lazy import torch
-from reproduce.runs.files import new_file, read_regular, synchronise
+from reproduce.runs.files import is_regular, naming, new_file, read_regular, synchronise
 
 MARK, ID_BYTES, DIGEST_BYTES = b"msbreg\x001", 24, 32
 """First bytes of a seal; the number of bytes of the id after them, and of the digest after that."""
@@ -38,6 +38,8 @@ LONGEST_NAME = 1000
 
 NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+)-of-(\d*[1-9]\d*))?")
 """Stem of a checkpoint's file name: finished epochs, then finished steps of the current epoch."""
+MOVED = re.compile(r"epoch-.*\.pt\.of-.*", re.DOTALL)
+"""Name of another run's checkpoint that `move_foreign` has renamed."""
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +96,13 @@ def latest(folder: Path, spec_id: str, device: str = "cpu") -> dict[str, Any] | 
 
     Args:
         device: device for the tensors.
+
+    Raises:
+        OSError: the folder or a checkpoint cannot be read. An older state would lose progress.
     """
     for path in _newest_first(folder):
-        content = memoryview(path.read_bytes())
+        with naming(path):
+            content = memoryview(path.read_bytes())
         if (problem := _problem(content, spec_id)) is None:
             payload = io.BytesIO(content[:-SEAL])
             return dict(torch.load(payload, map_location=device, weights_only=True))
@@ -129,19 +135,29 @@ def seal(path: Path, spec_id: str) -> None:
 
 
 def usable(path: Path, spec_id: str) -> bool:
-    """Return True if `path` is an intact checkpoint of the run; log a warning if it exists and is not."""
-    if not path.is_file():
+    """Return True if `path` is an intact checkpoint of the run; log a warning if it exists and is not.
+
+    Raises:
+        OSError: the file exists, but cannot be read.
+    """
+    if not is_regular(path):
         return False
-    if problem := _problem(memoryview(path.read_bytes()), spec_id):
+    with naming(path):
+        content = memoryview(path.read_bytes())
+    if problem := _problem(content, spec_id):
         logger.warning("Checkpoint %s %s: it is not used.", path, problem)
     return not problem
 
 
 def owner(path: Path) -> str | None:
-    """Return the id of the run that a checkpoint names; None if it has no seal or does not exist."""
-    if not path.is_file():
+    """Return the id of the run that a checkpoint names; None if it has no seal or does not exist.
+
+    Raises:
+        OSError: the file exists, but cannot be read.
+    """
+    if not is_regular(path):
         return None
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - SEAL))
         return _named(file.read(SEAL))
 
@@ -154,18 +170,28 @@ def move_foreign(path: Path, spec_id: str) -> None:
 
 
 def discard(folder: Path, spec_id: str) -> None:
-    """Delete the checkpoints of a run that is finished and recorded; files of other runs stay."""
-    for path in leftovers(folder):
-        if path.is_dir():
-            if all(owner(each) in (spec_id, None) for each in path.glob("*.pth*")):
-                shutil.rmtree(path, ignore_errors=True)
-        elif owner(path) in (spec_id, None):
-            path.unlink(missing_ok=True)
+    """Delete the checkpoints of a run that is finished and recorded; files of other runs stay.
+
+    If they cannot be deleted, a warning is logged: nothing is lost.
+    """
+    try:
+        for path in leftovers(folder):
+            if path.is_dir():
+                if all(owner(each) in (spec_id, None) for each in path.glob("*.pth*")):
+                    shutil.rmtree(path, ignore_errors=True)
+            elif owner(path) in (spec_id, None):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("Checkpoints of the finished run stay in %s (%s).", folder, error.strerror)
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, of any run: files, and the subfolder of Detectron2."""
-    moved = sorted(folder.glob("epoch-*.pt.of-*"))
+    """Return the checkpoints in `folder`, of any run: files, and the subfolder of Detectron2.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    moved = sorted(path for path in _files(folder) if MOVED.fullmatch(path.name))
     return [
         *_newest_first(folder),
         *moved,
@@ -256,9 +282,23 @@ def _newest_first(folder: Path, spec_id: str | None = None) -> list[Path]:
 
 def _by_epochs(folder: Path) -> Iterator[tuple[float, Path]]:
     """Yield the number of finished epochs and the path of each checkpoint in `folder`, of any run."""
-    for path in folder.glob("epoch-*.pt"):
-        if (name := NAME.fullmatch(path.stem)) and path.is_file():
+    for path in _files(folder):
+        if (name := NAME.fullmatch(path.stem)) and path.suffix == ".pt" and is_regular(path):
             yield int(name[1]) + (int(name[2]) / int(name[3]) if name[2] else 0.0), path
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return everything in a folder; nothing if it does not exist.
+
+    `Path.glob` returns nothing after an error of the disk, too, in some versions of Python.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _check(value: object, where: str) -> None:

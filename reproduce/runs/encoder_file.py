@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError, NotFoundError, first_line
-from reproduce.runs.files import write_atomic
+from reproduce.runs.files import is_regular, naming, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,9 +47,11 @@ def load(path: Path, *, spec_id: str) -> dict[str, Tensor]:
     Raises:
         LookupError: the file does not exist.
         ValueError: the file is broken, or belongs to another run.
+        OSError: the file cannot be read.
     """
     try:
-        content = path.read_bytes()
+        with naming(path):
+            content = path.read_bytes()
     except FileNotFoundError:
         raise NotFoundError(
             f"Encoder {path} does not exist: its pretraining run {spec_id} has not finished on this machine, "
@@ -119,13 +121,17 @@ def metadata(file: IO[bytes]) -> dict[str, str]:
 
 
 def digest_of(path: Path) -> str:
-    """Return the digest that an encoder's file names, without reading the tensors; "" if there is none."""
-    if not path.is_file():
+    """Return the digest that an encoder's file names, without reading the tensors; "" if there is none.
+
+    Raises:
+        OSError: the file exists, but cannot be read.
+    """
+    if not is_regular(path):
         return ""
     try:
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             return metadata(file).get(DIGEST, "")
-    except (OSError, ValueError):
+    except ValueError:
         return ""
 
 

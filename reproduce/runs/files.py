@@ -4,6 +4,7 @@
     with new_file(path) as file: ...          # it is written piece by piece
     with atomic(path) as draft: ...           # another library writes the file `draft`
     content, status = read_regular(path, 10_000)
+    is_regular(path)                          # an error is not an answer
 
 A draft is next to its file as `.<name>.<process>.<thread>.tmp`. It is on disk before it is renamed, so a
 crash of the machine leaves the previous file or the new one. `invoke gc` lists the drafts of killed
@@ -40,7 +41,8 @@ def atomic(path: Path, *, durable: bool = False, ready: Callable[[], None] = lam
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{DRAFT}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield draft
+        with naming(path):
+            yield draft
         synchronise(draft)
         ready()
         draft.replace(path)
@@ -98,15 +100,32 @@ def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", str(path))
-        if status.st_size > limit:
-            raise OSError(errno.EFBIG, f"Larger than {limit} bytes", str(path))
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size), status
+        with naming(path):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "Not a regular file")
+            if status.st_size > limit:
+                raise OSError(errno.EFBIG, f"Larger than {limit} bytes")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(status.st_size), status
     finally:
         os.close(descriptor)
+
+
+def is_regular(path: Path) -> bool:
+    """Return True if a path is a file, False if it does not exist or is something else.
+
+    `Path.is_file` returns False after an error of the disk, too, in some versions of Python.
+
+    Raises:
+        OSError: the system does not answer, for example because of an error of the disk.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
 
 
 def remove_drafts(path: Path) -> None:
@@ -119,6 +138,18 @@ def synchronise(path: Path) -> None:
     """Wait until a file or a folder is on disk; a rename is durable once its folder is synchronised."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add a path to an error of the system that names no file, as those of an open file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror:
+            error.filename = str(path)
+        raise

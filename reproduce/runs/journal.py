@@ -27,14 +27,14 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from reproduce.messages import escaped
-from reproduce.runs.files import read_regular, synchronise, write_atomic
+from reproduce.runs.files import naming, read_regular, synchronise, write_atomic
 
 FILE, RESULT = "journal.jsonl", "result.json"
 REFUSED, SKIPPED = "journal.refused.jsonl", "journal.skipped.jsonl"
@@ -44,6 +44,8 @@ LARGEST = 2**30
 """Maximum number of bytes of a file; a run of a year writes less."""
 LARGEST_NUMBER = 2**63 - 1
 """Maximum of a time and of a step, as in the tracking store."""
+NOT_A_FILE = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
+"""Codes of the errors that `read_regular` raises for what is not a file of this package."""
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,8 @@ class Journal:
         """
         self._path, self._spec_id, self._guard = folder / FILE, spec_id, guard
         self._warned: set[str] = set()
+        self._named = False
+        """True if this process has synchronised the folder since the file was created."""
 
     def add(self, points: Iterable[Point] = (), tags: Mapping[str, str] | None = None) -> None:
         """Append measurements and tags; they are on disk when this returns.
@@ -123,21 +127,24 @@ class Journal:
         line = (json.dumps(entry) + "\n").encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._guard(), _opened(self._path) as descriptor:
-            size = self._path.stat().st_size
-            if (whole := _whole(descriptor, size)) < size:  # a process was killed while it wrote a line
-                os.truncate(descriptor, size := whole)
+            with naming(self._path):
+                size = _cut(descriptor)
+            self._named = self._named and size > 0
             try:
                 _write_all(descriptor, line)
                 os.fsync(descriptor)
             except OSError as error:
-                os.truncate(descriptor, size)
+                with suppress(OSError):  # otherwise the next call cuts a broken line off
+                    os.truncate(descriptor, size)
                 raise OSError(
                     error.errno,
                     f"{self._path} cannot be written ({error.strerror}); what was saved before is intact",
                 ) from error
-        if size == 0:
-            # A new file survives a crash of the machine once its folder is on disk.
+        if not self._named:
+            # A new file survives a crash of the machine once its folder is on disk. The process that created
+            # it may have been killed before.
             synchronise(self._path.parent)
+            self._named = True
 
     def read(self) -> Waiting:
         """Return everything that waits.
@@ -149,7 +156,7 @@ class Journal:
         except FileNotFoundError:
             return Waiting([], {}, 0)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EFBIG, errno.ELOOP):
+            if error.errno not in NOT_A_FILE:
                 raise
             self._warn(f"{self._path} cannot be read ({error.strerror}) and is skipped.")
             return Waiting([], {}, 0)
@@ -260,18 +267,22 @@ def _opened(path: Path) -> Iterator[int]:
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o666)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        with naming(path):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "Not a regular file")
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _whole(descriptor: int, size: int) -> int:
-    """Return the number of bytes up to the end of the last complete line of a file of `size` bytes."""
+def _cut(descriptor: int) -> int:
+    """Cut off a line that a killed process left incomplete, and return the number of bytes of the file."""
+    size = os.fstat(descriptor).st_size
     if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
         return size
-    return os.pread(descriptor, size, 0).rfind(b"\n") + 1
+    whole = os.pread(descriptor, size, 0).rfind(b"\n") + 1
+    os.truncate(descriptor, whole)
+    return whole
 
 
 class Result(NamedTuple):
@@ -298,10 +309,13 @@ def kept_result(folder: Path, spec_id: str) -> Result | None:
     """Return the final values that an earlier attempt left, or None if there are none.
 
     A file that is broken or belongs to another run is skipped with a warning.
+
+    Raises:
+        OSError: the file exists, but cannot be read.
     """
     path = folder / RESULT
     try:
-        content = json.loads(read_regular(path, LARGEST)[0])
+        content = json.loads(_content(path))
         metrics = {str(name): _number(value) for name, value in content["metrics"].items()}
         found, commit = content["spec_id"], content["commit"]
         facts = _tags(content.get("facts", {}))
@@ -309,13 +323,29 @@ def kept_result(folder: Path, spec_id: str) -> Result | None:
             raise TypeError("not a result")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         logger.warning("%s is broken and is skipped: the run is executed again.", path)
         return None
     if found != spec_id:
         logger.warning("%s belongs to run %s, not to %s, and is skipped.", path, escaped(found[:60]), spec_id)
         return None
     return Result(metrics, commit, facts)
+
+
+def _content(path: Path) -> bytes:
+    """Return the content of a result's file.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: the path is not a file of this package.
+        OSError: the file cannot be read.
+    """
+    try:
+        return read_regular(path, LARGEST)[0]
+    except OSError as error:
+        if error.errno in NOT_A_FILE:
+            raise ValueError(error.strerror) from None
+        raise
 
 
 def _number(value: Any) -> float:

@@ -11,6 +11,7 @@ The lease is the file `lease.json`, which the owner keeps alive by a heartbeat. 
 only under the lock next to it, which is held for milliseconds. An owner on this machine is dead when its
 process is gone; its run is free at once. An owner on another machine is dead when three of its heartbeats are
 missing. Ages are measured by the clock of the shared file system, so machines need not agree on the time.
+While that clock cannot be read, no process takes a run from an owner that may be alive.
 Locks and renames must work between machines on that file system, as they do on NFS, and on Lustre mounted
 with `flock`.
 
@@ -40,7 +41,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from reproduce.messages import LONGEST, age, escaped, reason_of
-from reproduce.runs.files import read_regular, write_atomic
+from reproduce.runs.files import naming, read_regular, write_atomic
 from reproduce.runs.processes import process, process_alive, this_host
 from reproduce.runs.progress import Progress
 
@@ -152,10 +153,33 @@ def read(folder: Path, spec_id: str) -> Lease | None:
     """Return the lease in a run's folder, or None if there is none.
 
     A file that names another run, such as one in a copied folder, is not a lease of this run. If the file
-    exists but cannot be read, the result has the state `unreadable`.
+    exists but cannot be read, the result has the state `unreadable`. If no file can be created in the folder,
+    the age of the lease is measured by this machine's clock.
+    """
+
+    def now(folder: Path) -> float:
+        try:
+            return _now(folder)
+        except OSError:
+            return time.time()
+
+    return _judged(folder, spec_id, now)
+
+
+def _judged(folder: Path, spec_id: str, now: Callable[[Path], float]) -> Lease | None:
+    """Return the lease in a run's folder with its age, or None if there is none.
+
+    Args:
+        now: returns the time by the clock of a folder's file system. If it raises OSError, the result has the
+            state `unreadable`.
     """
     try:
-        return _read(folder, spec_id)
+        found = _read(folder, spec_id)
+        if found is None:
+            return None
+        lease, heartbeat = found
+        late = now(folder) - heartbeat if lease.state in ("running", "queued") else 0.0
+        return replace(lease, age=max(0.0, late), ahead=max(0.0, -late))
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
         return Lease(
@@ -187,8 +211,8 @@ def take(
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        found = read(folder, spec_id)
+    with _locked(folder):
+        found = _judged(folder, spec_id, _now)
         if found and found.alive and not (found.state == "queued" and found.job == job):
             raise BusyError(found)
         mine = Lease(
@@ -211,8 +235,8 @@ def queue(folder: Path, spec_id: str, *, job: str, heartbeat: float) -> None:
         BusyError: the run already has an owner.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        found = read(folder, spec_id)
+    with _locked(folder):
+        found = _judged(folder, spec_id, _now)
         if found and found.alive and found.job != job:
             raise BusyError(found)
         if found and found.job == job:  # the job is faster than its submitter; it may even have ended
@@ -231,7 +255,7 @@ def fail(folder: Path, spec_id: str, *, job: str, reason: str) -> None:
     """
     if not folder.is_dir():
         return
-    with _lock(folder):
+    with _locked(folder):
         found = read(folder, spec_id)
         if found and found.job == job and found.state in ("queued", "running"):
             _write(folder, replace(found, state="failed", reason=reason))
@@ -241,7 +265,7 @@ def drop(folder: Path, spec_id: str, job: str) -> None:
     """Delete the record that a run is queued as `job`, unless the lease has changed since."""
     if not folder.is_dir():
         return
-    with _lock(folder):
+    with _locked(folder):
         found = read(folder, spec_id)
         if found and found.state == "queued" and found.job == job:
             (folder / FILE).unlink(missing_ok=True)
@@ -267,7 +291,7 @@ def free(folder: Path, spec_id: str, seen: tuple[int, int, int] | None) -> bool:
     Raises:
         OSError: the folder cannot be written.
     """
-    with _lock(folder):
+    with _locked(folder):
         if mark(folder) != seen:
             return False
         found = read(folder, spec_id)
@@ -328,10 +352,11 @@ class Held:
                     "process may own the run",
                 ) from error
             return
-        if found is None or found.token != self.token:
-            owner = f"{found.who} has its lease now" if found else "its lease is gone"
-            if found and found.reason.startswith(FREED):
-                owner = found.reason
+        lease = found[0] if found else None
+        if lease is None or lease.token != self.token:
+            owner = f"{lease.owner} has its lease now" if lease else "its lease is gone"
+            if lease and lease.reason.startswith(FREED):
+                owner = lease.reason
             raise LostError(f"run {self.lease.spec_id} was taken from this process: {owner}")
 
     @contextmanager
@@ -345,7 +370,8 @@ class Held:
         lock = _lock(self._folder)
         while True:
             try:
-                lock.acquire()
+                with naming(self._folder / LOCK):
+                    lock.acquire()
                 break
             except OSError:  # such as too many open files
                 if self._may_be_taken:
@@ -413,8 +439,10 @@ class Held:
             self._last_heartbeat = now
 
 
-def _read(folder: Path, spec_id: str) -> Lease | None:
-    """Return the lease in a folder, or None if there is none or if it is another run's.
+def _read(folder: Path, spec_id: str) -> tuple[Lease, float] | None:
+    """Return the lease in a folder, without its age, and the time of its last heartbeat.
+
+    None if there is none, or if it is another run's. The time is by the clock of the file system.
 
     Raises:
         OSError: the file exists, but cannot be read.
@@ -428,8 +456,7 @@ def _read(folder: Path, spec_id: str) -> Lease | None:
     if found.spec_id != spec_id:
         _warn_of_foreign(folder / FILE, found.spec_id, spec_id)
         return None
-    late = _now(folder) - status.st_mtime
-    return replace(found, age=max(0.0, late), ahead=max(0.0, -late))
+    return found, status.st_mtime
 
 
 @functools.cache
@@ -502,6 +529,22 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / LOCK)
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock inside the block.
+
+    Raises:
+        OSError: the lock cannot be acquired.
+    """
+    lock = _lock(folder)
+    with naming(folder / LOCK):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _write(folder: Path, lease: Lease) -> None:
     """Replace the lease as a whole."""
     progress = lease.progress and lease.progress._replace(note=lease.progress.note[:LONGEST])
@@ -513,10 +556,11 @@ def _write(folder: Path, lease: Lease) -> None:
 def _now(folder: Path) -> float:
     """Return the time by the clock of the file system of `folder`, from a new file in it.
 
-    If no file can be created, this machine's clock is used.
+    Raises:
+        OSError: no file can be created.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             return os.fstat(probe.fileno()).st_mtime
-    except OSError:
-        return time.time()
+    except OSError as error:
+        raise OSError(error.errno, f"its age is unknown, {error.strerror}") from error
