@@ -146,14 +146,15 @@ def mapped(map_one: Callable[[Any], Any], each: dict[str, Any]) -> Any:
 
     If the image is broken or does not have its annotated size, an InvalidError is returned, not raised.
     """
-    from PIL import Image
+    from PIL.Image import DecompressionBombError
 
     try:
-        # Detectron2 would cut the values of deeper images without a word.
-        with Image.open(each["file_name"]) as image:
+        # Detectron2 would read any format, and cut the values of deeper images without a word.
+        with decoding.opened(each["file_name"]) as image:
             decoding.eight_bits(image)
         return map_one(each)
-    except (OSError, SyntaxError, ValueError, struct.error) as error:  # Pillow's decoders raise all of these
+    # Pillow's decoders raise all of these.
+    except (OSError, SyntaxError, ValueError, struct.error, DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         return InvalidError(f"{each['file_name']} cannot be used: {reason}")
 
