@@ -363,7 +363,7 @@ def change(table, index, **values):
         ),
         (
             change("annotations", 2, segmentation=[TRIANGLE, [1, 1, 5e6, 1, 5, 4]]),
-            r"annotation 5 .*polygon of 6 coordinates from 1 to 5e\+06, whose outline is too long",
+            r"annotation 5 .*polygon of 6 coordinates from 1 to 5e\+06: its outline is too long",
         ),
         (change("annotations", 2, segmentation=["11515"]), "annotation 5 .*neither polygons"),
         (

@@ -347,7 +347,7 @@ def _segmentation(given: Any, size: tuple[int, int]) -> list[Sequence[float]] | 
     for polygon in polygons:
         if len(polygon) * (max(0.0, max(polygon)) - min(0.0, min(polygon))) > LONGEST_OUTLINE:
             raise InvalidError(
-                f"has a polygon of {len(polygon)} coordinates from {min(polygon):g} to {max(polygon):g}, whose "
+                f"has a polygon of {len(polygon)} coordinates from {min(polygon):g} to {max(polygon):g}: its "
                 "outline is too long"
             )
     return polygons

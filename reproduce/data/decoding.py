@@ -15,17 +15,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-"""Formats that are read, by Pillow's names. Pillow knows about 40; EPS among them starts Ghostscript. The data
-sets contain JPEG and PNG, the latter under the extension .JPEG, too. A folder of one's own may contain each
-(`imagefolder.ENDINGS`). GIF stands for pictures of the web with the extension .jpg. Pillow reads MPO, several
-JPEGs in one file as some phones write, as JPEG."""
+"""Formats that are read, by Pillow's names. Pillow knows about 40; EPS among them starts Ghostscript. The
+data sets contain JPEG and PNG, the latter under the extension .JPEG, too. A folder of one's own may contain
+each (`imagefolder.ENDINGS`), and pictures of the web are sometimes GIF with the extension .jpg. Pillow reads
+MPO, several JPEGs in one file as some phones write, as JPEG."""
 MOST_PIXELS = 178_956_970
 """Maximum number of pixels of an image: the one at which Pillow raises an error (PIL/Image.py, twice
 MAX_IMAGE_PIXELS)."""
-DRAWINGS: Mapping[bytes, tuple[str, str]] = {
-    start: ("PostScript, which is not read", "convert it, for instance to a PNG")
-    for start in (b"%!PS", b"\xc5\xd0\xd3\xc6")
-}
+DRAWINGS: Mapping[bytes, tuple[str, str]] = dict.fromkeys(
+    (b"%!PS", b"\xc5\xd0\xd3\xc6"), ("PostScript, which is not read", "convert it, for instance to a PNG")
+)
 """Formats of drawings by the first bytes of a file, each with what would work."""
 TEXT = frozenset(string.printable.encode())
 """Bytes of a text in English, or of a web page."""
