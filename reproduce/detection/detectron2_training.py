@@ -334,16 +334,20 @@ def _newest(folder: Path, spec_id: str) -> Path | None:
 
 
 def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
-    """Return Detectron2's checkpointer with three changes.
+    """Return Detectron2's checkpointer with four changes.
 
     Each file is sealed with the id of the run, only the two newest of the run are kept, and the file that
-    names the newest one is written atomically.
+    names the newest one is written atomically. Nothing but tensors and plain values is read from a file.
     """
     from detectron2.checkpoint import DetectionCheckpointer
 
     class Checkpointer(DetectionCheckpointer):  # type: ignore[misc]
         incompatible: Any = None
         """Names of tensors that did not fit, after `load`."""
+
+        def _load_file(self, name: str) -> dict[str, Any]:
+            # Detectron2's own executes the code in a file with the extension .pkl.
+            return dict(torch.load(name, map_location="cpu", weights_only=True))
 
         def _load_model(self, content: Any) -> Any:
             self.incompatible = super()._load_model(content)
