@@ -1126,6 +1126,26 @@ def test_a_word_of_the_user_breaks_rather_than_leave_the_page(tmp_path: Path) ->
     assert overflows(log) == []
 
 
+def test_a_long_label_is_wrapped_and_the_table_is_not_shrunk_for_it(tmp_path: Path) -> None:
+    """A label of --add-row may have 100 characters, without a space among them."""
+
+    def with_row(label: str) -> Filled:
+        return filled(replace(TABLE, claims=(), rows=(*TABLE.rows, replace(TABLE.rows[0], label=label))))
+
+    plain = with_row("M" * 40)
+    assert "{lc" in latex.tabular(plain)
+    assert 'class="long"' not in render.html(plain)
+    for label in ("an encoder of ours with more words in its name than are good for it, or two", "W" * 100):
+        table = with_row(label)
+        assert latex._split(display(table), latex.LINE) == latex._split(display(plain), latex.LINE)
+        assert r"{p{210pt}c" in latex.tabular(table)
+        source = "\\documentclass{article}\\usepackage{booktabs,amssymb,graphicx}\\begin{document}\n"
+        log, text = compiled(tmp_path, f"{source}{latex.table(table)}\\end{{document}}")
+        assert overflows(log) == []
+        assert not re.search("W{40}", text), "the line ends within the word"
+        assert render.html(table).count('<th scope="row" class="long">') == 1
+
+
 def test_the_pdf_is_made_once_and_has_the_same_bytes_anywhere(tmp_path: Path) -> None:
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is not installed")
