@@ -79,9 +79,8 @@ class Live:
         self._ended = self._failed = 0
         self._rows: dict[str, _Row] = {}
         self._lock = threading.RLock()
-        self._console = Console(
-            file=output.Drawing(sys.stderr), force_terminal=True, highlight=False, markup=False, emoji=False
-        )
+        drawing: Any = output.Drawing(sys.stderr)
+        self._console = Console(file=drawing, force_terminal=True, highlight=False, markup=False, emoji=False)
         self._encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
         self._to_stdout = not sys.stdout.isatty()
         self._display = Display(
