@@ -6,7 +6,7 @@ import base64
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
@@ -29,8 +29,9 @@ DAY = 86400
 SHORTEST_SECRET = 4
 """Minimum characters of a secret that is hidden without its address: a shorter one is in every text."""
 
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, line breaks, signs that reverse the direction of text, and halves of characters."""
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line breaks, signs that change the direction of text (Unicode's Bidi_Control), and
+halves of characters."""
 
 
 class UserError(Exception):
@@ -63,7 +64,7 @@ def reason_of(error: BaseException) -> str:
     if not text:
         return type(error).__name__
     text = text if isinstance(error, UserError | KeyboardInterrupt) else f"{type(error).__name__}: {text}"
-    return without_secrets(text)[:LONGEST]
+    return visible(without_secrets(text)[:LONGEST])
 
 
 def first_line(error: BaseException) -> str:
@@ -89,6 +90,15 @@ def unprintable(text: str) -> str:
     """Return the first character of a text that would garble a terminal or a report, or "" if none would."""
     found = UNPRINTABLE.search(text)
     return found[0] if found else ""
+
+
+def visible(text: str, keep: Container[str] = "\n\t") -> str:
+    """Return a text with a number, such as `[U+202E]`, in place of each character that would garble it.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    return UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else f"[U+{ord(found[0]):04X}]", text)
 
 
 def public(address: str) -> str:

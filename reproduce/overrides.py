@@ -22,6 +22,8 @@ from reproduce.spec import Evaluate, Pretrain
 
 EVALUATION = "evaluation."
 """Prefix of a key that means the evaluation's data set where the pretraining has one, too."""
+MOST_VALUES = 1_000
+"""Maximum number of values of one setting, such as the learning rates of a grid."""
 ORIGIN = ("encoder.url", "encoder.sha256")
 """Settings of a given encoder that name its file: a run must not be recorded under another file."""
 
@@ -188,6 +190,8 @@ def parse(text: str, hint: Any, key: str) -> Any:
         return parse(text, next(kind for kind in kinds if kind is not type(None)), key)
     if origin is tuple:
         items = [item for item in text.strip("()").split(",") if item.strip()]
+        if len(items) > MOST_VALUES:
+            raise InvalidError(f"{key} has {len(items)} values: at most {MOST_VALUES} are expected.")
         each = [kinds[0]] * len(items) if kinds[-1] is Ellipsis else list(kinds)
         if len(each) != len(items):
             raise InvalidError(f"{key} needs {len(each)} values separated by commas, not '{text}'.")

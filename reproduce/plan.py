@@ -30,7 +30,7 @@ from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
 from reproduce.overrides import EVALUATION, check_once, override, parsed, settings_named
 from reproduce.report.markup import literal
-from reproduce.report.table import Cell, Measured, Row, Table, UnknownMetricError
+from reproduce.report.table import MOST_SEEDS, Cell, Measured, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
 from reproduce.site import Site, user_file, user_path
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -45,10 +45,10 @@ CUSTOM = "custom"
 """Scale under which evaluations outside the tables are recorded: the user chooses the settings."""
 SYNTHETIC = "synthetic_"
 """Prefix of data sets whose images are drawn at one size."""
-MOST_SEEDS = 1000
-"""Maximum of --seeds: with more, a plan takes many minutes, and the number is a typing error."""
 LONGEST_LABEL = 100
 """Maximum number of characters in the label of an added row."""
+MOST_ADDED = 100
+"""Maximum number of added rows: the file of each is read first."""
 UNKNOWN_FACT = "–"
 """Content of an added row in the columns of facts."""
 ROOT_KEYS = ("root", "dataset.root")

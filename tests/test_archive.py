@@ -853,6 +853,22 @@ def test_a_reason_in_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> 
     assert site.without_places(f"{PROJECT}/configs/site.toml") in ("./configs/site.toml", "site.toml")
 
 
+def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.zip"
+    with zipfile.ZipFile(path, "w") as zipped:
+        zipped.writestr("manifest.json", "{}")
+    content = bytearray(path.read_bytes())
+    content[-10:-6] = (2_000_000_000).to_bytes(4, "little")  # the size of the directory
+    path.write_bytes(content)
+    with (
+        pytest.raises(
+            ValueError, match=r"large\.zip is not a complete zip file \(its directory has 2 GB, more"
+        ),
+        Archive.opened(path),
+    ):
+        pass
+
+
 def test_the_commands_print_a_line_and_end_with_their_codes(
     sent: Path, origin: Site, home: Home, template: Path, tmp_path: Path
 ) -> None:

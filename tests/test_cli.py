@@ -198,6 +198,14 @@ def test_the_help_of_each_option_ends_with_its_default(
             ("table8", "--scale", "smok"),
             "There is no scale 'smok'. Did you mean 'smoke'? Known: smoke, small, paper.",
         ),
+        (
+            ("table4", *(word for n in range(101) for word in ("--add-row", f"Row {n}=no_file.pth"))),
+            "--add-row is given 101 times: at most 100 are expected.",
+        ),
+        (
+            ("seeds", "table8", "--scale", "small", "--seeds", "1001"),
+            "--seeds is 1001: at most 1000 are expected.",
+        ),
         (("table8", "--seeds", "1,2"), "--seeds must be a whole number, not '1,2'."),
         (("table8", "--seeds", "-1"), "--seeds must be a whole number, not '-1'."),
         (("status", "--limit", "-1"), "--limit must be a whole number, 0 or more, not '-1'."),

@@ -140,7 +140,11 @@ def events() -> str:
         {**at, "done": 2000, "note": epoch_note(2, 4, {"loss": 0.41253})},
         {"event": "finished", "id": first},
         {"event": "started", "id": second},
-        {"event": "failed", "id": second, "reason": f"ValueError: {'a reason of many words ' * 6}ends here"},
+        {
+            "event": "failed",
+            "id": second,
+            "reason": f"ValueError: {'a reason of many words ' * 6}\x1b[31m\u202eends here",
+        },
     ]
     return "\n".join(json.dumps(event) for event in made)
 
@@ -165,7 +169,8 @@ def test_a_terminal_shows_what_each_run_does_and_keeps_what_became_of_it(width: 
     assert lines[1].startswith("[1/2] byol · synth 4ep · s0: ")
     assert re.search(r": \d+ s, [\d,]+ images/s$", lines[1])
     assert lines[2].startswith("[2/2] byol → linear · synth")
-    assert " ".join(" ".join(lines[2:]).split()).endswith("a reason of many words ends here")
+    failure = " ".join(" ".join(lines[2:]).split())
+    assert failure.endswith("a reason of many words [U+001B][31m[U+202E]ends here")
     assert "ended" not in "".join(lines), "the live lines stay behind"
 
 
@@ -221,7 +226,7 @@ def test_a_dumb_terminal_and_a_pipe_get_plain_lines() -> None:
     first, one, two = piped.stdout.splitlines()
     assert first == "2 runs to do, 3 reused."
     assert re.fullmatch(r"\[1/2\] byol · synth 4ep · s0: \d+ s, [\d,]+ images/s", one)
-    assert re.fullmatch(r"\[2/2\] byol → linear .*: FAILED: ValueError: a reason .* ends here", two)
+    assert re.fullmatch(r"\[2/2\] byol → linear .*: FAILED: ValueError: a reason .*\[U\+202E\]ends here", two)
     assert [re.sub(r"[\d,]+ images", "", line) for line in dumb.splitlines()] == [
         re.sub(r"[\d,]+ images", "", line) for line in piped.stdout.splitlines()
     ]

@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 from toys import SHARED
 
-from reproduce.data import coco2017, detection, voc, voc0712
+from reproduce.data import coco2017, detection, json_tables, voc, voc0712
 from reproduce.data.coco2017 import CATEGORIES, CATEGORY_IDS, CLASSES, COCO2017
 from reproduce.data.detection import Instance, Picture, pixels
 from reproduce.data.voc0712 import VOC0712
+from reproduce.messages import InvalidError
 from reproduce.site import Site
 
 
@@ -339,6 +340,7 @@ def change(table, index, **values):
             "annotation 7 refers to image 18, not one of the 3 in the file",
         ),
         (change("annotations", 1, id=5), "more than one annotation has the id 5"),
+        (change("annotations", 1, id=10**30), r"the annotation id 10{30} has more than 63 bits"),
         (change("annotations", 1, id=0), "the annotation id 0 is not a whole number of at least 1"),
         (change("images", 0, id=17), "more than one image has the id 17"),
         (change("images", 0, id="30"), "the image id '30' is not a whole number of at least 0"),
@@ -358,6 +360,10 @@ def change(table, index, **values):
         (
             change("annotations", 2, segmentation=[[1, 1, 5, 1, 5, float("inf")]]),
             "annotation 5 .*neither polygons",
+        ),
+        (
+            change("annotations", 2, segmentation=[TRIANGLE, [1, 1, 5e6, 1, 5, 4]]),
+            r"annotation 5 .*polygon of 6 coordinates from 1 to 5e\+06: its outline is too long",
         ),
         (change("annotations", 2, segmentation=["11515"]), "annotation 5 .*neither polygons"),
         (
@@ -384,6 +390,7 @@ def change(table, index, **values):
                 ":L2R1": "does not add up",  # 10, -4, then 2 more than an earlier run
                 ":4R": "compressed run-length encoding that is truncated",
                 ":4z1": "compressed run-length encoding with the character 'z'",
+                "P" * 1_000_000: "compressed run-length encoding with a run of over 60 bits",
             }.items()
         ),
         (
@@ -395,6 +402,10 @@ def change(table, index, **values):
         (
             change("images", 1, width=0),
             r"image 4 \(000000000004\.jpg\) has an impossible size: 0 x 6 pixels",
+        ),
+        (
+            change("images", 1, width=60_000, height=60_000),
+            r"image 4 .* has an impossible size: 60000 x 60000 pixels",
         ),
         (change("images", 1, height=-6), r"image 4 .* has an impossible size: 8 x -6 pixels"),
         (change("images", 1, width=8.5), r"image 4 .* has an impossible size: 8\.5 x 6 pixels"),
@@ -449,6 +460,11 @@ def test_a_wrong_row_of_coco_is_named(tmp_path, changed, message):
         (b"[" * 100_000, "it is not JSON"),
         (b"\xff\xfe{}", "it is not text"),
         (b"9" * 5_000, "it is not JSON"),
+        (
+            b'{"images": {%s, "5": 1}}' % b", ".join(b'"%d": 0' % number for number in range(100_000)),
+            "an object with the id None has the key '5' twice",
+        ),
+        (b"[%s9]" % (b"8," * 100_000), r"it is \[(8, )+8?,?\.\.\., not an object"),
         (b"[]", r"it is \[\], not an object with images, annotations and categories"),
         (b"17", "it is 17, not an object with images, annotations and categories"),
         (gzip.compress(b"{}", mtime=0), "it is compressed by gzip: unpack it"),
@@ -466,6 +482,34 @@ def test_a_file_that_is_no_coco_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"^{path}: {message}.*Get it: https://cocodataset") as caught:
         coco2017.read(tmp_path, "val2017")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sign", "content", "message"),
+    [
+        (b"{", b'{"categories": [{}, {}, {}]}', "it has about 4 objects, but at most 3 are read"),
+        (b"[", b'{"categories": [[], [], []]}', "it has about 4 lists, but at most 3 are read"),
+        (b",", b'{"categories": [0, 0, 0, 0, 0]}', "it has about 4 values, but at most 3 are read"),
+    ],
+)
+def test_the_values_of_a_file_are_counted_before_it_is_parsed(tmp_path, monkeypatch, sign, content, message):
+    monkeypatch.setitem(json_tables.MOST, sign, (json_tables.MOST[sign][0], 3))
+    path = coco_files(tmp_path, rows()) / "annotations" / "instances_val2017.json"
+    path.write_bytes(content)
+    with pytest.raises(InvalidError, match=rf"^{path}: {message}.*Get it: https://cocodataset"):
+        coco2017.read(tmp_path, "val2017")
+
+
+def test_a_json_file_is_no_larger_than_a_release_and_no_device(tmp_path):
+    path = coco_files(tmp_path, rows()) / "annotations" / "instances_val2017.json"
+    with path.open("r+b") as file:
+        file.truncate(2**40)  # a hole, which takes no space
+    with pytest.raises(InvalidError, match=rf"^{path}: it cannot be read \(Larger than 1000000000 bytes\)"):
+        coco2017.read(tmp_path, "val2017")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(LookupError, match=rf"^{path} does not exist"):
+        coco2017.read(tmp_path, "val2017")
 
 
 def test_lost_files_of_coco_are_named_and_counted(tmp_path):

@@ -3,6 +3,7 @@
 Each is an error on one line that names the file, or is counted and reported. None changes a number silently.
 """
 
+import ast
 import gzip
 import hashlib
 import io
@@ -21,6 +22,7 @@ from toys import CPU, Notes, web_server
 
 from reproduce.data import (
     coco2017,
+    decoding,
     detection,
     imagefolder,
     imagenette,
@@ -227,6 +229,17 @@ def test_objects_in_another_place_are_not_overlooked(devkit, old, new, message):
     with pytest.raises(ValueError, match=rf"000001\.xml: {message}"):
         voc2007.read(devkit, "test")
     with pytest.raises(ValueError, match=rf"000001\.xml: {message}"):
+        voc0712.read(devkit, "2007_test")
+
+
+def test_an_annotation_of_voc_has_a_maximum_size_and_any_depth(devkit):
+    path = devkit / "VOC2007" / "Annotations" / "000001.xml"
+    path.write_text(f"<annotation>{'<a>' * 140_000}{'</a>' * 140_000}</annotation>")
+    with pytest.raises(InvalidError, match=rf"^{path}: the <size/width> of <annotation> is '', not a number"):
+        voc0712.read(devkit, "2007_test")
+    with path.open("r+b") as file:
+        file.truncate(2**40)  # a hole, which takes no space
+    with pytest.raises(InvalidError, match=rf"^{path} cannot be read \(Larger than 1000000 bytes\)"):
         voc0712.read(devkit, "2007_test")
 
 
@@ -617,11 +630,65 @@ def test_a_file_that_is_not_an_image_is_named_for_what_it_is(tmp_path, content, 
         detection.pixels(Picture(tmp_path / "a.jpg", 1, 8, 6, ()))
 
 
-def test_a_huge_image_is_not_called_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    picture(tmp_path / "a.ppm")
-    with pytest.raises(InvalidError, match=r"a\.ppm cannot .*: Image size \(48 pixels\).*Make it smaller"):
-        next(batches(Files(tmp_path, [b"a.ppm"], [0], ["a"]), [0], 1))
+def refused(path, message):
+    """Check that both readers of images refuse a file on one line."""
+    line = rf"^{path} cannot be decoded: [^\n]*{message}"
+    with pytest.raises(InvalidError, match=line):
+        next(batches(Files(path.parent, [path.name.encode()], [0], ["a"]), [0], 1))
+    with pytest.raises(InvalidError, match=line):
+        detection.pixels(Picture(path, 1, 8, 6, ()))
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header_and_not_called_broken(tmp_path):
+    """A PNG of 60 000 x 60 000 pixels has 10 MB and takes 11 GB; Pillow's own limit is half of its error."""
+    assert decoding.MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + struct.pack(">I", zlib.crc32(chunk))
+    pixels = b"IDAT" + zlib.compress(bytes(1_000_000))
+    (tmp_path / "a.png").write_bytes(head + struct.pack(">I", len(pixels) - 4) + pixels + bytes(4))
+    refused(tmp_path / "a.png", r"Image size \(3600000000 pixels\).*Make it smaller\.")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.JPEG", {"format": "PNG"}),  # as one of ImageNet's
+        ("a.jpg", {"format": "GIF"}),
+        ("a.jpg", {"format": "MPO", "save_all": True, "append_images": [Image.new("RGB", (8, 6))]}),
+        ("a.png", {"format": "TIFF"}),
+        ("a.jpeg", {"format": "WEBP", "lossless": True}),
+        ("a.bmp", {"format": "BMP"}),
+        ("a.png", {"format": "PPM"}),
+    ],
+)
+def test_an_image_is_read_by_its_content_whatever_its_extension(tmp_path, name, options):
+    (tmp_path / name).write_bytes(saved(Image.new("RGB", (8, 6), (9, 9, 9)), **options))
+    read = next(batches(Files(tmp_path, [name.encode()], [0], ["a"]), [0], 1)).pixels
+    assert read.shape == (1, 3, 6, 8)
+    assert (read == 9).all()
+    assert (detection.pixels(Picture(tmp_path / name, 1, 8, 6, ())) == 9).all()
+
+
+def test_no_other_format_is_read_and_no_program_is_started_to_read_one(tmp_path):
+    """Pillow passes EPS to Ghostscript."""
+    page = saved(Image.new("RGB", (8, 6)), format="EPS")
+    Image.open(io.BytesIO(page))
+    (tmp_path / "a.jpg").write_bytes(page)
+    refused(tmp_path / "a.jpg", r"it is PostScript, which is not read: convert it")
+    (tmp_path / "a.png").write_bytes(saved(Image.new("RGB", (8, 6)), format="PCX"))
+    refused(tmp_path / "a.png", "it is not an image in one of the formats JPEG, PNG, PPM, ")
+
+
+def test_every_image_of_the_suite_is_opened_with_a_list_of_formats():
+    calls = [
+        (path.name, [keyword.arg for keyword in node.keywords])
+        for path in (Path(__file__).parent.parent / "reproduce").rglob("*.py")
+        if "Image.open" in (text := path.read_text(encoding="utf-8"))
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"
+    ]
+    assert calls
+    assert all("formats" in keywords for _, keywords in calls), calls
 
 
 # ---- downloads

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,11 +65,11 @@ class Detectron2ResNet:
 
     def __init__(
         self,
-        tensors: Mapping[str, np.ndarray[Any, Any]],
+        tensors: Mapping[str, torch.Tensor],
         blocks: tuple[int, ...],
         stride_in_1x1: bool = False,
     ) -> None:
-        self.tensors = {name: torch.from_numpy(value) for name, value in tensors.items()}
+        self.tensors = tensors
         self.blocks, self.stride_in_1x1 = blocks, stride_in_1x1
 
     def convolved(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
@@ -139,7 +138,7 @@ def test_a_resnet50_has_318_tensors_and_its_classifier_is_dropped() -> None:
     assert sum(name.endswith("num_batches_tracked") for name in names) == 53
     assert content["matching_heuristics"] is True
     assert content["__author__"] != "Caffe2"
-    assert all(type(value) is np.ndarray for value in content["model"].values())
+    assert all(type(value) is torch.Tensor for value in content["model"].values())
 
 
 @pytest.mark.parametrize(

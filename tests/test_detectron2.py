@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pickle
 import signal
 import subprocess
 from collections.abc import Callable
@@ -240,7 +241,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
         "model_0000000.pth",
         "model_0000001.pth",
         *([] if protocol.fpn else ["voc"]),
-        "weights.pkl",
+        "weights.pth",
     ]
     seen: list[Progress] = []
     again, resumed = run(protocol, dataset, site, tmp_path / "stopped", backbone, report=seen.append)
@@ -384,6 +385,28 @@ def test_a_checkpoint_of_other_images_is_refused(site: Site, tmp_path: Path) -> 
         run(VOC, SyntheticVOC0712(num_trainval=21, num_test=20), site, tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pkl", "weights.pyth"])
+def test_no_code_in_a_checkpoint_is_executed(name: str, site: Site, tmp_path: Path) -> None:
+    from reproduce.detection.detectron2_training import _checkpointer
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "executed",)
+
+    content = {"model": {}, "model_state": {}, "__author__": "x", "trap": Trap()}
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(content))
+    pickle.loads((tmp_path / "plain.pkl").read_bytes())
+    (tmp_path / "executed").unlink()  # the trap works
+    if name.endswith(".pkl"):
+        (tmp_path / "plain.pkl").rename(tmp_path / name)
+    else:
+        torch.save(content, tmp_path / name)
+    checkpointer = _checkpointer(torch.nn.Linear(1, 1), tmp_path, Watch(folder=tmp_path))
+    with pytest.raises(pickle.UnpicklingError):
+        checkpointer.load(str(tmp_path / name))
+    assert not (tmp_path / "executed").exists()
+
+
 def test_images_without_objects_are_named_in_a_line(site: Site, tmp_path: Path) -> None:
     train, test = (TINY_VOC.load(split, site) for split in (TINY_VOC.train_split, TINY_VOC.test_split))
     empty = dataclasses.replace(train, pictures=tuple(each._replace(instances=()) for each in train.pictures))
@@ -410,8 +433,15 @@ def test_a_broken_image_is_named_in_a_line(workers: int, site: Site, tmp_path: P
     cfg = detectron2._config(config.settings(VOC, "resnet18_3x3", TINY_VOC, device="cpu", seed=0))
     model = detectron2._detector(cfg, seed=0)
     decoding = dataclasses.replace(site, workers=workers)
-    with pytest.raises(ValueError, match=r"^\S*broken.jpg cannot be used: .*truncated"):
-        detectron2._test(model, cfg, TINY_VOC, other, tmp_path, decoding, Watch())
+    for content, problem in (
+        (None, "truncated"),
+        (b"P6 60000 60000 255\n", r"Image size \(3600000000 pixels\)"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "cannot identify image file"),
+    ):
+        if content:
+            broken.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^\S*broken.jpg cannot be used: .*{problem}"):
+            detectron2._test(model, cfg, TINY_VOC, other, tmp_path, decoding, Watch())
     wider = dataclasses.replace(
         images, pictures=(images.pictures[0]._replace(width=65), *images.pictures[1:])
     )

@@ -54,6 +54,24 @@ def test_a_name_that_is_not_utf8_is_printed_with_its_byte() -> None:
     assert printing(b"caf\xe9.pth").stdout.splitlines()[0] == rb"caf\udce9.pth"
 
 
+def test_what_controls_a_terminal_is_printed_by_its_number_except_by_a_live_display() -> None:
+    code = """
+import sys
+from reproduce.runs import output
+output.prepare()
+print("a\\x1b[2Jb\\u202ec\\td\\re")
+sys.stdout.write("\\r 50 %\\r 99 %\\n")
+output.Drawing(sys.stdout).write("\\x1b[1mbold\\u202e\\r\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout.decode().split("\n") == [
+        "a[U+001B][2Jb[U+202E]c\td[U+000D]e",
+        "\r 50 %[U+000D] 99 %",
+        "\x1b[1mbold[U+202E]\r",
+        "",
+    ]
+
+
 def piped(command: str, **variables: str) -> tuple[bytes, bytes, int]:
     """What a shell's pipeline prints, and the exit code of its first command."""
     done = subprocess.run(

@@ -20,7 +20,7 @@ CONTENT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = CONTENT["tool"]["setuptools"]
 TESTS = "# Tests and checks; pages are tested in Chromium."
 """The comment of requirements.txt below which nothing is needed for runs."""
-TOOLS = {"pytest", "pytest-xdist", "selenium", "ruff", "mypy"}
+TOOLS = {"pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "selenium", "ruff", "mypy"}
 PACKAGES = ("reproduce", "configs", "tables")
 OLDEST = 77
 """The first setuptools that reads pyproject.toml as it is (`license` as an expression)."""
@@ -46,6 +46,34 @@ def test_the_dependencies_are_the_requirements_without_the_tools_of_tests() -> N
     assert comment
     assert CONTENT["project"]["dependencies"] == pinned(needed)
     assert {line.partition("==")[0] for line in pinned(tools)} == TOOLS
+
+
+def normalised(requirement: str) -> str:
+    """Return a pinned requirement with the name as package indexes spell it."""
+    name, _, version = requirement.partition("==")
+    return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
+
+
+def test_the_lock_file_has_every_requirement_and_hashes_of_all_that_is_installed() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    entries = [entry.replace("\\\n", " ") for entry in re.split(r"\n(?=\w)", text)[1:]]
+    locked: dict[str, list[str]] = {}
+    for entry in entries:
+        found = re.fullmatch(
+            r"([\w.-]+==[\w.]+)( ;[^\n]+?)?((?: +--hash=sha256:[0-9a-f]{64})+)((?:\n +#.*)*)\n?", entry
+        )
+        assert found, entry
+        name, version = found[1].split("==")
+        locked.setdefault(name, []).append(version)
+        assert len(locked[name]) == 1 or found[2], f"{name} is there twice without a condition"
+        assert "://" not in entry
+    needed, beside = (
+        [normalised(line).split("==") for line in pinned((ROOT / file).read_text(encoding="utf-8"))]
+        for file in ("requirements.txt", "requirements-detectron2.txt")
+    )
+    assert {name: locked.get(name) for name, _ in needed} == {name: [version] for name, version in needed}
+    shared = {name: [version] for name, version in beside if name in locked}
+    assert {name: locked[name] for name in shared} == shared, "both files can be installed together"
 
 
 def test_the_build_system_reads_the_file() -> None:

@@ -18,6 +18,7 @@ from reproduce import plan, worker
 from reproduce.commands import forecast
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
+from reproduce.messages import InvalidError
 from reproduce.methods.method import Method
 from reproduce.nn.optimizers import LARS
 from reproduce.overrides import full_name, parse, paths_of, settings_named
@@ -317,6 +318,13 @@ def test_text_that_is_no_such_value_is_refused(text: str, hint: Any, message: st
     with pytest.raises(ValueError) as caught:  # noqa: PT011, the whole message is compared
         parse(text, hint, "x")
     assert str(caught.value).startswith(message)
+
+
+def test_a_grid_has_a_maximum_length() -> None:
+    grid = tuple[float, ...]
+    assert len(parse(",".join(map(str, range(1000))), grid, "base_lrs")) == 1000
+    with pytest.raises(InvalidError, match=r"^base_lrs has 1001 values: at most 1000 are expected\.$"):
+        parse(",".join(map(str, range(1001))), grid, "base_lrs")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -30,6 +31,7 @@ from toys import fill_from
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
+from reproduce.messages import InvalidError, reason_of
 from reproduce.methods.method import Method
 from reproduce.nn.optimizers import LARS
 from reproduce.nn.weights import Weights
@@ -1124,6 +1126,30 @@ def test_a_word_of_the_user_breaks_rather_than_leave_the_page(tmp_path: Path) ->
     assert overflows(log) == []
 
 
+def test_a_long_label_is_wrapped_and_the_table_is_not_shrunk_for_it(tmp_path: Path) -> None:
+    """A label of --add-row may have 100 characters, without a space among them."""
+
+    def with_row(label: str) -> Filled:
+        return filled(replace(TABLE, claims=(), rows=(*TABLE.rows, replace(TABLE.rows[0], label=label))))
+
+    plain = with_row("M" * 40)
+    assert "{lc" in latex.tabular(plain)
+    assert 'class="long"' not in render.html(plain)
+    for label in ("an encoder of ours with more words in its name than are good for it, or two", "W" * 100):
+        table = with_row(label)
+        rows = tuple(replace(row, facts={}) for row in table.rows)
+        assert (
+            latex._split(display(replace(table, rows=rows, columns=table.columns[:1])), 400).size
+            == "normalsize"
+        )
+        assert r"{p{210pt}c" in latex.tabular(table)
+        source = "\\documentclass{article}\\usepackage{booktabs,amssymb,graphicx}\\begin{document}\n"
+        log, text = compiled(tmp_path, f"{source}{latex.table(table)}\\end{{document}}")
+        assert overflows(log) == []
+        assert not re.search("W{40}", text), "the line ends within the word"
+        assert render.html(table).count('<th scope="row" class="long">') == 1
+
+
 def test_the_pdf_is_made_once_and_has_the_same_bytes_anywhere(tmp_path: Path) -> None:
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is not installed")
@@ -1150,6 +1176,72 @@ def test_without_pdflatex_one_line_says_so(tmp_path: Path, monkeypatch: pytest.M
         "report.pdf is not made: pdflatex is not installed. report.tex has the same content."
     )
     assert not (tmp_path / "report.pdf").exists()
+
+
+MARKS = "\u061c\u200e\u200f"
+BIDI_CONTROLS = [
+    sign
+    for sign in map(chr, range(0x10000))
+    if sign in MARKS or re.fullmatch("..[EOI]|PD[FI]", unicodedata.bidirectional(sign))
+]
+"""Unicode's Bidi_Control: three marks, and all embeddings, overrides and isolates with their ends."""
+assert len(BIDI_CONTROLS) == 12
+FORMULAS = ("=HYPERLINK(1)", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\ttab", "\rreturn", "＝1")
+NUMBERS = ("-0.5", "+1", "-1e-05", "-.5")
+
+
+def test_a_text_that_a_spreadsheet_would_execute_has_an_apostrophe_and_a_number_has_none(
+    tmp_path: Path,
+) -> None:
+    texts = [*FORMULAS, *NUMBERS, "BYOL", "5-1", "–", ""]
+    quoted = [
+        "'=HYPERLINK(1)",
+        "'+1+cmd|' /C calc'!A0",
+        "'-2+3",
+        "'@SUM(A1)",
+        "'\ttab",
+        "'[U+000D]return",
+        "'＝1",
+    ]
+    assert [markup.csv(text) for text in texts] == [*quoted, *NUMBERS, "BYOL", "5-1", "–", ""]
+    assert [markup.csv(value) for value in (-0.5, -1, None)] == [-0.5, -1, None]
+    label, fields = FORMULAS[0], {"value": -0.25, "std": None, "reason": None, "paper": "-1.5"}
+    cell = replace(filled().rows[0].cells["acc"], **fields)
+    row = replace(filled().rows[0], label=label, cells={**filled().rows[0].cells, "acc": cell})
+    (read,) = csv.DictReader(
+        render.csv(replace(filled(), rows=(row,), columns=filled().columns[:1])).splitlines()
+    )
+    assert (read["row"], read["paper"], read["value"]) == (f"'{label}", "-1.5", "-0.25")
+    runs = frame(TABLE, SEEDS, finished(), REASONS)
+    runs["value"] = -runs["value"]
+    write_runs(runs.assign(row=label, reason="-0.5"), "table99", tmp_path)
+    write_runs(frame(SMALL, SEEDS, finished(), REASONS), SMALL.name, tmp_path)
+    rows = rows_of(tmp_path / "runs.csv", "table99")
+    assert {row["row"] for row in rows} == {f"'{label}"}, "it has one apostrophe, however often it is written"
+    assert {row["reason"] for row in rows} == {"-0.5"}
+    assert any(row.get("value", "").startswith("-") for row in rows)
+
+
+@pytest.mark.parametrize("sign", [*"\x00\x07\x1b\x7f\x85\x9b\u2028\ud800", *BIDI_CONTROLS])
+def test_no_format_contains_a_character_that_controls_a_terminal_or_turns_a_text_around(sign: str) -> None:
+    """Also in the pages of runs, whose texts come from the tracking store."""
+    text, number = f"safe{sign}txt.exe", f"[U+{ord(sign):04X}]"
+    for form in (markup.plain, markup.markdown, markup.html, markup.tex, markup.csv):
+        shown = form(text)
+        assert sign not in shown
+        assert number in re.sub(r"[{}\\]", "", shown), form
+    page = render.environment().from_string(
+        "<p title='{{ value }}'>{{ value|text }}{{ value }}</p>{{ 7 }}<br>"
+    )
+    safe = f"safe{number}txt.exe"
+    assert page.render(value=text) == f"<p title='{safe}'>{safe}{safe}</p>7<br>"
+    assert sign not in reason_of(InvalidError(text))
+    assert reason_of(InvalidError("safe\u202etxt")) == "safe[U+202E]txt"
+
+
+def test_a_letter_and_its_accent_are_one_character_of_latex() -> None:
+    assert markup.tex("Mu\u0308ller, Ange\u0301lique $e\u0301$") == "Müller, Angélique $é$"
+    assert markup.tex("q\u0308") == "q{[}U+0308{]}", "which has no such letter"
 
 
 def test_a_comment_of_the_latex_ends_with_its_line() -> None:
@@ -1197,6 +1289,14 @@ DAMAGED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a cell fewer": (lambda data: data["rows"][0]["cells"].pop("acc"), "lacks a column"),
     "a row twice": (lambda data: data.update(rows=data["rows"][:1] * 2), "the row 'BYOL' is there twice"),
     "other facts": (lambda data: data["rows"][1].update(facts={}), "has other facts"),
+    "a cell of too many seeds": (
+        in_first_cell(seeds=[*range(1001)], runs=["a"] * 1001),
+        "1001 seeds, but at most 1000 are shown",
+    ),
+    "too many cells": (
+        lambda data: data.update(columns=[{**data["columns"][0], "key": str(n)} for n in range(10_000)]),
+        r"it has \d0000 cells and \d figures, but at most 10000 and 100 are shown",
+    ),
     "decimals without end": (lambda data: data["columns"][0].update(digits=10**9), "1000000000 decimals"),
     "a verdict of its own": (lambda data: data["claims"][0].update(ours="maybe"), "ours is 'maybe'"),
     "an escape code": (in_first_row(note="\x1b[2J"), r"note is '\\x1b\[2J'"),

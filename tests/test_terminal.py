@@ -13,7 +13,7 @@ from reproduce.commands.show import _request
 from reproduce.plan import Request
 from reproduce.report.filled import Filled, FilledCell, FilledRow
 from reproduce.report.table import Column
-from reproduce.report.terminal import cut, lines, padded, width_of
+from reproduce.report.terminal import cut, lines, padded, width_of, wrapped
 
 if TYPE_CHECKING:
     from conftest import Home
@@ -107,11 +107,25 @@ def test_columns_that_do_not_fit_are_counted() -> None:
     assert list(lines(TABLE, 51))[-1] == "1 column of 3 left out: too wide."
 
 
-def test_a_label_is_cut_before_the_first_column_is_left_out() -> None:
-    assert list(lines(TABLE, 36))[-2:] == [
-        "Ours (K=…  80.38  80.00 ± 1.41 (2) =",
+def test_a_long_label_is_wrapped_before_a_column_is_left_out() -> None:
+    assert list(lines(TABLE, 36))[-3:] == [
+        "Ours       80.38  80.00 ± 1.41 (2) =",
+        "(K=4)",
         "2 columns of 3 left out: too wide.",
     ]
+    label = f"ours with {'x' * 60} 方法方法"
+    long = replace(TABLE, rows=(replace(TABLE.rows[0], label=label), TABLE.rows[1]))
+    shown = list(lines(long, 80))
+    assert max(map(width_of, shown)) <= 80
+    assert shown[5:10] == [
+        f"{'ours with':40}  71.92               71.50",
+        "x" * 40,
+        f"{'x' * 20} 方法方法",
+        "-" * 67,
+        f"{'Ours (K=4)':40}  80.38  80.00 ± 1.41 (2) =",
+    ]
+    assert wrapped("方法方法", 3) == ["方", "法", "方", "法"]
+    assert [wrapped("", 8), wrapped("a b", 8), wrapped("a b", 2)] == [[""], ["a b"], ["a", "b"]]
 
 
 def test_a_table_of_ours_has_no_sides() -> None:

@@ -16,6 +16,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import types
 import warnings
 import zipfile
@@ -28,8 +29,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from reproduce.messages import InvalidError
 from reproduce.nn import backbones, weight_files
 from reproduce.nn.weight_formats import EXTRAS, Extra, folder_kind, read
+from reproduce.runs import zips
 
 VALUES = torch.arange(6.0).reshape(2, 3)
 
@@ -276,6 +279,99 @@ def test_tensors_are_found_in_nested_dicts_and_in_lists_of_dicts(tmp_path: Path)
     tensors = read(saved(content, tmp_path / "x.pth"))
     assert list(tensors) == ["models.0.a", "models.1.a", "b.c.0"]
     assert torch.equal(tensors["models.1.a"], VALUES + 1)
+
+
+# Small files that stand for a lot
+
+
+def nested(value: object, num_keys: int, levels: int) -> dict[str, Any]:
+    """Return dicts in each other, each of which contains the one below it `num_keys` times."""
+    found = {"a": value}
+    for _ in range(levels):
+        found = {str(number): found for number in range(num_keys)}
+    return found
+
+
+def test_a_dict_at_several_places_counts_at_each_of_them_until_there_are_too_many(tmp_path: Path) -> None:
+    """Thirty levels of two stand for 2^30 tensors, and of twenty for more than there are atoms."""
+    shared = {"a": VALUES}
+    assert list(read(saved({"online": shared, "target": shared}, tmp_path / "x.pth"))) == [
+        "online.a",
+        "target.a",
+    ]
+    assert len(read(saved(nested(VALUES, 2, 9), tmp_path / "x.pth"))) == 2**9
+    with pytest.raises(InvalidError, match=r"contains a dict without tensors"):  # they are too deep
+        read(saved(nested(VALUES, 2, 30), tmp_path / "x.pth"))
+    for leaf in (VALUES, 3):
+        with pytest.raises(
+            InvalidError, match=r"more than 100 000 tensors and dicts.*\.state_dict\(\), FILE"
+        ):
+            read(saved(nested(leaf, 20, 30), tmp_path / "x.pth"))
+
+
+def test_a_name_has_a_maximum_length_and_a_composed_key_is_not_written_out(tmp_path: Path) -> None:
+    long = "k" * 300
+    with pytest.raises(InvalidError, match=r"a name of more than 1000 characters, (k{100}\.\.\.):"):
+        read(saved({long: {long: {long: {long: VALUES}}}}, tmp_path / "x.pth"))
+    pair: tuple[Any, ...] = ()
+    for _ in range(18):
+        pair = (pair, pair)
+    assert list(read(saved({pair: {"a": VALUES}, 10**100: VALUES}, tmp_path / "x.pth"))) == [
+        "tuple.a",
+        "int",
+    ]
+
+
+def test_a_tensor_that_repeats_its_values_to_any_size_is_not_compared(tmp_path: Path) -> None:
+    endless = torch.ones(1).expand(10**7, 10**7)
+    with pytest.raises(InvalidError, match=r"two tensors with the name a\.b"):
+        read(saved({"a.b": endless, "a": {"b": torch.ones(1).expand(10**7, 10**7)}}, tmp_path / "x.pth"))
+    assert list(read(saved({"a.b": endless, "a": {"b": endless}}, tmp_path / "x.pth"))) == ["a.b"]
+
+
+def with_size(path: Path, size: int) -> Path:
+    """Change the size of the last file in a zip's directory, where readers look it up."""
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x01\x02") + 24
+    content[place : place + 4] = size.to_bytes(4, "little")
+    return written(path, content)
+
+
+def zeros(path: Path, name: str, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """Write a zip with 30 MB of zeros, which take 30 kB."""
+    with zipfile.ZipFile(path, "w", method) as archive, archive.open(name, "w") as file:
+        for _ in range(30):
+            file.write(bytes(1_000_000))
+    return path
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "x/data.pkl"])
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_by_its_directory(name: str, tmp_path: Path) -> None:
+    path = with_size(in_zip(tmp_path / "x.pth", name), 4_000_000_000)
+    with pytest.raises(
+        InvalidError, match=r"is broken \(its 1\d\d B unpack to 4 GB\): copy or download it again"
+    ):
+        read(path)
+
+
+def test_an_archive_is_not_unpacked_further_than_its_directory_states(tmp_path: Path) -> None:
+    path = with_size(zeros(tmp_path / "x.zip", "weights.pth"), 1_000)
+    tracemalloc.start()
+    with pytest.raises(InvalidError, match=r"cannot be unpacked \(Bad CRC-32 for file 'weights\.pth'\)"):
+        read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000
+    with pytest.raises(InvalidError, match=r"is broken \(it uses the compression method 12\)"):
+        read(zeros(path, "weights.pth", zipfile.ZIP_BZIP2))
+
+
+def test_the_directory_of_an_archive_has_a_maximum_size(tmp_path: Path) -> None:
+    path = in_zip(tmp_path / "x.zip", *map(str, range(100)))
+    with zips.opened(path, most=100) as archive:
+        assert len(archive.namelist()) == 100
+    with pytest.raises(zipfile.BadZipFile, match=r"its directory has 4\.79 kB, more than that of 10 files"):
+        zips.opened(path, most=10)
 
 
 def test_numpy_arrays_are_recognised_when_they_are_saved_by_torch() -> None:

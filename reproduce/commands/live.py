@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from reproduce import messages
+from reproduce.runs import output
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -78,9 +79,8 @@ class Live:
         self._ended = self._failed = 0
         self._rows: dict[str, _Row] = {}
         self._lock = threading.RLock()
-        self._console = Console(
-            file=sys.stderr, force_terminal=True, highlight=False, markup=False, emoji=False
-        )
+        drawing: Any = output.Drawing(sys.stderr)
+        self._console = Console(file=drawing, force_terminal=True, highlight=False, markup=False, emoji=False)
         self._encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
         self._to_stdout = not sys.stdout.isatty()
         self._display = Display(
@@ -209,8 +209,10 @@ class Live:
         return set_cell_size(text, max(width - 1, 0)).rstrip() + sign
 
     def _encodable(self, text: str) -> str:
-        """Return a text with numbers in place of characters that the terminal cannot show."""
-        return text.encode(self._encoding, "backslashreplace").decode(self._encoding)
+        """Return a text with numbers in place of characters that the terminal cannot or must not show."""
+        return (
+            messages.visible(text, keep="").encode(self._encoding, "backslashreplace").decode(self._encoding)
+        )
 
     def _can(self, text: str) -> bool:
         return self._encodable(text) == text

@@ -123,6 +123,10 @@ class Options:
         """
         from reproduce import plan
 
+        if len(self.add_row) > plan.MOST_ADDED:
+            raise InvalidError(
+                f"--add-row is given {len(self.add_row)} times: at most {plan.MOST_ADDED} are expected."
+            )
         added = [plan.added_row(text) for text in self.add_row]
         labels = [label for label, _ in added]
         backbones = _by_row("backbone", self.backbone, labels)

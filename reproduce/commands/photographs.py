@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from reproduce.data import decoding
 from reproduce.data.images import Found, Images, Shape, Whole
 from reproduce.data.originals import Originals
 
@@ -91,7 +92,7 @@ class Generated(Images):
         return str(self._files[index % len(self._files)])
 
     def open(self, index: int) -> Image.Image:
-        return Image.open(self._files[index % len(self._files)])
+        return decoding.opened(self._files[index % len(self._files)])
 
     @property
     def digest(self) -> str:

@@ -81,7 +81,7 @@ def take(reports: Path, docs: Path) -> Iterator[Path]:
             driver.get((reports / picture.page).resolve().as_uri())
             shown = driver.find_element(By.CSS_SELECTOR, picture.part).screenshot_as_png
             (docs / picture.file).parent.mkdir(exist_ok=True)
-            with Image.open(io.BytesIO(shown)) as pixels:
+            with Image.open(io.BytesIO(shown), formats=["PNG"]) as pixels:
                 pixels.convert("RGB").quantize(COLOURS).save(docs / picture.file, optimize=True)
             yield docs / picture.file
     finally:

@@ -34,7 +34,7 @@ from reproduce.plan import CUSTOM, SCALES, registered
 from reproduce.report import publish, render
 from reproduce.report.filled import Filled
 from reproduce.report.record import Records
-from reproduce.runs import encoder_file
+from reproduce.runs import encoder_file, zips
 from reproduce.runs.files import naming, remove_drafts, write_atomic
 from reproduce.site import Site
 from reproduce.tracking.portable import OF_THE_MACHINE, PortableRun, from_json
@@ -282,7 +282,7 @@ class Archive:
         """
         try:
             with naming(file):
-                zipped = zipfile.ZipFile(file)
+                zipped = zips.opened(file, most=MOST_MEMBERS)
             with zipped:
                 yield cls(file, zipped)
         except BROKEN as error:

@@ -31,6 +31,6 @@ line.
     images.py                decoding of the images of one split
     shared_memory.py         processes that decode and fit in shared memory
     originals.py             images in flat memory
-    decoding.py              faults of image files
+    decoding.py              image files, and their faults
     sources.py               state of a data set's files on disk
 """

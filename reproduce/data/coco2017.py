@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from reproduce.data import detection, json_tables
+from reproduce.data.decoding import MOST_PIXELS
 from reproduce.data.detection import Annotated, Box, DetectionDataset, Instance, Picture
 from reproduce.data.folders import check_files
 from reproduce.data.json_tables import Row, quoted
@@ -34,10 +35,6 @@ from reproduce.messages import InvalidError, NotFoundError, counted, unknown
 from reproduce.site import Site
 
 KEY = "coco"
-LARGEST_SIDE = 10**6
-"""Maximum of an image's height and width in pixels."""
-LONGEST_RUN = 60
-"""Maximum number of bits of a run in a compressed encoding; more are a mistake, and take for ever to add."""
 LAYOUT = "train2017/*.jpg, val2017/*.jpg and annotations/instances_{train,val}2017.json"
 SOURCE = (
     "https://cocodataset.org/#download (train2017.zip, val2017.zip and annotations_trainval2017.zip, 20 GB)"
@@ -130,6 +127,11 @@ but never annotated."""
 CLASSES = tuple(CATEGORIES.values())
 CATEGORY_IDS = tuple(CATEGORIES)
 LABELS = {category: label for label, category in enumerate(CATEGORY_IDS)}
+LONGEST_OUTLINE = 20_000_000
+"""Maximum of a polygon's number of coordinates times their range in pixels, for which pycocotools takes up to
+0.8 GB. An image of COCO has at most 640 pixels to a side, and a polygon a few thousand coordinates."""
+LONGEST_RUN = 60
+"""Maximum number of bits of a run in a compressed encoding."""
 DROPPED_KEYS = frozenset(("license", "coco_url", "flickr_url", "date_captured"))
 """Keys of the JSON file that are dropped while it is parsed."""
 
@@ -275,7 +277,8 @@ def _check_categories(rows: Sequence[Row]) -> None:
 def _size(row: Row, owner: str) -> tuple[int, int]:
     """Return the height and the width of an image."""
     height, width = (json_tables.value(row, side, owner) for side in ("height", "width"))
-    if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in (height, width)):
+    sides = (height, width)
+    if not all(type(side) is int and side > 0 for side in sides) or height * width > MOST_PIXELS:
         raise InvalidError(f"{owner} has an impossible size: {quoted(width)} x {quoted(height)} pixels")
     return height, width
 
@@ -343,7 +346,14 @@ def _segmentation(given: Any, size: tuple[int, int]) -> list[Sequence[float]] | 
         raise InvalidError(
             "has a segmentation that is neither polygons (lists of numbers) nor a run-length encoding"
         )
-    return [polygon for polygon in given if detection.is_polygon(polygon)]
+    polygons = [polygon for polygon in given if detection.is_polygon(polygon)]
+    for polygon in polygons:
+        if len(polygon) * (max(0.0, max(polygon)) - min(0.0, min(polygon))) > LONGEST_OUTLINE:
+            raise InvalidError(
+                f"has a polygon of {len(polygon)} coordinates from {min(polygon):g} to {max(polygon):g}: its "
+                "outline is too long"
+            )
+    return polygons
 
 
 def _check_runs(given: Mapping[str, Any], size: tuple[int, int]) -> None:
@@ -384,7 +394,7 @@ def _runs(text: str) -> list[int]:
         value |= (six & 31) << shift
         shift += 5
         if shift > LONGEST_RUN:
-            raise InvalidError("has a compressed run-length encoding with an impossible run")
+            raise InvalidError(f"has a compressed run-length encoding with a run of over {LONGEST_RUN} bits")
         if six & 32:
             continue
         if six & 16:  # negative

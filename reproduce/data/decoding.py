@@ -1,9 +1,10 @@
-"""Faults of image files: files that are not images, and images of more than 8 bits per channel."""
+"""Open image files, and name their faults: other formats, too many pixels, more than 8 bits per channel."""
 
 from __future__ import annotations
 
 import errno
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,34 @@ from reproduce.runs import kinds
 if TYPE_CHECKING:
     from PIL import Image
 
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""Formats that are read, by Pillow's names. Pillow knows about 40; EPS among them starts Ghostscript. The
+data sets contain JPEG and PNG, the latter under the extension .JPEG, too. A folder of one's own may contain
+each (`imagefolder.ENDINGS`), and pictures of the web are sometimes GIF with the extension .jpg. Pillow reads
+MPO, several JPEGs in one file as some phones write, as JPEG."""
+MOST_PIXELS = 178_956_970
+"""Maximum number of pixels of an image: the one at which Pillow raises an error (PIL/Image.py, twice
+MAX_IMAGE_PIXELS)."""
+DRAWINGS: Mapping[bytes, tuple[str, str]] = dict.fromkeys(
+    (b"%!PS", b"\xc5\xd0\xd3\xc6"), ("PostScript, which is not read", "convert it, for instance to a PNG")
+)
+"""Formats of drawings by the first bytes of a file, each with what would work."""
 TEXT = frozenset(string.printable.encode())
 """Bytes of a text in English, or of a web page."""
 MAX_VALUE = 255
 """Largest value of a channel of 8 bits."""
 DEEP_MODES = ("I", "F")
 """First letters of Pillow's modes with 16 or 32 bits per channel."""
+
+
+def opened(file: str | Path) -> Image.Image:
+    """Return the image in a file of one of the FORMATS, not decoded yet.
+
+    A file of another format, or with more than MOST_PIXELS, raises an exception of Pillow's (see `fault`).
+    """
+    from PIL import Image
+
+    return Image.open(file, formats=FORMATS)
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -66,7 +89,7 @@ def _reason(name: str, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"{first_line(error).rstrip('.')}. Make it smaller."
     if isinstance(error, UnidentifiedImageError):  # its message is the path once more
-        return _kind(name) or "it is not an image of a format that Pillow reads. Get it again."
+        return _kind(name) or f"it is not an image in one of the formats {', '.join(FORMATS)}. Get it again."
     return f"{first_line(error) or type(error).__name__}. Get it again."
 
 
@@ -79,7 +102,7 @@ def _kind(name: str) -> str:
         return ""
     if not head:
         return "it is empty. Get it again."
-    if found := kinds.by_content(head):
+    if found := kinds.by_content(head) or kinds.by_content(head, DRAWINGS):
         kind, remedy = found
         return f"it is {kind}: {remedy}."
     return "it is text, not an image. Get it again." if set(head) <= TEXT else ""

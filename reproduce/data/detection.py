@@ -265,12 +265,11 @@ def pixels(picture: Picture) -> NDArray[np.uint8]:
             the annotated one. The message names it.
     """
     import numpy as np
-    from PIL import Image
 
     from reproduce.data import decoding
 
     try:
-        with Image.open(picture.file) as image:
+        with decoding.opened(picture.file) as image:
             decoded = np.asarray(_upright(decoding.eight_bits(image)).convert("RGB"))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
         raise decoding.fault(str(picture.file), error) from error

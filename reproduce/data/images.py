@@ -456,7 +456,7 @@ class Files(Images):
         return shown(self._path(index))
 
     def open(self, index: int) -> Image.Image:
-        return Image.open(os.fsdecode(self._path(index)))
+        return decoding.opened(os.fsdecode(self._path(index)))
 
     def paths(self) -> Iterator[bytes]:
         return (self._path(index) for index in range(len(self)))

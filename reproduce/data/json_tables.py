@@ -10,18 +10,36 @@ A fault in the file becomes one line that names the file and the row.
 from __future__ import annotations
 
 import json
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from reproduce.data.lists import BOM
-from reproduce.messages import InvalidError
+from reproduce.messages import InvalidError, grouped
 from reproduce.runs import kinds
+from reproduce.runs.files import read_regular
 
 Row = Mapping[str, Any]
 LONGEST = 60
 """Maximum number of characters of a value in a message."""
+LARGEST = 1_000_000_000
+"""Maximum number of bytes of a file: twice those of COCO's instances_train2017.json."""
+MOST: Mapping[bytes, tuple[str, int]] = {
+    b"{": ("objects", 10_000_000),
+    b"[": ("lists", 20_000_000),
+    b",": ("values", 200_000_000),
+}
+"""Maximum numbers of objects, lists and values of a file, by the sign that begins or separates them. COCO's
+instances_train2017.json has 1, 3.5 and 70 million. A file that has only these takes a few GB."""
+MOST_BITS = 63
+"""Maximum number of bits of an id, as in the arrays of the benchmarks."""
+SHORTENED = reprlib.Repr()
+"""Representation of a value that does not write all of a large one."""
+SHORTENED.maxlist = SHORTENED.maxdict = SHORTENED.maxarray = SHORTENED.maxtuple = LONGEST
+SHORTENED.maxstring = SHORTENED.maxother = SHORTENED.maxlong = 2 * LONGEST
 
 
 @contextmanager
@@ -63,14 +81,15 @@ def parse(path: Path, compact: Callable[[dict[str, Any]], dict[str, Any]] = lamb
     def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in row if keys.count(key) > 1)
-            raise InvalidError(f"an object with the id {row.get('id')!r} has the key '{twice}' twice")
+            counts = Counter(key for key, _ in pairs)
+            twice = next(key for key in row if counts[key] > 1)
+            raise InvalidError(
+                f"an object with the id {quoted(row.get('id'))} has the key {quoted(twice)} twice"
+            )
         return compact(row)
 
     try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file, object_pairs_hook=hook)
+        content = json.loads(_text(path), object_pairs_hook=hook)
     except InvalidError:
         raise
     except (ValueError, RecursionError) as error:
@@ -79,6 +98,22 @@ def parse(path: Path, compact: Callable[[dict[str, Any]], dict[str, Any]] = lamb
     if not isinstance(content, Mapping):
         raise InvalidError(f"it is {quoted(content)}, not an object with images, annotations and categories")
     return content
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file of limited size, with a limited number of values.
+
+    Raises:
+        ValueError: the file cannot be read, is too large, has too many values, or is not UTF-8.
+    """
+    try:
+        content, _ = read_regular(path, LARGEST)
+    except OSError as error:
+        raise InvalidError(f"it cannot be read ({error.strerror})") from None
+    for sign, (kind, most) in MOST.items():
+        if (found := content.count(sign)) > most:
+            raise InvalidError(f"it has about {grouped(found)} {kind}, but at most {grouped(most)} are read")
+    return content.decode()
 
 
 def table(content: Row, name: str) -> Sequence[Row]:
@@ -112,6 +147,8 @@ def by_id(rows: Sequence[Row], kind: str, *, least: int = 0) -> dict[int, Row]:
         id_ = value(row, "id", f"{kind} number {number}")
         if type(id_) is not int or id_ < least:
             raise InvalidError(f"the {kind} id {quoted(id_)} is not a whole number of at least {least}")
+        if id_.bit_length() > MOST_BITS:
+            raise InvalidError(f"the {kind} id {quoted(id_)} has more than {MOST_BITS} bits")
         if id_ in found:
             raise InvalidError(f"more than one {kind} has the id {id_}")
         found[id_] = row
@@ -172,5 +209,5 @@ def _is_inside(name: str) -> bool:
 
 def quoted(found: Any) -> str:
     """Return a value of the file for a message: short, on one line."""
-    text = repr(found)
+    text = SHORTENED.repr(found)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

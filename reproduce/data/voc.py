@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reproduce.data import lists
 from reproduce.messages import InvalidError, NotFoundError, UserError, counted
+from reproduce.runs.files import read_regular
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -45,6 +46,8 @@ CLASSES = (
     "tvmonitor",
 )
 """Classes of all years, in the development kit's order, which is alphabetical."""
+LARGEST = 1_000_000
+"""Maximum number of bytes of an annotation; those of the releases have at most about 20 kB."""
 COUNTS = {
     "2007_train": 2_501,
     "2007_val": 2_510,
@@ -168,7 +171,8 @@ def read_annotation(path: Path) -> Annotation:
     from defusedxml import DefusedXmlException, ElementTree
 
     try:
-        root = ElementTree.parse(path, forbid_dtd=True).getroot()
+        content, _ = read_regular(path, LARGEST)
+        root = ElementTree.fromstring(content, forbid_dtd=True)
     except OSError as error:
         raise InvalidError(
             f"{path} cannot be read ({error.strerror}): every image needs its annotation."

@@ -13,8 +13,6 @@ from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
 AUTHOR = "msbreg-reproduction"
@@ -31,14 +29,14 @@ def renamed(name: str) -> str:
     return f"res{int(stage[1]) + 1}.{name[stage.end() :]}" if stage else f"stem.{name}"
 
 
-def converted(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the backbone's `state_dict()` under Detectron2's names, on the CPU."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
-    return {renamed(name): tensor.detach().cpu().contiguous().numpy() for name, tensor in kept.items()}
+    return {renamed(name): tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
 
 
 def file(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the content of a weights pickle; Detectron2 matches its names to those of any detector."""
+    """Return the content of a file of weights, whose names Detectron2 matches to those of any detector."""
     return {"model": converted(tensors), "__author__": AUTHOR, "matching_heuristics": True}
 
 

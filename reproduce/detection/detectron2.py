@@ -15,7 +15,6 @@ import importlib.util
 import logging
 import math
 import os
-import pickle
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -62,7 +61,7 @@ REQUIREMENTS = {
 }
 """Packages that these two protocols make Detectron2 import, by module, with their names on PyPI. Of its other
 requirements (setup.py), the protocols use none."""
-WEIGHTS, KEYS, CONFIG, VOC = "weights.pkl", "detectron2_weights.txt", "detectron2_config.yaml", "voc"
+WEIGHTS, KEYS, CONFIG, VOC = "weights.pth", "detectron2_weights.txt", "detectron2_config.yaml", "voc"
 """Names of files: the encoder's tensors, the list of where each of them went, the whole config, and a folder
 of annotations to measure by."""
 PARITY = 1e-4
@@ -262,7 +261,7 @@ def _first_weights(
     """
     content = conversion.file(encoder.backbone.state_dict())
     if distributed.main_process():
-        (folder / WEIGHTS).write_bytes(pickle.dumps(content))
+        torch.save(content, folder / WEIGHTS)
     distributed.agreed(True)  # the other processes wait for the file
     checkpointer.load(str(folder / WEIGHTS), checkpointables=[])
     unused = [

@@ -146,14 +146,15 @@ def mapped(map_one: Callable[[Any], Any], each: dict[str, Any]) -> Any:
 
     If the image is broken or does not have its annotated size, an InvalidError is returned, not raised.
     """
-    from PIL import Image
+    from PIL.Image import DecompressionBombError
 
     try:
-        # Detectron2 would cut the values of deeper images without a word.
-        with Image.open(each["file_name"]) as image:
+        # Detectron2 would read any format, and cut the values of deeper images without a word.
+        with decoding.opened(each["file_name"]) as image:
             decoding.eight_bits(image)
         return map_one(each)
-    except (OSError, SyntaxError, ValueError, struct.error) as error:  # Pillow's decoders raise all of these
+    # Pillow's decoders raise all of these.
+    except (OSError, SyntaxError, ValueError, struct.error, DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         return InvalidError(f"{each['file_name']} cannot be used: {reason}")
 
@@ -333,16 +334,20 @@ def _newest(folder: Path, spec_id: str) -> Path | None:
 
 
 def _checkpointer(model: Any, folder: Path, watch: Watch, **parts: Any) -> Any:
-    """Return Detectron2's checkpointer with three changes.
+    """Return Detectron2's checkpointer with four changes.
 
     Each file is sealed with the id of the run, only the two newest of the run are kept, and the file that
-    names the newest one is written atomically.
+    names the newest one is written atomically. Nothing but tensors and plain values is read from a file.
     """
     from detectron2.checkpoint import DetectionCheckpointer
 
     class Checkpointer(DetectionCheckpointer):  # type: ignore[misc]
         incompatible: Any = None
         """Names of tensors that did not fit, after `load`."""
+
+        def _load_file(self, name: str) -> dict[str, Any]:
+            # Detectron2's own executes the code in a file with the extension .pkl.
+            return dict(torch.load(name, map_location="cpu", weights_only=True))
 
         def _load_model(self, content: Any) -> Any:
             self.incompatible = super()._load_model(content)

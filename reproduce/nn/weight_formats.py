@@ -14,14 +14,15 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from reproduce.lazy import torch
-from reproduce.messages import InvalidError
-from reproduce.runs import kinds
+from reproduce.messages import InvalidError, grouped
+from reproduce.runs import kinds, zips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,13 @@ ARCHIVED = (".pth", ".pt", ".tar", ".torch", ".ckpt", ".safetensors")
 """Extensions that identify the file of weights in a zip archive."""
 DEPTH = 10
 """Maximum depth of nested dicts that are searched for tensors."""
+MOST_VISITED = 100_000
+"""Maximum number of tensors and dicts that are visited. One that a file contains at several places counts at
+each, so a few dicts that contain each other could stand for any number."""
+LONGEST_PATH = 1_000
+"""Maximum number of characters of a tensor's name with those of the dicts around it."""
+MOST_FILES = 200_000
+"""Maximum number of files in a zip archive; torch.save writes one for each tensor."""
 SHOWN = 3
 """Maximum number of names that a message lists."""
 LONGEST_NAME = 100
@@ -155,8 +163,10 @@ def read(path: Path, shown: str = "") -> dict[str, Tensor]:
         except Exception as error:  # a broken file may raise anything
             raise InvalidError(_read_failure(error, shown)) from None
     tensors: dict[str, Tensor] = {}
-    for name, value in _flat(state):
-        if name in tensors and not torch.equal(tensors[name], value):
+    for name, value in _leaves(state, shown):
+        if not isinstance(value, torch.Tensor):
+            continue
+        if name in tensors and not _same(tensors[name], value):
             raise InvalidError(f"{shown} contains two tensors with the name {printable(name)}.")
         tensors[name] = value
     if not tensors:
@@ -254,9 +264,11 @@ def _from_zip(file: BinaryIO, shown: str) -> BinaryIO:
     if not zipfile.is_zipfile(file):
         raise InvalidError(f"{shown} {CUT}.")
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zips.opened(file, most=MOST_FILES)
+        zips.check_inflated(archive)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise InvalidError(f"{shown} is broken ({error}): copy or download it again.") from None
+        reason = printable(str(error))
+        raise InvalidError(f"{shown} is broken ({reason}): copy or download it again.") from None
     with archive:
         names = archive.namelist()
         ends = {name.rpartition("/")[2] for name in names}
@@ -282,8 +294,15 @@ def _from_zip(file: BinaryIO, shown: str) -> BinaryIO:
                 "unpack it and pass one of them."
             )
         try:
-            return io.BytesIO(archive.read(found[0]))
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+            return io.BytesIO(zips.read(archive, found[0]))
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+            OSError,
+        ) as error:
             raise InvalidError(
                 f"{shown} cannot be unpacked ({printable(str(error))}): unpack it, and pass the file."
             ) from None
@@ -327,7 +346,7 @@ def _without_tensors(state: object, shown: str) -> str:
     """Return one line for a file without named tensors."""
     if isinstance(state, list | tuple) and any(isinstance(value, torch.Tensor) for value in state):
         return f"{shown} contains a {type(state).__name__} of tensors without names: {STATE_DICT}."
-    if isinstance(state, Mapping) and any(isinstance(value, Extra) for value in _leaves(state)):
+    if isinstance(state, Mapping) and any(isinstance(value, Extra) for _, value in _leaves(state, shown)):
         kinds = "objects that are not tensors, such as NumPy arrays"
         return f"{shown} contains {kinds}: convert the arrays of the network to a state dict of torch."
     return (
@@ -336,22 +355,64 @@ def _without_tensors(state: object, shown: str) -> str:
     )
 
 
-def _leaves(state: Mapping[Any, Any], depth: int = 0) -> Iterator[object]:
-    for value in state.values():
-        if isinstance(value, Mapping) and depth < DEPTH:
-            yield from _leaves(value, depth + 1)
-        else:
-            yield value
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Return True if two tensors have the same values; False if one repeats its values to any size."""
+    if one is other:
+        return True
+    stored = all(
+        each.layout == torch.strided
+        and not each.is_meta
+        and each.numel() * each.element_size() <= each.untyped_storage().nbytes()
+        for each in (one, other)
+    )
+    return stored and torch.equal(one, other)
 
 
-def _flat(state: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in nested dicts, and in lists of dicts, with their dotted names."""
-    if isinstance(state, torch.Tensor):
-        yield path, state
-    elif isinstance(state, Mapping) and depth < DEPTH:
-        for key, value in state.items():
-            yield from _flat(value, f"{path}.{key}" if path else str(key), depth + 1)
-    elif isinstance(state, list | tuple):
-        for index, value in enumerate(state):
-            if isinstance(value, Mapping):
-                yield from _flat(value, f"{path}.{index}" if path else str(index), depth + 1)
+def _leaves(state: object, shown: str) -> Iterator[tuple[str, object]]:
+    """Yield the tensors and the stand-ins in nested dicts, and in lists of dicts, with their dotted names.
+
+    Raises:
+        ValueError: the file contains too many of them, or one with too long a name.
+    """
+    visited = 0
+    kept: dict[int, list[tuple[str, object]]] = {}
+    pending: list[tuple[str, object, int]] = [("", state, 0)]
+    while pending:
+        path, value, depth = pending.pop()
+        if isinstance(value, torch.Tensor | Extra):
+            yield path, value
+            continue
+        if isinstance(value, Mapping) and depth >= DEPTH:
+            continue
+        if id(value) not in kept:
+            kept[id(value)] = _children(value)
+        visited += len(kept[id(value)])
+        if visited > MOST_VISITED:
+            raise InvalidError(
+                f"{shown} contains more than {grouped(MOST_VISITED)} tensors and dicts, counted at each "
+                f"place that has them: {STATE_DICT}."
+            )
+        for key, child in reversed(kept[id(value)]):
+            name = f"{path}.{key}" if path else key
+            if len(name) > LONGEST_PATH:
+                raise InvalidError(
+                    f"{shown} contains a name of more than {LONGEST_PATH} characters, {printable(name)}: "
+                    f"{STATE_DICT}."
+                )
+            pending.append((name, child, depth + 1))
+
+
+def _children(value: object) -> list[tuple[str, object]]:
+    """Return what a dict or a list contains and may contain tensors, by key or position."""
+    if isinstance(value, Mapping):
+        inner = (Mapping, list, tuple, torch.Tensor, Extra)
+        return [(_key(key), each) for key, each in value.items() if isinstance(each, inner)]
+    if isinstance(value, list | tuple):
+        return [(str(index), each) for index, each in enumerate(value) if isinstance(each, Mapping)]
+    return []
+
+
+def _key(key: object) -> str:
+    """Return a key of a dict as part of a name; a composed one, which may be huge, by its kind alone."""
+    plain = isinstance(key, str | float | bool) or (isinstance(key, int) and key.bit_length() < 64)
+    return str(key) if plain else type(key).__name__

@@ -26,7 +26,7 @@ from reproduce.report.markup import literal
 from reproduce.report.observe import Statistics, statistics
 from reproduce.report.plots import NAME
 from reproduce.report.stats import Sample, estimate
-from reproduce.report.table import Cell, Column, Margin, Row, Table, baselines_in, settings_in
+from reproduce.report.table import MOST_SEEDS, Cell, Column, Margin, Row, Table, baselines_in, settings_in
 from reproduce.report.verdicts import (
     Absent,
     CellVerdict,
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 DECIMALS = 10
 """Decimals of numbers in files: enough to drop binary noise only (100 x 0.8156 = 81.55999999999999)."""
 
+MOST_CELLS, MOST_FIGURES = 10_000, 100
+"""Maximum number of cells and of figures of a table in a file; the paper's largest has 60 cells."""
 NOT_IN_PAPER = "the paper's table has no such cell"
 ADDED_ROW = "the paper's table does not have this row"
 SMOKE = "The smoke scale shows that everything runs; its numbers are not comparable with the paper's."
@@ -245,6 +247,12 @@ def _check(filled: Filled) -> None:
     """Raise ValueError for a table whose types or parts do not fit together, so that it cannot be shown."""
     _check_type(filled, Filled, "the table")
     columns = [column.key for column in filled.columns]
+    cells = len(columns) * len(filled.rows)
+    if cells > MOST_CELLS or len(filled.figures) > MOST_FIGURES:
+        raise ValueError(
+            f"it has {cells} cells and {len(filled.figures)} figures, but at most {MOST_CELLS} and "
+            f"{MOST_FIGURES} are shown"
+        )
     _check_distinct(columns, "column")
     _check_distinct((row.label for row in filled.rows), "row")
     _check_distinct((figure.name for figure in filled.figures), "figure")
@@ -266,6 +274,10 @@ def _check(filled: Filled) -> None:
         for cell in row.cells.values():
             if cell.paper is not None and not math.isfinite(float(cell.paper)):
                 raise ValueError(f"row '{row.label}' quotes {cell.paper}")
+            if len(cell.seeds) > MOST_SEEDS:
+                raise ValueError(
+                    f"row '{row.label}' has {len(cell.seeds)} seeds, but at most {MOST_SEEDS} are shown"
+                )
             if len(cell.seeds) != len(cell.runs):
                 raise ValueError(f"row '{row.label}' has {len(cell.seeds)} seeds and {len(cell.runs)} runs")
             _check_distinct(cell.seeds, f"seed of row '{row.label}'")

@@ -27,6 +27,8 @@ CHARACTER = 5.2
 """Estimated width of a character at 10 pt, in pt; a digit has 5.0."""
 GAP = 8.0
 """Space between two columns, in pt: twice the length \\tabcolsep."""
+LABEL = 210.0
+"""Width in pt above which the label of a row is wrapped; the paper's tables have shorter ones."""
 SIZES = (("normalsize", 1.0), ("small", 0.92), ("footnotesize", 0.85))
 """Sizes of type that a table may have, each with its width relative to the first."""
 SPREAD = 0.75
@@ -139,7 +141,8 @@ def _shrunk(body: list[str], *, too_high: bool) -> list[str]:
 def _split(shown: Display, line: float) -> _Split:
     """Return the panels of a table, as few as fit the line, of about the same width."""
     left = [(shown.row_title, *shown.fact_titles), *((row.label, *row.facts) for row in shown.lines)]
-    names = sum(max(map(_width, column)) + GAP for column in zip(*left, strict=True))
+    labels, *facts = (max(map(_width, column)) + GAP for column in zip(*left, strict=True))
+    names = min(labels, LABEL + GAP) + sum(facts)
     widths = [_column_width(shown, index) for index in range(len(shown.sub_columns))]
     for size, factor in SIZES:
         if (names + sum(widths)) * factor <= line:
@@ -208,8 +211,9 @@ def _tabular(shown: Display, columns: Sequence[int]) -> list[str]:
         ),
     )
     left = 1 + len(part.fact_titles)
+    label = f"p{{{LABEL:g}pt}}" if any(map(_is_long, part.lines)) else "l"
     return [
-        rf"\begin{{tabular}}{{l{'c' * len(part.fact_titles)}{'r' * len(part.sub_columns)}}}",
+        rf"\begin{{tabular}}{{{label}{'c' * len(part.fact_titles)}{'r' * len(part.sub_columns)}}}",
         r"\toprule",
         *_head(part, left),
         r"\midrule",
@@ -217,6 +221,10 @@ def _tabular(shown: Display, columns: Sequence[int]) -> list[str]:
         r"\bottomrule",
         r"\end{tabular}",
     ]
+
+
+def _is_long(line: Line) -> bool:
+    return _width(line.label) > LABEL
 
 
 def _head(shown: Display, left: int) -> list[str]:
@@ -246,7 +254,9 @@ def _rules(spans: Iterable[tuple[str, int]], left: int) -> str:
 def _row(line: Line, columns: Sequence[SubColumn]) -> list[str]:
     keys = {sub.column.key for sub in columns}
     runs = "; ".join(f"{key} {' '.join(ids)}" for key, ids in line.runs if key in keys)
-    names = [markup.tex(line.label) + _marks(line.marks), *map(markup.tex, line.facts)]
+    long = _is_long(line)
+    label = (r"\raggedright{}" if long else "") + markup.tex(line.label, breaks=long)
+    names = [label + _marks(line.marks), *map(markup.tex, line.facts)]
     row = " & ".join([*names, *map(_cell, line.cells)]) + r" \\"
     comment = [f"% runs: {_comment(runs)}"] if runs else []
     return [*comment, *([r"\midrule"] if line.rule_before else []), row]

@@ -12,8 +12,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from reproduce.messages import unknown
+from reproduce.messages import unknown, visible
 
 SYMBOLS = {
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "theta": "θ",
@@ -52,6 +53,11 @@ TEX_ACCENTS = set("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\
 LONGEST = 24
 """Number of characters above which a word may be broken across lines."""
 
+FORMULA = re.compile(r"[=+\-@＝＋－＠\t\r\n]")
+"""Beginning of a text that spreadsheets execute (owasp.org, CSV Injection), in wide characters too."""
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+"""A number, which may begin with a sign."""
+
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
@@ -77,26 +83,36 @@ def literal(text: str) -> str:
 
 def plain(text: str) -> str:
     """Return Unicode without tags, for attributes and terminals."""
-    return _translate(text, _PLAIN)
+    return _translate(visible(text), _PLAIN)
 
 
 def markdown(text: str) -> str:
     """Return GitHub Markdown that is safe inside a table's cell."""
-    return _translate(text, _MARKDOWN)
+    return _translate(visible(text), _MARKDOWN)
 
 
 def html(text: str) -> str:
     """Return HTML with every character of the text escaped."""
-    return _translate(text, _HTML)
+    return _translate(visible(text), _HTML)
+
+
+def csv(value: Any) -> Any:
+    """Return a field of a CSV file: a text that a spreadsheet would take for a formula gets an apostrophe.
+
+    A number and a text that is one stay as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    return f"'{visible(value)}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else visible(value)
 
 
 def tex(text: str, *, breaks: bool = False) -> str:
-    """Return LaTeX for pdflatex with the package amssymb.
+    """Return LaTeX for pdflatex with the package amssymb; a letter and its accent become one character.
 
     Args:
         breaks: True if a line may end within a long word, such as a path or an address.
     """
-    return _translate(text, _TEX_WITH_BREAKS if breaks else _TEX)
+    return _translate(visible(unicodedata.normalize("NFC", text)), _TEX_WITH_BREAKS if breaks else _TEX)
 
 
 def with_code(text: str, words: Callable[[str], str], code: Callable[[str], str]) -> str:

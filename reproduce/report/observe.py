@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from reproduce.report import stats
+from reproduce.report import markup, stats
 from reproduce.report.table import Measured, Table
 from reproduce.runs.files import write_atomic
 from reproduce.spec import Evaluate
@@ -144,7 +144,8 @@ def statistics(runs: Frame, factors: Mapping[str, float]) -> dict[tuple[str, str
 def write_runs(runs: Frame | None, table: str, folder: Path) -> None:
     """Replace the rows of a table in `runs.csv`; the rows of the other tables stay.
 
-    Tables are in natural order. The caller locks the file against other writers.
+    Tables are in natural order. Texts that a spreadsheet would execute begin with an apostrophe. The caller
+    locks the file against other writers.
 
     Args:
         runs: the table's frame; None if no run fills the table.
@@ -160,8 +161,10 @@ def write_runs(runs: Frame | None, table: str, folder: Path) -> None:
 
     kept = _read(path)
     blocks = {name: block for name, block in kept.groupby("table") if name != table}
-    if runs is not None:
-        blocks[table] = runs
+    if runs is not None:  # the other rows were written like these
+        texts = [key for key in runs if not pd.api.types.is_numeric_dtype(runs[key])]
+        fields = {key: pd.Series(map(markup.csv, runs[key]), runs.index, object) for key in texts}
+        blocks[table] = runs.assign(**fields)
     merged = pd.concat([kept[:0], *(blocks[name] for name in sorted(blocks, key=natural))])
     used = {key for key in merged if merged[key].notna().any()}
     write_atomic(path, merged[_in_order(used)].to_csv(index=False, lineterminator="\n"), durable=True)

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from reproduce.messages import InvalidError, counted, first_line
+from reproduce.messages import InvalidError, counted, first_line, visible
 from reproduce.report import figures, latex, markup
 from reproduce.report.display import DASH, Display, Line, Shown, display, evidence
 from reproduce.report.filled import Filled, loads, to_json
@@ -168,7 +168,8 @@ def json(filled: Filled) -> str:
 def csv(filled: Filled) -> str:
     """Return one CSV line for each cell.
 
-    Numbers are as printed but not rounded to the column's decimals. An empty field is a missing value.
+    Numbers are as printed but not rounded to the column's decimals. An empty field is a missing value. A text
+    that a spreadsheet would execute begins with an apostrophe.
     """
     file = io.StringIO()
     lines = csv_files.writer(file, lineterminator="\n")
@@ -185,7 +186,8 @@ def csv(filled: Filled) -> str:
             low, high = cell.interval or (None, None)
             n = len(cell.seeds)
             ours = (cell.value, cell.std, low, high, n, seeds, runs, cell.against, cell.reason)
-            lines.writerow((row.label, column.key, column.unit, cell.paper, cell.paper_note, *ours))
+            fields = (row.label, column.key, column.unit, cell.paper, cell.paper_note, *ours)
+            lines.writerow(map(markup.csv, fields))
     return file.getvalue()
 
 
@@ -286,7 +288,10 @@ def html(filled: Filled) -> str:
 
 @cache
 def environment() -> Environment:
-    """Return the templates of this folder. Every value is escaped, and text goes through `markup.html`."""
+    """Return the templates of this folder.
+
+    Every value is escaped and without control characters, and text goes through `markup.html`.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -297,6 +302,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
 
     def text(value: str) -> Any:

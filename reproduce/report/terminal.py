@@ -2,8 +2,9 @@
 
     print("\\n".join(lines(filled, width=80)))
 
-Rows have the labels that `--rows` accepts. Columns that do not fit are left out, from the right, and a line
-counts them. Facts, notes and emphasis are left out; the report has them. Needs neither pandas nor jinja2.
+Rows have the labels that `--rows` accepts; a long one takes several lines. Columns that do not fit are left
+out, from the right, and a line counts them. Facts, notes and emphasis are left out; the report has them.
+Needs neither pandas nor jinja2.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ GAP = "  "
 """Space between two columns."""
 ELLIPSIS = "…"
 SHORTEST_LABEL = 8
-"""Minimum columns of the terminal for the label of a row."""
+"""Minimum columns of the terminal for the label of a row; the maximum is half of the terminal."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ def lines(filled: Filled, width: int) -> Iterator[str]:
     """Yield the table: its title, the headings, and one line for each row.
 
     Args:
-        width: columns of the terminal. A label and one column are printed even if they are wider.
+        width: columns of the terminal. A label of SHORTEST_LABEL and one column are printed even if they are
+            wider.
     """
     shown = display(filled)
     labels = [markup.plain(shown.row_title), *(line.name for line in shown.lines)]
     blocks = _blocks(shown)
-    label_width = max(map(width_of, labels))
+    label_width = min(max(map(width_of, labels)), max(SHORTEST_LABEL, width // 2))
     fitting, used = 0, label_width
     for block in blocks:
         used += len(GAP) + block.width
@@ -69,7 +71,7 @@ def lines(filled: Filled, width: int) -> Iterator[str]:
         fitting, room = 1, width - len(GAP) - blocks[0].width
         label_width = min(label_width, max(SHORTEST_LABEL, room))
     yield cut(f"{filled.table} ({filled.scale}): {markup.plain(filled.title)}", width)
-    yield from _grid(shown, [cut(label, label_width) for label in labels], blocks[:fitting], label_width)
+    yield from _grid(shown, [wrapped(label, label_width) for label in labels], blocks[:fitting], label_width)
     if fitting < len(blocks):
         yield f"{counted(len(blocks) - fitting, 'column')} of {len(blocks)} left out: too wide."
 
@@ -102,8 +104,14 @@ def _text(cell: Shown) -> str:
     return f"{cell.number}{spread}{f' {cell.against}' if cell.against else ''}"
 
 
-def _grid(shown: Display, labels: Sequence[str], blocks: Sequence[_Block], label_width: int) -> Iterator[str]:
-    """Yield the lines of headings and of rows; a rule separates them."""
+def _grid(
+    shown: Display, labels: Sequence[list[str]], blocks: Sequence[_Block], label_width: int
+) -> Iterator[str]:
+    """Yield the lines of headings and of rows; a rule separates them.
+
+    Args:
+        labels: lines of each label, that of the headings first.
+    """
     if any(block.group for block in blocks):
         spans = []
         for group, members in groupby(blocks, lambda block: block.group):
@@ -113,8 +121,8 @@ def _grid(shown: Display, labels: Sequence[str], blocks: Sequence[_Block], label
         yield GAP.join([padded("", label_width), *spans]).rstrip()
     headings = [padded(block.heading, block.width, right=True) for block in blocks]
     rule = "-" * (label_width + sum(len(GAP) + block.width for block in blocks))
-    yield GAP.join([padded("" if shown.sided else labels[0], label_width), *headings]).rstrip()
-    for number, label in enumerate(labels):
+    yield GAP.join([padded("" if shown.sided else labels[0][0], label_width), *headings]).rstrip()
+    for number, (label, *more) in enumerate(labels):
         if number == 0 and not shown.sided:
             yield rule
             continue
@@ -126,6 +134,7 @@ def _grid(shown: Display, labels: Sequence[str], blocks: Sequence[_Block], label
             for half, room in zip(block.halves, block.widths, strict=True)
         )
         yield GAP.join([padded(label, label_width), *halves]).rstrip()
+        yield from more
         if number == 0:
             yield rule
 
@@ -152,6 +161,24 @@ def cut(text: str, width: int) -> str:
             break
         kept += character
     return kept.rstrip() + ELLIPSIS
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return a text in lines of at most `width` columns, at least 2; a longer word is broken."""
+    found, line = [], ""
+    for word in text.split(" "):
+        joined = f"{line} {word}" if line else word
+        if width_of(joined) <= width:
+            line = joined
+            continue
+        found += [line] if line else []
+        line = ""
+        for character in word:
+            if width_of(line + character) > width:
+                found.append(line)
+                line = ""
+            line += character
+    return [*found, line]
 
 
 def padded(text: str, width: int, *, right: bool = False) -> str:

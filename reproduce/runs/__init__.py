@@ -11,6 +11,7 @@ Imports point down this page.
     checkpoint.py    training states that survive a crash
     encoder_file.py  the encoder that a run trained
     files.py         files that are written whole or not at all
+    zips.py          zip archives of limited size
     kinds.py         kinds of files in place of the one that a name promises
     environment.py   versions, code and machine; the load of the machine
     cores.py         cores of this machine, and their share that decodes images

@@ -3,7 +3,8 @@
     output.prepare()     # once, before anything is printed
     output.width()       # columns of the terminal
 
-A terminal that cannot show a character shows its number instead: `\\u03bb` for λ. A reader that goes away, as
+A terminal that cannot show a character shows its number instead: `\\u03bb` for λ. A character that controls
+a terminal or changes the direction of text is printed as `[U+202E]`. A reader that goes away, as
 `head` does, ends the printing but not the command. Any other error, such as a full disk, is one line.
 """
 
@@ -17,8 +18,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from reproduce.messages import visible
+
 FAILED = 1
 """Exit code of a command whose output was lost, although there was a reader."""
+TEXT = frozenset("\n\t").union(map(chr, range(0xD800, 0xE000)))
+"""Control characters that are printed, with the halves of characters, which no encoding can show."""
+DRAWN = TEXT | {"\r", "\x1b"}
+"""Control characters of a live display, too."""
 WIDTH = 110
 """Columns of a text if the output is not a terminal."""
 
@@ -35,7 +42,14 @@ class Output(io.TextIOWrapper):
         """True if the reader went away."""
 
     def write(self, text: str) -> int:
-        return self._guarded(lambda: super(Output, self).write(text)) or len(text)
+        """Write a text without control characters; a bar of progress may return to the line's start."""
+        rest = text.lstrip("\r")
+        return self.draw(text[: len(text) - len(rest)] + visible(rest, keep=TEXT))
+
+    def draw(self, text: str) -> int:
+        """Write a text with the sequences that move a terminal's cursor or colour it."""
+        shown = visible(text, keep=DRAWN)
+        return self._guarded(lambda: super(Output, self).write(shown)) or len(text)
 
     def flush(self) -> None:
         self._guarded(super().flush)
@@ -53,6 +67,20 @@ class Output(io.TextIOWrapper):
                 self.lost = error.strerror or type(error).__name__
                 print(f"The output cannot be written ({self.lost}).", file=sys.stderr)
         return None
+
+
+class Drawing:
+    """Standard output or error for a library that draws on a terminal."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text with its control sequences."""
+        return int(getattr(self._stream, "draw", self._stream.write)(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def prepare() -> None:
