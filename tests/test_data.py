@@ -21,7 +21,7 @@ from reproduce.data import imagefolder, stl10
 from reproduce.data.imagenet import ImageNet
 from reproduce.data.imagenet100 import ImageNet100, read_classes
 from reproduce.data.imagenette import Imagenette
-from reproduce.data.images import CentreCrop, Whole, batches, planes
+from reproduce.data.images import CentreCrop, Files, Whole, batches, planes
 from reproduce.data.shared_memory import PIECE
 from reproduce.data.stl10 import STL10
 from reproduce.site import Site
@@ -238,6 +238,24 @@ def test_the_digest_sees_a_lost_a_cut_and_a_renamed_file_and_not_the_place(tmp_p
     assert imagefolder.read(second / "train").digest == digest
     path.rename(path.with_name("n02_3.png"))
     assert imagefolder.read(second / "train").digest != digest
+
+
+def test_the_digest_sees_the_names_the_labels_and_the_targets_of_files_of_one_size(tmp_path):
+    for name in ("a", "ab", "b", "bb"):
+        (tmp_path / name).write_text("1")
+
+    def digest(names=(b"ab", b"b"), labels=(0, 1), targets=None):
+        targets = None if targets is None else np.array(targets, np.int8)
+        return Files(tmp_path, names, labels, ("cat", "dog"), targets=targets).digest
+
+    assert digest() == digest()
+    others = [
+        digest(names=(b"a", b"bb")),
+        digest(labels=(1, 0)),
+        digest(targets=((1, 0), (0, 1))),
+        digest(targets=((1, 0), (1, 1))),
+    ]
+    assert len({digest(), *others}) == 5
 
 
 # ---- batches

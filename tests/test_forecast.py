@@ -308,6 +308,9 @@ def test_the_wall_time_respects_what_comes_first_and_how_many_go_on_at_once() ->
         "the second pretraining waits for eight devices, one of which the evaluation has"
     )
     assert makespan(wide, 9) == 2 + 5, "beside it there is room for eight"
+    assert makespan([*wide, step(tiny(seed=2), 4)], 8) == 2 + 5 + 3 + 4, (
+        "seven devices are free, but a short run does not overtake the one that waits for eight"
+    )
 
 
 # The digest and its check

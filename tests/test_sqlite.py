@@ -23,7 +23,7 @@ from reproduce.plan import Request, jobs
 from reproduce.runs import processes
 from reproduce.site import Site
 from reproduce.tracking.errors import StoreError
-from reproduce.tracking.sqlite import SCHEMAS, SqliteReader, Wanted
+from reproduce.tracking.sqlite import AT_ONCE, SCHEMAS, SqliteReader, Wanted
 from reproduce.tracking.store import Store
 from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, OWNER, REASON, SCALE, SPEC
 
@@ -248,6 +248,21 @@ def test_more_runs_than_are_read_at_once(site: Site) -> None:
     assert [run.info.start_time for run in found] == sorted(
         (run.info.start_time for run in found), reverse=True
     )
+
+
+def test_runs_that_are_deleted_between_two_transactions_are_left_out(site: Site) -> None:
+    foreign(site.runs / FILE, 2 * AT_ONCE, bare=True)
+    reader = SqliteReader(site.runs / FILE)
+    *kept, marked, removed = reader.search(["1", "2", "3"], Wanted(present=(SPEC,)))
+    found = reader.search(["1", "2", "3"], Wanted(present=(SPEC,)))
+    first = next(found)
+    with closing(sqlite3.connect(site.runs / FILE)) as database, database:
+        database.execute(
+            "UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", [marked.info.run_id]
+        )
+        for table in ("tags", "runs"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", [removed.info.run_id])
+    assert [first, *found] == kept
 
 
 def write(site: Site, ids: list[str]) -> None:
