@@ -788,7 +788,7 @@ def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(
 
 
 def change(file: Path, member: str) -> None:
-    """Flip bits of a member, in place, by the polynomial of CRC-32: the CRC that a zip compares stays the same."""
+    """Flip bits of a member, in place, by CRC-32's polynomial: the CRC that a zip compares stays the same."""
     whole = bytearray(file.read_bytes())
     place = whole.index(members(file)[member]) + 20
     for offset, byte in enumerate(0x1DB710641.to_bytes(5, "little")):

@@ -32,6 +32,7 @@ COPIED = (
     "tasks.py",
     "pyproject.toml",
     "tests/conftest.py",
+    "tests/skips.py",
     "tests/test_contracts.py",
     "tests/toys.py",
 )

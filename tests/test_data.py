@@ -15,7 +15,8 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from toys import SHARED, centre_crops, originals
+from skips import shared
+from toys import centre_crops, originals
 
 from reproduce.data import imagefolder, stl10
 from reproduce.data.imagenet import ImageNet
@@ -721,10 +722,7 @@ def test_another_class_list_is_refused_and_line_ends_are_told_from_classes(tmp_p
 
 
 def test_the_default_class_list_is_that_of_the_paper():
-    path = SHARED / "lists" / "imagenet100.txt"
-    if not path.exists():
-        pytest.skip("the class list is not here")
-    classes = read_classes(path, ImageNet100().class_list_sha256)
+    classes = read_classes(shared("lists", "imagenet100.txt"), ImageNet100().class_list_sha256)
     assert len(set(classes)) == 100
     assert "n02869837" in classes
 
@@ -740,10 +738,7 @@ def test_imagenette_is_found_in_the_folder_that_torchvision_unpacks(tmp_path, re
 @pytest.mark.slow
 def test_real_photographs_grey_ones_among_them(tmp_path):
     """A few images of each class, as Pillow decodes them, in RGB."""
-    archive = SHARED / "imagenette96.tar.gz"
-    if not archive.exists():
-        pytest.skip("the photographs are not here")
-    with tarfile.open(archive) as file:
+    with tarfile.open(shared("imagenette96.tar.gz")) as file:
         for member in file.getmembers()[::25]:
             content = file.extractfile(member)
             if content is not None and "/train/" in member.name:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toys import SHARED, originals, web_server
+from skips import shared
+from toys import originals, web_server
 
 from reproduce.data import imagefolder, inaturalist2018, lists, places205, voc, voc2007
 from reproduce.data.download import available
@@ -28,14 +29,6 @@ from reproduce.data.synthetic import SyntheticFolder, SyntheticPlaces205, Synthe
 from reproduce.data.voc2007 import VOC2007
 from reproduce.nn import features
 from reproduce.site import Site
-
-
-def shared(place):
-    """Return a file or folder of real data; the test is skipped if it is missing."""
-    path = SHARED / place
-    if not path.exists():
-        pytest.skip(f"{place} is not here")
-    return path
 
 
 def picture(path, grey=0):

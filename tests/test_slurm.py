@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 import pytest
+import skips
 from conftest import Home
 
 from reproduce import site as sites
@@ -171,10 +172,11 @@ def _environment(process: psutil.Process) -> str:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Start a cluster; skipped only if Slurm is not installed or the user is not root."""
-    lacking = [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]
-    if lacking or os.geteuid():
-        pytest.skip(f"a cluster needs {', '.join(lacking)}" if lacking else "a cluster is started by root")
+    """Start a cluster; skipped only if the user is not root or Slurm is not installed."""
+    if os.geteuid():
+        pytest.skip(skips.NOT_ROOT)
+    if lacking := [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]:
+        pytest.skip(f"a cluster needs {', '.join(lacking)}")
     made = Cluster(tmp_path_factory.mktemp("slurm"))
     try:
         made.start()

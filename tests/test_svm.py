@@ -21,7 +21,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from toys import CPU, SHARED, Notes, Pictures, encoder, on_two_processes
+from skips import shared
+from toys import CPU, Notes, Pictures, encoder, on_two_processes
 
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
@@ -438,9 +439,7 @@ def devkit(root: Path) -> Path:
 
     Each class appears at least twice in trainval and once in test. Skips if the photographs are missing.
     """
-    source = SHARED / "voc" / "VOCdevkit" / "VOC2012"
-    if not source.is_dir():
-        pytest.skip("the photographs are missing")
+    source = shared("voc", "VOCdevkit", "VOC2012")
     folder = root / "VOCdevkit" / "VOC2007"
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)

@@ -41,8 +41,6 @@ from reproduce.train import build_network, encoder_of
 R = TypeVar("R")
 
 CPU = torch.device("cpu")
-SHARED = Path(os.environ.get("MSBREG_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
-"""Real data; tests that need them are skipped without."""
 CLASSES = ("a", "b", "c", "d", "e", "f")
 READ: dict[str, list[list[int]]] = {}
 """The images read since it was last emptied, batch by batch: for each split as whole images (`train`) and as
