@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import skips
+from waiting import free_ports
 
 # Before torch is imported: threads that wait for each other over tiny tensors take minutes where the cores
 # are busy.
@@ -45,6 +47,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     skips.check(report)
     return report
+
+
+def pytest_sessionfinish() -> None:
+    """Processes of a test that its time limit ended would be waited for."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -163,6 +171,13 @@ def place(template: Path, home: Home) -> Home:
     home.runs.mkdir()
     shutil.copy(template, home.runs)
     return home
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A port for the servers of a module, one after the other."""
+    with free_ports() as (number,):
+        yield number
 
 
 @pytest.fixture

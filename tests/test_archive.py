@@ -24,6 +24,7 @@ import torch
 from conftest import Home
 from invoke import Context, Exit
 from toys import backbone, ended
+from waiting import joined
 
 import tasks
 from reproduce.commands import archive
@@ -358,15 +359,14 @@ def test_an_import_that_is_killed_anywhere_is_completed_by_the_same_command(
     process = fork.Process(target=interrupted, args=(sent, fresh(tmp_path / "counted", template), 0, seen))
     process.start()
     total = seen.get(timeout=60)
-    process.join()
+    joined(process)
     assert total > 20
     halfway = 0
     for at in (2, total // 4, total // 2, total - 1):
         site = fresh(tmp_path / f"killed at {at}", template)
         process = fork.Process(target=interrupted, args=(sent, site, at, seen))
         process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL
+        assert joined(process) == -signal.SIGKILL
         store = Store(site)
         done = store.finished(spec.id for spec in SPECS)
         halfway += 0 < len(done) < 4
@@ -390,7 +390,7 @@ def test_what_an_import_left_half_written_is_not_resumed_by_a_training(
     site = fresh(tmp_path / "killed", template)
     process = fork.Process(target=interrupted, args=(sent, site, 1, None))
     process.start()
-    process.join(60)
+    joined(process)
     (left,) = Store(site).status()
     spec = next(spec for spec in SPECS if spec.id == left.spec_id)
     run = Store(site).start(spec, scale="smoke")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import until
 
 from reproduce import plan
 from reproduce.site import PROJECT
@@ -466,14 +468,28 @@ def test_reports_that_cannot_be_written_end_in_one_line_and_code_1(home: Home) -
     )
 
 
+def opened_for_writing(pipe: Path) -> int:
+    """Return the descriptor of a pipe as soon as another process has opened it for reading."""
+    found: list[int] = []
+
+    def reader() -> bool:
+        with contextlib.suppress(OSError):
+            found.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(found)
+
+    until(reader, f"the reading of {pipe}")
+    return found[0]
+
+
 def test_ctrl_c_before_anything_is_started_ends_with_the_code_of_its_signal(home: Home) -> None:
     """While the command reads its site file, which is a pipe here, so that it waits for us."""
     home.site_file.unlink()
     os.mkfifo(home.site_file)
     command = home.start("table9")
-    with home.site_file.open("w"):  # opens when the command does
-        command.send_signal(signal.SIGINT)
-        assert command.communicate(timeout=60) == ("", "")
+    pipe = opened_for_writing(home.site_file)
+    command.send_signal(signal.SIGINT)
+    assert command.communicate(timeout=60) == ("", "")
+    os.close(pipe)
     assert command.returncode == 130
 
 

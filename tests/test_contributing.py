@@ -35,6 +35,7 @@ COPIED = (
     "tests/skips.py",
     "tests/test_contracts.py",
     "tests/toys.py",
+    "tests/waiting.py",
 )
 ROW = "Cosine (K=2)"
 TINY = ("epochs=1", "dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")

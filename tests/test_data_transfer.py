@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from skips import shared
 from toys import originals, web_server
+from waiting import thread_joined
 
 from reproduce.data import imagefolder, inaturalist2018, lists, places205, voc, voc2007
 from reproduce.data.download import available
@@ -642,7 +643,7 @@ def test_a_list_is_fetched_once_by_whoever_comes_first(server, tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread_joined(thread)
     assert path.read_bytes() == b"n01_1.JPEG\n"
     assert server["asked"] == ["/list.txt"]
     assert lists.fetched(server["url"], path, sha256) == path

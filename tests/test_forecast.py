@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from toys import image_folder
+from waiting import joined
 
 from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
@@ -507,7 +508,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
             process.start()
             at.get(timeout=60)
         forked[0].kill()
-        forked[0].join()
+        joined(forked[0])
         checkpoint.save(site.runs / killed.id, killed.id, {"epoch": 3}, 3)
         found = dict(
             zip(("reused", "killed", "running", "failed", "new"), steps_of(wanted, site), strict=True)
@@ -515,7 +516,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
     finally:
         for process in forked:
             process.kill()
-            process.join()
+            joined(process)
     record = Store(site).records([reused.id])[reused.id]
     assert (record.attempts, record.device) == (1, Store(site).records([killed.id])[killed.id].device)
     assert record.ended is not None

@@ -425,7 +425,7 @@ def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tu
         assert time.monotonic() < deadline
         time.sleep(0.001)
     command.send_signal(signal.SIGKILL)
-    command.communicate()
+    command.communicate(timeout=60)
     assert not folder.exists()
     assert 0 < len(list(aside[0].iterdir())) <= MANY + 5, "it was too fast to be killed"
     found = gc.find(site, store, 0.0)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import joined, received
 
 from reproduce.runs import interrupt, lease
 from reproduce.runs.journal import (
@@ -194,9 +195,8 @@ def test_a_full_disk_leaves_what_was_added_before(tmp_path: Path) -> None:
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=fill, args=(tmp_path, sender))
     process.start()
-    assert receiver.poll(60)
-    added, message = receiver.recv()
-    process.join()
+    added, message = received(receiver)
+    joined(process)
     assert f"{FILE} cannot be written (" in message
     assert len(message.splitlines()) == 1
     assert added > 10
@@ -216,10 +216,10 @@ def test_kill_9_while_adding_loses_nothing_that_was_added(tmp_path: Path) -> Non
     process = fork.Process(target=add_for_ever, args=(tmp_path, sender))
     process.start()
     sender.close()
-    while (last := receiver.recv()) < 20:
+    while (last := received(receiver)) < 20:
         pass
     os.kill(process.pid or 0, signal.SIGKILL)
-    process.join()
+    joined(process)
     while receiver.poll(0):
         try:
             last = receiver.recv()
@@ -344,14 +344,12 @@ def test_a_request_to_stop_ends_the_waiting_at_once(inside: bool) -> None:
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=wait_for_ever, args=(inside, sender))
     process.start()
-    assert receiver.recv() == "waits"
+    assert received(receiver) == "waits"
     os.kill(process.pid or 0, signal.SIGTERM)
     since = time.monotonic()
-    assert receiver.poll(60)
-    assert receiver.recv() == "SIGTERM"
+    assert received(receiver) == "SIGTERM"
     assert time.monotonic() - since < 2, "it waited for the next attempt"
-    process.join(60)
-    assert process.exitcode == 0
+    assert joined(process) == 0
 
 
 def test_mlflow_is_told_to_be_hasty_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:

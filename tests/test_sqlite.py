@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import INVOKE, ROOT, Home
+from waiting import SECONDS
 
 from reproduce.plan import Request, jobs
 from reproduce.runs import processes
@@ -283,8 +285,9 @@ def test_no_run_is_seen_half_written_while_another_process_writes(site: Site) ->
     process = multiprocessing.get_context("fork").Process(target=write, args=(site, ids))
     process.start()
     store, seen = Store(site), [0]
-    running = True
+    running, deadline = True, time.monotonic() + SECONDS
     while running:
+        assert time.monotonic() < deadline, "the writer has not ended"
         running = process.is_alive()
         found = store.finished(ids)
         assert len(found) >= seen[-1], "a finished run is never lost again"

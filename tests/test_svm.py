@@ -23,6 +23,7 @@ import pytest
 import torch
 from skips import shared
 from toys import CPU, Notes, Pictures, encoder, on_two_processes
+from waiting import limited
 
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
@@ -415,7 +416,8 @@ def test_no_process_outlives_a_run_that_is_killed_or_fails(kill: bool, tmp_path:
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         assert run.stdout is not None
-        pids = json.loads(run.stdout.readline())
+        with limited(run):
+            pids = json.loads(run.stdout.readline())
         assert len(pids) == 2 or not kill, "the process that is to fail may have failed by now"
         if kill:
             children = [psutil.Process(pid) for pid in pids]
