@@ -34,24 +34,27 @@ def test_that_is_marked(): ...
 
 def test_that_passes(): ...
 """
+MODULE = "import pytest; pytest.skip('all of it', allow_module_level=True)"
 
 
 def outcomes(folder: Path, **variables: str) -> dict[str, str]:
     """Return what pytest prints of each test, by its name."""
     (folder / "test_it.py").write_text(TESTS)
+    (folder / "test_module.py").write_text(MODULE)
     (folder / "broken").mkdir(exist_ok=True)
     (folder / "broken" / "__init__.py").write_text("import a_module_that_is_missing")
     path = os.pathsep.join(map(str, (folder, Path(__file__).parent, skips.ROOT)))
-    options = ["--disable-plugin-autoload", "-p", "conftest", "-p", "no:cacheprovider", "-v", "--tb=line"]
+    options = "--continue-on-collection-errors --disable-plugin-autoload -p conftest -p no:cacheprovider -v"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-c", os.devnull, folder / "test_it.py"],
+        [sys.executable, "-m", "pytest", *options.split(), "-c", os.devnull, folder],
         env={**os.environ, skips.SWITCH: "", "PYTHONPATH": path, **variables},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    return dict(re.findall(r"test_it\.py::test_(\w+) ([A-Z]+) ", done.stdout))
+    module = "FAILED" if "does not accept here: all of it" in done.stdout else "SKIPPED"
+    return {"module": module, **dict(re.findall(r"test_it\.py::test_(\w+) ([A-Z]+) ", done.stdout))}
 
 
 def test_a_skip_is_a_failure_unless_this_machine_lacks_what_the_list_names(tmp_path: Path) -> None:
@@ -59,6 +62,7 @@ def test_a_skip_is_a_failure_unless_this_machine_lacks_what_the_list_names(tmp_p
     nowhere, empty = (str(tmp_path / name) for name in ("nowhere", "empty"))
     anywhere = outcomes(tmp_path, MSBREG_SHARED_DATA=nowhere)
     assert anywhere == {
+        "module": "SKIPPED",
         "of_real_data": "SKIPPED",
         "of_a_cluster": "SKIPPED",
         "of_something_else": "SKIPPED",
