@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import skips
+from waiting import free_ports
 
 # Before torch is imported: threads that wait for each other over tiny tensors take minutes where the cores
 # are busy.
@@ -25,6 +29,36 @@ gc.disable()
 
 ROOT = Path(__file__).parent.parent
 INVOKE = (sys.executable, "-m", "invoke")
+
+
+def pytest_configure() -> None:
+    skips.strict()  # a wrong value ends here
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    skips.check(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    skips.check(report)
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    """Processes of a test that its time limit ended would be waited for."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = Counter(map(skips.reason_of, terminalreporter.getreports("skipped")))
+    for reason, number in sorted(reasons.items()):
+        terminalreporter.write_line(f"skipped {number}: {reason}")
 
 
 @pytest.hookimpl(trylast=True)
@@ -137,6 +171,13 @@ def place(template: Path, home: Home) -> Home:
     home.runs.mkdir()
     shutil.copy(template, home.runs)
     return home
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A port for the servers of a module, one after the other."""
+    with free_ports() as (number,):
+        yield number
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ import torch
 from conftest import Home
 from invoke import Context, Exit
 from toys import backbone, ended
+from waiting import joined
 
 import tasks
 from reproduce.commands import archive
@@ -33,6 +34,7 @@ from reproduce.commands.receive import Archive, receive
 from reproduce.nn.encoder import FILE
 from reproduce.plan import Request
 from reproduce.runs import encoder_file
+from reproduce.runs.files import DRAFT
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking.portable import from_json, to_json
@@ -357,15 +359,14 @@ def test_an_import_that_is_killed_anywhere_is_completed_by_the_same_command(
     process = fork.Process(target=interrupted, args=(sent, fresh(tmp_path / "counted", template), 0, seen))
     process.start()
     total = seen.get(timeout=60)
-    process.join()
+    joined(process)
     assert total > 20
     halfway = 0
     for at in (2, total // 4, total // 2, total - 1):
         site = fresh(tmp_path / f"killed at {at}", template)
         process = fork.Process(target=interrupted, args=(sent, site, at, seen))
         process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL
+        assert joined(process) == -signal.SIGKILL
         store = Store(site)
         done = store.finished(spec.id for spec in SPECS)
         halfway += 0 < len(done) < 4
@@ -389,7 +390,7 @@ def test_what_an_import_left_half_written_is_not_resumed_by_a_training(
     site = fresh(tmp_path / "killed", template)
     process = fork.Process(target=interrupted, args=(sent, site, 1, None))
     process.start()
-    process.join(60)
+    joined(process)
     (left,) = Store(site).status()
     spec = next(spec for spec in SPECS if spec.id == left.spec_id)
     run = Store(site).start(spec, scale="smoke")
@@ -786,6 +787,35 @@ def test_whatever_is_cut_off_or_flipped_is_refused_or_does_not_matter(
         receive(Path("nowhere.zip"), site, Store(site))
 
 
+def change(file: Path, member: str) -> None:
+    """Flip bits of a member, in place, by CRC-32's polynomial: the CRC that a zip compares stays the same."""
+    whole = bytearray(file.read_bytes())
+    place = whole.index(members(file)[member]) + 20
+    for offset, byte in enumerate(0x1DB710641.to_bytes(5, "little")):
+        whole[place + offset] ^= byte
+    file.write_bytes(whole)
+
+
+def test_the_first_and_the_second_reading_each_compare_the_digest(sent: Path, tmp_path: Path) -> None:
+    """A page is read once. An encoder is read again when it is written, after another program changed it."""
+    page, weights = "reports/smoke/table4.md", f"runs/{FIRST.id}/{FILE}"
+    file = Path(shutil.copy(sent, tmp_path / "changed.zip"))
+    with Archive.opened(file) as found:
+        found.check()
+        change(file, weights)
+        with pytest.raises(ValueError, match=f"{weights} does not match the manifest"):
+            found.read(weights)
+    file = Path(shutil.copy(sent, tmp_path / "changed.zip"))
+    change(file, page)
+    with zipfile.ZipFile(file) as zipped:
+        assert zipped.testzip() is None
+    with (
+        Archive.opened(file) as found,
+        pytest.raises(ValueError, match=f"{page} does not match the manifest"),
+    ):
+        found.check()
+
+
 def origin_of(reports: Site, runs: Site) -> Site:
     """Return a site with the reports of one and the runs of another."""
     return Site(runs=runs.runs, reports=reports.reports)
@@ -827,6 +857,25 @@ def test_an_export_that_cannot_be_whole_says_why(origin: Site, site: Site, tmp_p
         export(tmp_path / "nowhere" / "new.zip", "", origin, Store(origin))
     assert (tmp_path / "old.zip").read_text() == "mine"
     assert not list(tmp_path.glob("*new*"))
+
+
+def overtaken(file: Path, origin: Site) -> None:
+    """Export to a file that another program writes while the archive's draft is written."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and str(arguments[0]).endswith(DRAFT) and not file.exists():
+            file.write_text("of another program")
+
+    sys.addaudithook(hook)
+    with pytest.raises(ValueError, match=r"new\.zip already exists: name another file"):
+        export(file, "smoke", origin, Store(origin))
+
+
+def test_a_file_that_appears_during_an_export_is_not_replaced(origin: Site, tmp_path: Path) -> None:
+    file = tmp_path / "new.zip"
+    assert ended(overtaken, file, origin) == 0
+    assert file.read_text() == "of another program"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_record_is_the_same_after_a_file(sent: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from waiting import joined, received
 
 from reproduce.runs import checkpoint, encoder_file
 
@@ -230,15 +231,15 @@ def test_kill_9_while_saving_loses_nothing_that_was_saved(
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=save_for_ever, args=(tmp_path, sender))
     process.start()
-    while receiver.recv() < epochs:
+    while received(receiver) < epochs:
         pass
     os.kill(process.pid or 0, signal.SIGKILL)
-    process.join()
+    joined(process)
     sender.close()
     last = epochs
     with contextlib.suppress(EOFError):
         while True:
-            last = receiver.recv()
+            last = received(receiver)
     found = checkpoint.latest(tmp_path, RUN)
     assert found is not None
     assert found["epoch"] in (last, last + 1)

@@ -32,8 +32,10 @@ COPIED = (
     "tasks.py",
     "pyproject.toml",
     "tests/conftest.py",
+    "tests/skips.py",
     "tests/test_contracts.py",
     "tests/toys.py",
+    "tests/waiting.py",
 )
 ROW = "Cosine (K=2)"
 TINY = ("epochs=1", "dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")

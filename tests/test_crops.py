@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skips import SHARED, shared
 from test_views import INTERPOLATIONS, PLAIN, one_by_one
 from torchvision.transforms.v2 import functional as tv
-from toys import SHARED
 
 from reproduce.data import draws, views
 from reproduce.data.augmentation import Augmentation
@@ -91,9 +91,7 @@ def test_a_crop_of_a_photograph_is_that_of_torchvision(
 
 
 def test_real_photographs_in_files_keep_the_detail_of_a_direct_crop(tmp_path: Path) -> None:
-    found = sorted(path for path in SHARED.rglob("*.jpg") if "coco" in path.parts or "voc" in path.parts)[:8]
-    if not found:
-        pytest.skip("the photographs are not here")
+    found = sorted(path for name in ("coco", "voc") for path in shared(name).rglob("*.jpg"))[:8]
     names = [bytes(path.relative_to(SHARED)) for path in found]
     images = Files(SHARED, names, np.zeros(len(names)), ["any"])
     decoded = [tv.pil_to_tensor(Image.open(path).convert("RGB")) for path in found]

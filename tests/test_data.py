@@ -15,13 +15,14 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from toys import SHARED, centre_crops, originals
+from skips import shared
+from toys import centre_crops, originals
 
 from reproduce.data import imagefolder, stl10
 from reproduce.data.imagenet import ImageNet
 from reproduce.data.imagenet100 import ImageNet100, read_classes
 from reproduce.data.imagenette import Imagenette
-from reproduce.data.images import CentreCrop, Whole, batches, planes
+from reproduce.data.images import CentreCrop, Files, Whole, batches, planes
 from reproduce.data.shared_memory import PIECE
 from reproduce.data.stl10 import STL10
 from reproduce.site import Site
@@ -238,6 +239,24 @@ def test_the_digest_sees_a_lost_a_cut_and_a_renamed_file_and_not_the_place(tmp_p
     assert imagefolder.read(second / "train").digest == digest
     path.rename(path.with_name("n02_3.png"))
     assert imagefolder.read(second / "train").digest != digest
+
+
+def test_the_digest_sees_the_names_the_labels_and_the_targets_of_files_of_one_size(tmp_path):
+    for name in ("a", "ab", "b", "bb"):
+        (tmp_path / name).write_text("1")
+
+    def digest(names=(b"ab", b"b"), labels=(0, 1), targets=None):
+        targets = None if targets is None else np.array(targets, np.int8)
+        return Files(tmp_path, names, labels, ("cat", "dog"), targets=targets).digest
+
+    assert digest() == digest()
+    others = [
+        digest(names=(b"a", b"bb")),
+        digest(labels=(1, 0)),
+        digest(targets=((1, 0), (0, 1))),
+        digest(targets=((1, 0), (1, 1))),
+    ]
+    assert len({digest(), *others}) == 5
 
 
 # ---- batches
@@ -703,10 +722,7 @@ def test_another_class_list_is_refused_and_line_ends_are_told_from_classes(tmp_p
 
 
 def test_the_default_class_list_is_that_of_the_paper():
-    path = SHARED / "lists" / "imagenet100.txt"
-    if not path.exists():
-        pytest.skip("the class list is not here")
-    classes = read_classes(path, ImageNet100().class_list_sha256)
+    classes = read_classes(shared("lists", "imagenet100.txt"), ImageNet100().class_list_sha256)
     assert len(set(classes)) == 100
     assert "n02869837" in classes
 
@@ -722,10 +738,7 @@ def test_imagenette_is_found_in_the_folder_that_torchvision_unpacks(tmp_path, re
 @pytest.mark.slow
 def test_real_photographs_grey_ones_among_them(tmp_path):
     """A few images of each class, as Pillow decodes them, in RGB."""
-    archive = SHARED / "imagenette96.tar.gz"
-    if not archive.exists():
-        pytest.skip("the photographs are not here")
-    with tarfile.open(archive) as file:
+    with tarfile.open(shared("imagenette96.tar.gz")) as file:
         for member in file.getmembers()[::25]:
             content = file.extractfile(member)
             if content is not None and "/train/" in member.name:

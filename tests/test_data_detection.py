@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from toys import SHARED
+from skips import shared
 
 from reproduce.data import coco2017, detection, json_tables, voc, voc0712
 from reproduce.data.coco2017 import CATEGORIES, CATEGORY_IDS, CLASSES, COCO2017
@@ -23,14 +23,6 @@ from reproduce.data.detection import Instance, Picture, pixels
 from reproduce.data.voc0712 import VOC0712
 from reproduce.messages import InvalidError
 from reproduce.site import Site
-
-
-def shared(place):
-    """Return a file or folder of real data; the test is skipped if it is missing."""
-    path = SHARED / place
-    if not path.exists():
-        pytest.skip(f"{place} is not here")
-    return path
 
 
 def image(path, width=8, height=6, **options):
@@ -537,7 +529,8 @@ def test_lost_files_of_coco_are_named_and_counted(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools and NumPy 2
 def test_real_coco_is_read_as_by_its_own_interface(capsys):
-    coco_api = pytest.importorskip("pycocotools.coco")
+    from pycocotools import coco as coco_api
+
     root = shared("coco")
     site, dataset = Site(data={"coco": root}), COCO2017()
     dataset.check_root(site)

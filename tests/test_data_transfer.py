@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toys import SHARED, originals, web_server
+from skips import shared
+from toys import originals, web_server
+from waiting import thread_joined
 
 from reproduce.data import imagefolder, inaturalist2018, lists, places205, voc, voc2007
 from reproduce.data.download import available
@@ -28,14 +30,6 @@ from reproduce.data.synthetic import SyntheticFolder, SyntheticPlaces205, Synthe
 from reproduce.data.voc2007 import VOC2007
 from reproduce.nn import features
 from reproduce.site import Site
-
-
-def shared(place):
-    """Return a file or folder of real data; the test is skipped if it is missing."""
-    path = SHARED / place
-    if not path.exists():
-        pytest.skip(f"{place} is not here")
-    return path
 
 
 def picture(path, grey=0):
@@ -649,7 +643,7 @@ def test_a_list_is_fetched_once_by_whoever_comes_first(server, tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread_joined(thread)
     assert path.read_bytes() == b"n01_1.JPEG\n"
     assert server["asked"] == ["/list.txt"]
     assert lists.fetched(server["url"], path, sha256) == path

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import torch.nn.functional as F
+from skips import shared
 from torch import Tensor
-from toys import SHARED
 
 from reproduce.commands.forecast import action
 from reproduce.data import coco2017
@@ -405,9 +405,8 @@ def test_images_with_nothing_to_learn_from_are_not_trained_on() -> None:
     assert [each for each, _ in trainable(images, masks=False)] == [unusable, both, usable]
 
 
-@pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are missing")
 def test_real_coco_images_become_dictionaries() -> None:
-    images = COCO2017().load("train2017", Site(data={"coco": SHARED / "coco"}))
+    images = COCO2017().load("train2017", Site(data={"coco": shared("coco")}))
     made = [each for _, each in trainable(images, masks=True)]
     assert len(made) == len(images.trainable) <= 80
     annotations = [each for one in made for each in one["annotations"]]
@@ -418,9 +417,8 @@ def test_real_coco_images_become_dictionaries() -> None:
     assert all(Path(one["file_name"]).is_file() for one in made)
 
 
-@pytest.mark.skipif(not (SHARED / "voc").is_dir(), reason="real data are missing")
 def test_a_real_voc_image_becomes_a_dictionary(tmp_path: Path) -> None:
-    source, folder = SHARED / "voc" / "VOCdevkit" / "VOC2007", tmp_path / "VOC2007"
+    source, folder = shared("voc", "VOCdevkit", "VOC2007"), tmp_path / "VOC2007"
     for name in ("JPEGImages", "Annotations"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(source / name)

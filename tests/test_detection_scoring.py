@@ -22,7 +22,7 @@ from PIL import Image
 from pycocotools import mask as encoding
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from toys import SHARED
+from skips import shared
 
 from reproduce.data.coco2017 import COCO2017
 from reproduce.data.detection import Annotated, Box, Instance, Picture
@@ -415,9 +415,7 @@ def test_coco_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 
 @pytest.fixture(scope="module")
 def photographs() -> Annotated:
-    if not (SHARED / "coco").is_dir():
-        pytest.skip("the sample of COCO is missing")
-    return COCO2017().load("val2017", Site(data={"coco": SHARED / "coco"}))
+    return COCO2017().load("val2017", Site(data={"coco": shared("coco")}))
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -468,9 +466,7 @@ def test_scores_are_those_that_pycocotools_sums_up(photographs: Annotated, kind:
 
 
 def test_the_objects_of_voc_as_detections_are_all_right() -> None:
-    if not (SHARED / "voc").is_dir():
-        pytest.skip("the sample of VOC is missing")
-    root = SHARED / "voc"
+    root = shared("voc")
     data = VOC0712().load("2012_trainval", Site(data={"voc": root}))
     there = {
         instance.label for each in data.pictures for instance in each.instances if not instance.difficult

@@ -25,6 +25,7 @@ from PIL import Image
 from pycocotools import mask as encoding
 from torch import nn
 from toys import CPU, PRETRAIN, Notes, encoder
+from waiting import limited
 
 from reproduce.data.detection import Annotated, DetectionDataset, Instance, Picture
 from reproduce.detection import detector as models
@@ -666,9 +667,12 @@ def test_a_training_that_was_killed_goes_on_to_the_same_numbers(tmp_path: Path, 
         str(tmp_path / "killed"),
         str(tmp_path / "data"),
     ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    ) as process:
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        ) as process,
+        limited(process),
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) >= 4 * 10:

@@ -1,6 +1,6 @@
 """The engine of the paper, tested if Detectron2 is available.
 
-It is an installed package, or the source folder that the site file names:
+It is an installed package, the source folder that the site file names, or else `../detectron2`:
 
     MSBREG_SITE=site.toml pytest tests/test_detectron2.py    # site.toml: detectron2 = "/path/to/its/source"
 """
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import skips
 import torch
-from toys import CPU, SHARED, Notes, on_two_processes
+from skips import SHARED, shared
+from toys import CPU, Notes, on_two_processes
 
 from reproduce import site as sites
 from reproduce.data.coco2017 import COCO2017
@@ -39,13 +41,25 @@ from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.progress import Progress, Watch
 from reproduce.site import Site
 
-SITE = sites.load()
-try:
-    detectron2.check(SITE)
-except LookupError as error:
-    pytest.skip(str(error).splitlines()[0], allow_module_level=True)
+SITE = dataclasses.replace(sites.load(), detectron2=skips.detectron2_source())
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+
+def lacking() -> str:
+    """Return what Detectron2 lacks on this machine; empty if it can be used."""
+    try:
+        detectron2.check(SITE)
+    except LookupError as error:
+        return skips.NO_DETECTRON2 if skips.no_detectron2() else str(error).splitlines()[0]
+    return ""
+
+
+LACKING = lacking()
+pytestmark = [
+    pytest.mark.skipif(bool(LACKING), reason=LACKING),
+    pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),
+]
 """Marks of all tests in this file. Detectron2's own warnings do not concern us."""
 
 SMALL: dict[str, Any] = {
@@ -552,10 +566,10 @@ def test_detectron2s_average_precision_on_voc_is_ours_but_for_its_rounding(
 
 
 @pytest.mark.parametrize("perfect", [True, False])
-@pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="real data are missing")
 def test_detectron2s_average_precision_on_real_coco_images_is_ours(
     perfect: bool, site: Site, tmp_path: Path
 ) -> None:
+    shared("coco")
     theirs, ours = scored(COCO, COCO2017(), site, tmp_path, perfect=perfect)
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert all(math.isfinite(value) for value in theirs.values())

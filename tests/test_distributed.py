@@ -7,7 +7,6 @@ which contains their results.
 import functools
 import itertools
 import os
-import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -206,12 +205,9 @@ def process(rank, port, folder):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(port, tmp_path_factory):
     """The results of both processes, in the order of their ranks."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     torch.multiprocessing.spawn(process, args=(port, folder), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 

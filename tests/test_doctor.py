@@ -446,15 +446,14 @@ def test_disk_is_encoders_for_good_and_checkpoints_of_what_goes_on_at_once(tmp_p
 
 
 def test_the_tracking_store_is_told_without_opening_it_and_without_its_password(
-    tmp_path: Path, template: Path
+    tmp_path: Path, template: Path, port: int
 ) -> None:
     site = Site(runs=tmp_path / "runs")
     assert Store(site).described() == f"sqlite:///{tmp_path}/runs/mlflow.db, created by the first run"
     site.runs.mkdir()
     shutil.copy(template, site.runs)
     assert Store(site).described().endswith("mlflow.db, which exists")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    with socket.create_server(("127.0.0.1", port)) as server:
         address = f"http://me:secret@127.0.0.1:{port}"
 
         def answer() -> None:

@@ -121,6 +121,7 @@ def test_what_the_encoder_expects_changes_together_with_what_it_is_shown() -> No
         ({"changes": ("backbone=resnet19",)}, "There is no backbone 'resnet19'. Did you mean 'resnet18'?"),
         ({"changes": ("seed=1",)}, "--set cannot change the seed"),
         ({"seeds": 0}, "--seeds is 0: at least one seed is needed."),
+        ({"dataset": "folder"}, "folder needs --set dataset.root=FOLDER. Layout: "),
         (
             {"protocol": "svm", "dataset": "imagenette"},
             "svm needs a data set with several labels for each image, which imagenette does not have: choose "

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Home
+from waiting import until
 
 from reproduce.commands import status
 from reproduce.commands.status import Filter
@@ -180,6 +181,12 @@ def test_status_lists_what_was_chosen_and_counts_the_rest(store: Store) -> None:
             listed(**{kind: wrong})
 
 
+def progress_in(folder: Path, spec_id: str) -> float:
+    """Return the progress in a run's lease."""
+    found = lease.read(folder, spec_id)
+    return found.progress.done if found and found.progress else 0
+
+
 def test_status_shows_the_progress_and_the_time_left_of_a_run_under_way(store: Store) -> None:
     running = BYOL.specs()[0].replace("seed", 7)
     folder = store._site.runs / running.id
@@ -190,10 +197,11 @@ def test_status_shows_the_progress_and_the_time_left_of_a_run_under_way(store: S
         for done in (10, 40):
             held.report(Progress(done, 100, "images", "epoch 2/4, loss 0.41"))
             time.sleep(0.3)
+        until(lambda: progress_in(folder, running.id) == 40, "a heartbeat")
         (line,) = status.lines(store._site, store, Filter(state="running"))
         run.finish({"loss": 0.4})
     assert line.startswith(f"running      {running.id}  smoke  ")
-    assert re.search(r"  40%, epoch 2/4, loss 0\.41, \d s left; process \d+ on \S+$", line), line
+    assert re.search(r"  40%, epoch 2/4, loss 0\.41, \d+ s left; process \d+ on \S+$", line), line
 
 
 def test_an_evaluation_and_mlflows_own_name_are_runs_like_any(store: Store) -> None:

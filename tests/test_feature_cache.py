@@ -22,6 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from toys import CPU, Pictures, Toy, encoder, on_two_processes
+from waiting import thread_joined
 
 from reproduce.data.images import Images
 from reproduce.data.synthetic import SyntheticFolder
@@ -223,7 +224,7 @@ def test_the_least_recently_used_make_room_but_not_those_in_use(site: Site) -> N
     with filelock.FileLock(names[2].with_suffix(".lock"), thread_local=False):
         other = threading.Thread(target=extract, args=(three, Counted()), kwargs={"network": networks[4]})
         other.start()
-        other.join()
+        thread_joined(other)
     assert [path.exists() for path in names] == [False, False, True], (
         "the oldest is in use: the next one goes"
     )
@@ -276,7 +277,7 @@ def test_two_that_want_the_same_at_once_compute_it_once(site: Site) -> None:
     other = threading.Thread(target=second)
     other.start()
     results[0] = extract(site, images[0])
-    other.join()
+    thread_joined(other)
     assert torch.equal(results[0], results[1])
     assert [each.opened for each in images] == [NUM_IMAGES, 0]
 

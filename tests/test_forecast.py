@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from toys import image_folder
+from waiting import joined
 
 from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
@@ -308,6 +309,9 @@ def test_the_wall_time_respects_what_comes_first_and_how_many_go_on_at_once() ->
         "the second pretraining waits for eight devices, one of which the evaluation has"
     )
     assert makespan(wide, 9) == 2 + 5, "beside it there is room for eight"
+    assert makespan([*wide, step(tiny(seed=2), 4)], 8) == 2 + 5 + 3 + 4, (
+        "seven devices are free, but a short run does not overtake the one that waits for eight"
+    )
 
 
 # The digest and its check
@@ -504,7 +508,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
             process.start()
             at.get(timeout=60)
         forked[0].kill()
-        forked[0].join()
+        joined(forked[0])
         checkpoint.save(site.runs / killed.id, killed.id, {"epoch": 3}, 3)
         found = dict(
             zip(("reused", "killed", "running", "failed", "new"), steps_of(wanted, site), strict=True)
@@ -512,7 +516,7 @@ def test_every_fate_is_told_from_the_store_and_the_runs_folder(
     finally:
         for process in forked:
             process.kill()
-            process.join()
+            joined(process)
     record = Store(site).records([reused.id])[reused.id]
     assert (record.attempts, record.device) == (1, Store(site).records([killed.id])[killed.id].device)
     assert record.ended is not None

@@ -168,7 +168,7 @@ def place(everything: Home, tmp_path: Path) -> Iterator[tuple[Site, Store]]:
 def of_another_machine(site: Site, beat: float) -> None:
     """Write a lease that another machine's process last renewed so many seconds ago."""
     process = {"host": "elsewhere", "pid": 1, "started": 0.0, "job": "", "reason": "", "progress": None}
-    content = {"spec_id": ELSEWHERE.id, "token": "0" * 32, "heartbeat": 10.0, "state": "running", **process}
+    content = {"spec_id": ELSEWHERE.id, "token": "0" * 32, "heartbeat": 3600.0, "state": "running", **process}
     put(site.runs / ELSEWHERE.id / lease.FILE, json.dumps(content).encode(), age=beat)
 
 
@@ -338,9 +338,9 @@ def test_deleted_records_can_be_restored(place: tuple[Site, Store]) -> None:
 def test_a_run_goes_when_its_owner_elsewhere_has_missed_three_heartbeats(place: tuple[Site, Store]) -> None:
     site, store = place
     name = f"runs/{ELSEWHERE.id}"
-    of_another_machine(site, beat=25.0)
+    of_another_machine(site, beat=2.5 * 3600)
     assert name not in names(gc.find(site, store, 0.0), "run")
-    of_another_machine(site, beat=35.0)
+    of_another_machine(site, beat=3.5 * 3600)
     assert name in names(gc.find(site, store, 0.0), "run")
 
 
@@ -425,7 +425,7 @@ def test_a_kill_in_the_middle_leaves_no_half_folder_under_a_run_s_name(place: tu
         assert time.monotonic() < deadline
         time.sleep(0.001)
     command.send_signal(signal.SIGKILL)
-    command.communicate()
+    command.communicate(timeout=60)
     assert not folder.exists()
     assert 0 < len(list(aside[0].iterdir())) <= MANY + 5, "it was too fast to be killed"
     found = gc.find(site, store, 0.0)

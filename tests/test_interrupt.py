@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import ROOT, Home
 from toys import CPU, Notes, on_two_processes
+from waiting import limited, thread_joined
 
 from reproduce.data import ahead
 from reproduce.data.images import batches
@@ -125,7 +126,7 @@ def test_another_thread_stops_a_main_thread_that_waits(listening: None) -> None:
 
     with pytest.raises(Interrupted, match=r"^its parent is gone$"):
         wait()
-    thread.join()
+    thread_joined(thread)
 
 
 # Images that are decoded by other processes
@@ -355,12 +356,13 @@ def strike(home: Home, number: signal.Signals, step: int) -> tuple[int, float]:
     worker = start(home)
     try:
         assert worker.stdout is not None
-        for line in worker.stdout:
-            event = json.loads(line)
-            if event["event"] == "progress" and event["done"] >= step * BATCH:
-                break
-        else:
-            pytest.fail(f"the worker ended: {worker.communicate()}")
+        with limited(worker):
+            for line in worker.stdout:
+                event = json.loads(line)
+                if event["event"] == "progress" and event["done"] >= step * BATCH:
+                    break
+            else:
+                pytest.fail(f"the worker ended: {worker.communicate()}")
         children = psutil.Process(worker.pid).children(recursive=True)
         struck = time.monotonic()
         worker.send_signal(number)
@@ -410,7 +412,8 @@ def test_a_worker_that_waits_for_orders_can_start_processes_that_decode(tmp_path
     assert process.stdout is not None
     process.stdin.write("an order\n")
     process.stdin.flush()
-    assert process.stdout.read().split() == ["forked", "0"]
+    with limited(process):
+        assert process.stdout.read().split() == ["forked", "0"]
     process.communicate(timeout=20)
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from skips import shared
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import CPU, SHARED, encoder, on_two_processes
+from toys import CPU, encoder, on_two_processes
 
 from reproduce.data.imagenette import Imagenette
 from reproduce.nn import features
@@ -25,7 +26,7 @@ from reproduce.protocols import knn
 from reproduce.site import Site
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PHOTOGRAPHS = SHARED / "imagenette96.tar.gz"
+PHOTOGRAPHS = "imagenette96.tar.gz"
 CHUNKS = ((7, 64), (100, 160), (3, 37))
 
 
@@ -147,13 +148,13 @@ def test_memory_does_not_grow_with_the_bank(collapsed: bool) -> None:
 def photographs(folder: Path, num_train: int, num_val: int) -> Path:
     """Extract the first images of each class, so many per split."""
     kept: dict[str, int] = defaultdict(int)
-    with tarfile.open(PHOTOGRAPHS) as archive:
+    with tarfile.open(shared(PHOTOGRAPHS)) as archive:
         for member in archive:
             split, wnid, *_ = (*member.name.split("/")[1:], "", "")
             kept[f"{split}/{wnid}"] += member.isfile()
             if member.isfile() and kept[f"{split}/{wnid}"] <= (num_train if split == "train" else num_val):
                 archive.extract(member, folder, filter="data")
-    return folder / PHOTOGRAPHS.name.removesuffix(".tar.gz")
+    return folder / PHOTOGRAPHS.removesuffix(".tar.gz")
 
 
 PROTOCOLS = (knn.NearestNeighbours(), knn.WeightedNeighbours(ks=(20, 200)))
@@ -201,7 +202,6 @@ def by_scikit_learn(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the shared photographs of Imagenette")
 def test_photographs_get_the_top1_of_scikit_learns_brute_force_on_one_process_and_on_two(
     tmp_path: Path,
 ) -> None:

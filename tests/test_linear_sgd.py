@@ -352,9 +352,11 @@ def test_the_test_split_is_measured_once_and_chooses_nothing() -> None:
     right = measure(SWEEP)
     assert sorted(images_read("test crops")) == list(range(60))
     assert "test" not in READ
-    wrong = measure(SWEEP, Toy(wrong_test_labels=True))
-    assert (right["lr"], right["held_out_top1"]) == (wrong["lr"], wrong["held_out_top1"])
-    assert wrong["top1"] < right["top1"]
+    found = [right, *(measure(SWEEP, Toy(shift=shift)) for shift in range(1, 6))]
+    assert {(one["lr"], one["held_out_top1"]) for one in found} == {(right["lr"], right["held_out_top1"])}
+    assert sum(one["top1"] for one in found) == pytest.approx(1), (
+        "the predictions are the same, and each is right for one of the six classes of its image"
+    )
 
 
 def test_held_out_images_train_nothing_and_every_other_labelled_one_does_once_an_epoch() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import plain
 import pytest
+import skips
 import torch
 import torch.nn.functional as F
 from test_loop import TOLERANCE, Left, check, check_log, error, trained
@@ -91,7 +92,7 @@ def same_gradients(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2])
 def test_the_contrastive_loss_is_that_of_lightly(temperature: float) -> None:
-    lightly = pytest.importorskip("lightly.loss")
+    lightly = skips.optional("lightly.loss")
     k, queue = random_units(6, 9)
     theirs = lightly.NTXentLoss(temperature=temperature, memory_bank_size=(9, 5))
     theirs.memory_bank.bank = queue.clone()
@@ -102,7 +103,7 @@ def test_the_contrastive_loss_is_that_of_lightly(temperature: float) -> None:
 
 
 def test_without_a_queue_alignment_and_uniformity_are_those_of_lightly() -> None:
-    losses = pytest.importorskip("lightly.loss.hypersphere_loss")
+    losses = skips.optional("lightly.loss.hypersphere_loss")
     (k,), none = random_units(6), torch.zeros(0, 5, dtype=torch.float64)
 
     def ours(z: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+import skips
 
 ROOT = Path(__file__).parent.parent
 CONTENT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -128,8 +129,10 @@ def test_setuptools_finds_every_package() -> None:
 
 def test_git_has_every_file_of_the_packages() -> None:
     """A pattern of .gitignore, such as that of the folder of runs, must not match a package."""
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("not a git repository")
+    if not (ROOT / ".git").exists():
+        pytest.skip(skips.NO_GIT)
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     files = [str(path) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     done = subprocess.run(
         ["git", "check-ignore", "--stdin"],

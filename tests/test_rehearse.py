@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from PIL import Image
+from waiting import limited
 
 from configs.pretrain import byol, imagenet100, msbreg
 from configs.scales import smoke
@@ -381,10 +382,11 @@ def test_an_interrupted_rehearsal_leaves_what_it_measured(home: Home) -> None:
     process = home.start("rehearse", "table8")
     assert process.stdout is not None
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("2/"):
-            break
+    with limited(process):
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("2/"):
+                break
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (128 + signal.SIGINT, "")

@@ -27,6 +27,7 @@ from reproduce.methods.simclr import SimCLR
 from reproduce.methods.swav import SwAV
 from reproduce.nn import backbones, cost, features
 from reproduce.nn.heads import Head, Heads
+from reproduce.nn.weights import Weights
 from reproduce.plan import Job, Request
 from reproduce.protocols.knn import NearestNeighbours
 from reproduce.protocols.linear_sgd import LinearSGD
@@ -454,3 +455,21 @@ def test_an_evaluation_goes_to_the_worker_of_its_encoder_and_a_large_run_gets_a_
     assert worker.environment["CUDA_VISIBLE_DEVICES"] == "13"
     assert worker.environment[environment.SHARING] == "1"
     assert launch._room.having(half) == [1]
+
+
+def test_a_run_that_waits_for_two_gpus_is_not_overtaken_by_one_that_needs_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "13,14")
+    wide = byol(stl10)
+    weights = Weights(backbone="small", sha256="0" * 64)
+    short = Evaluate(encoder=weights, protocol=NearestNeighbours(), dataset=wide.dataset)
+    launch = local._Launch([job(wide), job(short)], Site(runs=tmp_path, devices=2), lambda event: None)
+    launch._room.take([0], Fraction(1))  # by a run that is under way
+    assert (launch._free_places(job(wide)), launch._free_places(job(short))) == ([], [1])
+    try:
+        launch._start()
+        assert launch._busy == []
+    finally:
+        local._stop(launch._busy)
+    assert [each.spec for each in launch._waiting] == [wide, short]

@@ -80,7 +80,7 @@ def test_the_list_trains_other_train_images_choose_and_the_test_split_is_measure
     assert not set(held_out[0]) & set(LIST)
     assert all(index % 7 for index in held_out[0]), "those without a label are of no use"
     assert sorted(images_read("test crops")) == list(range(60))
-    wrong = measure(protocol, Toy(wrong_test_labels=True))
+    wrong = measure(protocol, Toy(shift=1))
     assert (right["epochs"], right["held_out_top1"]) == (wrong["epochs"], wrong["held_out_top1"])
 
 

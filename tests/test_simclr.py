@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import skips
 import torch
 from torch import Tensor
 from toys import batch
@@ -36,7 +37,7 @@ def test_an_image_is_compared_with_2n_minus_1_others() -> None:
 
 
 def test_values_and_gradients_are_those_of_lightly() -> None:
-    lightly = pytest.importorskip("lightly.loss")
+    lightly = skips.optional("lightly.loss")
     z1, z2 = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = []
     for loss in (lambda *z: contrastive_loss(*z, temperature=0.3), lightly.NTXentLoss(temperature=0.3)):

@@ -11,6 +11,7 @@ from typing import Any
 
 import plain
 import pytest
+import skips
 import torch
 from test_loop import TOLERANCE, check, error, trained
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_the_loss_is_that_of_lightly() -> None:
-    lightly = pytest.importorskip("lightly.loss").NegativeCosineSimilarity()
+    lightly = skips.optional("lightly.loss").NegativeCosineSimilarity()
     torch.manual_seed(0)
     p, z = (torch.randn(12, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     loss = symmetric_loss(p, z.detach())

@@ -12,19 +12,20 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import skips
 from conftest import Home
+from waiting import free_ports, limited, until
 
 from reproduce import site as sites
 from reproduce.launch import slurm
@@ -68,23 +69,6 @@ PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
-    """Wait for something that other processes do."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
-        time.sleep(0.05)
-
-
-def free_ports(num: int) -> list[int]:
-    """Return ports on which no process listens."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(num)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 class Cluster:
     """A Slurm of one node with two CPUs and a GPU by name only, with its own folders and ports."""
 
@@ -98,10 +82,10 @@ class Cluster:
         """Return the variables that Slurm's commands need."""
         return {"SLURM_CONF": str(self.file), "PATH": SEARCH}
 
-    def start(self) -> None:
+    def start(self, controller: int, daemon: int) -> None:
+        """Start the daemons on these ports."""
         for name in ("state", "spool"):
             (self.folder / name).mkdir(parents=True)
-        controller, daemon = free_ports(2)
         self.file.write_text(CONFIGURATION.format(folder=self.folder, controller=controller, daemon=daemon))
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
         key = self.folder / "munge.key"
@@ -171,14 +155,16 @@ def _environment(process: psutil.Process) -> str:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Start a cluster; skipped only if Slurm is not installed or the user is not root."""
-    lacking = [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]
-    if lacking or os.geteuid():
-        pytest.skip(f"a cluster needs {', '.join(lacking)}" if lacking else "a cluster is started by root")
+    """Start a cluster; skipped only if the user is not root or Slurm is not installed."""
+    if os.geteuid():
+        pytest.skip(skips.NOT_ROOT)
+    if lacking := [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]:
+        pytest.skip(f"a cluster needs {', '.join(lacking)}")
     made = Cluster(tmp_path_factory.mktemp("slurm"))
     try:
-        made.start()
-        yield made
+        with free_ports(2) as ports:
+            made.start(*ports)
+            yield made
     finally:
         made.stop()
     assert not made.processes()
@@ -597,10 +583,11 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     """Return the output of a process up to the line that contains `text`."""
     assert process.stdout is not None
     printed = ""
-    while text not in printed:
-        line = process.stdout.readline()
-        assert line, f"no {text!r} in:\n{printed}"
-        printed += line
+    with limited(process):
+        while text not in printed:
+            line = process.stdout.readline()
+            assert line, f"no {text!r} in:\n{printed}"
+            printed += line
     return printed
 
 
@@ -620,7 +607,7 @@ def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
     first = login.start(*asked, "--launcher", "slurm")
     until(lambda: login.running(pretraining.id), "the start of the run")
     os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    first.wait(60)
     (login.runs / evaluation.id / leases.FILE).unlink()
 
     second = login.start(*asked, "--launcher", "slurm")

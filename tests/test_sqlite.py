@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any
 
 import pytest
 from conftest import INVOKE, ROOT, Home
+from waiting import SECONDS
 
 from reproduce.plan import Request, jobs
 from reproduce.runs import processes
 from reproduce.site import Site
 from reproduce.tracking.errors import StoreError
-from reproduce.tracking.sqlite import SCHEMAS, SqliteReader, Wanted
+from reproduce.tracking.sqlite import AT_ONCE, SCHEMAS, SqliteReader, Wanted
 from reproduce.tracking.store import Store
 from reproduce.tracking.tags import ATTEMPTS, COMPLETE, DEVICE, FINAL, OWNER, REASON, SCALE, SPEC
 
@@ -250,6 +252,21 @@ def test_more_runs_than_are_read_at_once(site: Site) -> None:
     )
 
 
+def test_runs_that_are_deleted_between_two_transactions_are_left_out(site: Site) -> None:
+    foreign(site.runs / FILE, 2 * AT_ONCE, bare=True)
+    reader = SqliteReader(site.runs / FILE)
+    *kept, marked, removed = reader.search(["1", "2", "3"], Wanted(present=(SPEC,)))
+    found = reader.search(["1", "2", "3"], Wanted(present=(SPEC,)))
+    first = next(found)
+    with closing(sqlite3.connect(site.runs / FILE)) as database, database:
+        database.execute(
+            "UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", [marked.info.run_id]
+        )
+        for table in ("tags", "runs"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", [removed.info.run_id])
+    assert [first, *found] == kept
+
+
 def write(site: Site, ids: list[str]) -> None:
     """Write a finished run of each spec in another process, in as many transactions as a real run."""
     from mlflow.entities import Metric, Param
@@ -268,8 +285,9 @@ def test_no_run_is_seen_half_written_while_another_process_writes(site: Site) ->
     process = multiprocessing.get_context("fork").Process(target=write, args=(site, ids))
     process.start()
     store, seen = Store(site), [0]
-    running = True
+    running, deadline = True, time.monotonic() + SECONDS
     while running:
+        assert time.monotonic() < deadline, "the writer has not ended"
         running = process.is_alive()
         found = store.finished(ids)
         assert len(found) >= seen[-1], "a finished run is never lost again"

@@ -21,7 +21,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from toys import CPU, SHARED, Notes, Pictures, encoder, on_two_processes
+from skips import shared
+from toys import CPU, Notes, Pictures, encoder, on_two_processes
+from waiting import limited
 
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
@@ -414,7 +416,8 @@ def test_no_process_outlives_a_run_that_is_killed_or_fails(kill: bool, tmp_path:
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         assert run.stdout is not None
-        pids = json.loads(run.stdout.readline())
+        with limited(run):
+            pids = json.loads(run.stdout.readline())
         assert len(pids) == 2 or not kill, "the process that is to fail may have failed by now"
         if kill:
             children = [psutil.Process(pid) for pid in pids]
@@ -438,9 +441,7 @@ def devkit(root: Path) -> Path:
 
     Each class appears at least twice in trainval and once in test. Skips if the photographs are missing.
     """
-    source = SHARED / "voc" / "VOCdevkit" / "VOC2012"
-    if not source.is_dir():
-        pytest.skip("the photographs are missing")
+    source = shared("voc", "VOCdevkit", "VOC2012")
     folder = root / "VOCdevkit" / "VOC2007"
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import plain
 import pytest
+import skips
 import torch
 import torch.nn.functional as F
 from test_loop import check, check_log, trained
@@ -134,7 +135,7 @@ def test_the_loss_of_three_views_by_hand() -> None:
 @pytest.mark.parametrize("with_queue", [False, True], ids=["no queue", "queue"])
 @pytest.mark.parametrize("num_small", [0, 3])
 def test_the_loss_and_its_gradients_are_lightlys(num_small: int, with_queue: bool) -> None:
-    swav_loss = pytest.importorskip("lightly.loss.swav_loss")
+    swav_loss = skips.optional("lightly.loss.swav_loss")
     of_views = [scores(12, 7, seed=seed) for seed in range(2 + num_small)]
     queues = [scores(24, 7, seed=50 + seed) for seed in range(2)] if with_queue else None
     theirs = [s.clone().requires_grad_() for s in of_views]

@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from toys import originals
+from waiting import joined
 
 from reproduce.data import scenes as drawing
 from reproduce.data import stl10, voc
@@ -342,7 +343,7 @@ def test_two_processes_generate_once(tmp_path: Path) -> None:
         process.start()
     assert [results.get(timeout=60) for _ in processes] == [40, 40]
     for process in processes:
-        process.join()
+        joined(process)
     assert {path.suffix for path in (tmp_path / "synthetic").iterdir()} == {"", ".lock"}
 
 

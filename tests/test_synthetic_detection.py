@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
+from waiting import joined
 
 from reproduce.data import coco2017, polygons, scenes, voc
 from reproduce.data.detection import Annotated
@@ -372,7 +373,7 @@ def test_two_processes_generate_one_whole_folder(tmp_path: Path, read: dict[str,
         process.start()
     assert [results.get(timeout=60) for _ in processes] == [read[VOC.train_split].digest] * 2
     for process in processes:
-        process.join()
+        joined(process)
     assert {path.suffix for path in (tmp_path / "synthetic").iterdir()} == {"", ".lock"}
     assert digest(VOC.folder(site)) == GOLDEN_VOC
 

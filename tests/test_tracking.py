@@ -9,18 +9,16 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toys import PRETRAIN, Judge, Recorded, ended, fill_from
+from waiting import answers, joined
 
 from reproduce import identity, worker
 from reproduce.methods.byol import BYOL
@@ -71,7 +69,7 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, list[tuple[int
         process.start()
     seen = [results.get(timeout=120) for _ in processes]
     for process in processes:
-        process.join()
+        joined(process)
     return site, seen
 
 
@@ -348,7 +346,7 @@ def test_a_run_that_is_alive_is_neither_resumed_nor_reaped(site: Site) -> None:
     assert store.mark_dead_runs() == []
     assert store.status()[0].state == "running"
     process.kill()
-    process.join()
+    joined(process)
     assert store.start(PRETRAIN, scale="smoke").run_id == run_id
 
 
@@ -640,24 +638,7 @@ print(slow, list(Path(sys.argv[1]).parent.iterdir()))
     assert shown.stdout.strip() == "[] []"
 
 
-def answers(process: subprocess.Popen[bytes], url: str) -> bool:
-    """Wait until the server answers; return False if it ends before."""
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as response:
-                return bool(response.status == 200)
-        except (urllib.error.URLError, OSError):
-            try:
-                process.wait(0.2)
-                return False
-            except subprocess.TimeoutExpired:
-                continue
-
-
-def test_a_server_on_this_machine_keeps_runs_as_sqlite_does(site: Site, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_a_server_on_this_machine_keeps_runs_as_sqlite_does(site: Site, port: int, tmp_path: Path) -> None:
     command, extra = Store(site).ui_command(port)
     with (tmp_path / "server.log").open("wb") as log:
         server = subprocess.Popen(

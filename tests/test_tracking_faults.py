@@ -12,8 +12,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -24,6 +22,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 from conftest import Home
 from toys import PRETRAIN, ended
+from waiting import answers, limited
 
 from reproduce.commands import make
 from reproduce.messages import public, reason_of, without_secrets
@@ -246,9 +245,10 @@ def holder(place: Home) -> Iterator[subprocess.Popen[str]]:
         text=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    with limited(process):
+        assert process.stdout.readline() == "held\n"
     yield process
-    process.communicate()
+    process.communicate(timeout=60)
 
 
 def test_a_lock_is_waited_for_with_the_name_of_its_holder_and_ends(
@@ -271,7 +271,7 @@ def test_a_lock_is_waited_for_with_the_name_of_its_holder_and_ends(
     ):
         pass
     assert re.search(f"Waiting for the lock .*, which {named}", caplog.text)
-    holder.communicate()
+    holder.communicate(timeout=60)
     with retry.held(place.runs / "tracking.lock", 10):
         assert Store(Site(runs=place.runs)).status() == []
 
@@ -451,13 +451,10 @@ class Proxy:
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[Proxy]:
+def proxy(tmp_path_factory: pytest.TempPathFactory, template: Path, port: int) -> Iterator[Proxy]:
     """Start MLflow's server for a store of its own, and a proxy in front of it."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(template, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         command, variables = Store(Site(runs=folder)).ui_command(port)
@@ -467,13 +464,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[
             command, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        while True:
-            assert server.poll() is None, (folder / "server.log").read_text()
-            with suppress(urllib.error.URLError, OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            with suppress(subprocess.TimeoutExpired):
-                server.wait(0.2)
+        assert answers(server, f"http://127.0.0.1:{port}/health"), (folder / "server.log").read_text()
         yield Proxy(port)
     finally:
         os.killpg(server.pid, signal.SIGKILL)

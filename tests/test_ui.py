@@ -6,15 +6,14 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tracking import answers
 from toys import fill_from
+from waiting import answers
 
 from reproduce.commands.ui import addresses
 from reproduce.plan import Request
@@ -39,7 +38,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def served(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, int]]:
+def served(
+    template: Path, port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Store, int]]:
     """Serve a store with twelve cells of Table 11 as `invoke ui` does; return it and the port."""
     site = Site(runs=tmp_path_factory.mktemp("ui"))
     shutil.copy(template, site.runs)
@@ -54,9 +55,6 @@ def served(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     report.write_text("a report")
     finished = store.finished(spec.id for spec in table.specs(1))
     store.log_table(fill_from(table, 1, finished, {}), [report], table)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     addresses(store, port)
     command, extra = store.ui_command(port)
     with (site.runs / "server.log").open("wb") as log:

@@ -91,12 +91,12 @@ def test_a_live_owner_on_this_machine_keeps_its_run_unless_forced(site: Site) ->
 
 
 def test_an_owner_on_another_machine_keeps_its_run_while_it_is_heard_of(site: Site) -> None:
-    put(site, heartbeat=10.0, age=4.0)
+    put(site, heartbeat=3600.0, age=2.2 * 3600)
     with pytest.raises(
-        UserError, match=r"stays locked: process 7 on elsewhere sent a heartbeat 4 s ago\. Stop"
+        UserError, match=r"stays locked: process 7 on elsewhere sent a heartbeat 2 h ago\. Stop"
     ):
         unlocked(site)
-    put(site, heartbeat=10.0, age=40.0)
+    put(site, heartbeat=3600.0, age=3.5 * 3600)
     assert unlocked(site)[-1].startswith(f"Run {RUN} is free: it belonged to process 7 on elsewhere.")
 
 
@@ -116,9 +116,9 @@ def test_a_heartbeat_in_the_future_is_watched(site: Site) -> None:
 
 
 def test_an_owner_that_renews_its_lease_meanwhile_keeps_its_run(site: Site) -> None:
-    put(site, age=-9e6)
+    put(site, age=-9e6, heartbeat=60.0)
     lines = command.unlock(site, RUN, force=False)
-    next(lines)
+    next(lines)  # it watches for minutes
     timer = threading.Timer(0.1, lambda: put(site))
     timer.start()
     with pytest.raises(

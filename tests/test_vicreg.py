@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import skips
 import torch
 from torch import Tensor
 from toys import batch
@@ -45,7 +46,7 @@ def test_the_loss_by_hand(z1: Tensor, z2: Tensor, expected: float) -> None:
 
 
 def test_values_and_gradients_are_those_of_lightly() -> None:
-    lightly = pytest.importorskip("lightly.loss")
+    lightly = skips.optional("lightly.loss")
     draw = torch.Generator().manual_seed(0)
     z1, z2 = 0.8 * torch.randn(2, 7, 5, generator=draw, dtype=torch.float64) + 1
 

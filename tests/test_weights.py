@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 from toys import CPU, Notes
+from waiting import thread_joined
 
 from configs import released
 from reproduce import plan
@@ -395,7 +396,7 @@ def server(network: torch.nn.Module, tmp_path: Path) -> Iterator[Server]:
         thread.start()
         yield running
         running.shutdown()
-        thread.join()
+        thread_joined(thread)
 
 
 def release(server: Server, **settings: Any) -> Weights:
@@ -556,12 +557,12 @@ def test_processes_that_race_fetch_once_and_a_killed_one_leaves_nothing_behind(
     killed = loader(server, site)
     assert half.wait(60)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.communicate(timeout=60)
     gone.set()
     assert not weight_files.place(release(server), site).exists()
     server.answer, server.count = None, 0
     racers = [loader(server, site) for _ in range(2)]
-    digests = {racer.communicate()[0].strip() for racer in racers}
+    digests = {racer.communicate(timeout=120)[0].strip() for racer in racers}
     assert digests == {weight_files.load(release(server), site, CPU).digest}
     assert server.count == 1
     assert {path.name for path in weight_files.place(release(server), site).parent.iterdir()} == {

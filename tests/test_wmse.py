@@ -10,6 +10,7 @@ from typing import Any
 
 import plain
 import pytest
+import skips
 import torch
 from test_loop import TOLERANCE, check, check_log, error, trained
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ def test_a_copy_under_a_lower_triangular_map_is_the_same_view() -> None:
 
 @pytest.mark.parametrize("num_views", [2, 3, 4])
 def test_the_loss_is_that_of_lightly(num_views: int) -> None:
-    theirs = pytest.importorskip("lightly.loss.wmse_loss").WMSELoss(
+    theirs = skips.optional("lightly.loss.wmse_loss").WMSELoss(
         embedding_dim=3, w_size=9, num_samples=num_views, track_running_stats=False
     )
     views = normal(num_views, 9, 3).requires_grad_()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from waiting import joined, thread_joined
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
@@ -41,8 +42,6 @@ from reproduce.train import build_network, encoder_of
 R = TypeVar("R")
 
 CPU = torch.device("cpu")
-SHARED = Path(os.environ.get("MSBREG_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
-"""Real data; tests that need them are skipped without."""
 CLASSES = ("a", "b", "c", "d", "e", "f")
 READ: dict[str, list[list[int]]] = {}
 """The images read since it was last emptied, batch by batch: for each split as whole images (`train`) and as
@@ -81,8 +80,9 @@ def brighter_by_class(labels: Sequence[int], *, noise: int, step: int, seed: int
 class Arrays(Pictures):
     """Pictures of the classes that tell which of them are read."""
 
-    def __init__(self, split: str, labels: list[int], seed: int) -> None:
-        super().__init__(brighter_by_class(labels, noise=90, step=20, seed=seed), labels, CLASSES)
+    def __init__(self, split: str, classes: list[int], seed: int, labels: list[int] | None = None) -> None:
+        pixels = brighter_by_class(classes, noise=90, step=20, seed=seed)
+        super().__init__(pixels, classes if labels is None else labels, CLASSES)
         self.split = split
 
     def find(self, indices: Any, shape: Shape) -> Found:
@@ -102,7 +102,8 @@ class Toy(Dataset, name="toy_of_classifiers"):
     canvas: int = 16
     mean: tuple[float, float, float] = (0.5, 0.4, 0.3)
     std: tuple[float, float, float] = (0.2, 0.3, 0.4)
-    wrong_test_labels: bool = False
+    shift: int = 0
+    """Number that is added to the class of each test image, modulo 6, to give its label."""
     subset: tuple[int, ...] = tuple(index for index in range(54) if index % 7)
 
     title: ClassVar[str] = "toy images"
@@ -111,7 +112,8 @@ class Toy(Dataset, name="toy_of_classifiers"):
 
     def load(self, split: str, site: Site) -> Images:
         if split == "test":
-            return Arrays(split, [(i + self.wrong_test_labels) % 6 for i in range(self.num_test)], seed=1)
+            labels = [(i + self.shift) % 6 for i in range(self.num_test)]
+            return Arrays(split, [i % 6 for i in range(self.num_test)], 1, labels)
         return Arrays(split, [i % 7 - 1 for i in range(self.num_train)], seed=2)
 
     def check_subset(self, name: str, site: Site, *, fetch: bool = True) -> None: ...
@@ -242,8 +244,7 @@ def ended(target: Callable[..., None], *arguments: object) -> int | None:
     n."""
     process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     process.start()
-    process.join(60)
-    return process.exitcode
+    return joined(process)
 
 
 def on_two_processes(work: Callable[..., R], folder: Path, *arguments: Any) -> list[R]:
@@ -328,5 +329,5 @@ def web_server(name: str, content: bytes = b"") -> Iterator[dict[str, Any]]:
         yield state
     finally:
         running.shutdown()
-        thread.join()
+        thread_joined(thread)
         running.server_close()
