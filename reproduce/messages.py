@@ -37,14 +37,15 @@ halves of characters."""
 class UserError(Exception):
     """A mistake in a command, the site file or the data; the message is one line for the user.
 
-    Line breaks and control characters in it, such as those of a name in a file, are escaped.
+    Line breaks and control characters in it, such as those of a name in a file, are shown by number.
+    Instructions to copy can follow, each on a line of its own.
 
     A mistake in a table, a config or a component is a programming error: it raises another exception, which
     is shown with its traceback.
     """
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(escaped(message))
+    def __init__(self, message: str = "", *instructions: str) -> None:
+        super().__init__("\n    ".join(visible(line, keep="") for line in (message, *instructions)))
 
 
 class InvalidError(UserError, ValueError):
@@ -79,11 +80,6 @@ def from_here(text: str) -> str:
     except OSError:  # the folder was deleted
         return text
     return re.sub(rf"(?<![\w./-]){re.escape(here)}/(?=.)", "", text) if here != "/" else text
-
-
-def escaped(text: str) -> str:
-    """Return a text on one line, in which characters that would garble a terminal are escaped."""
-    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def unprintable(text: str) -> str:

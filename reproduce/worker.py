@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import filelock
 
 from reproduce import site as sites
-from reproduce.messages import InvalidError, NotFoundError, UserError, escaped, reason_of
+from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of, visible
 from reproduce.nn import distributed
 from reproduce.nn.weights import Weights
 from reproduce.plan import SCALES, Order, Request, loads, registered
@@ -292,7 +292,7 @@ def _failed_elsewhere(folder: Path, spec_id: str) -> str:
         return ""
     if named != spec_id or not isinstance(reason, str):
         return ""
-    return f"another process of the run failed, {escaped(reason)}"
+    return f"another process of the run failed, {visible(reason, keep='')}"
 
 
 def _encoder(

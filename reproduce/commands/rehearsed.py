@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
-from reproduce.messages import escaped, first_line, from_here, unprintable
+from reproduce.messages import first_line, from_here, unprintable, visible
 from reproduce.nn import cost
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.linear import LinearEvaluation
@@ -147,7 +147,7 @@ def read(site: Site) -> Measured:
     except FileNotFoundError:
         return Measured()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        why = escaped(first_line(error)) or type(error).__name__
+        why = visible(first_line(error), keep="") or type(error).__name__
         logger.warning(
             "%s",
             from_here(

@@ -88,27 +88,20 @@ def check(site: Site) -> None:
     folder = site.detectron2
     if folder is None and not _installed("detectron2"):
         raise NotFoundError(
-            _with_instructions(
-                "Detectron2 is missing: there is neither an installed package nor a source folder."
-            )
+            "Detectron2 is missing: there is neither an installed package nor a source folder. Get it:",
+            *INSTALL,
         )
     if folder is not None and not (folder / "detectron2" / "config" / "defaults.py").is_file():
         raise NotFoundError(
-            _with_instructions(
-                "The folder that `detectron2` names in the site file is not Detectron2's source "
-                "(detectron2/config/ is missing)."
-            )
+            "The folder that `detectron2` names in the site file is not Detectron2's source "
+            "(detectron2/config/ is missing). Get it:",
+            *INSTALL,
         )
     if missing := [package for module, package in REQUIREMENTS.items() if not _installed(module)]:
         raise NotFoundError(
             f"Detectron2 is available, but its requirements are missing: {', '.join(missing)}. "
             "Get them: .venv/bin/pip install -r requirements-detectron2.txt"
         )
-
-
-def _with_instructions(problem: str) -> str:
-    """Return a message with the problem and how to install Detectron2."""
-    return "\n    ".join((f"{problem} Get it:", *INSTALL))
 
 
 def _installed(module: str) -> bool:

@@ -33,7 +33,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from reproduce.messages import escaped
+from reproduce.messages import visible
 from reproduce.runs.files import naming, read_regular, synchronise, write_atomic
 
 FILE, RESULT = "journal.jsonl", "result.json"
@@ -327,7 +327,9 @@ def kept_result(folder: Path, spec_id: str) -> Result | None:
         logger.warning("%s is broken and is skipped: the run is executed again.", path)
         return None
     if found != spec_id:
-        logger.warning("%s belongs to run %s, not to %s, and is skipped.", path, escaped(found[:60]), spec_id)
+        logger.warning(
+            "%s belongs to run %s, not to %s, and is skipped.", path, visible(found[:60], keep=""), spec_id
+        )
         return None
     return Result(metrics, commit, facts)
 

@@ -40,7 +40,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
-from reproduce.messages import LONGEST, age, escaped, reason_of
+from reproduce.messages import LONGEST, age, reason_of, visible
 from reproduce.runs.files import naming, read_regular, write_atomic
 from reproduce.runs.processes import process, process_alive, this_host
 from reproduce.runs.progress import Progress
@@ -462,7 +462,7 @@ def _read(folder: Path, spec_id: str) -> tuple[Lease, float] | None:
 @functools.cache
 def _warn_of_foreign(path: Path, other: str, spec_id: str) -> None:
     """Log once that a lease is another run's."""
-    named = escaped(other[:60])
+    named = visible(other[:60], keep="")
     logger.warning("%s is the lease of run %s, not of %s, and is not used.", path, named, spec_id)
 
 
