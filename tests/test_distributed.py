@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from toys import batch
+from toys import batch, start_fork_server
 
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones, dispersion, distributed, seeds, sync_batchnorm
@@ -212,7 +212,10 @@ def found(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(process, args=(port, folder), nprocs=WORLD)
+    start_fork_server()
+    torch.multiprocessing.start_processes(
+        process, args=(port, folder), nprocs=WORLD, start_method="forkserver"
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
