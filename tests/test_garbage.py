@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from conftest import ROOT
+import pytest
+from conftest import ROOT, Home
 
 PROCESS = """
 import atexit, gc, weakref
@@ -47,3 +48,22 @@ def test_a_process_searches_what_its_runs_made_and_nothing_when_it_ends() -> Non
         "collected True",
         "at the end False",
     ]
+
+
+@pytest.mark.parametrize("arguments", [("invoke", "--list"), ("reproduce.worker",)])
+def test_commands_and_workers_end_without_a_search(arguments: tuple[str, ...], home: Home) -> None:
+    started = (
+        "import atexit, gc, runpy, sys; "
+        "atexit.register(lambda: print(bool(gc.get_objects()), file=sys.stderr)); "
+        f"sys.argv = {list(arguments)}; runpy.run_module({arguments[0]!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", started],
+        cwd=ROOT,
+        env=home.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "False\n"
