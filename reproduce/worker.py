@@ -38,7 +38,16 @@ from reproduce.messages import InvalidError, NotFoundError, UserError, reason_of
 from reproduce.nn import distributed
 from reproduce.nn.weights import Weights
 from reproduce.plan import SCALES, Order, Request, loads, registered
-from reproduce.runs import checkpoint, encoder_file, environment, interrupt, journal, output, processes
+from reproduce.runs import (
+    checkpoint,
+    encoder_file,
+    environment,
+    garbage,
+    interrupt,
+    journal,
+    output,
+    processes,
+)
 from reproduce.runs import lease as leases
 from reproduce.runs.files import atomic, read_regular, write_atomic
 from reproduce.runs.interrupt import Interrupted
@@ -196,6 +205,7 @@ def _measured(
 
     folder, record, hold = site.runs / spec.id, run or Silent(), held.check if held else lambda: None
     kept = _kept(spec, site, needed, hold) if distributed.main_process() else None
+    garbage.resume()
     commit = environment.code()[0]
     if kept and kept.commit != commit:
         record.tag("resumed_from_commit", kept.commit)
@@ -563,6 +573,7 @@ def _line(path: Path, orders: Sequence[tuple[str, str]], index: int) -> tuple[st
 
 def main() -> int:
     """Run the command line of this module and return the exit code."""
+    garbage.spare()
     interrupt.listen()
     output.prepare()
     site = sites.load()

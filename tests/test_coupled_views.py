@@ -262,6 +262,12 @@ RECIPES = {
 }
 
 
+@pytest.fixture(scope="module")
+def smoke_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs at smoke scale, whose images are drawn once."""
+    return tmp_path_factory.mktemp("smoke")
+
+
 def top1(run: Any, folder: Path) -> float:
     """Return the mean linear accuracy of two seeds."""
     found = []
@@ -275,8 +281,8 @@ def top1(run: Any, folder: Path) -> float:
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", RECIPES)
-def test_at_smoke_scale_the_encoder_is_better_than_its_initialisation(tmp_path: Path, name: str) -> None:
+def test_at_smoke_scale_the_encoder_is_better_than_its_initialisation(smoke_runs: Path, name: str) -> None:
     run: Any = smoke(linear(RECIPES[name]()))
     untrained = replace(run, encoder=replace(run.encoder, epochs=0))
-    before, after = top1(untrained, tmp_path), top1(run, tmp_path)
+    before, after = top1(untrained, smoke_runs), top1(run, smoke_runs)
     assert after > before + 0.03, (before, after)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from toys import batch
+from toys import batch, start_fork_server
 
 from reproduce.methods.msbreg import MSBReg
 from reproduce.nn import backbones, dispersion, distributed, seeds, sync_batchnorm
@@ -208,7 +208,10 @@ def process(rank, port, folder):
 def found(port, tmp_path_factory):
     """The results of both processes, in the order of their ranks."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(process, args=(port, folder), nprocs=WORLD)
+    start_fork_server()
+    torch.multiprocessing.start_processes(
+        process, args=(port, folder), nprocs=WORLD, start_method="forkserver"
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

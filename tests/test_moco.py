@@ -568,16 +568,23 @@ def test_rates_of_the_recipes_by_hand() -> None:
 # Learning
 
 
+@pytest.fixture(scope="module")
+def smoke_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs at smoke scale, whose images are drawn once."""
+    return tmp_path_factory.mktemp("smoke")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "moco v2"])
-def test_at_smoke_scale_the_encoder_is_better_than_its_initialisation(tmp_path: Path, name: str) -> None:
+def test_at_smoke_scale_the_encoder_is_better_than_its_initialisation(smoke_runs: Path, name: str) -> None:
     """Two seeds and 3 000 test images: encoders of two seeds differ by up to .03."""
     run: Any = smoke(linear(RECIPES[name]())).replace("dataset.num_val", 3000)
-    site = Site(runs=tmp_path)
+    site = Site(runs=smoke_runs)
 
     def top1(seed: int, epochs: int) -> float:
-        encoder, folder = replace(run.encoder, seed=seed, epochs=epochs), tmp_path / f"{seed} {epochs}"
+        encoder = replace(run.encoder, seed=seed, epochs=epochs)
+        folder = smoke_runs / encoder.id
         train.pretrain(encoder, site, folder, CPU, Notes(), lambda progress: None)
         spec = replace(run, encoder=encoder, seed=seed)
         return evaluate(spec, train.load_encoder(encoder, folder, CPU), site, CPU, Watch())["top1"]

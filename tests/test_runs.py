@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-EPOCHS, STEPS, LONG = 8, 3, 150
-"""Epochs of the interrupted run, and the steps of each; epochs of a run that a second command finds
-running."""
+EPOCHS, STEPS = 8, 3
+"""Epochs of the runs that are interrupted or found running, and the steps of each."""
 TINY = ("dataset.num_train=96", "dataset.num_val=40", "protocol.epochs=5")
 TITLE = "byol · synth"
 """What the title of the row's pretraining says of its method."""
@@ -150,6 +149,34 @@ def under_way(
             with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
                 process.kill()
         command.communicate()
+
+
+def pause(home: Home, worker: psutil.Process) -> None:
+    """Stop a worker where others can write to the store, until it is resumed."""
+
+    def paused() -> bool | None:
+        worker.suspend()
+        wait(lambda: worker.status() == psutil.STATUS_STOPPED or None, "stop of the worker")
+        try:
+            with contextlib.closing(sqlite3.connect(home.runs / "mlflow.db", timeout=0)) as database:
+                database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            worker.resume()
+            return None
+        return True
+
+    wait(paused, "pause between two writes")
+
+
+def attached(command: subprocess.Popen[str]) -> str:
+    """Return the output of a command up to the line that names the process to which it attaches."""
+    assert command.stdout is not None
+    printed = ""
+    for line in command.stdout:
+        printed += line
+        if line.startswith("attached to process "):
+            return printed
+    pytest.fail(f"It did not attach: {printed}")
 
 
 def test_a_row_is_run_recorded_and_printed_in_every_format(finished: tuple[Home, str]) -> None:
@@ -350,26 +377,29 @@ def test_rendering_only_starts_nothing_and_says_why_cells_are_empty(place: Home)
 
 
 def test_a_second_command_attaches_to_the_first_and_both_end_with_the_same_table(place: Home) -> None:
-    pretraining, evaluation = specs(epochs=LONG)
-    with under_way(place, row(epochs=LONG), pretraining.id, 1) as (first, worker):
-        planned = place.invoke(*row(epochs=LONG), "--dry-run").stdout.splitlines()
+    pretraining, evaluation = specs(epochs=EPOCHS)
+    with under_way(place, row(epochs=EPOCHS), pretraining.id, 1) as (first, worker):
+        pause(place, worker)
+        planned = place.invoke(*row(epochs=EPOCHS), "--dry-run").stdout.splitlines()
         listed = place.invoke("status", "--state", "running", "--table", "table8").stdout
-        second = place.start(*row(epochs=LONG))
+        second = place.start(*row(epochs=EPOCHS))
+        begun = attached(second)
+        worker.resume()
         printed = [command.communicate(timeout=200) for command in (first, second)]
     assert [command.returncode for command in (first, second)] == [0, 0], printed
     assert planned[0].startswith(f"attach   {pretraining.id}  byol ")
     assert re.search(rf": process {worker.pid} on \S+ executes it", planned[0])
     assert listed == "", "settings were changed, so the run is not one of the table's"
-    (out, errors), report = printed[1], (place.reports / "smoke" / "table8.md").read_bytes()
+    (rest, errors), report = printed[1], (place.reports / "smoke" / "table8.md").read_bytes()
     assert errors == ""
-    assert re.search(rf"^attached to process {worker.pid} on \S+: byol ", out, re.M), out
-    assert "by other processes), 0 reused, 0 missing" in out
-    assert place.invoke("reports", "--set", f"epochs={LONG}").returncode == 3
+    assert re.search(rf"^attached to process {worker.pid} on \S+: byol ", begun, re.M), begun
+    assert "by other processes), 0 reused, 0 missing" in rest
+    assert place.invoke("reports", "--set", f"epochs={EPOCHS}").returncode == 3
     for name in ("table2", "table8"):
         assert json.loads((place.reports / "smoke" / f"{name}.json").read_text())["changes"] == [
-            f"epochs={LONG}"
+            f"epochs={EPOCHS}"
         ]
-    assert place.invoke(*row(epochs=LONG)).stdout.startswith("0 runs done, 2 reused")
+    assert place.invoke(*row(epochs=EPOCHS)).stdout.startswith("0 runs done, 2 reused")
     assert (place.reports / "smoke" / "table8.md").read_bytes() == report
     for spec in (pretraining, evaluation):
         assert records(place, spec.id) == ["FINISHED"]
@@ -377,12 +407,11 @@ def test_a_second_command_attaches_to_the_first_and_both_end_with_the_same_table
 
 
 def test_who_waits_for_a_command_that_is_killed_goes_on_with_its_run(place: Home) -> None:
-    pretraining, _ = specs(epochs=LONG)
-    with under_way(place, row(epochs=LONG), pretraining.id, 1) as (first, worker):
-        second = place.start(*row(epochs=LONG))
-        assert second.stdout is not None
-        lines = iter(second.stdout.readline, "")
-        assert next(line for line in lines if line.startswith("attached to process "))
+    pretraining, _ = specs(epochs=EPOCHS)
+    with under_way(place, row(epochs=EPOCHS), pretraining.id, 1) as (first, worker):
+        pause(place, worker)
+        second = place.start(*row(epochs=EPOCHS))
+        attached(second)
         first.kill()
         worker.kill()
         rest, errors = second.communicate(timeout=200)

@@ -214,10 +214,12 @@ def metrics(home: Home, specs: Sequence[Spec]) -> list[dict[str, float]]:
 
 
 @pytest.fixture
-def login(cluster: Cluster, tmp_path: Path) -> LoginNode:
+def login(cluster: Cluster, template: Path, tmp_path: Path) -> LoginNode:
     """Return a login node whose folder has a name that must be quoted, and a cluster that is polled often."""
     made = LoginNode(tmp_path / "50% of it", 'device = "cpu"\nheartbeat = 1\n[slurm]\npoll = 2\n')
     made.cluster = cluster
+    made.runs.mkdir()
+    shutil.copy(template, made.runs)
     return made
 
 
@@ -547,8 +549,8 @@ def test_a_table_is_made_by_two_arrays_and_completed_after_a_cancelled_and_a_kil
     login: LoginNode,
 ) -> None:
     changes = ("epochs=1", "num_train=200", "num_val=100", "protocol.epochs=50")
-    asked = ("table8", *(part for change in changes for part in ("--set", change)))
-    specs = Request(table="table8", changes=changes).specs()
+    asked = ("table8", "--rows", "BYOL*", *(part for change in changes for part in ("--set", change)))
+    specs = Request(table="table8", rows="BYOL*", changes=changes).specs()
     pretrainings = [spec for spec in specs if isinstance(spec, Pretrain)]
     begun = time.monotonic()
     first = login.start(*asked, "--launcher", "slurm")
@@ -558,23 +560,23 @@ def test_a_table_is_made_by_two_arrays_and_completed_after_a_cancelled_and_a_kil
     os.kill(lease.pid, signal.SIGKILL)
     array, _, index = lease.job.partition("_")
     assert index == "0"
-    login.cluster.ask("scancel", f"{array}_11")
+    login.cluster.ask("scancel", f"{array}_3")
     printed, errors = first.communicate(timeout=400)
     assert first.returncode == 1, printed + errors
     assert login.num_asked <= (time.monotonic() - begun) / 2 + 3, (
         "squeue is asked every two seconds, for all jobs at once"
     )
-    assert f"submitted to Slurm as array {array}: 12 runs" in printed
-    assert printed.count("submitted to Slurm as array") == printed.count(": 12 runs\n") == 2
-    assert f"failed: {pretrainings[11].id}" in printed
-    assert f"Slurm job {array}_11 ended without a result" in printed
+    assert f"submitted to Slurm as array {array}: 4 runs" in printed
+    assert printed.count("submitted to Slurm as array") == printed.count(": 4 runs\n") == 2
+    assert f"failed: {pretrainings[3].id}" in printed
+    assert f"Slurm job {array}_3 ended without a result" in printed
     assert f"Slurm job {array}_0 ended without a result (log: {login.runs}/slurm/" in printed
     assert f"needs run {pretrainings[0].id}, which failed: Slurm job {array}_0" in printed
-    assert "20 runs done, 0 reused, 4 missing" in printed
+    assert "4 runs done, 0 reused, 4 missing" in printed
 
     second = login.submit(*asked)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "4 runs done, 20 reused, 0 missing" in second.stdout
+    assert "4 runs done, 4 reused, 0 missing" in second.stdout
     assert second.stdout.count(": 2 runs") == 2
     assert not login.cluster.queue()
 
@@ -593,7 +595,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 @pytest.mark.slow
 def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
-    login: LoginNode, tmp_path: Path
+    login: LoginNode, template: Path, tmp_path: Path
 ) -> None:
     """The signal that Slurm sends before the limit is sent by hand, because the shortest limit is a minute.
 
@@ -641,6 +643,8 @@ def test_a_job_outlives_whoever_submitted_it_and_goes_on_after_its_time_limit(
         ).fetchone() == (1,)
 
     alone = Home(tmp_path / "alone")
+    alone.runs.mkdir()
+    shutil.copy(template, alone.runs)
     assert alone.invoke(*asked).returncode == 0
     assert metrics(login, [pretraining, evaluation]) == metrics(alone, [pretraining, evaluation])
 

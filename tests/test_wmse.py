@@ -350,14 +350,16 @@ def test_the_rates_of_stl10_are_those_of_the_official_code() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("name", "count", "times"), [("stl10", "num_test", 3), ("imagenet", "num_val", 1)])
+@pytest.mark.parametrize(
+    ("name", "count", "times", "seeds"), [("stl10", "num_test", 3, 1), ("imagenet", "num_val", 1, 2)]
+)
 def test_at_smoke_scale_it_learns_more_than_its_initialisation_has(
-    tmp_path: Path, name: str, count: str, times: int
+    tmp_path: Path, name: str, count: str, times: int, seeds: int
 ) -> None:
-    """Two seeds and 3 000 test images: encoders of two seeds differ by up to .03.
+    """3 000 test images, and two seeds where the gain is small: encoders of two seeds differ by up to .03.
 
-    On STL-10's scenes the gain of smoke's 4 epochs is .02 over four seeds, less than they scatter, and .10
-    with three times as many.
+    On STL-10's scenes the gain of smoke's 4 epochs is .02 over four seeds, less than they scatter. With three
+    times as many it is .12 for the first seed.
     """
     run: Any = smoke(linear(RECIPES[name])).replace(f"dataset.{count}", 3000)
     site = Site(runs=tmp_path)
@@ -369,6 +371,6 @@ def test_at_smoke_scale_it_learns_more_than_its_initialisation_has(
         return evaluate(spec, load_encoder(encoder, folder, CPU), site, CPU, Watch())["top1"]
 
     before, after = (
-        sum(top1(seed, epochs) for seed in (0, 1)) / 2 for epochs in (0, times * run.encoder.epochs)
+        sum(top1(seed, epochs) for seed in range(seeds)) / seeds for epochs in (0, times * run.encoder.epochs)
     )
-    assert after > before + 0.03, (before, after)
+    assert after > before + (0.06 if seeds == 1 else 0.03), (before, after)

@@ -6,15 +6,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
@@ -249,12 +253,35 @@ def ended(target: Callable[..., None], *arguments: object) -> int | None:
 
 def on_two_processes(work: Callable[..., R], folder: Path, *arguments: Any) -> list[R]:
     """What `work(*arguments)`, a function of a module, returns on each of two processes of one run; they meet
-    in `folder`."""
-    torch.multiprocessing.spawn(_one_of_two, (work, str(folder), arguments), nprocs=2)
+    in `folder`.
+
+    They are forks of a server, which imports torch, once for all tests.
+    """
+    start_fork_server()
+    given = (work, str(folder), arguments, dict(os.environ))
+    torch.multiprocessing.start_processes(_one_of_two, given, nprocs=2, start_method="forkserver")
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
-def _one_of_two(rank: int, work: Callable[..., Any], folder: str, arguments: tuple[Any, ...]) -> None:
+@cache
+def start_fork_server() -> None:
+    """Start the server of the method `forkserver`, with what each of its processes needs: optimisers import
+    torch's compiler."""
+    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        forkserver.ensure_running()
+
+
+def _one_of_two(
+    rank: int,
+    work: Callable[..., Any],
+    folder: str,
+    arguments: tuple[Any, ...],
+    environment: Mapping[str, str],
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(work(*arguments)))

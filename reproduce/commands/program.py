@@ -27,7 +27,7 @@ from invoke.tasks import Task
 
 from reproduce.commands.options import Options, helped, names, repeatable, with_options
 from reproduce.messages import UserError, unknown
-from reproduce.runs import output
+from reproduce.runs import garbage, output
 
 if TYPE_CHECKING:
     from reproduce.site import Site
@@ -63,6 +63,7 @@ class CommandLine(Program):
             Exit: an option or a task does not exist, lacks a value, or an option is given twice.
         """
         output.prepare()
+        garbage.spare()
         if self.core.unparsed[1:2] in (["--help"], ["-h"]):  # else a task takes it for its first argument
             self.core[0].args.help.value, self.core.unparsed = self.core.unparsed[0], []
         self.core.unparsed = _with_rest(self.core.unparsed)

@@ -15,6 +15,7 @@ Imports point down this page.
     kinds.py         kinds of files in place of the one that a name promises
     environment.py   versions, code and machine; the load of the machine
     cores.py         cores of this machine, and their share that decodes images
+    garbage.py       Python's search for garbage, which costs seconds
     output.py        standard output that never stops a command
     squeue.py        the jobs that Slurm still lists
     progress.py      what a run reports while it is executed
