@@ -130,6 +130,19 @@ def test_the_seconds_of_a_run_counted_by_hand() -> None:
     )
 
 
+def test_a_number_of_decoders_that_is_unknown_here_is_that_of_the_newest_rehearsal() -> None:
+    """Such as on the login node of a cluster, where `auto` stays open. A number that is known must agree."""
+    by_number = {number: shapes(tiny(), replace(SITE, workers=number), 1)[0] for number in (3, 7)}
+    old, new = made(0.5, 32, at="2026-01-01"), made(0.2, 32, at="2026-01-02")
+    measured = Measured({(by_number[7], "GPU"): new, (by_number[3], "GPU"): old, (by_number[3], "B"): old})
+    (open_,) = shapes(tiny(), SITE, 1)
+    assert dict(open_.facts)["workers"] == "auto"
+    assert [measured.find(open_, name) for name in ("GPU", "B", "C")] == [new, old, None]
+    assert measured.find(by_number[3], "GPU") is old
+    assert measured.find(shapes(tiny(), replace(SITE, workers=1), 1)[0], "GPU") is None
+    assert measured.find(shapes(tiny(batch_size=64), SITE, 1)[0], "GPU") is None
+
+
 def test_finished_runs_are_trusted_most_then_rehearsals_then_operations() -> None:
     from test_forecast import finished
 
@@ -201,7 +214,7 @@ def test_the_file_keeps_every_measurement(tmp_path: Path) -> None:
         lambda text: text.replace('"seconds": 0.5', '"seconds": "x"'),
         lambda text: text.replace('"limit": "CPU"', '"limit": "luck"'),
         lambda text: text.replace('"steps"', '"paces"'),
-        lambda text: text.replace('"version": 1', '"version": 2'),
+        lambda text: text.replace('"version": 2', '"version": 1'),
         lambda text: "[]",
     ],
     ids=["cut", "negative", "text", "limit", "field", "version", "list"],

@@ -40,7 +40,7 @@ from reproduce.nn import cost
 from reproduce.overrides import full_name
 from reproduce.plan import Job, components
 from reproduce.protocols.detection import Detection
-from reproduce.readiness import Blocked, Counts, RefusedError, launcher
+from reproduce.readiness import Blocked, Counts, RefusedError, cores_of, launcher
 from reproduce.report.counts import incomplete
 from reproduce.resources import cards
 from reproduce.resources.cards import Card
@@ -304,6 +304,7 @@ def forecast(
     unfinished = [job for job in wanted if job.spec.id not in found.finished]
     lacking = blocked([job for job in unfinished if job.spec.id not in claimed])
     hours_of = Hours(store, site, card)
+    hours_of.prepare(wanted)
     memory: list[int] = []
     steps = []
     for job in wanted:
@@ -350,6 +351,7 @@ def forecast(
 def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
     """Return the steps of runs that are to be executed, with their estimates, to follow them."""
     hours_of = Hours(store, site)
+    hours_of.prepare(todo)
     steps = []
     for job in todo:
         found = _checkpoint(job.spec, site.runs / job.spec.id)
@@ -366,8 +368,9 @@ def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
     return steps
 
 
-def fresh(wanted: Iterable[Job], hours_of: Hours, site: Site) -> list[Step]:
+def fresh(wanted: Sequence[Job], hours_of: Hours, site: Site) -> list[Step]:
     """Return the steps of runs as if none of them had begun, with their estimates."""
+    hours_of.prepare(wanted)
     return [
         Step(spec=job.spec, action="run", why="", devices=job.devices(site), estimate=hours_of.of(job))
         for job in wanted
@@ -390,6 +393,7 @@ class Hours:
         self._store, self._site, self._card = store, site, card
         self._measured = rehearsed.read(site)
         self._past: dict[tuple[str, str], Past] = {}
+        self._sites: dict[str, Site] = {}
         gpus = [name for name in self._measured.devices if cards.of_device(name)]
         if not self._model and self.device == "GPU" and len(gpus) == 1:  # a cluster's, where it rehearsed
             self._model = gpus[0]
@@ -401,16 +405,34 @@ class Hours:
             self._past[key] = Past(self._store.newest_finished(*key, NEWEST) if self._store else ())
         return self._past[key]
 
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Find out how these runs would be executed, at once: the store is asked about all of them."""
+        if not self._measured:
+            return
+        if self._card:  # on another machine, whose cores are unknown
+            self._sites |= {job.spec.id: self._site for job in jobs}
+        else:
+            self._sites |= rehearsed.sites_of(
+                cores_of(jobs, self._site), self._site, gpu=self.device == "GPU"
+            )
+
+    def site_of(self, job: Job) -> Site:
+        """Return the site as a run sees it."""
+        if job.spec.id not in self._sites:
+            self.prepare([job])
+        return self._sites.get(job.spec.id, self._site)
+
     def memory(self, job: Job) -> list[int]:
         """Return the bytes that a run needs on a GPU, or [] if it was rehearsed on none."""
-        needed = rehearsed.shapes(job.spec, self._site, job.devices(self._site)) if self._measured else ()
-        found = [self._measured.get((shape, name)) for shape in needed for name in self._measured.devices]
+        site = self.site_of(job)
+        needed = rehearsed.shapes(job.spec, site, job.devices(site)) if self._measured else ()
+        found = [self._measured.find(shape, name) for shape in needed for name in self._measured.devices]
         known = [each.memory for each in found if each and each.memory is not None]
         return [max(known)] if known else []
 
     def of(self, job: Job) -> Estimate | None:
         """Return the estimate of a run, or None if it is unknown."""
-        given = job.spec, self.past(job), self._measured, job.devices(self._site), self._site
+        given = job.spec, self.past(job), self._measured, job.devices(self._site), self.site_of(job)
         if self._card:
             return estimate_on(self._card, *given)
         return estimate(job.spec, given[1], self.device, self._model, *given[2:])
@@ -635,7 +657,7 @@ def estimate(
         model: name of the device.
         measured: measurements of rehearsals; None for none.
         devices: number of devices that share its images.
-        site: site of the run, whose settings may change its speed; None for the defaults.
+        site: site as the run sees it (`rehearsed.sites_of`); None for the defaults.
     """
     found = _measured_on(model, spec, past, measured or Measured(), devices, site or Site())
     if found:

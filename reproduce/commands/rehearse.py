@@ -1,6 +1,6 @@
 """The speed of each distinct shape of run on this machine, from some real steps: `invoke rehearse`.
 
-    shapes_of(jobs(requests), site)     # each shape, with the runs that have it
+    shapes_of(trials(jobs(requests), site, gpu=True))   # each shape, with the runs that have it
     command(requests, site)             # a process that measures them and writes <runs>/rehearsed.json
 
 Steps run in a process with the environment of a worker. Nothing is written to the tracking store. Generated
@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 import re
 import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,9 @@ from reproduce.launch import variables
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError, UserError, clock, counted, hours, rate, reason_of, size
 from reproduce.plan import Job, Request, jobs
-from reproduce.readiness import launcher
-from reproduce.runs import environment, interrupt, output
+from reproduce.readiness import cores_of, launcher
+from reproduce.runs import cores, environment, interrupt, output
+from reproduce.runs.cores import Share
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Pretrain, Spec
 
@@ -49,19 +51,52 @@ WRONG_USE, INTERRUPTED = 2, 128
 """Exit codes: nothing can be measured; interrupted, to which the number of the signal is added."""
 
 
-def shapes_of(wanted: Iterable[Job], site: Site) -> dict[Shape, list[Job]]:
+@dataclass(frozen=True)
+class Trial:
+    """A run and how it would be executed."""
+
+    job: Job
+    site: Site
+    """Site as the run sees it (`rehearsed.sites_of`)."""
+    share: Share
+    """Cores that its decoders have."""
+
+    @property
+    def devices(self) -> int:
+        """Number of devices of the run."""
+        return self.job.devices(self.site)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """What must be measured to forecast the run."""
+        return rehearsed.shapes(self.job.spec, self.site, self.devices)
+
+
+def trials(wanted: Sequence[Job], site: Site, *, gpu: bool) -> list[Trial]:
+    """Return how the launcher would execute these runs on a machine such as this one.
+
+    Args:
+        gpu: True if runs use GPUs.
+    """
+    here, shares = cores.usable(), cores_of(wanted, site)
+    shares = {spec_id: share._replace(cores=share.cores or here) for spec_id, share in shares.items()}
+    sites = rehearsed.sites_of(shares, site, gpu=gpu)
+    return [Trial(job, sites[job.spec.id], shares[job.spec.id]) for job in wanted]
+
+
+def shapes_of(wanted: Iterable[Trial]) -> dict[Shape, list[Trial]]:
     """Return each distinct shape once, with the runs that have it."""
-    found: dict[Shape, list[Job]] = {}
-    for job in wanted:
-        for shape in rehearsed.shapes(job.spec, site, job.devices(site)):
-            found.setdefault(shape, []).append(job)
+    found: dict[Shape, list[Trial]] = {}
+    for each in wanted:
+        for shape in each.shapes:
+            found.setdefault(shape, []).append(each)
     return found
 
 
 def planned(requests: Iterable[Request], site: Site) -> list[str]:
     """Return one line for each shape that would be measured, and for each reason why runs are not."""
     wanted = jobs(requests)
-    found = shapes_of(wanted, site)
+    found = shapes_of(trials(wanted, site, gpu=launcher(site).device(site)[0] == "GPU"))
     return [
         *(f"{shape}, {counted(len(runs), 'run')}" for shape, runs in found.items()),
         *_skipped(wanted),
@@ -92,7 +127,7 @@ def rehearse(requests: Sequence[Request], site: Site) -> None:
     device = distributed.device(site.device)
     model = environment.record()["device"]
     wanted = jobs(requests)
-    found = shapes_of(wanted, site)
+    found = shapes_of(trials(wanted, site, gpu=device.type == "cuda"))
     print(f"{counted(len(found), 'shape')} of {counted(len(wanted), 'run')} on {model}.", flush=True)
     with _workplace(site) as folder:
         photographs = Photographs(folder)
@@ -100,7 +135,7 @@ def rehearse(requests: Sequence[Request], site: Site) -> None:
         for number, (shape, runs) in enumerate(found.items(), 1):
             print(f"{number}/{len(found)}  {shape}, {counted(len(runs), 'run')}", flush=True)
             try:
-                made = _measure(shape, runs[0], site, photographs, device)
+                made = _measure(shape, runs[0], photographs, device)
             except (ValueError, FloatingPointError) as error:
                 print(f"  not rehearsed: {reason_of(error)}", flush=True)
                 continue
@@ -109,7 +144,7 @@ def rehearse(requests: Sequence[Request], site: Site) -> None:
                 continue
             measured[shape, model] = made
             measured.save(site)
-            print(f"  {_words(made)}{_duration(runs, measured, model, site)}", flush=True)
+            print(f"  {_words(made)}{_duration(runs, measured, model)}", flush=True)
     for line in (*_skipped(wanted), *_tables(requests, site)):
         print(line, flush=True)
 
@@ -139,7 +174,7 @@ def _workplace(site: Site) -> Iterator[Path]:
         lock.release()
 
 
-def _measure(shape: Shape, job: Job, site: Site, photographs: Photographs, device: Any) -> Measurement | None:
+def _measure(shape: Shape, run: Trial, photographs: Photographs, device: Any) -> Measurement | None:
     """Return the measurement of a shape, by a run that has it; None if a step does not fit on the GPU.
 
     Raises:
@@ -150,12 +185,13 @@ def _measure(shape: Shape, job: Job, site: Site, photographs: Photographs, devic
     if device.type == "cuda":  # what the shape before has left
         gc.collect()
         torch.cuda.empty_cache()
-    spec = job.spec
+    spec = run.job.spec
+    os.environ[cores.PROCESSES] = str(run.share.processes)  # which share the memory of decoded images, too
     try:
         if isinstance(spec, Pretrain):
-            return trial.pretraining(spec, site, job.devices(site), photographs, device)
+            return trial.pretraining(spec, run.site, run.devices, photographs, device)
         if shape.kind == "encoder":
-            return trial.encoder(spec, site, photographs, device)
+            return trial.encoder(spec, run.site, photographs, device)
         return trial.classifier(spec, device)
     except RuntimeError as error:
         if not (isinstance(error, torch.cuda.OutOfMemoryError) or NO_MEMORY.search(str(error))):
@@ -181,14 +217,15 @@ def remedies(spec: Spec, site: Site) -> Iterator[Site]:
 
 
 def _without_room(
-    job: Job, site: Site, photographs: Photographs, device: Any, model: str, measured: Measured
+    run: Trial, site: Site, photographs: Photographs, device: Any, model: str, measured: Measured
 ) -> str:
     """Return which settings make a run fit that does not, after trying them; what fits is measured, too."""
     total = size(torch.cuda.get_device_properties(device).total_memory)
-    for changed in remedies(job.spec, site):
-        (shape,) = rehearsed.shapes(job.spec, changed, job.devices(changed))
+    for changed in remedies(run.job.spec, site):
+        (other,) = trials([run.job], changed, gpu=device.type == "cuda")
+        (shape,) = other.shapes
         try:
-            made = _measure(shape, job, changed, photographs, device)
+            made = _measure(shape, other, photographs, device)
         except (ValueError, FloatingPointError):
             continue
         if made is None:
@@ -212,13 +249,13 @@ def _words(made: Measurement) -> str:
     return f"{', '.join(parts)}; limit: {made.limit}"
 
 
-def _duration(runs: Iterable[Job], measured: Measured, model: str, site: Site) -> str:
+def _duration(runs: Iterable[Trial], measured: Measured, model: str) -> str:
     """Return the wall time of the runs of a shape, in words; empty if it is unknown."""
     found = [
-        seconds / devices
-        for job in runs
-        for devices in [job.devices(site)]
-        if (seconds := measured.seconds(job.spec, devices, model, site, forecast.num_images)) is not None
+        seconds / run.devices
+        for run in runs
+        if (seconds := measured.seconds(run.job.spec, run.devices, model, run.site, forecast.num_images))
+        is not None
     ]
     if not found:
         return ""

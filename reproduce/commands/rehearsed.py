@@ -14,7 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +25,7 @@ from reproduce.messages import first_line, from_here
 from reproduce.nn import cost
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.linear import LinearEvaluation
+from reproduce.runs.cores import Share
 from reproduce.runs.files import read_regular, write_atomic
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -33,10 +34,13 @@ logger = logging.getLogger(__name__)
 
 FILE = "rehearsed.json"
 """Name of the file in the folder of runs."""
-VERSION = 1
+VERSION = 2
 """Version of the file; one of another version is ignored."""
 LARGEST = 10_000_000
 """Maximum size of the file in bytes."""
+
+WORKERS, OPEN = "workers", "auto"
+"""Fact of a shape with the number of decoders, and its value if the number is unknown until a run starts."""
 
 Kind = Literal["pretraining", "encoder", "classifier"]
 Limit = Literal["data", "launch", "GPU", "CPU"]
@@ -51,6 +55,10 @@ class Shape:
     kind: Kind
     """Steps of a pretraining, forward passes of an encoder, or steps of a linear classifier."""
     facts: tuple[tuple[str, str], ...]
+
+    def without(self, key: str) -> Shape:
+        """Return the shape without one of its facts."""
+        return Shape(self.kind, tuple(fact for fact in self.facts if fact[0] != key))
 
     def __str__(self) -> str:
         facts = dict(self.facts)
@@ -88,6 +96,21 @@ class Measurement:
 class Measured(dict[tuple[Shape, str], Measurement]):
     """Measurements by shape and name of the device."""
 
+    def find(self, shape: Shape, device: str) -> Measurement | None:
+        """Return the measurement of a shape on a device, or None.
+
+        If the shape leaves the number of decoders open, the newest one with any number is returned.
+        """
+        found = self.get((shape, device))
+        if found or dict(shape.facts).get(WORKERS) != OPEN:
+            return found
+        alike = (
+            each
+            for (other, name), each in self.items()
+            if name == device and other.without(WORKERS) == shape.without(WORKERS)
+        )
+        return max(alike, key=lambda each: each.at, default=None)
+
     @property
     def devices(self) -> tuple[str, ...]:
         """Names of the devices, each once."""
@@ -99,8 +122,9 @@ class Measured(dict[tuple[Shape, str], Measurement]):
         Args:
             devices: number of devices that share its images.
             device: name of the device.
+            site: site as the run sees it (`sites_of`).
         """
-        found = {shape.kind: self.get((shape, device)) for shape in shapes(spec, site, devices)}
+        found = {shape.kind: self.find(shape, device) for shape in shapes(spec, site, devices)}
         if not found or None in found.values():
             return None
         steps = {kind: each for kind, each in found.items() if each is not None}
@@ -180,11 +204,29 @@ def now() -> str:
 # The shapes of a run
 
 
+def sites_of(shares: Mapping[str, Share], site: Site, *, gpu: bool) -> dict[str, Site]:
+    """Return the site as each run sees it, by id: `workers` is the number of its decoders.
+
+    It is OPEN if the number is unknown until the run starts.
+
+    Args:
+        shares: cores of the runs (`readiness.cores_of`).
+        gpu: True if runs use GPUs.
+    """
+    numbers = {
+        spec_id: share.decoders(site.workers, "cuda" if gpu else "cpu") for spec_id, share in shares.items()
+    }
+    return {
+        spec_id: replace(site, workers=OPEN if number is None else number)
+        for spec_id, number in numbers.items()
+    }
+
+
 def shapes(spec: Spec, site: Site, devices: int) -> tuple[Shape, ...]:
     """Return what must be measured to forecast a run; empty if it cannot be rehearsed (`why_not`).
 
     Args:
-        site: its settings that change speeds are part of a shape.
+        site: site as the run sees it (`sites_of`). Its settings that change speeds are part of a shape.
         devices: number of devices that share its images.
     """
     if why_not(spec):
@@ -235,7 +277,7 @@ def _pretraining(spec: Pretrain, site: Site, devices: int) -> Shape:
         "optimizer": spec.optimizer.name,
         "image": _size(dataset),
         "read": "from memory" if in_memory(spec, site) else "from files",
-        "workers": str(site.workers),
+        WORKERS: str(site.workers),
         "compile": str(site.compile),
     }
     if method.num_parts == 1:
@@ -250,7 +292,7 @@ def _encoder(spec: Evaluate, site: Site) -> Iterator[tuple[str, str]]:
     yield "size", str(dataset.size)
     yield "resize", f"{dataset.resize} {dataset.test_resampling}"
     yield "image", _size(dataset)
-    yield "workers", str(site.workers)
+    yield WORKERS, str(site.workers)
 
 
 def _size(dataset: Dataset) -> str:
