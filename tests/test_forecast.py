@@ -259,7 +259,7 @@ def test_an_evaluation_takes_what_the_same_one_of_another_encoder_took() -> None
     )
     other = estimate(ours, [finished(evaluation(tiny(), k=20), 7)], "CPU", "Chip")
     assert other is not None
-    assert other == (pytest.approx((1200 + 1000) * SMALL_FORWARD / 20e9), "FLOPs", "")
+    assert other[:3] == (pytest.approx((1200 + 1000) * SMALL_FORWARD / 20e9), "FLOPs", "")
 
 
 def test_the_published_sizes_of_real_data_give_an_estimate_at_paper_scale() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from configs.pretrain import byol, imagenet100, msbreg
 from configs.scales import smoke
 from reproduce.commands import rehearsed, trial
-from reproduce.commands.forecast import Estimate, Past, estimate, estimate_on, num_images
+from reproduce.commands.forecast import Estimate, Past, Step, estimate, estimate_on, num_images
 from reproduce.commands.photographs import Photographs
 from reproduce.commands.program import _with_rest
 from reproduce.commands.rehearse import FOLDER, remedies
@@ -27,6 +27,7 @@ from reproduce.protocols.knn import NearestNeighbours
 from reproduce.protocols.linear import LinearEvaluation
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.resources.cards import CARDS, find, of_device
+from reproduce.runs.cores import Share
 from reproduce.runs.files import write_atomic
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -83,6 +84,33 @@ def test_what_a_step_costs_makes_a_shape_and_nothing_else(
     """3.7 MB of decoded scenes do not fit in 1 MB, so their shape reads files. BYOL has a part for each view,
     so `recompute` does not concern it."""
     assert (shapes(spec, site, devices) == shapes(tiny(), SITE, 1)) is same
+
+
+@pytest.mark.parametrize(
+    ("epochs", "devices", "left", "asked", "gpu", "expected"),
+    [
+        (320, 1, 1.0, "auto", True, True),
+        (40, 1, 1.0, "auto", True, False),
+        (320, 1, 0.1, "auto", True, False),
+        (320, 8, 1.0, "auto", True, False),
+        (320, 1, 1.0, "auto", False, False),
+        (320, 1, 1.0, False, True, False),
+        (40, 8, 0.1, True, False, True),
+    ],
+)
+def test_a_run_that_compiles_has_another_shape(
+    epochs: int, devices: int, left: float, asked: Any, gpu: bool, expected: bool
+) -> None:
+    """Compilation must save two minutes of a GPU's 1e14 operations per second, at 22 % of the time: 5.5e16
+    operations. K = 8 on Imagenette has 320 epochs of 9 469 images, 8 views of 4 passes of 1.12e9
+    operations: 1.09e17."""
+    small = Request(table="table8", scale="small", rows="Ours (K=8)*", changes=(f"epochs={epochs}",))
+    job = jobs([small])[0]
+    seen = rehearsed.seen_by(
+        job, Share(16, 1), replace(SITE, devices=devices, compile=asked), gpu=gpu, left=left
+    )
+    (shape,) = shapes(job.spec, seen, devices)
+    assert dict(shape.facts)["compile"] == str(expected)
 
 
 def test_the_runs_of_table_8_are_three_pretrainings_an_encoder_and_a_classifier() -> None:
@@ -150,10 +178,20 @@ def test_finished_runs_are_trusted_most_then_rehearsals_then_operations() -> Non
     measured = Measured({(shapes(run, SITE, 1)[0], "Chip"): made(0.5, 32)})
     past = Past([finished(tiny(epochs=4, seed=1), 60)])
     assert estimate(run, past, "CPU", "Chip", measured, 1, SITE) == Estimate(60, "finished runs")
-    assert estimate(run, (), "CPU", "Chip", measured, 1, SITE) == Estimate(74, "rehearsed", "Chip")
+    assert estimate(run, (), "CPU", "Chip", measured, 1, SITE) == Estimate(74, "rehearsed", "Chip", 0)
     found = estimate(run, (), "CPU", "Another", measured, 1, SITE)
     assert found is not None
     assert (found.source, found.on) == ("FLOPs", "")
+
+
+def test_a_run_starts_once_and_again_if_it_resumes() -> None:
+    """Its first step took 90 s more than a later one, on each of two devices: it may have been compiled."""
+    run = tiny(epochs=4)
+    measured = Measured({(shapes(run, SITE, 2)[0], "Chip"): made(0.25, 16, first=90)})
+    found = estimate(run, (), "CPU", "Chip", measured, 2, SITE)
+    assert found == Estimate(2 * (90 + 4 * 37 * 0.25), "rehearsed", "Chip", start=180)
+    half = Step(spec=run, action="resume", why="", left=0.5, devices=2, estimate=found)
+    assert half.seconds == 2 * (90 + 2 * 37 * 0.25)
 
 
 @pytest.mark.parametrize(
@@ -214,10 +252,11 @@ def test_the_file_keeps_every_measurement(tmp_path: Path) -> None:
         lambda text: text.replace('"seconds": 0.5', '"seconds": "x"'),
         lambda text: text.replace('"limit": "CPU"', '"limit": "luck"'),
         lambda text: text.replace('"steps"', '"paces"'),
+        lambda text: text.replace('"first": 0.0', '"first": -1'),
         lambda text: text.replace('"version": 2', '"version": 1'),
         lambda text: "[]",
     ],
-    ids=["cut", "negative", "text", "limit", "field", "version", "list"],
+    ids=["cut", "negative", "text", "limit", "field", "first", "version", "list"],
 )
 def test_a_broken_file_is_one_line_and_ignored(
     change: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -250,19 +289,17 @@ def test_the_hours_on_a_card_counted_by_hand() -> None:
 
 def test_what_was_measured_on_a_card_is_scaled_to_another() -> None:
     """An H200 has 4.8 TB/s, an A100 of 40 GB 1.555 TB/s. What was measured on the card itself is not
-    scaled."""
+    scaled, nor are the 9 s before the first step's end."""
     run = tiny(epochs=4)
     (shape,) = shapes(run, SITE, 1)
     h200, a100 = "NVIDIA H200", "NVIDIA A100-SXM4-40GB"
-    measured = Measured({(shape, "Chip"): made(9.0, 32), (shape, h200): made(0.1, 32)})
+    measured = Measured({(shape, "Chip"): made(9.0, 32), (shape, h200): made(0.1, 32, first=9)})
     seconds = 4 * 37 * 0.1
     found = estimate_on(find("a100-40"), run, (), measured, 1, SITE)
-    assert found == (pytest.approx(seconds * 4.8 / 1.555), "rehearsed", h200)
+    assert found == Estimate(pytest.approx(seconds * 4.8 / 1.555 + 9), "rehearsed", h200, 9)
     measured[shape, a100] = made(0.4, 32)
-    assert estimate_on(find("a100-40"), run, (), measured, 1, SITE) == (
-        pytest.approx(4 * 37 * 0.4),
-        "rehearsed",
-        a100,
+    assert estimate_on(find("a100-40"), run, (), measured, 1, SITE) == Estimate(
+        pytest.approx(4 * 37 * 0.4), "rehearsed", a100
     )
 
 
@@ -385,6 +422,7 @@ def test_a_rehearsal_fills_the_file_and_changes_the_plan_and_nothing_else(home: 
     assert [path.name for path in home.runs.iterdir()] == [rehearsed.FILE]
     entries = json.loads((home.runs / rehearsed.FILE).read_text())["measured"]
     assert [each["steps"] for each in entries] == 3 * [trial.STEPS]
+    assert entries[0]["first"] > 0, "the network is built"
     planned = home.invoke(*arguments, "--dry-run").stdout
     assert f"  2 rehearsed on {entries[0]['device']}." in planned
 

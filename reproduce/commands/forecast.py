@@ -46,6 +46,7 @@ from reproduce.resources import cards
 from reproduce.resources.cards import Card
 from reproduce.runs import checkpoint
 from reproduce.runs.claims import Claims
+from reproduce.runs.cores import Share
 from reproduce.runs.lease import Lease
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -90,6 +91,8 @@ class Estimate(NamedTuple):
     source: Literal["finished runs", "rehearsed", "FLOPs"]
     on: str = ""
     """Device that the source is about: of a rehearsal its own, of another card the measured one."""
+    start: float = 0.0
+    """Seconds before its first step ends, which a resumed run spends again; a part of `seconds`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,9 @@ class Step:
     @property
     def seconds(self) -> float | None:
         """Remaining seconds, summed over its devices; None if they are unknown or nothing is to be done."""
-        return self.left * self.estimate.seconds if self.estimate else None
+        if self.estimate is None:
+            return None
+        return self.estimate.start + self.left * (self.estimate.seconds - self.estimate.start)
 
     def __str__(self) -> str:
         return f"{self.action:<7}  {self.spec.id}  {tags.title(self.spec)}: {self.why}"
@@ -321,8 +326,8 @@ def forecast(
         if step.starts:
             step = replace(step, why=step.why or nearest(step.spec, hours_of.past(job)))
         if step.starts or step.action == "blocked":
-            step = replace(step, estimate=hours_of.of(job))
-            memory += hours_of.memory(job)
+            step = replace(step, estimate=hours_of.of(job, step.left))
+            memory += hours_of.memory(job, step.left)
         steps.append(step)
     at_once = (site.jobs or 1) * site.devices if card else where.at_once(site)
     blocking = [lacking[step.spec.id] for step in steps if step.action == "blocked"]
@@ -355,14 +360,15 @@ def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
     steps = []
     for job in todo:
         found = _checkpoint(job.spec, site.runs / job.spec.id)
+        left = found[1] if found else 1.0
         steps.append(
             Step(
                 spec=job.spec,
                 action="resume" if found else "run",
                 why="",
-                left=found[1] if found else 1.0,
+                left=left,
                 devices=job.devices(site),
-                estimate=hours_of.of(job),
+                estimate=hours_of.of(job, left),
             )
         )
     return steps
@@ -393,7 +399,7 @@ class Hours:
         self._store, self._site, self._card = store, site, card
         self._measured = rehearsed.read(site)
         self._past: dict[tuple[str, str], Past] = {}
-        self._sites: dict[str, Site] = {}
+        self._shares: dict[str, Share] = {}
         gpus = [name for name in self._measured.devices if cards.of_device(name)]
         if not self._model and self.device == "GPU" and len(gpus) == 1:  # a cluster's, where it rehearsed
             self._model = gpus[0]
@@ -410,29 +416,42 @@ class Hours:
         if not self._measured:
             return
         if self._card:  # on another machine, whose cores are unknown
-            self._sites |= {job.spec.id: self._site for job in jobs}
+            self._shares |= {job.spec.id: Share(None, job.devices(self._site)) for job in jobs}
         else:
-            self._sites |= rehearsed.sites_of(
-                cores_of(jobs, self._site), self._site, gpu=self.device == "GPU"
-            )
+            self._shares |= cores_of(jobs, self._site)
 
-    def site_of(self, job: Job) -> Site:
-        """Return the site as a run sees it."""
-        if job.spec.id not in self._sites:
+    def site_of(self, job: Job, left: float = 1.0) -> Site:
+        """Return the site as a run sees it.
+
+        Args:
+            left: fraction of its work that remains.
+        """
+        if not self._measured:
+            return self._site
+        if job.spec.id not in self._shares:
             self.prepare([job])
-        return self._sites.get(job.spec.id, self._site)
+        gpu = self.device == "GPU"
+        return rehearsed.seen_by(job, self._shares[job.spec.id], self._site, gpu=gpu, left=left)
 
-    def memory(self, job: Job) -> list[int]:
-        """Return the bytes that a run needs on a GPU, or [] if it was rehearsed on none."""
-        site = self.site_of(job)
+    def memory(self, job: Job, left: float = 1.0) -> list[int]:
+        """Return the bytes that a run needs on a GPU, or [] if it was rehearsed on none.
+
+        Args:
+            left: see `site_of`.
+        """
+        site = self.site_of(job, left)
         needed = rehearsed.shapes(job.spec, site, job.devices(site)) if self._measured else ()
         found = [self._measured.find(shape, name) for shape in needed for name in self._measured.devices]
         known = [each.memory for each in found if each and each.memory is not None]
         return [max(known)] if known else []
 
-    def of(self, job: Job) -> Estimate | None:
-        """Return the estimate of a run, or None if it is unknown."""
-        given = job.spec, self.past(job), self._measured, job.devices(self._site), self.site_of(job)
+    def of(self, job: Job, left: float = 1.0) -> Estimate | None:
+        """Return the estimate of a whole run, or None if it is unknown.
+
+        Args:
+            left: fraction of its work that remains, which decides if it is compiled.
+        """
+        given = job.spec, self.past(job), self._measured, job.devices(self._site), self.site_of(job, left)
         if self._card:
             return estimate_on(self._card, *given)
         return estimate(job.spec, given[1], self.device, self._model, *given[2:])
@@ -657,7 +676,7 @@ def estimate(
         model: name of the device.
         measured: measurements of rehearsals; None for none.
         devices: number of devices that share its images.
-        site: site as the run sees it (`rehearsed.sites_of`); None for the defaults.
+        site: site as the run sees it (`rehearsed.seen_by`); None for the defaults.
     """
     found = _measured_on(model, spec, past, measured or Measured(), devices, site or Site())
     if found:
@@ -681,7 +700,9 @@ def estimate_on(
     for other, name in sorted(known, key=lambda pair: pair[0] != card):
         found = _measured_on(name, spec, past, measured, devices, site)
         if found:
-            return Estimate(found.seconds * other.speed / card.speed, found.source, name)
+            ratio = other.speed / card.speed
+            scaled = found.start + ratio * (found.seconds - found.start)
+            return Estimate(scaled, found.source, name, found.start)
     operations = _operations(spec)
     return None if operations is None else Estimate(operations / card.speed, "FLOPs")
 
@@ -702,7 +723,10 @@ def _measured_on(
     if found:
         return Estimate(statistics.median(found), "finished runs")
     seconds = measured.seconds(spec, devices, model, site, num_images) if measured else None
-    return None if seconds is None else Estimate(seconds, "rehearsed", model)
+    if seconds is None:
+        return None
+    start = measured.start(spec, devices, model, site)
+    return Estimate(start + seconds, "rehearsed", model, start)
 
 
 def _operations(spec: Spec) -> float | None:

@@ -57,9 +57,11 @@ class Trial:
 
     job: Job
     site: Site
-    """Site as the run sees it (`rehearsed.sites_of`)."""
+    """Site as the run sees it (`rehearsed.seen_by`)."""
     share: Share
     """Cores that its decoders have."""
+    given: Site
+    """Site as its file describes it."""
 
     @property
     def devices(self) -> int:
@@ -68,7 +70,7 @@ class Trial:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """What must be measured to forecast the run."""
+        """Shapes that must be measured to forecast the run."""
         return rehearsed.shapes(self.job.spec, self.site, self.devices)
 
 
@@ -79,9 +81,12 @@ def trials(wanted: Sequence[Job], site: Site, *, gpu: bool) -> list[Trial]:
         gpu: True if runs use GPUs.
     """
     here, shares = cores.usable(), cores_of(wanted, site)
-    shares = {spec_id: share._replace(cores=share.cores or here) for spec_id, share in shares.items()}
-    sites = rehearsed.sites_of(shares, site, gpu=gpu)
-    return [Trial(job, sites[job.spec.id], shares[job.spec.id]) for job in wanted]
+    found = []
+    for job in wanted:
+        share = shares[job.spec.id]
+        share = share._replace(cores=share.cores or here)
+        found.append(Trial(job, rehearsed.seen_by(job, share, site, gpu=gpu), share, site))
+    return found
 
 
 def shapes_of(wanted: Iterable[Trial]) -> dict[Shape, list[Trial]]:
@@ -186,12 +191,14 @@ def _measure(shape: Shape, run: Trial, photographs: Photographs, device: Any) ->
         gc.collect()
         torch.cuda.empty_cache()
     spec = run.job.spec
+    # "auto" stays, as it allows for a failed compilation. It compiles the trial if it compiles the run.
+    site = replace(run.site, compile=run.given.compile if run.site.compile else False)
     os.environ[cores.PROCESSES] = str(run.share.processes)  # which share the memory of decoded images, too
     try:
         if isinstance(spec, Pretrain):
-            return trial.pretraining(spec, run.site, run.devices, photographs, device)
+            return trial.pretraining(spec, site, run.devices, photographs, device)
         if shape.kind == "encoder":
-            return trial.encoder(spec, run.site, photographs, device)
+            return trial.encoder(spec, site, photographs, device)
         return trial.classifier(spec, device)
     except RuntimeError as error:
         if not (isinstance(error, torch.cuda.OutOfMemoryError) or NO_MEMORY.search(str(error))):
@@ -251,12 +258,12 @@ def _words(made: Measurement) -> str:
 
 def _duration(runs: Iterable[Trial], measured: Measured, model: str) -> str:
     """Return the wall time of the runs of a shape, in words; empty if it is unknown."""
-    found = [
-        seconds / run.devices
-        for run in runs
-        if (seconds := measured.seconds(run.job.spec, run.devices, model, run.site, forecast.num_images))
-        is not None
-    ]
+    found = []
+    for run in runs:
+        given = run.job.spec, run.devices, model, run.site
+        seconds = measured.seconds(*given, forecast.num_images)
+        if seconds is not None:
+            found.append((measured.start(*given) + seconds) / run.devices)
     if not found:
         return ""
     least, most = clock(min(found)), clock(max(found))

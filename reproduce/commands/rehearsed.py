@@ -22,7 +22,8 @@ from typing import Any, Literal, get_args
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.messages import first_line, from_here
-from reproduce.nn import cost
+from reproduce.nn import compiled, cost
+from reproduce.plan import Job
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.linear import LinearEvaluation
 from reproduce.runs.cores import Share
@@ -89,6 +90,8 @@ class Measurement:
     """Share of the time in which the GPU computes; None if it is unknown."""
     commit: str = ""
     """Commit of the code."""
+    first: float = 0.0
+    """Seconds before the end of the first step, but for one step: network, first batch, compilation."""
     at: str = ""
     """Time of the measurement, ISO 8601."""
 
@@ -119,10 +122,12 @@ class Measured(dict[tuple[Shape, str], Measurement]):
     def seconds(self, spec: Spec, devices: int, device: str, site: Site, count: Count) -> float | None:
         """Return the seconds of a run, summed over its devices; None if a part of it was not rehearsed.
 
+        Its start is left out.
+
         Args:
             devices: number of devices that share its images.
             device: name of the device.
-            site: site as the run sees it (`sites_of`).
+            site: site as the run sees it (`seen_by`).
         """
         found = {shape.kind: self.find(shape, device) for shape in shapes(spec, site, devices)}
         if not found or None in found.values():
@@ -143,6 +148,15 @@ class Measured(dict[tuple[Shape, str], Measurement]):
             per_epoch = math.ceil(train / spec.protocol.batch_size)
             total += spec.protocol.epochs * per_epoch * steps["classifier"].seconds
         return total
+
+    def start(self, spec: Spec, devices: int, device: str, site: Site) -> float:
+        """Return the seconds of a run before its first step ends, summed over its devices.
+
+        Args:
+            devices, device, site: see `seconds`.
+        """
+        found = (self.find(shape, device) for shape in shapes(spec, site, devices))
+        return devices * math.fsum(each.first for each in found if each)
 
     def save(self, site: Site) -> Path:
         """Write the file, and return its path.
@@ -189,7 +203,7 @@ def _entry(plain: Mapping[str, Any]) -> tuple[tuple[Shape, str], Measurement]:
     kind, facts, device = fields.pop("kind"), fields.pop("facts"), fields.pop("device")
     shape = Shape(kind, tuple((str(key), str(value)) for key, value in facts.items()))
     found = Measurement(**fields)
-    if not (0 < found.seconds < math.inf and 0 < found.images < math.inf):
+    if not (0 < found.seconds < math.inf and 0 < found.images < math.inf and 0 <= found.first < math.inf):
         raise ValueError(f"a step of {found.images!r} images in {found.seconds!r} s")
     if kind not in get_args(Kind) or found.limit not in get_args(Limit):
         raise ValueError(f"kind {kind!r} with the limit {found.limit!r}")
@@ -204,29 +218,38 @@ def now() -> str:
 # The shapes of a run
 
 
-def sites_of(shares: Mapping[str, Share], site: Site, *, gpu: bool) -> dict[str, Site]:
-    """Return the site as each run sees it, by id: `workers` is the number of its decoders.
+def seen_by(job: Job, share: Share, site: Site, *, gpu: bool, left: float = 1.0) -> Site:
+    """Return the site as a run sees it: `workers` is the number of its decoders, `compile` true or false.
 
-    It is OPEN if the number is unknown until the run starts.
+    `workers` is OPEN if the number is unknown until the run starts.
 
     Args:
-        shares: cores of the runs (`readiness.cores_of`).
-        gpu: True if runs use GPUs.
+        share: cores of the run (`readiness.cores_of`).
+        gpu: True if it uses GPUs.
+        left: fraction of its work that remains.
     """
-    numbers = {
-        spec_id: share.decoders(site.workers, "cuda" if gpu else "cpu") for spec_id, share in shares.items()
-    }
-    return {
-        spec_id: replace(site, workers=OPEN if number is None else number)
-        for spec_id, number in numbers.items()
-    }
+    number = share.decoders(site.workers, "cuda" if gpu else "cpu")
+    site = replace(site, workers=OPEN if number is None else number)
+    spec, devices = job.spec, job.devices(site)
+    if not isinstance(spec, Pretrain):
+        return site
+    images = spec.dataset.num_images(spec.dataset.pretrain_split)
+    whole = None if images is None else spec.operations(images)
+    decided = compiled.wanted(
+        site.compile,
+        gpu=gpu,
+        operations=compiled.mine(whole, left=left, devices=devices),
+        synchronised=devices > 1
+        and spec.method.batchnorm_images(spec.batch_size) > spec.batch_size // devices,
+    )
+    return replace(site, compile=decided)
 
 
 def shapes(spec: Spec, site: Site, devices: int) -> tuple[Shape, ...]:
     """Return what must be measured to forecast a run; empty if it cannot be rehearsed (`why_not`).
 
     Args:
-        site: site as the run sees it (`sites_of`). Its settings that change speeds are part of a shape.
+        site: site as the run sees it (`seen_by`). Its settings that change speeds are part of a shape.
         devices: number of devices that share its images.
     """
     if why_not(spec):

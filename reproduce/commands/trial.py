@@ -93,15 +93,16 @@ def pretraining(
 ) -> Measurement:
     """Return the speed of a pretraining on one of `devices` devices, without what these exchange.
 
+    Args:
+        site: site as the run sees it (`rehearsed.seen_by`), but for `compile`, which may be "auto" if the
+            run is compiled.
+
     Raises:
         ValueError: the settings do not fit the share of a batch, or the device.
         torch.cuda.OutOfMemoryError: the step does not fit on the GPU.
     """
     memory = in_memory(spec, site)
     share = replace(spec, batch_size=spec.batch_size // devices)
-    group = spec.method.batchnorm_images(spec.batch_size)
-    if devices > 1 and site.compile == "auto" and group > share.batch_size:
-        site = replace(site, compile=False)  # as in the run, whose BatchNorm is synchronised
     timed = _steps(share, site, photographs, device, ready=memory)
     seconds = timed.seconds
     ready = seconds if memory else _steps(share, site, photographs, device, ready=True).seconds
@@ -113,6 +114,7 @@ def pretraining(
         limit=limit(seconds, ready, timed.busy, gpu=gpu),
         memory=timed.memory,
         busy=timed.busy,
+        first=timed.first,
         commit=environment.code()[0],
         at=now(),
     )
@@ -129,6 +131,8 @@ class _Timed(NamedTuple):
     """Maximum bytes of tensors on the GPU; None on a CPU."""
     busy: float | None
     """Share of the time in which the GPU computes; None if it is unknown."""
+    first: float
+    """Seconds from the call of the loop to the end of its first step, but for one step."""
 
 
 class _DoneError(Exception):
@@ -160,12 +164,15 @@ def _steps(
 def _clock(device: torch.device) -> Generator[None, None, _Timed]:
     """Time the steps of a loop. The caller advances the generator before the first step and after each.
 
-    It waits for the GPU only where the time begins and ends, because a loop launches steps ahead.
+    It waits for the GPU only where a time begins or ends, because a loop launches steps ahead.
     """
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
     yield  # the first step may compile, while batches are prepared ahead; the next ones use these up
+    _wait(device)
+    first = time.perf_counter() - began
     began = time.perf_counter()
     for _ in range(WARM_UP - 1):
         yield
@@ -178,8 +185,9 @@ def _clock(device: torch.device) -> Generator[None, None, _Timed]:
         steps += 1
     _wait(device)
     seconds = (time.perf_counter() - began) / steps
+    first = max(0.0, first - seconds)
     if not gpu:
-        return _Timed(seconds, steps, None, None)
+        return _Timed(seconds, steps, None, None, first)
     memory = torch.cuda.max_memory_allocated(device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(PROFILED):
@@ -191,7 +199,7 @@ def _clock(device: torch.device) -> Generator[None, None, _Timed]:
         if each.device_type.name == "CUDA"
     ]
     busy = covered(spans) / 1e6 / PROFILED / seconds  # the profiler's times are in microseconds
-    return _Timed(seconds, steps, memory, min(busy, 1.0) if spans else None)
+    return _Timed(seconds, steps, memory, min(busy, 1.0) if spans else None, first)
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
