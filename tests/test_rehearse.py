@@ -177,8 +177,8 @@ def test_finished_runs_are_trusted_most_then_rehearsals_then_operations() -> Non
     run = tiny(epochs=4)
     measured = Measured({(shapes(run, SITE, 1)[0], "Chip"): made(0.5, 32)})
     past = Past([finished(tiny(epochs=4, seed=1), 60)])
-    assert estimate(run, past, "CPU", "Chip", measured, 1, SITE) == Estimate(60, "finished runs")
-    assert estimate(run, (), "CPU", "Chip", measured, 1, SITE) == Estimate(74, "rehearsed", "Chip", 0)
+    assert estimate(run, past, "CPU", "Chip", measured, 1, SITE) == Estimate(60, "finished runs", start=3)
+    assert estimate(run, (), "CPU", "Chip", measured, 1, SITE) == Estimate(77, "rehearsed", "Chip", 3)
     found = estimate(run, (), "CPU", "Another", measured, 1, SITE)
     assert found is not None
     assert (found.source, found.on) == ("FLOPs", "")
@@ -277,29 +277,31 @@ def test_a_broken_file_is_one_line_and_ignored(
 
 def test_the_hours_on_a_card_counted_by_hand() -> None:
     """Table 8's MSBReg on ImageNet-100: 320 epochs of 126 689 images, four views, four passes of 3.63e9
-    operations; a T4 moves 320 GB/s, so 6.4e12 operations per second."""
+    operations; a T4 moves 320 GB/s, so 6.4e12 operations per second. The start takes 10 s."""
     run = msbreg(imagenet100)
     network = cost.network("resnet18")
     assert network is not None
     found = estimate_on(find("T4"), run, (), Measured(), 1, SITE)
     assert found is not None
     assert found.source == "FLOPs"
-    assert found.seconds == pytest.approx(run.epochs * 126_689 * 4 * 4 * network.operations(224) / 6.4e12)
+    assert found.seconds == pytest.approx(
+        10 + run.epochs * 126_689 * 4 * 4 * network.operations(224) / 6.4e12
+    )
 
 
 def test_what_was_measured_on_a_card_is_scaled_to_another() -> None:
     """An H200 has 4.8 TB/s, an A100 of 40 GB 1.555 TB/s. What was measured on the card itself is not
-    scaled, nor are the 9 s before the first step's end."""
+    scaled, nor are the 19 s before the first step's end."""
     run = tiny(epochs=4)
     (shape,) = shapes(run, SITE, 1)
     h200, a100 = "NVIDIA H200", "NVIDIA A100-SXM4-40GB"
-    measured = Measured({(shape, "Chip"): made(9.0, 32), (shape, h200): made(0.1, 32, first=9)})
+    measured = Measured({(shape, "Chip"): made(9.0, 32), (shape, h200): made(0.1, 32, first=19)})
     seconds = 4 * 37 * 0.1
     found = estimate_on(find("a100-40"), run, (), measured, 1, SITE)
-    assert found == Estimate(pytest.approx(seconds * 4.8 / 1.555 + 9), "rehearsed", h200, 9)
+    assert found == Estimate(pytest.approx(seconds * 4.8 / 1.555 + 19), "rehearsed", h200, 19)
     measured[shape, a100] = made(0.4, 32)
     assert estimate_on(find("a100-40"), run, (), measured, 1, SITE) == Estimate(
-        pytest.approx(4 * 37 * 0.4), "rehearsed", a100
+        pytest.approx(10 + 4 * 37 * 0.4), "rehearsed", a100, 10
     )
 
 

@@ -453,7 +453,9 @@ def _hours(wanted: list[Job], machine: Machine) -> str:
 
 
 def _rule(machine: Machine) -> str:
-    on = f" Hours are those on {machine.card.title}, within a factor of two." if machine.card else ""
+    on = ""
+    if machine.card:
+        on = f" Hours are those on {machine.card.title}, within a factor of two for long runs in bfloat16."
     twice = ""
     if machine.store.keeps_artifacts_here:
         twice = ", twice (in its run's folder and as an MLflow artifact)"

@@ -48,6 +48,7 @@ from reproduce.runs import checkpoint
 from reproduce.runs.claims import Claims
 from reproduce.runs.cores import Share
 from reproduce.runs.lease import Lease
+from reproduce.runs.progress import RATE
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking import tags
@@ -78,6 +79,17 @@ GPU: NVIDIA's ResNet-50 trains on 5 816 images/s on eight V100 in mixed precisio
 (NVIDIA/DeepLearningExamples, June 2019), each image 3 x 8.2e9 operations. CPU: one core of a small cloud
 machine at the smoke scale, including everything around the network: 19 200 views of MSBReg, 25e6 operations
 each, in 22 s."""
+START = {"GPU": 10.0, "CPU": 3.0}
+"""Seconds of a run outside of its work, assumed without finished runs that show them: process, libraries,
+record, images, encoder.
+
+CPU: a linear evaluation at the smoke scale takes 3 s on a small cloud machine, its passes .2 s. GPU: of a
+pretraining of 77 s at the small scale on one H200, 15 s were outside of training, 40 checkpoints included."""
+SHORT = 600.0
+"""Maximum seconds of a finished pretraining that shows its start: in others, an error of 2 % in images/s
+exceeds it."""
+TRUSTED = 10
+"""Ratio of an estimate to its start from which on the work decides it."""
 ALIKE_IN = ("backbone", "precision", "dataset.size", "augmentation.small.size")
 """Settings that two pretrainings must share to take the same time per view."""
 
@@ -121,6 +133,17 @@ class Step:
         if self.estimate is None:
             return None
         return self.estimate.start + self.left * (self.estimate.seconds - self.estimate.start)
+
+    @property
+    def trusted(self) -> bool:
+        """True if an estimate from a card's datasheet is right within a factor of two.
+
+        That was measured for ResNets in half precision. A run of seconds depends on its start.
+        """
+        if self.estimate is None or self.estimate.source != "FLOPs":
+            return False
+        long = self.estimate.seconds >= TRUSTED * self.estimate.start
+        return long and isinstance(self.spec, Pretrain) and self.spec.precision == "bfloat16"
 
     def __str__(self) -> str:
         return f"{self.action:<7}  {self.spec.id}  {tags.title(self.spec)}: {self.why}"
@@ -221,14 +244,16 @@ class Forecast:
 
     def _sources(self, steps: Sequence[Step]) -> Iterator[str]:
         """Yield one line for each origin of the hours of these steps."""
-        known = (step.estimate for step in steps if step.estimate)
-        counts = Counter((each.source, each.on) for each in known)
-        for source, on in sorted(counts, key=lambda key: (ORIGINS.index(key[0]), key[1])):
-            number = counts[source, on]
+        counts = Counter(
+            (step.estimate.source, step.estimate.on, bool(self.card) and step.trusted)
+            for step in steps
+            if step.estimate
+        )
+        for source, on, trusted in sorted(counts, key=lambda key: (ORIGINS.index(key[0]), key[1:])):
+            number = counts[source, on, trusted]
             if self.card and source == "FLOPs":
-                yield (
-                    f"  {number} estimated for {self.card.title} from its datasheet; within a factor of two."
-                )
+                how = "; within a factor of two" if trusted else ", roughly"
+                yield f"  {number} estimated for {self.card.title} from its datasheet{how}."
             elif self.card:
                 what = "finished runs" if source == "finished runs" else "a rehearsal"
                 yield f"  {number} scaled to {self.card.title} from {what} on {on}."
@@ -678,11 +703,14 @@ def estimate(
         devices: number of devices that share its images.
         site: site as the run sees it (`rehearsed.seen_by`); None for the defaults.
     """
-    found = _measured_on(model, spec, past, measured or Measured(), devices, site or Site())
+    start = _start(past, device, model)
+    found = _measured_on(model, spec, past, measured or Measured(), devices, site or Site(), start)
     if found:
         return found
     operations = _operations(spec)
-    return None if operations is None else Estimate(operations / SPEEDS[device], "FLOPs")
+    if operations is None:
+        return None
+    return Estimate(devices * start + operations / SPEEDS[device], "FLOPs", start=devices * start)
 
 
 def estimate_on(
@@ -698,13 +726,17 @@ def estimate_on(
     names = dict.fromkeys((*(record.device for record in past), *measured.devices))
     known = [(other, name) for name in names if (other := cards.of_device(name))]
     for other, name in sorted(known, key=lambda pair: pair[0] != card):
-        found = _measured_on(name, spec, past, measured, devices, site)
+        start = _start(past, "GPU", name)
+        found = _measured_on(name, spec, past, measured, devices, site, start)
         if found:
             ratio = other.speed / card.speed
             scaled = found.start + ratio * (found.seconds - found.start)
             return Estimate(scaled, found.source, name, found.start)
     operations = _operations(spec)
-    return None if operations is None else Estimate(operations / card.speed, "FLOPs")
+    if operations is None:
+        return None
+    start = devices * START["GPU"]
+    return Estimate(start + operations / card.speed, "FLOPs", start=start)
 
 
 def num_images(spec: Spec, split: str) -> int | None:
@@ -713,20 +745,62 @@ def num_images(spec: Spec, split: str) -> int | None:
 
 
 def _measured_on(
-    model: str, spec: Spec, past: Sequence[Record], measured: Measured, devices: int, site: Site
+    model: str,
+    spec: Spec,
+    past: Sequence[Record],
+    measured: Measured,
+    devices: int,
+    site: Site,
+    start: float,
 ) -> Estimate | None:
-    """Return the duration by finished runs on a device or by a rehearsal there, or None without both."""
+    """Return the duration by finished runs on a device or by a rehearsal there, or None without both.
+
+    Args:
+        start: seconds of a run outside of its work.
+    """
     ours = tags.settings(spec)
-    usable = (record for record in past if record.device == model and record.attempts == 1 and record.ended)
-    scaled = (_scaled(ours, record, isinstance(spec, Pretrain)) for record in usable)
+    scaled = (_scaled(ours, record, isinstance(spec, Pretrain), start) for record in _usable(past, model))
     found = list(itertools.islice((each for each in scaled if each is not None), ALIKE))
     if found:
-        return Estimate(statistics.median(found), "finished runs")
+        seconds = statistics.median(found)
+        return Estimate(seconds, "finished runs", start=min(start, seconds))
     seconds = measured.seconds(spec, devices, model, site, num_images) if measured else None
     if seconds is None:
         return None
-    start = measured.start(spec, devices, model, site)
+    start = max(devices * start, measured.start(spec, devices, model, site))
     return Estimate(start + seconds, "rehearsed", model, start)
+
+
+def _usable(past: Iterable[Record], model: str) -> Iterator[Record]:
+    """Yield the finished runs that took one attempt on a device of this name."""
+    for record in past:
+        if record.device == model and record.attempts == 1 and record.ended:
+            yield record
+
+
+def _seconds(record: Record) -> float:
+    """Return the seconds of a finished run."""
+    assert record.ended is not None
+    return (record.ended - record.state.started).total_seconds()
+
+
+def _start(past: Iterable[Record], device: str, model: str) -> float:
+    """Return the seconds of a run outside of its work, by the shortest finished one on a device, or START.
+
+    Args:
+        past: finished runs of its kind.
+        device: `GPU` or `CPU`.
+        model: name of the device.
+    """
+    shortest = min((each for each in _usable(past, model) if each.sharing == 1), key=_seconds, default=None)
+    if shortest is None:
+        return START[device]
+    took, rate = _seconds(shortest), shortest.state.metrics.get(RATE)
+    if shortest.is_pretraining and took <= SHORT and rate:
+        images = _num_images(shortest.settings, shortest.settings["dataset.pretrain_split"])
+        if images is not None:
+            return max(0.0, took - float(shortest.settings["epochs"]) * images / rate)
+    return min(START[device], took)
 
 
 def _operations(spec: Spec) -> float | None:
@@ -734,14 +808,15 @@ def _operations(spec: Spec) -> float | None:
     return _pretraining(spec) if isinstance(spec, Pretrain) else _evaluation(spec)
 
 
-def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float | None:
+def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool, start: float) -> float | None:
     """Return the seconds of a finished run, scaled to ours, or None if the two are not comparable.
 
     Runs that shared a GPU divide its time.
+
+    Args:
+        start: seconds of each run outside of its work.
     """
-    theirs = record.settings
-    assert record.ended is not None
-    seconds = (record.ended - record.state.started).total_seconds() / record.sharing
+    theirs, seconds = record.settings, _seconds(record) / record.sharing
     if not pretraining:
         keys = {key for key in (*ours, *theirs) if key.startswith(("protocol", "dataset"))}
         keys.add("encoder.backbone")
@@ -752,7 +827,8 @@ def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float
     our_work, their_work = _work(ours), _work(theirs)
     if our_images is None or not their_images or our_work is None or not their_work:
         return None
-    return seconds * (our_work * our_images) / (their_work * their_images)
+    start = min(start, seconds)
+    return start + (seconds - start) * (our_work * our_images) / (their_work * their_images)
 
 
 def _images_to_compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[int | None, int | None]:
