@@ -359,6 +359,21 @@ def test_an_unknown_card_is_one_line_with_the_known_ones() -> None:
     assert all(card.name in str(error.value) for card in CARDS)
 
 
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [("a100", "a100-40, a100-80"), ("NVIDIA A100", "a100-40, a100-80"), ("rtx", "rtx3090, rtx4090")],
+)
+def test_a_card_of_several_sizes_is_one_line_with_them(asked: str, named: str) -> None:
+    with pytest.raises(NotFoundError) as error:
+        find(asked)
+    assert str(error.value) == f"There are several cards '{asked}': give one of {named}."
+
+
+def test_every_card_follows_an_article() -> None:
+    """`an NVIDIA H100`, wherever its title stands in a sentence."""
+    assert all(card.title.startswith("NVIDIA ") for card in CARDS)
+
+
 def test_no_card_is_faster_than_its_peak_and_each_has_a_source() -> None:
     assert all(0 < card.speed <= card.peak and card.source.startswith("NVIDIA ") for card in CARDS)
 
@@ -400,7 +415,7 @@ def test_names_after_the_task_are_tables_to_rehearse_and_not_tasks(given: list[s
     ("arguments", "says"),
     [
         (("rehearse", "table99"), "There is no table 'table99'. Did you mean 'table9'? Known: table1, "),
-        (("table8", "--on", "h100"), "--on h100 only estimates the hours on a NVIDIA H100: add --dry-run."),
+        (("table8", "--on", "h100"), "--on h100 only estimates the hours on an NVIDIA H100: add --dry-run."),
         (
             ("table8", "--on", "h10", "--dry-run"),
             "There is no card 'h10'. Did you mean 'h100'? Known: v100, ",

@@ -173,7 +173,7 @@ class Options:
             return None
         found = cards.find(self.on)
         if not self.dry_run:
-            raise InvalidError(f"--on {self.on} only estimates the hours on a {found.title}: add --dry-run.")
+            raise InvalidError(f"--on {self.on} only estimates the hours on an {found.title}: add --dry-run.")
         return found
 
     def applied_to(self, site: Site) -> Site:
