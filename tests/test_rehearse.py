@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import signal
@@ -18,7 +19,7 @@ from reproduce.commands import rehearsed, trial
 from reproduce.commands.forecast import Estimate, Past, Step, estimate, estimate_on, num_images
 from reproduce.commands.photographs import Photographs
 from reproduce.commands.program import _with_rest
-from reproduce.commands.rehearse import FOLDER, remedies
+from reproduce.commands.rehearse import FOLDER, LOCK, _workplace, remedies, shapes_of, trials
 from reproduce.commands.rehearsed import Measured, Measurement, shapes
 from reproduce.messages import NotFoundError
 from reproduce.nn import cost
@@ -272,6 +273,14 @@ def test_a_broken_file_is_one_line_and_ignored(
     assert "invoke rehearse" in record.getMessage()
 
 
+def test_a_broken_entry_is_named_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    site = replace(SITE, runs=tmp_path)
+    path = Measured({(shapes(tiny(), SITE, 1)[0], "Chip"): made(0.5, 32)}).save(site)
+    write_atomic(path, path.read_text().replace('"facts"', '"fact"'))
+    assert rehearsed.read(site) == {}
+    assert "cannot be read (an entry lacks 'facts'): " in caplog.text
+
+
 # Cards
 
 
@@ -378,6 +387,40 @@ def test_no_card_is_faster_than_its_peak_and_each_has_a_source() -> None:
     assert all(0 < card.speed <= card.peak and card.source.startswith("NVIDIA ") for card in CARDS)
 
 
+# What is measured
+
+
+def test_a_cpu_says_at_once_that_it_measures_no_pretraining_in_bfloat16() -> None:
+    """A run without steps has no speed, either."""
+    wanted = trials(jobs([Request(table="table8", scale="paper", rows="BYOL")]), SITE, gpu=False)
+    assert [shape.kind for shape in shapes_of(wanted)] == ["encoder", "classifier"]
+    assert {run.why_not for run in wanted} == {
+        "",
+        "their precision, bfloat16, needs a GPU: --set precision=float32",
+    }
+    wanted = trials(jobs([Request(table="table8", scale="paper", rows="BYOL")]), SITE, gpu=True)
+    assert "pretraining" in {shape.kind for shape in shapes_of(wanted)}
+    none = trials(jobs([Request(table="table8", rows="BYOL", changes=("epochs=0",))]), SITE, gpu=False)
+    assert [run.why_not for run in none] == ["they have no steps", ""]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "images"), [(1e-4, 20 * 256), (0.02, 3 * 256), (0.0799, 250), (0.15, 133), (10.0, 16)]
+)
+def test_an_encoder_is_timed_for_a_third_of_a_minute_at_most(seconds: float, images: int) -> None:
+    """A ResNet-50 at 224 px takes .15 s an image on one core, 38 s for a chunk of 256."""
+    assert trial.affordable(seconds) == images
+
+
+def test_a_rehearsal_keeps_the_file_of_its_lock(tmp_path: Path) -> None:
+    """A process that has opened the file before would otherwise hold another lock than the next one."""
+    site = replace(SITE, runs=tmp_path)
+    with _workplace(site):
+        opened = (tmp_path / LOCK).open()
+    with _workplace(site), opened, pytest.raises(BlockingIOError):
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 # The images
 
 
@@ -430,18 +473,25 @@ def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], says: str, h
 
 @pytest.mark.slow
 def test_a_rehearsal_fills_the_file_and_changes_the_plan_and_nothing_else(home: Home) -> None:
-    arguments = ("table8", "--rows", "BYOL")
-    done = home.invoke("rehearse", *arguments)
+    arguments = ("table8", "--rows", "BYOL", "--set", "epochs=1")  # less than the steps of a rehearsal
+    done = home.invoke("rehearse", *arguments, "--table", "table8")
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("table8 at smoke scale: ") == 1
     assert "3 shapes of 2 runs on " in done.stdout
     assert done.stdout.count(" images/s, ") == 3
     assert done.stdout.splitlines()[-1].startswith("table8 at smoke scale: 2 runs: ")
-    assert [path.name for path in home.runs.iterdir()] == [rehearsed.FILE]
+    assert {path.name for path in home.runs.iterdir()} == {rehearsed.FILE, LOCK}
     entries = json.loads((home.runs / rehearsed.FILE).read_text())["measured"]
     assert [each["steps"] for each in entries] == 3 * [trial.STEPS]
     assert entries[0]["first"] > 0, "the network is built"
+    device = entries[0]["device"]
     planned = home.invoke(*arguments, "--dry-run").stdout
-    assert f"  2 rehearsed on {entries[0]['device']}." in planned
+    assert f"  2 rehearsed on {device}." in planned
+    told = " ".join(home.invoke("doctor", "--table", "table8", "--scale", "smoke").stdout.split())
+    assert f"3 shapes of runs on {device}; 3 of the 5 shapes of these tables pdflatex" in told
+    home.site_file.write_text(home.site_file.read_text() + "workers = 1\n")
+    told = " ".join(home.invoke("doctor", "--table", "table8", "--scale", "smoke").stdout.split())
+    assert "; 1 of the 5 shapes of these tables" in told, "the classifier reads no images"
 
 
 @pytest.mark.slow
@@ -458,5 +508,5 @@ def test_an_interrupted_rehearsal_leaves_what_it_measured(home: Home) -> None:
     assert (process.returncode, errors) == (128 + signal.SIGINT, "")
     assert rest.endswith("Interrupted: what was measured is kept.\n")
     assert not (home.runs / FOLDER).exists()
-    assert [path.name for path in home.runs.iterdir()] == [rehearsed.FILE]
+    assert {path.name for path in home.runs.iterdir()} == {rehearsed.FILE, LOCK}
     assert json.loads((home.runs / rehearsed.FILE).read_text())["measured"]

@@ -305,7 +305,7 @@ def _machine(machine: Machine, specs: Mapping[Request, Sequence[Spec]]) -> Itera
     kept = shared if machine.site.features_gb else "features are not kept (features_gb)"
     yield DISK, f"{size(machine.free_disk)} free in {machine.site.runs}; {kept}"
     yield "tracking", machine.store.described()
-    yield REHEARSED, _rehearsed(machine.site)
+    yield REHEARSED, _rehearsed(machine, specs)
     yield DETECTRON2, _detectron2(machine.site)
     found_latex = shutil.which("pdflatex") is not None
     yield "pdflatex", AVAILABLE if found_latex else "missing; optional, typesets the reports' .tex files"
@@ -351,13 +351,17 @@ def _memory(specs: Mapping[Request, Iterable[Spec]], machine: Machine) -> str:
     return f"{text}; runs that share a GPU: up to {numbers} (runs_per_gpu)"
 
 
-def _rehearsed(site: Site) -> str:
-    """Return the devices whose speed was measured, in words."""
-    measured = rehearsed.read(site)
+def _rehearsed(machine: Machine, specs: Mapping[Request, Sequence[Spec]]) -> str:
+    """Return the devices whose speed was measured, and how much of that holds for these runs, in words."""
+    measured = rehearsed.read(machine.site)
     if not measured:
         return "nothing, so hours assume a speed; `invoke rehearse --scale NAME` measures it"
     counts = Counter(device for _, device in measured)
-    return "; ".join(f"{counted(number, 'shape')} of runs on {device}" for device, number in counts.items())
+    parts = [f"{counted(number, 'shape')} of runs on {device}" for device, number in counts.items()]
+    wanted = {spec.id: Job(spec, request) for request, runs in specs.items() for spec in runs}
+    used, total = machine.hours_of.coverage(list(wanted.values()))
+    remedy = "" if used else ". None holds for the keys of this site file: `invoke rehearse` measures again"
+    return f"{'; '.join(parts)}; {used} of the {counted(total, 'shape')} of these tables{remedy}"
 
 
 def _detectron2(site: Site) -> str:

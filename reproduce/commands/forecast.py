@@ -458,6 +458,21 @@ class Hours:
         gpu = self.device == "GPU"
         return rehearsed.seen_by(job, self._shares[job.spec.id], self._site, gpu=gpu, left=left)
 
+    def coverage(self, jobs: Sequence[Job]) -> tuple[int, int]:
+        """Return how many shapes of these runs were rehearsed on these devices, and how many there are."""
+        self.prepare(jobs)
+        needed = {
+            shape
+            for job in jobs
+            for site in [self.site_of(job)]
+            for shape in rehearsed.shapes(job.spec, site, job.devices(site))
+        }
+        on = [self._model]
+        if self._card:
+            on = [name for name in self._measured.devices if cards.of_device(name)]
+        known = (shape for shape in needed if any(self._measured.find(shape, name) for name in on))
+        return sum(1 for _ in known), len(needed)
+
     def memory(self, job: Job, left: float = 1.0) -> list[int]:
         """Return the bytes that a run needs on a GPU, or [] if it was rehearsed on none.
 

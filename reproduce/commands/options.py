@@ -276,7 +276,7 @@ class RehearseOptions(Options):
         for name in self.table:
             if name not in plan.table_names():
                 raise NotFoundError(unknown("table", name, plan.table_names()))
-        orders, _ = self.orders(self.table or plan.table_names())
+        orders, _ = self.orders(tuple(dict.fromkeys(self.table)) or plan.table_names())
         return [order for order in orders if isinstance(order, plan.Request)]
 
 

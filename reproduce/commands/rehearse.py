@@ -18,6 +18,7 @@ import re
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,19 @@ class Trial:
     given: Site
     """Site as its file describes it."""
 
+    gpu: bool
+    """True if it uses GPUs."""
+
+    @property
+    def why_not(self) -> str:
+        """Reason why the run cannot be rehearsed here; "" if it can be."""
+        spec = self.job.spec
+        if isinstance(spec, Pretrain) and spec.precision == "bfloat16" and not self.gpu:
+            return "their precision, bfloat16, needs a GPU: --set precision=float32"
+        if isinstance(spec, Pretrain) and not spec.epochs:
+            return "they have no steps"
+        return rehearsed.why_not(spec)
+
     @property
     def devices(self) -> int:
         """Number of devices of the run."""
@@ -71,7 +85,7 @@ class Trial:
     @property
     def shapes(self) -> tuple[Shape, ...]:
         """Shapes that must be measured to forecast the run."""
-        return rehearsed.shapes(self.job.spec, self.site, self.devices)
+        return () if self.why_not else rehearsed.shapes(self.job.spec, self.site, self.devices)
 
 
 def trials(wanted: Sequence[Job], site: Site, *, gpu: bool) -> list[Trial]:
@@ -85,7 +99,7 @@ def trials(wanted: Sequence[Job], site: Site, *, gpu: bool) -> list[Trial]:
     for job in wanted:
         share = shares[job.spec.id]
         share = share._replace(cores=share.cores or here)
-        found.append(Trial(job, rehearsed.seen_by(job, share, site, gpu=gpu), share, site))
+        found.append(Trial(job, rehearsed.seen_by(job, share, site, gpu=gpu), share, site, gpu))
     return found
 
 
@@ -100,11 +114,11 @@ def shapes_of(wanted: Iterable[Trial]) -> dict[Shape, list[Trial]]:
 
 def planned(requests: Iterable[Request], site: Site) -> list[str]:
     """Return one line for each shape that would be measured, and for each reason why runs are not."""
-    wanted = jobs(requests)
-    found = shapes_of(trials(wanted, site, gpu=launcher(site).device(site)[0] == "GPU"))
+    requests = list(requests)
+    wanted = trials(jobs(requests), site, gpu=launcher(site).device(site)[0] == "GPU")
     return [
-        *(f"{shape}, {counted(len(runs), 'run')}" for shape, runs in found.items()),
-        *_skipped(wanted),
+        *(f"{shape}, {counted(len(runs), 'run')}" for shape, runs in shapes_of(wanted).items()),
+        *_skipped(requests, wanted),
     ]
 
 
@@ -131,9 +145,11 @@ def rehearse(requests: Sequence[Request], site: Site) -> None:
 
     device = distributed.device(site.device)
     model = environment.record()["device"]
-    wanted = jobs(requests)
-    found = shapes_of(trials(wanted, site, gpu=device.type == "cuda"))
+    wanted = trials(jobs(requests), site, gpu=device.type == "cuda")
+    found = shapes_of(wanted)
     print(f"{counted(len(found), 'shape')} of {counted(len(wanted), 'run')} on {model}.", flush=True)
+    for line in _skipped(requests, wanted):
+        print(line, flush=True)
     with _workplace(site) as folder:
         photographs = Photographs(folder)
         measured = rehearsed.read(site)
@@ -150,7 +166,7 @@ def rehearse(requests: Sequence[Request], site: Site) -> None:
             measured[shape, model] = made
             measured.save(site)
             print(f"  {_words(made)}{_duration(runs, measured, model)}", flush=True)
-    for line in (*_skipped(wanted), *_tables(requests, site)):
+    for line in _tables(requests, site):
         print(line, flush=True)
 
 
@@ -175,8 +191,7 @@ def _workplace(site: Site) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        (site.runs / LOCK).unlink(missing_ok=True)
-        lock.release()
+        lock.release()  # the file stays: a process that has opened it would lock another one than the next
 
 
 def _measure(shape: Shape, run: Trial, photographs: Photographs, device: Any) -> Measurement | None:
@@ -270,14 +285,14 @@ def _duration(runs: Iterable[Trial], measured: Measured, model: str) -> str:
     return f"; {least if least == most else f'{least} to {most}'} a run"
 
 
-def _skipped(wanted: Iterable[Job]) -> Iterator[str]:
-    """Yield one line for each reason why runs are not rehearsed."""
-    reasons: dict[str, int] = {}
-    for job in wanted:
-        if why := rehearsed.why_not(job.spec):
-            reasons[why] = reasons.get(why, 0) + 1
+def _skipped(requests: Iterable[Request], wanted: Iterable[Trial]) -> Iterator[str]:
+    """Yield one line for each reason why runs are not rehearsed, and for each table without runs."""
+    reasons = Counter(why for run in wanted if (why := run.why_not))
     for why, number in reasons.items():
         yield f"not rehearsed: {counted(number, 'run')}, since {why}"
+    for request in requests:
+        if not request.specs():
+            yield f"{request} has no runs."
 
 
 def _tables(requests: Iterable[Request], site: Site) -> Iterator[str]:

@@ -184,6 +184,7 @@ def read(site: Site) -> Measured:
         return Measured()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         why = first_line(error) or type(error).__name__
+        why = f"an entry lacks {why}" if isinstance(error, KeyError) else why
         logger.warning(
             "%s",
             from_here(

@@ -26,7 +26,6 @@ from reproduce.commands.photographs import Generated, Photographs
 from reproduce.commands.rehearsed import Limit, Measurement, in_memory, now
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
-from reproduce.messages import InvalidError
 from reproduce.nn import backbones, cost, features
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.features import CHUNK, Split
@@ -43,6 +42,8 @@ LONGEST = 60.0
 """Seconds after which no further step is timed, once there are LEAST."""
 LEAST = 3
 """Minimum number of timed steps."""
+FEW = 16
+"""Images of an encoder's warm-up, and the minimum of images that are timed."""
 NUM_IMAGES = 100_000
 """Images of a split whose number is unknown in advance."""
 NUM_CLASSES = 100
@@ -70,12 +71,16 @@ def limit(seconds: float, ready: float, busy: float | None, *, gpu: bool) -> Lim
     return "launch" if busy is not None and busy < BUSY else "GPU"
 
 
-def _stand_in(real: Dataset, photographs: Photographs, *, ready: bool) -> Dataset:
-    """Return a data set with the settings of the real one whose splits consist of generated images."""
+def _stand_in(real: Dataset, photographs: Photographs, *, least: int, ready: bool) -> Dataset:
+    """Return a data set with the settings of the real one whose splits consist of generated images.
+
+    Args:
+        least: minimum number of images of a split.
+    """
     files = photographs.files(*real.typical)
 
     def load(self: Dataset, split: str, site: Site) -> Images:
-        return Generated(files, real.num_images(split) or NUM_IMAGES, ready=ready)
+        return Generated(files, max(least, real.num_images(split) or NUM_IMAGES), ready=ready)
 
     def folders(self: Dataset, site: Site) -> Mapping[str, str]:
         return {}
@@ -142,8 +147,12 @@ class _DoneError(Exception):
 def _steps(
     spec: Pretrain, site: Site, photographs: Photographs, device: torch.device, *, ready: bool
 ) -> _Timed:
-    """Return the times of the first steps of the real loop, which is left before it saves anything."""
-    generated = replace(spec, dataset=_stand_in(spec.dataset, photographs, ready=ready))
+    """Return the times of the first steps of the real loop, which is left before it saves anything.
+
+    All of them are in the first epoch, whose end would write a line to the log.
+    """
+    least = (WARM_UP + STEPS + PROFILED + 1) * spec.batch_size
+    generated = replace(spec, dataset=_stand_in(spec.dataset, photographs, least=least, ready=ready))
     clock, found = _clock(device), list[_Timed]()
 
     def report(progress: Progress) -> None:
@@ -156,8 +165,6 @@ def _steps(
     next(clock)
     with photographs.scratch() as folder, contextlib.suppress(_DoneError):
         pretrain(generated, replace(site, probe_every=0), folder, device, Silent(), report)
-    if not found:
-        raise InvalidError(f"the run has fewer than the {WARM_UP + STEPS} steps of a rehearsal")
     return found[0]
 
 
@@ -235,22 +242,37 @@ def encoder(spec: Evaluate, site: Site, photographs: Photographs, device: torch.
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds(Generated(files, CHUNK))  # the warm-up
-    slow = seconds(Generated(files, CHUNK))
-    passes = max(LEAST, min(STEPS, int(LONGEST / slow)))
-    images = Generated(files, passes * CHUNK, cache_gb=CACHED)
+    warm_up = seconds(Generated(files, FEW))
+    num = CHUNK if warm_up * CHUNK / FEW < LONGEST / 6 else FEW
+    if num == CHUNK:
+        seconds(Generated(files, num))
+    total = affordable(seconds(Generated(files, num)) / num)
+    images, chunk = Generated(files, total, cache_gb=CACHED), min(total, CHUNK)
+    passes = total // chunk
     from_files = seconds(images) / passes
     from_memory = seconds(images) / passes
     gpu = device.type == "cuda"
     return Measurement(
         seconds=from_files,
-        images=CHUNK,
+        images=chunk,
         steps=passes,
         limit=limit(from_files, from_memory, None, gpu=gpu),
         memory=torch.cuda.max_memory_allocated(device) if gpu else None,
         commit=environment.code()[0],
         at=now(),
     )
+
+
+def affordable(seconds: float) -> int:
+    """Return how many images an encoder passes in a third of LONGEST: whole chunks, or fewer than one.
+
+    They are passed twice, after the warm-up.
+
+    Args:
+        seconds: time of an image.
+    """
+    most = int(min(LONGEST / 3 / seconds, STEPS * CHUNK))
+    return most // CHUNK * CHUNK if most >= CHUNK else max(FEW, most)
 
 
 def classifier(spec: Evaluate, device: torch.device) -> Measurement:
