@@ -85,19 +85,14 @@ def pretrain(
     steps_per_epoch = len(images) // spec.batch_size
     num_steps = spec.epochs * steps_per_epoch
 
-    # A run resumes from its newest intact checkpoint, if there is one.
-    saved = checkpoint.latest(folder, spec.id)
-    trained = saved["epoch"] * steps_per_epoch + saved["step"] if saved else 0
-    left = 1 - trained / num_steps if num_steps else 0.0
-    network, optimizer = start(
-        spec, device, len(images), recompute=site.recompute, compile_=site.compile, left=left
-    )
+    network, optimizer = start(spec, device, len(images), recompute=site.recompute, compile_=site.compile)
     if device.type == "cuda":  # which must be initialised, as it is now
         torch.cuda.reset_peak_memory_stats(device)
     meter = Meter()
 
-    # Resume.
+    # Resume from the run's newest intact checkpoint, if there is one.
     first_epoch, first_index, measured = 0, 0, dict[str, float]()
+    saved = checkpoint.latest(folder, spec.id)
     if saved is not None:
         if distributed.main_process() and _other_images(saved, found):
             raise InvalidError(
@@ -121,7 +116,7 @@ def pretrain(
 
     # Loop over epochs and steps: train, log, probe, report, save.
     checkpoints = Checkpoints(folder, spec.id, seconds=site.checkpoint_seconds, record=record, hold=hold)
-    shown = _batches(spec, site, images, device, trained)
+    shown = _batches(spec, site, images, device, first_epoch * steps_per_epoch + first_index)
     decoders = cores.decoders(site.workers, device.type)
     with (
         watching.decoding(decoders) if watching else nullcontext(),
@@ -153,8 +148,8 @@ def pretrain(
                     measured = meter.read(step) | {"lr": lr, **followed}
                     record.log(step + 1, measured)
                 if watching and last:
-                    progress = (step + 1 - trained, num_steps)
-                    meter.leave_out(_probe(spec, network, watching, folder, record, step + 1, *progress))
+                    trained = (step + 1 - first_epoch * steps_per_epoch - first_index, num_steps)
+                    meter.leave_out(_probe(spec, network, watching, folder, record, step + 1, *trained))
                 seen, total = (step + 1) * spec.batch_size, num_steps * spec.batch_size
                 report(Progress(seen, total, "images", epoch_note(epoch + 1, spec.epochs, measured)))
                 if last and distributed.main_process():
@@ -342,7 +337,6 @@ def start(
     *,
     recompute: bool = False,
     compile_: bool | str = False,
-    left: float = 1.0,
 ) -> tuple[Any, torch.optim.Optimizer]:
     """Return the network of `spec` with initial weights, ready to train on `device`, and its optimiser.
 
@@ -350,7 +344,6 @@ def start(
         num_images: images of the data set.
         recompute: True if a method whose loss couples the views keeps the activations of one view at a time.
         compile_: see `compile` of the site.
-        left: fraction of the run's steps that remain.
 
     Raises:
         InvalidError: the backbones are to be compiled, and a compiler is missing.
@@ -363,7 +356,7 @@ def start(
     for part in (network.online, network.target):
         if part is not None:
             part.mixed = spec.precision == "bfloat16"
-    mine = compiled.mine(spec.operations(num_images), left=left, devices=distributed.world_size())
+    mine = compiled.mine(spec.operations(num_images), devices=distributed.world_size())
     compiled.compile_backbones(network, compile_, operations=mine, device=device)
     return network, spec.optimizer.build(network.online)
 

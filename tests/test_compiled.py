@@ -225,11 +225,10 @@ def test_only_long_runs_on_a_gpu_are_worth_a_compilation() -> None:
     assert network.online.compiled is None
 
 
-def test_only_the_work_that_remains_on_each_device_counts() -> None:
-    """A long run with little left does not earn a compilation, nor does one that many devices share."""
-    assert compiled.mine(800.0, left=1.0, devices=1) == 800
-    assert compiled.mine(800.0, left=0.25, devices=4) == 50
-    assert compiled.mine(None, left=0.25, devices=4) is None
+def test_only_the_work_of_one_device_counts() -> None:
+    """A long run that many devices share does not earn a compilation on each."""
+    assert compiled.mine(800.0, devices=4) == 200
+    assert compiled.mine(None, devices=4) is None
 
 
 @pytest.mark.parametrize(

@@ -351,8 +351,8 @@ def forecast(
         if step.starts:
             step = replace(step, why=step.why or nearest(step.spec, hours_of.past(job)))
         if step.starts or step.action == "blocked":
-            step = replace(step, estimate=hours_of.of(job, step.left))
-            memory += hours_of.memory(job, step.left)
+            step = replace(step, estimate=hours_of.of(job))
+            memory += hours_of.memory(job)
         steps.append(step)
     at_once = (site.jobs or 1) * site.devices if card else where.at_once(site)
     blocking = [lacking[step.spec.id] for step in steps if step.action == "blocked"]
@@ -385,15 +385,14 @@ def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
     steps = []
     for job in todo:
         found = _checkpoint(job.spec, site.runs / job.spec.id)
-        left = found[1] if found else 1.0
         steps.append(
             Step(
                 spec=job.spec,
                 action="resume" if found else "run",
                 why="",
-                left=left,
+                left=found[1] if found else 1.0,
                 devices=job.devices(site),
-                estimate=hours_of.of(job, left),
+                estimate=hours_of.of(job),
             )
         )
     return steps
@@ -445,18 +444,13 @@ class Hours:
         else:
             self._shares |= cores_of(jobs, self._site)
 
-    def site_of(self, job: Job, left: float = 1.0) -> Site:
-        """Return the site as a run sees it.
-
-        Args:
-            left: fraction of its work that remains.
-        """
+    def site_of(self, job: Job) -> Site:
+        """Return the site as a run sees it."""
         if not self._measured:
             return self._site
         if job.spec.id not in self._shares:
             self.prepare([job])
-        gpu = self.device == "GPU"
-        return rehearsed.seen_by(job, self._shares[job.spec.id], self._site, gpu=gpu, left=left)
+        return rehearsed.seen_by(job, self._shares[job.spec.id], self._site, gpu=self.device == "GPU")
 
     def coverage(self, jobs: Sequence[Job]) -> tuple[int, int]:
         """Return how many shapes of these runs were rehearsed on these devices, and how many there are."""
@@ -473,25 +467,17 @@ class Hours:
         known = (shape for shape in needed if any(self._measured.find(shape, name) for name in on))
         return sum(1 for _ in known), len(needed)
 
-    def memory(self, job: Job, left: float = 1.0) -> list[int]:
-        """Return the bytes that a run needs on a GPU, or [] if it was rehearsed on none.
-
-        Args:
-            left: see `site_of`.
-        """
-        site = self.site_of(job, left)
+    def memory(self, job: Job) -> list[int]:
+        """Return the bytes that a run needs on a GPU, or [] if it was rehearsed on none."""
+        site = self.site_of(job)
         needed = rehearsed.shapes(job.spec, site, job.devices(site)) if self._measured else ()
         found = [self._measured.find(shape, name) for shape in needed for name in self._measured.devices]
         known = [each.memory for each in found if each and each.memory is not None]
         return [max(known)] if known else []
 
-    def of(self, job: Job, left: float = 1.0) -> Estimate | None:
-        """Return the estimate of a whole run, or None if it is unknown.
-
-        Args:
-            left: fraction of its work that remains, which decides if it is compiled.
-        """
-        given = job.spec, self.past(job), self._measured, job.devices(self._site), self.site_of(job, left)
+    def of(self, job: Job) -> Estimate | None:
+        """Return the estimate of a whole run, or None if it is unknown."""
+        given = job.spec, self.past(job), self._measured, job.devices(self._site), self.site_of(job)
         if self._card:
             return estimate_on(self._card, *given)
         return estimate(job.spec, given[1], self.device, self._model, *given[2:])
@@ -777,8 +763,8 @@ def _measured_on(
     scaled = (_scaled(ours, record, isinstance(spec, Pretrain), start) for record in _usable(past, model))
     found = list(itertools.islice((each for each in scaled if each is not None), ALIKE))
     if found:
-        seconds = statistics.median(found)
-        return Estimate(seconds, "finished runs", start=min(start, seconds))
+        usual = statistics.median(found)
+        return Estimate(usual, "finished runs", start=min(start, usual))
     seconds = measured.seconds(spec, devices, model, site, num_images) if measured else None
     if seconds is None:
         return None

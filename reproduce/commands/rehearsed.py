@@ -219,7 +219,7 @@ def now() -> str:
 # The shapes of a run
 
 
-def seen_by(job: Job, share: Share, site: Site, *, gpu: bool, left: float = 1.0) -> Site:
+def seen_by(job: Job, share: Share, site: Site, *, gpu: bool) -> Site:
     """Return the site as a run sees it: `workers` is the number of its decoders, `compile` true or false.
 
     `workers` is OPEN if the number is unknown until the run starts.
@@ -227,7 +227,6 @@ def seen_by(job: Job, share: Share, site: Site, *, gpu: bool, left: float = 1.0)
     Args:
         share: cores of the run (`readiness.cores_of`).
         gpu: True if it uses GPUs.
-        left: fraction of its work that remains.
     """
     number = share.decoders(site.workers, "cuda" if gpu else "cpu")
     site = replace(site, workers=OPEN if number is None else number)
@@ -239,7 +238,7 @@ def seen_by(job: Job, share: Share, site: Site, *, gpu: bool, left: float = 1.0)
     decided = compiled.wanted(
         site.compile,
         gpu=gpu,
-        operations=compiled.mine(whole, left=left, devices=devices),
+        operations=compiled.mine(whole, devices=devices),
         synchronised=devices > 1
         and spec.method.batchnorm_images(spec.batch_size) > spec.batch_size // devices,
     )

@@ -131,7 +131,8 @@ def compile_backbones(
     Args:
         network: the network on its device, with its final BatchNorms, before DistributedDataParallel.
         asked: True, False, or "auto".
-        operations: remaining operations of the run in its backbones, on this device; None if unknown.
+        operations: operations of the whole run in its backbones, on this device; None if unknown. They are
+            the same when it resumes, so that it ends with the same numbers.
         backend: backend of torch.compile.
 
     Raises:
@@ -169,15 +170,13 @@ def wanted(asked: bool | str, *, gpu: bool, operations: float | None, synchronis
     return gpu and not synchronised and operations is not None and GAIN * operations / SPEED > COST
 
 
-def mine(operations: float | None, *, left: float, devices: int) -> float | None:
-    """Return the operations that remain on each device of a run; None if they are unknown.
+def mine(operations: float | None, *, devices: int) -> float | None:
+    """Return the operations of a run on each of the devices that share its images; None if they are unknown.
 
     Args:
         operations: operations of the whole run in its backbones.
-        left: fraction of its steps that remains.
-        devices: number of devices that share its images.
     """
-    return None if operations is None else left * operations / devices
+    return None if operations is None else operations / devices
 
 
 def _is_synchronised(backbone: nn.Module) -> bool:
