@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from toys import image_folder
 
-from reproduce.commands import decoders, rehearse
+from reproduce.commands import decoders, rehearse, rehearsed
 from reproduce.commands.rehearsed import Measured, Measurement
 from reproduce.data.imagenette import Imagenette
 from reproduce.launch import local
@@ -72,7 +72,8 @@ def test_doctor_the_launcher_and_a_rehearsal_give_a_run_the_same_decoders(
     launch = local._Launch(wanted, replace(site, runs=tmp_path), lambda event: None)
     trained, *_ = rehearse.trials(wanted, site, gpu=gpu)
     number = trained.site.workers
-    assert dict(trained.shapes[0].facts)["workers"] == str(number)
+    (shape,) = rehearsed.shapes(trained.job.spec, trained.site, trained.devices)
+    assert dict(shape.facts)["workers"] == str(number)
     worker = launch._worker(wanted[0], launch._free_places(wanted[0]))
     monkeypatch.setenv(cores.PROCESSES, worker.environment[cores.PROCESSES])
     assert cores.decoders(site.workers, device) == number
