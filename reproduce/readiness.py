@@ -24,6 +24,7 @@ from reproduce.resources import memory
 from reproduce.resources.memory import Peak
 from reproduce.resources.sharing import USABLE
 from reproduce.runs.checkpoint import DETECTRON2
+from reproduce.runs.cores import Share
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking.tags import title
@@ -159,6 +160,12 @@ def gpu_memory(site: Site) -> int | None:
     """Return the memory of a GPU of the site in bytes; None without one, or if the launcher does not know."""
     known = getattr(launcher(site), "memory", None)
     return known(site) if known else None
+
+
+def cores_of(jobs: Sequence[Job], site: Site) -> dict[str, Share]:
+    """Return the share of a machine's cores that the launcher gives each run, by id."""
+    known = getattr(launcher(site), "cores_of", None)
+    return known(jobs, site) if known else {job.spec.id: Share(None, job.devices(site)) for job in jobs}
 
 
 def too_large(spec: Spec, devices: int, site: Site, card: int | None, peak: Peak | None) -> Missing | None:

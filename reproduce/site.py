@@ -1,6 +1,6 @@
 """Folders, devices and the tracking store of this machine.
 
-Nothing here can change a number beyond rounding, which `compile` and `devices` do.
+Nothing here can change a number beyond rounding, which `device`, `devices` and `compile` do.
 
 `load()` reads `configs/site.toml`, or the file that `MSBREG_SITE` points to. Every key has a default, so a
 site file is needed only for real data. See `configs/site.example.toml`.

@@ -141,6 +141,7 @@ def pretrain(
                 followed = train_step(spec, network, optimizer, meter, batch, lr=lr)
                 if (epoch, index) == (first_epoch, first_index):
                     record.facts(compiled.facts(network))
+                    meter.leave_out(compiled.seconds(network))
 
                 # Log and report.
                 if (step + 1) % LOG_EVERY == 0 or last:
@@ -355,7 +356,8 @@ def start(
     for part in (network.online, network.target):
         if part is not None:
             part.mixed = spec.precision == "bfloat16"
-    compiled.compile_backbones(network, compile_, operations=spec.operations(num_images), device=device)
+    mine = compiled.mine(spec.operations(num_images), devices=distributed.world_size())
+    compiled.compile_backbones(network, compile_, operations=mine, device=device)
     return network, spec.optimizer.build(network.online)
 
 

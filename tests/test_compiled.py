@@ -7,6 +7,7 @@ half a minute on one core.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -34,7 +35,7 @@ from reproduce.nn.compiled import Compiled, compile_backbones
 from reproduce.nn.encoder import FILE
 from reproduce.nn.group_batchnorm import group_batchnorm
 from reproduce.plan import Request
-from reproduce.runs import encoder_file, interrupt
+from reproduce.runs import checkpoint, encoder_file, interrupt
 from reproduce.runs.progress import Progress
 from reproduce.site import Site
 from reproduce.spec import Pretrain
@@ -164,9 +165,13 @@ def test_a_process_compiles_every_shape_of_its_runs() -> None:
     network = Compiled(nn.Conv2d(3, 2, 3), optional=False, backend="aot_eager")
     counts = torch._dynamo.utils.counters["stats"]
     for size in range(8, 20):
-        before = counts["unique_graphs"]
+        before, seconds = counts["unique_graphs"], network.seconds
         network(torch.zeros(1, 3, size, size))
         assert counts["unique_graphs"] == before + 1, size
+        after = network.seconds
+        assert after > seconds
+        network(torch.zeros(1, 3, size, size))
+        assert network.seconds == after, "nothing was compiled"
 
 
 def trained(site: Site, *, stop: bool) -> Notes:
@@ -184,13 +189,18 @@ def trained(site: Site, *, stop: bool) -> Notes:
 
 @pytest.mark.slow
 def test_a_compiled_run_resumes_eagerly_and_an_eager_one_compiled(tmp_path: Path) -> None:
+    """The seconds for its images/s, which the checkpoint contains, are without those of the compilation."""
     encoders = []
     for index, order in enumerate([(False, False), (True, False), (False, True)]):
         site = Site(runs=tmp_path / str(index), device="cpu", probe_every=1)
-        notes = [
-            trained(replace(site, compile=asked), stop=stop)
-            for asked, stop in zip(order, (True, False), strict=True)
-        ]
+        began, before = time.perf_counter(), compiled._compiling()
+        notes = [trained(replace(site, compile=order[0]), stop=True)]
+        took, compilation = time.perf_counter() - began, compiled._compiling() - before
+        saved = checkpoint.latest(site.runs / "run", settings(2).id)
+        assert saved is not None
+        assert 0 < saved["meter"]["seconds"] <= took - compilation
+        assert (compilation > 0) is order[0]
+        notes.append(trained(replace(site, compile=order[1]), stop=False))
         assert [note.tags.get("compiled") == "inductor" for note in notes] == list(order)
         encoders.append(encoder_file.load(site.runs / "run" / FILE, spec_id=settings(2).id))
     eager, *others = encoders
@@ -203,12 +213,22 @@ def test_a_compiled_run_resumes_eagerly_and_an_eager_one_compiled(tmp_path: Path
 def test_only_long_runs_on_a_gpu_are_worth_a_compilation() -> None:
     network = start(COUPLED, False)
     enough = compiled.COST * compiled.SPEED / compiled.GAIN
-    cases = [("cuda", 1.01, True), ("cuda", 0.99, False), ("cpu", 100.0, False)]
-    for device, factor, expected in cases:
-        assert compiled._is_worth_it(network, factor * enough, torch.device(device)) is expected
-    assert not compiled._is_worth_it(network, None, GPU)
+    cases = [(True, 1.01, True), (True, 0.99, False), (False, 100.0, False)]
+    for gpu, factor, expected in cases:
+        found = compiled.wanted("auto", gpu=gpu, operations=factor * enough, synchronised=False)
+        assert found is expected
+    assert not compiled.wanted("auto", gpu=True, operations=None, synchronised=False)
+    assert not compiled.wanted("auto", gpu=True, operations=100 * enough, synchronised=True)
+    assert compiled.wanted(True, gpu=False, operations=None, synchronised=True)
     network.online.backbone[1] = nn.SyncBatchNorm(4)
-    assert not compiled._is_worth_it(network, 100 * enough, GPU)
+    compile_backbones(network, "auto", operations=100 * enough, device=GPU)
+    assert network.online.compiled is None
+
+
+def test_only_the_work_of_one_device_counts() -> None:
+    """A long run that many devices share does not earn a compilation on each."""
+    assert compiled.mine(800.0, devices=4) == 200
+    assert compiled.mine(None, devices=4) is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.runs import cores
+from reproduce.runs.cores import Share
 
 
 @pytest.fixture
@@ -63,9 +64,12 @@ def test_a_job_of_slurm_has_its_own_cores(machine: Path, monkeypatch: pytest.Mon
     ("number", "processes", "expected"), [(16, 1, 15), (16, 2, 7), (16, 8, 1), (16, 40, 1), (1, 1, 1)]
 )
 def test_each_run_on_a_gpu_gets_its_share_less_itself(number: int, processes: int, expected: int) -> None:
-    assert cores.shared("auto", "cuda", number, processes) == expected
-    assert cores.shared("auto", "cpu", number, processes) == 0
-    assert [cores.shared(each, "cuda", number, processes) for each in (0, 3)] == [0, 3]
+    share = Share(number, processes)
+    assert share.decoders("auto", "cuda") == expected
+    assert share.decoders("auto", "cpu") == 0
+    assert [share.decoders(each, "cuda") for each in (0, 3)] == [0, 3]
+    open_ = Share(None, processes)
+    assert [open_.decoders(each, "cuda") for each in ("auto", 3)] == [None, 3]
 
 
 def test_the_launcher_counts_for_more_than_torchrun(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,10 +27,12 @@ from reproduce.commands.forecast import (
     Step,
     check,
     estimate,
+    estimate_on,
     forecast,
     makespan,
     nearest,
 )
+from reproduce.commands.rehearsed import Measured
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.detection.cost import operations
 from reproduce.messages import clock, hours
@@ -198,11 +200,12 @@ def test_a_setting_that_older_runs_lack_is_no_difference_while_it_has_its_defaul
 
 
 def test_a_pretraining_takes_what_finished_ones_took_for_a_view() -> None:
-    """60 s for 4 epochs of K = 2, so 60 x (8 x 4) / (4 x 2) for 8 epochs of K = 4."""
+    """60 s for 4 epochs of K = 2, of which 3 s are assumed to be the start: so 3 + 57 x (8 x 4) / (4 x 2) for
+    8 epochs of K = 4."""
     ours = tiny(epochs=8).replace("method.num_views", 4)
-    assert estimate(ours, [finished(tiny())], "CPU", "Chip") == Estimate(240, "finished runs")
+    assert estimate(ours, [finished(tiny())], "CPU", "Chip") == Estimate(231, "finished runs", start=3)
     three = [finished(tiny(seed=seed), seconds) for seed, seconds in enumerate((60, 90, 1000))]
-    assert estimate(ours, three, "CPU", "Chip") == Estimate(360, "finished runs")
+    assert estimate(ours, three, "CPU", "Chip") == Estimate(351, "finished runs", start=3)
 
 
 def test_images_of_another_data_set_count_by_their_number() -> None:
@@ -216,7 +219,51 @@ def test_images_of_another_data_set_count_by_their_number() -> None:
         .replace("epochs", 4)
         .replace("augmentation", tiny().augmentation)
     )
-    assert estimate(ours, [finished(tiny())], "CPU", "Chip") == Estimate(60 * 4200 / 1200, "finished runs")
+    expected = Estimate(3 + 57 * 4200 / 1200, "finished runs", start=3)
+    assert estimate(ours, [finished(tiny())], "CPU", "Chip") == expected
+
+
+@pytest.mark.parametrize(
+    ("runs", "start"),
+    [
+        ([(tiny(), 60, 100.0)], 12),
+        ([(tiny(), 60, 100.0), (tiny(seed=1), 500, 100.0)], 12),
+        ([(tiny(), 60, 60.0)], 0),
+        ([(tiny(), 60, None)], 3),
+        ([(tiny(epochs=100), 1260, 100.0)], 3),
+        ([(tiny(), 2, None)], 2),
+    ],
+    ids=["shown", "by the shortest", "never negative", "no speed", "too long", "shorter"],
+)
+def test_what_a_run_does_besides_its_work_comes_from_the_shortest_finished_one(
+    runs: list[tuple[Pretrain, float, float | None]], start: float
+) -> None:
+    """4 epochs of 1 200 images at 100 images/s take 48 of 60 s."""
+    past = []
+    for spec, seconds, rate in runs:
+        record = finished(spec, seconds)
+        metrics = {} if rate is None else {"images_per_second": rate}
+        past.append(replace(record, state=replace(record.state, metrics=metrics)))
+    found = estimate(tiny(backbone="resnet18"), past, "CPU", "Chip")
+    assert found is not None
+    assert (found.source, found.start) == ("FLOPs", start)
+    assert estimate(tiny(), [replace(past[0], device="Another")], "GPU", "Chip").start == 10  # type: ignore[union-attr]
+
+
+def test_a_run_of_seconds_takes_as_long_as_its_start_on_any_card() -> None:
+    """Four evaluations at the smoke scale, one after the other. None is within a factor of two."""
+    steps = [step(evaluation(tiny(seed=seed))) for seed in range(4)]
+    plan = replace(made(*steps), card=find("h100"), at_once=1)
+    plan = replace(
+        plan,
+        steps=tuple(
+            replace(each, estimate=estimate_on(find("h100"), each.spec, (), Measured(), 1, Site()))
+            for each in steps
+        ),
+    )
+    lines = list(plan.lines())
+    assert "GPU-hours: 0.011. Wall time: 40 s, 1 run at once." in lines
+    assert "  4 estimated for NVIDIA H100 from its datasheet, roughly." in lines
 
 
 @pytest.mark.parametrize(
@@ -250,17 +297,17 @@ def test_times_that_do_not_compare_are_not_used(record: Record) -> None:
     found = estimate(tiny(), [record], "CPU", "Chip")
     assert found is not None
     assert found.source == "FLOPs"
-    assert found.seconds == pytest.approx(4 * 4 * 1200 * 2 * SMALL_FORWARD / 20e9)
+    assert found.seconds == pytest.approx(3 + 4 * 4 * 1200 * 2 * SMALL_FORWARD / 20e9)
 
 
 def test_an_evaluation_takes_what_the_same_one_of_another_encoder_took() -> None:
     ours = evaluation(tiny(seed=1))
     assert estimate(ours, [finished(evaluation(tiny(epochs=9)), 7)], "CPU", "Chip") == Estimate(
-        7, "finished runs"
+        7, "finished runs", start=3
     )
     other = estimate(ours, [finished(evaluation(tiny(), k=20), 7)], "CPU", "Chip")
     assert other is not None
-    assert other == (pytest.approx((1200 + 1000) * SMALL_FORWARD / 20e9), "FLOPs", "")
+    assert other[:3] == (pytest.approx(3 + (1200 + 1000) * SMALL_FORWARD / 20e9), "FLOPs", "")
 
 
 def test_the_published_sizes_of_real_data_give_an_estimate_at_paper_scale() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import signal
@@ -16,10 +17,10 @@ from waiting import limited
 from configs.pretrain import byol, imagenet100, msbreg
 from configs.scales import smoke
 from reproduce.commands import rehearsed, trial
-from reproduce.commands.forecast import Estimate, Past, estimate, estimate_on, num_images
+from reproduce.commands.forecast import Estimate, Past, Step, estimate, estimate_on, num_images
 from reproduce.commands.photographs import Photographs
 from reproduce.commands.program import _with_rest
-from reproduce.commands.rehearse import FOLDER, remedies
+from reproduce.commands.rehearse import FOLDER, LOCK, _workplace, remedies, shapes_of, trials
 from reproduce.commands.rehearsed import Measured, Measurement, shapes
 from reproduce.messages import NotFoundError
 from reproduce.nn import cost
@@ -28,6 +29,7 @@ from reproduce.protocols.knn import NearestNeighbours
 from reproduce.protocols.linear import LinearEvaluation
 from reproduce.protocols.voc_detection import VOCDetection
 from reproduce.resources.cards import CARDS, find, of_device
+from reproduce.runs.cores import Share
 from reproduce.runs.files import write_atomic
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -86,6 +88,30 @@ def test_what_a_step_costs_makes_a_shape_and_nothing_else(
     assert (shapes(spec, site, devices) == shapes(tiny(), SITE, 1)) is same
 
 
+@pytest.mark.parametrize(
+    ("epochs", "devices", "asked", "gpu", "expected"),
+    [
+        (320, 1, "auto", True, True),
+        (40, 1, "auto", True, False),
+        (320, 8, "auto", True, False),
+        (320, 1, "auto", False, False),
+        (320, 1, False, True, False),
+        (40, 8, True, False, True),
+    ],
+)
+def test_a_run_that_compiles_has_another_shape(
+    epochs: int, devices: int, asked: Any, gpu: bool, expected: bool
+) -> None:
+    """Compilation must save two minutes of a GPU's 1e14 operations per second, at 22 % of the time: 5.5e16
+    operations. K = 8 on Imagenette has 320 epochs of 9 469 images, 8 views of 4 passes of 1.12e9
+    operations: 1.09e17."""
+    small = Request(table="table8", scale="small", rows="Ours (K=8)*", changes=(f"epochs={epochs}",))
+    job = jobs([small])[0]
+    seen = rehearsed.seen_by(job, Share(16, 1), replace(SITE, devices=devices, compile=asked), gpu=gpu)
+    (shape,) = shapes(job.spec, seen, devices)
+    assert dict(shape.facts)["compile"] == str(expected)
+
+
 def test_the_runs_of_table_8_are_three_pretrainings_an_encoder_and_a_classifier() -> None:
     found = {shape for job in jobs([Request(table="table8")]) for shape in shapes(job.spec, SITE, 1)}
     assert sorted(shape.kind for shape in found) == ["classifier", "encoder", *3 * ["pretraining"]]
@@ -131,17 +157,40 @@ def test_the_seconds_of_a_run_counted_by_hand() -> None:
     )
 
 
+def test_a_number_of_decoders_that_is_unknown_here_is_that_of_the_newest_rehearsal() -> None:
+    """Such as on the login node of a cluster, where `auto` stays open. A number that is known must agree."""
+    by_number = {number: shapes(tiny(), replace(SITE, workers=number), 1)[0] for number in (3, 7)}
+    old, new = made(0.5, 32, at="2026-01-01"), made(0.2, 32, at="2026-01-02")
+    measured = Measured({(by_number[7], "GPU"): new, (by_number[3], "GPU"): old, (by_number[3], "B"): old})
+    (open_,) = shapes(tiny(), SITE, 1)
+    assert dict(open_.facts)["workers"] == "auto"
+    assert [measured.find(open_, name) for name in ("GPU", "B", "C")] == [new, old, None]
+    assert measured.find(by_number[3], "GPU") is old
+    assert measured.find(shapes(tiny(), replace(SITE, workers=1), 1)[0], "GPU") is None
+    assert measured.find(shapes(tiny(batch_size=64), SITE, 1)[0], "GPU") is None
+
+
 def test_finished_runs_are_trusted_most_then_rehearsals_then_operations() -> None:
     from test_forecast import finished
 
     run = tiny(epochs=4)
     measured = Measured({(shapes(run, SITE, 1)[0], "Chip"): made(0.5, 32)})
     past = Past([finished(tiny(epochs=4, seed=1), 60)])
-    assert estimate(run, past, "CPU", "Chip", measured, 1, SITE) == Estimate(60, "finished runs")
-    assert estimate(run, (), "CPU", "Chip", measured, 1, SITE) == Estimate(74, "rehearsed", "Chip")
+    assert estimate(run, past, "CPU", "Chip", measured, 1, SITE) == Estimate(60, "finished runs", start=3)
+    assert estimate(run, (), "CPU", "Chip", measured, 1, SITE) == Estimate(77, "rehearsed", "Chip", 3)
     found = estimate(run, (), "CPU", "Another", measured, 1, SITE)
     assert found is not None
     assert (found.source, found.on) == ("FLOPs", "")
+
+
+def test_a_run_starts_once_and_again_if_it_resumes() -> None:
+    """Its first step took 90 s more than a later one, on each of two devices: it may have been compiled."""
+    run = tiny(epochs=4)
+    measured = Measured({(shapes(run, SITE, 2)[0], "Chip"): made(0.25, 16, first=90)})
+    found = estimate(run, (), "CPU", "Chip", measured, 2, SITE)
+    assert found == Estimate(2 * (90 + 4 * 37 * 0.25), "rehearsed", "Chip", start=180)
+    half = Step(spec=run, action="resume", why="", left=0.5, devices=2, estimate=found)
+    assert half.seconds == 2 * (90 + 2 * 37 * 0.25)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +251,11 @@ def test_the_file_keeps_every_measurement(tmp_path: Path) -> None:
         lambda text: text.replace('"seconds": 0.5', '"seconds": "x"'),
         lambda text: text.replace('"limit": "CPU"', '"limit": "luck"'),
         lambda text: text.replace('"steps"', '"paces"'),
-        lambda text: text.replace('"version": 1', '"version": 2'),
+        lambda text: text.replace('"first": 0.0', '"first": -1'),
+        lambda text: text.replace('"version": 2', '"version": 1'),
         lambda text: "[]",
     ],
-    ids=["cut", "negative", "text", "limit", "field", "version", "list"],
+    ids=["cut", "negative", "text", "limit", "field", "first", "version", "list"],
 )
 def test_a_broken_file_is_one_line_and_ignored(
     change: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -221,36 +271,44 @@ def test_a_broken_file_is_one_line_and_ignored(
     assert "invoke rehearse" in record.getMessage()
 
 
+def test_a_broken_entry_is_named_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    site = replace(SITE, runs=tmp_path)
+    path = Measured({(shapes(tiny(), SITE, 1)[0], "Chip"): made(0.5, 32)}).save(site)
+    write_atomic(path, path.read_text().replace('"facts"', '"fact"'))
+    assert rehearsed.read(site) == {}
+    assert "cannot be read (an entry lacks 'facts'): " in caplog.text
+
+
 # Cards
 
 
 def test_the_hours_on_a_card_counted_by_hand() -> None:
     """Table 8's MSBReg on ImageNet-100: 320 epochs of 126 689 images, four views, four passes of 3.63e9
-    operations; a T4 moves 320 GB/s, so 6.4e12 operations per second."""
+    operations; a T4 moves 320 GB/s, so 6.4e12 operations per second. The start takes 10 s."""
     run = msbreg(imagenet100)
     network = cost.network("resnet18")
     assert network is not None
     found = estimate_on(find("T4"), run, (), Measured(), 1, SITE)
     assert found is not None
     assert found.source == "FLOPs"
-    assert found.seconds == pytest.approx(run.epochs * 126_689 * 4 * 4 * network.operations(224) / 6.4e12)
+    assert found.seconds == pytest.approx(
+        10 + run.epochs * 126_689 * 4 * 4 * network.operations(224) / 6.4e12
+    )
 
 
 def test_what_was_measured_on_a_card_is_scaled_to_another() -> None:
     """An H200 has 4.8 TB/s, an A100 of 40 GB 1.555 TB/s. What was measured on the card itself is not
-    scaled."""
+    scaled, nor are the 19 s before the first step's end."""
     run = tiny(epochs=4)
     (shape,) = shapes(run, SITE, 1)
     h200, a100 = "NVIDIA H200", "NVIDIA A100-SXM4-40GB"
-    measured = Measured({(shape, "Chip"): made(9.0, 32), (shape, h200): made(0.1, 32)})
+    measured = Measured({(shape, "Chip"): made(9.0, 32), (shape, h200): made(0.1, 32, first=19)})
     seconds = 4 * 37 * 0.1
     found = estimate_on(find("a100-40"), run, (), measured, 1, SITE)
-    assert found == (pytest.approx(seconds * 4.8 / 1.555), "rehearsed", h200)
+    assert found == Estimate(pytest.approx(seconds * 4.8 / 1.555 + 19), "rehearsed", h200, 19)
     measured[shape, a100] = made(0.4, 32)
-    assert estimate_on(find("a100-40"), run, (), measured, 1, SITE) == (
-        pytest.approx(4 * 37 * 0.4),
-        "rehearsed",
-        a100,
+    assert estimate_on(find("a100-40"), run, (), measured, 1, SITE) == Estimate(
+        pytest.approx(10 + 4 * 37 * 0.4), "rehearsed", a100, 10
     )
 
 
@@ -308,8 +366,57 @@ def test_an_unknown_card_is_one_line_with_the_known_ones() -> None:
     assert all(card.name in str(error.value) for card in CARDS)
 
 
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [("a100", "a100-40, a100-80"), ("NVIDIA A100", "a100-40, a100-80"), ("rtx", "rtx3090, rtx4090")],
+)
+def test_a_card_of_several_sizes_is_one_line_with_them(asked: str, named: str) -> None:
+    with pytest.raises(NotFoundError) as error:
+        find(asked)
+    assert str(error.value) == f"There are several cards '{asked}': give one of {named}."
+
+
+def test_every_card_follows_an_article() -> None:
+    """`an NVIDIA H100`, wherever its title stands in a sentence."""
+    assert all(card.title.startswith("NVIDIA ") for card in CARDS)
+
+
 def test_no_card_is_faster_than_its_peak_and_each_has_a_source() -> None:
     assert all(0 < card.speed <= card.peak and card.source.startswith("NVIDIA ") for card in CARDS)
+
+
+# What is measured
+
+
+def test_a_cpu_says_at_once_that_it_measures_no_pretraining_in_bfloat16() -> None:
+    """A run without steps has no speed, either."""
+    wanted = trials(jobs([Request(table="table8", scale="paper", rows="BYOL")]), SITE, gpu=False)
+    assert [shape.kind for shape in shapes_of(wanted)] == ["encoder", "classifier"]
+    assert {run.why_not for run in wanted} == {
+        "",
+        "their precision, bfloat16, needs a GPU: --set precision=float32",
+    }
+    wanted = trials(jobs([Request(table="table8", scale="paper", rows="BYOL")]), SITE, gpu=True)
+    assert "pretraining" in {shape.kind for shape in shapes_of(wanted)}
+    none = trials(jobs([Request(table="table8", rows="BYOL", changes=("epochs=0",))]), SITE, gpu=False)
+    assert [run.why_not for run in none] == ["they have no steps", ""]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "images"), [(1e-4, 20 * 256), (0.02, 3 * 256), (0.0799, 250), (0.15, 133), (10.0, 16)]
+)
+def test_an_encoder_is_timed_for_a_third_of_a_minute_at_most(seconds: float, images: int) -> None:
+    """A ResNet-50 at 224 px takes .15 s an image on one core, 38 s for a chunk of 256."""
+    assert trial.affordable(seconds) == images
+
+
+def test_a_rehearsal_keeps_the_file_of_its_lock(tmp_path: Path) -> None:
+    """A process that has opened the file before would otherwise hold another lock than the next one."""
+    site = replace(SITE, runs=tmp_path)
+    with _workplace(site):
+        opened = (tmp_path / LOCK).open()
+    with _workplace(site), opened, pytest.raises(BlockingIOError):
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # The images
@@ -349,7 +456,7 @@ def test_names_after_the_task_are_tables_to_rehearse_and_not_tasks(given: list[s
     ("arguments", "says"),
     [
         (("rehearse", "table99"), "There is no table 'table99'. Did you mean 'table9'? Known: table1, "),
-        (("table8", "--on", "h100"), "--on h100 only estimates the hours on a NVIDIA H100: add --dry-run."),
+        (("table8", "--on", "h100"), "--on h100 only estimates the hours on an NVIDIA H100: add --dry-run."),
         (
             ("table8", "--on", "h10", "--dry-run"),
             "There is no card 'h10'. Did you mean 'h100'? Known: v100, ",
@@ -364,17 +471,25 @@ def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], says: str, h
 
 @pytest.mark.slow
 def test_a_rehearsal_fills_the_file_and_changes_the_plan_and_nothing_else(home: Home) -> None:
-    arguments = ("table8", "--rows", "BYOL")
-    done = home.invoke("rehearse", *arguments)
+    arguments = ("table8", "--rows", "BYOL", "--set", "epochs=1")  # less than the steps of a rehearsal
+    done = home.invoke("rehearse", *arguments, "--table", "table8")
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("table8 at smoke scale: ") == 1
     assert "3 shapes of 2 runs on " in done.stdout
     assert done.stdout.count(" images/s, ") == 3
     assert done.stdout.splitlines()[-1].startswith("table8 at smoke scale: 2 runs: ")
-    assert [path.name for path in home.runs.iterdir()] == [rehearsed.FILE]
+    assert {path.name for path in home.runs.iterdir()} == {rehearsed.FILE, LOCK}
     entries = json.loads((home.runs / rehearsed.FILE).read_text())["measured"]
     assert [each["steps"] for each in entries] == 3 * [trial.STEPS]
+    assert entries[0]["first"] > 0, "the network is built"
+    device = entries[0]["device"]
     planned = home.invoke(*arguments, "--dry-run").stdout
-    assert f"  2 rehearsed on {entries[0]['device']}." in planned
+    assert f"  2 rehearsed on {device}." in planned
+    told = " ".join(home.invoke("doctor", "--table", "table8", "--scale", "smoke").stdout.split())
+    assert f"3 shapes of runs on {device}; 3 of the 5 shapes of these tables pdflatex" in told
+    home.site_file.write_text(home.site_file.read_text() + "workers = 1\n")
+    told = " ".join(home.invoke("doctor", "--table", "table8", "--scale", "smoke").stdout.split())
+    assert "; 1 of the 5 shapes of these tables" in told, "the classifier reads no images"
 
 
 @pytest.mark.slow
@@ -392,5 +507,5 @@ def test_an_interrupted_rehearsal_leaves_what_it_measured(home: Home) -> None:
     assert (process.returncode, errors) == (128 + signal.SIGINT, "")
     assert rest.endswith("Interrupted: what was measured is kept.\n")
     assert not (home.runs / FOLDER).exists()
-    assert [path.name for path in home.runs.iterdir()] == [rehearsed.FILE]
+    assert {path.name for path in home.runs.iterdir()} == {rehearsed.FILE, LOCK}
     assert json.loads((home.runs / rehearsed.FILE).read_text())["measured"]

@@ -174,3 +174,13 @@ def test_the_path_of_the_site_file_may_begin_with_the_home_folder(
     monkeypatch.setenv("MSBREG_SITE", str(tmp_path))
     with pytest.raises(InvalidError, match=rf"^{tmp_path} cannot be read \(Is a directory\)\.$"):
         sites.load()
+
+
+def test_the_keys_on_which_last_digits_depend_are_the_same_everywhere() -> None:
+    page = " ".join((PROJECT / "docs" / "getting-started.md").read_text(encoding="utf-8").split())
+    told = page.partition("The last digits of a number can depend on three keys, ")[2].partition(", because")[
+        0
+    ]
+    assert sites.__doc__
+    own = sites.__doc__.partition("beyond rounding, which ")[2].partition(" do.")[0]
+    assert told == own == "`device`, `devices` and `compile`"

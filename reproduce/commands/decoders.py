@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ from reproduce.data import shared_memory
 from reproduce.data.dataset import Dataset
 from reproduce.messages import UserError, counted, rate, size
 from reproduce.plan import Job
-from reproduce.runs import cores
+from reproduce.readiness import cores_of
+from reproduce.runs.cores import Share
 from reproduce.site import Site
 from reproduce.spec import Pretrain
 
@@ -26,27 +27,33 @@ SAMPLED = 48
 """Images that are decoded to measure the speed."""
 
 
-def chosen(site: Site, device: str, at_once: int) -> str:
+def chosen(shares: Iterable[Share], site: Site, device: str) -> str:
     """Return what decodes the images of each run, in words.
 
     Args:
+        shares: cores of each run (`readiness.cores_of`).
         device: type of the device of runs, `cpu` or `cuda`.
-        at_once: runs on one device that are executed at the same time.
     """
-    if site.launcher != "local":
-        share = site.slurm.cpus_per_gpu
-        if site.workers == "auto" and not share:
-            return "chosen on the node, from the cores of the job: set slurm.cpus_per_gpu"
-        number, where = cores.shared(site.workers, device, share, 1), f"{counted(share, 'core')} for each GPU"
-    else:
-        number = _number(site, device, at_once)
-        where = f"{counted(cores.usable(), 'core')}, {counted(at_once, 'run')} at once"
-    who = f"{number} process{'es' if number > 1 else ''} for each run" if number else "one thread in each run"
+    found = {share: share.decoders(site.workers, device) for share in shares}
+    numbers = [number for number in found.values() if number is not None]
+    if not numbers:
+        return "chosen on the node, from the cores of the job: set slurm.cpus_per_gpu"
+    unit = "run" if site.devices == 1 else "device"
+    who = f"{_range(numbers, 'decoder')} for each {unit}" if max(numbers) else f"one thread for each {unit}"
     given = "" if site.workers == "auto" else f"workers = {site.workers}; "
+    known = [share.cores for share in found if share.cores]
+    where = f"{_range(known, 'core')}, " if known else ""
+    where += f"{_range([share.processes for share in found], unit)} at once"
     warning = ""
-    if number <= 1 and device != "cpu":
+    if min(numbers) <= 1 and device != "cpu":
         warning = ". A GPU may wait for it: use more cores or fewer runs at once, or set `workers`"
     return f"{who} ({given}{where}){warning}"
+
+
+def _range(numbers: Sequence[int], noun: str) -> str:
+    """Return a number of things, or the smallest and the largest number."""
+    least, most = min(numbers), max(numbers)
+    return counted(most, noun) if least == most else f"{least} to {counted(most, noun)}"
 
 
 class Speed(NamedTuple):
@@ -83,14 +90,13 @@ def limits(
     site: Site,
     store: Store,
     device: str,
-    at_once: int,
 ) -> str:
     """Return how fast the images of a data set are decoded, and what limits its pretrainings, in words.
 
     Empty if no run of these pretrains on it.
 
     Args:
-        device, at_once: see `chosen`.
+        device: see `chosen`.
     """
     jobs = {
         spec.id: Job(spec, request)
@@ -102,32 +108,47 @@ def limits(
     if found is None:
         return ""
     each = f"a core decodes {rate(found.per_second)} images/s"
-    wanted = _number(site, device, at_once) if site.launcher == "local" else 0
-    free = shared_memory.free(max(at_once, site.devices))
-    number = max(1, shared_memory.fitting(free, found.image, wanted).workers)
-    if number < wanted:
-        each += f", and shared memory ({size(free or 0)} of {shared_memory.FOLDER} for a run) limits the "
-        each += f"decoders of a run to {number} of {wanted} (--shm-size of a container)"
+    local, shares = site.launcher == "local", cores_of(list(jobs.values()), site)
+    wanted = {
+        spec_id: (share.decoders(site.workers, device) or 0) if local else 0
+        for spec_id, share in shares.items()
+    }
+    free = {spec_id: shared_memory.free(share.processes) for spec_id, share in shares.items()}
+    numbers = {
+        spec_id: max(1, shared_memory.fitting(free[spec_id], found.image, number).workers)
+        for spec_id, number in wanted.items()
+    }
+    if limited := [spec_id for spec_id, number in numbers.items() if number < wanted[spec_id]]:
+        first = min(limited, key=numbers.__getitem__)
+        room = f"{size(free[first] or 0)} of {shared_memory.FOLDER} for a run"
+        each += f", and shared memory ({room}) limits the decoders of a run to {numbers[first]} of "
+        each += f"{wanted[first]} (--shm-size of a container)"
     if found.in_memory <= site.cache_gb * 1e9:
         return f"{each}, once for each run: {size(found.in_memory, 2)} stay in memory (cache_gb)"
-    if site.launcher != "local" or device == "cpu":
+    if not local or device == "cpu":
         return each
-    total = number * found.per_second
-    needed_speed = _fastest(jobs.values(), forecast.Hours(store, site))
-    text = f"{each}, {number} of a run {rate(total)}"
-    if needed_speed is None:
-        return text
-    limit = "the GPU is the limit" if total >= needed_speed else "the data are the limit, set `workers`"
-    return f"{text}; its fastest pretraining takes about {rate(needed_speed)} images/s: {limit}"
+    needed = _needed(list(jobs.values()), shares, forecast.Hours(store, site))
+    if not needed:
+        return each
+    # The run that its decoders serve worst.
+    worst = max(needed, key=lambda spec_id: needed[spec_id] / numbers[spec_id])
+    total, speed_of_run = numbers[worst] * found.per_second, needed[worst]
+    others = shares[worst].per_device - 1
+    where = f" next to {counted(others, 'other run')} on its GPU" if others else ""
+    limit = "the GPU is the limit" if total >= speed_of_run else "the data are the limit, set `workers`"
+    return (
+        f"{each}, {numbers[worst]} of a run {rate(total)}; its fastest pretraining takes about "
+        f"{rate(speed_of_run)} images/s{where}: {limit}"
+    )
 
 
-def _number(site: Site, device: str, at_once: int) -> int:
-    return cores.shared(site.workers, device, cores.usable(), max(at_once, site.devices))
+def _needed(jobs: Sequence[Job], shares: Mapping[str, Share], hours_of: forecast.Hours) -> dict[str, float]:
+    """Return the images per second that each device of these pretrainings takes by the forecast, by id.
 
-
-def _fastest(jobs: Iterable[Job], hours_of: forecast.Hours) -> float | None:
-    """Return the largest number of images per second of these pretrainings by the forecast, or None."""
-    speeds = []
+    Unknown ones are left out. Runs that share a GPU divide its time.
+    """
+    speeds = {}
+    hours_of.prepare(jobs)
     for job in jobs:
         spec = job.spec
         assert isinstance(spec, Pretrain), "only these read images for training"
@@ -135,7 +156,7 @@ def _fastest(jobs: Iterable[Job], hours_of: forecast.Hours) -> float | None:
         try:
             found = hours_of.of(job)
         except (UserError, OSError):  # the store is unreachable, which the line about it says
-            return None
-        if images is not None and found is not None:
-            speeds.append(spec.epochs * images / found.seconds)
-    return max(speeds, default=None)
+            return {}
+        if images is not None and found is not None and found.seconds:
+            speeds[spec.id] = spec.epochs * images / found.seconds / shares[spec.id].per_device
+    return speeds

@@ -32,7 +32,16 @@ from reproduce.nn.cost import Sizes
 from reproduce.plan import SCALES, SYNTHETIC, Job, Request, real_data_sets, table_names
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.protocol import Protocol
-from reproduce.readiness import GPU_MEMORY, Counts, gpu_memory, in_vain, launcher, missing, too_large
+from reproduce.readiness import (
+    GPU_MEMORY,
+    Counts,
+    cores_of,
+    gpu_memory,
+    in_vain,
+    launcher,
+    missing,
+    too_large,
+)
 from reproduce.resources import memory
 from reproduce.resources.memory import Peak
 from reproduce.resources.sharing import runs_per_gpu
@@ -187,7 +196,7 @@ def report(requests: Iterable[Request], site: Site, store: Store, card: Card | N
     everything = len({request.table for request in requests}) > 1
     detects = any(isinstance(spec, Evaluate) and isinstance(spec.protocol, Detection) for spec in needed)
     yield "Machine"
-    for label, text in _machine(machine):
+    for label, text in _machine(machine, specs):
         if everything or detects or label != DETECTRON2:
             yield from _entry(label, text)
         if label == GPU and (peaks := _memory(specs, machine)):
@@ -279,7 +288,7 @@ def _required(spec: Spec, site: Site) -> Iterator[str]:
 # The machine and its data
 
 
-def _machine(machine: Machine) -> Iterator[tuple[str, str]]:
+def _machine(machine: Machine, specs: Mapping[Request, Sequence[Spec]]) -> Iterator[tuple[str, str]]:
     import psutil
 
     found, memory = environment.record(), psutil.virtual_memory()
@@ -289,13 +298,14 @@ def _machine(machine: Machine) -> Iterator[tuple[str, str]]:
     yield GPU, _gpu(machine)
     free = size(memory.available)
     yield "CPU", f"{found['cores']} cores ({processor}), {size(memory.total)} of memory, {free} free"
-    yield DECODING, decoders.chosen(machine.site, machine.device or "cpu", machine.at_once)
+    shares = cores_of([Job(spec, request) for request, runs in specs.items() for spec in runs], machine.site)
+    yield DECODING, decoders.chosen(shares.values(), machine.site, machine.device or "cpu")
     features = size(machine.site.features_gb * 1e9)
     shared = f"shared features take up to {features} (features_gb)"
     kept = shared if machine.site.features_gb else "features are not kept (features_gb)"
     yield DISK, f"{size(machine.free_disk)} free in {machine.site.runs}; {kept}"
     yield "tracking", machine.store.described()
-    yield REHEARSED, _rehearsed(machine.site)
+    yield REHEARSED, _rehearsed(machine, specs)
     yield DETECTRON2, _detectron2(machine.site)
     found_latex = shutil.which("pdflatex") is not None
     yield "pdflatex", AVAILABLE if found_latex else "missing; optional, typesets the reports' .tex files"
@@ -341,13 +351,17 @@ def _memory(specs: Mapping[Request, Iterable[Spec]], machine: Machine) -> str:
     return f"{text}; runs that share a GPU: up to {numbers} (runs_per_gpu)"
 
 
-def _rehearsed(site: Site) -> str:
-    """Return the devices whose speed was measured, in words."""
-    measured = rehearsed.read(site)
+def _rehearsed(machine: Machine, specs: Mapping[Request, Sequence[Spec]]) -> str:
+    """Return the devices whose speed was measured, and how much of that holds for these runs, in words."""
+    measured = rehearsed.read(machine.site)
     if not measured:
         return "nothing, so hours assume a speed; `invoke rehearse --scale NAME` measures it"
     counts = Counter(device for _, device in measured)
-    return "; ".join(f"{counted(number, 'shape')} of runs on {device}" for device, number in counts.items())
+    parts = [f"{counted(number, 'shape')} of runs on {device}" for device, number in counts.items()]
+    wanted = {spec.id: Job(spec, request) for request, runs in specs.items() for spec in runs}
+    used, total = machine.hours_of.coverage(list(wanted.values()))
+    remedy = "" if used else ". None holds for the keys of this site file: `invoke rehearse` measures again"
+    return f"{'; '.join(parts)}; {used} of the {counted(total, 'shape')} of these tables{remedy}"
 
 
 def _detectron2(site: Site) -> str:
@@ -379,7 +393,7 @@ def _data(
         problems = [each.why for each in missing(dataset, None, site, fetch=False)]
         text = " ".join(problems) or _counted(dataset, machine.counts)
         if text.startswith(AVAILABLE) and isinstance(dataset, Dataset):
-            where = machine.site, machine.store, machine.device or "cpu", machine.at_once
+            where = machine.site, machine.store, machine.device or "cpu"
             text = "; ".join(filter(None, (text, decoders.limits(dataset, specs, *where))))
         yield dataset.name, text
     if names is None or lists.KEY in names:
@@ -443,7 +457,9 @@ def _hours(wanted: list[Job], machine: Machine) -> str:
 
 
 def _rule(machine: Machine) -> str:
-    on = f" Hours are those on {machine.card.title}, within a factor of two." if machine.card else ""
+    on = ""
+    if machine.card:
+        on = f" Hours are those on {machine.card.title}, within a factor of two for long runs in bfloat16."
     twice = ""
     if machine.store.keeps_artifacts_here:
         twice = ", twice (in its run's folder and as an MLflow artifact)"

@@ -40,13 +40,15 @@ from reproduce.nn import cost
 from reproduce.overrides import full_name
 from reproduce.plan import Job, components
 from reproduce.protocols.detection import Detection
-from reproduce.readiness import Blocked, Counts, RefusedError, launcher
+from reproduce.readiness import Blocked, Counts, RefusedError, cores_of, launcher
 from reproduce.report.counts import incomplete
 from reproduce.resources import cards
 from reproduce.resources.cards import Card
 from reproduce.runs import checkpoint
 from reproduce.runs.claims import Claims
+from reproduce.runs.cores import Share
 from reproduce.runs.lease import Lease
+from reproduce.runs.progress import RATE
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
 from reproduce.tracking import tags
@@ -77,6 +79,17 @@ GPU: NVIDIA's ResNet-50 trains on 5 816 images/s on eight V100 in mixed precisio
 (NVIDIA/DeepLearningExamples, June 2019), each image 3 x 8.2e9 operations. CPU: one core of a small cloud
 machine at the smoke scale, including everything around the network: 19 200 views of MSBReg, 25e6 operations
 each, in 22 s."""
+START = {"GPU": 10.0, "CPU": 3.0}
+"""Seconds of a run outside of its work, assumed without finished runs that show them: process, libraries,
+record, images, encoder.
+
+CPU: a linear evaluation at the smoke scale takes 3 s on a small cloud machine, its passes .2 s. GPU: of a
+pretraining of 77 s at the small scale on one H200, 15 s were outside of training, 40 checkpoints included."""
+SHORT = 600.0
+"""Maximum seconds of a finished pretraining that shows its start: in others, an error of 2 % in images/s
+exceeds it."""
+TRUSTED = 10
+"""Ratio of an estimate to its start from which on the work decides it."""
 ALIKE_IN = ("backbone", "precision", "dataset.size", "augmentation.small.size")
 """Settings that two pretrainings must share to take the same time per view."""
 
@@ -90,6 +103,8 @@ class Estimate(NamedTuple):
     source: Literal["finished runs", "rehearsed", "FLOPs"]
     on: str = ""
     """Device that the source is about: of a rehearsal its own, of another card the measured one."""
+    start: float = 0.0
+    """Seconds before its first step ends, which a resumed run spends again; a part of `seconds`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +130,20 @@ class Step:
     @property
     def seconds(self) -> float | None:
         """Remaining seconds, summed over its devices; None if they are unknown or nothing is to be done."""
-        return self.left * self.estimate.seconds if self.estimate else None
+        if self.estimate is None:
+            return None
+        return self.estimate.start + self.left * (self.estimate.seconds - self.estimate.start)
+
+    @property
+    def trusted(self) -> bool:
+        """True if an estimate from a card's datasheet is right within a factor of two.
+
+        That was measured for ResNets in half precision. A run of seconds depends on its start.
+        """
+        if self.estimate is None or self.estimate.source != "FLOPs":
+            return False
+        long = self.estimate.seconds >= TRUSTED * self.estimate.start
+        return long and isinstance(self.spec, Pretrain) and self.spec.precision == "bfloat16"
 
     def __str__(self) -> str:
         return f"{self.action:<7}  {self.spec.id}  {tags.title(self.spec)}: {self.why}"
@@ -216,14 +244,16 @@ class Forecast:
 
     def _sources(self, steps: Sequence[Step]) -> Iterator[str]:
         """Yield one line for each origin of the hours of these steps."""
-        known = (step.estimate for step in steps if step.estimate)
-        counts = Counter((each.source, each.on) for each in known)
-        for source, on in sorted(counts, key=lambda key: (ORIGINS.index(key[0]), key[1])):
-            number = counts[source, on]
+        counts = Counter(
+            (step.estimate.source, step.estimate.on, bool(self.card) and step.trusted)
+            for step in steps
+            if step.estimate
+        )
+        for source, on, trusted in sorted(counts, key=lambda key: (ORIGINS.index(key[0]), key[1:])):
+            number = counts[source, on, trusted]
             if self.card and source == "FLOPs":
-                yield (
-                    f"  {number} estimated for {self.card.title} from its datasheet; within a factor of two."
-                )
+                how = "; within a factor of two" if trusted else ", roughly"
+                yield f"  {number} estimated for {self.card.title} from its datasheet{how}."
             elif self.card:
                 what = "finished runs" if source == "finished runs" else "a rehearsal"
                 yield f"  {number} scaled to {self.card.title} from {what} on {on}."
@@ -304,6 +334,7 @@ def forecast(
     unfinished = [job for job in wanted if job.spec.id not in found.finished]
     lacking = blocked([job for job in unfinished if job.spec.id not in claimed])
     hours_of = Hours(store, site, card)
+    hours_of.prepare(wanted)
     memory: list[int] = []
     steps = []
     for job in wanted:
@@ -350,6 +381,7 @@ def forecast(
 def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
     """Return the steps of runs that are to be executed, with their estimates, to follow them."""
     hours_of = Hours(store, site)
+    hours_of.prepare(todo)
     steps = []
     for job in todo:
         found = _checkpoint(job.spec, site.runs / job.spec.id)
@@ -366,8 +398,9 @@ def to_run(todo: Sequence[Job], store: Store, site: Site) -> list[Step]:
     return steps
 
 
-def fresh(wanted: Iterable[Job], hours_of: Hours, site: Site) -> list[Step]:
+def fresh(wanted: Sequence[Job], hours_of: Hours, site: Site) -> list[Step]:
     """Return the steps of runs as if none of them had begun, with their estimates."""
+    hours_of.prepare(wanted)
     return [
         Step(spec=job.spec, action="run", why="", devices=job.devices(site), estimate=hours_of.of(job))
         for job in wanted
@@ -390,6 +423,7 @@ class Hours:
         self._store, self._site, self._card = store, site, card
         self._measured = rehearsed.read(site)
         self._past: dict[tuple[str, str], Past] = {}
+        self._shares: dict[str, Share] = {}
         gpus = [name for name in self._measured.devices if cards.of_device(name)]
         if not self._model and self.device == "GPU" and len(gpus) == 1:  # a cluster's, where it rehearsed
             self._model = gpus[0]
@@ -401,16 +435,49 @@ class Hours:
             self._past[key] = Past(self._store.newest_finished(*key, NEWEST) if self._store else ())
         return self._past[key]
 
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Find out how these runs would be executed, at once: the store is asked about all of them."""
+        if not self._measured:
+            return
+        if self._card:  # on another machine, whose cores are unknown
+            self._shares |= {job.spec.id: Share(None, job.devices(self._site)) for job in jobs}
+        else:
+            self._shares |= cores_of(jobs, self._site)
+
+    def site_of(self, job: Job) -> Site:
+        """Return the site as a run sees it."""
+        if not self._measured:
+            return self._site
+        if job.spec.id not in self._shares:
+            self.prepare([job])
+        return rehearsed.seen_by(job, self._shares[job.spec.id], self._site, gpu=self.device == "GPU")
+
+    def coverage(self, jobs: Sequence[Job]) -> tuple[int, int]:
+        """Return how many shapes of these runs were rehearsed on these devices, and how many there are."""
+        self.prepare(jobs)
+        needed = {
+            shape
+            for job in jobs
+            for site in [self.site_of(job)]
+            for shape in rehearsed.shapes(job.spec, site, job.devices(site))
+        }
+        on = [self._model]
+        if self._card:
+            on = [name for name in self._measured.devices if cards.of_device(name)]
+        known = (shape for shape in needed if any(self._measured.find(shape, name) for name in on))
+        return sum(1 for _ in known), len(needed)
+
     def memory(self, job: Job) -> list[int]:
         """Return the bytes that a run needs on a GPU, or [] if it was rehearsed on none."""
-        needed = rehearsed.shapes(job.spec, self._site, job.devices(self._site)) if self._measured else ()
-        found = [self._measured.get((shape, name)) for shape in needed for name in self._measured.devices]
+        site = self.site_of(job)
+        needed = rehearsed.shapes(job.spec, site, job.devices(site)) if self._measured else ()
+        found = [self._measured.find(shape, name) for shape in needed for name in self._measured.devices]
         known = [each.memory for each in found if each and each.memory is not None]
         return [max(known)] if known else []
 
     def of(self, job: Job) -> Estimate | None:
-        """Return the estimate of a run, or None if it is unknown."""
-        given = job.spec, self.past(job), self._measured, job.devices(self._site), self._site
+        """Return the estimate of a whole run, or None if it is unknown."""
+        given = job.spec, self.past(job), self._measured, job.devices(self._site), self.site_of(job)
         if self._card:
             return estimate_on(self._card, *given)
         return estimate(job.spec, given[1], self.device, self._model, *given[2:])
@@ -635,13 +702,16 @@ def estimate(
         model: name of the device.
         measured: measurements of rehearsals; None for none.
         devices: number of devices that share its images.
-        site: site of the run, whose settings may change its speed; None for the defaults.
+        site: site as the run sees it (`rehearsed.seen_by`); None for the defaults.
     """
-    found = _measured_on(model, spec, past, measured or Measured(), devices, site or Site())
+    start = _start(past, device, model)
+    found = _measured_on(model, spec, past, measured or Measured(), devices, site or Site(), start)
     if found:
         return found
     operations = _operations(spec)
-    return None if operations is None else Estimate(operations / SPEEDS[device], "FLOPs")
+    if operations is None:
+        return None
+    return Estimate(devices * start + operations / SPEEDS[device], "FLOPs", start=devices * start)
 
 
 def estimate_on(
@@ -657,11 +727,17 @@ def estimate_on(
     names = dict.fromkeys((*(record.device for record in past), *measured.devices))
     known = [(other, name) for name in names if (other := cards.of_device(name))]
     for other, name in sorted(known, key=lambda pair: pair[0] != card):
-        found = _measured_on(name, spec, past, measured, devices, site)
+        start = _start(past, "GPU", name)
+        found = _measured_on(name, spec, past, measured, devices, site, start)
         if found:
-            return Estimate(found.seconds * other.speed / card.speed, found.source, name)
+            ratio = other.speed / card.speed
+            scaled = found.start + ratio * (found.seconds - found.start)
+            return Estimate(scaled, found.source, name, found.start)
     operations = _operations(spec)
-    return None if operations is None else Estimate(operations / card.speed, "FLOPs")
+    if operations is None:
+        return None
+    start = devices * START["GPU"]
+    return Estimate(start + operations / card.speed, "FLOPs", start=start)
 
 
 def num_images(spec: Spec, split: str) -> int | None:
@@ -670,17 +746,62 @@ def num_images(spec: Spec, split: str) -> int | None:
 
 
 def _measured_on(
-    model: str, spec: Spec, past: Sequence[Record], measured: Measured, devices: int, site: Site
+    model: str,
+    spec: Spec,
+    past: Sequence[Record],
+    measured: Measured,
+    devices: int,
+    site: Site,
+    start: float,
 ) -> Estimate | None:
-    """Return the duration by finished runs on a device or by a rehearsal there, or None without both."""
+    """Return the duration by finished runs on a device or by a rehearsal there, or None without both.
+
+    Args:
+        start: seconds of a run outside of its work.
+    """
     ours = tags.settings(spec)
-    usable = (record for record in past if record.device == model and record.attempts == 1 and record.ended)
-    scaled = (_scaled(ours, record, isinstance(spec, Pretrain)) for record in usable)
+    scaled = (_scaled(ours, record, isinstance(spec, Pretrain), start) for record in _usable(past, model))
     found = list(itertools.islice((each for each in scaled if each is not None), ALIKE))
     if found:
-        return Estimate(statistics.median(found), "finished runs")
+        usual = statistics.median(found)
+        return Estimate(usual, "finished runs", start=min(start, usual))
     seconds = measured.seconds(spec, devices, model, site, num_images) if measured else None
-    return None if seconds is None else Estimate(seconds, "rehearsed", model)
+    if seconds is None:
+        return None
+    start = max(devices * start, measured.start(spec, devices, model, site))
+    return Estimate(start + seconds, "rehearsed", model, start)
+
+
+def _usable(past: Iterable[Record], model: str) -> Iterator[Record]:
+    """Yield the finished runs that took one attempt on a device of this name."""
+    for record in past:
+        if record.device == model and record.attempts == 1 and record.ended:
+            yield record
+
+
+def _seconds(record: Record) -> float:
+    """Return the seconds of a finished run."""
+    assert record.ended is not None
+    return (record.ended - record.state.started).total_seconds()
+
+
+def _start(past: Iterable[Record], device: str, model: str) -> float:
+    """Return the seconds of a run outside of its work, by the shortest finished one on a device, or START.
+
+    Args:
+        past: finished runs of its kind.
+        device: `GPU` or `CPU`.
+        model: name of the device.
+    """
+    shortest = min((each for each in _usable(past, model) if each.sharing == 1), key=_seconds, default=None)
+    if shortest is None:
+        return START[device]
+    took, rate = _seconds(shortest), shortest.state.metrics.get(RATE)
+    if shortest.is_pretraining and took <= SHORT and rate:
+        images = _num_images(shortest.settings, shortest.settings["dataset.pretrain_split"])
+        if images is not None:
+            return max(0.0, took - float(shortest.settings["epochs"]) * images / rate)
+    return min(START[device], took)
 
 
 def _operations(spec: Spec) -> float | None:
@@ -688,14 +809,15 @@ def _operations(spec: Spec) -> float | None:
     return _pretraining(spec) if isinstance(spec, Pretrain) else _evaluation(spec)
 
 
-def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float | None:
+def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool, start: float) -> float | None:
     """Return the seconds of a finished run, scaled to ours, or None if the two are not comparable.
 
     Runs that shared a GPU divide its time.
+
+    Args:
+        start: seconds of each run outside of its work.
     """
-    theirs = record.settings
-    assert record.ended is not None
-    seconds = (record.ended - record.state.started).total_seconds() / record.sharing
+    theirs, seconds = record.settings, _seconds(record) / record.sharing
     if not pretraining:
         keys = {key for key in (*ours, *theirs) if key.startswith(("protocol", "dataset"))}
         keys.add("encoder.backbone")
@@ -706,7 +828,8 @@ def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool) -> float
     our_work, their_work = _work(ours), _work(theirs)
     if our_images is None or not their_images or our_work is None or not their_work:
         return None
-    return seconds * (our_work * our_images) / (their_work * their_images)
+    start = min(start, seconds)
+    return start + (seconds - start) * (our_work * our_images) / (their_work * their_images)
 
 
 def _images_to_compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[int | None, int | None]:

@@ -177,7 +177,7 @@ class Options:
             return None
         found = cards.find(self.on)
         if not self.dry_run:
-            raise InvalidError(f"--on {self.on} only estimates the hours on a {found.title}: add --dry-run.")
+            raise InvalidError(f"--on {self.on} only estimates the hours on an {found.title}: add --dry-run.")
         return found
 
     def applied_to(self, site: Site) -> Site:
@@ -280,7 +280,7 @@ class RehearseOptions(Options):
         for name in self.table:
             if name not in plan.table_names():
                 raise NotFoundError(unknown("table", name, plan.table_names()))
-        orders, _ = self.orders(self.table or plan.table_names())
+        orders, _ = self.orders(tuple(dict.fromkeys(self.table)) or plan.table_names())
         return [order for order in orders if isinstance(order, plan.Request)]
 
 

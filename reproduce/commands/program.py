@@ -72,7 +72,7 @@ class CommandLine(Program):
             super().parse_tasks()
         except ParseError as error:
             problem = _problem(error, self.parser.contexts)
-        problem = _given_twice(self.core.unparsed, self.parser.contexts) or problem
+        problem = _wrong_values(self.core.unparsed, self.parser.contexts) or problem
         if problem:
             raise Exit(problem, WRONG_USE)
 
@@ -137,13 +137,16 @@ def _problem(error: ParseError, tasks: Mapping[str, ParserContext]) -> str:
     return text
 
 
-def _given_twice(tokens: Iterable[str], tasks: Mapping[str, ParserContext]) -> str:
-    """Return one line if a task has two values for an option that accepts one, else ""."""
+def _wrong_values(tokens: Iterable[str], tasks: Mapping[str, ParserContext]) -> str:
+    """Return one line if a task has two values for an option that accepts one, or an empty one, else "".
+
+    An empty value would count as none, as in `--max-gpu-hours "$UNSET"`.
+    """
     task: ParserContext | None = None
     given: set[str | None] = set()
     rest = iter(tokens)
     for token in rest:
-        flag, inline, _ = token.partition("=")
+        flag, inline, value = token.partition("=")
         if task is not None and flag in task.flags:
             option = task.flags[flag]
             if option.takes_value and option.kind is not list:
@@ -151,7 +154,9 @@ def _given_twice(tokens: Iterable[str], tasks: Mapping[str, ParserContext]) -> s
                     return f"{flag} is given twice: give it once."
                 given.add(option.name)
             if option.takes_value and not inline:
-                next(rest, None)
+                value = next(rest, "")
+            if option.takes_value and not value and option.default == "":
+                return f"{flag} needs a value."
         elif task is not None and not given.issuperset(each.name for each in task.positional_args):
             given.add(next(each.name for each in task.positional_args if each.name not in given))
         elif token in tasks:

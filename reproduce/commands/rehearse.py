@@ -1,6 +1,6 @@
 """The speed of each distinct shape of run on this machine, from some real steps: `invoke rehearse`.
 
-    shapes_of(jobs(requests), site)     # each shape, with the runs that have it
+    shapes_of(trials(jobs(requests), site, gpu=True))   # each shape, with the runs that have it
     command(requests, site)             # a process that measures them and writes <runs>/rehearsed.json
 
 Steps run in a process with the environment of a worker. Nothing is written to the tracking store. Generated
@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 import re
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +33,9 @@ from reproduce.launch import variables
 from reproduce.lazy import torch
 from reproduce.messages import InvalidError, UserError, clock, counted, hours, rate, reason_of, size
 from reproduce.plan import Job, Request, jobs
-from reproduce.readiness import launcher
-from reproduce.runs import environment, interrupt, output
+from reproduce.readiness import cores_of, launcher
+from reproduce.runs import cores, environment, interrupt, output
+from reproduce.runs.cores import Share
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Pretrain, Spec
 
@@ -49,22 +52,73 @@ WRONG_USE, INTERRUPTED = 2, 128
 """Exit codes: nothing can be measured; interrupted, to which the number of the signal is added."""
 
 
-def shapes_of(wanted: Iterable[Job], site: Site) -> dict[Shape, list[Job]]:
-    """Return each distinct shape once, with the runs that have it."""
-    found: dict[Shape, list[Job]] = {}
+@dataclass(frozen=True)
+class Trial:
+    """A run and how it would be executed."""
+
+    job: Job
+    site: Site
+    """Site as the run sees it (`rehearsed.seen_by`)."""
+    share: Share
+    """Cores that its decoders have."""
+    given: Site
+    """Site as its file describes it."""
+
+    gpu: bool
+    """True if it uses GPUs."""
+
+    @property
+    def why_not(self) -> str:
+        """Reason why the run cannot be rehearsed here; "" if it can be."""
+        spec = self.job.spec
+        if isinstance(spec, Pretrain) and spec.precision == "bfloat16" and not self.gpu:
+            return "their precision, bfloat16, needs a GPU: --set precision=float32"
+        if isinstance(spec, Pretrain) and not spec.epochs:
+            return "they have no steps"
+        return rehearsed.why_not(spec)
+
+    @property
+    def devices(self) -> int:
+        """Number of devices of the run."""
+        return self.job.devices(self.site)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shapes that must be measured to forecast the run."""
+        return () if self.why_not else rehearsed.shapes(self.job.spec, self.site, self.devices)
+
+
+def trials(wanted: Sequence[Job], site: Site, *, gpu: bool) -> list[Trial]:
+    """Return how the launcher would execute these runs on a machine such as this one.
+
+    Args:
+        gpu: True if runs use GPUs.
+    """
+    here, shares = cores.usable(), cores_of(wanted, site)
+    found = []
     for job in wanted:
-        for shape in rehearsed.shapes(job.spec, site, job.devices(site)):
-            found.setdefault(shape, []).append(job)
+        share = shares[job.spec.id]
+        share = share._replace(cores=share.cores or here)
+        found.append(Trial(job, rehearsed.seen_by(job, share, site, gpu=gpu), share, site, gpu))
+    return found
+
+
+def shapes_of(wanted: Iterable[Trial]) -> dict[Shape, list[Trial]]:
+    """Return each distinct shape once, with the runs that have it."""
+    found: dict[Shape, list[Trial]] = {}
+    for each in wanted:
+        for shape in each.shapes:
+            found.setdefault(shape, []).append(each)
     return found
 
 
 def planned(requests: Iterable[Request], site: Site) -> list[str]:
     """Return one line for each shape that would be measured, and for each reason why runs are not."""
-    wanted = jobs(requests)
-    found = shapes_of(wanted, site)
+    requests = list(requests)
+    wanted = trials(jobs(requests), site, gpu=launcher(site).device(site)[0] == "GPU")
     return [
-        *(f"{shape}, {counted(len(runs), 'run')}" for shape, runs in found.items()),
-        *_skipped(wanted),
+        *(f"{shape}, {counted(len(runs), 'run')}" for shape, runs in shapes_of(wanted).items()),
+        *_skipped(requests, wanted),
     ]
 
 
@@ -91,16 +145,18 @@ def rehearse(requests: Sequence[Request], site: Site) -> None:
 
     device = distributed.device(site.device)
     model = environment.record()["device"]
-    wanted = jobs(requests)
-    found = shapes_of(wanted, site)
+    wanted = trials(jobs(requests), site, gpu=device.type == "cuda")
+    found = shapes_of(wanted)
     print(f"{counted(len(found), 'shape')} of {counted(len(wanted), 'run')} on {model}.", flush=True)
+    for line in _skipped(requests, wanted):
+        print(line, flush=True)
     with _workplace(site) as folder:
         photographs = Photographs(folder)
         measured = rehearsed.read(site)
         for number, (shape, runs) in enumerate(found.items(), 1):
             print(f"{number}/{len(found)}  {shape}, {counted(len(runs), 'run')}", flush=True)
             try:
-                made = _measure(shape, runs[0], site, photographs, device)
+                made = _measure(shape, runs[0], photographs, device)
             except (ValueError, FloatingPointError) as error:
                 print(f"  not rehearsed: {reason_of(error)}", flush=True)
                 continue
@@ -109,8 +165,8 @@ def rehearse(requests: Sequence[Request], site: Site) -> None:
                 continue
             measured[shape, model] = made
             measured.save(site)
-            print(f"  {_words(made)}{_duration(runs, measured, model, site)}", flush=True)
-    for line in (*_skipped(wanted), *_tables(requests, site)):
+            print(f"  {_words(made)}{_duration(runs, measured, model)}", flush=True)
+    for line in _tables(requests, site):
         print(line, flush=True)
 
 
@@ -135,11 +191,10 @@ def _workplace(site: Site) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        (site.runs / LOCK).unlink(missing_ok=True)
-        lock.release()
+        lock.release()  # the file stays: a process that has opened it would lock another one than the next
 
 
-def _measure(shape: Shape, job: Job, site: Site, photographs: Photographs, device: Any) -> Measurement | None:
+def _measure(shape: Shape, run: Trial, photographs: Photographs, device: Any) -> Measurement | None:
     """Return the measurement of a shape, by a run that has it; None if a step does not fit on the GPU.
 
     Raises:
@@ -150,10 +205,13 @@ def _measure(shape: Shape, job: Job, site: Site, photographs: Photographs, devic
     if device.type == "cuda":  # what the shape before has left
         gc.collect()
         torch.cuda.empty_cache()
-    spec = job.spec
+    spec = run.job.spec
+    # "auto" stays, as it allows for a failed compilation. It compiles the trial if it compiles the run.
+    site = replace(run.site, compile=run.given.compile if run.site.compile else False)
+    os.environ[cores.PROCESSES] = str(run.share.processes)  # which share the memory of decoded images, too
     try:
         if isinstance(spec, Pretrain):
-            return trial.pretraining(spec, site, job.devices(site), photographs, device)
+            return trial.pretraining(spec, site, run.devices, photographs, device)
         if shape.kind == "encoder":
             return trial.encoder(spec, site, photographs, device)
         return trial.classifier(spec, device)
@@ -181,14 +239,15 @@ def remedies(spec: Spec, site: Site) -> Iterator[Site]:
 
 
 def _without_room(
-    job: Job, site: Site, photographs: Photographs, device: Any, model: str, measured: Measured
+    run: Trial, site: Site, photographs: Photographs, device: Any, model: str, measured: Measured
 ) -> str:
     """Return which settings make a run fit that does not, after trying them; what fits is measured, too."""
     total = size(torch.cuda.get_device_properties(device).total_memory)
-    for changed in remedies(job.spec, site):
-        (shape,) = rehearsed.shapes(job.spec, changed, job.devices(changed))
+    for changed in remedies(run.job.spec, site):
+        (other,) = trials([run.job], changed, gpu=device.type == "cuda")
+        (shape,) = other.shapes
         try:
-            made = _measure(shape, job, changed, photographs, device)
+            made = _measure(shape, other, photographs, device)
         except (ValueError, FloatingPointError):
             continue
         if made is None:
@@ -212,28 +271,28 @@ def _words(made: Measurement) -> str:
     return f"{', '.join(parts)}; limit: {made.limit}"
 
 
-def _duration(runs: Iterable[Job], measured: Measured, model: str, site: Site) -> str:
+def _duration(runs: Iterable[Trial], measured: Measured, model: str) -> str:
     """Return the wall time of the runs of a shape, in words; empty if it is unknown."""
-    found = [
-        seconds / devices
-        for job in runs
-        for devices in [job.devices(site)]
-        if (seconds := measured.seconds(job.spec, devices, model, site, forecast.num_images)) is not None
-    ]
+    found = []
+    for run in runs:
+        given = run.job.spec, run.devices, model, run.site
+        seconds = measured.seconds(*given, forecast.num_images)
+        if seconds is not None:
+            found.append((measured.start(*given) + seconds) / run.devices)
     if not found:
         return ""
     least, most = clock(min(found)), clock(max(found))
     return f"; {least if least == most else f'{least} to {most}'} a run"
 
 
-def _skipped(wanted: Iterable[Job]) -> Iterator[str]:
-    """Yield one line for each reason why runs are not rehearsed."""
-    reasons: dict[str, int] = {}
-    for job in wanted:
-        if why := rehearsed.why_not(job.spec):
-            reasons[why] = reasons.get(why, 0) + 1
+def _skipped(requests: Iterable[Request], wanted: Iterable[Trial]) -> Iterator[str]:
+    """Yield one line for each reason why runs are not rehearsed, and for each table without runs."""
+    reasons = Counter(why for run in wanted if (why := run.why_not))
     for why, number in reasons.items():
         yield f"not rehearsed: {counted(number, 'run')}, since {why}"
+    for request in requests:
+        if not request.specs():
+            yield f"{request} has no runs."
 
 
 def _tables(requests: Iterable[Request], site: Site) -> Iterator[str]:

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,9 +22,11 @@ from typing import Any, Literal, get_args
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.messages import first_line, from_here, unprintable, visible
-from reproduce.nn import cost
+from reproduce.nn import compiled, cost
+from reproduce.plan import Job
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.linear import LinearEvaluation
+from reproduce.runs.cores import Share
 from reproduce.runs.files import read_regular, write_atomic
 from reproduce.site import Site
 from reproduce.spec import Evaluate, Pretrain, Spec
@@ -33,12 +35,15 @@ logger = logging.getLogger(__name__)
 
 FILE = "rehearsed.json"
 """Name of the file in the folder of runs."""
-VERSION = 1
+VERSION = 2
 """Version of the file; one of another version is ignored."""
 LARGEST = 10_000_000
 """Maximum size of the file in bytes."""
 LARGEST_NUMBER = 1e15
 """Largest number of a measurement."""
+
+WORKERS, OPEN = "workers", "auto"
+"""Fact of a shape with the number of decoders, and its value if the number is unknown until a run starts."""
 
 Kind = Literal["pretraining", "encoder", "classifier"]
 Limit = Literal["data", "launch", "GPU", "CPU"]
@@ -53,6 +58,10 @@ class Shape:
     kind: Kind
     """Steps of a pretraining, forward passes of an encoder, or steps of a linear classifier."""
     facts: tuple[tuple[str, str], ...]
+
+    def without(self, key: str) -> Shape:
+        """Return the shape without one of its facts."""
+        return Shape(self.kind, tuple(fact for fact in self.facts if fact[0] != key))
 
     def __str__(self) -> str:
         facts = dict(self.facts)
@@ -83,12 +92,29 @@ class Measurement:
     """Share of the time in which the GPU computes; None if it is unknown."""
     commit: str = ""
     """Commit of the code."""
+    first: float = 0.0
+    """Seconds before the end of the first step, but for one step: network, first batch, compilation."""
     at: str = ""
     """Time of the measurement, ISO 8601."""
 
 
 class Measured(dict[tuple[Shape, str], Measurement]):
     """Measurements by shape and name of the device."""
+
+    def find(self, shape: Shape, device: str) -> Measurement | None:
+        """Return the measurement of a shape on a device, or None.
+
+        If the shape leaves the number of decoders open, the newest one with any number is returned.
+        """
+        found = self.get((shape, device))
+        if found or dict(shape.facts).get(WORKERS) != OPEN:
+            return found
+        alike = (
+            each
+            for (other, name), each in self.items()
+            if name == device and other.without(WORKERS) == shape.without(WORKERS)
+        )
+        return max(alike, key=lambda each: each.at, default=None)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -98,11 +124,14 @@ class Measured(dict[tuple[Shape, str], Measurement]):
     def seconds(self, spec: Spec, devices: int, device: str, site: Site, count: Count) -> float | None:
         """Return the seconds of a run, summed over its devices; None if a part of it was not rehearsed.
 
+        Its start is left out.
+
         Args:
             devices: number of devices that share its images.
             device: name of the device.
+            site: site as the run sees it (`seen_by`).
         """
-        found = {shape.kind: self.get((shape, device)) for shape in shapes(spec, site, devices)}
+        found = {shape.kind: self.find(shape, device) for shape in shapes(spec, site, devices)}
         if not found or None in found.values():
             return None
         steps = {kind: each for kind, each in found.items() if each is not None}
@@ -121,6 +150,15 @@ class Measured(dict[tuple[Shape, str], Measurement]):
             per_epoch = math.ceil(train / spec.protocol.batch_size)
             total += spec.protocol.epochs * per_epoch * steps["classifier"].seconds
         return total
+
+    def start(self, spec: Spec, devices: int, device: str, site: Site) -> float:
+        """Return the seconds of a run before its first step ends, summed over its devices.
+
+        Args:
+            devices, device, site: see `seconds`.
+        """
+        found = (self.find(shape, device) for shape in shapes(spec, site, devices))
+        return devices * math.fsum(each.first for each in found if each)
 
     def save(self, site: Site) -> Path:
         """Write the file, and return its path.
@@ -148,6 +186,7 @@ def read(site: Site) -> Measured:
         return Measured()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         why = visible(first_line(error), keep="") or type(error).__name__
+        why = f"an entry lacks {why}" if isinstance(error, KeyError) else why
         logger.warning(
             "%s",
             from_here(
@@ -169,7 +208,7 @@ def _entry(plain: Mapping[str, Any]) -> tuple[tuple[Shape, str], Measurement]:
     _check_number(found.seconds, 1e-9)
     for number in (found.images, found.steps):
         _check_number(number, 1)
-    for each in (found.memory, found.busy):
+    for each in (found.first, found.memory, found.busy):
         if each is not None:
             _check_number(each, 0)
     if kind not in get_args(Kind) or found.limit not in get_args(Limit):
@@ -194,11 +233,37 @@ def now() -> str:
 # The shapes of a run
 
 
+def seen_by(job: Job, share: Share, site: Site, *, gpu: bool) -> Site:
+    """Return the site as a run sees it: `workers` is the number of its decoders, `compile` true or false.
+
+    `workers` is OPEN if the number is unknown until the run starts.
+
+    Args:
+        share: cores of the run (`readiness.cores_of`).
+        gpu: True if it uses GPUs.
+    """
+    number = share.decoders(site.workers, "cuda" if gpu else "cpu")
+    site = replace(site, workers=OPEN if number is None else number)
+    spec, devices = job.spec, job.devices(site)
+    if not isinstance(spec, Pretrain):
+        return site
+    images = spec.dataset.num_images(spec.dataset.pretrain_split)
+    whole = None if images is None else spec.operations(images)
+    decided = compiled.wanted(
+        site.compile,
+        gpu=gpu,
+        operations=compiled.mine(whole, devices=devices),
+        synchronised=devices > 1
+        and spec.method.batchnorm_images(spec.batch_size) > spec.batch_size // devices,
+    )
+    return replace(site, compile=decided)
+
+
 def shapes(spec: Spec, site: Site, devices: int) -> tuple[Shape, ...]:
     """Return what must be measured to forecast a run; empty if it cannot be rehearsed (`why_not`).
 
     Args:
-        site: its settings that change speeds are part of a shape.
+        site: site as the run sees it (`seen_by`). Its settings that change speeds are part of a shape.
         devices: number of devices that share its images.
     """
     if why_not(spec):
@@ -249,7 +314,7 @@ def _pretraining(spec: Pretrain, site: Site, devices: int) -> Shape:
         "optimizer": spec.optimizer.name,
         "image": _size(dataset),
         "read": "from memory" if in_memory(spec, site) else "from files",
-        "workers": str(site.workers),
+        WORKERS: str(site.workers),
         "compile": str(site.compile),
     }
     if method.num_parts == 1:
@@ -264,7 +329,7 @@ def _encoder(spec: Evaluate, site: Site) -> Iterator[tuple[str, str]]:
     yield "size", str(dataset.size)
     yield "resize", f"{dataset.resize} {dataset.test_resampling}"
     yield "image", _size(dataset)
-    yield "workers", str(site.workers)
+    yield WORKERS, str(site.workers)
 
 
 def _size(dataset: Dataset) -> str:

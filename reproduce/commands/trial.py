@@ -26,7 +26,6 @@ from reproduce.commands.photographs import Generated, Photographs
 from reproduce.commands.rehearsed import Limit, Measurement, in_memory, now
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
-from reproduce.messages import InvalidError
 from reproduce.nn import backbones, cost, features
 from reproduce.nn.encoder import Encoder
 from reproduce.nn.features import CHUNK, Split
@@ -43,6 +42,8 @@ LONGEST = 60.0
 """Seconds after which no further step is timed, once there are LEAST."""
 LEAST = 3
 """Minimum number of timed steps."""
+FEW = 16
+"""Images of an encoder's warm-up, and the minimum of images that are timed."""
 NUM_IMAGES = 100_000
 """Images of a split whose number is unknown in advance."""
 NUM_CLASSES = 100
@@ -70,12 +71,16 @@ def limit(seconds: float, ready: float, busy: float | None, *, gpu: bool) -> Lim
     return "launch" if busy is not None and busy < BUSY else "GPU"
 
 
-def _stand_in(real: Dataset, photographs: Photographs, *, ready: bool) -> Dataset:
-    """Return a data set with the settings of the real one whose splits consist of generated images."""
+def _stand_in(real: Dataset, photographs: Photographs, *, least: int, ready: bool) -> Dataset:
+    """Return a data set with the settings of the real one whose splits consist of generated images.
+
+    Args:
+        least: minimum number of images of a split.
+    """
     files = photographs.files(*real.typical)
 
     def load(self: Dataset, split: str, site: Site) -> Images:
-        return Generated(files, real.num_images(split) or NUM_IMAGES, ready=ready)
+        return Generated(files, max(least, real.num_images(split) or NUM_IMAGES), ready=ready)
 
     def folders(self: Dataset, site: Site) -> Mapping[str, str]:
         return {}
@@ -93,15 +98,16 @@ def pretraining(
 ) -> Measurement:
     """Return the speed of a pretraining on one of `devices` devices, without what these exchange.
 
+    Args:
+        site: site as the run sees it (`rehearsed.seen_by`), but for `compile`, which may be "auto" if the
+            run is compiled.
+
     Raises:
         ValueError: the settings do not fit the share of a batch, or the device.
         torch.cuda.OutOfMemoryError: the step does not fit on the GPU.
     """
     memory = in_memory(spec, site)
     share = replace(spec, batch_size=spec.batch_size // devices)
-    group = spec.method.batchnorm_images(spec.batch_size)
-    if devices > 1 and site.compile == "auto" and group > share.batch_size:
-        site = replace(site, compile=False)  # as in the run, whose BatchNorm is synchronised
     timed = _steps(share, site, photographs, device, ready=memory)
     seconds = timed.seconds
     ready = seconds if memory else _steps(share, site, photographs, device, ready=True).seconds
@@ -113,6 +119,7 @@ def pretraining(
         limit=limit(seconds, ready, timed.busy, gpu=gpu),
         memory=timed.memory,
         busy=timed.busy,
+        first=timed.first,
         commit=environment.code()[0],
         at=now(),
     )
@@ -129,6 +136,8 @@ class _Timed(NamedTuple):
     """Maximum bytes of tensors on the GPU; None on a CPU."""
     busy: float | None
     """Share of the time in which the GPU computes; None if it is unknown."""
+    first: float
+    """Seconds from the call of the loop to the end of its first step, but for one step."""
 
 
 class _DoneError(Exception):
@@ -138,8 +147,12 @@ class _DoneError(Exception):
 def _steps(
     spec: Pretrain, site: Site, photographs: Photographs, device: torch.device, *, ready: bool
 ) -> _Timed:
-    """Return the times of the first steps of the real loop, which is left before it saves anything."""
-    generated = replace(spec, dataset=_stand_in(spec.dataset, photographs, ready=ready))
+    """Return the times of the first steps of the real loop, which is left before it saves anything.
+
+    All of them are in the first epoch, whose end would write a line to the log.
+    """
+    least = (WARM_UP + STEPS + PROFILED + 1) * spec.batch_size
+    generated = replace(spec, dataset=_stand_in(spec.dataset, photographs, least=least, ready=ready))
     clock, found = _clock(device), list[_Timed]()
 
     def report(progress: Progress) -> None:
@@ -152,20 +165,21 @@ def _steps(
     next(clock)
     with photographs.scratch() as folder, contextlib.suppress(_DoneError):
         pretrain(generated, replace(site, probe_every=0), folder, device, Silent(), report)
-    if not found:
-        raise InvalidError(f"the run has fewer than the {WARM_UP + STEPS} steps of a rehearsal")
     return found[0]
 
 
 def _clock(device: torch.device) -> Generator[None, None, _Timed]:
     """Time the steps of a loop. The caller advances the generator before the first step and after each.
 
-    It waits for the GPU only where the time begins and ends, because a loop launches steps ahead.
+    It waits for the GPU only where a time begins or ends, because a loop launches steps ahead.
     """
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
     yield  # the first step may compile, while batches are prepared ahead; the next ones use these up
+    _wait(device)
+    first = time.perf_counter() - began
     began = time.perf_counter()
     for _ in range(WARM_UP - 1):
         yield
@@ -178,8 +192,9 @@ def _clock(device: torch.device) -> Generator[None, None, _Timed]:
         steps += 1
     _wait(device)
     seconds = (time.perf_counter() - began) / steps
+    first = max(0.0, first - seconds)
     if not gpu:
-        return _Timed(seconds, steps, None, None)
+        return _Timed(seconds, steps, None, None, first)
     memory = torch.cuda.max_memory_allocated(device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(PROFILED):
@@ -191,7 +206,7 @@ def _clock(device: torch.device) -> Generator[None, None, _Timed]:
         if each.device_type.name == "CUDA"
     ]
     busy = covered(spans) / 1e6 / PROFILED / seconds  # the profiler's times are in microseconds
-    return _Timed(seconds, steps, memory, min(busy, 1.0) if spans else None)
+    return _Timed(seconds, steps, memory, min(busy, 1.0) if spans else None, first)
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
@@ -227,22 +242,37 @@ def encoder(spec: Evaluate, site: Site, photographs: Photographs, device: torch.
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds(Generated(files, CHUNK))  # the warm-up
-    slow = seconds(Generated(files, CHUNK))
-    passes = max(LEAST, min(STEPS, int(LONGEST / slow)))
-    images = Generated(files, passes * CHUNK, cache_gb=CACHED)
+    warm_up = seconds(Generated(files, FEW))
+    num = CHUNK if warm_up * CHUNK / FEW < LONGEST / 6 else FEW
+    if num == CHUNK:
+        seconds(Generated(files, num))
+    total = affordable(seconds(Generated(files, num)) / num)
+    images, chunk = Generated(files, total, cache_gb=CACHED), min(total, CHUNK)
+    passes = total // chunk
     from_files = seconds(images) / passes
     from_memory = seconds(images) / passes
     gpu = device.type == "cuda"
     return Measurement(
         seconds=from_files,
-        images=CHUNK,
+        images=chunk,
         steps=passes,
         limit=limit(from_files, from_memory, None, gpu=gpu),
         memory=torch.cuda.max_memory_allocated(device) if gpu else None,
         commit=environment.code()[0],
         at=now(),
     )
+
+
+def affordable(seconds: float) -> int:
+    """Return how many images an encoder passes in a third of LONGEST: whole chunks, or fewer than one.
+
+    They are passed twice, after the warm-up.
+
+    Args:
+        seconds: time of an image.
+    """
+    most = int(min(LONGEST / 3 / seconds, STEPS * CHUNK))
+    return most // CHUNK * CHUNK if most >= CHUNK else max(FEW, most)
 
 
 def classifier(spec: Evaluate, device: torch.device) -> Measurement:

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -30,6 +30,7 @@ from reproduce.readiness import RefusedError
 from reproduce.resources import sharing
 from reproduce.runs import cores, environment
 from reproduce.runs.claims import POLL, Claims
+from reproduce.runs.cores import Share
 from reproduce.site import PROJECT, Site
 from reproduce.spec import Spec
 
@@ -106,6 +107,32 @@ def _memory(gpus: tuple[str, ...]) -> int | None:
         return None
 
 
+def cores_of(jobs: Sequence[Job], site: Site) -> dict[str, Share]:
+    """Return the share of this machine's cores that each run has, by id.
+
+    It is that of a launch with enough runs for all devices. A launch of fewer gives each run more.
+    """
+    return _cores_of(jobs, site, _shares(jobs, site), _num_places(site, _gpus_of(site), sys.maxsize))
+
+
+def _cores_of(
+    jobs: Sequence[Job], site: Site, shares: Mapping[str, Fraction], num_places: int
+) -> dict[str, Share]:
+    """Return the share of the cores that each run has in a launch with so many places, by id.
+
+    Args:
+        shares: share of a device that each run takes.
+    """
+    total, found = _cores(), {}
+    for job in jobs:
+        devices, together = job.devices(site), shares[job.spec.id].denominator
+        processes = max(num_places, devices) * together
+        if site.jobs:
+            processes = min(processes, site.jobs * devices)
+        found[job.spec.id] = Share(total, processes, together)
+    return found
+
+
 class _Launch:
     """The state of a launch: waiting jobs, workers, and the runs of other processes."""
 
@@ -114,6 +141,7 @@ class _Launch:
         self._devices = {job.spec.id: job.devices(site) for job in jobs}
         self._places = _places(site, sum(self._devices.values()))
         self._shares = _shares(jobs, site)
+        self._cores = _cores_of(jobs, site, self._shares, len(self._places))
         self._room = sharing.Room(len(self._places))
         self._most = site.jobs or sys.maxsize
         self._waiting, self._unfinished = list(jobs), {job.spec.id for job in jobs}
@@ -217,10 +245,10 @@ class _Launch:
         self._idle = [each for each in self._idle if each not in surplus]
         _stop(surplus)  # they would keep memory of their GPU
         own = _merged([self._places[place] for place in places])
-        together = min(self._most, len(self._places) * share.denominator)
+        processes = self._cores[job.spec.id].processes
         return worker or _Worker(
             tuple(places),
-            own | {environment.SHARING: str(share.denominator), cores.PROCESSES: str(together)},
+            own | {environment.SHARING: str(share.denominator), cores.PROCESSES: str(processes)},
             self._events,
             self._runs,
             share=share,
@@ -294,10 +322,22 @@ def _places(site: Site, most: int) -> list[dict[str, str]]:
         )
     if site.device.startswith("cuda:"):
         return [own]
+    count = _num_places(site, gpus, most)
+    return [own | {GPU: gpu} for gpu in gpus[:count]] if gpus else [own] * count
+
+
+def _num_places(site: Site, gpus: Sequence[str], most: int) -> int:
+    """Return the number of GPUs, or of cores without any, that runs use at the same time.
+
+    Args:
+        most: maximum number of places that are needed.
+    """
+    if site.device.startswith("cuda:"):
+        return 1
     per_job = 1 if gpus else site.devices
     wanted = site.jobs * per_job or len(gpus) or _cores()
     count = max(1, min(wanted, most), site.devices)
-    return [own | {GPU: gpu} for gpu in gpus[:count]] if gpus else [own] * count
+    return min(count, len(gpus)) if gpus else count
 
 
 def _shares(jobs: Sequence[Job], site: Site) -> dict[str, Fraction]:

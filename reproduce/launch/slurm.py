@@ -38,6 +38,7 @@ from reproduce.plan import Job
 from reproduce.resources import cards, sharing
 from reproduce.runs import lease as leases
 from reproduce.runs.claims import POLL, Claims
+from reproduce.runs.cores import Share
 from reproduce.runs.files import write_atomic
 from reproduce.runs.lease import Lease
 from reproduce.site import PROJECT, Site
@@ -119,6 +120,19 @@ def memory(site: Site) -> int | None:
         return int(given[:-1]) * UNITS[given[-1]]
     card = cards.of_type(site.slurm.gpu_type)
     return int(card.memory) if card else None
+
+
+def cores_of(jobs: Sequence[Job], site: Site) -> dict[str, Share]:
+    """Return the share of a node's cores that each run has in its job, by id.
+
+    Without `slurm.cpus_per_gpu`, a job with a GPU has as many as Slurm chooses.
+    """
+    found, together = {}, _together(jobs, site)
+    for job in jobs:
+        devices, num = job.devices(site), together[job.spec.id]
+        on_node = devices // _nodes(devices, site)
+        found[job.spec.id] = Share(_cpus(devices, site) or None, on_node * num, num)
+    return found
 
 
 class _Launch:
@@ -270,8 +284,7 @@ def _submit(jobs: Sequence[Job], site: Site, queued: dict[str, str], submit: Sub
         queued: job ids, in squeue's notation, of the runs that other commands have submitted, by run id.
     """
     _check(site)
-    gpus = 1 if _gpus(site) else 0  # there are as many as jobs, so `jobs` makes no runs share one
-    nums = sharing.of_jobs(jobs, replace(site, jobs=0), gpus=gpus, card=memory(site))
+    nums = _together(jobs, site)
     own: dict[str, str] = {}
     rest = list(jobs)
     while rest:
@@ -292,6 +305,12 @@ def _submit(jobs: Sequence[Job], site: Site, queued: dict[str, str], submit: Sub
             for part in _parts(ordered, site.slurm.array_size * num):
                 array = submit(part, after, num)
                 own |= {job.spec.id: array for job in part}
+
+
+def _together(jobs: Sequence[Job], site: Site) -> dict[str, int]:
+    """Return how many runs such as each of these share the GPU of a job, by id."""
+    gpus = 1 if _gpus(site) else 0  # there are as many as jobs, so `jobs` makes no runs share one
+    return sharing.of_jobs(jobs, replace(site, jobs=0), gpus=gpus, card=memory(site))
 
 
 def _length(job: Job) -> tuple[str, str, int]:

@@ -1,8 +1,9 @@
 """The backbones of a pretraining, compiled by torch.compile (`compile` of the site).
 
-    compiled.compile_backbones(network, "auto", operations=spec.operations(num_images), device=device)
+    compiled.compile_backbones(network, "auto", operations=6e16, device=device)
     train_step(...)                        # the first step compiles, in one to two minutes
     compiled.facts(network)                # {"compiled": "inductor"}, which the run records
+    compiled.seconds(network)              # 87.3, which its images/s leave out
 
 Only training uses the compiled code: a backbone in eval mode, such as that of a probe, runs eagerly. Tensors
 keep their names and memory formats, so a checkpoint of a compiled run resumes eagerly, and the other way
@@ -82,6 +83,12 @@ class Compiled:
         """Backend of torch.compile."""
         self.failed = False
         """True if the compilation failed and the backbone runs eagerly."""
+        self._before = _compiling()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of compilation in this process since this object was made."""
+        return _compiling() - self._before
 
     def __call__(self, view: Tensor) -> Tensor:
         """Return f(v), (n, num_features).
@@ -124,13 +131,15 @@ def compile_backbones(
     Args:
         network: the network on its device, with its final BatchNorms, before DistributedDataParallel.
         asked: True, False, or "auto".
-        operations: operations of the whole run in the backbones; None if unknown.
+        operations: operations of the whole run in its backbones, on this device; None if unknown. They are
+            the same when it resumes, so that it ends with the same numbers.
         backend: backend of torch.compile.
 
     Raises:
         InvalidError: `asked` is True, and a compiler is missing.
     """
-    if asked is False or (asked == "auto" and not _is_worth_it(network, operations, device)):
+    synchronised = _is_synchronised(network.online.backbone)
+    if not wanted(asked, gpu=device.type == "cuda", operations=operations, synchronised=synchronised):
         return
     if missing := lacking(device):
         if asked is True:
@@ -145,11 +154,29 @@ def compile_backbones(
             part.compiled = Compiled(part.backbone, optional=asked == "auto", backend=backend)
 
 
-def _is_worth_it(network: Any, operations: float | None, device: torch.device) -> bool:
-    """Return True if a compiled run ends earlier than an eager one, as far as its settings show."""
-    if device.type != "cuda" or operations is None or _is_synchronised(network.online.backbone):
-        return False
-    return GAIN * operations / SPEED > COST
+def wanted(asked: bool | str, *, gpu: bool, operations: float | None, synchronised: bool) -> bool:
+    """Return True if the backbones of a run are to be compiled.
+
+    With "auto", they are if a compiled run ends earlier than an eager one, as far as its settings show.
+
+    Args:
+        asked: True, False, or "auto".
+        gpu: True if the run uses GPUs.
+        operations: see `compile_backbones`.
+        synchronised: True if BatchNorm is synchronised between processes.
+    """
+    if asked != "auto":
+        return bool(asked)
+    return gpu and not synchronised and operations is not None and GAIN * operations / SPEED > COST
+
+
+def mine(operations: float | None, *, devices: int) -> float | None:
+    """Return the operations of a run on each of the devices that share its images; None if they are unknown.
+
+    Args:
+        operations: operations of the whole run in its backbones.
+    """
+    return None if operations is None else operations / devices
 
 
 def _is_synchronised(backbone: nn.Module) -> bool:
@@ -177,6 +204,19 @@ def facts(network: Any) -> dict[str, str]:
     """Return the tags of a run after its first step: none if the online backbone runs eagerly."""
     compiled = distributed.unwrapped(network.online).compiled
     return {} if compiled is None or compiled.failed else {TAG: compiled.backend}
+
+
+def seconds(network: Any) -> float:
+    """Return the seconds that the compilation of a network has taken so far; 0 if it runs eagerly."""
+    compiled: Compiled | None = distributed.unwrapped(network.online).compiled
+    return 0.0 if compiled is None else compiled.seconds
+
+
+def _compiling() -> float:
+    """Return the seconds that torch.compile has taken in this process."""
+    from torch._dynamo import utils
+
+    return float(utils.calculate_time_spent()["total_wall_time"])
 
 
 def _first_line(error: BaseException) -> str:

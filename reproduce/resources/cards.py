@@ -165,13 +165,18 @@ def find(name: str) -> Card:
     """Return the card of a name in any case, with or without `NVIDIA`, spaces and hyphens.
 
     Raises:
-        NotFoundError: the card is unknown. The message names the nearest, and all that are known.
+        NotFoundError: the card is unknown, or exists with several sizes of memory. The message names the
+            nearest, and all that are known, or the sizes.
     """
     wanted = _bare(name)
     for card in CARDS:
         if wanted in (_bare(card.name), _bare(card.title), _bare(card.title).removeprefix("rtx")):
             return card
-    raise NotFoundError(unknown("card", name, [card.name for card in CARDS]))
+    names = [card.name for card in CARDS]
+    sizes = [known for known in names if wanted and _bare(known).startswith(wanted)]
+    if len(sizes) > 1:
+        raise NotFoundError(f"There are several cards '{name:.80}': give one of {', '.join(sizes)}.")
+    raise NotFoundError(unknown("card", name, names))
 
 
 def of_device(name: str) -> Card | None:

@@ -5,11 +5,39 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 PROCESSES = "MSBREG_PROCESSES"
 """Environment variable with the number of training processes that share the cores, set by the launcher."""
 CGROUPS = Path("/sys/fs/cgroup")
 """Folder in which Linux shows the limits of groups of processes."""
+
+
+class Share(NamedTuple):
+    """The cores of a machine, and the training processes that share them with one run."""
+
+    cores: int | None
+    """Number of cores; None if it is unknown until the run starts."""
+    processes: int
+    """Number of training processes on these cores, those of the run included."""
+    per_device: int = 1
+    """Number of runs that share a device with the run, itself included."""
+
+    def decoders(self, workers: int | str, device: str) -> int | None:
+        """Return the number of processes that decode for each training process; 0 for one thread in it.
+
+        None if it is unknown until the run starts.
+
+        Args:
+            workers: `workers` of the site file.
+            device: type of the run's device, `cpu` or `cuda`.
+        """
+        if workers != "auto":
+            return int(workers)
+        # A CPU trains as fast as it can: a process that decodes would take its core.
+        if device == "cpu":
+            return 0
+        return None if self.cores is None else max(1, self.cores // self.processes - 1)
 
 
 def usable(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
@@ -44,7 +72,9 @@ def decoders(workers: int | str, device: str) -> int:
         workers: `workers` of the site file.
         device: type of the run's device, `cpu` or `cuda`.
     """
-    return shared(workers, device, usable(), sharing())
+    found = Share(usable(), sharing()).decoders(workers, device)
+    assert found is not None, "the number of cores is known here"
+    return found
 
 
 def few(number: int) -> str:
@@ -54,14 +84,6 @@ def few(number: int) -> str:
         f"One {who} decodes the images of this run, and the GPU may wait for it (cores: {usable()}, training "
         f"processes on them: {sharing()}). Give the run more cores, or set `workers` in the site file."
     )
-
-
-def shared(workers: int | str, device: str, cores: int, processes: int) -> int:
-    """Return `decoders` on a machine with so many cores and training processes at once."""
-    if workers != "auto":
-        return int(workers)
-    # A CPU trains as fast as it can: a process that decodes would take its core.
-    return 0 if device == "cpu" else max(1, cores // processes - 1)
 
 
 def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
