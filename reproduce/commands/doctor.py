@@ -120,7 +120,7 @@ class Machine:
     @cached_property
     def hours_of(self) -> forecast.Hours:
         """Estimates for its devices, or for the card."""
-        return forecast.Hours(None, self.site, self.card)
+        return forecast.Hours(None, self.site, self.card, self.counts)
 
     @cached_property
     def at_once(self) -> int:
