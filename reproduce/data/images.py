@@ -18,6 +18,7 @@ import os
 import signal
 import statistics
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
@@ -704,6 +705,8 @@ def _decoded(
     number, piece = shared_memory.fitting(free, image, workers)
     if number < workers:
         logger.warning("%s", shared_memory.few(number, image, workers, free or 0))
+    elif number > cores.usable():
+        logger.warning("%s", cores.many(number))
     return _by_processes(images, parts, shape, number, piece) if number else _ahead(images, parts, shape)
 
 
@@ -765,6 +768,7 @@ def _by_processes(
     # With its default generator the loader draws from torch's global one, and the number of workers would
     # change the results of a run.
     generator = torch.Generator()
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # `_decoded` has a warning of its own
     decoded = iter(
         DataLoader(
             _Pieces(images, shape),

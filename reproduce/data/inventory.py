@@ -164,7 +164,7 @@ def known(dataset: AnyDataset, split: str, site: Site) -> Inventory | None:
 
 
 def as_recorded(dataset: AnyDataset, split: str, site: Site) -> Inventory | None:
-    """Return the inventory of the last reading without a look at the files; None if there is no record.
+    """Return the inventory of the last reading without a look at the files; None without a record.
 
     It serves estimates, which need a split often and not to the last image.
     """

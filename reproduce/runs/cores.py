@@ -56,6 +56,14 @@ def few(number: int) -> str:
     )
 
 
+def many(number: int) -> str:
+    """Return the warning of a run with more decoders than cores."""
+    return (
+        f"{number} processes decode the images of this run, but more than one for each core ({usable()}) do "
+        "not help: lower `workers` in the site file."
+    )
+
+
 def shared(workers: int | str, device: str, cores: int, processes: int) -> int:
     """Return `decoders` on a machine with so many cores and training processes at once."""
     if workers != "auto":
