@@ -292,7 +292,11 @@ def test_hours_count_the_images_on_this_machine(tmp_path: Path) -> None:
         assert on[1] is not None
         assert on[0].seconds == pytest.approx(ratio * on[1].seconds)
 
-    count, number = Hours(None, site).count, {"num_images": "9469"}
+    (large, *_) = jobs([replace(table, changes=("batch_size=601", "epochs=3"))])
+    too_few, published = (Hours(None, each).of(large) for each in (site, other))
+    assert too_few == published, "a run that needs more images than are here"
+
+    count, number = Hours(None, site).counting(pretraining), {"num_images": "9469"}
     (shape,) = shapes(run, site, 1)
     measured = Measured({(shape, "Chip"): Measurement(seconds=1.0, images=100, steps=20, limit="CPU")})
     past = [finished(run, 94.69, digests=number)]

@@ -131,7 +131,7 @@ def _fastest(jobs: Iterable[Job], hours_of: forecast.Hours) -> float | None:
     for job in jobs:
         spec = job.spec
         assert isinstance(spec, Pretrain), "only these read images for training"
-        images = spec.dataset.num_images(spec.dataset.pretrain_split)
+        images = hours_of.counting(job)(spec, spec.dataset.pretrain_split)
         try:
             found = hours_of.of(job)
         except (UserError, OSError):  # the store is unreachable, which the line about it says

@@ -413,14 +413,28 @@ class Hours:
         known = [each.memory for each in found if each and each.memory is not None]
         return [max(known)] if known else []
 
-    def count(self, spec: Spec, split: str) -> int | None:
-        """Return the number of images of a split here, else the published one, or None without either."""
+    def counting(self, job: Job) -> Count:
+        """Return the function that counts a run's images: those here if it can start with them.
+
+        Otherwise, the published ones count, since the run waits for other data.
+        """
+        problem = self._counts.problem(job.spec, job.request.scale)
+        return num_images if problem else self._count
+
+    def _count(self, spec: Spec, split: str) -> int | None:
         found = self._counts.of(spec.dataset, split)
         return found if isinstance(found, int) else num_images(spec, split)
 
     def of(self, job: Job) -> Estimate | None:
         """Return the estimate of a run, or None if it is unknown."""
-        given = job.spec, self.past(job), self._measured, job.devices(self._site), self._site, self.count
+        given = (
+            job.spec,
+            self.past(job),
+            self._measured,
+            job.devices(self._site),
+            self._site,
+            self.counting(job),
+        )
         if self._card:
             return estimate_on(self._card, *given)
         return estimate(job.spec, given[1], self.device, self._model, *given[2:])
