@@ -17,11 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.command import WRONG_USE, Parser
 from reproduce import site as sites
 from reproduce.messages import unknown
 
 FOLDER = Path(__file__).resolve().parent
-FAILED, WRONG_USE = 1, 2
+FAILED = 1
 NAME = 13
 """Columns of a benchmark's name."""
 
@@ -59,8 +60,11 @@ def _line(record: dict[str, Any], width: int) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command line of this module and return its exit code."""
-    options = [argument for argument in arguments if argument.startswith("--")]
-    asked = [argument for argument in arguments if not argument.startswith("--")] or names()
+    parser = Parser("bench", f"{__doc__}\nBenchmarks: {', '.join(names())}.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; all by default")
+    parser.add_argument("--quick", action="store_true", help="tiny settings, whose numbers mean nothing")
+    given = parser.parse_args(arguments)
+    asked, options = given.names or names(), ["--quick"] if given.quick else []
     for wrong in set(asked) - set(names()):
         print(unknown("benchmark", wrong, names()), file=sys.stderr)
         return WRONG_USE

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from typing import Any
 
@@ -22,6 +21,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from bench.command import options
 from bench.compare import in_fresh_process, in_turns, record, resident_peak
 from reproduce.protocols.knn import nearest
 
@@ -113,7 +113,8 @@ def features(n: int, d: int, seed: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    if "--peak" in sys.argv:
-        print(peak(*map(int, sys.argv[-2:])))
+    asked = options("bench.bench_knn", __doc__, inner="--peak", num=2)
+    if asked.inner:
+        print(peak(*map(int, asked.inner)))
     else:
-        print(json.dumps(measure(quick="--quick" in sys.argv)))
+        print(json.dumps(measure(quick=asked.quick)))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from bench import bench_pretraining
 from bench.bench_step import LEARNING_RATE, random_batch
+from bench.command import options
 from bench.compare import Comparison, in_turns, machine, prepare, record
 from configs import pretrain
 from reproduce.data.augmentation import Augmentation
@@ -208,4 +208,4 @@ def _pipelines(spec: Pretrain, rounds: int) -> Comparison:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(measure(quick="--quick" in sys.argv)))
+    print(json.dumps(measure(quick=options("bench.bench_lightly", __doc__).quick)))

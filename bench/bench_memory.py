@@ -15,13 +15,13 @@ K.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 
+from bench.command import options
 from bench.compare import in_fresh_process, machine, prepare, record, resident_peak
 from configs import pretrain
 from reproduce.nn import backbones
@@ -102,8 +102,9 @@ def peak(case: Case, num_views: int) -> int:
 
 
 if __name__ == "__main__":
-    if "--peak" in sys.argv:
-        name, images, views = sys.argv[-3:]
+    asked = options("bench.bench_memory", __doc__, inner="--peak", num=3)
+    if asked.inner:
+        name, images, views = asked.inner
         print(peak(Case(backbone=name, batch_size=int(images)), int(views)))
     else:
-        print(json.dumps(measure(quick="--quick" in sys.argv)))
+        print(json.dumps(measure(quick=asked.quick)))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.bench_step import LEARNING_RATE, random_batch
+from bench.command import options
 from bench.compare import in_turns, machine, prepare, record
 from configs import baselines, pretrain, scales
 from configs.evaluate import linear
@@ -274,4 +274,4 @@ def _record(title: str, found: Any, device: torch.device, bar: float | None) -> 
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(quick="--quick" in sys.argv)))
+    print(json.dumps(measure(quick=options("bench.bench_methods", __doc__).quick)))

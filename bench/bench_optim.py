@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.command import options
 from bench.compare import machine, prepare, record
 from reproduce.nn import backbones
 from reproduce.nn.heads import Heads
@@ -32,13 +33,14 @@ SECONDS_PER_ROUND = 0.3
 DECAY, MOMENTUM, TRUST, RATE, TAU = 1e-5, 0.9, 1e-3, 1e-3, 0.99
 
 
-def measure() -> list[dict[str, Any]]:
+def measure(quick: bool = False) -> list[dict[str, Any]]:
     """Return for each backbone one record of LARS and one of the moving average."""
-    device = prepare()
-    return [each for name, heads in CASES for each in _records(name, heads, device)]
+    device, rounds = prepare(), 1 if quick else ROUNDS
+    cases = CASES[:1] if quick else CASES
+    return [each for name, heads in cases for each in _records(name, heads, device, rounds)]
 
 
-def _records(name: str, heads: Heads, device: torch.device) -> list[dict[str, Any]]:
+def _records(name: str, heads: Heads, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     lars, average = {}, {}
     for kind in ("ours", "loop"):
         backbone = backbones.build(name, seed=0)
@@ -49,7 +51,7 @@ def _records(name: str, heads: Heads, device: torch.device) -> list[dict[str, An
         lars[kind] = _ours(network) if kind == "ours" else _loop(list(network.online.parameters()))
         average[kind] = _follow(network) if kind == "ours" else _loop_average(network)
     return [
-        _record(f"{name}: {title} over a loop", _best(runs, device), device)
+        _record(f"{name}: {title} over a loop", _best(runs, device, rounds), device)
         for title, runs in (("LARS", lars), ("average", average))
     ]
 
@@ -108,10 +110,10 @@ def _loop_average(network: Network) -> Callable[[], None]:
     return step
 
 
-def _best(steps: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
-    """Return the fewest seconds per step of each over ROUNDS alternating rounds, after a warm-up round."""
-    rounds = [{kind: _seconds(step, device) for kind, step in steps.items()} for _ in range(ROUNDS + 1)]
-    return {kind: min(found[kind] for found in rounds[1:]) for kind in steps}
+def _best(steps: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Return the fewest seconds per step of each over alternating rounds, after a warm-up round."""
+    times = [{kind: _seconds(step, device) for kind, step in steps.items()} for _ in range(rounds + 1)]
+    return {kind: min(found[kind] for found in times[1:]) for kind in steps}
 
 
 def _seconds(step: Callable[[], Any], device: torch.device) -> float:
@@ -126,4 +128,4 @@ def _seconds(step: Callable[[], Any], device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure()))
+    print(json.dumps(measure(quick=options("bench.bench_optim", __doc__).quick)))

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from bench import pictures
+from bench.command import options
 from bench.compare import PROJECT, machine, prepare, record
 from configs import pretrain as recipes
 from reproduce import train
@@ -330,11 +331,11 @@ PARTS = {
 
 
 if __name__ == "__main__":
-    if "--one" in sys.argv:
-        pictures_of, runs_of, number = sys.argv[-3:]
+    asked = options("bench.bench_pretraining", __doc__, parts=PARTS, inner="--one", num=3)
+    if asked.inner:
+        pictures_of, runs_of, number = asked.inner
         here = prepare()
         case_site = AT_ONCE.site(Path(pictures_of), Path(runs_of), here)
         print(json.dumps(run(AT_ONCE, case_site, here, seed=int(number))))
     else:
-        asked = sys.argv[sys.argv.index("--part") + 1] if "--part" in sys.argv else ""
-        print(json.dumps(measure(quick="--quick" in sys.argv, part=asked)))
+        print(json.dumps(measure(quick=asked.quick, part=asked.part)))

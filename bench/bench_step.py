@@ -10,13 +10,13 @@ backbone, K forward and backward passes of the online one. The step is the compl
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.command import options
 from bench.compare import Comparison, in_turns, machine, prepare, record
 from configs import pretrain
 from reproduce.methods.method import Batch
@@ -24,6 +24,8 @@ from reproduce.spec import Pretrain
 from reproduce.train import Meter, start, train_step
 
 BAR, BAR_COMPILED = 1.10, 1.08
+PARTS = ("eager", "compiled")
+"""Cases that may be measured alone."""
 LEARNING_RATE = 1e-3
 """Learning rate. Its value does not change the time of a step; a small one keeps the weights almost
 unchanged."""
@@ -80,7 +82,7 @@ def measure(quick: bool = False, part: str = "") -> list[dict[str, Any]]:
     """Return one record for each case.
 
     Args:
-        part: `eager` or `compiled` for those cases alone; empty for both.
+        part: one of PARTS for those cases alone; empty for both.
     """
     device = prepare()
     cases = QUICK if quick else ON_CPU if device.type == "cpu" else ON_GPU
@@ -151,5 +153,5 @@ def _record(case: Case, found: Comparison, device: torch.device) -> dict[str, An
 
 
 if __name__ == "__main__":
-    asked = sys.argv[sys.argv.index("--part") + 1] if "--part" in sys.argv else ""
-    print(json.dumps(measure(quick="--quick" in sys.argv, part=asked)))
+    asked = options("bench.bench_step", __doc__, parts=PARTS)
+    print(json.dumps(measure(quick=asked.quick, part=asked.part)))

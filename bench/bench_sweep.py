@@ -13,7 +13,6 @@ batches of 1024 to classifiers of 1000 classes, as on ImageNet.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.command import options
 from bench.compare import in_turns, machine, prepare, record
 from configs import pretrain
 from reproduce.data.dataset import Dataset
@@ -172,4 +172,4 @@ def epoch(case: Case, protocol: LinearSGD, device: torch.device) -> Callable[[],
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(quick="--quick" in sys.argv)))
+    print(json.dumps(measure(quick=options("bench.bench_sweep", __doc__).quick)))

@@ -32,6 +32,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import v2
 
+from bench.command import options
 from bench.compare import record
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.views import blur_radius, sample
@@ -51,8 +52,10 @@ VIEWS_PER_ROUND = 4
 """Views of each image per round of our pipeline."""
 
 
-def measure() -> list[dict[str, Any]]:
+def measure(quick: bool = False) -> list[dict[str, Any]]:
     """Return for each case one record over each of the other pipelines, then one for each of our variants."""
+    if quick:
+        return _records(8, _images(2, 8, 8), None)
     return [
         *(each for size, side in CASES for each in _records(size, _images(BATCH, side, side))),
         *(each for size, sides, n in PHOTOGRAPHS for each in _records(size, _photographs(n, *sides), None)),
@@ -212,4 +215,4 @@ def _photographs(n: int, height: int, width: int) -> list[Tensor]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure()))
+    print(json.dumps(measure(quick=options("bench.bench_views", __doc__).quick)))

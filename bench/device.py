@@ -5,16 +5,18 @@
     python -m bench.device --only lightly     # single parts; the results of the same commit are kept
     python -m bench.device --quick            # tiny cases and no table, in less than a minute on a CPU
 
-Each part is a process of its own with a budget. A part that fails is named in the result, and so is one that
-no longer fits in the time; the others still run. Records are printed as they come. The table needs the images
-of Imagenette (`imagenette` under [data] in the site file): three rows of Table 8 at small scale, those of
-docs/small-scale.md, several at once on the GPU. `invoke export` writes its report and the records of its runs
-to the archive. `invoke docs` shows the results in docs/speed.md.
+Each part is a process of its own with a budget, and all budgets together are more than nine minutes. A part
+that fails is named in the result, and so is one that no longer fits in the time; the others still run, and
+`--only` measures it later. Records are printed as they come. Results of `--quick` only show that the parts
+run. They are in bench/results/quick, which git ignores.
+
+The table needs the images of Imagenette (`imagenette` under [data] in the site file): three rows of Table 8
+at small scale, those of docs/small-scale.md, several at once on the GPU. `invoke export` writes its report
+and the records of its runs to the archive. `invoke docs` shows the results in docs/speed.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -27,14 +29,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # `python bench/device.py` finds only this folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from bench.__main__ import lines
+from bench.command import WRONG_USE, Parser
 from bench.compare import PROJECT, prepare
 from reproduce import site as sites
 from reproduce.messages import unknown
 from reproduce.runs import environment
 from reproduce.runs.files import write_atomic
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = PROJECT / "bench" / "results"
+QUICK_RESULTS = RESULTS / "quick"
+"""Folders of the results, and of those of `--quick`."""
 SECONDS = 540.0
 """Seconds for all parts together."""
 GRACE = 15.0
@@ -89,9 +97,14 @@ LEAST = 0.5
 class Session:
     """The parts that are done, and the time that is left."""
 
-    def __init__(self, out: Path, seconds: float = SECONDS) -> None:
-        """Write results to the folder `out`."""
-        self._out, self._began, self._total = out, time.monotonic(), seconds
+    def __init__(self, out: Path, seconds: float = SECONDS, *, quick: bool = False) -> None:
+        """Write results to the folder `out`.
+
+        Args:
+            seconds: budget of all parts together.
+            quick: True for tiny cases, whose results are in a file of their own.
+        """
+        self._out, self._began, self._total, self._quick = out, time.monotonic(), seconds, quick
         about = environment.record()
         self.result: dict[str, Any] = {key: about[key] for key in KEPT} | {
             "records": [],
@@ -101,7 +114,9 @@ class Session:
         }
 
     def resume(self) -> None:
-        """Keep what earlier parts of the same commit have measured."""
+        """Keep what earlier parts of the same commit have measured, but nothing of tiny cases."""
+        if self._quick:
+            return
         try:
             before = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -112,7 +127,8 @@ class Session:
     @property
     def path(self) -> Path:
         """File of the result, named after the card."""
-        return self._out / f"{_file_name(self.result['device'])}.json"
+        kind = ".quick" if self._quick else ""
+        return self._out / f"{_file_name(self.result['device'])}{kind}.json"
 
     @property
     def left(self) -> float:
@@ -135,17 +151,22 @@ class Session:
         self.result["records"] = kept + records
         self.save()
 
-    def process(self, name: str, command: list[str], seconds: float, *, shown: bool = False) -> str | None:
+    def process(
+        self, name: str, command: list[str], seconds: float, *, kept: float = 0.0, shown: bool = False
+    ) -> str | None:
         """Return what a command prints, or None if it is skipped or fails, with the reason in the result.
 
         Args:
             seconds: budget of the command.
+            kept: seconds that are kept for another command.
             shown: True to print its output as it comes, and to return an empty text.
         """
         for earlier in (self.result["failed"], self.result["skipped"]):
             earlier.pop(name, None)
-        if self.left < LEAST * seconds:
-            self._note("skipped", name, f"{self.left:.0f} s are left, and it may take {seconds:.0f} s")
+        budget = min(seconds, self.left - kept)
+        if budget < LEAST * seconds:
+            left = f"{max(0.0, budget):.0f} s are left"
+            self._note("skipped", name, f"{left}, and it may take {seconds:.0f} s")
             return None
         print(f"{name} ...", flush=True)
         try:
@@ -160,7 +181,6 @@ class Session:
         except OSError as error:
             self._note("failed", name, str(error))
             return None
-        budget = min(seconds, self.left)
         try:
             printed, _ = process.communicate(timeout=budget)
         except subprocess.TimeoutExpired:
@@ -214,12 +234,12 @@ def table(session: Session) -> None:
     if "imagenette" not in site.data or not site.data["imagenette"].is_dir():
         session.skip(name, "the site file names no folder with the images of Imagenette")
         return
-    # Time for the export is kept, also if the table is not complete.
-    seconds = min(TABLE.seconds, session.left - EXPORT_SECONDS - GRACE)
     changes = [word for change in SETTINGS for word in ("--set", change)]
     invoke = [sys.executable, "-m", "invoke"]
     asked = [name, "--scale", "small", "--rows", ROWS, "--jobs", str(AT_ONCE), *changes]
-    done = session.process(name, [*invoke, *asked], seconds, shown=True)
+    # Time for the export is kept, also if the table is not complete.
+    kept = EXPORT_SECONDS + GRACE
+    done = session.process(name, [*invoke, *asked], TABLE.seconds, kept=kept, shown=True)
     report = site.reports / "small" / f"{name}.csv"
     if done is not None and report.is_file():  # otherwise it may be an earlier one
         with report.open(encoding="utf-8", newline="") as file:
@@ -232,31 +252,38 @@ def table(session: Session) -> None:
     )
 
 
+def _budgets(parts: tuple[Part, ...]) -> str:
+    """Return the names of parts with their budgets."""
+    return ", ".join(f"{part.name} {part.seconds:.0f}" for part in parts)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line of this module; the exit code is 1 if a part failed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.device")
+    parts = f"Parts, with their budgets in seconds: {_budgets(ON_GPU)}.\nWith --quick: {_budgets(QUICK)}."
+    parser = Parser("bench.device", f"{__doc__}\n{parts}")
     parser.add_argument("--quick", action="store_true", help="tiny cases and no table, on any device")
-    parser.add_argument("--only", default="", help="parts, separated by commas")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--only", default="", metavar="PARTS", help="parts, separated by commas")
+    parser.add_argument("--out", type=Path, help="folder of the result")
     asked = parser.parse_args(arguments)
     device = prepare()
     if device.type == "cpu" and not asked.quick:
         print("torch finds no GPU on this machine. --quick runs tiny cases on the CPU.", file=sys.stderr)
-        return 2
-    parts = {part.name: part for part in (QUICK if asked.quick else ON_GPU)}
-    chosen = asked.only.split(",") if asked.only else list(parts)
+        return WRONG_USE
+    known = {part.name: part for part in (QUICK if asked.quick else ON_GPU)}
+    chosen = asked.only.split(",") if asked.only else list(known)
     for name in chosen:
-        if name not in parts:
-            print(unknown("part", name, list(parts)), file=sys.stderr)
-            return 2
-    session = Session(asked.out.resolve())
+        if name not in known:
+            print(unknown("part", name, list(known)), file=sys.stderr)
+            return WRONG_USE
+    out = asked.out or (QUICK_RESULTS if asked.quick else RESULTS)
+    session = Session(out.resolve(), quick=asked.quick)
     if asked.only:
         session.resume()
     for name in chosen:
         if name == TABLE.name:
             table(session)
         else:
-            session.measure(parts[name])
+            session.measure(known[name])
     if asked.quick:
         session.skip(TABLE.name, "--quick trains no table")
     session.save()

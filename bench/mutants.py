@@ -14,7 +14,6 @@ survives.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import os
 import random
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bench.command import Parser
 from reproduce.messages import counted
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -331,10 +331,7 @@ def without_reason(tests: Sequence[str]) -> set[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line of this module and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.mutants",
-        description="Change one place of the code at a time, and see if a test fails.",
-    )
+    parser = Parser("bench.mutants", __doc__)
     parser.add_argument("where", nargs="*", default=PACKAGES, help="folders and files (all packages)")
     parser.add_argument("--number", type=int, default=40, help="mutations (40)")
     parser.add_argument("--seed", type=int, default=0, help="seed of their choice (0)")

@@ -178,24 +178,25 @@ def too_large(spec: Spec, devices: int, site: Site, card: int | None, peak: Peak
     """
     if not isinstance(spec, Pretrain) or card is None or peak is None:
         return None
-    if peak.num_bytes <= card * (1 if peak.recorded else MARGIN):
+    needed = peak.on(card)
+    if needed <= card * (1 if peak.recorded else MARGIN):
         return None
     what = f"Run {spec.id} ({title(spec)}) at batch {spec.batch_size}"
     source = "as a comparable run recorded" if peak.recorded else "estimated"
-    remedies = ", or ".join(_remedies(spec, devices, site, int(USABLE * card)))
+    remedies = ", or ".join(_remedies(spec, devices, site, card))
     return Missing(
         GPU_MEMORY,
-        f"{what} needs {size(peak.num_bytes)} of memory on each GPU ({source}), which has {size(card)}: "
+        f"{what} needs {size(needed)} of memory on each GPU ({source}), which has {size(card)}: "
         f"{remedies or 'use a larger GPU'}.",
     )
 
 
-def _remedies(spec: Pretrain, devices: int, site: Site, usable: int) -> Iterator[str]:
-    """Yield the settings with which a pretraining fits in `usable` bytes of each GPU, in words."""
+def _remedies(spec: Pretrain, devices: int, site: Site, card: int) -> Iterator[str]:
+    """Yield the settings with which a pretraining fits in the usable memory of each GPU, in words."""
 
     def fits(run: Pretrain, num: int, *, recompute: bool = site.recompute) -> bool:
-        found = memory.estimate(run, num, recompute=recompute)
-        return found is not None and found <= usable
+        found = memory.estimate(run, num, replace(site, recompute=recompute))
+        return found is not None and found.on(card) <= USABLE * card
 
     batch = spec.batch_size
     parts = [part for part in range(2, batch // 2 + 1) if batch % part == 0]
@@ -219,8 +220,9 @@ def tight(todo: Iterable[Job], site: Site, store: Store) -> list[str]:
     found = memory.peaks(jobs, site, store)
     asked = site.runs_per_gpu if isinstance(site.runs_per_gpu, int) else 1
     needs = {
-        job.spec.id: found[job.spec.id].num_bytes * (asked if job.devices(site) == 1 else 1)
+        job.spec.id: num * found[job.spec.id].on(card, num)
         for job in jobs
+        for num in (asked if job.devices(site) == 1 else 1,)
         if job.spec.id in found
     }
     if not needs or max(needs.values()) <= card:

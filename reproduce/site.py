@@ -42,6 +42,8 @@ SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 """Environment variables that contain a secret of the tracking server."""
 LARGEST = 10**9
 """Maximum of whole numbers: beyond it, a value is a typing error."""
+MOST_WORKERS = 1024
+"""Maximum number of processes that decode for one run, above the cores of any machine."""
 EARLIEST = 60
 """Maximum number of seconds by which Slurm may send the signal too early (sbatch(1), --signal)."""
 
@@ -219,9 +221,12 @@ class Site:
             raise InvalidError(
                 f"runs_per_gpu is {shared!r}: a number of runs of at least 1, or auto is expected."
             )
-        if self.workers != "auto" and not (isinstance(self.workers, int) and self.workers >= 0):
+        if self.workers != "auto" and not (
+            isinstance(self.workers, int) and 0 <= self.workers <= MOST_WORKERS
+        ):
             raise InvalidError(
-                f"workers is {self.workers!r}: a number of processes, 0 for none, or auto is expected."
+                f"workers is {self.workers!r}: a number of processes up to {MOST_WORKERS}, 0 for none, or "
+                "auto is expected."
             )
         if not isinstance(self.compile, bool) and self.compile != "auto":
             raise InvalidError(f"compile is {self.compile!r}: true, false or auto is expected.")
@@ -230,8 +235,10 @@ class Site:
         if not 0 < self.heartbeat < math.inf:
             raise InvalidError(f"heartbeat is {self.heartbeat}: a number of seconds above 0 is expected.")
         for key in ("jobs", "checkpoint_seconds", "cache_gb", "features_gb"):
-            if not getattr(self, key) >= 0:  # nan is not
-                raise InvalidError(f"{key} is {getattr(self, key)}: at least 0 is expected.")
+            if not 0 <= getattr(self, key) < math.inf:  # nan is not
+                raise InvalidError(
+                    f"{key} is {getattr(self, key)}: a finite number of at least 0 is expected."
+                )
 
     @property
     def store(self) -> str:
@@ -434,8 +441,8 @@ def _check_keys(path: Path, text: str, table: str, keys: Iterable[str]) -> None:
         for other, names in known.items():
             if key in names:
                 where = f"below [{other}]" if other else "at the beginning of the file"
-                here = f"is below [{table}]" if table else "is outside the tables"
-                raise InvalidError(f"{place}: '{key}' {here}, where it means nothing. Put it {where}.")
+                here = f"below [{table}]" if table else "outside of the tables"
+                raise InvalidError(f"{place}: '{key}' belongs {where}, but is {here}: move it.")
         kind = {"": "key", "slurm": "key of [slurm]", "data": "data root"}[table]
         raise InvalidError(f"{place}: {unknown(kind, key, known[table])}")
 
@@ -523,7 +530,8 @@ def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
     """
     wanted, words = KINDS[kind]
     if not isinstance(value, wanted) or (isinstance(value, bool) and not kind.startswith("bool")):
-        raise InvalidError(f"{path}: {key} is {without_secrets(repr(value)):.200}: {words} is expected.")
+        written = str(value).lower() if isinstance(value, bool) else repr(value)
+        raise InvalidError(f"{path}: {key} is {without_secrets(written):.200}: {words} is expected.")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InvalidError(f"{path}: {key} is {str(value)[:20]}: at most {LARGEST} is expected.")
     return value

@@ -1,6 +1,9 @@
 """The benchmarks: their comparisons and their output. These tests do not judge the numbers."""
 
+import importlib
 import json
+import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +13,9 @@ import pytest
 import torch
 
 from bench import bench_methods, bench_step, device
+from bench.__main__ import names
 from bench.compare import in_turns, record
+from reproduce.commands import speed
 from reproduce.train import Meter, draw_batch, start, train_step
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -134,6 +139,34 @@ def test_views_that_are_stored_in_bfloat16_change_no_weight():
     assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
 
 
+@pytest.mark.parametrize("module", [*(f"bench_{name}" for name in names()), "__main__", "device", "mutants"])
+def test_a_command_line_has_a_help_and_refuses_what_it_does_not_know(module, monkeypatch, capsys):
+    name = "bench" if module == "__main__" else f"bench.{module}"
+    for option, code in (("--help", 0), ("--nonsense", 2), ("--hel", 2)):
+        monkeypatch.setattr(sys, "argv", ["", option])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"bench.{module}", run_name="__main__")
+        printed = capsys.readouterr()
+        assert ended.value.code == code
+        if code:
+            assert printed.out == ""
+            assert printed.err == (
+                f"python -m {name}: unrecognized arguments: {option}; --help lists the options\n"
+            )
+        else:
+            assert printed.out.startswith(f"usage: python -m {name} [-h]")
+            assert importlib.import_module(f"bench.{module}").__doc__.strip() in printed.out
+
+
+@pytest.mark.slow
+def test_the_script_for_a_new_gpu_starts_from_its_file_and_names_its_parts(tmp_path):
+    command = [sys.executable, str(PROJECT / "bench" / "device.py"), "--help"]
+    environment = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(f"{part.name} {part.seconds:.0f}" in done.stdout for part in device.ON_GPU)
+
+
 @pytest.mark.slow
 def test_a_new_device_leaves_one_json_named_after_it(tmp_path):
     command = [sys.executable, "-m", "bench.device", "--quick", "--out", str(tmp_path)]
@@ -142,7 +175,8 @@ def test_a_new_device_leaves_one_json_named_after_it(tmp_path):
     (path,) = tmp_path.iterdir()
     assert done.stdout.splitlines()[-1] == str(path)
     found = json.loads(path.read_text())
-    assert path.stem == device._file_name(found["device"])
+    assert path.name == f"{device._file_name(found['device'])}.quick.json"
+    assert path.name.endswith(speed.QUICK)
     assert [record["bench"] for record in found["records"]] == ["step", "pretraining"]
     assert found["failed"] == {}
     assert found["skipped"] == {"table8": "--quick trains no table"}
@@ -165,9 +199,28 @@ def test_a_part_that_fails_hangs_or_does_not_fit_is_named_and_the_next_one_runs(
         "silent": "it printed no records",
     }
     assert list(found["skipped"]) == ["large"]
-    again = device.Session(tmp_path)
+    again, tiny = device.Session(tmp_path), device.Session(tmp_path, quick=True)
     again.resume()
     assert again.result == {key: found[key] for key in again.result}
+    tiny.save()
+    tiny.resume()
+    assert tiny.result["records"] == []
+    assert json.loads(session.path.read_text()) == found, "tiny cases replace no result"
+
+
+def test_time_that_is_kept_for_another_command_is_not_used(tmp_path):
+    session = device.Session(tmp_path, seconds=10)
+    assert session.process("late", [sys.executable, "--version"], 20, kept=30) is None
+    assert session.result["skipped"] == {"late": "0 s are left, and it may take 20 s"}
+    assert session.process("early", [sys.executable, "--version"], 10, kept=3).startswith("Python ")
+
+
+@pytest.mark.skipif(not (PROJECT / ".git").exists() or shutil.which("git") is None, reason="not a repository")
+def test_results_of_tiny_cases_are_no_change_of_the_code():
+    ignored = subprocess.run(
+        ["git", "check-ignore", "-q", device.QUICK_RESULTS / "a.quick.json"], cwd=PROJECT, check=False
+    )
+    assert ignored.returncode == 0
 
 
 def test_a_name_of_a_card_becomes_the_name_of_a_file():

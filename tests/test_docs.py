@@ -340,6 +340,7 @@ def test_the_page_of_speeds_shows_results_and_parts_without_one(tmp_path: Path) 
     cell = {"row": "BYOL", "value": "56.9", "unit": "%", "reason": ""}
     result = {
         "device": "NVIDIA H200",
+        "kind": "GPU",
         "cores": 16,
         "packages": {"torch": "2.11"},
         "commit": "0123456789",
@@ -350,6 +351,8 @@ def test_the_page_of_speeds_shows_results_and_parts_without_one(tmp_path: Path) 
         "skipped": {"large": "1 s are left"},
     }
     (tmp_path / "nvidia-h200.json").write_text(json.dumps(result))
+    (tmp_path / "nvidia-h100.quick.json").write_text(json.dumps(result | {"device": "NVIDIA H100"}))
+    (tmp_path / "a-processor.json").write_text(json.dumps(result | {"device": "A processor", "kind": "CPU"}))
     assert speed.page(tmp_path).partition("## ")[2].splitlines() == [
         "NVIDIA H200",
         "",

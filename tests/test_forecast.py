@@ -23,6 +23,7 @@ from reproduce.commands import doctor
 from reproduce.commands.forecast import (
     Estimate,
     Forecast,
+    Hours,
     Past,
     Step,
     check,
@@ -32,7 +33,7 @@ from reproduce.commands.forecast import (
     makespan,
     nearest,
 )
-from reproduce.commands.rehearsed import Measured
+from reproduce.commands.rehearsed import Measured, Measurement, shapes
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.detection.cost import operations
 from reproduce.messages import clock, hours
@@ -317,6 +318,40 @@ def test_the_published_sizes_of_real_data_give_an_estimate_at_paper_scale() -> N
     found = estimate(run, [], "GPU", "any")
     assert found is not None
     assert found.seconds == pytest.approx(4 * 320 * 126_689 * 4 * 2 * 1.81e9 / 18e12, rel=0.01)
+
+
+def test_hours_count_the_images_on_this_machine(tmp_path: Path) -> None:
+    """Of Imagenette's 9 469 and 3 925 images, 600 and 200 are here, and a rehearsal took 1 s a step."""
+    root = image_folder(tmp_path / "images", train=60, val=20, classes=10)
+    other = Site(runs=tmp_path / "runs", device="cpu")
+    site = replace(other, data={"imagenette": root})
+    table = Request(table="table8", scale="small", rows="BYOL", changes=("batch_size=100", "epochs=3"))
+    pretraining, linear = jobs([table])
+    run = cast(Pretrain, pretraining.spec)
+    passes = [linear.spec.protocol.passes(*each) for each in ((600, 200), (9469, 3925))]  # type: ignore[union-attr]
+    for job, ratio in ((pretraining, 600 / 9469), (linear, passes[0] / passes[1])):
+        (here, published) = (Hours(None, each).of(job) for each in (site, other))
+        assert here is not None
+        assert published is not None
+        assert here.seconds == pytest.approx(ratio * published.seconds)
+        on = [Hours(None, each, find("h100")).of(job) for each in (site, other)]
+        assert on[0] is not None
+        assert on[1] is not None
+        assert on[0].seconds == pytest.approx(ratio * on[1].seconds)
+
+    (large, *_) = jobs([replace(table, changes=("batch_size=601", "epochs=3"))])
+    too_few, published = (Hours(None, each).of(large) for each in (site, other))
+    assert too_few == published, "a run that needs more images than are here"
+
+    count, number = Hours(None, site).counting(pretraining), {"num_images": "9469"}
+    (shape,) = shapes(run, site, 1)
+    measured = Measured({(shape, "Chip"): Measurement(seconds=1.0, images=100, steps=20, limit="CPU")})
+    past = [finished(run, 94.69, digests=number)]
+    found = [estimate(run, each, "CPU", "Chip", measured, 1, site, count) for each in ([], past)]
+    assert [each and (each.source, each.seconds) for each in found] == [
+        ("rehearsed", 3 * 6),
+        ("finished runs", pytest.approx(6)),
+    ]
 
 
 class Quiet(Protocol, name="quiet"):

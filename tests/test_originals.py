@@ -17,6 +17,7 @@ from reproduce.data.augmentation import Augmentation
 from reproduce.data.images import Files, Found, Whole, batches, found_in
 from reproduce.data.originals import Originals
 from reproduce.data.resident import SHARE, Resident
+from reproduce.runs import environment
 
 NUM = 40
 SIZES = {"one size": [(20, 24)] * 3, "many sizes": [(20, 24), (31, 17), (40, 40)], "large": [(140, 150)] * 3}
@@ -100,10 +101,15 @@ def test_a_batch_taken_from_the_memory_of_a_split_is_that_of_the_files(folder: P
             assert all(map(torch.equal, ours, theirs))
 
 
-def test_a_copy_on_the_device_follows_the_memory_and_keeps_to_its_share(folder: Path) -> None:
+@pytest.mark.parametrize("runs", [1, 4])
+def test_a_copy_on_the_device_follows_the_memory_and_keeps_to_its_share(
+    folder: Path, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that share a device share the memory for their copies, too."""
+    monkeypatch.setenv(environment.SHARING, str(runs))
     stored = images(folder, 1.0)
     size = len(stored.find([0], Whole()).images.values)
-    roomy, tight = (Resident(CPU, free=int(size / SHARE) + extra) for extra in (20, -20))
+    roomy, tight = (Resident(CPU, free=int(runs * size / SHARE) + extra) for extra in (20, -20))
     places = set()
     for each in found_in(stored, epochs(), Whole()):
         copied = roomy(each)

@@ -13,10 +13,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import Home
-from toys import recorded
+from PIL import Image
+from toys import CPU, recorded
 
 from configs.pretrain import WIDE, byol, imagenet, imagenet100, msbreg, stl10
 from reproduce.commands import doctor
+from reproduce.data import inventory
+from reproduce.data.augmentation import Augmentation
+from reproduce.data.folder import Folder, named
+from reproduce.data.images import Whole
+from reproduce.data.resident import Resident
 from reproduce.data.views import GPU_CHUNK
 from reproduce.data.voc0712 import VOC0712
 from reproduce.launch import local
@@ -114,15 +120,16 @@ def test_the_estimate_of_a_run_by_hand() -> None:
 
     run = replace(byol(imagenet100), backbone="small", batch_size=8, precision="float32")
     run = replace(run, dataset=replace(run.dataset, size=32, resize=32, canvas=48))
+    other = replace(run, dataset=replace(run.dataset, canvas=480))
     layout = run.method.layout(64)
     assert layout is not None
     files = cost.sizes(network, layout, num_states=1)
     trained = 77_392 + layout.projector.parameters + layout.predictor.parameters
     # Three batches of views in float32 exist at a time, and 12 bytes for each value that is being made.
-    views, decoded, heads = 2 * 3 * 32 * 32 * (3 * 4 + 12), 2 * 3 * 48 * 48, 4 * 2 * (2 * 512 + 128)
+    views, decoded, heads = 2 * 3 * 32 * 32 * (3 * 4 + 12), 2 * 3 * 500 * 375, 4 * 2 * (2 * 512 + 128)
     one = views + decoded + heads + network.activations(32, 4)
-    assert estimate(run) == CUDA + files.checkpoint + 4 * trained + 8 * one
-    assert estimate(run, 2) == CUDA + files.checkpoint + 2 * 4 * trained + 4 * one
+    assert estimate(run) == estimate(other) == Peak(CUDA + files.checkpoint + 4 * trained + 8 * one)
+    assert estimate(run, 2) == Peak(CUDA + files.checkpoint + 2 * 4 * trained + 4 * one)
 
 
 @pytest.mark.parametrize(("num_views", "measured"), [(2, 2.11), (4, 2.13), (8, 2.18)])
@@ -132,27 +139,57 @@ def test_the_estimate_is_near_to_what_one_h200_showed(num_views: int, measured: 
     assert found is not None
     # There, views were ready: of the three batches, one existed, and none was being made.
     prepared = 512 * num_views * 3 * 64**2 * (2 * 2 + 12)
-    assert (found - CUDA - prepared) / 2**30 == pytest.approx(measured, rel=0.04)
+    assert (found.num_bytes - CUDA - prepared) / 2**30 == pytest.approx(measured, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("draft", "last", "num_bytes"),
+    [(False, (80, 40), 3 * 3 * 400 * 200 + 3 * 80 * 40), (True, (400, 200), 4 * 3 * 50 * 25)],
+    ids=["whole", "at an eighth"],
+)
+def test_the_estimate_counts_the_pictures_of_ones_own_folder_as_they_are(
+    draft: bool, last: tuple[int, int], num_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory, "JUST_NOW", 0)
+    site, folder = Site(runs=tmp_path / "runs"), tmp_path / "own" / "train" / "a"
+    folder.mkdir(parents=True)
+    for number, sides in enumerate([(400, 200)] * 3 + [last]):
+        Image.new("RGB", sides, (number, 0, 0)).save(folder / f"{number}.jpg")
+    own = Folder(content=named(str(tmp_path / "own"), site, ("train",)), size=8, resize=8, canvas=8)
+    views = Augmentation(draft=draft, crop_scale=(0.4, 1.0))
+    run = replace(byol(imagenet100), dataset=own, batch_size=4, augmentation=views)
+
+    images, shape = own.load("train", replace(site, cache_gb=1.0)), Whole(views.least(8, 2))
+    copied = Resident(CPU, free=10**9)(images.find(range(4), shape)).values
+    found, unread = estimate(run, 1, site), estimate(run)
+    assert found is not None
+    assert unread is not None
+    assert len(copied) == num_bytes + num_bytes // 10
+    assert found.images == pytest.approx(len(copied), rel=0.01)
+    assert unread.images == 0, "the number of its images is unknown"
+    typical = 4 * 3 * (62 * 46 if draft else 500 * 375)
+    assert unread.num_bytes - found.num_bytes == pytest.approx(2 * (typical - num_bytes), rel=0.01)
+    assert (estimate(run, 1, replace(site, cache_gb=1e-6)) or found).images == 0, "they are not kept at all"
 
 
 def of(method: Method) -> Pretrain:
     return imagenet100(method)
 
 
-def backbone_of(run: Pretrain, **site: bool) -> float:
+def backbone_of(run: Pretrain, **site: Any) -> float:
     """Return how many views of the backbone's activations an estimate contains."""
     network = cost.network(run.backbone)
     assert network is not None
-    found, other = estimate(run, **site), estimate(replace(run, batch_size=run.batch_size // 2), **site)
+    half = run.batch_size // 2
+    found, other = estimate(run, 1, Site(**site)), estimate(replace(run, batch_size=half), 1, Site(**site))
     assert found is not None
     assert other is not None
     layout, side = run.method.layout(network.num_features), run.dataset.size
     assert layout is not None
-    half = run.batch_size // 2
     values = half * run.method.num_views * 3 * side**2
     made = 12 * (min(2 * values, GPU_CHUNK) - min(values, GPU_CHUNK))
-    views = 3 * 2 * values + made + half * 2 * 3 * run.dataset.canvas**2
-    return (found - other - views) / half / network.activations(side, 2)
+    views = 3 * 2 * values + made + half * 2 * 3 * 500 * 375
+    return (found.num_bytes - other.num_bytes - views) / half / network.activations(side, 2)
 
 
 def test_only_a_loss_that_couples_all_views_keeps_their_activations() -> None:
@@ -199,9 +236,7 @@ def test_the_free_parts_of_devices_by_hand() -> None:
 
 
 def shares(spec: Pretrain | Evaluate, card: int | None = H200, gpus: int = 2, **site: Any) -> int:
-    found = estimate(spec)
-    peak = None if found is None else Peak(found)
-    return runs_per_gpu(job(spec), Site(**site), gpus=gpus, card=card, peak=peak)
+    return runs_per_gpu(job(spec), Site(**site), gpus=gpus, card=card, peak=estimate(spec))
 
 
 def test_small_runs_share_a_gpu_as_far_as_its_memory_allows() -> None:
@@ -211,6 +246,22 @@ def test_small_runs_share_a_gpu_as_far_as_its_memory_allows() -> None:
     assert shares(small, card=GB) == 1
     assert shares(small, card=None) == 1
     assert shares(Evaluate(encoder=small, protocol=NearestNeighbours(), dataset=small.dataset)) == 4
+
+
+def test_runs_that_share_a_gpu_fit_with_the_copies_of_their_images() -> None:
+    """A copy of 1 GB is kept if those of all runs take at most a tenth of the GPU."""
+    peak, recorded = Peak(3 * GB, images=GB), Peak(3 * GB, recorded=True, images=GB)
+    on = [(card, runs, peak.on(card * GB, runs) // GB) for card in (40, 39, 9) for runs in (1, 4)]
+    assert on == [(40, 1, 4), (40, 4, 4), (39, 1, 4), (39, 4, 3), (9, 1, 3), (9, 4, 3)]
+    assert [recorded.on(40 * GB, runs) // GB for runs in (1, 4)] == [3, 4], "its record has its own copy"
+
+    def number(card: float, images: float) -> int:
+        peak = Peak(3 * GB, images=int(images * GB))
+        return runs_per_gpu(job(byol(stl10)), Site(), gpus=1, card=int(card * GB), peak=peak)
+
+    assert (number(13.4, 0), number(13.4, 0.5)) == (4, 4), "four copies of 0.5 GB are not kept on 13.4 GB"
+    assert (number(13.4, 0.3), number(14.7, 0.3)) == (3, 4), "four of 3.3 GB fill nine tenths of 14.7"
+    assert number(13.0, 0.4) == 3, "three of 3.4 GB"
 
 
 def test_a_run_that_keeps_a_gpu_busy_or_is_unknown_has_it_alone() -> None:
@@ -240,7 +291,7 @@ def test_a_run_that_does_not_fit_is_refused_with_the_settings_that_would_do() ->
     found = estimate(big)
     assert found is not None
     card = 24 * GB
-    problem = too_large(big, 1, site, card, Peak(found))
+    problem = too_large(big, 1, site, card, found)
     assert problem is not None
     assert problem.name == "GPU memory"
     assert problem.why == (
@@ -248,19 +299,21 @@ def test_a_run_that_does_not_fit_is_refused_with_the_settings_that_would_do() ->
         "which has 24 GB: set devices to 16 in the site file, which changes no number, or "
         "--set batch_size=256, which is another run."
     )
-    usable = 0.9 * card
-    assert (estimate(big, 16) or 0) <= usable < (estimate(big, 8) or 0)
-    assert (estimate(replace(big, batch_size=256)) or 0) <= usable
+    usable, smaller = 0.9 * card, replace(big, batch_size=256)
+    fitting, larger = [estimate(big, 16), estimate(smaller)], estimate(big, 8)
+    assert all(each and each.num_bytes <= usable for each in fitting)
+    assert larger
+    assert larger.num_bytes > usable
 
     coupled = of(BarlowTwins(num_views=2))
-    needed, recomputed = estimate(coupled), estimate(coupled, recompute=True)
+    needed, recomputed = estimate(coupled), estimate(coupled, 1, Site(recompute=True))
     assert needed is not None
     assert recomputed is not None
-    small_card = int(needed / MARGIN) - 10**6
-    assert recomputed < 0.9 * small_card
-    why = (too_large(coupled, 1, site, small_card, Peak(needed)) or problem).why
+    small_card = int(needed.num_bytes / MARGIN) - 10**6
+    assert recomputed.num_bytes < 0.9 * small_card
+    why = (too_large(coupled, 1, site, small_card, needed) or problem).why
     assert "set recompute to true in the site file, which changes no number" in why
-    assert "use a larger GPU" in (too_large(coupled, 1, site, CUDA, Peak(needed)) or problem).why
+    assert "use a larger GPU" in (too_large(coupled, 1, site, CUDA, needed) or problem).why
 
 
 def test_an_estimate_has_a_margin_and_a_record_has_none() -> None:
@@ -297,7 +350,7 @@ def test_what_may_not_fit_is_told_in_one_line(card: str, template: Path, tmp_pat
     jobs = [job(replace(near, seed=seed)) for seed in seeds]
     needed = estimate(near)
     assert needed is not None
-    assert 1000 * 2**20 < needed < MARGIN * 1000 * 2**20
+    assert 1000 * 2**20 < needed.num_bytes < MARGIN * 1000 * 2**20
     (line,) = tight(jobs, site, Store(site))
     assert line == (
         f"Run {jobs[0].spec.id} may need 1.26 GB of a GPU, which has 1.05 GB; the same holds for 1 other run."
@@ -317,7 +370,7 @@ def test_doctor_shows_peaks_and_shares_and_what_is_too_large(
     requests = [Request(table="table2", scale=scale) for scale in ("smoke", "paper")]
     specs = {request: request.specs() for request in requests}
     assert doctor._memory(specs, made) == (
-        "estimated peak of a pretraining: up to 526 MB at smoke, 193 GB at paper, on its GPU; "
+        "estimated peak of a pretraining: up to 530 MB at smoke, 193 GB at paper, on its GPU; "
         "runs that share a GPU: up to 1 at smoke, 1 at paper (runs_per_gpu)"
     )
     assert doctor.GPU_MEMORY in doctor.need(specs[requests[1]], made, "paper").missing
@@ -397,8 +450,13 @@ def test_a_comparable_run_that_recorded_its_peak_replaces_the_estimate(
     recorded(store, site, replace(ours, seed=6), {"loss": 1.0})
 
     alike = replace(ours, epochs=7, seed=1, method=replace(ours.method, lambda_b=0.25))
-    assert peaks([job(alike)], site, store) == {alike.id: Peak(CUDA + 3_250_000_000, recorded=True)}
-    for other in (replace(ours, precision="float32"), msbreg(stl10, num_views=2)):
+    alike = replace(alike, dataset=replace(alike.dataset, canvas=120))
+    copy = 105_000 * 3 * 96**2 * 11 // 10
+    assert peaks([job(alike)], site, store) == {
+        alike.id: Peak(CUDA + 3_250_000_000, recorded=True, images=copy)
+    }
+    fewer = replace(ours, dataset=replace(ours.dataset, pretrain_split="train"))
+    for other in (replace(ours, precision="float32"), msbreg(stl10, num_views=2), fewer):
         assert not peaks([job(other)], site, store)[other.id].recorded
     assert not peaks([job(alike)], replace(site, recompute=True), store)[alike.id].recorded
     assert peaks([job(alike)], replace(site, devices=8), store)[alike.id].num_bytes == CUDA + 9 * GB

@@ -72,3 +72,23 @@ def test_the_bytes_are_the_same_with_any_shared_memory_and_no_batch_stays_in_it(
     assert len(seen) == alive
     # 2 x 2 + 1 images of 960 bytes, in half of what is free
     assert ("2 decoders would need 9.6 kB of shared memory" in caplog.text) == (alive < 2)
+
+
+def test_more_decoders_than_cores_have_one_warning_of_ours(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    images = Files(tmp_path, [b"a.png"] * 4, [0] * 4, ["a"], 0.0)
+    said = (
+        "2 processes decode the images of this run, but more than one for each core (1) do not help: lower "
+        "`workers` in the site file."
+    )
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    for workers, expected in ((1, []), (2, [said])):
+        caplog.clear()
+        assert len(list(found_in(images, [[np.arange(4)]], Whole(), workers))) == 1
+        assert caplog.messages == expected
+    assert [each for each in recwarn if "DataLoader" in str(each.message)] == []

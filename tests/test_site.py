@@ -29,25 +29,23 @@ def refused(said: str) -> str:
     [
         (
             '[data]\nstl10 = "/d"\ntracking_uri = "http://x"\n',
-            ", line 3: 'tracking_uri' is below [data], where it means nothing. "
-            "Put it at the beginning of the file.",
+            ", line 3: 'tracking_uri' belongs at the beginning of the file, but is below [data]: move it.",
         ),
         (
             "jobs = 1\n[slurm]\n  'devices' = 4\n",
-            ", line 3: 'devices' is below [slurm], where it means nothing. "
-            "Put it at the beginning of the file.",
+            ", line 3: 'devices' belongs at the beginning of the file, but is below [slurm]: move it.",
         ),
         (
             '[data]\npartition="gpu"\n',
-            ", line 2: 'partition' is below [data], where it means nothing. Put it below [slurm].",
+            ", line 2: 'partition' belongs below [slurm], but is below [data]: move it.",
         ),
         (
             'imagenet = "/d"\n',
-            ", line 1: 'imagenet' is outside the tables, where it means nothing. Put it below [data].",
+            ", line 1: 'imagenet' belongs below [data], but is outside of the tables: move it.",
         ),
         (
             "data = { imagenet = '/d', jobs = 2 }\n",
-            ": 'jobs' is below [data], where it means nothing. Put it at the beginning of the file.",
+            ": 'jobs' belongs at the beginning of the file, but is below [data]: move it.",
         ),
     ],
 )
@@ -127,10 +125,27 @@ def test_a_value_that_is_not_a_folder_is_refused(content: str, said: str, file: 
         sites.load()
 
 
-@pytest.mark.parametrize("seconds", ["-1", "nan"])
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("workers = true", '{file}: workers is true: a whole number or "auto" is expected.'),
+        ("compile = 1", '{file}: compile is 1: true, false or "auto" is expected.'),
+        (
+            "workers = 1025",
+            "workers is 1025: a number of processes up to 1024, 0 for none, or auto is expected.",
+        ),
+    ],
+)
+def test_a_value_that_is_not_possible_is_shown_as_it_is_written(written: str, said: str, file: Path) -> None:
+    file.write_text(f"{written}\n")
+    with pytest.raises(InvalidError, match=refused(said.format(file=file))):
+        sites.load()
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
 def test_seconds_between_checkpoints_that_are_none_are_refused(seconds: str, file: Path) -> None:
     file.write_text(f"checkpoint_seconds = {seconds}\n")
-    said = f"{file}: checkpoint_seconds is {seconds}: at least 0 is expected."
+    said = f"{file}: checkpoint_seconds is {seconds}: a finite number of at least 0 is expected."
     with pytest.raises(InvalidError, match=refused(said)):
         sites.load()
     file.write_text("checkpoint_seconds = 0\n")

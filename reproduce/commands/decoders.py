@@ -152,7 +152,7 @@ def _needed(jobs: Sequence[Job], shares: Mapping[str, Share], hours_of: forecast
     for job in jobs:
         spec = job.spec
         assert isinstance(spec, Pretrain), "only these read images for training"
-        images = spec.dataset.num_images(spec.dataset.pretrain_split)
+        images = hours_of.counting(job)(spec, spec.dataset.pretrain_split)
         try:
             found = hours_of.of(job)
         except (UserError, OSError):  # the store is unreachable, which the line about it says

@@ -43,7 +43,6 @@ from reproduce.readiness import (
     too_large,
 )
 from reproduce.resources import memory
-from reproduce.resources.memory import Peak
 from reproduce.resources.sharing import runs_per_gpu
 from reproduce.runs import environment, output
 from reproduce.site import Site
@@ -130,7 +129,7 @@ class Machine:
     @cached_property
     def hours_of(self) -> forecast.Hours:
         """Estimates for its devices, or for the card."""
-        return forecast.Hours(None, self.site, self.card)
+        return forecast.Hours(None, self.site, self.card, self.counts)
 
     @cached_property
     def at_once(self) -> int:
@@ -147,8 +146,7 @@ class Machine:
     def has_memory(self, spec: Spec) -> bool:
         """Return False if a run is refused because a GPU has too little memory for it."""
         devices = self.site.devices if isinstance(spec, Pretrain) else 1
-        found = memory.estimate(spec, devices, recompute=self.site.recompute)
-        peak = None if found is None else Peak(found)
+        peak = memory.estimate(spec, devices, self.site)
         return too_large(spec, devices, self.site, self.gpu_memory, peak) is None
 
     def has_gpu(self, spec: Spec) -> bool | None:
@@ -335,10 +333,10 @@ def _memory(specs: Mapping[Request, Iterable[Spec]], machine: Machine) -> str:
     for request, runs in specs.items():
         for spec in runs:
             job, scale = Job(spec, request), request.scale
-            found = memory.estimate(spec, job.devices(site), recompute=site.recompute)
+            found = memory.estimate(spec, job.devices(site), site)
             if isinstance(spec, Pretrain) and found is not None:
-                number = runs_per_gpu(job, site, gpus=1, card=card, peak=Peak(found))
-                largest[scale] = max(found, largest.get(scale, 0))
+                number = runs_per_gpu(job, site, gpus=1, card=card, peak=found)
+                largest[scale] = max(found.on(card or 0), largest.get(scale, 0))
                 shared[scale] = max(number, shared.get(scale, 0))
     if not largest:
         return ""

@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from reproduce.commands import rehearsed
-from reproduce.commands.rehearsed import Measured
+from reproduce.commands.rehearsed import Count, Measured
 from reproduce.commands.status import progress
+from reproduce.data import inventory
 from reproduce.data.dataset import Dataset
 from reproduce.detection import cost as detectors
 from reproduce.messages import NotFoundError, clock, counted, hours, size
@@ -333,7 +334,7 @@ def forecast(
     claimed = Claims(site).leases(job.spec.id for job in wanted)
     unfinished = [job for job in wanted if job.spec.id not in found.finished]
     lacking = blocked([job for job in unfinished if job.spec.id not in claimed])
-    hours_of = Hours(store, site, card)
+    hours_of = Hours(store, site, card, counts)
     hours_of.prepare(wanted)
     memory: list[int] = []
     steps = []
@@ -410,13 +411,17 @@ def fresh(wanted: Sequence[Job], hours_of: Hours, site: Site) -> list[Step]:
 class Hours:
     """Estimates for the devices of a site, or for another card."""
 
-    def __init__(self, store: Store | None, site: Site, card: Card | None = None) -> None:
+    def __init__(
+        self, store: Store | None, site: Site, card: Card | None = None, counts: Counts | None = None
+    ) -> None:
         """Read what is known about the devices.
 
         Args:
             store: source of finished runs to compare with; None to compare with none.
             card: card for which hours are estimated; None for the devices of the site.
+            counts: numbers of images that the caller needs too.
         """
+        self._counts = counts or Counts(site)
         self.device, self._model = launcher(site).device(site)
         if card:
             self.device = "GPU"
@@ -475,9 +480,28 @@ class Hours:
         known = [each.memory for each in found if each and each.memory is not None]
         return [max(known)] if known else []
 
+    def counting(self, job: Job) -> Count:
+        """Return the function that counts a run's images: those here if it can start with them.
+
+        Otherwise, the published ones count, since the run waits for other data.
+        """
+        problem = self._counts.problem(job.spec, job.request.scale)
+        return num_images if problem else self._count
+
+    def _count(self, spec: Spec, split: str) -> int | None:
+        found = self._counts.of(spec.dataset, split)
+        return found if isinstance(found, int) else num_images(spec, split)
+
     def of(self, job: Job) -> Estimate | None:
         """Return the estimate of a whole run, or None if it is unknown."""
-        given = job.spec, self.past(job), self._measured, job.devices(self._site), self.site_of(job)
+        given = (
+            job.spec,
+            self.past(job),
+            self._measured,
+            job.devices(self._site),
+            self.site_of(job),
+            self.counting(job),
+        )
         if self._card:
             return estimate_on(self._card, *given)
         return estimate(job.spec, given[1], self.device, self._model, *given[2:])
@@ -693,6 +717,7 @@ def estimate(
     measured: Measured | None = None,
     devices: int = 1,
     site: Site | None = None,
+    count: Count | None = None,
 ) -> Estimate | None:
     """Return the duration of `spec` from start to end, or None if it is unknown.
 
@@ -703,37 +728,45 @@ def estimate(
         measured: measurements of rehearsals; None for none.
         devices: number of devices that share its images.
         site: site as the run sees it (`rehearsed.seen_by`); None for the defaults.
+        count: numbers of images; None for the published ones.
     """
-    start = _start(past, device, model)
-    found = _measured_on(model, spec, past, measured or Measured(), devices, site or Site(), start)
+    count, start = count or num_images, _start(past, device, model)
+    found = _measured_on(model, spec, past, measured or Measured(), devices, site or Site(), count, start)
     if found:
         return found
-    operations = _operations(spec)
+    operations = _operations(spec, count)
     if operations is None:
         return None
     return Estimate(devices * start + operations / SPEEDS[device], "FLOPs", start=devices * start)
 
 
 def estimate_on(
-    card: Card, spec: Spec, past: Sequence[Record], measured: Measured, devices: int, site: Site
+    card: Card,
+    spec: Spec,
+    past: Sequence[Record],
+    measured: Measured,
+    devices: int,
+    site: Site,
+    count: Count | None = None,
 ) -> Estimate | None:
     """Return the duration of `spec` on a card, or None if it is unknown.
 
     What was measured on the card itself comes first, then what was measured on another known card.
 
     Args:
-        past, measured, devices, site: see `estimate`.
+        past, measured, devices, site, count: see `estimate`.
     """
+    count = count or num_images
     names = dict.fromkeys((*(record.device for record in past), *measured.devices))
     known = [(other, name) for name in names if (other := cards.of_device(name))]
     for other, name in sorted(known, key=lambda pair: pair[0] != card):
         start = _start(past, "GPU", name)
-        found = _measured_on(name, spec, past, measured, devices, site, start)
+        found = _measured_on(name, spec, past, measured, devices, site, count, start)
         if found:
             ratio = other.speed / card.speed
             scaled = found.start + ratio * (found.seconds - found.start)
             return Estimate(scaled, found.source, name, found.start)
-    operations = _operations(spec)
+    operations = _operations(spec, count)
     if operations is None:
         return None
     start = devices * START["GPU"]
@@ -741,7 +774,7 @@ def estimate_on(
 
 
 def num_images(spec: Spec, split: str) -> int | None:
-    """Return the number of images of a split that a run reads, or None if it cannot be looked up."""
+    """Return the published number of images of a split that a run reads, or None if it is unknown."""
     return _num_images(tags.settings(spec), split)
 
 
@@ -752,6 +785,7 @@ def _measured_on(
     measured: Measured,
     devices: int,
     site: Site,
+    count: Count,
     start: float,
 ) -> Estimate | None:
     """Return the duration by finished runs on a device or by a rehearsal there, or None without both.
@@ -760,12 +794,14 @@ def _measured_on(
         start: seconds of a run outside of its work.
     """
     ours = tags.settings(spec)
-    scaled = (_scaled(ours, record, isinstance(spec, Pretrain), start) for record in _usable(past, model))
+    here = count(spec, spec.dataset.pretrain_split) if isinstance(spec, Pretrain) else None
+    usable = _usable(past, model)
+    scaled = (_scaled(ours, record, isinstance(spec, Pretrain), here, start) for record in usable)
     found = list(itertools.islice((each for each in scaled if each is not None), ALIKE))
     if found:
         usual = statistics.median(found)
         return Estimate(usual, "finished runs", start=min(start, usual))
-    seconds = measured.seconds(spec, devices, model, site, num_images) if measured else None
+    seconds = measured.seconds(spec, devices, model, site, count) if measured else None
     if seconds is None:
         return None
     start = max(devices * start, measured.start(spec, devices, model, site))
@@ -798,23 +834,26 @@ def _start(past: Iterable[Record], device: str, model: str) -> float:
         return START[device]
     took, rate = _seconds(shortest), shortest.state.metrics.get(RATE)
     if shortest.is_pretraining and took <= SHORT and rate:
-        images = _num_images(shortest.settings, shortest.settings["dataset.pretrain_split"])
+        images = _images_of(shortest)
         if images is not None:
             return max(0.0, took - float(shortest.settings["epochs"]) * images / rate)
     return min(START[device], took)
 
 
-def _operations(spec: Spec) -> float | None:
+def _operations(spec: Spec, count: Count) -> float | None:
     """Return the operations of a run in the backbone, or None if they are unknown."""
-    return _pretraining(spec) if isinstance(spec, Pretrain) else _evaluation(spec)
+    return _pretraining(spec, count) if isinstance(spec, Pretrain) else _evaluation(spec, count)
 
 
-def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool, start: float) -> float | None:
+def _scaled(
+    ours: Mapping[str, str], record: Record, pretraining: bool, num_images: int | None, start: float
+) -> float | None:
     """Return the seconds of a finished run, scaled to ours, or None if the two are not comparable.
 
     Runs that shared a GPU divide its time.
 
     Args:
+        num_images: images of our pretraining; None if they are unknown.
         start: seconds of each run outside of its work.
     """
     theirs, seconds = record.settings, _seconds(record) / record.sharing
@@ -824,7 +863,7 @@ def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool, start: f
         return seconds if all(ours.get(key) == theirs.get(key) for key in keys) else None
     if any(ours.get(key, "none") != theirs.get(key, "none") for key in ALIKE_IN):
         return None
-    our_images, their_images = _images_to_compare(ours, theirs)
+    our_images, their_images = _images_to_compare(ours, record, num_images)
     our_work, their_work = _work(ours), _work(theirs)
     if our_images is None or not their_images or our_work is None or not their_work:
         return None
@@ -832,15 +871,28 @@ def _scaled(ours: Mapping[str, str], record: Record, pretraining: bool, start: f
     return start + (seconds - start) * (our_work * our_images) / (their_work * their_images)
 
 
-def _images_to_compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Return the numbers of images of two pretrainings, or (1, 1) if both have the same data set."""
+def _images_to_compare(
+    ours: Mapping[str, str], record: Record, num_images: int | None
+) -> tuple[int | None, int | None]:
+    """Return the numbers of images of two pretrainings, theirs as it was recorded or published.
+
+    If one is unknown, (1, 1) for the same data set.
+
+    Args:
+        num_images: see `_scaled`.
+    """
+    theirs, number = record.settings, _images_of(record)
     data = [{(key, each[key]) for key in each if key.startswith("dataset")} for each in (ours, theirs)]
-    if data[0] == data[1]:
-        return 1, 1
-    return (
-        _num_images(ours, ours["dataset.pretrain_split"]),
-        _num_images(theirs, theirs["dataset.pretrain_split"]),
-    )
+    unknown = num_images is None or number is None
+    return (1, 1) if unknown and data[0] == data[1] else (num_images, number)
+
+
+def _images_of(record: Record) -> int | None:
+    """Return the number of images of a finished pretraining, as it was recorded or published."""
+    recorded = record.digests.get(inventory.NUM_IMAGES, "")
+    if recorded.isdecimal():
+        return int(recorded)
+    return _num_images(record.settings, record.settings["dataset.pretrain_split"])
 
 
 def _work(settings: Mapping[str, str]) -> float | None:
@@ -898,14 +950,13 @@ def _published(dataset: str) -> Mapping[str, int]:
     return next((value.published for value in found if getattr(value, "name", "") == dataset), {})
 
 
-def _pretraining(spec: Pretrain) -> float | None:
+def _pretraining(spec: Pretrain, count: Count) -> float | None:
     """Return the operations of a pretraining in the backbone, or None if they are unknown."""
-    settings = tags.settings(spec)
-    images = _num_images(settings, settings.get("dataset.pretrain_split", ""))
+    images = count(spec, spec.dataset.pretrain_split)
     return None if images is None else spec.operations(images)
 
 
-def _evaluation(spec: Evaluate) -> float | None:
+def _evaluation(spec: Evaluate, count: Count) -> float | None:
     """Return the operations of an evaluation's passes through the encoder, or of a detector's training."""
     network, dataset = cost.network(spec.encoder.backbone), spec.dataset
     if network is None:
@@ -914,8 +965,7 @@ def _evaluation(spec: Evaluate) -> float | None:
         return detectors.operations(spec.protocol, network)
     if not isinstance(dataset, Dataset):
         return None
-    settings = tags.settings(spec)
-    counts = [_num_images(settings, split) for split in (dataset.train_split, dataset.test_split)]
+    counts = [count(spec, split) for split in (dataset.train_split, dataset.test_split)]
     if counts[0] is None or counts[1] is None:
         return None
     passes = spec.protocol.passes(counts[0], counts[1])

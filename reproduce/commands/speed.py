@@ -11,13 +11,16 @@ from reproduce.messages import counted
 from reproduce.site import PROJECT
 
 RESULTS = PROJECT / "bench" / "results"
+QUICK = ".quick.json"
+"""End of the names of results of tiny cases, whose numbers mean nothing."""
 HEAD = """# Speed on a GPU
 
 `python -m bench.device` measures a new GPU within nine minutes and writes `bench/results/<card>.json`. It
 compares the training step with the backbone alone, the whole pretraining from JPEG files with the step, and
 several runs at once with one. If the site file names the images of Imagenette, it also trains a
-[first result](small-scale.md#4-first-result-three-rows-40-epochs). This page shows the results. It is
-generated: `invoke docs` writes it. Do not edit it by hand."""
+[first result](small-scale.md#4-first-result-three-rows-40-epochs). Parts that no longer fit in the nine
+minutes are skipped; `--only` measures them later. This page shows the results on GPUs. It is generated:
+`invoke docs` writes it. Do not edit it by hand."""
 NONE = "No GPU has been measured with this script yet."
 
 
@@ -27,8 +30,9 @@ def page(folder: Path = RESULTS) -> str:
     Args:
         folder: folder of the results.
     """
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    sections = ["\n\n".join(_section(result)) for result in found]
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith(QUICK)]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    sections = ["\n\n".join(_section(result)) for result in found if result["kind"] == "GPU"]
     return "\n\n".join([HEAD, *(sections or [NONE])]) + "\n"
 
 

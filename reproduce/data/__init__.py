@@ -8,7 +8,6 @@ line.
     draws.py                 random parameters of the views
     ahead.py                 items prepared ahead of the caller, on a GPU in a stream of their own
     resident.py              the images of a split on a GPU
-    augmentation.py          settings of the distribution of views
     synthetic_detection.py   montages of scenes in the layouts of VOC and COCO
     synthetic.py             small scenes in the layouts of the real data sets
     voc0712.py               VOC07+12 with boxes
@@ -29,6 +28,7 @@ line.
     detection.py             base class of data sets with boxes
     dataset.py               base class of data sets with labels
     images.py                decoding of the images of one split
+    augmentation.py          settings of the distribution of views
     shared_memory.py         processes that decode and fit in shared memory
     originals.py             images in flat memory
     decoding.py              image files, and their faults

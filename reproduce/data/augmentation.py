@@ -26,6 +26,21 @@ MARGIN = 2
 """Pixels of a crop for each pixel of its view, along an axis, that a reduced image keeps at least."""
 
 
+def divisor(width: int, height: int, least: tuple[float, float] | None) -> int:
+    """Return the largest of 8, 4, 2 and 1 by which the sides of a JPEG may be divided when it is decoded.
+
+    Args:
+        least: pixels that the square root of its area and its shorter side keep (`Augmentation.least`); None
+            to decode it whole.
+    """
+    if least is None:
+        return 1
+    for number in (8, 4, 2):
+        if math.sqrt(width * height) >= number * least[0] and min(width, height) >= number * least[1]:
+            return number
+    return 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class SmallCrops(Settings, name="small_crops"):
     """The small crops of multi-crop (section 4.4; facebookresearch/swav scripts/swav_400ep_pretrain.sh)."""

@@ -16,7 +16,9 @@ import logging
 import math
 import os
 import signal
+import statistics
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
@@ -36,6 +38,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from reproduce.data import decoding, shared_memory
+from reproduce.data.augmentation import divisor
 from reproduce.data.originals import Originals
 from reproduce.data.shared_memory import PIECE
 from reproduce.data.sources import shown, state
@@ -106,14 +109,9 @@ class Whole:
 
     def reduce(self, image: Image.Image) -> None:
         """Make an image that is not decoded yet decode at the fraction; only JPEG files have one."""
-        if self.least is None:
-            return
-        width, height = image.size
-        for divisor in (8, 4, 2):
-            least = [divisor * each for each in self.least]
-            if math.sqrt(width * height) >= least[0] and min(width, height) >= least[1]:
-                image.draft(None, (width // divisor, height // divisor))
-                return
+        number = divisor(*image.size, self.least)
+        if number > 1:
+            image.draft(None, (image.width // number, image.height // number))
 
     def cut(self, image: Image.Image) -> Image.Image:
         """Return the image in RGB."""
@@ -376,14 +374,28 @@ class Images(ABC):
             self._estimates[shape] = self._estimate(shape)
         return self._estimates[shape]
 
+    def typical(self) -> tuple[int, int]:
+        """Return a width and a height whose product is the mean area of some images; 0 and 0 without any."""
+        sizes = self._sampled(Whole())
+        if not sizes:
+            return 0, 0
+        width, height = (statistics.mean(sides) for sides in zip(*sizes, strict=True))
+        scale = math.sqrt(statistics.mean(map(math.prod, sizes)) / (width * height))
+        return round(scale * width), round(scale * height)
+
     def _estimate(self, shape: Whole) -> int:
+        found = [3 * width * height for width, height in self._sampled(shape)]
+        return len(self) * sum(found) // max(1, len(found))
+
+    def _sampled(self, shape: Whole) -> list[tuple[int, int]]:
+        """Return the widths and heights at which `SAMPLED` images are decoded, from their headers."""
         some = np.linspace(0, len(self) - 1, min(len(self), SAMPLED)).astype(np.int64).tolist()
         found = []
         for index in some:
             with suppress(Exception), self.open(index) as image:  # a broken one raises when it is decoded
                 shape.reduce(image)
-                found.append(3 * image.width * image.height)
-        return len(self) * sum(found) // max(1, len(found))
+                found.append(image.size)
+        return found
 
 
 class Names:
@@ -693,6 +705,8 @@ def _decoded(
     number, piece = shared_memory.fitting(free, image, workers)
     if number < workers:
         logger.warning("%s", shared_memory.few(number, image, workers, free or 0))
+    elif number > cores.usable():
+        logger.warning("%s", cores.many(number))
     return _by_processes(images, parts, shape, number, piece) if number else _ahead(images, parts, shape)
 
 
@@ -754,6 +768,7 @@ def _by_processes(
     # With its default generator the loader draws from torch's global one, and the number of workers would
     # change the results of a run.
     generator = torch.Generator()
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # `_decoded` has a warning of its own
     decoded = iter(
         DataLoader(
             _Pieces(images, shape),

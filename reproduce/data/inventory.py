@@ -26,6 +26,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ class Inventory:
     """SHA-256 of names, sizes and labels (`Images.digest`), or of the annotations (`Annotated.digest`)."""
     content: str = ""
     """SHA-256 of every byte of the images, lists and annotations; empty if unknown."""
+    width: int = 0
+    height: int = 0
+    """Typical width and height of an image in pixels (`Images.typical`); 0 if unknown, as those of a data set
+    with boxes."""
 
     def tags(self, split: str = "") -> dict[str, str]:
         """Return the tags with which a run records its data.
@@ -158,6 +163,25 @@ def known(dataset: AnyDataset, split: str, site: Site) -> Inventory | None:
     return record.inventory if record is not None and record.holds else None
 
 
+def as_recorded(dataset: AnyDataset, split: str, site: Site) -> Inventory | None:
+    """Return the inventory of the last reading without a look at the files; None without a record.
+
+    It serves estimates, which need a split often and not to the last image.
+    """
+    path = _path(dataset, split, site)
+    try:
+        return _inventory(path, path.stat().st_mtime_ns) if _roots(dataset, site) else None
+    except OSError:
+        return None
+
+
+@lru_cache
+def _inventory(path: Path, changed: int) -> Inventory | None:
+    """Return the inventory in a record that was written at a time."""
+    record = _read(path)
+    return record.inventory if record else None
+
+
 def here(dataset: AnyDataset, split: str, site: Site) -> Inventory | None:
     """Return the inventory of a split, from its record or by reading it; None if its images are generated.
 
@@ -236,12 +260,16 @@ def _load(
         trusting: take the content from the record if all files are in the same state.
     """
     started = time.time_ns()
-    images, roots = dataset.load(split, site), _roots(dataset, site)
+    images: Any = dataset.load(split, site)
+    roots = _roots(dataset, site)
     if not roots:
         return images, Inventory(num_images=len(images), digest=images.digest)
     path = _path(dataset, split, site)
     sidecars = [str(each) for each in dataset.sidecars(split, site)]
     record, changed = _taken(images, sidecars, roots.values(), dataset.most_checked)
+    if isinstance(dataset, Dataset):
+        width, height = images.typical()
+        record = replace(record, inventory=replace(record.inventory, width=width, height=height))
     before = _read(path) if trusting else None
     if before and (before.signature, before.inventory.digest) == (record.signature, images.digest):
         record = replace(record, inventory=replace(record.inventory, content=before.inventory.content))

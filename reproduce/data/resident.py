@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reproduce.lazy import torch
+from reproduce.runs import environment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from reproduce.data.originals import Originals
 
 SHARE = 0.1
-"""Maximum share of the device's free memory for images; the rest is for training."""
+"""Maximum share of the device's free memory for the images of all runs on it; the rest is for training."""
 
 
 class Resident:
@@ -48,4 +49,4 @@ class Resident:
         if self._free is None:
             gpu = self._device.type == "cuda"
             self._free = torch.cuda.mem_get_info(self._device)[0] if gpu else 0
-        return size <= SHARE * self._free
+        return environment.sharing() * size <= SHARE * self._free  # each of these runs may keep a copy

@@ -30,8 +30,8 @@ from reproduce.nn import distributed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TAG, BACKEND = "compiled", "inductor"
-"""Tag of a run whose backbones were compiled, and its value."""
+TAG, BACKEND, EAGER = "compiled", "inductor", "no"
+"""Tag of a run about its last process, its value if the backbones were compiled, and if they were not."""
 EARLY_BACKWARD = "force_non_lazy_backward_lowering"
 """Switch of torch by which both passes are compiled before either runs."""
 SHAPES = 256
@@ -201,9 +201,9 @@ def lacking(device: torch.device) -> str:
 
 
 def facts(network: Any) -> dict[str, str]:
-    """Return the tags of a run after its first step: none if the online backbone runs eagerly."""
+    """Return the tags of a run after the first step of a process, which replace those of an earlier one."""
     compiled = distributed.unwrapped(network.online).compiled
-    return {} if compiled is None or compiled.failed else {TAG: compiled.backend}
+    return {TAG: EAGER if compiled is None or compiled.failed else compiled.backend}
 
 
 def seconds(network: Any) -> float:

@@ -29,8 +29,8 @@ and .10.
 """
 SPELLING = re.compile(r"[^a-z0-9]|^nvidia|^geforce")
 """Parts of a card's name that do not distinguish it."""
-PART = re.compile(r"\b\d+G\.\d+GB\b")
-"""Name of a part of a GPU (MIG), which has a part of its memory."""
+PART = re.compile(r"\bMIG\b|\b\d+g\.\d+gb\b", re.IGNORECASE)
+"""Name of a part of a GPU (MIG), which has a part of its memory and of its speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,12 @@ def find(name: str) -> Card:
 
 
 def of_device(name: str) -> Card | None:
-    """Return the card of a device by the name that its driver reports, or None if it is unknown."""
+    """Return the card of a device by the name that its driver reports.
+
+    None if the card is unknown, or if the device is a part of a GPU.
+    """
+    if PART.search(name):
+        return None
     return next((card for card in CARDS if re.search(card.device, name)), None)
 
 
@@ -190,8 +195,6 @@ def of_type(name: str) -> Card | None:
     None if the card is unknown, if it exists with several sizes of memory, or if the type is a part of a GPU.
     """
     text = name.upper().replace("_", " ")
-    if PART.search(text):
-        return None
     named = [card for card in CARDS if _bare(card.name) == _bare(name)]
     card = of_device(text) or next(iter(named), None)
     return card if card and (card.one_size or "GB" in text) else None

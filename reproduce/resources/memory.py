@@ -1,12 +1,13 @@
 """Peak memory of a run on each of its GPUs, from its settings or from comparable finished runs.
 
-    estimate(spec, devices=1)            # 2.7e9 bytes, or None if it is unknown
-    peaks(jobs, site, store)             # Peak(num_bytes=2.8e9, recorded=True) by id
+    estimate(spec, devices=1)            # Peak(num_bytes=2.7e9, images=0.9e9), or None if it is unknown
+    peaks(jobs, site, store)             # Peak(num_bytes=2.8e9, recorded=True, images=0.9e9) by id
+    peak.on(card=80e9, runs=4)           # 3.7e9: what each of four such runs takes of a GPU
 
 The estimate counts what exists at the end of a forward pass: parameters, gradients, optimiser states, the
 target, queues, the views of a step and those that are prepared ahead, decoded images, and the activations
-that the backward pass needs. The matrices of a loss over pairs of images, the workspaces of kernels and a
-data set that stays on the GPU are left out.
+that the backward pass needs. The copy of a data set that stays on the GPU is counted on its own, since it
+depends on the GPU. The matrices of a loss over pairs of images and the workspaces of kernels are left out.
 
 Measured on one H200 with a ResNet-18 of 3x3 stem at 64 px, bfloat16, batch 512, before views were prepared
 ahead: 2.11, 2.13 and 2.18 GiB without CUDA's own memory at K = 2, 4 and 8. It needs no torch.
@@ -16,10 +17,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
+from reproduce.data import inventory
 from reproduce.data.ahead import DEPTH
+from reproduce.data.augmentation import divisor
 from reproduce.data.dataset import Dataset
+from reproduce.data.resident import SHARE
 from reproduce.data.views import GPU_CHUNK
 from reproduce.nn import cost
 from reproduce.plan import Job
@@ -41,7 +46,19 @@ EVALUATED = 256
 """Images that an evaluation with a frozen encoder passes through it together (`nn/features.py`)."""
 NEWEST = 200
 """Maximum number of finished runs of each scale that are searched for comparable ones."""
-DECIDING = ("backbone", "precision", "batch_size", "optimizer", "dataset.size", "dataset.canvas")
+STORED = Fraction(11, 10)
+"""Memory that decoded images get if they stay there, over their estimated size (`Images` reserves it)."""
+DECIDING = (
+    "backbone",
+    "precision",
+    "batch_size",
+    "optimizer",
+    "dataset",
+    "dataset.size",
+    "dataset.content",
+    "dataset.pretrain_split",
+    "augmentation.draft",
+)
 """Settings that decide the peak, besides those of the method and of small crops."""
 RECORDED = "peak_memory_gb"
 """Final value of a pretraining on a GPU: the maximum of its tensors in 10^9 bytes, on its first GPU."""
@@ -51,29 +68,42 @@ class Peak(NamedTuple):
     """The most memory that a run occupies on each of its GPUs."""
 
     num_bytes: int
-    """Bytes, with CUDA's own."""
+    """Bytes, with CUDA's own. A recorded number may contain the copy of all images, an estimate does not."""
     recorded: bool = False
     """True if a comparable finished run recorded it."""
+    images: int = 0
+    """Bytes of the copy of all images that the run keeps on a GPU with enough memory (`data/resident.py`)."""
+
+    def on(self, card: int, runs: int = 1) -> int:
+        """Return the most bytes that each of `runs` such runs occupies on a GPU that they share.
+
+        Args:
+            card: memory of the GPU in bytes.
+        """
+        alone = self.recorded and runs == 1
+        return self.num_bytes + (self.images if not alone and runs * self.images <= SHARE * card else 0)
 
 
-def estimate(spec: Spec, devices: int = 1, *, recompute: bool = False) -> int | None:
-    """Return the estimated peak in bytes on each of `devices` GPUs, or None if it is unknown.
+def estimate(spec: Spec, devices: int = 1, site: Site | None = None) -> Peak | None:
+    """Return the estimated peak on each of `devices` GPUs, or None if it is unknown.
 
     It is unknown for detectors, and for networks and methods whose layers are unknown until they are built.
 
     Args:
-        recompute: as in the site file.
+        site: site of the run; None for the defaults.
     """
+    site = site or Site()
     if isinstance(spec, Pretrain):
-        return _pretraining(spec, devices, recompute)
+        return _pretraining(spec, devices, site)
     network = cost.network(spec.encoder.backbone)
     if network is None or not isinstance(spec.dataset, Dataset):
         return None
     # The upper bound of all protocols: some fine-tune the encoder, in float32.
     images, side = evaluated(spec), spec.dataset.size
     pixels = images * (3 * cost.FLOAT * side**2 + network.activations(side, cost.FLOAT))
-    decoded = DECODED * 3 * images * spec.dataset.canvas**2
-    return CUDA + 3 * cost.FLOAT * network.parameters + network.buffers + pixels + decoded
+    _, width, height = _pictures(spec.dataset, spec.dataset.train_split, site)
+    decoded = DECODED * 3 * images * width * height
+    return Peak(CUDA + 3 * cost.FLOAT * network.parameters + network.buffers + pixels + decoded)
 
 
 def evaluated(spec: Evaluate) -> int:
@@ -81,7 +111,18 @@ def evaluated(spec: Evaluate) -> int:
     return int(getattr(spec.protocol, "batch_size", EVALUATED)) if spec.protocol.length else EVALUATED
 
 
-def _pretraining(spec: Pretrain, devices: int, recompute: bool) -> int | None:
+def _pictures(dataset: Dataset, split: str, site: Site) -> tuple[int | None, int, int]:
+    """Return the number of images of a split, None if it is unknown, and their typical width and height.
+
+    Those of the images on this machine are used as far as a run or a command has recorded them.
+    """
+    found = inventory.as_recorded(dataset, split, site)
+    if found and found.width:
+        return found.num_images, found.width, found.height
+    return dataset.num_images(split), *dataset.typical
+
+
+def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
     method, network = spec.method, cost.network(spec.backbone)
     layout = method.layout(network.num_features) if network else None
     if network is None or layout is None:
@@ -97,14 +138,23 @@ def _pretraining(spec: Pretrain, devices: int, recompute: bool) -> int | None:
         weights += each * network.parameters  # autocast's copies of the backbone's weights
     values = images * sum(3 * side**2 for side in sides)
     views = (1 + DEPTH["cuda"]) * each * values + SCRATCH * min(values, GPU_CHUNK)
-    decoded = DECODED * 3 * images * spec.dataset.canvas**2
+
+    # JPEG files may be decoded at a fraction of their size.
+    number, width, height = _pictures(spec.dataset, spec.dataset.pretrain_split, site)
+    part = divisor(width, height, spec.augmentation.least(spec.dataset.size, method.num_views))
+    decoded = 3 * (width // part) * (height // part)
+    most = int(site.cache_gb * 1e9)
+    all_images = decoded * (number or 0)
+    copy = min(most, int(STORED * all_images)) if all_images <= most else 0
 
     # Views that pass the online network, each with a backward pass.
     kept = [network.activations(side, each) for view, side in enumerate(sides) if method.passes(view) >= 3]
     heads = cost.FLOAT * (layout.projector.outputs + layout.predictor.outputs)
     together = len(kept) if method.num_parts < len(kept) else 1
-    backbone = max(kept, default=0) if together == 1 or (recompute and method.recomputes) else sum(kept)
-    return CUDA + weights + views + decoded + images * (backbone + together * heads)
+    alone = together == 1 or (site.recompute and method.recomputes)
+    backbone = max(kept, default=0) if alone else sum(kept)
+    step = views + images * (DECODED * decoded + backbone + together * heads)
+    return Peak(CUDA + weights + step, images=copy)
 
 
 def peaks(jobs: Iterable[Job], site: Site, store: Store | None = None) -> dict[str, Peak]:
@@ -117,9 +167,9 @@ def peaks(jobs: Iterable[Job], site: Site, store: Store | None = None) -> dict[s
     found: dict[str, Peak] = {}
     for job in jobs:
         spec, devices = job.spec, job.devices(site)
-        estimated = estimate(spec, devices, recompute=site.recompute)
+        estimated = estimate(spec, devices, site)
         if estimated is not None:
-            found[spec.id] = Peak(estimated)
+            found[spec.id] = estimated
         if store is None or not isinstance(spec, Pretrain):
             continue
         scale = job.request.scale
@@ -127,7 +177,8 @@ def peaks(jobs: Iterable[Job], site: Site, store: Store | None = None) -> dict[s
             past[scale] = _recorded(store, scale)
         ours = _deciding(settings(spec), per_gpu(spec, devices, recompute=site.recompute))
         if alike := [num_bytes for theirs, num_bytes in past[scale] if theirs == ours]:
-            found[spec.id] = Peak(CUDA + max(alike), recorded=True)
+            images = estimated.images if estimated else 0
+            found[spec.id] = Peak(CUDA + max(alike), recorded=True, images=images)
     return found
 
 

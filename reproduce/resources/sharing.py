@@ -52,7 +52,8 @@ def runs_per_gpu(job: Job, site: Site, *, gpus: int, card: int | None, peak: Pea
     least, work = max(1, -(-site.jobs // gpus)), _operations(job.spec)
     if card is None or peak is None or work is None or work > BUSY:
         return least
-    return max(least, min(MOST, int(USABLE * card / peak.num_bytes)))
+    fitting = (num for num in range(MOST, 1, -1) if num * peak.on(card, num) <= USABLE * card)
+    return max(least, next(fitting, 1))
 
 
 def of_jobs(jobs: Sequence[Job], site: Site, *, gpus: int, card: int | None) -> dict[str, int]:

@@ -86,6 +86,14 @@ def few(number: int) -> str:
     )
 
 
+def many(number: int) -> str:
+    """Return the warning of a run with more decoders than cores."""
+    return (
+        f"{number} processes decode the images of this run, but more than one for each core ({usable()}) do "
+        "not help: lower `workers` in the site file."
+    )
+
+
 def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
     """Yield the limits of this process's control groups, in cores, for both versions of cgroups."""
     for group in _groups(membership):
