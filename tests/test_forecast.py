@@ -21,6 +21,7 @@ from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
 from reproduce.commands import doctor
 from reproduce.commands.forecast import (
+    START,
     Estimate,
     Forecast,
     Hours,
@@ -333,11 +334,13 @@ def test_hours_count_the_images_on_this_machine(tmp_path: Path) -> None:
         (here, published) = (Hours(None, each).of(job) for each in (site, other))
         assert here is not None
         assert published is not None
-        assert here.seconds == pytest.approx(ratio * published.seconds)
+        assert here.start == published.start == START["CPU"]
+        assert here.seconds - here.start == pytest.approx(ratio * (published.seconds - published.start))
         on = [Hours(None, each, find("h100")).of(job) for each in (site, other)]
         assert on[0] is not None
         assert on[1] is not None
-        assert on[0].seconds == pytest.approx(ratio * on[1].seconds)
+        assert on[0].start == on[1].start == START["GPU"]
+        assert on[0].seconds - on[0].start == pytest.approx(ratio * (on[1].seconds - on[1].start))
 
     (large, *_) = jobs([replace(table, changes=("batch_size=601", "epochs=3"))])
     too_few, published = (Hours(None, each).of(large) for each in (site, other))
@@ -349,8 +352,8 @@ def test_hours_count_the_images_on_this_machine(tmp_path: Path) -> None:
     past = [finished(run, 94.69, digests=number)]
     found = [estimate(run, each, "CPU", "Chip", measured, 1, site, count) for each in ([], past)]
     assert [each and (each.source, each.seconds) for each in found] == [
-        ("rehearsed", 3 * 6),
-        ("finished runs", pytest.approx(6)),
+        ("rehearsed", START["CPU"] + 3 * 6),
+        ("finished runs", pytest.approx(3 + (94.69 - 3) * 600 / 9469)),
     ]
 
 

@@ -132,7 +132,7 @@ def test_a_value_that_is_not_a_folder_is_refused(content: str, said: str, file: 
         ("compile = 1", '{file}: compile is 1: true, false or "auto" is expected.'),
         (
             "workers = 1025",
-            "workers is 1025: a number of processes up to 1024, 0 for none, or auto is expected.",
+            "{file}: workers is 1025: a number of processes up to 1024, 0 for none, or auto is expected.",
         ),
     ],
 )
