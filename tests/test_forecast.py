@@ -21,7 +21,6 @@ from configs.pretrain import byol, imagenet100, msbreg, stl10
 from configs.scales import smoke
 from reproduce.commands import doctor
 from reproduce.commands.forecast import (
-    START,
     Estimate,
     Forecast,
     Hours,
@@ -334,12 +333,12 @@ def test_hours_count_the_images_on_this_machine(tmp_path: Path) -> None:
         (here, published) = (Hours(None, each).of(job) for each in (site, other))
         assert here is not None
         assert published is not None
-        assert here.start == published.start == START["CPU"]
+        assert here.start == published.start == 3
         assert here.seconds - here.start == pytest.approx(ratio * (published.seconds - published.start))
         on = [Hours(None, each, find("h100")).of(job) for each in (site, other)]
         assert on[0] is not None
         assert on[1] is not None
-        assert on[0].start == on[1].start == START["GPU"]
+        assert on[0].start == on[1].start == 10
         assert on[0].seconds - on[0].start == pytest.approx(ratio * (on[1].seconds - on[1].start))
 
     (large, *_) = jobs([replace(table, changes=("batch_size=601", "epochs=3"))])
@@ -352,7 +351,7 @@ def test_hours_count_the_images_on_this_machine(tmp_path: Path) -> None:
     past = [finished(run, 94.69, digests=number)]
     found = [estimate(run, each, "CPU", "Chip", measured, 1, site, count) for each in ([], past)]
     assert [each and (each.source, each.seconds) for each in found] == [
-        ("rehearsed", START["CPU"] + 3 * 6),
+        ("rehearsed", 3 + 3 * 6),
         ("finished runs", pytest.approx(3 + (94.69 - 3) * 600 / 9469)),
     ]
 
