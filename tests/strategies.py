@@ -80,35 +80,11 @@ ODD = (
 )
 """Values, as JSON writes them, that are seldom expected."""
 SNIPPETS = (
-    *(
-        b"\n",
-        b"\r\n",
-        b"\r",
-        b"\0",
-        b" ",
-        b"\xef\xbb\xbf",
-        b"\xff\xfe",
-        b"\x80",
-        b'"',
-        b"\\",
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-    ),
-    *(b",", b":", b"=", b"#", b"/", b"..", b"-", b"9" * 30, b"1e999", b"nan", b"\x1b[2J", b"\xe2\x80\xa8"),
-    *(
-        b"\xed\xa0\x80",
-        "\u202e".encode(),
-        "\u00b2".encode(),
-        "\u0663".encode(),
-        b"\x85",
-        b"\x1c",
-        b"'",
-        b"<",
-        b"&",
-    ),
-)
+    b"\n", b"\r\n", b"\r", b"\0", b" ", b"\xef\xbb\xbf", b"\xff\xfe", b"\x80", b'"', b"'", b"\\",
+    b"{", b"}", b"[", b"]", b",", b":", b"=", b"#", b"/", b"..", b"-", b"<", b"&",
+    b"9" * 30, b"1e999", b"nan", b"\x1b[2J", b"\xe2\x80\xa8", b"\xed\xa0\x80", b"\x85", b"\x1c",
+    "\u202e".encode(), "\u00b2".encode(), "\u0663".encode(),
+)  # fmt: skip
 """Bytes that mean something to a parser."""
 
 
