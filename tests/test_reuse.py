@@ -6,6 +6,7 @@ is the training image with the same pixels, if there is one: an evaluation on th
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -41,7 +42,7 @@ from reproduce.report.filled import fill
 from reproduce.report.latex import table as tex
 from reproduce.report.observe import Finished, frame
 from reproduce.report.render import html, markdown
-from reproduce.runs import interrupt, journal
+from reproduce.runs import garbage, interrupt, journal
 from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.journal import Result
 from reproduce.site import Site
@@ -110,7 +111,9 @@ def site(place: Home, tmp_path: Path) -> Site:
 
 def test_an_evaluation_of_incomplete_data_is_executed_again_when_they_are_complete(site: Site) -> None:
     run, evaluation = UNTRAINED, knn(UNTRAINED)
+    gc.set_threshold(*garbage.USUAL[:2], garbage.RARELY)  # as in a process that has just been started
     perform(site, run, evaluation)
+    assert gc.get_threshold() == garbage.USUAL, "a run leaves garbage that must be found"
     before = chosen(site, evaluation)
     assert (len(before.finished), before.changed, before.unchecked) == (2, {}, {})
     assert before.finished[evaluation.id].metrics["top1"] < 1
