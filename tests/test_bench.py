@@ -139,6 +139,7 @@ def test_views_that_are_stored_in_bfloat16_change_no_weight():
     assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("module", [*(f"bench_{name}" for name in names()), "__main__", "device", "mutants"])
 def test_a_command_line_has_a_help_and_refuses_what_it_does_not_know(module, monkeypatch, capsys):
     name = "bench" if module == "__main__" else f"bench.{module}"
