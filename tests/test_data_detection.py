@@ -295,13 +295,12 @@ def test_polygons_of_fewer_than_three_points_are_left_out_and_so_is_an_object_of
     assert coco2017.read(coco_files(tmp_path, content), "val2017").trainable == ()
 
 
-def test_a_compressed_encoding_is_kept_as_it_is(tmp_path):
-    content, compressed = rows(), {"size": [6, 8], "counts": ":4R1"}
-    content["annotations"][0]["segmentation"] = compressed
-    assert (
-        coco2017.read(coco_files(tmp_path, content), "val2017").pictures[0].instances[0].segmentation
-        == compressed
-    )
+@pytest.mark.parametrize("counts", [":4R1", [0, 4, 44]], ids=["compressed", "from the first pixel on"])
+def test_an_encoding_is_kept_as_it_is(tmp_path, counts):
+    content, encoding = rows(), {"size": [6, 8], "counts": counts}
+    content["annotations"][0]["segmentation"] = encoding
+    found = coco2017.read(coco_files(tmp_path, content), "val2017")
+    assert found.pictures[0].instances[0].segmentation == encoding
 
 
 @pytest.mark.parametrize("seed", range(5))
