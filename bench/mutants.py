@@ -275,6 +275,7 @@ class Clone:
     def __enter__(self) -> Clone:
         """Make the clone."""
         self._folder = tempfile.mkdtemp(prefix="mutant-")
+        Path(self._folder).chmod(0o755)  # tests start processes of other users
         self.path = Path(self._folder) / "project"
         subprocess.run(["git", "clone", "--quiet", "--shared", PROJECT, self.path], check=True)
         return self
