@@ -225,6 +225,13 @@ def test_only_long_runs_on_a_gpu_are_worth_a_compilation() -> None:
     assert network.online.compiled is None
 
 
+def test_only_a_compilation_that_was_asked_for_must_succeed() -> None:
+    network = start(COUPLED, False)
+    for asked in (True, "auto"):
+        compile_backbones(network, asked, operations=1e20, device=GPU)
+        assert network.online.compiled._optional is (asked == "auto")
+
+
 def test_only_the_work_of_one_device_counts() -> None:
     """A long run that many devices share does not earn a compilation on each."""
     assert compiled.mine(800.0, devices=4) == 200

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.plan import Request
+from reproduce.plan import Request, table_names
 from reproduce.report import figures, render
 from reproduce.report.drawing import Drawing, Panel, Series, Strip
 from reproduce.report.filled import Filled, Illustration, fill, loads
 from reproduce.report.illustrate import MOST_POINTS, History, illustrate, no_histories
 from reproduce.report.observe import Finished, frame
-from reproduce.report.plots import Agreement
+from reproduce.report.plots import Agreement, Curves
 from reproduce.report.publish import damaged, publish
 from reproduce.report.record import RunRecord
 from reproduce.report.table import Table
@@ -155,6 +155,18 @@ def test_curves_are_logged_points_and_name_what_is_missing() -> None:
     assert "Not logged by these runs: 20-NN top-1." in found.title
     assert "Ours (K=8) + L_b + L_s (not run yet)" in found.title
     assert "loss 1 at 1, 0.001 at 1000." in found.alternative
+
+
+def test_an_accuracy_is_logged_as_a_fraction_and_drawn_in_per_cent() -> None:
+    curves = [
+        (curve.title, curve.percent)
+        for name in table_names()
+        for plot in table(name).figures
+        if isinstance(plot, Curves)
+        for curve in plot.curves
+    ]
+    assert [title for title, percent in curves if percent] == ["20-NN top-1"] * 2
+    assert [title for title, percent in curves if not percent and "top-1" in title] == []
 
 
 def test_the_spectrum_has_one_panel_for_each_method() -> None:
