@@ -60,11 +60,14 @@ def sizes(run: Pretrain, known: dict[object, Sizes]) -> Sizes:
             only in fractions, which are rates and weights: no layer has two and a half units.
     """
     method, states = run.method, run.optimizer.num_states
+    images = run.dataset.num_images(run.dataset.pretrain_split) or 1
     leaves = tuple(leaf for leaf in method.leaves() if not isinstance(leaf[1], float))
-    shape = (run.backbone, method.name, leaves, states)
+    shape = (run.backbone, method.name, leaves, states, images)
     if shape not in known:
         with torch.device("meta"):
-            network: Any = method.network(weightless(run.backbone), num_images=1, batch_size=run.batch_size)
+            network: Any = method.network(
+                weightless(run.backbone), num_images=images, batch_size=run.batch_size
+            )
         known[shape] = Sizes(
             _num_bytes(network.online.backbone) + _num_bytes(network.online.projector),
             _num_bytes(network) + states * FLOAT * num_parameters(network.online),

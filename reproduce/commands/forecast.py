@@ -1031,7 +1031,8 @@ def _sizes(run: Pretrain) -> cost.Sizes:
     layout = run.method.layout(network.num_features)
     if layout is None:
         raise NotFoundError(f"The sizes of {run.method.name}'s heads are unknown until they are built.")
-    return cost.sizes(network, layout, num_states=run.optimizer.num_states)
+    images = run.dataset.num_images(run.dataset.pretrain_split) or 0
+    return cost.sizes(network, layout, num_states=run.optimizer.num_states, num_images=images)
 
 
 def _parameters(backbone: str) -> int:

@@ -16,12 +16,14 @@ A module imports only from modules listed below its own line.
     encoder.py          the network that an evaluation starts from
     keys.py             settings of keys, and of the queues that keep them
     key_network.py      a query network, a key network and queues of keys
+    bank.py             a memory bank, and noise-contrastive estimation
     prototypes.py       prototypes, and balanced codes over them
     networks.py         the online and the target network
     compiled.py         compiled backbones
     queue.py            earlier keys, as negatives
     group_batchnorm.py  batch normalisation over groups of images
     dispersion.py       dispersive losses on the embeddings
+    kmeans.py           clusters of rows
     collapse.py         spread and rank of the embeddings
     optimizers.py       settings of the optimisers and of their learning rates
     larc.py             the LARC optimiser

@@ -114,7 +114,9 @@ class Layout(NamedTuple):
     has_target: bool = False
     """True if a target network follows the backbone and the projector."""
     kept: int = 0
-    """Size of queues and banks in bytes."""
+    """Size of queues and other buffers in bytes."""
+    kept_per_image: int = 0
+    """Size of a bank's row in bytes; a bank has one for each image of the data set."""
 
 
 class Sizes(NamedTuple):
@@ -192,18 +194,20 @@ def _bottleneck(inputs: int, width: int, reduction: int, stride: int) -> Iterabl
     )
 
 
-def sizes(backbone: Network, layout: Layout, *, num_states: int = 1) -> Sizes:
+def sizes(backbone: Network, layout: Layout, *, num_states: int = 1, num_images: int = 0) -> Sizes:
     """Return the sizes of the files of a run.
 
     Args:
         num_states: tensors that the optimiser keeps for each parameter: 1 is a momentum.
+        num_images: images of the data set.
     """
     followed = backbone.parameters + layout.projector.parameters
     trained = followed + layout.predictor.parameters
     encoder = FLOAT * followed + backbone.buffers + layout.projector.buffers
     online = encoder + FLOAT * layout.predictor.parameters + layout.predictor.buffers
     target = encoder if layout.has_target else 0
-    return Sizes(encoder, online + target + layout.kept + FLOAT * num_states * trained)
+    kept = layout.kept + num_images * layout.kept_per_image
+    return Sizes(encoder, online + target + kept + FLOAT * num_states * trained)
 
 
 def siamese(num_features: int, heads: Heads) -> Layout:

@@ -131,7 +131,12 @@ def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
     sides = [spec.augmentation.size_of_view(view, spec.dataset.size) for view in range(method.num_views)]
 
     trained = network.parameters + layout.projector.parameters + layout.predictor.parameters
-    files = cost.sizes(network, layout, num_states=spec.optimizer.num_states)
+    files = cost.sizes(
+        network,
+        layout,
+        num_states=spec.optimizer.num_states,
+        num_images=spec.dataset.num_images(spec.dataset.pretrain_split) or 0,
+    )
     copies = 2 if devices > 1 else 1  # the gradients, and the buffers in which processes exchange them
     weights = files.checkpoint + copies * cost.FLOAT * trained
     if spec.precision == "bfloat16":
