@@ -16,7 +16,7 @@ import pytest
 
 from reproduce.plan import Request, table_names
 from reproduce.report import figures, render
-from reproduce.report.drawing import Drawing, Panel, Series, Strip
+from reproduce.report.drawing import Drawing, Panel, Series, Strip, check
 from reproduce.report.filled import Filled, Illustration, fill, loads
 from reproduce.report.illustrate import MOST_POINTS, History, illustrate, no_histories
 from reproduce.report.observe import Finished, frame
@@ -253,6 +253,17 @@ LINES = Drawing(
         ),
     )
 )
+
+
+@pytest.mark.parametrize(("strips", "panels"), [(13, 1), (1, 7), (0, 1), (1, 0)])
+def test_a_figure_of_too_many_parts_or_none_is_refused(strips: int, panels: int) -> None:
+    (strip,) = LINES.strips[:1]
+    check(replace(LINES, strips=(replace(strip, panels=strip.panels[:1] * 6),) * 12))
+    wrong = replace(LINES, strips=(replace(strip, panels=strip.panels[:1] * panels),) * strips)
+    with pytest.raises(ValueError, match=r"a figure has (0|7|13) parts where 1 to (6|12) are drawn"):
+        check(wrong)
+
+
 DRAW = """
 import sys
 from test_figures import LINES

@@ -124,7 +124,7 @@ def test_the_backbone_is_found_under_every_repositorys_names(
 
 
 def test_safetensors_and_our_own_encoders_are_read(
-    network: torch.nn.Module, site: Site, tmp_path: Path
+    network: torch.nn.Module, site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tensors = {name: value.clone() for name, value in prefixed(network, "backbone.").items()} | {
         "projector.0.weight": torch.ones(2, 2)
@@ -133,6 +133,7 @@ def test_safetensors_and_our_own_encoders_are_read(
     notes = Notes()
     assert_same(loaded(tmp_path / "other.name", site, Watch(notes)), network)
     assert notes.tags == {"weights_missing": "none", "weights_unused": "projector.0.weight"}
+    assert caplog.messages == ["weights_unused: projector.0.weight"]
 
 
 def test_an_archive_of_one_file_is_opened_and_of_two_refused(
