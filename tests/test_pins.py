@@ -19,6 +19,7 @@ import pytest
 from scipy.optimize import linprog
 from toys import fill_from
 
+from configs.baselines import barlow_twins_imagenet, vicreg_imagenet
 from reproduce.plan import Request
 from reproduce.report.table import Measured, Table
 
@@ -451,3 +452,8 @@ def test_the_paper_emphasises_only_numbers_that_it_prints() -> None:
         for row in fill_from(table(name), 1, {}, {}).rows:
             for key, cell in row.cells.items():
                 assert cell.paper is not None or not cell.paper_emphasis, (name, row.label, key)
+
+
+def test_the_quoted_runs_of_barlow_twins_and_vicreg_have_1000_epochs() -> None:
+    """`invoke pretrain` trains them, too (main.py of both repositories; the paper's Table 3)."""
+    assert [run().epochs for run in (barlow_twins_imagenet, vicreg_imagenet)] == [1000, 1000]
