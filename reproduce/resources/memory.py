@@ -131,11 +131,12 @@ def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
     sides = [spec.augmentation.size_of_view(view, spec.dataset.size) for view in range(method.num_views)]
 
     trained = network.parameters + layout.projector.parameters + layout.predictor.parameters
+    number, width, height = _pictures(spec.dataset, spec.dataset.pretrain_split, site)
     files = cost.sizes(
         network,
         layout,
         num_states=spec.optimizer.num_states,
-        num_images=spec.dataset.num_images(spec.dataset.pretrain_split) or 0,
+        num_images=number or 0,
     )
     copies = 2 if devices > 1 else 1  # the gradients, and the buffers in which processes exchange them
     weights = files.checkpoint + copies * cost.FLOAT * trained
@@ -145,7 +146,6 @@ def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
     views = (1 + DEPTH["cuda"]) * each * values + SCRATCH * min(values, GPU_CHUNK)
 
     # JPEG files may be decoded at a fraction of their size.
-    number, width, height = _pictures(spec.dataset, spec.dataset.pretrain_split, site)
     part = divisor(width, height, spec.augmentation.least(spec.dataset.size, method.num_views))
     decoded = 3 * (width // part) * (height // part)
     most = int(site.cache_gb * 1e9)
