@@ -30,7 +30,8 @@ from reproduce.nn import backbones
 from reproduce.nn.weights import Weights, geometry
 from reproduce.overrides import EVALUATION, check_once, override, parsed, settings_named
 from reproduce.report.markup import literal
-from reproduce.report.table import MOST_SEEDS, Cell, Measured, Row, Table, UnknownMetricError
+from reproduce.report.stats import MOST_SEEDS
+from reproduce.report.table import Cell, Measured, Row, Table, UnknownMetricError
 from reproduce.settings import Settings
 from reproduce.site import Site, user_file, user_path
 from reproduce.spec import Evaluate, Pretrain, Spec

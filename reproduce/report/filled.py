@@ -25,8 +25,8 @@ from reproduce.report.drawing import Drawing
 from reproduce.report.markup import literal
 from reproduce.report.observe import Statistics, statistics
 from reproduce.report.plots import NAME
-from reproduce.report.stats import Sample, estimate
-from reproduce.report.table import MOST_SEEDS, Cell, Column, Margin, Row, Table, baselines_in, settings_in
+from reproduce.report.stats import MOST_SEEDS, Sample, estimate
+from reproduce.report.table import Cell, Column, Margin, Row, Table, baselines_in, settings_in
 from reproduce.report.verdicts import (
     Absent,
     CellVerdict,

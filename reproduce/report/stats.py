@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MOST_SEEDS = 1000
-"""Maximum number of seeds that `seeds_needed` considers."""
+"""Maximum number of seeds of a cell: with more, a plan takes minutes, and the number is a typing error."""
 
 
 def printed(number: float, digits: int) -> str:

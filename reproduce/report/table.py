@@ -71,8 +71,6 @@ class Reported:
             raise ValueError("Reported(value=None) needs a note: the reason why the paper has no number.")
 
 
-MOST_SEEDS = 1000
-"""Maximum number of seeds of a cell: with more, a plan takes minutes, and the number is a typing error."""
 RESERVED = ("claims", "index", "report", "runs")
 """Names of the reports' files that are not a table's."""
 

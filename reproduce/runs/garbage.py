@@ -1,7 +1,9 @@
 """Python's search for garbage, which finds none in torch and MLflow and takes seconds among their objects.
 
-garbage.spare()     # at the start of a process: no search of everything during imports, and none at its end
-garbage.resume()    # once a process has imported what it needs, before it works for long
+    garbage.spare()     # at the start of a process: no search of everything during imports, none at its end
+    garbage.resume()    # once a process has imported what it needs, before it works for long
+
+A run's own objects are searched as usual.
 """
 
 from __future__ import annotations
