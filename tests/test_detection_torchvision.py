@@ -231,7 +231,7 @@ def test_stages_one_after_the_other_are_the_backbone(name: str) -> None:
 
 
 def test_a_network_without_stages_is_named() -> None:
-    with pytest.raises(ValueError, match=r"A Linear has no stages .* small do"):
+    with pytest.raises(ValueError, match=r"A Linear has no stages; .* small do"):
         stages(nn.Linear(2, 2))
 
 

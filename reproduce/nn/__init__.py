@@ -20,6 +20,7 @@ A module imports only from modules listed below its own line.
     prototypes.py       prototypes, and balanced codes over them
     networks.py         the online and the target network
     compiled.py         compiled backbones
+    maps.py             maps of a backbone's stages, before they are averaged
     queue.py            earlier keys, as negatives
     group_batchnorm.py  batch normalisation over groups of images
     dispersion.py       dispersive losses on the embeddings
@@ -32,7 +33,7 @@ A module imports only from modules listed below its own line.
     cost.py             operations and sizes of networks, counted without torch
     heads.py            projection and prediction heads
     standardized.py     a linear layer with standardised weights
-    stages.py           a backbone as the stages of a detector
+    stages.py           a backbone in stages
     backbones.py        the backbones, one function each
     residual.py         the small residual network of the smoke scale
     sync_batchnorm.py   batch normalisation over all processes

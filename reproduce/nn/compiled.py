@@ -30,6 +30,8 @@ from reproduce.nn import distributed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from reproduce.nn.maps import Maps
+
 TAG, BACKEND, EAGER = "compiled", "inductor", "no"
 """Tag of a run about its last process, its value if the backbones were compiled, and if they were not."""
 EARLY_BACKWARD = "force_non_lazy_backward_lowering"
@@ -61,10 +63,11 @@ class Compiled:
     It is not an `nn.Module`, so the network that keeps it has the same tensors as without it.
     """
 
-    def __init__(self, backbone: nn.Module, *, optional: bool, backend: str = BACKEND) -> None:
+    def __init__(self, backbone: nn.Module | Maps, *, optional: bool, backend: str = BACKEND) -> None:
         """Prepare the compilation, which the first call executes.
 
         Args:
+            backbone: the backbone, or the function that returns its maps.
             optional: True if the backbone runs eagerly should the compilation fail; False to raise the error.
             backend: backend of torch.compile.
         """
@@ -90,18 +93,16 @@ class Compiled:
         """Seconds of compilation in this process since this object was made."""
         return _compiling() - self._before
 
-    def __call__(self, view: Tensor) -> Tensor:
-        """Return f(v), (n, num_features).
+    def __call__(self, view: Tensor) -> Any:
+        """Return f(v), (n, num_features), or the maps of v.
 
         Raises:
             InvalidError: the compilation failed and is not optional.
         """
-        found: Tensor
         if self.failed or not self._backbone.training:
-            found = self._backbone(view)
-            return found
+            return self._backbone(view)
         try:
-            found = self._compiled(view)
+            return self._compiled(view)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = _first_line(error)
             if not self._optional:
@@ -111,8 +112,7 @@ class Compiled:
                 ) from error
             logger.warning("The backbone runs eagerly, because its compilation failed: %s.", reason)
             self.failed = True
-            found = self._backbone(view)
-        return found
+            return self._backbone(view)
 
 
 def compile_backbones(
@@ -151,7 +151,7 @@ def compile_backbones(
         return
     for part in (network.online, network.target):
         if part is not None:
-            part.compiled = Compiled(part.backbone, optional=asked == "auto", backend=backend)
+            part.compiled = Compiled(part.passed, optional=asked == "auto", backend=backend)
 
 
 def wanted(asked: bool | str, *, gpu: bool, operations: float | None, synchronised: bool) -> bool:

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from reproduce.nn import distributed, schedules
 from reproduce.nn.compiled import Compiled
+from reproduce.nn.maps import Level, Maps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +63,8 @@ class Online(nn.Module):
     """If true, autocast to bfloat16 covers the backbone."""
     compiled: Compiled | None = None
     """The compiled backbone; None to run it eagerly."""
+    levels: tuple[Level, ...] = ()
+    """Maps that the backbone returns, in this order, in place of pooled features."""
 
     def __init__(
         self,
@@ -104,6 +107,11 @@ class Online(nn.Module):
                 )
             else:
                 yield self._features(view)
+
+    @property
+    def passed(self) -> nn.Module | Maps:
+        """The function that views pass: the backbone, or the one that returns its maps."""
+        return Maps(self.backbone, self.levels) if self.levels else self.backbone
 
     def _features(self, view: Tensor) -> Tensor:
         return features(self.compiled or self.backbone, view, mixed=self.mixed)
@@ -153,6 +161,17 @@ def features(backbone: Callable[[Tensor], Tensor], view: Tensor, *, mixed: bool)
     return found.float() if mixed else found
 
 
+def maps(through: Callable[[Tensor], tuple[Tensor, ...]], view: Tensor, *, mixed: bool) -> tuple[Tensor, ...]:
+    """Return the maps of a view, (n, channels, height, width) each, in float32 like `features`.
+
+    Args:
+        through: `Maps` of a backbone, or its compiled form.
+    """
+    with torch.autocast(view.device.type, dtype=torch.bfloat16, enabled=mixed):
+        found = through(view)
+    return tuple(each.float() for each in found) if mixed else found
+
+
 class Target(nn.Module):
     """Backbone f' and projector g', without gradients: (n, 3, size, size) -> z', (n, d)."""
 
@@ -160,12 +179,19 @@ class Target(nn.Module):
     """If true, autocast to bfloat16 covers the backbone."""
     compiled: Compiled | None = None
     """The compiled backbone; None to run it eagerly."""
+    levels: tuple[Level, ...] = ()
+    """Maps that the backbone returns, in this order, in place of pooled features."""
 
     def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone)
         self.projector = copy.deepcopy(projector)
         self.requires_grad_(False)
+
+    @property
+    def passed(self) -> nn.Module | Maps:
+        """The function that views pass: the backbone, or the one that returns its maps."""
+        return Maps(self.backbone, self.levels) if self.levels else self.backbone
 
     def forward(self, view: Tensor) -> Tensor:
         """Return the projections z' of one view, (n, d), un-normalised."""

@@ -1,4 +1,4 @@
-"""A backbone as the stages of a detector: the stem, then one part for each size of the features."""
+"""A backbone in stages: the stem, then one part for each size of the features."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ def stages(backbone: nn.Module) -> list[Stage]:
         ValueError: the backbone is not one of `backbones.py`.
     """
     modes = {module: module.training for module in backbone.modules()}
-    parts = _parts(backbone)
     features = torch.zeros(1, 3, SIDE, SIDE, device=next(backbone.parameters()).device)
     found = []
-    for part in parts:
+    for part in parts(backbone):
         with torch.no_grad():
             features = part.eval()(features)  # eval mode leaves the running statistics unchanged
         # Strides are powers of two; a padding of the stem may add pixels to the side.
@@ -49,17 +48,20 @@ def stages(backbone: nn.Module) -> list[Stage]:
     return found
 
 
-def _parts(backbone: nn.Module) -> list[nn.Module]:
-    from torchvision.models import ResNet
+def parts(backbone: nn.Module) -> list[nn.Module]:
+    """Return the modules of the stages, the stem first.
 
+    Raises:
+        ValueError: the backbone is not one of `backbones.py`.
+    """
     from reproduce.nn.residual import SmallResNet
 
     if isinstance(backbone, SmallResNet):
         return [backbone.stem, *backbone.blocks]
+
+    from torchvision.models import ResNet  # takes seconds
+
     if isinstance(backbone, ResNet):
         stem = torch.nn.Sequential(backbone.conv1, backbone.bn1, backbone.relu, backbone.maxpool)
         return [stem, backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
-    raise ValueError(
-        f"A {type(backbone).__name__} has no stages to build a detector from; "
-        "the ResNets of backbones.py and small do."
-    )
+    raise ValueError(f"A {type(backbone).__name__} has no stages; the ResNets of backbones.py and small do.")
