@@ -287,14 +287,17 @@ def download(c: Context, options: given.DownloadOptions) -> None:
 
 @command(given.DocsOptions)
 def docs(c: Context, options: given.DocsOptions) -> None:
-    """Write the generated pages of the documentation: docs/settings.md, deviations.md and speed.md."""
+    """Write docs/settings.md, deviations.md and speed.md, and the table of systems in README.md."""
     from reproduce import site as sites
-    from reproduce.commands import deviations, pictures, reference, speed
+    from reproduce.commands import deviations, pictures, reference, speed, systems
 
     pages = {"settings.md": reference.page, "deviations.md": deviations.page, "speed.md": speed.page}
     for name, page in pages.items():
         (PROJECT / "docs" / name).write_text(page(), encoding="utf-8")
         print(f"docs/{name}")
+    readme = PROJECT / "README.md"
+    readme.write_text(systems.written(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    print(readme.name)
     if options.pictures:
         for path in pictures.take(sites.load().reports, PROJECT / "docs"):
             print(path.relative_to(PROJECT))

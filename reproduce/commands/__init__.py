@@ -27,6 +27,7 @@ Imports point down this page.
     archive.py      export: reports and the records of their runs as one file
     deviations.py   the page of deviations from the paper
     speed.py        the page of measured speeds
+    systems.py      README's table of the paper's systems
     pictures.py     the pictures of the documentation, taken of reports
     pages.py        records of runs for the report and the pages of runs
     disk.py         the disk that runs need
