@@ -319,7 +319,9 @@ def count(specs: dict[str, Any]) -> str:
 
 def test_the_readme_shows_the_origin_of_every_systems_numbers() -> None:
     text = README.read_text(encoding="utf-8")
-    assert text == systems.written(text), "README.md is out of date: `invoke docs` writes its table of systems"
+    assert text == systems.written(text), (
+        "README.md is out of date: `invoke docs` writes its table of systems"
+    )
     lines = systems.table().splitlines()
     assert lines[0].startswith("| systems of Tables 1 to 5 and 10 |")
     told = {name: line for line in lines[2:] for name in line.split(" | ")[0].strip("| ").split(", ")}

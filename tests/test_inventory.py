@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toys import image_folder
+from toys import PRETRAIN, image_folder
 
+from reproduce.commands import disk, forecast
 from reproduce.commands.verify_data import verify_data
 from reproduce.data import dataset as datasets
 from reproduce.data import imagefolder, inventory
@@ -20,6 +21,7 @@ from reproduce.data.imagenette import Imagenette
 from reproduce.data.stl10 import STL10
 from reproduce.data.synthetic import SyntheticFolder, SyntheticSTL10, SyntheticVOC2007
 from reproduce.data.voc2007 import VOC2007
+from reproduce.methods.npid import NPID
 from reproduce.readiness import Counts
 from reproduce.site import Site
 
@@ -33,6 +35,16 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(inventory, "JUST_NOW", 0)
     root = image_folder(tmp_path / "imagenette", train=3, val=2)
     return Site(runs=tmp_path / "runs", data={"imagenette": root})
+
+
+def test_a_memory_bank_has_a_row_for_each_image_that_is_here(site: Site) -> None:
+    run = replace(PRETRAIN, method=NPID(), dataset=NETTE)
+    row, published = 4 * 128, 9_469
+    before = disk.sizes(run, {}, site).checkpoint
+    assert before == forecast._sizes(run, site).checkpoint == forecast._sizes(run).checkpoint
+    inventory.load(NETTE, "train", site)
+    found = disk.sizes(run, {}, site).checkpoint
+    assert found == forecast._sizes(run, site).checkpoint == before - (published - 30) * row
 
 
 def first(site: Site) -> Path:

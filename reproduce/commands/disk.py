@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from reproduce.data import inventory
 from reproduce.lazy import torch
 from reproduce.nn import backbones
 from reproduce.nn.cost import FLOAT, Sizes
 from reproduce.protocols.detection import Detection
+from reproduce.site import Site
 from reproduce.spec import Pretrain, Spec
 
 if TYPE_CHECKING:
@@ -52,15 +54,16 @@ def disk_needed(
     return kept + sum(heapq.nlargest(at_once, temporary))
 
 
-def sizes(run: Pretrain, known: dict[object, Sizes]) -> Sizes:
+def sizes(run: Pretrain, known: dict[object, Sizes], site: Site | None = None) -> Sizes:
     """Return the sizes of a pretraining run's files.
 
     Args:
         known: sizes of other runs, to which these are added. One network is built for all methods that differ
             only in fractions, which are rates and weights: no layer has two and a half units.
+        site: site whose images a memory bank has rows for; None for the published number.
     """
     method, states = run.method, run.optimizer.num_states
-    images = run.dataset.num_images(run.dataset.pretrain_split) or 1
+    images = inventory.number(run.dataset, run.dataset.pretrain_split, site) or 1
     leaves = tuple(leaf for leaf in method.leaves() if not isinstance(leaf[1], float))
     shape = (run.backbone, method.name, leaves, states, images)
     if shape not in known:

@@ -423,7 +423,7 @@ def disk(specs: Iterable[Spec], machine: Machine) -> int:
     """Return the estimated bytes that the runs of `specs` leave behind or occupy for a time, by `_rule`."""
 
     def files(run: Pretrain) -> Sizes:
-        return sizes(run, machine.sizes)
+        return sizes(run, machine.sizes, machine.site)
 
     def parameters(backbone: str) -> int:
         return num_parameters(weightless(backbone))

@@ -358,7 +358,7 @@ def forecast(
     at_once = (site.jobs or 1) * site.devices if card else where.at_once(site)
     blocking = [lacking[step.spec.id] for step in steps if step.action == "blocked"]
     problems = dict.fromkeys(remedy for each in blocking for remedy in each.remedies)
-    disk = _disk([step.spec for step in steps if step.starts], store, at_once)
+    disk = _disk([step.spec for step in steps if step.starts], store, at_once, site)
     changes = {
         change: None for request in {job.request: None for job in wanted} for change in request.changed()
     }
@@ -1013,7 +1013,7 @@ def makespan_of(steps: Iterable[Step], at_once: int, seconds: Mapping[str, float
     )
 
 
-def _disk(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:
+def _disk(specs: Iterable[Spec], store: Store, at_once: int, site: Site) -> int | None:
     """Return the bytes that the runs leave behind or occupy for a time, by the rule of `invoke doctor`.
 
     None if a network's size is unknown.
@@ -1021,17 +1021,17 @@ def _disk(specs: Iterable[Spec], store: Store, at_once: int) -> int | None:
     from reproduce.commands import disk
 
     try:
-        return disk.disk_needed(specs, store, at_once, _sizes, _parameters)
+        return disk.disk_needed(specs, store, at_once, lambda run: _sizes(run, site), _parameters)
     except LookupError:
         return None
 
 
-def _sizes(run: Pretrain) -> cost.Sizes:
+def _sizes(run: Pretrain, site: Site | None = None) -> cost.Sizes:
     network = _network(run.backbone)
     layout = run.method.layout(network.num_features)
     if layout is None:
         raise NotFoundError(f"The sizes of {run.method.name}'s heads are unknown until they are built.")
-    images = run.dataset.num_images(run.dataset.pretrain_split) or 0
+    images = inventory.number(run.dataset, run.dataset.pretrain_split, site) or 0
     return cost.sizes(network, layout, num_states=run.optimizer.num_states, num_images=images)
 
 

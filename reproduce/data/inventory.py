@@ -175,6 +175,16 @@ def as_recorded(dataset: AnyDataset, split: str, site: Site) -> Inventory | None
         return None
 
 
+def number(dataset: Dataset, split: str, site: Site | None) -> int | None:
+    """Return the number of images of a split as last recorded here, else as published; None if unknown.
+
+    Args:
+        site: site of the record; None to leave it out.
+    """
+    found = as_recorded(dataset, split, site) if site else None
+    return found.num_images if found else dataset.num_images(split)
+
+
 @lru_cache
 def _inventory(path: Path, changed: int) -> Inventory | None:
     """Return the inventory in a record that was written at a time."""
