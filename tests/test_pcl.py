@@ -432,6 +432,7 @@ def test_recipes_fit_their_batch_and_data_at_every_scale(name: str) -> None:
     for scale, number in ((small, 9_469), (smoke, 1_200)):
         smaller: Any = scale(linear(run))
         found.append((smaller.encoder, number))
+    assert [run.method.passes(view) for view in range(2)] == [3, 2], "a query; a key and a centre crop"
     for spec, number in found:
         spec.method.check_for(batch_size=spec.batch_size, num_images=number)
         assert spec.epochs > spec.method.cluster_epoch > 0

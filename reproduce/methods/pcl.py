@@ -18,8 +18,8 @@ about 2.5 GB of a GPU before the first step of an epoch, when no activations exi
 of one view.
 
 The official code clusters at most 1000 images for each centroid. That excludes none of ImageNet's, so the
-limit is left out. The official key network follows before a step and not after it. Its clusterings therefore
-do not contain the newest move of f_k, a thousandth of a step.
+limit is left out. The official key network moves before a step and not after it, so its clusterings are those
+of a key network one move behind.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class PCL(Method, name="pcl"):
         return replace(self, keys=self.keys.smaller(scale), **changes)
 
     def check(self) -> None:
-        """Raise ValueError if there are no clusterings."""
+        """Raise ValueError if `clusters` is empty."""
         if not self.clusters:
             raise ValueError("pcl.clusters is (): at least one number of clusters is expected.")
 

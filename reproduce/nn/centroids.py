@@ -59,7 +59,9 @@ class Clusterings(nn.Module):
     def _each(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield labels, centroids and phi of each clustering, as parts of the buffers."""
         sizes = list(self.clusters)
-        yield from zip(self.labels, self.centroids.split(sizes), self.phi.split(sizes), strict=True)
+        yield from zip(
+            self.labels, torch.split(self.centroids, sizes), torch.split(self.phi, sizes), strict=True
+        )
 
     @torch.no_grad()
     def renew(
@@ -97,7 +99,7 @@ class Clusterings(nn.Module):
             negatives: r, the centroids that each group gets besides those of its images.
             group: number of neighbouring images in a group; n is a multiple of it.
         """
-        grouped = q.unflatten(0, (-1, group))  # (groups, group, dim)
+        grouped = q.view(-1, group, q.shape[1])  # (groups, group, dim)
         targets = torch.arange(group, device=q.device).repeat(len(grouped))
         losses = []
         for number, (labels, centroids, phi) in enumerate(self._each()):
