@@ -45,29 +45,30 @@ class PCL(Method, name="pcl"):
     """Settings of PCL; the defaults are those of v1."""
 
     num_views: Annotated[int, Limits(2, 2)] = 2
-    """One view for the queries, one for the keys (pcl/loader.py)."""
+    """One view for the queries, one for the keys (salesforce/PCL pcl/loader.py)."""
     temperature: Positive = 0.2
-    """T of L_moco, and the mean of phi (main_pcl.py `temperature`, README.md)."""
+    """T of L_moco, and the mean of phi (salesforce/PCL main_pcl.py `temperature`, README.md)."""
     clusters: tuple[Count, ...] = (25000, 50000, 100000)
-    """Number of clusters of each clustering (main_pcl.py `num-cluster`)."""
+    """Number of clusters of each clustering (salesforce/PCL main_pcl.py `num-cluster`)."""
     negatives: Count = 16384
-    """r: centroids that a group gets besides those of its images (main_pcl.py `pcl-r`).
+    """r: centroids that a group gets besides those of its images (salesforce/PCL main_pcl.py `pcl-r`).
 
     The official code uses the same number for the queue.
     """
     cluster_epoch: CountOrZero = 20
-    """Epoch, from 0, in which the images are first clustered (main_pcl.py `warmup-epoch`)."""
+    """Epoch, from 0, in which the images are first clustered (salesforce/PCL main_pcl.py `warmup-epoch`)."""
     iterations: Count = 20
-    """Iterations of k-means (main_pcl.py `clus.niter`)."""
+    """Iterations of k-means (salesforce/PCL main_pcl.py `clus.niter`)."""
     restarts: Count = 5
-    """Starts of k-means; the best one counts (main_pcl.py `clus.nredo`)."""
+    """Starts of k-means; the best one counts (salesforce/PCL main_pcl.py `clus.nredo`)."""
     head: Head = Head(widths=(128,))
-    """Head of both networks: one layer of 128 in v1, 2048-128 without BatchNorm in v2 (pcl/builder.py)."""
+    """Head of both networks: one layer of 128 in v1, 2048-128 without BatchNorm in v2 (salesforce/PCL
+    pcl/builder.py)."""
     keys: Keys = Keys(queue=16384)
     """Queue, decay rate of the key network and groups of BatchNorm.
 
-    main_pcl.py `pcl-r`, `moco-m`. A group is the images of one of 8 GPUs, 32 of 256 (README.md: "a 4-gpu or
-    8-gpu machine").
+    A group is the images of one of 8 GPUs, 32 of 256. The README names machines of 4 and of 8
+    (salesforce/PCL main_pcl.py `pcl-r`, `moco-m`, README.md).
     """
 
     @property
