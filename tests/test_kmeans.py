@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from torch.overrides import TorchFunctionMode
 from toys import on_two_processes
 
 from reproduce.nn import kmeans
@@ -64,6 +66,31 @@ def clustered(block: int) -> list[torch.Tensor]:
     """Return the clusters of float32 rows, computed in blocks of this size."""
     kmeans.BLOCK = block
     return list(kmeans.kmeans(rows(100, 4).float(), 9, iterations=20, seed=1, restarts=2))
+
+
+class Largest(TorchFunctionMode):
+    """Measures the largest number of distances that are computed together."""
+
+    number = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.addmm:
+            self.number = max(self.number, found.numel())
+        return found
+
+
+def test_a_limit_of_distances_at_once_changes_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rows(100, 4)
+    expected = kmeans.kmeans(x, 9, iterations=20, seed=1)
+    monkeypatch.setattr(kmeans, "DISTANCES", 70)
+    with Largest() as largest:
+        found = kmeans.kmeans(x, 9, iterations=20, seed=1)
+    assert largest.number == 7 * 9
+    assert torch.equal(found.labels, expected.labels)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("block", [16, 1000], ids=["7 blocks", "1 block"])

@@ -29,10 +29,11 @@ from configs.scales import small, smoke
 from reproduce import train
 from reproduce.commands import disk
 from reproduce.evaluate import evaluate
-from reproduce.methods.moco import MoCo, contrastive_loss
+from reproduce.methods.moco import MoCo
 from reproduce.methods.wang_isola import WangIsola, alignment, uniformity
 from reproduce.nn import backbones, cost, seeds
 from reproduce.nn.heads import Head
+from reproduce.nn.key_network import contrastive_loss
 from reproduce.nn.keys import Keys
 from reproduce.nn.optimizers import SGD
 from reproduce.runs import checkpoint, interrupt

@@ -20,15 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from reproduce.lazy import F, torch
+from reproduce.lazy import F
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn.heads import Head
 from reproduce.nn.keys import Keys
 from reproduce.settings import Limits, Positive
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from reproduce.nn.cost import Layout
     from reproduce.nn.key_network import MomentumContrast
 
@@ -88,6 +86,8 @@ class MoCo(Method, name="moco"):
         return self.keys.network(backbone, self.head, num_queues=self.num_parts)
 
     def parts(self, network: MomentumContrast, batch: Batch) -> Iterator[Part]:
+        from reproduce.nn.key_network import contrastive_loss
+
         for direction, (query, key) in enumerate(self.directions):
             k = network.keys(batch.views[key], direction, seed=batch.seed, step=batch.step)
             z = network.online(batch.views[query]).z
@@ -97,16 +97,3 @@ class MoCo(Method, name="moco"):
 
     def after_step(self, network: MomentumContrast, batch: Batch) -> dict[str, float]:
         return network.advance(self.keys.momentum, step=batch.step)
-
-
-def contrastive_loss(q: Tensor, k: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """Return the mean cross-entropy of a query's own key among it and the queue, from unit vectors.
-
-    Args:
-        q: queries, (n, d).
-        k: their keys, (n, d).
-        negatives: the queue Q, (K, d).
-    """
-    positive = (q * k).sum(dim=1, keepdim=True)
-    logits = torch.cat([positive, q @ negatives.T], dim=1) / temperature  # (n, 1 + K)
-    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))

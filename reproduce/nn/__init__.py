@@ -15,6 +15,7 @@ A module imports only from modules listed below its own line.
     weights.py          settings of an encoder from elsewhere
     encoder.py          the network that an evaluation starts from
     keys.py             settings of keys, and of the queues that keep them
+    centroids.py        centroids of all images as prototypes
     key_network.py      a query network, a key network and queues of keys
     bank.py             a memory bank, and noise-contrastive estimation
     prototypes.py       prototypes, and balanced codes over them

@@ -69,3 +69,16 @@ class MomentumContrast(Network):
             queue.push(k, at=step * len(k) * distributed.world_size())
         self._made = {}
         return self.follow_at(momentum)
+
+
+def contrastive_loss(q: Tensor, k: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Return the mean cross-entropy of a query's own key among it and the queue, from unit vectors.
+
+    Args:
+        q: queries, (n, d).
+        k: their keys, (n, d).
+        negatives: the queue Q, (K, d).
+    """
+    positive = (q * k).sum(dim=1, keepdim=True)
+    logits = torch.cat([positive, q @ negatives.T], dim=1) / temperature  # (n, 1 + K)
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))

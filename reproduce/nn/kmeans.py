@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 2**13
-"""Rows whose distances to all centroids are computed together."""
+"""Rows that one process assigns before the next block, which is another's."""
+DISTANCES = 2**28
+"""Maximum number of distances that are computed together, 1.07 GB in float32.
+
+A block with more of them, of more than 32 768 centroids, is assigned in pieces.
+"""
 
 
 class Clusters(NamedTuple):
@@ -76,7 +81,8 @@ def assign(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     labels = torch.zeros(each, BLOCK, dtype=torch.int64, device=rows.device)
     distances = rows.new_zeros(each, BLOCK)
     for number, block in enumerate(blocks[distributed.rank() :: processes]):
-        nearest = torch.addmm(half, block, centroids.T, alpha=-1).argmin(dim=1)
+        pieces = torch.split(block, max(1, DISTANCES // len(centroids)))
+        nearest = torch.cat([torch.addmm(half, x, centroids.T, alpha=-1).argmin(dim=1) for x in pieces])
         labels[number, : len(block)] = nearest
         distances[number, : len(block)] = (block - centroids[nearest]).square().sum(dim=1)
     return _whole(labels, len(rows)), _whole(distances, len(rows))
