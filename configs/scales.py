@@ -281,7 +281,7 @@ def resized(augmentation: Augmentation, before: Dataset, after: Dataset) -> Augm
     """Return `augmentation` with small crops and patches of the same size relative to the views.
 
     Sizes are rounded up: multi-crop's small crops have 3 / 7 of a view. The shifts of patches are rounded
-    down, so that patches of different places, which PIRL keeps apart, do not overlap more than before.
+    down: patches of different places, which PIRL keeps apart, then overlap by one pixel at most.
 
     Args:
         before: the data set for which the sizes in `augmentation` were chosen.
