@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 from configs import evaluate, scales
 from configs.pretrain import byol, imagenet, imagenet100
 from configs.pretrain import stl10 as on_stl10
+from reproduce import plan
 from reproduce.data import draws, views
 from reproduce.data.augmentation import Augmentation, Patches, SmallCrops
 from reproduce.methods.byol import BYOL
@@ -242,6 +243,37 @@ def test_the_path_of_a_gpu_gives_the_same_views(
         torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
 
 
+def test_with_colour_first_patches_share_the_colours_of_the_whole_image(
+    photographs: list[torch.Tensor],
+) -> None:
+    """The contrast then has the mean of the whole image."""
+    contrast = Augmentation(
+        jitter=1, brightness=0, contrast=0.9, saturation=0, hue=0, grey=0, blur=0, solarize=0
+    )
+    patches = Patches(size=12, canvas=32, jitter=3, shared=True)
+    augmentation = replace(contrast, colour_first=True, resampling="bilinear", patches=patches)
+    pixels, sizes, indices = arguments(photographs)
+    found = views.sample(pixels, sizes, indices, augmentation=augmentation, **HOW, view=3)
+    key = {"seed": 2, "epoch": 5}
+    crop = draws.draw(replace(contrast, crop_scale=(0.6, 1.0)), sizes.numpy(), indices.numpy(), **key, view=1)
+    place = draws.draw_place(patches, indices.numpy(), **key, view=3)
+    for i, image in enumerate(photographs):
+        x = coloured(image.float() / 255, crop, i)
+        x = tv.resized_crop(x, *crop.box[i].tolist(), [32, 32], INTERPOLATIONS["bilinear"], antialias=True)
+        x = tv.horizontal_flip(x) if crop.flip[i] else x
+        top, left = place[i].tolist()
+        torch.testing.assert_close(found[i], x[:, top : top + 12, left : left + 12], atol=4e-4, rtol=0)
+
+
+def test_a_canvas_without_colours_has_no_operation() -> None:
+    always = Augmentation(flip=1, jitter=1, grey=1, blur=1, solarize=1, photometric=1)
+    for each, on in ((always, True), (always.crop_only(), False)):
+        drawn = draws.draw(each, np.full((9, 2), 40), np.arange(9), seed=0, epoch=0, view=0)
+        asked = [values for values in vars(drawn).values() if values.dtype == bool]
+        assert len(asked) == 6
+        assert all((values == on).all() for values in asked)
+
+
 def test_patches_leave_the_other_views_as_they_are_to_the_bit(photographs: list[torch.Tensor]) -> None:
     for augmentation, num_whole in ((PIRL, 1), (OBOW, 3)):
         how = {**HOW, "num_views": num_whole}
@@ -289,10 +321,10 @@ def test_a_central_crop_of_256_pixels_has_the_pixels_of_224() -> None:
 
 
 def test_the_side_of_a_central_crop_is_rounded() -> None:
-    sizes = np.array([[30, 60], [60, 31], [1, 1], [375, 500]])
+    sizes = np.array([[30, 60], [60, 33], [1, 1], [375, 500]])
     assert draws.square_boxes(sizes, 0.875).tolist() == [
         [2, 17, 26, 26],
-        [16, 2, 27, 27],
+        [15, 2, 29, 29],
         [0, 0, 1, 1],
         [23, 86, 328, 328],
     ]
@@ -385,6 +417,15 @@ def test_a_method_of_patches_needs_them() -> None:
             "The last 9 of the 10 views of byol are patches, but the augmentation has "
             f"{found}: set patches.num_whole to 1."
         )
+
+
+def test_a_table_counts_patches_apart_from_large_and_small_views() -> None:
+    for augmentation, num_views, says in (
+        (COLOURS, 4, "4"),
+        (PIRL, 10, "(1 large + 9 patches)"),
+        (OBOW, 8, "(1 large + 2 small + 5 patches)"),
+    ):
+        assert plan._views(run_of(augmentation, num_views)) == says
 
 
 def test_a_jpeg_keeps_two_pixels_for_each_pixel_of_a_canvas() -> None:

@@ -91,6 +91,7 @@ def test_hand_cases() -> None:
         return levels(found)[0, 2, 0].tolist()
 
     assert of([183, 183], 4, 256) == [176, 176]
+    assert of([175.6, 175.6], 4, 256) == [176, 176]
     assert of([183, 51, 0], 4, 256) == [255, int(255 * 48 / 176), 0]
     assert of([200, 60, 100], 8, 128) == [0, int(255 * 5 / 45), 255]
     spot = torch.zeros(1, 1, 3, 3)
