@@ -15,12 +15,14 @@ from test_drawn import split_mix
 from test_views import INTERPOLATIONS, chi_square, coloured
 from torchvision.transforms.v2 import functional as tv
 
-from configs import evaluate, scales
+from configs import evaluate, methods, scales
 from configs.pretrain import byol, imagenet, imagenet100
 from configs.pretrain import stl10 as on_stl10
 from reproduce import plan
 from reproduce.data import draws, views
 from reproduce.data.augmentation import Augmentation, Patches, SmallCrops
+from reproduce.data.imagenette import Imagenette
+from reproduce.data.synthetic import SyntheticFolder
 from reproduce.methods.byol import BYOL
 from reproduce.methods.swav import SwAV
 from reproduce.resources.memory import SCRATCH, estimate
@@ -451,7 +453,7 @@ def test_a_canvas_counts_in_the_memory_of_a_gpu() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Larger(BYOL):
+class Larger(BYOL, name="larger"):
     """A method whose maps need larger images at the smaller scales."""
 
     def side(self, scale: Literal["smoke", "small"]) -> int | None:
@@ -509,6 +511,13 @@ def test_other_methods_and_detectors_keep_the_images_of_the_scale() -> None:
     larger = imagenet(200)(Larger())
     detector = scales.smoke(evaluate.voc_detection(larger))
     assert detector.dataset == scales.smoke(evaluate.voc_detection(encoder)).dataset
+    for scale, dataset, side in (
+        ("smoke", SyntheticFolder(), 48),
+        ("small", Imagenette(), 128),
+        ("paper", SyntheticFolder(), 32),
+    ):
+        found = methods.run(Larger(), dataset, scale).dataset
+        assert (found.name, found.size) == (dataset.name, side)
     stl = scales.small(evaluate.linear(on_stl10(Larger())))
     assert isinstance(stl, Evaluate)
     assert stl.dataset.size == 128
