@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from toys import CPU, PRETRAIN, Notes, Toy, batch, on_two_processes
 
 from reproduce.commands import disk, forecast
-from reproduce.data.augmentation import Augmentation, SmallCrops
+from reproduce.data.augmentation import Augmentation, Patches
 from reproduce.data.imagenet import ImageNet
 from reproduce.methods.pirl import PIRL
 from reproduce.nn import backbones, seeds
@@ -191,7 +191,7 @@ TOY = replace(
     PRETRAIN,
     method=METHOD,
     dataset=Toy(num_train=26, size=12, canvas=20),
-    augmentation=Augmentation(small=SmallCrops(size=2, num_large=1)),
+    augmentation=Augmentation(patches=Patches(size=2, canvas=9, jitter=1)),
     optimizer=SGD(
         base_lr=0.64,
         weight_decay=0.02,
@@ -202,7 +202,7 @@ TOY = replace(
     ),
     epochs=2,
     batch_size=8,
-    seed=20,
+    seed=0,
 )
 
 
