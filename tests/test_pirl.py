@@ -16,6 +16,9 @@ from test_npid import check_run, plain_nce
 from torch import Tensor, nn
 from toys import CPU, PRETRAIN, Notes, Toy, batch, on_two_processes
 
+from configs.baselines import pirl_imagenet
+from configs.evaluate import linear
+from configs.scales import small
 from reproduce.commands import disk, forecast
 from reproduce.data.augmentation import Augmentation, Patches
 from reproduce.data.imagenet import ImageNet
@@ -23,15 +26,15 @@ from reproduce.methods.pirl import PIRL
 from reproduce.nn import backbones, seeds
 from reproduce.nn.heads import Head
 from reproduce.nn.optimizers import SGD
-from reproduce.runs import interrupt
+from reproduce.runs import checkpoint, interrupt
 from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.progress import Progress
 from reproduce.site import Site
 from reproduce.spec import Pretrain
-from reproduce.train import pretrain
+from reproduce.train import build_network, pretrain
 
 METHOD = PIRL(
-    patches_weight=0.3,
+    lambda_patches=0.3,
     negatives=12,
     temperature=0.3,
     head=Head(widths=(8,)),
@@ -62,9 +65,8 @@ def test_the_first_losses_if_all_products_are_equal() -> None:
         nn.init.ones_(layer.bias)
     network.bank.rows.fill_(128**-0.5)
     patches, image = method.parts(network, batch(views(4)))
-    (of_patches,), (of_image,) = patches.terms.values(), image.terms.values()
-    assert of_patches.item() == pytest.approx(11.373507, abs=1e-5)
-    assert of_image.item() == pytest.approx(11.373507, abs=1e-5)
+    assert patches.terms["L_patches"].item() == pytest.approx(11.373507, abs=1e-5)
+    assert image.terms["L_image"].item() == pytest.approx(11.373507, abs=1e-5)
     assert patches.loss.item() == image.loss.item() == pytest.approx(11.373507 / 2, abs=1e-5)
 
 
@@ -154,7 +156,7 @@ class PlainPIRL(plain.PlainMethod):
         second = self.h(network, self.v, "negatives", at)
         assert self.z is not None
         network.bank.log_z.fill_(math.log(self.z))
-        loss = s.patches_weight * first + (1 - s.patches_weight) * second
+        loss = s.lambda_patches * first + (1 - s.lambda_patches) * second
         return {"loss": loss, "L_patches": first, "L_image": second}
 
     def after(self, network: Any, at: plain.Step) -> dict[str, float]:
@@ -238,11 +240,31 @@ def test_a_run_that_resumes_with_a_part_of_the_bank_renewed_ends_bit_equal(tmp_p
     site = Site(runs=tmp_path)
     with pytest.raises(Interrupted, match="a test"):
         pretrain(TOY, site, tmp_path / "stopped" / "run", CPU, Notes(), report)
+    state = checkpoint.latest(tmp_path / "stopped" / "run", TOY.id)
+    assert state is not None
+    moved = state["network"]["bank.rows"] != build_network(TOY, 26).bank.rows
+    assert moved.any(dim=1).sum() == 16, "the images of two steps"
     resumed = trained(TOY, tmp_path / "stopped")
     assert all(torch.equal(resumed.network[name], value) for name, value in whole.network.items())
 
 
-# Sizes
+# Settings and sizes
+
+
+def test_the_recipe_has_the_official_rates_and_smaller_scales_keep_the_proportions() -> None:
+    run = pirl_imagenet()
+    place: Any = {"batch_size": 1024, "num_views": 10, "steps_per_epoch": 1251, "epochs": 800}
+    rates = [run.optimizer.rate(epoch * 1251 + 700, **place) for epoch in (0, 400, 799)]
+    assert rates == pytest.approx([0.12, (0.12 + 0.00012) / 2, 0.00012], rel=5e-3)
+    assert run.method.batchnorm_images(1024) == 32
+    encoder: Any = small(linear(run)).encoder
+    patches = encoder.augmentation.patches
+    assert (encoder.dataset.size, patches.size, patches.canvas, patches.jitter) == (128, 37, 146, 11)
+
+
+def test_views_without_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^The last 9 of the 10 views of pirl are patches, but "):
+        replace(TOY, augmentation=Augmentation()).check_for()
 
 
 def test_a_checkpoint_contains_a_row_for_each_image_and_the_head_of_patches() -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
-from reproduce.lazy import F
+from reproduce.lazy import F, torch
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn import cost
 from reproduce.nn.cost import Block, Layout
@@ -44,7 +44,7 @@ class PIRL(Method, name="pirl"):
 
     num_views: Annotated[int, Limits(1 + PATCHES, 1 + PATCHES)] = 1 + PATCHES
     """View 0 is the image, the others are its nine patches (vissl pirl_jigsaw_4node_resnet50.yaml)."""
-    patches_weight: Fraction = 0.5
+    lambda_patches: Fraction = 0.5
     """lambda: weight of the loss of the patches (vissl pirl_jigsaw_4node_resnet50.yaml: `loss_weights`)."""
     negatives: Count = 32_000
     """M: random images that each embedding is compared with (vissl pirl_jigsaw_4node_resnet50.yaml)."""
@@ -90,6 +90,10 @@ class PIRL(Method, name="pirl"):
         """Return PIRL with fewer negatives for fewer images, a choice: 4096 of 9 469, or 256 of 1 200."""
         return replace(self, negatives=4096 if scale == "small" else 256)
 
+    def side(self, scale: Literal["smoke", "small"]) -> int | None:
+        """Return 128 pixels at small scale, where patches of 64 px would have 19 of them in place of 37."""
+        return 128 if scale == "small" else None
+
     def network(self, backbone: Any, *, num_images: int, batch_size: int) -> PatchNetwork:
         from reproduce.nn.patch_network import PatchHead, PatchNetwork
 
@@ -109,13 +113,15 @@ class PIRL(Method, name="pirl"):
 
         z = network.online(*patches).z
         h = self._h(network, F.normalize(z, dim=1), indices, batch, "negatives of patches")
-        yield Part(self.patches_weight * h, {"L_patches": h}, z.detach())
+        yield Part(self.lambda_patches * h, {"L_patches": h, "L_image": torch.zeros_like(h)}, z.detach())
 
         z = network.online(image).z
         v = F.normalize(z, dim=1)
         network.keep(indices, v)
         h = self._h(network, v, indices, batch, "negatives")
-        yield Part((1 - self.patches_weight) * h, {"L_image": h}, z.detach())
+        yield Part(
+            (1 - self.lambda_patches) * h, {"L_patches": torch.zeros_like(h), "L_image": h}, z.detach()
+        )
 
     def after_step(self, network: PatchNetwork, batch: Batch) -> dict[str, float]:
         network.advance(self.momentum)

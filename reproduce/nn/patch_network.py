@@ -52,10 +52,9 @@ class PatchOnline(Online):
     def forward(self, *views: Tensor) -> Outputs:
         """Return z, (n, d), as `z` and `p`; the views are one image or all patches, (n, 3, size, size)."""
         if len(views) == 1:
-            z, unused = self.projector(self._features(views[0])), self.patch_head
+            z = self.projector(self._features(views[0])) + _nothing(self.patch_head)
         else:
-            z, unused = self.patch_head(self._features(torch.cat(views))), self.projector
-        z = z + _nothing(unused)
+            z = self.patch_head(self._features(torch.cat(views))) + _nothing(self.projector)
         return Outputs(z, z)
 
 
