@@ -42,16 +42,16 @@ class Bank(nn.Module):
     log_z: Tensor
     """log Z, a scalar; NaN before the first loss."""
 
-    def __init__(self, num_images: int, dim: int, *, normalised: bool = False) -> None:
+    def __init__(self, num_images: int, dim: int, *, unit: bool = False) -> None:
         """Draw the rows from torch's global random state, uniform in +- sqrt(3 / dim).
 
         Args:
-            normalised: True to give each row the length 1.
+            unit: True if they are then normalised.
         """
         super().__init__()
         bound = math.sqrt(3 / dim)
         rows = torch.empty(num_images, dim).uniform_(-bound, bound)
-        self.register_buffer("rows", F.normalize(rows, dim=1) if normalised else rows)
+        self.register_buffer("rows", F.normalize(rows, dim=1) if unit else rows)
         self.register_buffer("log_z", torch.tensor(math.nan))
 
     def nce(self, v: Tensor, indices: Tensor, negatives: Tensor, *, temperature: float) -> Tensor:
@@ -142,21 +142,11 @@ class BankNetwork(Network):
     """An online network and a bank that follows its embeddings."""
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        projector: nn.Module,
-        *,
-        num_images: int,
-        dim: int,
-        normalised: bool = False,
+        self, backbone: nn.Module, projector: nn.Module, *, num_images: int, dim: int, unit: bool = False
     ) -> None:
-        """Create the networks, then a bank of `num_images` rows with `dim` dimensions.
-
-        Args:
-            normalised: True for a bank whose initial rows have the length 1.
-        """
+        """Create the networks, then a bank of `num_images` rows with `dim` dimensions (see `Bank`)."""
         super().__init__(backbone, projector)
-        self.bank = Bank(num_images, dim, normalised=normalised)
+        self.bank = Bank(num_images, dim, unit=unit)
         self._newest: tuple[Tensor, Tensor] | None = None
 
     def keep(self, indices: Tensor, v: Tensor) -> None:

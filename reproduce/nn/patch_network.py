@@ -73,5 +73,5 @@ class PatchNetwork(BankNetwork):
         self, backbone: nn.Module, projector: nn.Module, patch_head: PatchHead, *, num_images: int, dim: int
     ) -> None:
         """Create the networks, then a bank of `num_images` rows with `dim` dimensions."""
-        super().__init__(backbone, projector, num_images=num_images, dim=dim, normalised=True)
+        super().__init__(backbone, projector, num_images=num_images, dim=dim, unit=True)
         self.online = PatchOnline(backbone, projector, patch_head)
