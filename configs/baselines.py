@@ -148,9 +148,9 @@ def pirl_imagenet(epochs: int = 800) -> Pretrain:
     """Pretrain PIRL with a ResNet-50 on ImageNet, at batch 1024.
 
     The quoted rows are of 800 epochs: classification of 81.1 on VOC2007 and 49.8 on Places205, detection of
-    80.7, 59.7 and 54.0 (Table 5). The paper's own code was not released. These are the settings of
-    facebookresearch/vissl pirl_jigsaw_4node_resnet50.yaml, whose linear top-1 is 64.29, and 62.55 after 200
-    epochs (MODEL_ZOO.md). The paper prints 63.6 (?).
+    80.7, 59.7 and 54.0 (Table 5). Source: facebookresearch/vissl pirl_jigsaw_4node_resnet50.yaml, with which
+    the paper's network was trained (projects/PIRL/README.md). Its linear top-1 is 64.29, and 62.55 after 200
+    epochs (MODEL_ZOO.md).
 
     The peak rate is .12. 800 epochs are 1.02 billion images, each seen once as a whole and once as nine
     patches of 64 px, which cost three quarters as much.
