@@ -49,6 +49,7 @@ OWN: Final[Mapping[str, Mapping[str, Callable[[], Pretrain]]]] = {
         "imagenet100": baselines.moco_imagenet100,
     },
     "pcl": {"imagenet": baselines.pcl_imagenet},
+    "pirl": {"imagenet": baselines.pirl_imagenet},
     "simclr": {"imagenet": baselines.simclr_1000_imagenet, "stl10": baselines.simclr_stl10},
     "simsiam": {"imagenet": partial(baselines.simsiam_imagenet, 400)},
     "swav": {"imagenet": partial(baselines.swav_imagenet, 800)},

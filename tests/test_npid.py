@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ import torch
 from test_loop import Left, check, check_log, trained
 from test_simsiam import PlainSGD
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from toys import CPU, PRETRAIN, Notes, Toy, batch, on_two_processes
 
 from reproduce.commands import disk, forecast
 from reproduce.data.imagenet import ImageNet
 from reproduce.methods.npid import NPID
-from reproduce.nn import backbones, bank, seeds
+from reproduce.nn import backbones, bank, cost, seeds
 from reproduce.nn.bank import Bank
 from reproduce.nn.heads import Head
 from reproduce.nn.optimizers import SGD
@@ -64,6 +68,29 @@ def test_the_loss_is_that_of_the_probabilities(num_images: int) -> None:
     z = math.exp(module.log_z.item())
     again = module.nce(other, indices, drawn, temperature=0.5)
     torch.testing.assert_close(again, plain_nce(module.rows, other, indices, drawn, 0.5, z)[0])
+
+
+@pytest.mark.parametrize("num_images", [20, 200], ids=["all rows at once", "the rows of each vector"])
+def test_blocks_of_vectors_have_the_products_and_gradients_of_all_at_once(
+    num_images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    rows, weights = torch.randn(num_images, 5, dtype=torch.float64), torch.randn(7, 6, dtype=torch.float64)
+    v = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    compared = torch.randint(num_images, (7, 6))
+    compared[:, 3] = compared[:, 2]  # a row that is drawn twice counts twice
+    found = []
+    for block in (cost.BLOCK, 2 * min(num_images, 6 * 5), 1):
+        monkeypatch.setattr(cost, "BLOCK", block)
+        products = bank.Products.apply(v, rows, compared)  # type: ignore[no-untyped-call]
+        (gradient,) = torch.autograd.grad((products * weights).sum(), v)
+        found.append((products.detach(), gradient))
+    expected = (
+        (v[:, None] * rows[compared]).sum(dim=2).detach(),
+        (weights[:, :, None] * rows[compared]).sum(1),
+    )
+    for products_and_gradient in found:
+        torch.testing.assert_close(products_and_gradient, expected)
 
 
 def test_a_row_moves_halfway_towards_its_vector_and_no_other_moves() -> None:
@@ -228,6 +255,34 @@ def test_the_rows_are_those_of_the_images_of_the_step() -> None:
 
 
 # Sizes
+
+
+def peak_bytes(work: Callable[[], None], trace: Path) -> int:
+    """Return the most bytes of tensors on the CPU that exist at once while `work` runs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    recorded.export_chrome_trace(str(trace))
+    events = [each for each in json.loads(trace.read_text())["traceEvents"] if each.get("name") == "[memory]"]
+    changes = (each["args"]["Bytes"] for each in sorted(events, key=lambda each: float(each["ts"])))
+    return max(itertools.accumulate(changes))
+
+
+@pytest.mark.parametrize(("num_images", "block"), [(20_000, 2**17), (200_000, 2**17), (200_000, 2**26)])
+def test_a_loss_needs_about_the_memory_that_is_estimated(
+    num_images: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "BLOCK", block)
+    module, indices = Bank(num_images, 32), torch.arange(64)
+    v = plain.unit(torch.randn(64, 32)).requires_grad_()
+
+    def step() -> None:
+        drawn = bank.negatives(num_images, 1000, indices=indices, seed=0, step=0)
+        loss = module.nce(v, indices, drawn, temperature=0.07)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    layout = cost.Layout(cost.Block(0), kept_per_image=4 * 32, compared=1001)
+    estimated = cost.comparisons(layout, images=64, batch_size=64, num_images=num_images)
+    assert peak_bytes(step, tmp_path / "trace.json") == pytest.approx(estimated, rel=0.35)
 
 
 def test_a_checkpoint_contains_a_row_for_each_image_and_the_forecast_counts_them() -> None:

@@ -23,12 +23,14 @@ from reproduce.data.augmentation import Augmentation
 from reproduce.data.folder import Folder, named
 from reproduce.data.images import Whole
 from reproduce.data.resident import Resident
+from reproduce.data.synthetic import SyntheticFolder
 from reproduce.data.views import GPU_CHUNK
 from reproduce.data.voc0712 import VOC0712
 from reproduce.launch import local
 from reproduce.methods.barlow_twins import BarlowTwins
 from reproduce.methods.method import Method
 from reproduce.methods.moco import MoCo
+from reproduce.methods.pirl import PIRL
 from reproduce.methods.simclr import SimCLR
 from reproduce.methods.swav import SwAV
 from reproduce.nn import backbones, cost, features
@@ -200,6 +202,22 @@ def test_only_a_loss_that_couples_all_views_keeps_their_activations() -> None:
     assert backbone_of(of(BarlowTwins(num_views=3)), recompute=True) == pytest.approx(1, abs=0.1)
     assert backbone_of(of(SimCLR(joint="heads")), recompute=True) == pytest.approx(1, abs=0.1)
     assert backbone_of(of(SimCLR(joint="all")), recompute=True) == pytest.approx(2, abs=0.1)
+
+
+def test_the_parts_of_pirl_keep_the_image_or_its_patches() -> None:
+    found = backbone_of(of(PIRL(negatives=1)))
+    assert found == pytest.approx(9, abs=0.2), "views of one size: nine patches are nine images"
+
+
+def test_a_bank_adds_what_its_loss_compares() -> None:
+    """With 512 images on each of 2 devices and 100 000 images, a block has all rows for 512 images."""
+    run = replace(of(PIRL()), dataset=SyntheticFolder(num_train=100_000), batch_size=1024)
+    few, found = estimate(run.replace("method.negatives", 1), 2), estimate(run, 2)
+    assert few is not None
+    assert found is not None
+    listed = 31_999 * (8 * 1024 + (8 + 4 * 4) * 512)
+    blocks = 4 * (512 * 100_000 - 512 * 2 * 128)
+    assert found.num_bytes - few.num_bytes == listed + blocks
 
 
 def test_a_detector_and_an_unknown_backbone_have_no_estimate() -> None:

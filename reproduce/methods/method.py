@@ -95,6 +95,15 @@ class Method(Settings):
         raise NotImplementedError
 
     @property
+    def view_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the views whose activations exist at the same time, for each part of the loss.
+
+        A view without a backward pass is in no group.
+        """
+        trained = tuple(view for view in range(self.num_views) if self.passes(view) >= 3)
+        return tuple((view,) for view in trained) if self.num_parts >= len(trained) else (trained,)
+
+    @property
     def recomputes(self) -> bool:
         """True if `recompute` in the site file has the method keep the activations of one view at a time."""
         return self.num_parts == 1

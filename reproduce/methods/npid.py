@@ -51,6 +51,7 @@ class NPID(Method, name="npid"):
             cost.head(num_features, self.head),
             kept=cost.FLOAT,
             kept_per_image=cost.FLOAT * self.head.output,
+            compared=1 + self.negatives,
         )
 
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:

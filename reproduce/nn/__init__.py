@@ -17,6 +17,7 @@ A module imports only from modules listed below its own line.
     keys.py             settings of keys, and of the queues that keep them
     centroids.py        centroids of all images as prototypes
     key_network.py      a query network, a key network and queues of keys
+    patch_network.py    a network for images and their patches, with a memory bank
     bank.py             a memory bank, and noise-contrastive estimation
     prototypes.py       prototypes, and balanced codes over them
     networks.py         the online and the target network

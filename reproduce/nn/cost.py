@@ -21,6 +21,8 @@ FLOAT, COUNTER, INDEX = 4, 8, 8
 """Bytes of a float32, of the counter of batches in each BatchNorm, and of an index of max pooling."""
 VECTORS = {"none": 0, "scale": 1, "fixed": 0, "affine": 2}
 """Trained vectors of a normalisation after the last layer."""
+BLOCK = 2**26
+"""Maximum number of temporary float32 numbers of a loss over a bank (`nn/bank.py`): 268 MB."""
 HIDDEN_NORMS = {"batchnorm": "affine", "none": "none"}
 """Normalisation between two layers, by the names of those after the last."""
 
@@ -117,6 +119,8 @@ class Layout(NamedTuple):
     """Size of queues and other buffers in bytes."""
     kept_per_image: int = 0
     """Size of a bank's row in bytes; a bank has one for each image of the data set."""
+    compared: int = 0
+    """Rows of the bank with which the loss compares an embedding."""
 
 
 class Sizes(NamedTuple):
@@ -208,6 +212,37 @@ def sizes(backbone: Network, layout: Layout, *, num_states: int = 1, num_images:
     target = encoder if layout.has_target else 0
     kept = layout.kept + num_images * layout.kept_per_image
     return Sizes(encoder, online + target + kept + FLOAT * num_states * trained)
+
+
+def products(num_rows: int, compared: int, dim: int) -> int:
+    """Return the temporary numbers that the products of a vector with rows of a bank need.
+
+    They are the products with all rows or, if these are fewer numbers, the rows that it is compared with.
+
+    Args:
+        num_rows: rows of the bank.
+        compared: number of rows that the vector is compared with.
+        dim: length of a row.
+    """
+    return min(num_rows, compared * dim)
+
+
+def comparisons(layout: Layout, *, images: int, batch_size: int, num_images: int) -> int:
+    """Return the bytes that a loss over a bank needs in a step; 0 without a bank.
+
+    Each process draws the negatives of the whole batch. For its own images, it keeps the numbers of the rows,
+    and about four numbers for each product.
+
+    Args:
+        images: images of a step on each device.
+        batch_size: images of a step over all devices.
+        num_images: images of the data set.
+    """
+    if not layout.compared:
+        return 0
+    listed = INDEX * batch_size + (INDEX + 4 * FLOAT) * images
+    each = products(num_images, layout.compared, layout.kept_per_image // FLOAT)
+    return layout.compared * listed + FLOAT * max(each, min(images * each, BLOCK))
 
 
 def siamese(num_features: int, heads: Heads) -> Layout:

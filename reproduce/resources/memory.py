@@ -6,8 +6,9 @@
 
 The estimate counts what exists at the end of a forward pass: parameters, gradients, optimiser states, the
 target, queues, the views of a step and those that are prepared ahead, decoded images, and the activations
-that the backward pass needs. The copy of a data set that stays on the GPU is counted on its own, since it
-depends on the GPU. The matrices of a loss over pairs of images and the workspaces of kernels are left out.
+that the backward pass needs. Comparisons with the rows of a bank are counted, too. The copy of a data set
+that stays on the GPU is counted on its own, since it depends on the GPU. The matrices of a loss over pairs of
+images and the workspaces of kernels are left out.
 
 Measured on one H200 with a ResNet-18 of 3x3 stem at 64 px, bfloat16, batch 512, before views were prepared
 ahead: 2.11, 2.13 and 2.18 GiB without CUDA's own memory at K = 2, 4 and 8. It needs no torch.
@@ -156,12 +157,16 @@ def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
     copy = min(most, int(STORED * all_images)) if all_images <= most else 0
 
     # Views that pass the online network, each with a backward pass.
-    kept = [network.activations(side, each) for view, side in enumerate(sides) if method.passes(view) >= 3]
     heads = cost.FLOAT * (layout.projector.outputs + layout.predictor.outputs)
-    together = len(kept) if method.num_parts < len(kept) else 1
-    alone = together == 1 or (site.recompute and method.recomputes)
-    backbone = max(kept, default=0) if alone else sum(kept)
-    step = views + images * (DECODED * decoded + backbone + together * heads)
+    activations = 0
+    for group in method.view_groups:
+        kept = [network.activations(sides[view], each) for view in group]
+        alone = site.recompute and method.recomputes
+        backbone = max(kept, default=0) if alone else sum(kept)
+        activations = max(activations, backbone + len(group) * heads)
+
+    compared = cost.comparisons(layout, images=images, batch_size=spec.batch_size, num_images=number or 0)
+    step = views + images * (DECODED * decoded + activations) + compared
     return Peak(CUDA + weights + step, images=copy)
 
 
