@@ -16,6 +16,7 @@ import logging
 import pkgutil
 import shlex
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -657,11 +658,13 @@ def _budgets(table: Table) -> Iterator[str]:
     A table that trains nothing has none. Rows of given encoders are named as exceptions.
     """
     budgets: dict[str, dict[str, None]] = {}
+    sides: dict[str, dict[str, int]] = {}  # of each data set, by row
     given: dict[str, None] = {}
     for row, _, ours in table.measured():
         encoder = ours.spec.encoder
         if isinstance(encoder, Pretrain):
             budgets.setdefault(row.label, {})[f"{_views(encoder)} × {encoder.epochs}"] = None
+            sides.setdefault(encoder.dataset.name, {})[row.label] = encoder.dataset.size
         else:
             given[literal(row.label)] = None
     if not budgets:
@@ -675,8 +678,16 @@ def _budgets(table: Table) -> Iterator[str]:
     rows = "; ".join(f"{literal(label)} {', '.join(found)}" for label, found in budgets.items())
     yield (
         f"Views × epochs at {table.scale} scale: {rows}. An epoch with $K$ large views costs about $K / 2$ "
-        "times as much as one of the same method with two; small crops cost less."
+        "times as much as one of the same method with two; small crops and patches cost less."
     )
+    for of_rows in sides.values():
+        (usual, _), *others = Counter(of_rows.values()).most_common()
+        if others:
+            larger = (f"{literal(label)} {side}" for label, side in of_rows.items() if side != usual)
+            yield (
+                f"Sides of images in pixels, in pretraining and evaluation: {', '.join(larger)}, as these "
+                f"methods need them; {usual} in other rows."
+            )
 
 
 def _views(encoder: Pretrain) -> str:
