@@ -14,12 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
+from typing import Literal
 
 from configs.evaluate import AnyDataset, seen_by
 from reproduce.data.augmentation import Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.data.imagenette import Imagenette
+from reproduce.methods.method import Method
 from reproduce.nn.optimizers import LARS
 from reproduce.protocols.coco_mask_rcnn import COCOMaskRCNN
 from reproduce.protocols.detection import Detection
@@ -82,6 +85,7 @@ def smoke(run: Evaluate) -> Evaluate:
     dataset = _smoke_dataset(run.dataset) if isinstance(run.dataset, Dataset) else _smoke_scenes(run.dataset)
     if isinstance(run.encoder, Pretrain):
         encoder = _smoke_pretrain(run.encoder)
+        dataset = _needed(run.encoder.method, dataset, "smoke")
         return replace(
             run, encoder=encoder, dataset=dataset, protocol=_smoke_protocol(run.protocol, encoder.backbone)
         )
@@ -95,8 +99,20 @@ def _small_dataset(dataset: AnyDataset) -> AnyDataset | Imagenette:
     return dataset if dataset.name in ("stl10", "voc2007", "voc0712", "coco2017") else Imagenette()
 
 
+def _needed(method: Method, dataset: AnyDataset, scale: Literal["smoke", "small"]) -> AnyDataset:
+    """Return `dataset` with images as large as the method needs them at a scale.
+
+    Test images are resized in the same ratio.
+    """
+    side = method.side(scale)
+    if side is None or not isinstance(dataset, Dataset):
+        return dataset
+    resize = round(side * dataset.resize / dataset.size)
+    return replace(dataset, size=side, resize=resize, canvas=max(resize, dataset.canvas))
+
+
 def _small_pretrain(run: Pretrain) -> Pretrain:
-    dataset = _small_dataset(run.dataset)
+    dataset = _needed(run.method, _small_dataset(run.dataset), "small")
     return replace(
         run,
         method=run.method.smaller("small"),
@@ -223,7 +239,7 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
     if imagenet and isinstance(optimizer, LARS):
         kept = optimizer.batch_scaling == "sqrt" and optimizer.vector_lr is None
         optimizer = optimizer.times(1.0 if kept else 0.4 / 0.15)
-    dataset = _smoke_dataset(run.dataset)
+    dataset = _needed(run.method, _smoke_dataset(run.dataset), "smoke")
     return replace(
         run,
         method=run.method.smaller("smoke"),
@@ -241,22 +257,48 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
 def _wider_crops(augmentation: Augmentation) -> Augmentation:
     """Return `augmentation` with crops of at least a fifth of the image, as on STL-10.
 
-    A twelfth of 32 x 32 pixels is too small to show anything.
+    A twelfth of 32 x 32 pixels is too small to show anything. Small crops that may be larger than that begin
+    there, too. Crops for patches are large enough.
     """
-    other = augmentation.every_second
-    wider = None if other is None else replace(other, crop_scale=CROPS)
-    small = None if augmentation.small is None else replace(augmentation.small, crop_scale=SMALL_CROPS)
-    return replace(augmentation, crop_scale=CROPS, every_second=wider, small=small)
+
+    def wider(other: Augmentation | None) -> Augmentation | None:
+        return None if other is None else replace(other, crop_scale=CROPS)
+
+    small = augmentation.small
+    if small is not None:
+        low, high = small.crop_scale
+        small = replace(small, crop_scale=SMALL_CROPS if high <= CROPS[0] else (max(low, CROPS[0]), high))
+    return replace(
+        augmentation,
+        crop_scale=CROPS,
+        every_second=wider(augmentation.every_second),
+        first=wider(augmentation.first),
+        small=small,
+    )
 
 
 def resized(augmentation: Augmentation, before: Dataset, after: Dataset) -> Augmentation:
-    """Return `augmentation` with small crops that have the same size relative to the views: 3 / 7.
+    """Return `augmentation` with small crops and patches of the same size relative to the views.
+
+    Sizes are rounded up: multi-crop's small crops have 3 / 7 of a view. The shifts of patches are rounded
+    down, so that patches of different places, which PIRL keeps apart, do not overlap more than before.
 
     Args:
         before: the data set for which the sizes in `augmentation` were chosen.
         after: the data set on which the run is to be trained.
     """
-    if augmentation.small is None:
-        return augmentation
-    size = math.ceil(augmentation.small.size * after.size / before.size)
-    return replace(augmentation, small=replace(augmentation.small, size=size))
+
+    def scaled(side: int) -> Fraction:
+        return Fraction(side * after.size, before.size)
+
+    small, patches = augmentation.small, augmentation.patches
+    if small is not None:
+        small = replace(small, size=math.ceil(scaled(small.size)))
+    if patches is not None:
+        patches = replace(
+            patches,
+            size=math.ceil(scaled(patches.size)),
+            canvas=math.ceil(scaled(patches.canvas)),
+            jitter=math.floor(scaled(patches.jitter)),
+        )
+    return replace(augmentation, small=small, patches=patches)

@@ -680,11 +680,18 @@ def _budgets(table: Table) -> Iterator[str]:
 
 
 def _views(encoder: Pretrain) -> str:
-    """Return the number of views of an image; with multi-crop, of large and of small ones."""
-    number, small = encoder.method.num_views, encoder.augmentation.small
-    if small is None or number <= small.num_large:
+    """Return the number of views of an image; with multi-crop or patches, of each kind."""
+    number, small, patches = (
+        encoder.method.num_views,
+        encoder.augmentation.small,
+        encoder.augmentation.patches,
+    )
+    whole = number if patches is None else min(number, patches.num_whole)
+    large = whole if small is None else min(whole, small.num_large)
+    kinds = {"large": large, "small": whole - large, "patches": number - whole}
+    if large == number:
         return str(number)
-    return f"({small.num_large} large + {number - small.num_large} small)"
+    return f"({' + '.join(f'{count} {kind}' for kind, count in kinds.items() if count)})"
 
 
 def _tables(suited: Callable[[Table], bool]) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from reproduce import identity
-from reproduce.data.augmentation import Augmentation
+from reproduce.data.augmentation import GRID, Augmentation
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.methods.method import Method
@@ -72,6 +72,8 @@ class Pretrain(Settings, name="pretrain"):
             num_images: images of the data set, at least one batch; None if they are not counted yet.
         """
         self._check_large_views()
+        self._check_patches()
+        self._check_colours()
         if num_images is not None:
             self._check_warm_up(num_images // self.batch_size)
         self.method.check_for(batch_size=self.batch_size, num_images=num_images)
@@ -90,6 +92,46 @@ class Pretrain(Settings, name="pretrain"):
                 f"small.num_large is {small.num_large}, but {method.name} needs at least "
                 f"{method.least_large} large views: set it to {method.least_large}."
             )
+
+    def _check_patches(self) -> None:
+        patches, method = self.augmentation.patches, self.method
+        if method.num_patches is not None:
+            expected = method.num_views - method.num_patches
+            if patches is None or patches.num_whole != expected:
+                found = "no patches" if patches is None else f"patches.num_whole {patches.num_whole}"
+                raise ValueError(
+                    f"The last {method.num_patches} of the {method.num_views} views of {method.name} are "
+                    f"patches, but the augmentation has {found}: set patches.num_whole to {expected}."
+                )
+        if patches is None:
+            return
+        fewest, most = max(1, method.least_large, method.num_views - GRID**2), method.num_views - 1
+        if not fewest <= patches.num_whole <= most:
+            raise ValueError(
+                f"patches.num_whole is {patches.num_whole}, but {method.name} has {method.num_views} views "
+                f"and a crop has {GRID**2} patches: set it to a number from {fewest} to {most}."
+            )
+        small = self.augmentation.small
+        if small is not None and small.num_large > patches.num_whole:
+            raise ValueError(
+                f"small.num_large is {small.num_large}, but only the first {patches.num_whole} views are not "
+                f"patches: set it to at most {patches.num_whole}."
+            )
+
+    def _check_colours(self) -> None:
+        for key, own in (("", self.augmentation), ("every_second.", self.augmentation.every_second)):
+            if own is None or not own.colour_first:
+                continue
+            if own.photometric:
+                raise ValueError(
+                    f"augmentation.{key}photometric is {own.photometric}, but with colour_first it would see "
+                    "images of different sizes in one tensor: set it to 0, or colour_first to false."
+                )
+            if own.patches is not None and not own.patches.shared:
+                raise ValueError(
+                    "augmentation.colour_first is True, but each patch has its own colours: set it to False, "
+                    "or patches.shared to True."
+                )
 
     def _check_warm_up(self, steps_per_epoch: int) -> None:
         asked, num_steps = self.optimizer.warmup_steps, self.epochs * steps_per_epoch

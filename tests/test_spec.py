@@ -123,9 +123,10 @@ def mutated(spec: Settings, path: str, value: Any, hint: Any) -> Settings:
 def has_one_value(path: str, hint: Any) -> bool:
     """Return True if a setting accepts a single value.
 
-    It is a choice of one, or an `every_second` leaves it to the distribution with which it alternates.
+    It is a choice of one, or an `every_second` or `first` leaves it to the distribution of all views.
     """
-    inside = ("every_second.every_second", "every_second.small", "every_second.draft")
+    covering = ("every_second", "first", "small", "patches", "draft")
+    inside = tuple(f"{part}.{key}" for part in ("every_second", "first") for key in covering)
     return (typing.get_origin(hint) is Literal and len(typing.get_args(hint)) == 1) or path.endswith(inside)
 
 

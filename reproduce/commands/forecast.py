@@ -91,7 +91,14 @@ SHORT = 600.0
 exceeds it."""
 TRUSTED = 10
 """Ratio of an estimate to its start from which on the work decides it."""
-ALIKE_IN = ("backbone", "precision", "dataset.size", "augmentation.small.size")
+ALIKE_IN = (
+    "backbone",
+    "precision",
+    "dataset.size",
+    "augmentation.small.size",
+    "augmentation.patches.size",
+    "augmentation.patches.num_whole",
+)
 """Settings that two pretrainings must share to take the same time per view."""
 
 Action = Literal["reuse", "attach", "resume", "run", "blocked"]

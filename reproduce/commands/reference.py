@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from reproduce.commands.options import field_docs
-from reproduce.data.augmentation import Augmentation, SmallCrops
+from reproduce.data.augmentation import Augmentation, Patches, SmallCrops
 from reproduce.data.dataset import Dataset
 from reproduce.data.detection import DetectionDataset
 from reproduce.methods.method import Method
@@ -138,7 +138,7 @@ def page() -> str:
         INTRODUCTION,
         *_group("Pretraining", {each.name: each for each in (Pretrain, LARS, SGD, Adam, LARC)}),
         *_group("Methods", {**methods, Heads.name: Heads}),
-        *_group("Augmentation", {each.name: each for each in (Augmentation, SmallCrops)}),
+        *_group("Augmentation", {each.name: each for each in (Augmentation, SmallCrops, Patches)}),
         *_group("Evaluation", {"evaluate": Evaluate, Weights.name: Weights}),
         *_group("Protocols", protocols),
         *_group("Data sets", data),

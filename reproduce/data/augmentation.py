@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from reproduce import identity
 from reproduce.settings import (
     Count,
+    CountOrZero,
     Fraction,
     Limits,
     NotNegative,
@@ -22,8 +23,12 @@ from reproduce.settings import (
     Settings,
 )
 
+GRID = 3
+"""Places of patches along each axis of a crop."""
 MARGIN = 2
 """Pixels of a crop for each pixel of its view, along an axis, that a reduced image keeps at least."""
+COVERING = {"small": "small crops", "draft": "draft", "patches": "patches"}
+"""Settings that only the distribution of all views can have, in words."""
 
 
 def divisor(width: int, height: int, least: tuple[float, float] | None) -> int:
@@ -55,6 +60,52 @@ class SmallCrops(Settings, name="small_crops"):
 
     def check(self) -> None:
         _check_range("small_crops.crop_scale", self.crop_scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches(Settings, name="patches"):
+    """The patches of PIRL and OBoW: parts of one random crop of the image, which is resized first.
+
+    The crop has `canvas` x `canvas` pixels and GRID x GRID places. Place (i, j) starts at row
+    i s + U{0, ..., jitter} and column j s + U{0, ..., jitter}, with s = (canvas - size - jitter) // 2. Each
+    image has its own random order of the places. Its patches are the first ones in this order. Defaults are
+    PIRL's. They are from the files that the fields name, OBoW's from valeoai/obow obow/datasets.py.
+    """
+
+    size: Pixels = 64
+    """Side of a patch in pixels, next to views of 224 (facebookresearch/vissl img_patches_tensor.py). 96 in
+    OBoW."""
+    canvas: Pixels = 255
+    """Side in pixels to which the crop is resized before patches are cut from it (facebookresearch/vissl
+    img_pil_to_patches_and_image.py). 256 in OBoW."""
+    jitter: CountOrZero = 20
+    """Largest shift of a patch from the first pixel of its place, along each axis, in pixels
+    (facebookresearch/vissl img_patches_tensor.py, whose 21 is excluded). 24 in OBoW, included."""
+    crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.6, 1.0)
+    """Area of the crop relative to the image (facebookresearch/vissl img_pil_to_patches_and_image.py,
+    valeoai/obow obow/datasets.py)."""
+    num_whole: Count = 1
+    """Number of views that are not patches, which come first. 3 in OBoW."""
+    shared: bool = False
+    """If true, the crop is flipped and its colours change once, before the patches are cut, as in OBoW. If
+    false, each patch has its own flip and colours, as in PIRL (facebookresearch/vissl
+    pirl_jigsaw_4node_resnet50.yaml)."""
+    blur: Fraction = 0.0
+    """Probability of a Gaussian blur of patches, which neither PIRL nor OBoW has (valeoai/obow
+    obow/datasets.py)."""
+
+    def check(self) -> None:
+        _check_range("patches.crop_scale", self.crop_scale)
+        if self.size + self.jitter > self.canvas:
+            raise ValueError(
+                f"patches.size + patches.jitter is {self.size + self.jitter}, but the canvas has only "
+                f"{self.canvas} pixels: set canvas to at least {self.size + self.jitter}."
+            )
+
+    @property
+    def step(self) -> int:
+        """Pixels from the start of a place to the start of the next."""
+        return (self.canvas - self.size - self.jitter) // (GRID - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +157,18 @@ class Augmentation(Settings, name="augmentation"):
     datasets/transforms.py). The contrast jitter then uses the mean of the whole image. Views cost more time,
     as images are larger than they are."""
 
+    photometric: Fraction = identity.added_later(0.0, "0.2")
+    """Probability of four further colour operations, all of them or none, after the jitter and before the
+    greyscale: posterise, sharpness, solarise and auto-contrast (facebookresearch/vissl
+    img_pil_random_photometric.py). PIRL has .66. The other `solarize` is independent of it."""
+    central: Fraction = identity.added_later(0.0, "0.2")
+    """Side of a central square crop relative to the shorter side of the image, rounded to whole pixels. 0 for
+    random crops. OBoW's teacher sees 224 pixels of 256 (valeoai/obow obow/datasets.py)."""
+    first: Augmentation | None = identity.added_later(None, "0.2")
+    """Distribution of view 0 where it differs, as that of OBoW's teacher does. None if it does not."""
+    patches: Patches | None = identity.added_later(None, "0.2")
+    """Geometry of the last views if they are patches of one crop. Their other settings are unchanged, except
+    for the blur. None if no view is a patch."""
     draft: bool = identity.added_later(False, "0.2")
     """If true, a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled decoding), which is
     faster. It must keep, along each axis, at least two pixels of the smallest possible crop for each pixel of
@@ -119,15 +182,18 @@ class Augmentation(Settings, name="augmentation"):
             raise ValueError(
                 "augmentation.every_second has its own every_second, but at most two can alternate."
             )
-        if self.every_second is not None and self.every_second.small is not None:
-            raise ValueError(
-                "augmentation.every_second has its own small crops, but augmentation.small covers all views."
-            )
-
-        if self.every_second is not None and self.every_second.draft:
-            raise ValueError(
-                "augmentation.every_second has its own draft, but augmentation.draft covers all views."
-            )
+        if self.first is not None and self.first.every_second is not None:
+            raise ValueError("augmentation.first has its own every_second, but it covers only view 0.")
+        for key, other in (("every_second", self.every_second), ("first", self.first)):
+            if other is not None and other.first is not None:
+                raise ValueError(
+                    f"augmentation.{key} has its own first, but only augmentation.first covers view 0."
+                )
+            for inner, title in COVERING.items():
+                if other is not None and getattr(other, inner):
+                    raise ValueError(
+                        f"augmentation.{key} has its own {title}, but augmentation.{inner} covers all views."
+                    )
 
     def least(self, size: int, num_views: int) -> tuple[float, float] | None:
         """Return the size that a JPEG decoded at a fraction keeps, or None if it is decoded whole.
@@ -145,22 +211,48 @@ class Augmentation(Settings, name="augmentation"):
             return None
         area, shorter = 0.0, 0.0
         for view in range(num_views):
-            own, kept = self.of_view(view), MARGIN * self.size_of_view(view, size)
+            own, kept = self.of_view(view), MARGIN * self.size_of_crop(view, size)
+            if own.central:
+                shorter = max(shorter, kept / own.central)
+                continue
             low, high = own.crop_ratio
             area = max(area, kept / math.sqrt(own.crop_scale[0] * min(low, 1 / high)))
             shorter = max(shorter, kept / min(1, 1 / low, high))
         return area, shorter
 
     def of_view(self, view: int) -> Augmentation:
-        """Return the distribution of view number `view`, counted from 0."""
+        """Return the distribution of view number `view`, counted from 0.
+
+        Patches have the crop area of theirs, and alternate with nothing.
+        """
+        if self.first is not None and view == 0:
+            return self.first
+        if self.patches is not None and view >= self.patches.num_whole:
+            return replace(self, crop_scale=self.patches.crop_scale, blur=self.patches.blur, central=0.0)
         own = self.every_second if self.every_second is not None and view % 2 else self
         if self.small is None or view < self.small.num_large:
             return own
-        return replace(own, crop_scale=self.small.crop_scale)
+        return replace(own, crop_scale=self.small.crop_scale, central=0.0)
 
     def size_of_view(self, view: int, size: int) -> int:
         """Return the side of view number `view` in pixels; an ordinary view has `size`."""
+        if self.patches is not None and view >= self.patches.num_whole:
+            return self.patches.size
         return size if self.small is None or view < self.small.num_large else self.small.size
+
+    def size_of_crop(self, view: int, size: int) -> int:
+        """Return the side to which the crop of view number `view` is resized: that of a patch's canvas."""
+        if self.patches is not None and view >= self.patches.num_whole:
+            return self.patches.canvas
+        return self.size_of_view(view, size)
+
+    def crop_only(self) -> Augmentation:
+        """Return the distribution of the same crops without flips and changes of colours."""
+        return replace(self, flip=0.0, jitter=0.0, photometric=0.0, grey=0.0, blur=0.0, solarize=0.0)
+
+    def pairs(self) -> Augmentation:
+        """Return the distribution for pairs of ordinary views: no patches, and view 0 as the others."""
+        return replace(self, first=None, patches=None)
 
 
 def _check_range(where: str, limits: tuple[float, float]) -> None:

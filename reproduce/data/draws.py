@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from reproduce.data.augmentation import GRID
+
 if TYPE_CHECKING:
-    from reproduce.data.augmentation import Augmentation
+    from reproduce.data.augmentation import Augmentation, Patches
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -26,6 +28,10 @@ Bools = NDArray[np.bool_]
 CROP_TRIES = 10
 """Attempts of torchvision's RandomResizedCrop before it falls back to a central crop."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+BITS, SHARPNESS, THRESHOLDS = (4, 8), (0.1, 1.9), (0, 256)
+"""Ranges of the further colour operations: bits of a value that posterise keeps, factor of the sharpness, and
+level from which solarise inverts (facebookresearch/vissl pil_photometric_transforms_lib.py). The first and
+the last are whole numbers, both ends included."""
 _ORDERS = np.array(list(permutations(range(4))))
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, SplitMix64's increment
 
@@ -44,8 +50,12 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, SplitMix64
     _BLUR,
     _SIGMA,
     _SOLARIZE,
-) = range(13)
+    _SHIFT_TOP,
+    _SHIFT_LEFT,
+    _PLACES,
+) = range(16)
 _AREAS, _RATIOS = slice(16, 16 + CROP_TRIES), slice(32, 32 + CROP_TRIES)
+_PHOTOMETRIC, _BITS, _SHARPNESS, _THRESHOLD = range(26, 30)
 _NUM_SLOTS = 48
 
 
@@ -68,6 +78,14 @@ class Draws:
     sigma: Floats
     """Standard deviation of the blur in pixels."""
     solarize: Bools
+    photometric: Bools
+    """True for images with the four further colour operations, whose parameters follow."""
+    bits: Ints
+    """Bits of a value that posterise keeps; 8 leaves the image unchanged."""
+    sharpness: Floats
+    """Factor of the sharpness; 1 leaves the image unchanged."""
+    threshold: Ints
+    """Level of 0 to 255 from which solarise inverts; 256 leaves the image unchanged."""
 
     def take(self, rows: Ints | slice) -> Draws:
         """Return the parameters of the images `rows`, in that order."""
@@ -120,15 +138,7 @@ def draw(
         for part, strength in enumerate(strengths)
     ]
     return Draws(
-        box=crop_boxes(
-            sizes,
-            u[:, _AREAS],
-            u[:, _RATIOS],
-            u[:, _TOP],
-            u[:, _LEFT],
-            augmentation.crop_scale,
-            augmentation.crop_ratio,
-        ),
+        box=_boxes(augmentation, sizes, u),
         flip=u[:, _FLIP] < augmentation.flip,
         jitter=u[:, _JITTER] < augmentation.jitter,
         order=_ORDERS[(u[:, _ORDER] * len(_ORDERS)).astype(np.int64)],
@@ -138,7 +148,72 @@ def draw(
         blur=u[:, _BLUR] < augmentation.blur,
         sigma=between(_SIGMA, *augmentation.blur_sigma),
         solarize=u[:, _SOLARIZE] < augmentation.solarize,
+        photometric=u[:, _PHOTOMETRIC] < augmentation.photometric,
+        bits=_whole(u[:, _BITS], *BITS),
+        sharpness=between(_SHARPNESS, *SHARPNESS),
+        threshold=_whole(u[:, _THRESHOLD], *THRESHOLDS),
     )
+
+
+def draw_place(patches: Patches, indices: Ints, *, seed: int, epoch: int, view: int) -> Ints:
+    """Draw the first row and column in the canvas of view number `view`, a patch of each image, (n, 2).
+
+    The order of an image's places belongs to its first patch, the shift in the place to each patch.
+
+    Args:
+        indices: numbers of the images in their data set, (n,).
+    """
+    first = uniforms(indices, seed=seed, epoch=epoch, view=patches.num_whole)
+    own = uniforms(indices, seed=seed, epoch=epoch, view=view)
+    place = orders(first[:, _PLACES], GRID**2)[:, view - patches.num_whole]
+    shift = _whole(own[:, [_SHIFT_TOP, _SHIFT_LEFT]], 0, patches.jitter)
+    return np.stack([place // GRID, place % GRID], axis=1) * patches.step + shift
+
+
+def patch_boxes(crops: Ints, flips: Bools, places: Ints, patches: Patches) -> Ints:
+    """Return top, left, height and width of patches in pixels of the original images, rounded, (n, 4).
+
+    Args:
+        crops: boxes that were resized to the canvas, (n, 4).
+        flips: True for canvases that were mirrored before the cut, (n,).
+        places: first row and column of each patch in its canvas, (n, 2).
+    """
+    first = places.copy()
+    first[flips, 1] = patches.canvas - patches.size - places[flips, 1]
+    low, extent = crops[:, :2], crops[:, 2:]
+    begin, end = (np.rint(low + extent * each / patches.canvas) for each in (first, first + patches.size))
+    begin = np.minimum(begin, low + extent - 1)
+    return np.concatenate([begin, (end - begin).clip(min=1)], axis=1).astype(np.int64)
+
+
+def orders(u: Floats, num: int) -> Ints:
+    """Return a permutation of 0 ... `num` - 1 for each uniform u in [0, 1), (n,) -> (n, num).
+
+    All are equally likely. The digits of u, to the bases num, num - 1, ..., 1, choose one of the remaining
+    numbers after the other.
+    """
+    order, rows, u = np.tile(np.arange(num), (len(u), 1)), np.arange(len(u)), u.copy()
+    for place in range(num):
+        u *= num - place
+        digit = u.astype(np.int64)
+        u -= digit
+        chosen = order[rows, place + digit]
+        order[rows, place + digit] = order[:, place]
+        order[:, place] = chosen
+    return order
+
+
+def _whole(u: Floats, low: int, high: int) -> Ints:
+    """Return a whole number from `low` to `high` for each uniform number in [0, 1), all equally likely."""
+    return low + np.floor(u * (high - low + 1)).astype(np.int64)
+
+
+def _boxes(augmentation: Augmentation, sizes: Ints, u: Floats) -> Ints:
+    """Return the crop of each image, (n, 4), from its uniform numbers."""
+    if augmentation.central:
+        return square_boxes(sizes, augmentation.central)
+    scale, ratio = augmentation.crop_scale, augmentation.crop_ratio
+    return crop_boxes(sizes, u[:, _AREAS], u[:, _RATIOS], u[:, _TOP], u[:, _LEFT], scale, ratio)
 
 
 def crop_boxes(
@@ -173,6 +248,13 @@ def crop_boxes(
         [np.floor(top * (height[:, 0] - h + 1)), np.floor(left * (width[:, 0] - w + 1)), h, w], axis=1
     )
     return np.where(fits.any(axis=1, keepdims=True), boxes, _central_boxes(sizes, ratio)).astype(np.int64)
+
+
+def square_boxes(sizes: Ints, share: float) -> Ints:
+    """Return central squares whose side is `share` of the shorter side, rounded to whole pixels, (n, 4)."""
+    side = np.rint(share * sizes.min(axis=1)).astype(np.int64).clip(min=1)
+    top, left = (sizes - side[:, None]).T // 2
+    return np.stack([top, left, side, side], axis=1)
 
 
 def _central_boxes(sizes: Ints, ratio: tuple[float, float]) -> Floats:

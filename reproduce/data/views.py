@@ -13,6 +13,9 @@ copied into one tensor and resized together.
 
 With `colour_first` the whole image is jittered and greyed before the crop, once for each view.
 
+Patches are cut from one crop of the image after it is resized, so that their pixels are those of the official
+code. They share its flip and colours, or have their own.
+
 The operations and their order are those of google-deepmind/deepmind-research byol/utils/augmentations.py. The
 parts of the colour jitter are defined as in torchvision and in the PyTorch code that later papers share.
 (BYOL's own brightness is additive, its contrast uses a mean for each channel, and its saturation is HSV's.)
@@ -28,7 +31,7 @@ photographs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -39,7 +42,7 @@ from reproduce.lazy import F, torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reproduce.data.augmentation import Augmentation
+    from reproduce.data.augmentation import Augmentation, Patches
     from reproduce.data.draws import Bools, Draws, Floats, Ints
 
 LUMA = (0.2989, 0.587, 0.114)
@@ -71,7 +74,7 @@ def sample(
             read.
         indices: numbers of the images in their data set, (n,) integers. Best on the CPU, too.
         augmentation: distribution of the views.
-        size: side of a view in pixels. Small crops have their own (`Augmentation.size_of_view`).
+        size: side of a view in pixels. Small crops and patches have their own (`Augmentation.size_of_view`).
         seed: seed of the run.
         epoch, view: counted from 0. With the seed and an image's number they determine its view.
 
@@ -89,9 +92,11 @@ class Sampled(NamedTuple):
     """The views of a batch and where they were cut. Each list has one item per view."""
 
     views: list[Tensor]
-    """(n, 3, size, size) float32 from 0 to 1, on the device of the pixels. With multi-crop, sizes differ."""
+    """(n, 3, size, size) float32 from 0 to 1, on the device of the pixels. With multi-crop and patches, sizes
+    differ."""
     boxes: list[Tensor]
-    """Top, left, height and width of the crops in pixels of the original images, (n, 4) int64, on the CPU."""
+    """Top, left, height and width of the crops in pixels of the original images, (n, 4) int64, on the CPU.
+    Those of patches are rounded."""
     flips: list[Tensor]
     """True for views that are mirrored from left to right, (n,) bool, on the CPU."""
 
@@ -146,21 +151,101 @@ def _sample(
 ) -> Sampled:
     from reproduce.data.draws import Draws, draw
 
+    patches = augmentation.patches
+    whole = [view for view in views if patches is None or view < patches.num_whole]
     drawn = {
         view: draw(augmentation.of_view(view), images.sizes, which, seed=seed, epoch=epoch, view=view)
-        for view in views
+        for view in whole
     }
-    forms = {view: Form.of_view(augmentation, view, size) for view in views}
+    forms = {view: Form.of_view(augmentation, view, size) for view in whole}
     made: dict[int, Tensor] = {}
     for form in dict.fromkeys(forms.values()):
-        some = [view for view in views if forms[view] == form]
+        some = [view for view in whole if forms[view] == form]
         together = apply(images, Draws.joined([drawn[view] for view in some]), form)
         made |= zip(some, together.chunk(len(some)), strict=True)
+    boxes = {view: drawn[view].box for view in whole}
+    flips = {view: drawn[view].flip for view in whole}
+    if patches is not None and len(whole) < len(views):
+        cut = [view for view in views if view >= patches.num_whole]
+        for each in _patches(images, which, augmentation, patches, seed, epoch, cut):
+            made[each.view], boxes[each.view], flips[each.view] = each.pixels, each.box, each.flip
     return Sampled(
         [made[view] for view in views],
-        [torch.from_numpy(drawn[view].box) for view in views],
-        [torch.from_numpy(drawn[view].flip) for view in views],
+        [torch.from_numpy(boxes[view]) for view in views],
+        [torch.from_numpy(flips[view]) for view in views],
     )
+
+
+class _Patch(NamedTuple):
+    """One patch of each image."""
+
+    view: int
+    pixels: Tensor
+    box: Ints
+    flip: Bools
+
+
+def _patches(
+    images: Originals,
+    which: Ints,
+    augmentation: Augmentation,
+    patches: Patches,
+    seed: int,
+    epoch: int,
+    views: Sequence[int],
+) -> Iterator[_Patch]:
+    """Yield the patches `views`. Each image is cropped and resized to the canvas once for all of them."""
+    from reproduce.data.draws import Draws, draw, draw_place, patch_boxes
+
+    key = {"seed": seed, "epoch": epoch}
+    own = augmentation.of_view(patches.num_whole)
+    before, after = (own, own.crop_only()) if patches.shared else (own.crop_only(), own)
+    crop = draw(before, images.sizes, which, **key, view=patches.num_whole)
+    drawn = [draw(after, images.sizes, which, **key, view=view) for view in views]
+    places = [draw_place(patches, which, **key, view=view) for view in views]
+
+    # The canvases of a large batch are made in turns.
+    canvas, size = patches.canvas, patches.size
+    form = Form(canvas, own.resampling, own.colour_first and patches.shared)
+    out = images.values.new_empty(len(views), len(which), 3, size, size, dtype=torch.float32)
+    for rows in _chunks(len(which), GPU_CHUNK // (3 * canvas**2), threads=1):
+        some = Originals(images.values, images.starts[rows], images.sizes[rows])
+        canvases = apply(some, crop.take(rows), form)
+        together = Draws.joined([each.take(rows) for each in drawn])
+        out[:, rows] = cut(canvases, [each[rows] for each in places], together, size).view_as(out[:, rows])
+    for view, each, place, pixels in zip(views, drawn, places, out, strict=True):
+        box = patch_boxes(crop.box, crop.flip, place, patches)
+        yield _Patch(view, pixels, box, crop.flip if patches.shared else each.flip)
+
+
+def cut(canvases: Tensor, places: Sequence[Ints], drawn: Draws, size: int) -> Tensor:
+    """Return patches of the canvases with the flips and colours that `drawn` describes.
+
+    Args:
+        canvases: (n, 3, canvas, canvas) float32 from 0 to 1.
+        places: first row and column of the first patch of each canvas, of the second, and so on, (n, 2) each.
+        drawn: parameters of the patches, in the order of the result.
+
+    Returns:
+        (patches n, 3, size, size) float32 from 0 to 1: one patch of each canvas, then a second, and so on.
+    """
+    import numpy as np
+
+    n, on_cpu = len(canvases), canvases.device.type == "cpu"
+    whole = Originals.of(canvases, np.full((n, 2), canvases.shape[-1]))
+    of = np.tile(np.arange(n), len(places))
+    boxes = np.concatenate([np.concatenate(places), np.full((len(of), 2), size)], axis=1)
+    out = canvases.new_empty(len(of), 3, size, size)
+    threads, limit = (torch.get_num_threads(), CPU_CHUNK) if on_cpu else (1, GPU_CHUNK)
+    order = _by_hue(drawn)
+    chunks = [order[rows] for rows in _chunks(len(order), limit // (3 * size**2), threads)]
+
+    def fill_(x: Tensor, rows: Ints, parameters: Draws, scratch: Scratch, coloured: Scratch) -> None:
+        x.copy_(padded(whole, of[rows], boxes[rows]))
+        _replace(x, parameters.flip, lambda some, _: some.copy_(some.flip(3)))
+
+    _fill_and_colour_(out, drawn, chunks, fill_, threads)
+    return out
 
 
 class Form(NamedTuple):
@@ -206,30 +291,58 @@ def apply(images: Originals, drawn: Draws, form: Form) -> Tensor:
     limit = CPU_CHUNK if images.on_cpu else GPU_CHUNK
     if small:
         side = max(size, int(images.sizes.max(initial=0)))
-        order = drawn.hue_place.argsort(kind="stable")[::-1]
+        order = _by_hue(drawn)
         chunks = [order[rows] for rows in _chunks(len(order), limit // (3 * side**2), threads)]
     else:
         windows = images.sizes[of] if form.colour_first else drawn.box[:, 2:]
         chunks = _alike(windows, size, limit // 3, threads)
-        chunks = [rows[drawn.hue_place[rows].argsort(kind="stable")[::-1]] for rows in chunks]
+        chunks = [rows[_by_hue(drawn.take(rows))] for rows in chunks]
+
+    def fill_(x: Tensor, rows: Ints, parameters: Draws, scratch: Scratch, coloured: Scratch) -> None:
+        together = small or not images.on_cpu
+        resize_ = _resize_together_ if together else _resize_each_
+        resize_(x, images, of[rows], parameters, form, scratch, coloured)
+
+    _fill_and_colour_(out, drawn, chunks, fill_, threads, coloured_before=form.colour_first)
+    return out
+
+
+def _by_hue(drawn: Draws) -> Ints:
+    """Return the rows of `drawn` by descending position of the hue shift, as `_colour_` needs them."""
+    return drawn.hue_place.argsort(kind="stable")[::-1]
+
+
+def _fill_and_colour_(
+    out: Tensor,
+    drawn: Draws,
+    chunks: list[Ints],
+    fill_: Callable[[Tensor, Ints, Draws, Scratch, Scratch], None],
+    threads: int,
+    *,
+    coloured_before: bool = False,
+) -> None:
+    """Fill rows of `out` in chunks: geometry by `fill_`, then colours, blur and solarisation.
+
+    Args:
+        out: (n, 3, size, size).
+        chunks: rows of each chunk, sorted by `_by_hue`.
+        fill_: function that fills a tensor with the rows of `out` that it is given, with their parameters.
+        coloured_before: True if `fill_` has jittered and greyed the images.
+    """
 
     def work(chunks: list[Ints]) -> None:
-        memory = torch.empty(max(map(len, chunks), default=0), 3, size, size, device=device)
-        scratch, coloured = Scratch(device), Scratch(device)
+        memory = out.new_empty(max(map(len, chunks), default=0), *out.shape[1:])
+        scratch, coloured = Scratch(out.device), Scratch(out.device)
         for rows in chunks:
             x, parameters = memory[: len(rows)], drawn.take(rows)
-            if small or not images.on_cpu:
-                _resize_together_(x, images, of[rows], parameters, form, scratch, coloured)
-            else:
-                _resize_each_(x, images, of[rows], parameters, form, scratch, coloured)
-            if not form.colour_first:
+            fill_(x, rows, parameters, scratch, coloured)
+            if not coloured_before:
                 _colour_(x, parameters, scratch)
             _blur_and_solarize_(x, parameters, scratch)
-            where = torch.from_numpy(rows.copy()).to(device, non_blocking=True)
+            where = torch.from_numpy(rows.copy()).to(out.device, non_blocking=True)
             out.index_copy_(0, where, x.clamp_(0, 1))
 
     _in_threads(work, chunks, threads)
-    return out
 
 
 def _small(images: Originals) -> bool:
@@ -602,6 +715,61 @@ def solarize_(x: Tensor) -> Tensor:
     return x.sub_(0.5).abs_().neg_().add_(0.5)
 
 
+def photometric_(x: Tensor, bits: Tensor, sharpness: Tensor, threshold: Tensor) -> Tensor:
+    """Posterise, sharpen, solarise and stretch the contrast of each image, as PIL does with 8 bits.
+
+    Values are rounded to levels of 0 to 255 before, as PIL's are after each operation. From there on, the
+    levels are exactly those of PIL: ImageOps.posterize, ImageEnhance.Sharpness, ImageOps.solarize and
+    ImageOps.autocontrast.
+
+    Args:
+        x: (n, 3, height, width) from 0 to 1.
+        bits: bits that posterise keeps, (n,).
+        sharpness: factors of the sharpness, (n,).
+        threshold: levels from which solarise inverts, (n,).
+    """
+    bits, sharpness, threshold = (values.view(-1, 1, 1, 1) for values in (bits, sharpness, threshold))
+    x.mul_(255).round_()
+    x.sub_(x.remainder(torch.exp2(8 - bits)))
+    sharpen_(x, sharpness)
+    torch.where(x < threshold, x, 255 - x, out=x)
+    return stretch_(x).mul_(1 / 255)
+
+
+def sharpen_(x: Tensor, factor: Tensor) -> Tensor:
+    """Set levels x, whole numbers from 0 to 255, to smooth + factor (x - smooth), rounded down and clamped.
+
+    `smooth` is the rounded mean of 3 x 3 pixels, in which the middle one counts five times. Pixels at the
+    border are their own.
+
+    Args:
+        factor: (n, 1, 1, 1).
+    """
+    inner = x[:, :, 1:-1, 1:-1]
+    if not inner.numel():
+        return x
+    smooth = F.avg_pool2d(x, 3, stride=1, divisor_override=1).add_(inner, alpha=4).div_(13).round_()
+    # Not in one operation with a single rounding, which could differ from PIL's.
+    inner.sub_(smooth).mul_(factor).add_(smooth)
+    return x.floor_().clamp_(0, 255)
+
+
+def stretch_(x: Tensor) -> Tensor:
+    """Map the levels of each channel linearly, so that the lowest becomes 0 and the highest 255.
+
+    Levels are rounded down. A channel with a single level is unchanged.
+    """
+    low, high = (values.flatten(0, 1).double().view(-1, 1) for values in (x.amin((2, 3)), x.amax((2, 3))))
+    level = torch.arange(256, dtype=torch.float64, device=x.device)
+    scale = level[-1] / (high - low).clamp_(min=1)  # `255 / x` would be 255 times a rounded 1 / x
+    new = (level * scale).add_(-low * scale).trunc_().clamp_(0, 255)
+    new = torch.where(high > low, new, level).float().view(*x.shape[:2], 256)
+    for channel in range(x.shape[1]):  # one after the other, for the memory of their places
+        place = x[:, channel].flatten(1).long()
+        x[:, channel] = new[:, channel].gather(1, place).view_as(x[:, channel])
+    return x
+
+
 def _crops(box: Ints, flip: Bools, out: Tensor, kernel: Kernel) -> Crops:
     """Return the crops `box` of images, (n, 4), which are resized to the height and width of `out`."""
     import numpy as np
@@ -623,7 +791,15 @@ def _colour_(x: Tensor, drawn: Draws, scratch: Scratch, share: Tensor | None = N
     Args:
         share: see `blend_`.
     """
+    assert share is None or not drawn.photometric.any(), "see Pretrain.check_for"
     _jitter_(x, drawn, scratch, share)
+    _replace(
+        x,
+        drawn.photometric,
+        lambda some, on: photometric_(
+            some, *(_like(some, each[on]) for each in (drawn.bits, drawn.sharpness, drawn.threshold))
+        ),
+    )
     _replace(x, drawn.grey, lambda some, _: to_grey_(some, scratch))
     return x
 
@@ -663,7 +839,7 @@ def _replace(x: Tensor, mask: Bools, operation_: Callable[[Tensor, Ints], Tensor
         x.index_copy_(0, where, operation_(x.index_select(0, where), on))
 
 
-def _like(x: Tensor, values: Floats) -> Tensor:
+def _like(x: Tensor, values: Floats | Ints) -> Tensor:
     """Return `values` as float32 on the device of x.
 
     A GPU does not make this process wait: CUDA has read memory that is not pinned before the call returns.

@@ -83,6 +83,8 @@ class Method(Settings):
 
     least_large: ClassVar[int] = 1
     """Minimum number of large views with multi-crop."""
+    num_patches: ClassVar[int | None] = None
+    """Number of the last views that must be patches; None if the method takes any views."""
 
     @property
     def num_parts(self) -> int:
@@ -123,6 +125,13 @@ class Method(Settings):
         weights of the loss stay, since they are what the tables compare.
         """
         return self
+
+    def side(self, scale: Literal["smoke", "small"]) -> int | None:
+        """Return the side in pixels that ordinary views need at a smaller scale, or None for the scale's own.
+
+        The evaluations of its encoders have images of this side, too.
+        """
+        return None
 
     def check_for(self, *, batch_size: int, num_images: int | None = None) -> None:
         """Raise ValueError if the settings do not fit the batch or the data set.

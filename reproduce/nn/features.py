@@ -173,7 +173,7 @@ def content(
 def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int) -> Pairs:
     """Return the outputs of `encoder` for two augmented views of each image of the test split.
 
-    The views are drawn from the encoder's own augmentation and `seed`.
+    The views are drawn from the encoder's own augmentation and `seed`. They are ordinary ones, not patches.
 
     Raises:
         FloatingPointError: a value is not finite.
@@ -184,7 +184,7 @@ def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.
             "Projections of augmented views need an encoder with projector and augmentation, "
             "from a pretraining run of this suite."
         )
-    projector, augmentation = encoder.projector, encoder.augmentation
+    projector, augmentation = encoder.projector, encoder.augmentation.pairs()
     images = dataset.load(dataset.test_split, site)
     title = f"the {dataset.test_split} split of {dataset.name}"
     if len(images) < 2:

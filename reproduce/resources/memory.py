@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 CUDA = 500_000_000
 """Bytes of a GPU that each process occupies besides its tensors: CUDA's context and the loaded kernels."""
 SCRATCH = 12
-"""Bytes for each value of the views that are being made: result, temporaries, and places in the images."""
+"""Bytes for each value of the views that are being made, canvases of patches included: result, temporaries,
+and places in the images."""
 DECODED = 2
 """Batches of decoded images on a GPU: that of a step, and the next one."""
 EVALUATED = 256
@@ -59,7 +60,7 @@ DECIDING = (
     "dataset.pretrain_split",
     "augmentation.draft",
 )
-"""Settings that decide the peak, besides those of the method and of small crops."""
+"""Settings that decide the peak, besides those of the method, of small crops and of patches."""
 RECORDED = "peak_memory_gb"
 """Final value of a pretraining on a GPU: the maximum of its tensors in 10^9 bytes, on its first GPU."""
 
@@ -143,7 +144,9 @@ def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
     if spec.precision == "bfloat16":
         weights += each * network.parameters  # autocast's copies of the backbone's weights
     values = images * sum(3 * side**2 for side in sides)
-    views = (1 + DEPTH["cuda"]) * each * values + SCRATCH * min(values, GPU_CHUNK)
+    patches = spec.augmentation.patches
+    canvases = 0 if patches is None else images * 3 * patches.canvas**2
+    views = (1 + DEPTH["cuda"]) * each * values + SCRATCH * min(values + canvases, GPU_CHUNK)
 
     # JPEG files may be decoded at a fraction of their size.
     part = divisor(width, height, spec.augmentation.least(spec.dataset.size, method.num_views))
@@ -217,7 +220,7 @@ def _deciding(settings: Mapping[str, str], images: str) -> tuple[str, ...]:
         for key, value in settings.items()
         if key in DECIDING
         or (key.split(".")[0] == "method" and not _is_fraction(value))
-        or key.startswith("augmentation.small")
+        or key.startswith(("augmentation.small", "augmentation.patches"))
     )
     return (images, *sorted(chosen))
 
