@@ -16,12 +16,15 @@ from test_simsiam import PlainSGD
 from torch import Tensor, nn
 from toys import CPU, PRETRAIN, Notes, Toy, batch, on_two_processes
 
+from configs import baselines, scales
+from configs.evaluate import linear
 from reproduce.commands import disk, forecast
-from reproduce.data.augmentation import Augmentation, SmallCrops
+from reproduce.data.augmentation import Augmentation, Patches, SmallCrops
 from reproduce.data.imagenet import ImageNet
 from reproduce.messages import InvalidError
 from reproduce.methods.obow import OBoW, divergence
 from reproduce.nn import backbones, seeds
+from reproduce.nn.maps import Maps
 from reproduce.nn.optimizers import SGD
 from reproduce.nn.words import Words
 from reproduce.runs import checkpoint, interrupt
@@ -159,6 +162,54 @@ def test_crops_are_one_part_and_patches_another() -> None:
     assert sum(OBoW().passes(view) for view in range(8)) == 1 + 7 * 3
 
 
+# The recipe
+
+
+def test_the_rate_is_that_of_the_official_schedule() -> None:
+    """A linear warm-up by step, then a cosine by epoch from .03 to .00003 over 190 epochs (solver.py)."""
+    run, steps = baselines.obow_imagenet(), 5004
+
+    def rate(epoch: int, index: int) -> float:
+        settings, step = run.optimizer, epoch * steps + index
+        return settings.rate(step, batch_size=256, num_views=8, steps_per_epoch=steps, epochs=run.epochs)
+
+    assert rate(0, 0) == 0
+    assert rate(7, 1251) == pytest.approx(0.03 * 7.25 / 10)
+    assert rate(10, 0) == rate(10, steps - 1) == pytest.approx(0.03)
+    assert rate(105, 17) == pytest.approx((0.03 + 0.00003) / 2)
+    last = (1 + math.cos(math.pi * 189 / 190)) / 2
+    assert rate(199, steps - 1) == pytest.approx(0.00003 + 0.02997 * last)
+
+
+@pytest.mark.parametrize(
+    ("scale", "sizes", "map_side"),
+    [
+        ("paper", [224, 160, 160, 96, 96, 96, 96, 96], 7),
+        ("small", [96, 69, 69, 42, 42, 42, 42, 42], 6),
+        ("smoke", [32, 23, 23, 14, 14, 14, 14, 14], 8),
+    ],
+)
+def test_views_and_maps_of_each_scale(scale: str, sizes: list[int], map_side: int) -> None:
+    run: Any = getattr(scales, scale)(linear(baselines.obow_imagenet())).encoder
+    run.check_for(num_images=10_000)
+    views = range(run.method.num_views)
+    assert [run.augmentation.size_of_view(view, run.dataset.size) for view in views] == sizes
+    with torch.device("meta"):
+        backbone = backbones.build(run.backbone)
+        *_, last = Maps(backbone, run.method.levels)(torch.zeros(2, 3, sizes[0], sizes[0]))
+    assert last.shape[2:] == (map_side, map_side)
+
+
+def test_views_that_are_not_its_patches_are_refused() -> None:
+    run = baselines.obow_imagenet()
+    with pytest.raises(ValueError, match=r"^The last 6 of the 8 views of obow are patches, .*num_whole to 2"):
+        run.replace("method.num_crops", 1).check_for()
+    with pytest.raises(
+        ValueError, match=r"^The last 5 of the 8 views of obow are patches, .* has no patches"
+    ):
+        run.replace("augmentation.patches", None).check_for()
+
+
 # Whole runs
 
 
@@ -272,13 +323,22 @@ TOY = replace(
         tau=0.6,
     ),
     dataset=Toy(num_train=26, size=48, resize=48, canvas=48),
-    augmentation=Augmentation(small=SmallCrops(size=8, num_large=1)),
+    augmentation=Augmentation(
+        first=Augmentation(central=0.9, jitter=0.0, grey=0.0),
+        small=SmallCrops(size=10, num_large=1),
+        patches=Patches(size=8, canvas=24, jitter=3, num_whole=3, shared=True),
+    ),
     optimizer=SGD(base_lr=0.05, batch_scaling="none", weight_decay=0.02, momentum=0.8, drops=(0.5,)),
     epochs=2,
     batch_size=8,
-    seed=7,
+    seed=1,
 )
-ONE_LEVEL = TOY.replace("method", replace(TOY.method, levels=("conv5",), num_views=3)).replace("seed", 39)
+ONE_LEVEL = replace(
+    TOY,
+    method=replace(TOY.method, levels=("conv5",), num_views=3),
+    augmentation=replace(TOY.augmentation, patches=None),
+    seed=27,
+)
 
 
 def plain_run(spec: Any = TOY) -> plain.Trained:
@@ -329,7 +389,7 @@ def test_a_run_that_resumes_with_a_part_of_the_words_renewed_ends_bit_equal(tmp_
 
 def test_the_teacher_has_no_gradient_and_the_encoder_is_the_students_backbone(tmp_path: Path) -> None:
     network: Any = TOY.method.network(backbones.build("small", seed=0), num_images=26, batch_size=8)
-    step = batch([torch.randn(8, 3, size, size) for size in (48, 8, 8, 8, 8)])
+    step = batch([torch.randn(8, 3, size, size) for size in (48, 10, 10, 8, 8)])
     for part in TOY.method.parts(network, step):
         part.loss.backward()
         assert part.embeddings.shape == (8, 64)

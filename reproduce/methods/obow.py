@@ -76,6 +76,10 @@ class OBoW(Method, name="obow"):
             raise ValueError(f"obow.levels is {self.levels}: at least one level is expected, each once.")
 
     @property
+    def num_patches(self) -> int | None:
+        return self.num_views - 1 - self.num_crops or None
+
+    @property
     def view_groups(self) -> tuple[tuple[int, ...], ...]:
         """Numbers of the views that share the statistics of BatchNorm: the crops, then any patches."""
         crops = tuple(range(1, 1 + self.num_crops))
@@ -113,6 +117,10 @@ class OBoW(Method, name="obow"):
         if scale == "small":
             return replace(of_resnet18, num_words=1024)
         return replace(of_resnet18, num_words=128, levels=("conv4",))
+
+    def side(self, scale: Literal["smoke", "small"]) -> int | None:
+        """Return 96 at small scale, where the map of conv5 is 6 x 6; at 64 it would be 4 x 4."""
+        return 96 if scale == "small" else None
 
     def check_for(self, *, batch_size: int, num_images: int | None = None) -> None:
         """Raise ValueError if the words are not a multiple of the batch."""
