@@ -52,16 +52,12 @@ class OBoW(Method, name="obow"):
     num_words: Annotated[int, Limits(2, 2**20)] = 8192
     """K of each level, a multiple of the batch (obow config/ImageNetFull/ResNet50_OBoW_full.yaml)."""
     inverse_temperature: Positive = 15.0
-    """Inverse temperature of words, before its division by the mean distance to the nearest word.
-
-    obow config/ImageNetFull/ResNet50_OBoW_full.yaml `inv_delta`; 10 for a ResNet-18
-    (config/ImageNet20/ResNet18_OBoW_full.yaml).
-    """
+    """delta: inverse temperature of the words, before its division by the mean distance to the nearest word
+    (obow config/ImageNetFull/ResNet50_OBoW_full.yaml `inv_delta`). 10 for a ResNet-18."""
     distance_decay: Fraction = 0.99
     """Decay rate of the mean distance (obow builder_obow.py)."""
     scale: Positive = 8.0
-    """kappa (obow config/ImageNetFull/ResNet50_OBoW_full.yaml); 5 for a ResNet-18
-    (config/ImageNet20/ResNet18_OBoW_full.yaml)."""
+    """kappa (obow config/ImageNetFull/ResNet50_OBoW_full.yaml `kappa`). 5 for a ResNet-18."""
     tau: Fraction = 0.99
     """Decay rate of the teacher at the first step, which rises to 1 (obow
     config/ImageNetFull/ResNet50_OBoW_full.yaml `alpha`, `alpha_cosine`)."""
@@ -109,9 +105,10 @@ class OBoW(Method, name="obow"):
         )
 
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
-        """Return OBoW with fewer words, a choice, and with the other settings of a ResNet-18.
+        """Return OBoW with fewer words, a choice, and otherwise with the settings of a ResNet-18.
 
-        At smoke scale, the map of the last stage is too small to cut its border, and conv4 is the only level.
+        Those are from obow config/ImageNet20/ResNet18_OBoW_full.yaml. At smoke scale, the map of the last
+        stage is too small to cut its border, and conv4 is the only level.
         """
         of_resnet18 = replace(self, inverse_temperature=10.0, scale=5.0)
         if scale == "small":

@@ -148,7 +148,8 @@ class WordHead(nn.Sequential):
 
     def forward(self, words: Tensor) -> Tensor:
         """Return the w of words of any length, unit vectors."""
-        return F.normalize(super().forward(F.normalize(words, dim=1)), dim=1)
+        w: Tensor = super().forward(F.normalize(words, dim=1))  # type: ignore[no-untyped-call]
+        return F.normalize(w, dim=1)
 
 
 class Student(Online):
