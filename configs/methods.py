@@ -68,14 +68,16 @@ def run(method: Method, dataset: Dataset, scale: str) -> Pretrain:
 
     The smoke and small scales replace ImageNet, ImageNet-100 and STL-10 as in the tables. Another data set
     stays and is shown at the size and with the normalisation of the scale's network, unless its images are
-    drawn at one size.
+    drawn at one size. Images are enlarged for a method that needs it.
     """
     kind = dataset.name if dataset.name in RECIPES else next(iter(RECIPES))
     scaled = getattr(scales, scale)(linear(_paper_run(method, kind))).encoder
     assert isinstance(scaled, Pretrain)
     if dataset.name == kind:
         return scaled
-    if not dataset.name.startswith(SYNTHETIC):
+    if dataset.name.startswith(SYNTHETIC):
+        dataset = scales.large_enough(method, dataset, scale)
+    else:
         dataset = replace(dataset, **geometry(scaled.dataset, dataset))
     views = scales.resized(scaled.augmentation, scaled.dataset, dataset)
     return replace(scaled, dataset=dataset, augmentation=views)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from typing import Literal
+from typing import Final, Literal
 
 from configs.evaluate import AnyDataset, seen_by
 from reproduce.data.augmentation import Augmentation
@@ -46,6 +46,8 @@ NO_STAND_IN = (
     "site file."
 )
 """Reason why the small scale leaves a cell empty."""
+SMALLER: Final[tuple[Literal["smoke"], Literal["small"]]] = ("smoke", "small")
+"""Scales at which methods choose sizes of their own."""
 CROPS = (0.2, 1.0)
 """Area of a crop at smoke scale, relative to the area of the image."""
 SMALL_CROPS = (0.07, 0.2)
@@ -85,7 +87,7 @@ def smoke(run: Evaluate) -> Evaluate:
     dataset = _smoke_dataset(run.dataset) if isinstance(run.dataset, Dataset) else _smoke_scenes(run.dataset)
     if isinstance(run.encoder, Pretrain):
         encoder = _smoke_pretrain(run.encoder)
-        dataset = _needed(run.encoder.method, dataset, "smoke")
+        dataset = large_enough(run.encoder.method, dataset, "smoke")
         return replace(
             run, encoder=encoder, dataset=dataset, protocol=_smoke_protocol(run.protocol, encoder.backbone)
         )
@@ -99,20 +101,8 @@ def _small_dataset(dataset: AnyDataset) -> AnyDataset | Imagenette:
     return dataset if dataset.name in ("stl10", "voc2007", "voc0712", "coco2017") else Imagenette()
 
 
-def _needed(method: Method, dataset: AnyDataset, scale: Literal["smoke", "small"]) -> AnyDataset:
-    """Return `dataset` with images as large as the method needs them at a scale.
-
-    Test images are resized in the same ratio.
-    """
-    side = method.side(scale)
-    if side is None or not isinstance(dataset, Dataset):
-        return dataset
-    resize = round(side * dataset.resize / dataset.size)
-    return replace(dataset, size=side, resize=resize, canvas=max(resize, dataset.canvas))
-
-
 def _small_pretrain(run: Pretrain) -> Pretrain:
-    dataset = _needed(run.method, _small_dataset(run.dataset), "small")
+    dataset = large_enough(run.method, _small_dataset(run.dataset), "small")
     return replace(
         run,
         method=run.method.smaller("small"),
@@ -239,7 +229,7 @@ def _smoke_pretrain(run: Pretrain) -> Pretrain:
     if imagenet and isinstance(optimizer, LARS):
         kept = optimizer.batch_scaling == "sqrt" and optimizer.vector_lr is None
         optimizer = optimizer.times(1.0 if kept else 0.4 / 0.15)
-    dataset = _needed(run.method, _smoke_dataset(run.dataset), "smoke")
+    dataset = large_enough(run.method, _smoke_dataset(run.dataset), "smoke")
     return replace(
         run,
         method=run.method.smaller("smoke"),
@@ -277,11 +267,23 @@ def _wider_crops(augmentation: Augmentation) -> Augmentation:
     )
 
 
+def large_enough(method: Method, dataset: AnyDataset, scale: str) -> AnyDataset:
+    """Return `dataset` with images as large as the method needs them at a scale.
+
+    Test images are resized in the same ratio.
+    """
+    side = next((method.side(name) for name in SMALLER if name == scale), None)
+    if side is None or not isinstance(dataset, Dataset):
+        return dataset
+    resize = round(side * dataset.resize / dataset.size)
+    return replace(dataset, size=side, resize=resize, canvas=max(resize, dataset.canvas))
+
+
 def resized(augmentation: Augmentation, before: Dataset, after: Dataset) -> Augmentation:
     """Return `augmentation` with small crops and patches of the same size relative to the views.
 
     Sizes are rounded up: multi-crop's small crops have 3 / 7 of a view. The shifts of patches are rounded
-    down, so that patches of different places, which PIRL keeps apart, do not overlap more than before.
+    down: patches of different places, which PIRL keeps apart, then overlap by one pixel at most.
 
     Args:
         before: the data set for which the sizes in `augmentation` were chosen.

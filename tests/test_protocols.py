@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from toys import Pictures, brighter_by_class, on_two_processes, originals
 
-from reproduce.data.augmentation import Augmentation
+from reproduce.data.augmentation import Augmentation, Patches
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
 from reproduce.methods.msbreg import MSBReg
@@ -313,6 +313,17 @@ def test_views_that_do_not_differ_are_perfectly_aligned() -> None:
     assert first == again
     assert first["alignment"] > 1e-3
     assert first["alignment"] != other["alignment"]
+
+
+def test_alignment_is_measured_on_ordinary_views() -> None:
+    """Neither on patches nor on a first view of another distribution."""
+    special = Augmentation(first=Augmentation(central=0.5), patches=Patches(size=5, canvas=15, jitter=0))
+    pairs = [
+        features.extract_pairs(encoder(augmentation=each), Toy(num_test=12), Site(), CPU, 0)
+        for each in (Augmentation(), special)
+    ]
+    for one, other in zip(pairs[0].features, pairs[1].features, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_alignment_is_measured_on_views_of_the_same_image() -> None:
