@@ -27,6 +27,7 @@ from reproduce.nn import backbones, seeds
 from reproduce.nn.maps import Maps
 from reproduce.nn.optimizers import SGD
 from reproduce.nn.words import Words
+from reproduce.resources import memory
 from reproduce.runs import checkpoint, interrupt
 from reproduce.runs.interrupt import Interrupted
 from reproduce.runs.progress import Progress
@@ -409,3 +410,20 @@ def test_a_checkpoint_contains_words_heads_and_teacher_and_the_forecast_counts_t
     assert found.checkpoint - fewer.checkpoint == 4 * 4096 * (1024 + 2048)
     one = run.replace("method.levels", ("conv4",))
     assert forecast._sizes(one) == disk.sizes(one, {})
+
+
+def test_the_memory_of_a_step_contains_the_words_in_their_heads_and_the_predictions() -> None:
+    """With one image on each GPU, hardly anything but words and heads grows with the number of words."""
+
+    def growth(devices: int) -> int:
+        runs = (baselines.obow_imagenet().replace("method.num_words", number) for number in (4096, 8192))
+        fewer, more = (memory.estimate(run, devices) for run in runs)
+        assert fewer is not None
+        assert more is not None
+        return more.num_bytes - fewer.num_bytes
+
+    words = 4 * 4096 * (1024 + 2048)
+    activations = 4 * 4096 * sum(width + 2 * 4096 + 3 * 2048 for width in (1024, 2048))
+    assert growth(256) == pytest.approx(words + activations, rel=0.01)
+    of_two_crops = 4 * 4096 * 2 * 2 * 2  # p and y at two levels
+    assert growth(1) - growth(256) >= 255 * of_two_crops

@@ -97,11 +97,15 @@ class OBoW(Method, name="obow"):
         hidden = HIDDEN * num_features
         widths = [num_features // (2 if level == "conv4" else 1) for level in self.levels]
         heads = sum(width * hidden + 2 * hidden + (hidden + 1) * num_features for width in widths)
+        # Words, both hidden layers, and w before and after its normalisation, with the gradient of one part.
+        of_words = sum(width + 2 * hidden + 3 * num_features for width in widths)
+        predicted = len(widths) * 2 * self.num_words  # the logarithm of p, and y
         return cost.Layout(
             cost.Block(0),
-            cost.Block(heads),
+            cost.Block(heads, outputs=predicted),
             has_target=True,
             kept=cost.FLOAT * sum(self.num_words * width + 1 for width in widths),
+            per_step=cost.FLOAT * self.num_words * of_words,
         )
 
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:

@@ -161,7 +161,7 @@ def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
     together = len(kept) if method.num_parts < len(kept) else 1
     alone = together == 1 or (site.recompute and method.recomputes)
     backbone = max(kept, default=0) if alone else sum(kept)
-    step = views + images * (DECODED * decoded + backbone + together * heads)
+    step = views + images * (DECODED * decoded + backbone + together * heads) + layout.per_step
     return Peak(CUDA + weights + step, images=copy)
 
 
