@@ -97,6 +97,11 @@ class Pretrain(Settings, name="pretrain"):
         patches, method = self.augmentation.patches, self.method
         if method.num_patches is not None:
             expected = method.num_views - method.num_patches
+            if expected < 1:
+                raise ValueError(
+                    f"num_views is {method.num_views}, but {method.name} has {method.num_patches} patches "
+                    f"after other views: set it to at least {method.num_patches + 1}."
+                )
             if patches is None or patches.num_whole != expected:
                 found = "no patches" if patches is None else f"patches.num_whole {patches.num_whole}"
                 raise ValueError(
@@ -119,13 +124,14 @@ class Pretrain(Settings, name="pretrain"):
             )
 
     def _check_colours(self) -> None:
-        for key, own in (("", self.augmentation), ("every_second.", self.augmentation.every_second)):
+        every, second, first = self.augmentation, self.augmentation.every_second, self.augmentation.first
+        for key, own in (("", every), ("every_second.", second), ("first.", first)):
             if own is None or not own.colour_first:
                 continue
             if own.photometric:
                 raise ValueError(
                     f"augmentation.{key}photometric is {own.photometric}, but with colour_first it would see "
-                    "images of different sizes in one tensor: set it to 0, or colour_first to false."
+                    "images of different sizes in one tensor: set it to 0, or colour_first to False."
                 )
             if own.patches is not None and not own.patches.shared:
                 raise ValueError(

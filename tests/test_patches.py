@@ -25,8 +25,10 @@ from reproduce.data.imagenette import Imagenette
 from reproduce.data.synthetic import SyntheticFolder
 from reproduce.methods.byol import BYOL
 from reproduce.methods.swav import SwAV
+from reproduce.resources import memory
 from reproduce.resources.memory import SCRATCH, estimate
 from reproduce.spec import Evaluate, Pretrain
+from reproduce.tracking import tags
 
 SIZES = ((60, 80), (80, 53), (96, 128), (40, 40), (7, 100))
 """Heights and widths of the drawn photographs."""
@@ -402,7 +404,10 @@ def test_views_of_a_run_must_fit_its_method() -> None:
          "has its own colours: set it to False, or patches.shared to True."),
         (run_of(Augmentation(colour_first=True, photometric=0.5), 2), "augmentation.photometric is 0.5, but "
          "with colour_first it would see images of different sizes in one tensor: set it to 0, or "
-         "colour_first to false."),
+         "colour_first to False."),
+        (run_of(OBOW.replace("first.colour_first", True).replace("first.photometric", 0.5), 8),
+         "augmentation.first.photometric is 0.5, but with colour_first it would see images of different "
+         "sizes in one tensor: set it to 0, or colour_first to False."),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"\.$") as refused:
             run.check_for()
@@ -419,6 +424,11 @@ def test_a_method_of_patches_needs_them() -> None:
             "The last 9 of the 10 views of byol are patches, but the augmentation has "
             f"{found}: set patches.num_whole to 1."
         )
+    with pytest.raises(ValueError, match=r"views") as refused:
+        run.replace("method.num_views", 9).check_for()
+    assert str(refused.value) == (
+        "num_views is 9, but byol has 9 patches after other views: set it to at least 10."
+    )
 
 
 def test_a_table_counts_patches_apart_from_large_and_small_views() -> None:
@@ -447,6 +457,17 @@ def test_a_canvas_counts_in_the_memory_of_a_gpu() -> None:
     assert found[0] is not None
     assert found[1] is not None
     assert found[1].num_bytes - found[0].num_bytes == SCRATCH * 8 * 3 * (50**2 - 36**2)
+
+
+def test_runs_from_before_there_were_patches_show_the_memory_of_runs_without_them() -> None:
+    run = run_of(COLOURS, 2)
+    ours = tags.settings(run)
+    older = {key: value for key, value in ours.items() if key not in set(run.later())}
+    assert "augmentation.patches" in ours.keys() - older.keys()
+    kept = {key: value for key, value in ours.items() if key in older or "patches" not in key}
+    assert memory._deciding(kept, "8") == memory._deciding(ours, "8")
+    others = (run_of(PIRL, 2), run_of(PIRL.replace("patches.canvas", 37), 2))
+    assert len({memory._deciding(tags.settings(each), "8") for each in (run, *others)}) == 3
 
 
 # Scales

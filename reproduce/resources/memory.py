@@ -220,7 +220,7 @@ def _deciding(settings: Mapping[str, str], images: str) -> tuple[str, ...]:
         for key, value in settings.items()
         if key in DECIDING
         or (key.split(".")[0] == "method" and not _is_fraction(value))
-        or key.startswith(("augmentation.small", "augmentation.patches"))
+        or key.startswith(("augmentation.small", "augmentation.patches."))  # older runs have no patches
     )
     return (images, *sorted(chosen))
 
