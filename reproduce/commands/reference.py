@@ -220,6 +220,8 @@ def kind(hint: Any) -> str:
         return " or ".join(map(str, kinds))
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if each is type(None) else kind(each) for each in kinds)
+    if origin is tuple and typing.get_origin(kinds[0]) is Literal:
+        return f"any of {', '.join(map(str, typing.get_args(kinds[0])))}"
     if origin is tuple:
         number = "" if kinds[-1] is Ellipsis else f"{len(kinds)} "
         return f"{number}{kind(kinds[0])}s"

@@ -83,8 +83,11 @@ class Method(Settings):
 
     least_large: ClassVar[int] = 1
     """Minimum number of large views with multi-crop."""
-    num_patches: ClassVar[int | None] = None
-    """Number of the last views that must be patches; None if the method takes any views."""
+
+    @property
+    def num_patches(self) -> int | None:
+        """Number of the last views that must be patches; None if the method takes any views."""
+        return None
 
     @property
     def num_parts(self) -> int:

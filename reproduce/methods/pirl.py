@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from reproduce.lazy import F, torch
 from reproduce.methods.method import Batch, Method, Part
@@ -66,7 +66,9 @@ class PIRL(Method, name="pirl"):
     vissl pirl_jigsaw_4node_resnet50.yaml: 32 images on each of 32 GPUs, without synchronised BatchNorm.
     """
 
-    num_patches: ClassVar[int | None] = PATCHES
+    @property
+    def num_patches(self) -> int | None:
+        return PATCHES
 
     @property
     def num_parts(self) -> int:

@@ -19,6 +19,7 @@ A module imports only from modules listed below its own line.
     key_network.py      a query network, a key network and queues of keys
     patch_network.py    a network for images and their patches, with a memory bank
     bank.py             a memory bank, and noise-contrastive estimation
+    words.py            visual words, and the network that predicts them
     prototypes.py       prototypes, and balanced codes over them
     networks.py         the online and the target network
     compiled.py         compiled backbones

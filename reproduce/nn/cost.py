@@ -119,6 +119,8 @@ class Layout(NamedTuple):
     """Size of queues and other buffers in bytes."""
     kept_per_image: int = 0
     """Size of a bank's row in bytes; a bank has one for each image of the data set."""
+    per_step: int = 0
+    """Bytes of activations that do not depend on the number of images, such as those of a head of words."""
     compared: int = 0
     """Rows of the bank with which the loss compares an embedding."""
 

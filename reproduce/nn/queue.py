@@ -28,7 +28,12 @@ class Queue(nn.Module):
     def __init__(self, num_rows: int, dim: int) -> None:
         """Create the rows from torch's global random state, as the initial weights are."""
         super().__init__()
-        self.register_buffer("rows", F.normalize(torch.randn(num_rows, dim), dim=1))
+        self.register_buffer("rows", self.initial(num_rows, dim))
+
+    @staticmethod
+    def initial(num_rows: int, dim: int) -> Tensor:
+        """Return the rows before the first step, (num_rows, dim)."""
+        return F.normalize(torch.randn(num_rows, dim), dim=1)
 
     @torch.no_grad()
     def push(self, keys: Tensor, at: int) -> None:

@@ -166,7 +166,7 @@ def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
         activations = max(activations, backbone + len(group) * heads)
 
     compared = cost.comparisons(layout, images=images, batch_size=spec.batch_size, num_images=number or 0)
-    step = views + images * (DECODED * decoded + activations) + compared
+    step = views + images * (DECODED * decoded + activations) + compared + layout.per_step
     return Peak(CUDA + weights + step, images=copy)
 
 
