@@ -1017,8 +1017,12 @@ TRAINED: dict[str, dict[str, tuple[str, dict[str, tuple[int, int, int]]]]] = {
         "VICReg": ("vicreg", {"*": (1000, 2048, 2)}),
         "SwAV (with multi-crop)": ("swav", {"*": (800, 4096, 8)}),
         "Barlow Twins": ("barlow_twins", {"*": (1000, 2048, 2)}),
+        "OBoW": ("obow", {"*": (200, 256, 8)}),
     },
     "table4": {
+        "NPID": ("npid", {"*": (200, 256, 1)}),
+        "LA": ("la", {"*": (200, 128, 1)}),
+        "PCL": ("pcl", {"*": (200, 256, 2)}),
         "VICReg": ("vicreg", {"*": (1000, 2048, 2)}),
         "SwAV (with multi-crop)": ("swav", {"*": (800, 4096, 8)}),
         "Barlow Twins": ("barlow_twins", {"*": (1000, 2048, 2)}),
@@ -1028,9 +1032,12 @@ TRAINED: dict[str, dict[str, tuple[str, dict[str, tuple[int, int, int]]]]] = {
             "moco",
             {"voc07": (800, 256, 2), "places": (800, 256, 2), "inat18": (800, 256, 2), "ap*": (200, 256, 2)},
         ),
+        "PIRL": ("pirl", {"*": (800, 1024, 10)}),
+        "OBoW": ("obow", {"*": (200, 256, 8)}),
         "SimSiam": ("simsiam", {"ap*": (200, 256, 2)}),
         "Barlow Twins": ("barlow_twins", {"*": (1000, 2048, 2)}),
         "SwAV": ("swav", {"*": (800, 4096, 8)}),
+        "PixPro": ("pixpro", {"ap*": (400, 1024, 2)}),
     },
     "table10": {
         "SimCLR": ("simclr", {"*": (1000, 4096, 2)}),
@@ -1038,6 +1045,7 @@ TRAINED: dict[str, dict[str, tuple[str, dict[str, tuple[int, int, int]]]]] = {
         "VICReg": ("vicreg", {"*": (1000, 2048, 2)}),
         "SwAV": ("swav", {"*": (800, 4096, 8)}),
         "Barlow Twins": ("barlow_twins", {"*": (1000, 2048, 2)}),
+        "OBoW": ("obow", {"*": (200, 256, 8)}),
     },
 }
 """Method of each quoted row that can be trained, and epochs, batch and views of each of its columns."""
@@ -1074,7 +1082,7 @@ def test_trained_baselines_fill_every_printed_number_of_their_rows_at_smoke_scal
         if trained:
             assert all(row.cells[key].ours for key in printed), row.label
         elif not any(cell.ours for cell in row.cells.values()):
-            assert {row.cells[key].why_not_ours for key in printed} <= {UNTRAINED, BOWNET}, row.label
+            assert {row.cells[key].why_not_ours for key in printed} == {BOWNET}, row.label
 
 
 def test_a_table_with_trained_baselines_states_who_trained_them_and_the_budget_of_each_row() -> None:
