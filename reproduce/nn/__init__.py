@@ -16,6 +16,7 @@ A module imports only from modules listed below its own line.
     encoder.py          the network that an evaluation starts from
     keys.py             settings of keys, and of the queues that keep them
     key_network.py      a query network, a key network and queues of keys
+    aggregation.py      clusters of a memory bank, and losses over neighbours in them
     bank.py             a memory bank, and noise-contrastive estimation
     prototypes.py       prototypes, and balanced codes over them
     networks.py         the online and the target network

@@ -39,11 +39,16 @@ class Bank(nn.Module):
     log_z: Tensor
     """log Z, a scalar; NaN before the first loss."""
 
-    def __init__(self, num_images: int, dim: int) -> None:
-        """Draw the rows from torch's global random state, uniform in +- sqrt(3 / dim) and not normalised."""
+    def __init__(self, num_images: int, dim: int, *, unit: bool = False) -> None:
+        """Draw the rows from torch's global random state, uniform in +- sqrt(3 / dim).
+
+        Args:
+            unit: True if they are then normalised.
+        """
         super().__init__()
         bound = math.sqrt(3 / dim)
-        self.register_buffer("rows", torch.empty(num_images, dim).uniform_(-bound, bound))
+        rows = torch.empty(num_images, dim).uniform_(-bound, bound)
+        self.register_buffer("rows", F.normalize(rows, dim=1) if unit else rows)
         self.register_buffer("log_z", torch.tensor(math.nan))
 
     def nce(self, v: Tensor, indices: Tensor, negatives: Tensor, *, temperature: float) -> Tensor:
@@ -97,10 +102,12 @@ class Bank(nn.Module):
 class BankNetwork(Network):
     """An online network and a bank that follows its embeddings."""
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module, *, num_images: int, dim: int) -> None:
-        """Create the networks, then a bank of `num_images` rows with `dim` dimensions."""
+    def __init__(
+        self, backbone: nn.Module, projector: nn.Module, *, num_images: int, dim: int, unit: bool = False
+    ) -> None:
+        """Create the networks, then a bank of `num_images` rows with `dim` dimensions (see `Bank`)."""
         super().__init__(backbone, projector)
-        self.bank = Bank(num_images, dim)
+        self.bank = Bank(num_images, dim, unit=unit)
         self._newest: tuple[Tensor, Tensor] | None = None
 
     def keep(self, indices: Tensor, v: Tensor) -> None:
