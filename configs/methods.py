@@ -44,10 +44,12 @@ OWN: Final[Mapping[str, Mapping[str, Callable[[], Pretrain]]]] = {
         "imagenet": partial(pretrain.byol_imagenet, 300),
     },
     "barlow_twins": {"imagenet": baselines.barlow_twins_imagenet},
+    "la": {"imagenet": baselines.la_imagenet},
     "moco": {
         "imagenet": partial(baselines.moco_v2_imagenet, 800, symmetric=False),
         "imagenet100": baselines.moco_imagenet100,
     },
+    "npid": {"imagenet": baselines.npid_imagenet},
     "obow": {"imagenet": baselines.obow_imagenet},
     "pcl": {"imagenet": baselines.pcl_imagenet},
     "pirl": {"imagenet": baselines.pirl_imagenet},

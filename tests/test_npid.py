@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from toys import CPU, PRETRAIN, Notes, Toy, batch, on_two_processes
 
+from configs import baselines
 from reproduce.commands import disk, forecast
 from reproduce.data.imagenet import ImageNet
 from reproduce.methods.npid import NPID
@@ -252,6 +253,20 @@ def test_the_rows_are_those_of_the_images_of_the_step() -> None:
     METHOD.after_step(network, step)
     changed = (network.bank.rows != before).any(dim=1).nonzero().flatten()
     assert changed.tolist() == [0, 3, 9, 17]
+
+
+# The recipe
+
+
+def test_the_rate_of_the_recipe_drops_at_epochs_120_and_160() -> None:
+    run = baselines.npid_imagenet()
+    rates = [
+        run.optimizer.rate(
+            10 * epoch, batch_size=run.batch_size, num_views=1, steps_per_epoch=10, epochs=run.epochs
+        )
+        for epoch in (0, 119, 120, 159, 160, 199)
+    ]
+    assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
 
 
 # Sizes

@@ -20,7 +20,6 @@ import pytest
 from toys import fill_from
 
 from configs import pretrain, released
-from configs.rows import UNTRAINED
 from reproduce.data import stl10, synthetic
 from reproduce.data.augmentation import Augmentation
 from reproduce.nn.heads import Heads

@@ -55,8 +55,14 @@ class NPID(Method, name="npid"):
         )
 
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
-        """Return NPID with 256 negatives for the 1 200 images of the smoke scale, a choice."""
-        return replace(self, negatives=256) if scale == "smoke" else self
+        """Return NPID with a higher temperature, and at smoke scale with 256 negatives, all choices.
+
+        In an epoch of few steps, the bank fills with embeddings that are still almost alike. Their
+        exponentials at .07 are far above Z, which random rows determine. The loss then rises, and the encoder
+        becomes worse than its random initialisation. The smoke scale has 1 200 images.
+        """
+        negatives = 256 if scale == "smoke" else self.negatives
+        return replace(self, negatives=negatives, temperature=0.5)
 
     def network(self, backbone: Any, *, num_images: int, batch_size: int) -> BankNetwork:
         from reproduce.nn.bank import BankNetwork

@@ -18,6 +18,7 @@ A module imports only from modules listed below its own line.
     centroids.py        centroids of all images as prototypes
     key_network.py      a query network, a key network and queues of keys
     patch_network.py    a network for images and their patches, with a memory bank
+    aggregation.py      clusters of a memory bank, and losses over neighbours in them
     bank.py             a memory bank, and noise-contrastive estimation
     words.py            visual words, and the network that predicts them
     prototypes.py       prototypes, and balanced codes over them

@@ -233,7 +233,7 @@ def comparisons(layout: Layout, *, images: int, batch_size: int, num_images: int
     """Return the bytes that a loss over a bank needs in a step; 0 without a bank.
 
     Each process draws the negatives of the whole batch. For its own images, it keeps the numbers of the rows,
-    and about four numbers for each product.
+    and about four numbers for each product. Everything that is kept for an image counts as its row.
 
     Args:
         images: images of a step on each device.
