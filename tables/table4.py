@@ -62,9 +62,9 @@ def table() -> Table:
             (None, "49.4"),
             {"Epochs": "not stated"},
             trained=_measured(baselines.la_imagenet()),
-            recipe="Trained here: a ResNet-50 without pre-activations, which the authors' network has. The first "
-            "10 of its 200 epochs have NPID's loss. LA itself classifies embeddings of 128 dimensions, not "
-            "features.",
+            recipe="Trained here: a ResNet-50, but without the pre-activations of the authors' network. The "
+            "first 10 of its 200 epochs have NPID's loss. LA itself classifies embeddings of 128 dimensions, "
+            "not features.",
         ),
         _row(
             "PCL",
