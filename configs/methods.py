@@ -48,6 +48,7 @@ OWN: Final[Mapping[str, Mapping[str, Callable[[], Pretrain]]]] = {
         "imagenet": partial(baselines.moco_v2_imagenet, 800, symmetric=False),
         "imagenet100": baselines.moco_imagenet100,
     },
+    "pixpro": {"imagenet": baselines.pixpro_imagenet},
     "simclr": {"imagenet": baselines.simclr_1000_imagenet, "stl10": baselines.simclr_stl10},
     "simsiam": {"imagenet": partial(baselines.simsiam_imagenet, 400)},
     "swav": {"imagenet": partial(baselines.swav_imagenet, 800)},

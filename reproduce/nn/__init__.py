@@ -17,6 +17,7 @@ A module imports only from modules listed below its own line.
     keys.py             settings of keys, and of the queues that keep them
     key_network.py      a query network, a key network and queues of keys
     bank.py             a memory bank, and noise-contrastive estimation
+    places.py           networks that embed each place of a map, and pixel propagation
     prototypes.py       prototypes, and balanced codes over them
     networks.py         the online and the target network
     compiled.py         compiled backbones

@@ -155,6 +155,9 @@ def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
     # Views that pass the online network, each with a backward pass.
     kept = [network.activations(side, each) for view, side in enumerate(sides) if method.passes(view) >= 3]
     heads = cost.FLOAT * (layout.projector.outputs + layout.predictor.outputs)
+    if layout.at_places:
+        copied = cost.FLOAT * network.num_features if each < cost.FLOAT else 0  # the map in float32
+        heads = network.places(max(sides)) * (heads + copied)
     together = len(kept) if method.num_parts < len(kept) else 1
     alone = together == 1 or (site.recompute and method.recomputes)
     backbone = max(kept, default=0) if alone else sum(kept)
