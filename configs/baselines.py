@@ -144,7 +144,6 @@ def pixpro_imagenet(epochs: int = 400) -> Pretrain:
         augmentation=views.replace("every_second.resampling", "bilinear"),
         optimizer=LARS(
             base_lr=1.0,
-            vector_lr=1.0,
             scale_with_views=False,
             weight_decay=1e-5,
             warmup_epochs=5,
