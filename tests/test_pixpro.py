@@ -429,4 +429,4 @@ def test_at_smoke_scale_it_learns_more_than_its_initialisation_has(tmp_path: Pat
         return evaluate(spec, load_encoder(encoder, folder, CPU), site, CPU, Watch())["top1"]
 
     before, after = (sum(top1(seed, epochs) for seed in (0, 1)) / 2 for epochs in (0, run.encoder.epochs))
-    assert after > before + 0.03, (before, after)
+    assert after > before + 0.02, (before, after)

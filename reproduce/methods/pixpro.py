@@ -74,14 +74,15 @@ class PixPro(Method, name="pixpro"):
         )
 
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
-        """Return PixPro with narrower heads, a choice: 2048-256 at small scale, 1024-64 at smoke scale.
+        """Return PixPro with narrower heads, a choice: 2048-256 at small scale, 512-128 at smoke scale.
 
-        Maps have 4 x 4 places at both. At smoke scale the target keeps its decay rate: in some 70 steps, a
-        faster one teaches less, and so do heads of 256-16.
+        Maps have 4 x 4 places at both. In the 70 steps or so of the smoke scale, heads of 256-16 teach less,
+        and so does a faster target.
         """
-        if scale == "smoke":
-            return replace(self, head=self.head.narrower(4))
-        return replace(self, head=replace(self.head, widths=tuple(min(w, 2048) for w in self.head.widths)))
+        hidden, output = (512, 128) if scale == "smoke" else (2048, 256)
+        *inner, last = self.head.widths
+        widths = (*(min(width, hidden) for width in inner), min(last, output))
+        return replace(self, head=replace(self.head, widths=widths))
 
     def network(self, backbone: Any, *, num_images: int, batch_size: int) -> PlaceNetwork:
         from reproduce.nn.places import PlaceNetwork, Propagation
