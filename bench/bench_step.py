@@ -117,6 +117,7 @@ def random_batch(num_views: int, batch_size: int, size: int, device: torch.devic
         indices=torch.arange(batch_size),
         boxes=[torch.zeros(batch_size, 4, dtype=torch.int64)] * num_views,
         flips=[torch.zeros(batch_size, dtype=torch.bool)] * num_views,
+        sizes=torch.full((batch_size, 2), size),
         seed=0,
         epoch=0,
         step=0,

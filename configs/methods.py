@@ -53,6 +53,7 @@ OWN: Final[Mapping[str, Mapping[str, Callable[[], Pretrain]]]] = {
     "obow": {"imagenet": baselines.obow_imagenet},
     "pcl": {"imagenet": baselines.pcl_imagenet},
     "pirl": {"imagenet": baselines.pirl_imagenet},
+    "pixpro": {"imagenet": baselines.pixpro_imagenet},
     "simclr": {"imagenet": baselines.simclr_1000_imagenet, "stl10": baselines.simclr_stl10},
     "simsiam": {"imagenet": partial(baselines.simsiam_imagenet, 400)},
     "swav": {"imagenet": partial(baselines.swav_imagenet, 800)},

@@ -540,6 +540,7 @@ def batch_of(
         indices=which,
         boxes=sampled.boxes,
         flips=sampled.flips,
+        sizes=torch.from_numpy(originals.sizes),
         seed=spec.seed,
         epoch=epoch,
         step=step,

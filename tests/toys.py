@@ -192,6 +192,7 @@ def batch(views: list[torch.Tensor], *, seed: int = 0, step: int = 0, num_steps:
         indices=torch.arange(n),
         boxes=[torch.zeros(n, 4, dtype=torch.int64)] * len(views),
         flips=[torch.zeros(n, dtype=torch.bool)] * len(views),
+        sizes=torch.full((n, 2), 20),
         seed=seed,
         epoch=0,
         step=step,

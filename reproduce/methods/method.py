@@ -29,6 +29,8 @@ class Batch:
     """Crop of each view in pixels of the original images: top, left, height and width, (images, 4)."""
     flips: list[Tensor]
     """True for each image that a view shows mirrored, (images,)."""
+    sizes: Tensor
+    """Heights and widths of the original images in pixels, (images, 2), on the CPU like boxes and flips."""
     seed: int
     """Seed of the run."""
     epoch: int

@@ -21,6 +21,7 @@ A module imports only from modules listed below its own line.
     aggregation.py      clusters of a memory bank, and losses over neighbours in them
     bank.py             a memory bank, and noise-contrastive estimation
     words.py            visual words, and the network that predicts them
+    places.py           networks that embed each place of a map, and pixel propagation
     prototypes.py       prototypes, and balanced codes over them
     networks.py         the online and the target network
     compiled.py         compiled backbones

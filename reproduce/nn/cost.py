@@ -67,6 +67,10 @@ class Network(NamedTuple):
         """Size of the BatchNorms' running statistics in bytes."""
         return sum(2 * FLOAT * conv.outputs + COUNTER for conv in self.layers)
 
+    def places(self, size: int) -> int:
+        """Return the places of the last map of an image of `size` x `size` pixels."""
+        return int((-(-(size + self.margin) // self.layers[-1].reduction)) ** 2)
+
     def operations(self, size: int) -> float:
         """Return the operations of the forward pass of an image of `size` x `size` pixels.
 
@@ -115,6 +119,8 @@ class Layout(NamedTuple):
     predictor: Block = Block(0)
     has_target: bool = False
     """True if a target network follows the backbone and the projector."""
+    at_places: bool = False
+    """True if the heads see each place of the backbone's last map in place of pooled features."""
     kept: int = 0
     """Size of queues and other buffers in bytes."""
     kept_per_image: int = 0
@@ -144,6 +150,15 @@ def head(inputs: int, head: Head) -> Block:
         buffers += (2 * FLOAT * width + COUNTER) * (norm != "none")
         outputs += width * (1 + (norm != "none"))
     return Block(parameters, buffers, outputs)
+
+
+def propagation(dim: int) -> Block:
+    """Return the size of pixel propagation over places of `dim` channels (`nn/places.py`).
+
+    Of the outputs, five have `dim` numbers: unit vectors, values, unit values, their sums and unit sums. The
+    similarities of the places are left out.
+    """
+    return Block(dim * dim + dim, outputs=5 * dim)
 
 
 def network(backbone: str) -> Network | None:

@@ -158,6 +158,9 @@ def _pretraining(spec: Pretrain, devices: int, site: Site) -> Peak | None:
 
     # Views that pass the online network, each with a backward pass.
     heads = cost.FLOAT * (layout.projector.outputs + layout.predictor.outputs)
+    if layout.at_places:
+        copied = cost.FLOAT * network.num_features if each < cost.FLOAT else 0  # the map in float32
+        heads = network.places(max(sides)) * (heads + copied)
     activations = 0
     for group in method.view_groups:
         kept = [network.activations(sides[view], each) for view in group]
