@@ -99,8 +99,9 @@ def other_values(value: Any, hint: Any) -> Iterator[Any]:
     elif isinstance(value, str):
         yield from (other for other in (f"{value}x", *SPLITS) if other != value)
     elif isinstance(value, tuple):
+        kind = typing.get_args(hint)[0] if typing.get_args(hint) else None
         for index, item in enumerate(value):
-            yield from ((*value[:index], other, *value[index + 1 :]) for other in other_values(item, None))
+            yield from ((*value[:index], other, *value[index + 1 :]) for other in other_values(item, kind))
         if not value:
             yield (typing.get_args(hint)[0](1),)
     elif value is None:
