@@ -67,6 +67,15 @@ class Network(NamedTuple):
         """Size of the BatchNorms' running statistics in bytes."""
         return sum(2 * FLOAT * conv.outputs + COUNTER for conv in self.layers)
 
+    def least_size(self, side: int, stage: int) -> int:
+        """Return the smallest side of an image whose map after a stage has at least the side `side`.
+
+        Args:
+            stage: number of the stage, counted from the last one, which is 1.
+        """
+        reduction = sorted({conv.reduction for conv in self.layers})[-stage]
+        return (side - 1) * reduction + 1 - self.margin
+
     def operations(self, size: int) -> float:
         """Return the operations of the forward pass of an image of `size` x `size` pixels.
 
