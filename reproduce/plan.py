@@ -683,10 +683,10 @@ def _budgets(table: Table) -> Iterator[str]:
     for of_rows in sides.values():
         (usual, _), *others = Counter(of_rows.values()).most_common()
         if others:
-            larger = (f"{literal(label)} {side}" for label, side in of_rows.items() if side != usual)
+            other = (f"{literal(label)} {side}" for label, side in of_rows.items() if side != usual)
             yield (
-                f"Sides of images in pixels, in pretraining and evaluation: {', '.join(larger)}, as these "
-                f"methods need them; {usual} in other rows."
+                "Sides of images in pixels, in pretraining and in evaluations on whole images: "
+                f"{', '.join(other)}; {usual} in other rows. Some methods need larger images."
             )
 
 

@@ -267,6 +267,14 @@ def test_views_without_patches_are_refused() -> None:
         replace(TOY, augmentation=Augmentation()).check_for()
 
 
+def test_a_batch_of_broken_groups_is_refused_before_anything_starts() -> None:
+    replace(TOY, batch_size=3).check_for()  # a smaller batch is one group
+    with pytest.raises(
+        ValueError, match=r"^batch_size is 10, but pirl .* groups of 4 .* a multiple of 4, or"
+    ):
+        replace(TOY, batch_size=10).check_for()
+
+
 def test_a_checkpoint_contains_a_row_for_each_image_and_the_head_of_patches() -> None:
     run = replace(TOY, method=PIRL(), dataset=ImageNet(), backbone="resnet50")
     found = disk.sizes(run, {})

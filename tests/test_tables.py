@@ -916,6 +916,20 @@ def test_the_budgets_of_trained_baselines_name_the_small_crops() -> None:
     assert "W-MSE 4 4 × 100, 4 × 400; SwAV (w.o. multi-crop) 2 × 100" in notes[-1]
 
 
+def test_the_notes_of_trained_baselines_name_the_sides_that_differ() -> None:
+    def found(table: str, scale: str, rows: str = "*") -> list[str]:
+        notes = Request(table=table, scale=scale, rows=rows, baselines="trained").build().notes
+        return [note for note in notes if note.startswith("Sides of images")]
+
+    (note,) = found("table5", "small")
+    assert "on whole images: PIRL 128, OBoW 96; 64 in other rows." in note
+    (note,) = found("table5", "small", "PIRL,OBoW")
+    assert "on whole images: OBoW 96; 128 in other rows." in note
+    assert not found("table5", "small", "OBoW")
+    assert not found("table5", "smoke")
+    assert not found("table5", "paper")
+
+
 def test_a_pyramid_at_smoke_has_an_anchor_size_for_each_of_its_levels() -> None:
     for row, backbone, levels in (("BYOL", "small", 4), ("SwAV", "resnet50", 5)):
         run = run_of(
