@@ -11,7 +11,6 @@ from typing import Any
 import plain
 import pytest
 import torch
-from test_coupled_views import top1
 from test_loop import Left, check, check_log, trained
 from test_simsiam import PlainSGD
 from torch import Tensor, nn
@@ -420,15 +419,6 @@ def test_a_run_that_resumes_with_a_part_of_the_words_renewed_ends_bit_equal(tmp_
     assert (rows != start).any(dim=1).tolist() == [True] * 16 + [False] * 8
     resumed = trained(TOY, tmp_path / "stopped")
     assert all(torch.equal(resumed.network[name], value) for name, value in whole.network.items())
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_at_smoke_scale_the_encoder_is_better_than_its_initialisation(tmp_path: Path) -> None:
-    run: Any = scales.smoke(linear(baselines.obow_imagenet()))
-    untrained = replace(run, encoder=replace(run.encoder, epochs=0))
-    before, after = top1(untrained, tmp_path), top1(run, tmp_path)
-    assert after > before + 0.03, (before, after)
 
 
 def test_the_teacher_has_no_gradient_and_the_encoder_is_the_students_backbone(tmp_path: Path) -> None:
