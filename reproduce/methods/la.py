@@ -112,7 +112,12 @@ class LA(Method, name="la"):
     def before_epoch(self, network: AggregationNetwork, epoch: Epoch) -> None:
         """Cluster the bank, unless the epoch has NPID's loss."""
         if epoch.number >= self.npid_epochs:
-            network.cluster(self.clusters, iterations=self.iterations, seed=epoch.seed)
+            network.cluster(
+                self.clusters,
+                iterations=self.iterations,
+                seed=epoch.seed,
+                before_iteration=epoch.may_stop,
+            )
 
     def parts(self, network: AggregationNetwork, batch: Batch) -> Iterator[Part]:
         from reproduce.nn import bank

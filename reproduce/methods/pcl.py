@@ -143,6 +143,7 @@ class PCL(Method, name="pcl"):
                 restarts=self.restarts,
                 temperature=self.temperature,
                 seed=epoch.seed,
+                before_iteration=epoch.may_stop,
             )
 
     def parts(self, network: CentroidNetwork, batch: Batch) -> Iterator[Part]:
