@@ -463,11 +463,12 @@ def test_a_checkpoint_contains_the_clusterings_and_the_forecast_counts_them() ->
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"clusters": (7, 26)}, "pcl.clusters contains 26, but the data set has only 26 images"),
-        ({"negatives": 4}, "pcl.negatives is 4, but 7 clusters may be only 3 without those of a group of 4"),
+        ({"clusters": (7, 26)}, "only 26 images: choose at most 25"),
+        ({"negatives": 4}, "may occupy 4 of the 7 clusters: choose at most 3 negatives, or at least 8"),
+        ({"clusters": (4, 10)}, "4 of the 4 clusters: choose at least 7 clusters"),
         ({"keys": Keys(queue=20, group=4)}, "keys.queue is 20, which is not a multiple"),
     ],
-    ids=["as many clusters as images", "more negatives than clusters", "the queue"],
+    ids=["as many clusters as images", "more negatives than clusters", "as few as a group", "the queue"],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], says: str) -> None:
     METHOD.check_for(batch_size=8, num_images=26)
