@@ -144,8 +144,8 @@ def _split_group(job: Job, site: Site) -> Missing | None:
     fitting = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
     return Missing(
         f"groups for BatchNorm that {devices} devices can share",
-        f"A batch of {batch} images has {groups} groups of {group} for BatchNorm, and {devices} devices would "
-        f"split one: set `devices` in the site file to one of {fitting}.",
+        f"A batch of {batch} images has {groups} groups of {group} for BatchNorm, and {devices} devices "
+        f"would split one: set `devices` in the site file to one of {fitting}.",
     )
 
 
