@@ -166,7 +166,8 @@ def npid_imagenet() -> Pretrain:
 
     Table 4 prints 46.5 with 200 neighbours. The README has 46.8 (zhirongw/lemniscate.pytorch README.md), and
     all settings are those of its command and of main.py. Both numbers classify embeddings of 128 dimensions.
-    200 epochs are 256 million images, each seen once.
+    BatchNorm sees all 256 images, a choice: the authors' GPUs normalise their own images, and how many GPUs
+    there were is not stated. 200 epochs are 256 million images, each seen once.
     """
     return replace(
         imagenet(200)(NPID()),

@@ -116,7 +116,7 @@ def _stranded(todo: Iterable[Job], site: Site, store: Store) -> dict[str, Missin
 
 
 def _problem_of_devices(job: Job, site: Site) -> Missing | None:
-    return _uneven(job, site) or _no_gpu(job, site) or _imprecise(job, site)
+    return _uneven(job, site) or _split_group(job, site) or _no_gpu(job, site) or _imprecise(job, site)
 
 
 def _uneven(job: Job, site: Site) -> Missing | None:
@@ -129,6 +129,23 @@ def _uneven(job: Job, site: Site) -> Missing | None:
         f"a batch that {devices} devices can share",
         f"A batch of {batch} images does not divide into {devices} equal shares: set another `devices` "
         f"in the site file{other_batch}.",
+    )
+
+
+def _split_group(job: Job, site: Site) -> Missing | None:
+    """Return the problem of a batch whose groups for BatchNorm would be split among the devices, or None."""
+    spec, devices = job.spec, job.devices(site)
+    if not isinstance(spec, Pretrain):
+        return None
+    batch, group = spec.batch_size, spec.method.batchnorm_images(spec.batch_size)
+    groups = batch // group
+    if group >= batch or batch % group or groups % devices == 0:
+        return None
+    fitting = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
+    return Missing(
+        f"groups for BatchNorm that {devices} devices can share",
+        f"A batch of {batch} images has {groups} groups of {group} for BatchNorm, and {devices} devices "
+        f"would split one: set `devices` in the site file to one of {fitting}.",
     )
 
 

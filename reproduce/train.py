@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,13 @@ def pretrain(
 
     # Loop over epochs and steps: train, log, probe, report, save.
     checkpoints = Checkpoints(folder, spec.id, seconds=site.checkpoint_seconds, record=record, hold=hold)
+
+    def save_if_due(epoch: int, measured: dict[str, float]) -> None:
+        """Save a checkpoint before the first step of an epoch if one is due; a stop request ends the run."""
+        if checkpoints.due(whole=False):
+            state = _state(network, optimizer, meter, epoch, 0, measured, found)
+            checkpoints.save(state, epoch, 0, steps_per_epoch)
+
     shown = _batches(spec, site, images, device, first_epoch * steps_per_epoch + first_index)
     decoders = cores.decoders(site.workers, device.type)
     with (
@@ -126,7 +134,8 @@ def pretrain(
         for epoch in range(first_epoch, spec.epochs):
             first = first_index if epoch == first_epoch else 0
             if first == 0:
-                method.before_epoch(network, _epoch(spec, site, images, device, epoch))
+                may_stop = partial(save_if_due, epoch, measured)
+                method.before_epoch(network, _epoch(spec, site, images, device, epoch, may_stop))
             for index in range(first, steps_per_epoch):
                 # Train.
                 step, last = epoch * steps_per_epoch + index, index + 1 == steps_per_epoch
@@ -549,18 +558,30 @@ def batch_of(
     )
 
 
-def _epoch(spec: Pretrain, site: Site, images: Images, device: torch.device, number: int) -> Epoch:
+def _epoch(
+    spec: Pretrain,
+    site: Site,
+    images: Images,
+    device: torch.device,
+    number: int,
+    may_stop: Callable[[], None],
+) -> Epoch:
     """Return what a method sees before epoch `number`."""
     dataset = spec.dataset
+    # Every process has this many batches of crops; the first processes may have one more.
+    common = math.ceil(len(images) // distributed.world_size() / spec.batch_size)
 
     def centre_crops() -> Iterator[tuple[Tensor, Tensor]]:
         mine = range(distributed.rank(), len(images), distributed.world_size())
         crop = CentreCrop(dataset.resize, dataset.size, dataset.test_resampling)
         workers = cores.decoders(site.workers, device.type)
-        for pixels, _, which in batches(images, mine, spec.batch_size, crop=crop, workers=workers):
+        decoded = batches(images, mine, spec.batch_size, crop=crop, workers=workers)
+        for index, (pixels, _, which) in enumerate(decoded):
+            if index < common:
+                may_stop()
             yield which, views.normalise(pixels.to(device).float() / 255, dataset.mean, dataset.std)
 
-    return Epoch(number=number, seed=spec.seed, images=centre_crops)
+    return Epoch(number=number, seed=spec.seed, images=centre_crops, may_stop=may_stop)
 
 
 def _backward(network: Any, parts: Iterator[Part], num_parts: int) -> Iterator[Part]:

@@ -691,6 +691,17 @@ def test_a_batch_that_the_devices_cannot_share_is_known_before_anything_starts(t
     assert [each.action for each in steps_of(wanted, replace(site, devices=4))] == ["run", "run"]
 
 
+def test_a_group_that_the_devices_would_split_is_known_before_anything_starts(tmp_path: Path) -> None:
+    changes = ("batch_size=24", "method.keys.group=8", "method.keys.queue=48")
+    wanted = jobs([Request(table="table4", rows="PCL", baselines="trained", changes=changes)])
+    site = Site(runs=tmp_path / "runs", device="cpu", devices=2)
+    assert {each.problem.why for each in blocked(wanted, site).values()} == {
+        "A batch of 24 images has 3 groups of 8 for BatchNorm, and 2 devices would split one: set `devices` "
+        "in the site file to one of 1, 3."
+    }
+    assert not blocked(wanted, replace(site, devices=3))
+
+
 def _pretraining(spec: Spec) -> Pretrain:
     encoder = spec.encoder if isinstance(spec, Evaluate) else spec
     assert isinstance(encoder, Pretrain)

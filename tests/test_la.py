@@ -146,10 +146,15 @@ def test_clusterings_differ_and_follow_from_the_seed_and_the_bank() -> None:
 def test_the_first_clusters_are_made_after_the_epochs_of_npid_with_all_iterations() -> None:
     torch.manual_seed(0)
     network = clustered(300, 4, METHOD.clusterings)
-    found = []
+    found, calls = [], list[int]()
     for number in (0, 1):
-        METHOD.before_epoch(network, Epoch(number=number, seed=3, images=lambda: iter(())))
+
+        def may_stop(number: int = number) -> None:
+            calls.append(number)
+
+        METHOD.before_epoch(network, Epoch(number=number, seed=3, images=lambda: iter(()), may_stop=may_stop))
         found.append(network.labels.clone())
+    assert calls == [1] * METHOD.iterations * METHOD.clusterings, "a stop request waits for an iteration"
     assert found[0].tolist() == [list(range(300))] * METHOD.clusterings
     for iterations, alike in ((METHOD.iterations, True), (METHOD.iterations - 1, False)):
         network.cluster(METHOD.clusters, iterations=iterations, seed=3)
@@ -292,6 +297,7 @@ def test_the_recipe_has_the_steps_and_the_rates_of_its_source() -> None:
     run = baselines.la_imagenet()
     steps_per_epoch = 1_281_167 // run.batch_size
     assert run.epochs * steps_per_epoch == 2_001_800
+    assert run.optimizer.exempt_vectors
     steps = (0, 1_521_999, 1_522_000, 1_895_856, 1_895_857, 2_001_799)
     rates = [
         run.optimizer.rate(
@@ -353,3 +359,4 @@ def test_the_estimate_of_memory_counts_the_neighbours_that_the_loss_keeps() -> N
     outputs = method.layout(64).projector.outputs - 128  # those of the head
     assert kept == pytest.approx(4 * 16 * outputs, rel=0.05)
     assert method.layout(64).compared == 1 + 5, "the rows that NPID's loss compares with"
+    assert replace(method, npid_epochs=0).layout(64).compared == 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import plain
@@ -25,6 +26,7 @@ from configs.scales import small, smoke
 from reproduce import train
 from reproduce.commands import disk, forecast
 from reproduce.data.imagenet import ImageNet
+from reproduce.methods.method import Epoch
 from reproduce.methods.pcl import PCL
 from reproduce.nn import backbones, centroids, seeds
 from reproduce.nn.centroids import Clusterings, concentration
@@ -367,6 +369,63 @@ def test_a_run_that_resumes_within_an_epoch_keeps_its_clusters_and_ends_bit_equa
         assert torch.equal(last[name], value), name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked(PCL, name="asked"):
+    """PCL that receives a stop request during its first preparation of an epoch with clusters."""
+
+    moments: ClassVar[list[str]] = []
+    batches: ClassVar[list[int]] = []
+    """Images in each batch of crops."""
+
+    def before_epoch(self, network: Any, epoch: Epoch) -> None:
+        def ask(moment: str) -> None:
+            if moment in self.moments and epoch.number:
+                self.moments.clear()
+                interrupt.ask("a test")
+
+        def images() -> Iterator[tuple[Tensor, Tensor]]:
+            for shown in epoch.images():
+                ask("the embeddings")
+                self.batches.append(len(shown[0]))
+                yield shown
+
+        def may_stop() -> None:
+            ask("k-means")
+            epoch.may_stop()
+
+        super().before_epoch(network, replace(epoch, images=images, may_stop=may_stop))
+
+
+@pytest.mark.parametrize("moment", ["the embeddings", "k-means"])
+def test_a_stop_request_ends_the_clustering_and_the_resumed_run_is_bit_equal(
+    tmp_path: Path, run: Left, moment: str
+) -> None:
+    """On ImageNet, a clustering takes minutes, but a cluster's scheduler gives a run two minutes to stop."""
+    asked = Asked(**{field.name: getattr(METHOD, field.name) for field in fields(METHOD)})
+    spec = replace(TOY, method=asked)
+    done: list[int] = []
+
+    def report(progress: Progress) -> None:
+        done.append(int(progress.done))
+
+    def go_on() -> dict[str, Any] | None:
+        with contextlib.suppress(Interrupted):
+            train.pretrain(spec, Site(runs=tmp_path), tmp_path / "run", CPU, Notes(), report)
+        return checkpoint.latest(tmp_path / "run", spec.id)
+
+    Asked.moments[:] = [moment]
+    Asked.batches.clear()
+    stopped = go_on()
+    assert Asked.batches == ([8] if moment == "the embeddings" else [8, 8, 8, 2])
+    assert done == [8, 16, 24], "no step follows the request"
+    assert stopped is not None
+    assert (stopped["epoch"], stopped["step"]) == (1, 0)
+    last = go_on()
+    assert last is not None
+    for name, value in run.network.items():
+        assert torch.equal(last["network"][name], value), name
+
+
 def test_clusters_are_those_of_the_key_network_in_eval_mode_which_returns_to_training() -> None:
     network: Any = METHOD.network(backbones.build("small", seed=0), num_images=5, batch_size=8).train()
     crops = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -403,11 +462,12 @@ def test_a_checkpoint_contains_the_clusterings_and_the_forecast_counts_them() ->
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"clusters": (7, 26)}, "pcl.clusters contains 26, but the data set has only 26 images"),
-        ({"negatives": 4}, "pcl.negatives is 4, but 7 clusters may be only 3 without those of a group of 4"),
+        ({"clusters": (7, 26)}, "only 26 images: choose at most 25"),
+        ({"negatives": 4}, "may occupy 4 of the 7 clusters: choose at most 3 negatives, or at least 8"),
+        ({"clusters": (4, 10)}, "4 of the 4 clusters: choose at least 7 clusters"),
         ({"keys": Keys(queue=20, group=4)}, "keys.queue is 20, which is not a multiple"),
     ],
-    ids=["as many clusters as images", "more negatives than clusters", "the queue"],
+    ids=["as many clusters as images", "more negatives than clusters", "as few as a group", "the queue"],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], says: str) -> None:
     METHOD.check_for(batch_size=8, num_images=26)

@@ -11,8 +11,9 @@ neighbours. C_i are those of them that share a cluster with image i, its close n
 (`nn/aggregation.py`). The bank is clustered several times at the start of each epoch. After a step, m_i moves
 towards v.
 
-The first epochs have NPID's loss (`nn/bank.py`), since a random bank has no clusters. L is at most 16.118. If
-only row i were close and all rows alike, it would be the log of the neighbours' number, 8.318 for 4096.
+The first epochs have NPID's loss (`nn/bank.py`), since a random bank has no clusters. Z is NPID's estimate
+there, about 2.21 N. The sources have a constant, 2.2456 N. L is at most 16.118. If only row i were close and
+all rows alike, it would be the log of the neighbours' number, 8.318 for 4096.
 
 10 clusterings of ImageNet into 30 000 clusters take 20 iterations each. These are 2.1e15 operations in
 float32 at the start of each epoch, 7 % of those of a ResNet-50 in the epoch itself. Forecasts do not count
@@ -53,7 +54,8 @@ class LA(Method, name="la"):
     npid_epochs: CountOrZero = 10
     """Epochs with NPID's loss before the first clustering (LocalAggregation exp_configs/la_final.json).
 
-    They are 10 of the 200 epochs there. LocalAggregation-Pytorch adds them to 200 others.
+    They are 10 of the 200 epochs there. LocalAggregation-Pytorch adds them to 200 others. A run without
+    further epochs is one of NPID.
     """
     negatives: Count = 4096
     """M of NPID's loss (LocalAggregation-Pytorch config/imagenet_ir.json `k`)."""
@@ -112,7 +114,12 @@ class LA(Method, name="la"):
     def before_epoch(self, network: AggregationNetwork, epoch: Epoch) -> None:
         """Cluster the bank, unless the epoch has NPID's loss."""
         if epoch.number >= self.npid_epochs:
-            network.cluster(self.clusters, iterations=self.iterations, seed=epoch.seed)
+            network.cluster(
+                self.clusters,
+                iterations=self.iterations,
+                seed=epoch.seed,
+                before_iteration=epoch.may_stop,
+            )
 
     def parts(self, network: AggregationNetwork, batch: Batch) -> Iterator[Part]:
         from reproduce.nn import bank

@@ -59,6 +59,12 @@ class Epoch:
     images: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     """Function that yields this process's share of all images, not augmented: their numbers, (n,), and their
     normalised centre crops, (n, 3, size, size)."""
+    may_stop: Callable[[], None] = lambda: None
+    """Function that all processes call together between the parts of a preparation that takes long.
+
+    If the run has received a stop request, it saves a checkpoint and ends the run. The resumed run prepares
+    the epoch from the beginning. `images` calls it, too.
+    """
 
 
 class Part(NamedTuple):

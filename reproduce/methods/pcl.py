@@ -56,7 +56,10 @@ class PCL(Method, name="pcl"):
     The official code uses the same number for the queue.
     """
     cluster_epoch: CountOrZero = 20
-    """Epoch, from 0, in which the images are first clustered (salesforce/PCL main_pcl.py `warmup-epoch`)."""
+    """Epoch, from 0, in which the images are first clustered (salesforce/PCL main_pcl.py `warmup-epoch`).
+
+    A run that ends before it has the loss of MoCo alone.
+    """
     iterations: Count = 20
     """Iterations of k-means (salesforce/PCL main_pcl.py `clus.niter`)."""
     restarts: Count = 5
@@ -112,14 +115,15 @@ class PCL(Method, name="pcl"):
         if num_images is not None and max(self.clusters) >= num_images:
             raise ValueError(
                 f"pcl.clusters contains {max(self.clusters)}, but the data set has only {num_images} images: "
-                f"choose fewer clusters, such as {max(1, num_images // 13)}, which is ImageNet's ratio."
+                f"choose at most {num_images - 1}. ImageNet has 13 images for each of its most clusters."
             )
-        most = min(self.clusters) - self.keys.group
-        if self.negatives > most:
+        fewest, group = min(self.clusters), self.keys.group
+        if self.negatives > fewest - group:
+            least = f"at least {self.negatives + group} clusters"
             raise ValueError(
-                f"pcl.negatives is {self.negatives}, but {min(self.clusters)} clusters may be only {most} "
-                f"without those of a group of {self.keys.group} images: choose fewer negatives, or more "
-                "clusters."
+                f"pcl.negatives is {self.negatives}, but a group of {group} images may occupy "
+                f"{min(group, fewest)} of the {fewest} clusters: choose "
+                + (f"at most {fewest - group} negatives, or {least}." if fewest > group else f"{least}.")
             )
 
     def network(self, backbone: Any, *, num_images: int, batch_size: int) -> CentroidNetwork:
@@ -143,6 +147,7 @@ class PCL(Method, name="pcl"):
                 restarts=self.restarts,
                 temperature=self.temperature,
                 seed=epoch.seed,
+                before_iteration=epoch.may_stop,
             )
 
     def parts(self, network: CentroidNetwork, batch: Batch) -> Iterator[Part]:

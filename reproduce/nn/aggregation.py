@@ -16,6 +16,7 @@ are then computed with a gradient, so memory does not grow with the bank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,15 +50,35 @@ class AggregationNetwork(BankNetwork):
         super().__init__(backbone, projector, num_images=num_images, dim=dim, unit=True)
         self.register_buffer("labels", torch.arange(num_images).repeat(clusterings, 1))
 
-    def cluster(self, num_clusters: int, *, iterations: int, seed: int) -> None:
+    def cluster(
+        self,
+        num_clusters: int,
+        *,
+        iterations: int,
+        seed: int,
+        before_iteration: Callable[[], None] = lambda: None,
+    ) -> None:
         """Replace all clusterings by those of the rows as they are now.
 
         The first centroids of each clustering follow from its number and the seed. As in the source, they are
         the rows of the same images each time.
+
+        Args:
+            num_clusters: number of clusters of each clustering.
+            iterations: see `kmeans`.
+            seed: seed of the run.
+            before_iteration: see `kmeans`.
         """
         for number, labels in enumerate(self.labels):
             start = seeds.seed("clusters", seed, number)
-            labels.copy_(kmeans(self.bank.rows, num_clusters, iterations=iterations, seed=start).labels)
+            found = kmeans(
+                self.bank.rows,
+                num_clusters,
+                iterations=iterations,
+                seed=start,
+                before_iteration=before_iteration,
+            )
+            labels.copy_(found.labels)
 
     def aggregation(self, v: Tensor, indices: Tensor, *, neighbours: int, temperature: float) -> Tensor:
         """Return the mean over images of L(v, i).

@@ -8,6 +8,9 @@ facebookresearch/vissl vissl/losses/nce_loss.py.
 
 m_j is the row of image j of N. The M negatives j are drawn uniformly with replacement, and the image itself
 is not excluded. Z is N times the mean of the exponentials of the first loss, over all processes; it stays.
+The official code also adds 1e-7 to M / N in the denominators. On ImageNet, with M = 4096, its loss is .128
+larger and its gradient differs by .003 %.
+
 Gradients flow through v alone. With s = v . m_j / T - log Z - log(M / N), a positive costs softplus(-s) and a
 negative softplus(s), which no exponential can overflow.
 

@@ -19,7 +19,7 @@ Labels, centroids and phi belong to the state of the network, so a checkpoint co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,7 +65,14 @@ class Clusterings(nn.Module):
 
     @torch.no_grad()
     def renew(
-        self, embeddings: Tensor, *, iterations: int, restarts: int, temperature: float, seed: int
+        self,
+        embeddings: Tensor,
+        *,
+        iterations: int,
+        restarts: int,
+        temperature: float,
+        seed: int,
+        before_iteration: Callable[[], None] = lambda: None,
     ) -> None:
         """Cluster the embeddings of all images.
 
@@ -77,6 +84,7 @@ class Clusterings(nn.Module):
             restarts: see `kmeans`.
             temperature: T, the mean of phi.
             seed: seed of the run.
+            before_iteration: see `kmeans`.
         """
         for number, (labels, centroids, phi) in enumerate(self._each()):
             found = kmeans.kmeans(
@@ -85,6 +93,7 @@ class Clusterings(nn.Module):
                 iterations=iterations,
                 seed=seeds.seed("clusters", seed, number),
                 restarts=restarts,
+                before_iteration=before_iteration,
             )
             labels.copy_(found.labels)
             centroids.copy_(F.normalize(found.centroids, dim=1))

@@ -14,6 +14,7 @@ every process and on any number of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -44,7 +45,15 @@ class Clusters(NamedTuple):
 
 
 @torch.no_grad()
-def kmeans(rows: Tensor, k: int, *, iterations: int, seed: int, restarts: int = 1) -> Clusters:
+def kmeans(
+    rows: Tensor,
+    k: int,
+    *,
+    iterations: int,
+    seed: int,
+    restarts: int = 1,
+    before_iteration: Callable[[], None] = lambda: None,
+) -> Clusters:
     """Divide rows into clusters with a small sum of squared distances to their centroids.
 
     Args:
@@ -53,19 +62,29 @@ def kmeans(rows: Tensor, k: int, *, iterations: int, seed: int, restarts: int = 
         iterations: number of Lloyd's iterations. Fewer are done if no row changes its cluster.
         seed: 32 bits that determine the first centroids.
         restarts: number of starts, of which the one with the smallest sum counts.
+        before_iteration: called by all processes together; it may raise to stop the work.
     """
     generator = torch.Generator().manual_seed(seed)
     starts = [torch.randperm(len(rows), generator=generator)[:k].to(rows.device) for _ in range(restarts)]
-    found = [lloyd(rows, rows[start], iterations=iterations) for start in starts]
+    found = [
+        lloyd(rows, rows[start], iterations=iterations, before_iteration=before_iteration) for start in starts
+    ]
     sums = torch.stack([clusters.distances.sum(dtype=torch.float64) for clusters in found])
     return found[int(sums.argmin())]
 
 
 @torch.no_grad()
-def lloyd(rows: Tensor, centroids: Tensor, *, iterations: int) -> Clusters:
+def lloyd(
+    rows: Tensor,
+    centroids: Tensor,
+    *,
+    iterations: int,
+    before_iteration: Callable[[], None] = lambda: None,
+) -> Clusters:
     """Return the clusters after Lloyd's iterations from given centroids, (k, dim)."""
     labels, distances = assign(rows, centroids)
     for _ in range(iterations):
+        before_iteration()
         centroids, before = means(rows, labels, distances, len(centroids)), labels
         labels, distances = assign(rows, centroids)
         if torch.equal(labels, before):
