@@ -1096,6 +1096,29 @@ def test_a_table_with_trained_baselines_states_who_trained_them_and_the_budget_o
     assert "compare these runs alone" not in " ".join(plain.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "says"),
+    [
+        ("table5", "*", "PIRL 128, OBoW 96, as the method requires; 64 in other rows."),
+        ("table5", "PIRL,OBoW", "PIRL 128, OBoW 96, as the method requires."),
+        ("table3", "OBoW,BYOL", "OBoW 96, as the method requires; 64 in other rows."),
+        ("table10", "OBoW", "OBoW 96, as the method requires."),
+        ("table3", "BYOL", ""),
+    ],
+)
+def test_a_table_names_the_rows_with_larger_images(name: str, rows: str, says: str) -> None:
+    notes = Request(table=name, scale="small", baselines="trained", rows=rows).build().notes
+    start = "Side of images in pixels, in pretraining and classification: "
+    assert [note for note in notes if "pixels, in pretraining" in note] == ([start + says] if says else [])
+
+
+def test_images_of_one_side_need_no_note() -> None:
+    enlarged = ("dataset.resize=105", "dataset.size=96")
+    for scale, changes in (("smoke", ()), ("paper", ()), ("small", enlarged)):
+        request = Request(table="table3", scale=scale, baselines="trained", changes=changes)
+        assert not any("in pretraining and classification" in note for note in request.build().notes), scale
+
+
 def test_trained_baselines_are_refused_by_a_table_without_quoted_rows() -> None:
     with pytest.raises(ValueError, match=r"^table8 has no quoted row whose method can be trained here: .*"):
         Request(table="table8", baselines="trained").build()
