@@ -76,7 +76,9 @@ class Pretrain(Settings, name="pretrain"):
         self._check_colours()
         if num_images is not None:
             self._check_warm_up(num_images // self.batch_size)
+        self.method.check_side(self.dataset.size, backbone=self.backbone)
         self.method.check_for(batch_size=self.batch_size, num_images=num_images)
+        self._check_groups()
 
     def _check_large_views(self) -> None:
         small, method = self.augmentation.small, self.method
@@ -102,7 +104,12 @@ class Pretrain(Settings, name="pretrain"):
                     f"num_views is {method.num_views}, but {method.name} has {method.num_patches} patches "
                     f"after other views: set it to at least {method.num_patches + 1}."
                 )
-            if patches is None or patches.num_whole != expected:
+            if not method.num_patches and patches is not None:
+                raise ValueError(
+                    f"None of the {expected} views of {method.name} is a patch, but the augmentation has "
+                    "patches: set augmentation.patches to none, or let the method have them."
+                )
+            if method.num_patches and (patches is None or patches.num_whole != expected):
                 found = "no patches" if patches is None else f"patches.num_whole {patches.num_whole}"
                 raise ValueError(
                     f"The last {method.num_patches} of the {method.num_views} views of {method.name} are "
@@ -146,6 +153,14 @@ class Pretrain(Settings, name="pretrain"):
                 f"warmup_steps is {asked}, but the run of {self.method.name} on {self.dataset.name} has only "
                 f"{num_steps} steps: set epochs to at least {math.ceil(asked / steps_per_epoch)}, or "
                 f"warmup_steps to at most {num_steps}."
+            )
+
+    def _check_groups(self) -> None:
+        group = self.method.batchnorm_images(self.batch_size)
+        if self.batch_size % group:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but {self.method.name} has BatchNorm over groups of "
+                f"{group} images: choose a multiple of {group}, or a group that divides the batch."
             )
 
     def operations(self, num_images: int) -> float | None:

@@ -23,10 +23,10 @@ from reproduce.data.augmentation import Augmentation, Patches, SmallCrops
 from reproduce.data.imagenet import ImageNet
 from reproduce.messages import InvalidError
 from reproduce.methods.obow import OBoW, divergence
-from reproduce.nn import backbones, seeds
-from reproduce.nn.maps import Maps
+from reproduce.nn import backbones, cost, seeds
+from reproduce.nn.maps import FROM_THE_END, Maps
 from reproduce.nn.optimizers import SGD
-from reproduce.nn.words import Words
+from reproduce.nn.words import AVERAGED, BORDER, Words
 from reproduce.resources import memory
 from reproduce.runs import checkpoint, interrupt
 from reproduce.runs.interrupt import Interrupted
@@ -156,6 +156,36 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         OBoW().check_for(batch_size=96)
 
 
+@pytest.mark.parametrize("name", backbones.names())
+def test_views_whose_maps_are_too_small_are_refused_before_anything_starts(name: str) -> None:
+    with torch.device("meta"):
+        backbone = backbones.build(name)
+    for level in ("conv4", "conv5"):
+        method, network = OBoW(levels=(level,)), cost.network(name)
+        assert network is not None
+        least = network.least_size(AVERAGED + 2 * BORDER, FROM_THE_END[level])
+        method.check_side(least, backbone=name)
+        with pytest.raises(
+            ValueError, match=f"{level} of {name} have from {least} pixels on: set .* {least}"
+        ):
+            method.check_side(least - 1, backbone=name)
+        for size, side in ((least, 5), (least - 1, 4)):
+            (found,) = Maps(backbone, method.levels)(torch.zeros(2, 3, size, size, device="meta"))
+            assert found.shape[2:] == (side, side)
+
+
+def test_levels_that_fit_smaller_views_are_suggested() -> None:
+    run = replace(TOY, dataset=Toy(num_train=26, size=32, resize=32, canvas=32))
+    with pytest.raises(ValueError, match="maps") as refused:
+        run.check_for()
+    assert str(refused.value) == (
+        "dataset.size is 32, but obow needs maps of at least 5 x 5, which conv4 and conv5 of small have from "
+        "33 pixels on: set dataset.size to at least 33, or method.levels to conv4."
+    )
+    run.replace("method.levels", ("conv4",)).check_for()
+    OBoW().check_side(8, backbone="unknown")  # the first step finds it
+
+
 def test_crops_are_one_part_and_patches_another() -> None:
     assert OBoW().view_groups == ((1, 2), (3, 4, 5, 6, 7))
     assert OBoW(num_views=2, num_crops=1).view_groups == ((1,),)
@@ -205,6 +235,9 @@ def test_views_that_are_not_its_patches_are_refused() -> None:
     run = baselines.obow_imagenet()
     with pytest.raises(ValueError, match=r"^The last 6 of the 8 views of obow are patches, .*num_whole to 2"):
         run.replace("method.num_crops", 1).check_for()
+    for crops, views in ((7, 8), (2, 3)):
+        with pytest.raises(ValueError, match=rf"^None of the {views} views of obow is a patch, .*es to none"):
+            replace(run, method=OBoW(num_crops=crops, num_views=views)).check_for()
     with pytest.raises(
         ValueError, match=r"^The last 5 of the 8 views of obow are patches, .* has no patches"
     ):

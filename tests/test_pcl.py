@@ -25,7 +25,6 @@ from configs.scales import small, smoke
 from reproduce import train
 from reproduce.commands import disk, forecast
 from reproduce.data.imagenet import ImageNet
-from reproduce.evaluate import evaluate
 from reproduce.methods.pcl import PCL
 from reproduce.nn import backbones, centroids, seeds
 from reproduce.nn.centroids import Clusterings, concentration
@@ -34,7 +33,7 @@ from reproduce.nn.keys import Keys
 from reproduce.nn.optimizers import SGD
 from reproduce.runs import checkpoint, interrupt
 from reproduce.runs.interrupt import Interrupted
-from reproduce.runs.progress import Progress, Watch
+from reproduce.runs.progress import Progress
 from reproduce.site import Site
 from reproduce.spec import Pretrain
 
@@ -450,21 +449,3 @@ def test_rates_of_the_recipes_by_hand() -> None:
 
 
 # Learning
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_at_smoke_scale_the_encoder_is_better_than_its_initialisation(tmp_path: Path) -> None:
-    """One seed and 3 000 test images: the gain is .06 to .07, and encoders of three seeds differ by .02."""
-    run: Any = smoke(linear(pcl_imagenet())).replace("dataset.num_val", 3000)
-    site = Site(runs=tmp_path)
-
-    def top1(epochs: int) -> float:
-        encoder = replace(run.encoder, epochs=epochs)
-        folder = tmp_path / encoder.id
-        train.pretrain(encoder, site, folder, CPU, Notes(), lambda progress: None)
-        spec = replace(run, encoder=encoder)
-        return evaluate(spec, train.load_encoder(encoder, folder, CPU), site, CPU, Watch())["top1"]
-
-    before, after = top1(0), top1(run.encoder.epochs)
-    assert after > before + 0.02, (before, after)

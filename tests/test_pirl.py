@@ -10,7 +10,6 @@ from typing import Any
 import plain
 import pytest
 import torch
-from test_coupled_views import top1
 from test_loop import Left, check_log, trained
 from test_moco import in_groups
 from test_npid import check_run, plain_nce
@@ -19,7 +18,7 @@ from toys import CPU, PRETRAIN, Notes, Toy, batch, on_two_processes
 
 from configs.baselines import pirl_imagenet
 from configs.evaluate import linear
-from configs.scales import small, smoke
+from configs.scales import small
 from reproduce.commands import disk, forecast
 from reproduce.data.augmentation import Augmentation, Patches
 from reproduce.data.imagenet import ImageNet
@@ -249,15 +248,6 @@ def test_a_run_that_resumes_with_a_part_of_the_bank_renewed_ends_bit_equal(tmp_p
     assert all(torch.equal(resumed.network[name], value) for name, value in whole.network.items())
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_at_smoke_scale_the_encoder_is_better_than_its_initialisation(tmp_path: Path) -> None:
-    run: Any = smoke(linear(pirl_imagenet()))
-    untrained = replace(run, encoder=replace(run.encoder, epochs=0))
-    before, after = top1(untrained, tmp_path), top1(run, tmp_path)
-    assert after > before + 0.02, (before, after)
-
-
 # Settings and sizes
 
 
@@ -275,6 +265,14 @@ def test_the_recipe_has_the_official_rates_and_smaller_scales_keep_the_proportio
 def test_views_without_patches_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^The last 9 of the 10 views of pirl are patches, but "):
         replace(TOY, augmentation=Augmentation()).check_for()
+
+
+def test_a_batch_of_broken_groups_is_refused_before_anything_starts() -> None:
+    replace(TOY, batch_size=3).check_for()  # a smaller batch is one group
+    with pytest.raises(
+        ValueError, match=r"^batch_size is 10, but pirl .* groups of 4 .* a multiple of 4, or"
+    ):
+        replace(TOY, batch_size=10).check_for()
 
 
 def test_a_checkpoint_contains_a_row_for_each_image_and_the_head_of_patches() -> None:

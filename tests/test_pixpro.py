@@ -25,7 +25,6 @@ from configs.scales import small, smoke
 from reproduce.commands import disk, forecast
 from reproduce.data import draws
 from reproduce.data.augmentation import SmallCrops
-from reproduce.evaluate import evaluate
 from reproduce.methods.pixpro import PixPro, Places, consistency
 from reproduce.nn import backbones, cost
 from reproduce.nn.heads import Head
@@ -33,10 +32,10 @@ from reproduce.nn.places import PlaceOnline, Propagation, at_places
 from reproduce.resources.memory import estimate
 from reproduce.runs import interrupt
 from reproduce.runs.interrupt import Interrupted
-from reproduce.runs.progress import Progress, Silent, Watch
+from reproduce.runs.progress import Progress
 from reproduce.site import Site
 from reproduce.spec import Pretrain
-from reproduce.train import load_encoder, pretrain
+from reproduce.train import pretrain
 
 METHOD = PixPro(tau=0.9, head=Head(widths=(16, 8)))
 
@@ -413,20 +412,3 @@ def test_views_are_resampled_bilinearly_and_maps_have_16_places_below_paper_scal
         network = cost.network(scaled.encoder.backbone)
         assert network is not None
         assert network.places(scaled.encoder.dataset.size) == 16
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_at_smoke_scale_it_learns_more_than_its_initialisation_has(tmp_path: Path) -> None:
-    """Two seeds and 3 000 test images: encoders of two seeds differ by up to .03."""
-    run: Any = smoke(linear(pixpro_imagenet())).replace("dataset.num_val", 3000)
-    site = Site(runs=tmp_path)
-
-    def top1(seed: int, epochs: int) -> float:
-        encoder, folder = replace(run.encoder, seed=seed, epochs=epochs), tmp_path / f"{seed} {epochs}"
-        pretrain(encoder, site, folder, CPU, Silent(), lambda progress: None)
-        spec = replace(run, encoder=encoder, seed=seed)
-        return evaluate(spec, load_encoder(encoder, folder, CPU), site, CPU, Watch())["top1"]
-
-    before, after = (sum(top1(seed, epochs) for seed in (0, 1)) / 2 for epochs in (0, run.encoder.epochs))
-    assert after > before + 0.02, (before, after)

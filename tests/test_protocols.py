@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from toys import Pictures, brighter_by_class, on_two_processes, originals
 
-from reproduce.data.augmentation import Augmentation, Patches
+from reproduce.data.augmentation import Augmentation, Patches, SmallCrops
 from reproduce.data.dataset import Dataset
 from reproduce.data.images import Images
 from reproduce.methods.msbreg import MSBReg
@@ -316,8 +316,12 @@ def test_views_that_do_not_differ_are_perfectly_aligned() -> None:
 
 
 def test_alignment_is_measured_on_ordinary_views() -> None:
-    """Neither on patches nor on a first view of another distribution."""
-    special = Augmentation(first=Augmentation(central=0.5), patches=Patches(size=5, canvas=15, jitter=0))
+    """Not on patches, on small crops, or on a first view of another distribution."""
+    special = Augmentation(
+        first=Augmentation(central=0.5),
+        small=SmallCrops(size=8, num_large=1),
+        patches=Patches(size=5, canvas=15, jitter=0),
+    )
     pairs = [
         features.extract_pairs(encoder(augmentation=each), Toy(num_test=12), Site(), CPU, 0)
         for each in (Augmentation(), special)

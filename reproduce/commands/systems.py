@@ -25,7 +25,7 @@ BY = {
     "trained": "`--baselines trained` trains the method here",
     "released": "`--baselines released` evaluates encoders that the authors released",
 }
-"""What fills our side of a quoted row, by the attribute of its cells."""
+"""Origin of our number in a quoted row, by the attribute of its cells."""
 
 
 @dataclass

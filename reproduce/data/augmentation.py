@@ -251,8 +251,8 @@ class Augmentation(Settings, name="augmentation"):
         return replace(self, flip=0.0, jitter=0.0, photometric=0.0, grey=0.0, blur=0.0, solarize=0.0)
 
     def pairs(self) -> Augmentation:
-        """Return the distribution for pairs of ordinary views: no patches, and view 0 as the others."""
-        return replace(self, first=None, patches=None)
+        """Return the distribution for pairs of ordinary views: all of one size, and view 0 as the others."""
+        return replace(self, first=None, small=None, patches=None)
 
 
 def _check_range(where: str, limits: tuple[float, float]) -> None:

@@ -88,7 +88,7 @@ class Method(Settings):
 
     @property
     def num_patches(self) -> int | None:
-        """Number of the last views that must be patches; None if the method takes any views."""
+        """Number of the last views that must be patches, or 0; None if the method takes any views."""
         return None
 
     @property
@@ -153,6 +153,14 @@ class Method(Settings):
         Args:
             batch_size: images per step over all devices.
             num_images: images of the data set; None if they are not counted yet.
+        """
+
+    def check_side(self, side: int, *, backbone: str) -> None:
+        """Raise ValueError if ordinary views are too small for what the method takes from its networks.
+
+        Args:
+            side: side of an ordinary view in pixels.
+            backbone: name of a function in `reproduce/nn/backbones.py`.
         """
 
     def network(self, backbone: Any, *, num_images: int, batch_size: int) -> nn.Module:

@@ -60,7 +60,7 @@ class NPID(Method, name="npid"):
         In an epoch of few steps, the bank fills with embeddings that are still almost alike. Their
         exponentials at .07 are far above Z, which random rows determine: the gradients are too large, and all
         embeddings become one. On 9 469 photographs at 32 px, the training loss after 40 epochs of 37 steps is
-        21 319, 4 461 and 43 at .07, .1 and .2. It is 8.8 at .5, below the 9.3 of equal products. The smoke
+        21 319, 4 449 and 41 at .07, .1 and .2. It is 8.3 at .5, below the 9.3 of equal products. The smoke
         scale has 1 200 images.
         """
         negatives = 256 if scale == "smoke" else self.negatives

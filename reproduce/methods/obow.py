@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from reproduce.lazy import F, torch
 from reproduce.methods.method import Batch, Method, Part
 from reproduce.nn import cost
+from reproduce.nn.maps import FROM_THE_END
 from reproduce.settings import Count, Fraction, Limits, Positive
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 HIDDEN: Final = 2
 """Units of a head's hidden layer for each feature (obow builder_obow.py `num_channels_hidden`)."""
+
+
+LEAST: Final = 5
+"""Places along each side of a map: a border of one, and 3 that are averaged (obow builder_obow.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,7 @@ class OBoW(Method, name="obow"):
 
     @property
     def num_patches(self) -> int | None:
-        return self.num_views - 1 - self.num_crops or None
+        return self.num_views - 1 - self.num_crops
 
     @property
     def view_groups(self) -> tuple[tuple[int, ...], ...]:
@@ -129,6 +134,21 @@ class OBoW(Method, name="obow"):
             raise ValueError(
                 f"obow.num_words is {self.num_words}, which is not a multiple of {batch_size}: each of the "
                 f"{batch_size} images of a step replaces one word. Choose a multiple of batch_size."
+            )
+
+    def check_side(self, side: int, *, backbone: str) -> None:
+        """Raise ValueError if a map of the teacher's view is too small to contain a new word."""
+        network = cost.network(backbone)
+        if network is None:  # the first step refuses a map that is too small (`nn/words.py`)
+            return
+        least = {level: network.least_size(LEAST, stage) for level, stage in FROM_THE_END.items()}
+        needed = max(least[level] for level in self.levels)
+        if side < needed:
+            fitting = ",".join(level for level in least if side >= least[level])
+            raise ValueError(
+                f"dataset.size is {side}, but obow needs maps of at least {LEAST} x {LEAST}, which "
+                f"{' and '.join(self.levels)} of {backbone} have from {needed} pixels on: set dataset.size "
+                f"to at least {needed}{f', or method.levels to {fitting}' if fitting else ''}."
             )
 
     def network(self, backbone: Any, *, num_images: int, batch_size: int) -> WordNetwork:

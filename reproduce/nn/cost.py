@@ -71,6 +71,15 @@ class Network(NamedTuple):
         """Return the places of the last map of an image of `size` x `size` pixels."""
         return int((-(-(size + self.margin) // self.layers[-1].reduction)) ** 2)
 
+    def least_size(self, side: int, stage: int) -> int:
+        """Return the smallest side of an image whose map after a stage has at least the side `side`.
+
+        Args:
+            stage: number of the stage, counted from the last one, which is 1.
+        """
+        reduction = sorted({conv.reduction for conv in self.layers})[-stage]
+        return (side - 1) * reduction + 1 - self.margin
+
     def operations(self, size: int) -> float:
         """Return the operations of the forward pass of an image of `size` x `size` pixels.
 

@@ -173,7 +173,7 @@ def content(
 def extract_pairs(encoder: Encoder, dataset: Dataset, site: Site, device: torch.device, seed: int) -> Pairs:
     """Return the outputs of `encoder` for two augmented views of each image of the test split.
 
-    The views are drawn from the encoder's own augmentation and `seed`. They are ordinary ones, not patches.
+    The views are drawn from the encoder's own augmentation and `seed`. Neither is a small crop or a patch.
 
     Raises:
         FloatingPointError: a value is not finite.
