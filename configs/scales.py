@@ -272,11 +272,16 @@ def large_enough(method: Method, dataset: AnyDataset, scale: str) -> AnyDataset:
 
     Test images are resized in the same ratio.
     """
-    side = next((method.side(name) for name in SMALLER if name == scale), None)
-    if side is None or not isinstance(dataset, Dataset):
+    needed = side(method, scale)
+    if needed is None or not isinstance(dataset, Dataset):
         return dataset
-    resize = round(side * dataset.resize / dataset.size)
-    return replace(dataset, size=side, resize=resize, canvas=max(resize, dataset.canvas))
+    resize = round(needed * dataset.resize / dataset.size)
+    return replace(dataset, size=needed, resize=resize, canvas=max(resize, dataset.canvas))
+
+
+def side(method: Method, scale: str) -> int | None:
+    """Return the side in pixels that a method needs at a scale, or None for the scale's own."""
+    return next((method.side(name) for name in SMALLER if name == scale), None)
 
 
 def resized(augmentation: Augmentation, before: Dataset, after: Dataset) -> Augmentation:

@@ -16,7 +16,6 @@ import logging
 import pkgutil
 import shlex
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -653,18 +652,16 @@ def _takes_trained(table: Table) -> bool:
 
 
 def _budgets(table: Table) -> Iterator[str]:
-    """Yield the notes on a table with trained baselines: who trained them, and each row's budget.
+    """Yield the notes on a table with trained baselines: who trained them, each row's budget, and its images.
 
     A table that trains nothing has none. Rows of given encoders are named as exceptions.
     """
     budgets: dict[str, dict[str, None]] = {}
-    sides: dict[str, dict[str, int]] = {}  # of each data set, by row
     given: dict[str, None] = {}
     for row, _, ours in table.measured():
         encoder = ours.spec.encoder
         if isinstance(encoder, Pretrain):
             budgets.setdefault(row.label, {})[f"{_views(encoder)} × {encoder.epochs}"] = None
-            sides.setdefault(encoder.dataset.name, {})[row.label] = encoder.dataset.size
         else:
             given[literal(row.label)] = None
     if not budgets:
@@ -672,22 +669,38 @@ def _budgets(table: Table) -> Iterator[str]:
     but = f" Not trained here: {', '.join(given)}." if given else ""
     quoted = "; a row that stays quoted counts with its printed number" if table.scale == "paper" else ""
     yield (
-        f"The rows of ours are trained and evaluated by this suite, each with its own recipe.{but} Our "
-        f"verdicts on the claims compare these runs alone{quoted}."
+        "The rows with a number of ours are trained and evaluated by this suite, each with its own recipe."
+        f"{but} Our verdicts on the claims compare these runs alone{quoted}."
     )
     rows = "; ".join(f"{literal(label)} {', '.join(found)}" for label, found in budgets.items())
     yield (
         f"Views × epochs at {table.scale} scale: {rows}. An epoch with $K$ large views costs about $K / 2$ "
         "times as much as one of the same method with two; small crops and patches cost less."
     )
-    for of_rows in sides.values():
-        (usual, _), *others = Counter(of_rows.values()).most_common()
-        if others:
-            other = (f"{literal(label)} {side}" for label, side in of_rows.items() if side != usual)
-            yield (
-                "Sides of images in pixels, in pretraining and in evaluations on whole images: "
-                f"{', '.join(other)}; {usual} in other rows. Some methods need larger images."
-            )
+    yield from _larger_images(table)
+
+
+def _larger_images(table: Table) -> Iterator[str]:
+    """Yield the note on the rows whose methods need larger images than the scale has, if there are any."""
+    scales = importlib.import_module("configs.scales")
+    larger: dict[str, int] = {}
+    others: set[int] = set()
+    for row, _, ours in table.measured():
+        encoder = ours.spec.encoder
+        if not isinstance(encoder, Pretrain):
+            continue
+        side = encoder.dataset.size
+        if side == scales.side(encoder.method, table.scale):
+            larger[row.label] = side
+        else:
+            others.add(side)
+    if larger and others != set(larger.values()):
+        rows = ", ".join(f"{literal(label)} {side}" for label, side in larger.items())
+        rest = f"; {', '.join(map(str, sorted(others)))} in other rows" if others else ""
+        yield (
+            f"Side of images in pixels, in pretraining and classification: {rows}, as the method "
+            f"requires{rest}."
+        )
 
 
 def _views(encoder: Pretrain) -> str:

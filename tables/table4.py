@@ -62,9 +62,9 @@ def table() -> Table:
             (None, "49.4"),
             {"Epochs": "not stated"},
             trained=_measured(baselines.la_imagenet()),
-            recipe="Trained here: a ResNet-50, but without the pre-activations of the authors' network. The "
-            "first 10 of its 200 epochs have NPID's loss. LA itself classifies embeddings of 128 dimensions, "
-            "not features.",
+            recipe="Trained here: without the pre-activations of the authors' ResNet-50. At paper scale, the "
+            "first 10 of 200 epochs have NPID's loss. LA itself classifies embeddings of 128 dimensions, not "
+            "features.",
         ),
         _row(
             "PCL",
@@ -72,7 +72,8 @@ def table() -> Table:
             {"Epochs": "200"},
             released=_measured(released.PCL_V1_200),
             trained=_measured(baselines.pcl_imagenet("v1")),
-            recipe="Trained here: v1, whose images are clustered by this suite's k-means from epoch 20 on.",
+            recipe="Trained here: v1, whose images are clustered by this suite's k-means, at paper scale "
+            "from epoch 20 of 200 on.",
             note="The paper does not say which version of PCL this is. Encoders of v1 and v2 are released; "
             "v1 is evaluated, or trained, a choice.",
         ),

@@ -399,3 +399,20 @@ def test_the_choices_that_the_page_lists_are_those_of_the_runs() -> None:
     assert taus == {("imagenet", 0.99), ("imagenet100", 0.99), ("stl10", 0.99)}
     (choice,) = (each for each in deviations.CHOICES if each.startswith("Decay rate"))
     assert "0.99 in all runs with the paper's settings" in choice
+
+
+def test_the_page_of_trained_baselines_has_the_range_of_their_steps_at_smoke_scale() -> None:
+    tables = [plan.Request(table=f"table{number}", baselines="trained") for number in (1, 2, 3, 4, 5, 10)]
+    others = {
+        spec
+        for table in tables
+        for spec in table.specs()
+        if isinstance(spec, Pretrain) and spec.method.name not in ("byol", "msbreg")
+    }
+    steps = {
+        run.epochs * (images // run.batch_size)
+        for run in others
+        if (images := dict(run.leaves()).get("dataset.num_train"))
+    }
+    text = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
+    assert f"a run has {min(steps)} to {max(steps)} steps" in text

@@ -7,6 +7,7 @@ and against what it must say.
 from __future__ import annotations
 
 import csv
+import html as html_entities
 import importlib
 import json
 import math
@@ -912,6 +913,13 @@ def test_the_html_table_says_what_it_must() -> None:
     files = [f"table99.{ending}" for ending in ("md", "tex", "tabular.tex", "csv", "json")]
     assert page.links[:7] == ["index.html", "report.html#table99", *files]
     assert "http" not in golden("table99.html"), "the page is not self-contained"
+
+
+def test_the_command_that_explains_the_numbers_has_the_changes_of_the_table() -> None:
+    command = "invoke why table99 --scale small --seeds 2 --set epochs=5 --set 'dir=$HOME/a_b'"
+    assert command in html_entities.unescape(golden("table99.html"))
+    trained = replace(filled(), changes=("baselines=trained", "row Mine=encoder.pth"))
+    assert trained.why == "invoke why table99 --scale small --seeds 2 --baselines trained"
 
 
 def test_every_row_names_its_runs_in_every_format() -> None:

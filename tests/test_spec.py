@@ -104,6 +104,8 @@ def other_values(value: Any, hint: Any) -> Iterator[Any]:
             yield from ((*value[:index], other, *value[index + 1 :]) for other in other_values(item, kind))
         if not value:
             yield (typing.get_args(hint)[0](1),)
+        if typing.get_origin(kind) is Literal:
+            yield value[:-1]  # of values that differ, no other one may replace another
     elif value is None:
         for kind in typing.get_args(hint):
             if isinstance(kind, type) and kind is not type(None):

@@ -916,20 +916,6 @@ def test_the_budgets_of_trained_baselines_name_the_small_crops() -> None:
     assert "W-MSE 4 4 × 100, 4 × 400; SwAV (w.o. multi-crop) 2 × 100" in notes[-1]
 
 
-def test_the_notes_of_trained_baselines_name_the_sides_that_differ() -> None:
-    def found(table: str, scale: str, rows: str = "*") -> list[str]:
-        notes = Request(table=table, scale=scale, rows=rows, baselines="trained").build().notes
-        return [note for note in notes if note.startswith("Sides of images")]
-
-    (note,) = found("table5", "small")
-    assert "on whole images: PIRL 128, OBoW 96; 64 in other rows." in note
-    (note,) = found("table5", "small", "PIRL,OBoW")
-    assert "on whole images: OBoW 96; 128 in other rows." in note
-    assert not found("table5", "small", "OBoW")
-    assert not found("table5", "smoke")
-    assert not found("table5", "paper")
-
-
 def test_a_pyramid_at_smoke_has_an_anchor_size_for_each_of_its_levels() -> None:
     for row, backbone, levels in (("BYOL", "small", 4), ("SwAV", "resnet50", 5)):
         run = run_of(
@@ -1108,6 +1094,29 @@ def test_a_table_with_trained_baselines_states_who_trained_them_and_the_budget_o
     assert f"Views × epochs at smoke scale: {budgets}Ours (K=4) 4 × 2, 4 × 3, 4 × 4." in notes
     plain = Request(table="table2", rows="SwAV*,Ours*").build()
     assert "compare these runs alone" not in " ".join(plain.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "says"),
+    [
+        ("table5", "*", "PIRL 128, OBoW 96, as the method requires; 64 in other rows."),
+        ("table5", "PIRL,OBoW", "PIRL 128, OBoW 96, as the method requires."),
+        ("table3", "OBoW,BYOL", "OBoW 96, as the method requires; 64 in other rows."),
+        ("table10", "OBoW", "OBoW 96, as the method requires."),
+        ("table3", "BYOL", ""),
+    ],
+)
+def test_a_table_names_the_rows_with_larger_images(name: str, rows: str, says: str) -> None:
+    notes = Request(table=name, scale="small", baselines="trained", rows=rows).build().notes
+    start = "Side of images in pixels, in pretraining and classification: "
+    assert [note for note in notes if "pixels, in pretraining" in note] == ([start + says] if says else [])
+
+
+def test_images_of_one_side_need_no_note() -> None:
+    enlarged = ("dataset.resize=105", "dataset.size=96")
+    for scale, changes in (("smoke", ()), ("paper", ()), ("small", enlarged)):
+        request = Request(table="table3", scale=scale, baselines="trained", changes=changes)
+        assert not any("in pretraining and classification" in note for note in request.build().notes), scale
 
 
 def test_trained_baselines_are_refused_by_a_table_without_quoted_rows() -> None:

@@ -157,6 +157,14 @@ class Filled:
         """The caption without its first words."""
         return self.caption.removeprefix(self.head).lstrip()
 
+    @property
+    def why(self) -> str:
+        """Command that prints the runs behind the numbers, without those of added rows."""
+        seeds = 1 + max((max(c.seeds, default=0) for row in self.rows for c in row.cells.values()), default=0)
+        settings, baselines = settings_in(self.changes), baselines_in(self.changes)
+        command = table_command(self.table, "*", "*", self.scale, seeds, baselines, settings)
+        return command.replace("invoke ", "invoke why ", 1)
+
 
 def fill(table: Table, seeds: int, runs: Frame | None, incomplete: Sequence[str] = ()) -> Filled:
     """Return the table with the statistics of every cell, the claims judged on them, and the caption.
