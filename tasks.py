@@ -233,7 +233,7 @@ def doctor(c: Context, options: given.DoctorOptions) -> None:
     from reproduce import readiness
     from reproduce.commands import doctor
 
-    requests, card = doctor.requests(options.table, options.scale), options.card()
+    requests, card = doctor.requests(options.table, options.scale, options.baselines), options.card()
     site, opened = store()
     readiness.launcher(site)
     print("\n".join(doctor.report(requests, site, opened, card)))

@@ -1036,7 +1036,7 @@ TRAINED: dict[str, dict[str, tuple[str, dict[str, tuple[int, int, int]]]]] = {
         "SimSiam": ("simsiam", {"ap*": (200, 256, 2)}),
         "Barlow Twins": ("barlow_twins", {"*": (1000, 2048, 2)}),
         "SwAV": ("swav", {"*": (800, 4096, 8)}),
-        "PixPro": ("pixpro", {"ap*": (400, 1024, 2)}),
+        "PixPro": ("pixpro", {"*": (400, 1024, 2)}),
     },
     "table10": {
         "SimCLR": ("simclr", {"*": (1000, 4096, 2)}),

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from reproduce import plan
 from reproduce.commands import decoders, forecast, rehearsed
 from reproduce.commands.disk import CHECKPOINTS, disk_needed, num_parameters, sizes, weightless
 from reproduce.data import inventory, lists
@@ -29,7 +30,7 @@ from reproduce.lazy import torch
 from reproduce.messages import InvalidError, UserError, counted, enumerated, hours, size
 from reproduce.nn import distributed
 from reproduce.nn.cost import Sizes
-from reproduce.plan import SCALES, SYNTHETIC, Job, Request, real_data_sets, table_names
+from reproduce.plan import BASELINES, SCALES, SYNTHETIC, Job, Request, real_data_sets, table_names
 from reproduce.protocols.detection import Detection
 from reproduce.protocols.protocol import Protocol
 from reproduce.readiness import (
@@ -163,23 +164,23 @@ class Machine:
         return tuple(each.name for each in missing(dataset, protocol, self.site, fetch=False))
 
 
-def requests(table: str, scale: str) -> list[Request]:
+def requests(table: str, scale: str, baselines: str = BASELINES[0]) -> list[Request]:
     """Return the tables to report on, in the paper's order, each at its scales.
 
     Args:
         table, scale: the only table or scale; empty for all.
+        baselines: one of BASELINES; tables without such rows are as without it.
 
     Raises:
         LookupError: the table or scale does not exist; the message names the nearest.
+        ValueError: no table has such baselines.
     """
-    made = [
-        Request(table=each, scale=at)
-        for each in ([table] if table else table_names())
-        for at in ([scale] if scale else SCALES)
-    ]
-    for request in made:
+    names, scales = [table] if table else table_names(), [scale] if scale else SCALES
+    made = {at: plan.requests(names, scale=at, baselines=baselines) for at in scales}
+    found = [made[at][index] for index in range(len(names)) for at in scales]
+    for request in found:
         request.build()
-    return made
+    return found
 
 
 def report(requests: Iterable[Request], site: Site, store: Store, card: Card | None = None) -> Iterator[str]:

@@ -611,6 +611,8 @@ class DoctorOptions:
     """Table, such as table5. Default: all."""
     scale: str = ""
     """Scale: smoke, small or paper. Default: all."""
+    baselines: str = "quoted"
+    """Numbers of other methods: quoted, released or trained, as in the command of a table."""
     on: str = ""
     """Card for which hours are estimated, such as h100 or rtx4090. Default: the devices of this site."""
 
