@@ -93,14 +93,15 @@ class PIRL(Method, name="pirl"):
         return min(self.batchnorm_group, batch_size)
 
     def smaller(self, scale: Literal["smoke", "small"]) -> Self:
-        """Return PIRL with fewer negatives: 4096 for the 9 469 images of the small scale, 256 for 1 200.
+        """Return PIRL with fewer negatives and a higher temperature, and at smoke scale with narrower heads.
 
-        At smoke scale, the temperature is higher and the heads are narrower, too. All are choices. In 72
-        steps embeddings stay almost alike. At .07 the exponentials of their products are far above Z, which
-        random rows determine: the loss only rises.
+        All are choices. In an epoch of few steps, the bank fills with embeddings that are still almost alike.
+        Their exponentials at .07 are far above Z, which random rows determine, and the loss rises. On 9 469
+        photographs at 32 px, the training loss is 2 426 after 10 epochs of 36 steps at .07. At .5 it is 8.7
+        after 24 epochs, below the 9.3 of equal products.
         """
         if scale == "small":
-            return replace(self, negatives=4096)
+            return replace(self, negatives=4096, temperature=0.5)
         return replace(
             self,
             negatives=256,
