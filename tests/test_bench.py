@@ -16,6 +16,7 @@ from bench import bench_methods, bench_step, device
 from bench.__main__ import names
 from bench.compare import in_turns, record
 from reproduce.commands import speed
+from reproduce.nn.stages import parts
 from reproduce.train import Meter, draw_batch, start, train_step
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -105,7 +106,7 @@ def test_networks_alone_pass_the_views_of_a_step_forward_and_backward(case):
         train_step(spec, network, optimizer, Meter(), step, lr=1e-3)
 
     def passes(work):
-        """The features of each pass through the online backbone, and whether a gradient came back."""
+        """The last map of each pass through the online backbone, and whether a gradient came back."""
         seen = []
 
         def forward(module, inputs, features):
@@ -113,7 +114,7 @@ def test_networks_alone_pass_the_views_of_a_step_forward_and_backward(case):
             if features.requires_grad:
                 features.register_hook(lambda _, entry=seen[-1]: entry.__setitem__(1, True))
 
-        handle = network.online.backbone.register_forward_hook(forward)
+        handle = parts(network.online.backbone)[-1].register_forward_hook(forward)
         work()
         handle.remove()
         return seen

@@ -445,9 +445,7 @@ def test_disk_is_encoders_for_good_and_checkpoints_of_what_goes_on_at_once(tmp_p
 def test_the_memory_banks_of_trained_baselines_need_disk(tmp_path: Path) -> None:
     here = machine(Site(runs=tmp_path, device="cpu", jobs=1))
     (trained,) = doctor.requests("table4", "paper", "trained")
-    (npid,) = [
-        spec for spec in trained.specs() if isinstance(spec, Pretrain) and spec.method.name == "npid"
-    ]
+    (npid,) = [spec for spec in trained.specs() if isinstance(spec, Pretrain) and spec.method.name == "npid"]
     assert 3 * 656e6 < doctor.disk([npid], here) < 3 * 656e6 + 1.4e9
     kinds = {request.table: request.baselines for request in doctor.requests("", "paper", "trained")}
     assert kinds["table4"] == "trained"

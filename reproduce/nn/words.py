@@ -25,7 +25,7 @@ from torch import nn
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.nn.maps import Level, channels
-from reproduce.nn.networks import Network, Online, maps
+from reproduce.nn.networks import Network, Online, Target, maps
 from reproduce.nn.queue import Queue
 
 if TYPE_CHECKING:
@@ -161,6 +161,19 @@ class Student(Online):
         self.heads = nn.ModuleList(heads)
 
 
+class Teacher(Target):
+    """A follower of the student's backbone, whose outputs are maps."""
+
+    def __init__(self, backbone: nn.Module, levels: tuple[Level, ...]) -> None:
+        """Copy the backbone; `levels` are the maps that it returns."""
+        super().__init__(backbone, nn.Identity())
+        self.levels = levels
+
+    def forward(self, view: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return the map of each level, (n, channels, height, width)."""
+        return maps(self.compiled or self.passed, view, mixed=self.mixed)
+
+
 class WordNetwork(Network):
     """A student, a teacher that follows its backbone, and the teacher's words of each level."""
 
@@ -174,9 +187,8 @@ class WordNetwork(Network):
             num_words: words of each level.
             hidden: width of the heads' hidden layer.
         """
-        super().__init__(backbone, nn.Identity(), with_target=True)
-        assert self.target is not None
-        self.target.levels = levels
+        super().__init__(backbone, nn.Identity())
+        self.target = Teacher(backbone, levels)
         widths, dim = [channels(backbone, level) for level in levels], cast("int", backbone.num_features)
         self.online = Student(backbone, [WordHead(width, hidden, dim) for width in widths])
         self.words = nn.ModuleList(Words(num_words, width) for width in widths)
@@ -196,7 +208,6 @@ class WordNetwork(Network):
             view: the teacher's view, (n, 3, size, size).
         """
         assert self.target is not None
-        found = maps(self.target.compiled or self.target.passed, view, mixed=self.target.mixed)
         return [
             words.bags(
                 features,
@@ -204,7 +215,7 @@ class WordNetwork(Network):
                 decay=decay,
                 generator=seeds.generator("words", seed, step, level),
             )
-            for level, (words, features) in enumerate(zip(self._words(), found, strict=True))
+            for level, (words, features) in enumerate(zip(self._words(), self.target(view), strict=True))
         ]
 
     def weights(self, times: int) -> Iterator[list[Tensor]]:
