@@ -302,9 +302,9 @@ def test_a_table_names_rows_that_were_not_trained_here_and_states_no_training_if
     assert "each with its own recipe. Not trained here: Mine. Our verdicts" in of_both
     assert "Views × epochs at smoke scale: SwAV (with multi-crop) (2 large" in of_both
     assert "; Mine" not in of_both
-    plain = Request(table="table4").build().notes
-    for rows in ("Mine", "LA", "LA,Mine"):
-        assert replace(request, rows=rows).build().notes == plain
+    plain = Request(table="table5").build().notes
+    for rows in ("Mine", "BoWNet", "BoWNet,Mine"):
+        assert replace(request, table="table5", rows=rows).build().notes == plain
 
 
 def test_the_network_of_each_added_row_can_be_named(tmp_path: Path) -> None:

@@ -189,7 +189,14 @@ def test_a_pretraining_of_a_table_is_the_same_run(
 def test_every_method_can_be_pretrained_on_every_kind_of_data_set(dataset: str, scale: str) -> None:
     from reproduce.methods.method import Method
 
+    small_views = scale == "paper" and dataset != "imagenette"
     for method in plan.components("reproduce.methods", Method):
+        if method == "obow" and small_views:
+            with pytest.raises(
+                ValueError, match=r"obow needs maps of at least 5 x 5, .* set dataset\.size to"
+            ):
+                Pretraining(method=method, dataset=dataset, scale=scale).build()
+            continue
         run = Pretraining(method=method, dataset=dataset, scale=scale, changes=("epochs=600",)).build()
         assert (run.method.name, run.epochs) == (method, 600)
         assert run.dataset.name == dataset or (dataset, scale) == ("stl10", "smoke")

@@ -121,7 +121,7 @@ def test_the_files_of_a_run_are_counted_without_torch(with_target):
     momentum = sum(parameter.nbytes for parameter in network.online.parameters())
     small = cost.network("small")
     assert small is not None
-    layout = cost.Layout(cost.head(64, SIMCLR), cost.head(5, predictor), with_target, 4 * 6 * 5)
+    layout = cost.Layout(cost.head(64, SIMCLR), cost.head(5, predictor), with_target, kept=4 * 6 * 5)
     for moments in (1, 2):
         found = cost.sizes(small, layout, num_states=moments)
         assert found.encoder == sum(tensor.nbytes for tensor in encoder)

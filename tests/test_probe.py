@@ -18,6 +18,7 @@ from PIL import Image
 from test_contracts import METHODS, with_all_terms
 from toys import CPU, PRETRAIN, READ, Arrays, Notes, Toy, encoder, on_two_processes
 
+from reproduce.data.augmentation import Patches
 from reproduce.data.images import Batch as ImageBatch
 from reproduce.data.images import Images, Shape
 from reproduce.messages import InvalidError
@@ -43,11 +44,22 @@ class Odd(Toy, name="toy_of_probes"):
         return Arrays(split, [self.labels[i % len(self.labels)] for i in range(self.num_train)], seed=2)
 
 
+FITTING: dict[str, dict[str, Any]] = {
+    "la": {"neighbours": 20, "clusters": 5},
+    "pcl": {"clusters": (24, 47)},
+}
+"""Sizes of methods that must not exceed the number of images."""
+
+
 def spec_of(method: Method, num_train: int = 66) -> Pretrain:
+    patches = None
+    if method.num_patches:
+        patches = Patches(size=8, canvas=20, jitter=2, num_whole=method.num_views - method.num_patches)
     return replace(
         PRETRAIN,
-        method=method,
-        dataset=Toy(num_train=num_train, size=16, resize=20, canvas=20),
+        method=replace(method, **FITTING.get(method.name, {})),
+        dataset=Toy(num_train=num_train, size=20 if method.name == "obow" else 16, resize=20, canvas=20),
+        augmentation=replace(PRETRAIN.augmentation, patches=patches),
         epochs=2,
         batch_size=16,
     )
