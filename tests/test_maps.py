@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reproduce.nn import backbones, networks
+from reproduce.nn import backbones
 from reproduce.nn.compiled import Compiled
 from reproduce.nn.maps import FROM_THE_END, Level, Maps, channels
 from reproduce.nn.networks import Online, Target
@@ -61,9 +61,10 @@ def test_networks_with_maps_have_the_tensors_of_those_without() -> None:
     assert [list(each.state_dict()) for each in (online, target)] == before
     (expected,) = Maps(online.backbone, ("conv5",))(images())
     for each in (online, target):
-        (found,) = networks.maps(each.compiled or each.passed, images(), mixed=False)
+        (found,) = each.maps(images())
         assert torch.equal(found, expected)
-        (rounded,) = networks.maps(each.passed, images(), mixed=True)
+        each.mixed = True
+        (rounded,) = each.maps(images())
         assert rounded.dtype == torch.float32
         assert not torch.equal(rounded, expected), "the backbone computed in bfloat16"
         torch.testing.assert_close(rounded, expected, rtol=0.1, atol=0.1)

@@ -15,7 +15,7 @@ If `mixed`, the backbones compute in bfloat16. Features, heads and losses are al
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -49,7 +49,36 @@ class Outputs(NamedTuple):
     """Predictions in the same order, (V n, d); without a predictor they are z."""
 
 
-class Online(nn.Module):
+class Passing(nn.Module):
+    """A network whose views pass a backbone first."""
+
+    backbone: nn.Module
+    mixed: bool = False
+    """If true, autocast to bfloat16 covers the backbone."""
+    compiled: Compiled | None = None
+    """The compiled backbone; None to run it eagerly."""
+    levels: tuple[Level, ...] = ()
+    """Maps that the backbone returns, in this order, in place of pooled features."""
+
+    @property
+    def passed(self) -> nn.Module | Maps:
+        """The function that views pass: the backbone, or the one that returns its maps."""
+        return Maps(self.backbone, self.levels) if self.levels else self.backbone
+
+    def _features(self, view: Tensor) -> Tensor:
+        """Return f(v), (n, num_features), in float32 even if `mixed` has the backbone compute in bfloat16."""
+        with torch.autocast(view.device.type, dtype=torch.bfloat16, enabled=self.mixed):
+            found: Tensor = (self.compiled or self.backbone)(view)
+        return found.float() if self.mixed else found
+
+    def maps(self, view: Tensor) -> tuple[Tensor, ...]:
+        """Return the map of each of `levels`, (n, channels, height, width), in float32, too."""
+        with torch.autocast(view.device.type, dtype=torch.bfloat16, enabled=self.mixed):
+            found: tuple[Tensor, ...] = (self.compiled or self.passed)(view)
+        return tuple(each.float() for each in found) if self.mixed else found
+
+
+class Online(Passing):
     """Backbone f, projector g and, if the method has one, predictor h."""
 
     recompute: bool = False
@@ -59,12 +88,6 @@ class Online(nn.Module):
     the backbone's BatchNorms see the same batch again. With one view, or with `joint` = `all`, the backbone
     has only one pass and nothing changes.
     """
-    mixed: bool = False
-    """If true, autocast to bfloat16 covers the backbone."""
-    compiled: Compiled | None = None
-    """The compiled backbone; None to run it eagerly."""
-    levels: tuple[Level, ...] = ()
-    """Maps that the backbone returns, in this order, in place of pooled features."""
 
     def __init__(
         self,
@@ -108,14 +131,6 @@ class Online(nn.Module):
             else:
                 yield self._features(view)
 
-    @property
-    def passed(self) -> nn.Module | Maps:
-        """The function that views pass: the backbone, or the one that returns its maps."""
-        return Maps(self.backbone, self.levels) if self.levels else self.backbone
-
-    def _features(self, view: Tensor) -> Tensor:
-        return features(self.compiled or self.backbone, view, mixed=self.mixed)
-
     def _heads(self, features: Tensor) -> Outputs:
         z = self.projector(features)
         return Outputs(z, self.predictor(z))
@@ -154,33 +169,8 @@ def _rows(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def features(backbone: Callable[[Tensor], Tensor], view: Tensor, *, mixed: bool) -> Tensor:
-    """Return f(v), (n, num_features), in float32 even if `mixed` lets the backbone compute in bfloat16."""
-    with torch.autocast(view.device.type, dtype=torch.bfloat16, enabled=mixed):
-        found = backbone(view)
-    return found.float() if mixed else found
-
-
-def maps(through: Callable[[Tensor], tuple[Tensor, ...]], view: Tensor, *, mixed: bool) -> tuple[Tensor, ...]:
-    """Return the maps of a view, (n, channels, height, width) each, in float32 like `features`.
-
-    Args:
-        through: `Maps` of a backbone, or its compiled form.
-    """
-    with torch.autocast(view.device.type, dtype=torch.bfloat16, enabled=mixed):
-        found = through(view)
-    return tuple(each.float() for each in found) if mixed else found
-
-
-class Target(nn.Module):
+class Target(Passing):
     """Backbone f' and projector g', without gradients: (n, 3, size, size) -> z', (n, d)."""
-
-    mixed: bool = False
-    """If true, autocast to bfloat16 covers the backbone."""
-    compiled: Compiled | None = None
-    """The compiled backbone; None to run it eagerly."""
-    levels: tuple[Level, ...] = ()
-    """Maps that the backbone returns, in this order, in place of pooled features."""
 
     def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -188,14 +178,9 @@ class Target(nn.Module):
         self.projector = copy.deepcopy(projector)
         self.requires_grad_(False)
 
-    @property
-    def passed(self) -> nn.Module | Maps:
-        """The function that views pass: the backbone, or the one that returns its maps."""
-        return Maps(self.backbone, self.levels) if self.levels else self.backbone
-
     def forward(self, view: Tensor) -> Tensor:
         """Return the projections z' of one view, (n, d), un-normalised."""
-        z: Tensor = self.projector(features(self.compiled or self.backbone, view, mixed=self.mixed))
+        z: Tensor = self.projector(self._features(view))
         return z
 
 

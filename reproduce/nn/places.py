@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reproduce.nn.maps import Level
-from reproduce.nn.networks import Network, Online, Outputs, Target, maps
+from reproduce.nn.networks import Network, Online, Outputs, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class PlaceOnline(Online):
     levels = LAST
 
     def _features(self, view: Tensor) -> Tensor:
-        (found,) = maps(self.compiled or self.passed, view, mixed=self.mixed)
+        (found,) = self.maps(view)
         return found
 
     def _heads(self, features: Tensor) -> Outputs:
@@ -66,7 +66,7 @@ class PlaceTarget(Target):
 
     def forward(self, view: Tensor) -> Tensor:
         """Return the projections z' of one view, un-normalised."""
-        (found,) = maps(self.compiled or self.passed, view, mixed=self.mixed)
+        (found,) = self.maps(view)
         return at_places(self.projector, found)
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from reproduce.messages import InvalidError
 from reproduce.nn import distributed, seeds
 from reproduce.nn.maps import Level, channels
-from reproduce.nn.networks import Network, Online, Target, maps
+from reproduce.nn.networks import Network, Online, Target
 from reproduce.nn.queue import Queue
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Teacher(Target):
 
     def forward(self, view: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return the map of each level, (n, channels, height, width)."""
-        return maps(self.compiled or self.passed, view, mixed=self.mixed)
+        return self.maps(view)
 
 
 class WordNetwork(Network):
